@@ -1,0 +1,193 @@
+"""What one measurement session found, as one sealed JSON file.
+
+A record holds raw samples, memory, telemetry, identity and provenance, but no statistic and no verdict: those are
+computed when it is read. The seal is the SHA-256 over the canonical JSON of everything else: it detects accidents and
+edits, not a determined forger. The parts are defined in `schema.py` and re-exported here.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import StringConstraints, ValidationError, model_validator
+
+from .. import storage
+from ..errors import HavocError, IdentityError
+from .schema import (
+    Calls,
+    Check,
+    Cpu,
+    Device,
+    DomainAccuracy,
+    Energy,
+    Episode,
+    Evidence,
+    Gpu,
+    GpuWitness,
+    Host,
+    Memory,
+    MemorySeries,
+    Part,
+    ProcessSamples,
+    Protocol,
+    Provenance,
+    Purpose,
+    RelativeName,
+    Sha256,
+    Subject,
+    TelemetryPoint,
+    Tool,
+    Warmup,
+    Workload,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+__all__ = [
+    "MAX_RECORD_BYTES",
+    "SCHEMA_VERSION",
+    "Calls",
+    "Check",
+    "Cpu",
+    "Device",
+    "DomainAccuracy",
+    "Energy",
+    "Episode",
+    "Evidence",
+    "Gpu",
+    "GpuWitness",
+    "Host",
+    "Memory",
+    "MemorySeries",
+    "ProcessSamples",
+    "Protocol",
+    "Provenance",
+    "Purpose",
+    "Record",
+    "Subject",
+    "TelemetryPoint",
+    "Tool",
+    "Warmup",
+    "Workload",
+    "json_schema",
+    "load_record",
+    "seal_of",
+]
+
+SCHEMA_VERSION = 1
+MAX_RECORD_BYTES = 64_000_000
+
+
+class Record(Part):
+    """One measurement session. Build it, then call `sealed()`; `load_record` gives back only intact ones."""
+
+    schema_version: Literal[1] = 1
+    run_id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9\-]{0,79}$")]
+    created_utc: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ$")]
+    tool: Tool
+    evidence: Evidence
+    purpose: Purpose
+    subject: Subject
+    workload: Workload
+    device: Device
+    host: Host
+    protocol: Protocol
+    samples: tuple[ProcessSamples, ...] = ()
+    memory: Memory = Memory()
+    telemetry: tuple[TelemetryPoint, ...] = ()
+    energy: Energy | None = None
+    checks: tuple[Check, ...] = ()
+    accuracy: dict[RelativeName, DomainAccuracy] = {}
+    provenance: Provenance
+    sha256: Sha256 | None = None
+
+    @model_validator(mode="after")
+    def _simulation_is_admitted(self) -> Self:
+        if self.device.is_simulated and self.evidence == "measured":
+            msg = "a simulated device cannot give measured evidence"
+            raise ValueError(msg)
+        return self
+
+    def sealed(self) -> Record:
+        """Return the same record with `sha256` set to the hash of everything else."""
+        return self.model_copy(update={"sha256": seal_of(self.document())})
+
+    def is_intact(self) -> bool:
+        """Whether the seal is there and matches the content."""
+        return self.sha256 is not None and self.sha256 == seal_of(self.document())
+
+    def document(self) -> dict[str, Any]:
+        """Return the record as plain JSON values."""
+        return self.model_dump(mode="json")
+
+    def save(self, path: Path) -> None:
+        """Write the record atomically, sealed."""
+        document = (self if self.is_intact() else self.sealed()).document()
+        storage.write_bytes(path, json.dumps(document, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+
+
+def seal_of(document: dict[str, Any]) -> str:
+    """SHA-256 over the canonical JSON of a record's document without its own `sha256`."""
+    return storage.sha256_json({key: value for key, value in document.items() if key != "sha256"})
+
+
+def load_record(path: Path) -> Record:
+    """Read a record and prove it whole.
+
+    Raises `HavocError` (exit 2) for a file that is no record of a known schema, `IdentityError` (exit 5) for one whose
+    content no longer matches its seal.
+    """
+    _refuse_gigantic(path)
+    document = storage.read_json(path)
+    if not isinstance(document, dict) or "schema_version" not in document:
+        msg = f"{path}: not a HAVOC record (no schema_version)"
+        raise HavocError(msg)
+    _refuse_newer(path, document["schema_version"])
+    try:
+        record = Record.model_validate_json(json.dumps(document))
+        intact = document.get("sha256") == seal_of(document)
+    except (ValidationError, ValueError, RecursionError) as error:
+        msg = f"{path}: not a valid record: {_one_line(error)}"
+        raise HavocError(msg) from error
+    if not intact:
+        msg = f"{path}: the record was changed after it was written (its seal does not match); measure again"
+        raise IdentityError(msg)
+    return record
+
+
+def _refuse_gigantic(path: Path) -> None:
+    try:
+        size_bytes = path.stat().st_size
+    except OSError:
+        return
+    if size_bytes > MAX_RECORD_BYTES:
+        msg = f"{path}: {size_bytes} bytes; a record has at most {MAX_RECORD_BYTES}"
+        raise HavocError(msg)
+
+
+def _refuse_newer(path: Path, version: object) -> None:
+    if isinstance(version, int) and not isinstance(version, bool) and version > SCHEMA_VERSION:
+        msg = f"{path}: record schema {version} is newer than this program's {SCHEMA_VERSION}; update havoc-core"
+        raise HavocError(msg)
+
+
+def _one_line(error: Exception) -> str:
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())[:200]
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])[:120]
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where or 'record'}: {first['msg'][:200]}{more}"
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema that is published beside this file as `record.schema.json`."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Record.model_json_schema()}
+
+
+if __name__ == "__main__":  # python -m havoc_core.bench.record: publish the schema anew
+    from pathlib import Path
+
+    storage.write_json(Path(__file__).with_name("record.schema.json"), json_schema())

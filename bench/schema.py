@@ -1,0 +1,334 @@
+"""The parts a record is made of: frozen, strictly typed pydantic models with the unit in every name.
+
+Durations are integer nanoseconds (`_ns`) and positive, sizes integer bytes (2 GB is 2,000,000,000 bytes). A value that
+could not be measured is null, never 0, NaN or Infinity. Nothing here names the machine, its user or a path.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+
+PositiveNs = Annotated[int, Field(gt=0, lt=2**62)]
+TimestampNs = Annotated[int, Field(ge=0, lt=2**62)]
+PositiveBytes = Annotated[int, Field(gt=0, lt=2**62)]
+Bytes = Annotated[int, Field(ge=0, lt=2**62)]
+Count = Annotated[int, Field(ge=0, lt=2**62)]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Text = Annotated[str, StringConstraints(max_length=500)]
+RelativeName = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*$", max_length=200)
+]
+
+Evidence = Literal["measured", "simulated", "projected"]
+Purpose = Literal["screen", "confirm", "release"]
+WarmupClass = Literal["flat", "warmup", "slowdown", "no_steady_state"]
+CheckStatus = Literal["ok", "warning", "invalid", "unavailable"]
+
+
+class Part(BaseModel):
+    """Base of every part of a record: frozen, strict types, unknown keys and non-finite numbers refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class Tool(Part):
+    """What wrote the record."""
+
+    name: Text = "havoc-core"
+    version: Text
+
+
+class Subject(Part):
+    """The artifact that was measured, down to the hash of each of its files."""
+
+    name: Text
+    files: dict[RelativeName, Sha256]
+    manifest_sha256: Sha256 | None = None
+    graph_sha256: Sha256
+    num_parameters: Count | None = None
+    weight_bytes: PositiveBytes
+    weight_format: Text
+    activation_dtype: Text
+    opset: Count | None = None
+    base_hash: Text | None = None
+    alpha: dict[Text, float] | None = None
+    rule: Text | None = None
+    has_random_weights: bool = False
+
+
+class Workload(Part):
+    """What was asked of the model: tokens are uniform random ids, drawn anew for every call from the seed.
+
+    `decode_tokens` counts the first generated token, which belongs to the prefill and is not timed with the others.
+    """
+
+    batch_size: Annotated[int, Field(gt=0)] = 1
+    prompt_tokens: Annotated[int, Field(gt=0)] = 512
+    context_tokens: Annotated[int, Field(gt=0)] = 512
+    decode_tokens: Annotated[int, Field(gt=1)] = 128
+    passes: Annotated[int, Field(gt=0)] = 1
+    ttft_from: Literal["text", "ids"] = "ids"
+    seed: Count = 0
+
+
+class Cpu(Part):
+    """Identity of a central processor as its operating system reports it."""
+
+    name: Text
+    vendor: Text
+    architecture: Text
+    family: Text | None = None
+    stepping: Text | None = None
+    features: tuple[Text, ...] = ()
+    num_logical_cores: Annotated[int, Field(gt=0)]
+    num_usable_cores: Annotated[int, Field(gt=0)]
+
+
+class GpuWitness(Part):
+    """One source's word on the card; UUIDs are stored hashed."""
+
+    name: Text
+    uuid_sha256: Sha256 | None = None
+    compute_capability: Text | None = None
+    num_sms: Count | None = None
+    memory_total_bytes: PositiveBytes | None = None
+    library_sha256: Sha256 | None = None
+
+
+class Gpu(Part):
+    """Identity of a graphics card by two independent witnesses: NVML and the CUDA driver API."""
+
+    nvml: GpuWitness | None
+    cuda: GpuWitness | None
+    disagreements: tuple[Text, ...] = ()
+    pci_device_id: Text | None = None
+    bus_width_bits: Count | None = None
+    vbios: Text | None = None
+    driver_version: Text | None = None
+    cuda_driver_version: Text | None = None
+    driver_model: Text | None = None
+    mig_mode: Text | None = None
+    persistence_mode: Text | None = None
+    accounting_mode: Text | None = None
+    power_limit_w: float | None = None
+    max_sm_clock_mhz: Count | None = None
+    max_memory_clock_mhz: Count | None = None
+
+
+class Device(Part):
+    """The processor that ran the model. `fingerprint` is equal for equal devices of equal driver."""
+
+    kind: Literal["cpu", "cuda"]
+    name: Text
+    cpu: Cpu
+    gpu: Gpu | None = None
+    is_simulated: bool = False
+    simulation_reasons: tuple[Text, ...] = ()
+    fingerprint: Sha256
+
+    @model_validator(mode="after")
+    def _gpu_has_witness(self) -> Self:
+        if self.kind == "cuda" and self.gpu is None:
+            msg = "a cuda device needs its gpu identity"
+            raise ValueError(msg)
+        return self
+
+
+class Host(Part):
+    """The machine around the device, without anything that names it."""
+
+    os: Text
+    kernel: Text
+    libc: Text | None = None
+    container: Text | None = None
+    ram_bytes: PositiveBytes
+    swap_bytes: Bytes
+    cpu_governor: Text | None = None
+    versions: dict[Text, Text]
+
+
+class Protocol(Part):
+    """How it was measured."""
+
+    profile: Text
+    provider: Text
+    provider_options: dict[Text, Text] = {}
+    num_processes: Annotated[int, Field(gt=0)]
+    num_threads: Annotated[int, Field(gt=0)]
+    min_busy_s: Annotated[float, Field(ge=0)]
+    warmup_tolerance: Annotated[float, Field(gt=0)]
+    timer: Text = "perf_counter_ns"
+    is_gc_off: bool = True
+    io_binding: bool = False
+    memory_interval_ms: Annotated[float, Field(gt=0)] | None = None
+    telemetry_interval_ms: Annotated[float, Field(gt=0)] | None = None
+    num_retries: Count = 0
+    environment: dict[Text, Text] = {}
+
+
+class Calls(Part):
+    """Timed calls in order: when each began (ns since the process's first clock reading) and how long it took."""
+
+    start_ns: tuple[TimestampNs, ...] = ()
+    duration_ns: tuple[PositiveNs, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_start_each(self) -> Self:
+        if len(self.start_ns) != len(self.duration_ns):
+            msg = f"{len(self.start_ns)} start times for {len(self.duration_ns)} durations"
+            raise ValueError(msg)
+        return self
+
+
+class Episode(Part):
+    """One decode run: `num_tokens` generated, of which the first came with the prefill and each other took one step."""
+
+    start_ns: TimestampNs
+    prefill_ns: PositiveNs
+    step_ns: tuple[PositiveNs, ...]
+    num_tokens: Count
+
+    @property
+    def tok_per_s(self) -> float | None:
+        """Tokens after the first per second of decoding; None when there was no step."""
+        return len(self.step_ns) / (sum(self.step_ns) / 1e9) if self.step_ns else None
+
+
+class Warmup(Part):
+    """The calls before the counted ones and how the process settled."""
+
+    classification: WarmupClass
+    calls: Calls
+    window_ns: tuple[PositiveNs, ...] = ()
+
+
+class ProcessSamples(Part):
+    """Everything one fresh latency process measured."""
+
+    process: Count
+    load_ns: PositiveNs
+    cold_ns: PositiveNs
+    warmup: Warmup
+    prefill: Calls
+    ttft: Calls
+    decode: tuple[Episode, ...] = ()
+    nodes_by_provider: dict[Text, Count] = {}
+    num_nonfinite_logits: Count = 0
+    num_distinct_outputs: Count = 0
+    involuntary_switches: Count | None = None
+    major_page_faults: Count | None = None
+    steal_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    busy_ns: TimestampNs = 0
+
+    @property
+    def prefill_ms(self) -> list[float]:
+        """Milliseconds of each counted prefill."""
+        return [ns / 1e6 for ns in self.prefill.duration_ns]
+
+    @property
+    def ttft_ms(self) -> list[float]:
+        """Milliseconds from the request to the first token, each counted request."""
+        return [ns / 1e6 for ns in self.ttft.duration_ns]
+
+    @property
+    def decode_tok_per_s(self) -> list[float]:
+        """Tokens per second of each decode episode, its first token excluded."""
+        return [rate for episode in self.decode if (rate := episode.tok_per_s) is not None]
+
+
+class MemorySeries(Part):
+    """Bytes over time in one process, the highest reading of each phase, and how they were read."""
+
+    process: Count
+    method: Text
+    interval_ms: Annotated[float, Field(gt=0)] | None = None
+    max_gap_ms: Annotated[float, Field(ge=0)] | None = None
+    baseline_bytes: Bytes
+    peak_bytes: PositiveBytes
+    phase_peak_bytes: dict[Literal["start", "load", "first_run", "steady"], PositiveBytes] = {}
+    phase_start_ns: dict[Literal["start", "load", "first_run", "steady"], TimestampNs] = {}
+    time_ns: tuple[TimestampNs, ...] = ()
+    reading_bytes: tuple[Bytes, ...] = ()
+    cross_check_method: Text | None = None
+    cross_check_bytes: PositiveBytes | None = None
+
+
+class Memory(Part):
+    """Memory passes, apart from the timed ones. An empty list means not measured; `*_reason` says why."""
+
+    rss: tuple[MemorySeries, ...] = ()
+    vram: tuple[MemorySeries, ...] = ()
+    rss_reason: Text | None = None
+    vram_reason: Text | None = None
+
+    @property
+    def peak_rss_bytes(self) -> int | None:
+        """Worst process's peak resident set, None when not measured."""
+        return max((series.peak_bytes for series in self.rss), default=None)
+
+    @property
+    def peak_vram_bytes(self) -> int | None:
+        """Worst process's peak device memory, None when not measured."""
+        return max((series.peak_bytes for series in self.vram), default=None)
+
+
+class TelemetryPoint(Part):
+    """One reading of the device while it worked; what it does not offer is null."""
+
+    t_ns: TimestampNs
+    process: Count
+    sm_clock_mhz: Count | None = None
+    memory_clock_mhz: Count | None = None
+    cpu_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    throttle_reasons: tuple[Text, ...] = ()
+    used_bytes: Bytes | None = None
+    num_foreign_processes: Count | None = None
+
+
+class Energy(Part):
+    """Energy of a span of decoding: `joules / num_tokens` is `energy_j_per_tok`."""
+
+    method: Text
+    joules: Annotated[float, Field(gt=0)]
+    num_tokens: Annotated[int, Field(gt=0)]
+    span_s: Annotated[float, Field(gt=0)]
+
+
+class Check(Part):
+    """One validity check: `invalid` means no number of this record may decide anything."""
+
+    id: Text
+    status: CheckStatus
+    detail: Text
+    value: float | None = None
+    limit: float | None = None
+
+
+class DomainAccuracy(Part):
+    """Right answers of the exported artifact on rows of one split, named by the hash of their content."""
+
+    num_right: Count
+    num_rows: Annotated[int, Field(gt=0)]
+    num_failed: Count = 0
+    split: Literal["train", "search", "gate"]
+    rows_sha256: Sha256
+    source: Text
+    seed: Count = 0
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> Self:
+        if self.num_right + self.num_failed > self.num_rows:
+            msg = f"{self.num_right} right and {self.num_failed} failed of {self.num_rows} rows"
+            raise ValueError(msg)
+        return self
+
+
+class Provenance(Part):
+    """Links to what came before."""
+
+    protocol_sha256: Sha256
+    previous_record_sha256: Sha256 | None = None
