@@ -1,0 +1,264 @@
+"""What each verb of `havoc` is told: one function a verb adds its arguments to the verb's parser.
+
+The name of an option is the name of its attribute (`--max-new-tokens` is `args.max_new_tokens`), paths arrive as `Path`
+and None means that the verb's own settings decide. Nothing heavy is imported: these run for `havoc --help`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import difflib
+import math
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from .errors import HavocError
+
+DOMAINS = ("math", "code", "reasoning", "vision")
+WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
+ACTIVATION_DTYPES = ("fp32", "fp16")
+RULES = ("delta", "literal", "renorm")
+DIALECTS = ("standard", "contrib")
+PROFILES = ("quick", "standard", "release")
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that explains a mistake in one line, with the nearest right word, and exits 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the one line and exit."""
+        self.exit(HavocError.exit_code, f"{self.prog}: error: {message} (see '{self.prog} --help')\n")
+
+    def refuse_unknown_options(self, argv: Sequence[str]) -> None:
+        """Name a mistyped option itself; argparse would first miss the required one that it was meant to be."""
+        known = [option for action in self._actions for option in action.option_strings]
+        for word in argv:
+            if word == "--":
+                return
+            name = word.partition("=")[0]
+            if name.startswith("--") and name not in known:
+                self.error(f"unknown option {name}{did_you_mean(name, known)}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error line that names the known word nearest to `word`, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def add_run(parser: Parser) -> None:
+    """`havoc run [RECIPE] [--out DIR]`."""
+    recipe_help = "TOML file (default: the bundled nano model)"
+    parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help=recipe_help)
+    out = Path("havoc-run")
+    parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"where to write (default: {out})")
+    _add_output(parser)
+
+
+def add_plan(parser: Parser) -> None:
+    """`havoc plan MODEL --target NAME`."""
+    parser.add_argument("model", metavar="MODEL", help="a preset (nano, edge-135m, edge-360m, 7b) or a model directory")
+    _add_target(parser)
+    _add_output(parser, quiet=False)
+
+
+def add_pretrain(parser: Parser) -> None:
+    """`havoc pretrain PRESET --out DIR`."""
+    parser.add_argument("preset", metavar="PRESET", help="the shape to train: pico, nano, edge-135m, edge-360m, 7b")
+    parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the preset's recipe)")
+    _add_seed(parser)
+    _add_out(parser)
+    _add_output(parser)
+
+
+def add_import(parser: Parser) -> None:
+    """`havoc import DIR`."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="a Hugging Face model directory")
+    _add_output(parser, quiet=False)
+
+
+def add_train(parser: Parser) -> None:
+    """`havoc train BASE --domain math [--data DIR] --out DIR`."""
+    _add_base(parser)
+    parser.add_argument("--domain", choices=DOMAINS, required=True, help="what the expert is for")
+    parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the recipe's)")
+    _add_recipe(parser)
+    _add_data(parser)
+    _add_seed(parser)
+    _add_out(parser)
+    _add_output(parser)
+
+
+def add_search(parser: Parser) -> None:
+    """`havoc search BASE --experts DIR --target NAME --out DIR`."""
+    _add_base(parser)
+    parser.add_argument("--experts", type=Path, required=True, metavar="DIR", help="folder of z_vectors_*.safetensors")
+    _add_target(parser)
+    _add_recipe(parser)
+    _add_data(parser)
+    _add_seed(parser)
+    _add_out(parser)
+    _add_output(parser)
+
+
+def add_export(parser: Parser) -> None:
+    """`havoc export BASE [--experts DIR --alpha ...] [--weights int4 --activations fp32] [--to onnx|hf] --out DIR`."""
+    _add_base(parser)
+    parser.add_argument("--experts", type=Path, metavar="DIR", help="folder of z_vectors_*.safetensors")
+    alpha_help = f"one weight per expert, in the order {', '.join(DOMAINS)}"
+    parser.add_argument("--alpha", type=_mixture, metavar="A,B,...", help=alpha_help)
+    parser.add_argument("--rule", choices=RULES, default="delta", help="how experts are mixed (default: delta)")
+    parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="fp32", help="weight format (default: fp32)")
+    parser.add_argument("--activations", choices=ACTIVATION_DTYPES, default="fp32", help="default: fp32")
+    parser.add_argument("--dialect", choices=DIALECTS, default="standard", help="operators of the graph")
+    parser.add_argument("--to", choices=("onnx", "hf"), default="onnx", help="artifact or Hugging Face directory")
+    _add_out(parser)
+    _add_output(parser)
+
+
+def add_verify(parser: Parser) -> None:
+    """`havoc verify ARTIFACT [--base BASE --experts DIR]`."""
+    _add_artifact(parser)
+    parser.add_argument("--base", metavar="BASE", help="fold again from this base and compare")
+    parser.add_argument("--experts", type=Path, metavar="DIR", help="the experts to fold again")
+    _add_output(parser)
+
+
+def add_eval(parser: Parser) -> None:
+    """`havoc eval ARTIFACT|BASE [--domain math] [--n 1000]`."""
+    _add_model_or_artifact(parser)
+    parser.add_argument("--domain", choices=DOMAINS, action="append", help="repeat for several (default: all four)")
+    parser.add_argument("--n", type=_positive, default=1000, metavar="N", help="items per domain (default: 1000)")
+    parser.add_argument("--split", choices=("search", "gate"), default="gate", help="default: gate")
+    _add_data(parser)
+    _add_output(parser)
+
+
+def add_bench(parser: Parser) -> None:
+    """`havoc bench ARTIFACT [--profile quick|standard|release] --out DIR`."""
+    _add_artifact(parser)
+    parser.add_argument("--profile", choices=PROFILES, default="quick", help="how long to measure (default: quick)")
+    parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime execution provider (default: the best here)")
+    accuracy_help = "items per domain for accuracy, 0: none (default: 1000)"
+    parser.add_argument("--n", type=_count, default=1000, metavar="N", help=accuracy_help)
+    _add_data(parser)
+    _add_out(parser)
+    _add_output(parser)
+
+
+def add_gate(parser: Parser) -> None:
+    """`havoc gate RECORD... --target NAME [--artifact DIR]`."""
+    parser.add_argument("records", nargs="+", type=Path, metavar="RECORD", help="record.json of one or more sessions")
+    _add_target(parser)
+    parser.add_argument("--artifact", type=Path, metavar="DIR", help="check that the record is of this artifact")
+    _add_output(parser, quiet=False)
+
+
+def add_compare(parser: Parser) -> None:
+    """`havoc compare RECORD RECORD`."""
+    parser.add_argument("records", nargs=2, type=Path, metavar="RECORD", help="the old and the new record.json")
+    margin_help = "ratios this near to 1 are equal (default: 0.05)"
+    parser.add_argument("--margin", type=_share, default=0.05, metavar="SHARE", help=margin_help)
+    parser.add_argument("--across", action="store_true", help="compare different devices or versions all the same")
+    _add_output(parser, quiet=False)
+
+
+def add_report(parser: Parser) -> None:
+    """`havoc report DIR`."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="folder that holds record.json")
+    target_help = "judge against it, repeat for several (default: host)"
+    parser.add_argument("--target", action="append", metavar="NAME", help=target_help)
+    _add_output(parser, quiet=False)
+
+
+def add_generate(parser: Parser) -> None:
+    """`havoc generate ARTIFACT|BASE --prompt TEXT`."""
+    _add_model_or_artifact(parser)
+    parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin")
+    parser.add_argument("--image", type=Path, metavar="PNG", help="a picture for a vision model")
+    parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
+    parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0 is greedy (default)")
+    _add_seed(parser)
+    _add_output(parser, quiet=False)
+
+
+def add_doctor(parser: Parser) -> None:
+    """`havoc doctor`."""
+    _add_output(parser, quiet=False)
+
+
+def _add_out(parser: Parser) -> None:
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write, and nowhere else")
+
+
+def _add_base(parser: Parser) -> None:
+    parser.add_argument("base", metavar="BASE", help="a preset (nano, edge-135m, edge-360m, 7b) or a model directory")
+
+
+def _add_artifact(parser: Parser) -> None:
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="a directory that `havoc export` wrote")
+
+
+def _add_model_or_artifact(parser: Parser) -> None:
+    parser.add_argument("model", metavar="ARTIFACT|BASE", help="an exported directory, a base directory or a preset")
+
+
+def _add_target(parser: Parser) -> None:
+    parser.add_argument("--target", required=True, metavar="NAME", help="host, gtx1660, or a TOML file of your own")
+
+
+def _add_recipe(parser: Parser) -> None:
+    parser.add_argument("--recipe", type=Path, metavar="TOML", help="settings (default: those of the bundled nano)")
+
+
+def _add_data(parser: Parser) -> None:
+    parser.add_argument("--data", type=Path, metavar="DIR", help="real data sets on disk (default: built-in tasks)")
+    parser.add_argument("--online", action="store_true", help="may fetch data sets from the hub (default: offline)")
+
+
+def _add_seed(parser: Parser) -> None:
+    parser.add_argument("--seed", type=_count, metavar="N", help="seed of every random choice")
+
+
+def _add_output(parser: Parser, *, quiet: bool = True) -> None:
+    parser.add_argument("--json", action="store_true", help="one JSON document on stdout instead of the table")
+    if quiet:
+        parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def _count(text: str) -> int:
+    return _whole_number(text, 0)
+
+
+def _positive(text: str) -> int:
+    return _whole_number(text, 1)
+
+
+def _whole_number(text: str, low: int) -> int:
+    if text.isascii() and text.isdigit() and len(text) <= 18 and int(text) >= low:  # noqa: PLR2004 - fits 64 bits
+        return int(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} up")
+
+
+def _share(text: str) -> float:
+    return _number(text, 0.0, 1.0, "a number from 0 to 1")
+
+
+def _temperature(text: str) -> float:
+    return _number(text, 0.0, sys.float_info.max, "a number from 0 up")
+
+
+def _mixture(text: str) -> tuple[float, ...]:
+    limit = sys.float_info.max
+    return tuple(_number(part, -limit, limit, "a list of numbers like 1.2,0.8,1.5,0.9") for part in text.split(","))
+
+
+def _number(text: str, low: float, high: float, what: str) -> float:
+    with contextlib.suppress(ValueError):
+        if math.isfinite(value := float(text)) and low <= value <= high:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not {what}")

@@ -1,0 +1,296 @@
+"""The command `havoc`: parse first, import last.
+
+`VERBS` is the whole surface. A verb's handler, `handle_<verb>(args) -> exit code`, lives in the room that does the work
+and is imported only once the arguments are known to be right, so `havoc --help` and every typo answer at once, without
+torch or numpy. Results go to stdout, progress and errors to stderr. Exit codes are those of `errors.py`, and
+
+    70  a defect in HAVOC itself    130  interrupted    141  the reader of stdout went away    143  terminated
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import io
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import NoReturn
+
+from . import __version__, arguments
+from .arguments import Parser, did_you_mean
+from .errors import HavocError
+from .storage import explained
+
+EXIT_DEFECT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 70, 130, 141, 143
+
+_LAB_PACKAGES = frozenset(
+    {"torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "matplotlib", "jinja2"}
+)
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One row of the command line: what it is called, what it does, which module does it, what it is told."""
+
+    name: str
+    help: str
+    module: str
+    add_arguments: Callable[[Parser], None]
+    examples: tuple[str, ...]
+
+    @property
+    def handler(self) -> str:
+        """Name of the function in `module` that carries the verb out."""
+        return f"handle_{self.name}"
+
+
+VERBS = (
+    Verb(
+        "run",
+        "the whole story: experts, search, artifact, measurement, verdict, report",
+        "pipeline",
+        arguments.add_run,
+        ("havoc run --out demo", "havoc run recipe.toml --out run1"),
+    ),
+    Verb(
+        "plan",
+        "what a model can reach on a target, before any run",
+        "bench.commands",
+        arguments.add_plan,
+        ("havoc plan edge-135m --target gtx1660", "havoc plan 7b --target gtx1660 --json"),
+    ),
+    Verb(
+        "pretrain",
+        "train a base from scratch",
+        "adapt.commands",
+        arguments.add_pretrain,
+        ("havoc pretrain nano --out base",),
+    ),
+    Verb(
+        "import",
+        "check a Hugging Face directory and say what it is",
+        "export.commands",
+        arguments.add_import,
+        ("havoc import SmolLM2-135M",),
+    ),
+    Verb(
+        "train",
+        "train one expert",
+        "adapt.commands",
+        arguments.add_train,
+        ("havoc train nano --domain math --out experts", "havoc train base --domain code --data data --out experts"),
+    ),
+    Verb(
+        "search",
+        "find the mixture of experts and the structure",
+        "adapt.commands",
+        arguments.add_search,
+        ("havoc search nano --experts experts --target host --out search",),
+    ),
+    Verb(
+        "export",
+        "fold the experts into the base and write what is deployed",
+        "export.commands",
+        arguments.add_export,
+        (
+            "havoc export nano --out artifact",
+            "havoc export nano --experts experts --alpha 1.2,0.8,1.5,0.9 --weights int8 --out artifact",
+        ),
+    ),
+    Verb(
+        "verify",
+        "hash an artifact again, fold it again, run it again",
+        "export.commands",
+        arguments.add_verify,
+        ("havoc verify artifact", "havoc verify artifact --base nano --experts experts"),
+    ),
+    Verb(
+        "eval",
+        "accuracy by domain, with intervals",
+        "bench.commands",
+        arguments.add_eval,
+        ("havoc eval artifact", "havoc eval nano --domain math --n 200"),
+    ),
+    Verb(
+        "bench",
+        "measure an artifact on this machine",
+        "bench.commands",
+        arguments.add_bench,
+        ("havoc bench artifact --out reports/run1", "havoc bench artifact --profile release --out reports/run2"),
+    ),
+    Verb(
+        "gate",
+        "judge records against a target; the exit code is the verdict",
+        "bench.commands",
+        arguments.add_gate,
+        (
+            "havoc gate demo/record.json --target host",
+            "havoc gate a.json b.json --target own.toml --artifact artifact",
+        ),
+    ),
+    Verb(
+        "compare",
+        "two records: ratio and interval",
+        "bench.commands",
+        arguments.add_compare,
+        ("havoc compare old/record.json new/record.json",),
+    ),
+    Verb(
+        "report",
+        "write html, markdown, junit and badge of a measured folder",
+        "bench.commands",
+        arguments.add_report,
+        ("havoc report demo", "havoc report reports/run1 --target host --target gtx1660"),
+    ),
+    Verb(
+        "generate",
+        "continue a prompt",
+        "export.commands",
+        arguments.add_generate,
+        ('havoc generate nano --prompt "What is 3 + 4?"',),
+    ),
+    Verb(
+        "doctor",
+        "what this machine can measure, and what it cannot",
+        "bench.commands",
+        arguments.add_doctor,
+        ("havoc doctor", "havoc doctor --json"),
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a file name in another encoding must not end the command
+    args = parse(sys.argv[1:] if argv is None else argv)
+    try:
+        with _terminated_like_interrupted():
+            code = _handler(args.verb)(args)
+            sys.stdout.flush()
+    except BaseException as error:  # noqa: BLE001 - every end of a command is explained here
+        if args.debug:
+            traceback.print_exc()
+        return _explain(error)
+    return code
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Arguments of one call; a mistake is explained on stderr, with the nearest right word, and exits 2."""
+    parser, parsers = make_parser()
+    if not argv:
+        parser.print_help(sys.stderr)
+        parser.exit(HavocError.exit_code)
+    if not argv[0].startswith("-"):
+        if argv[0] not in parsers:
+            parser.error(f"unknown verb {argv[0]!r}{did_you_mean(argv[0], parsers)}")
+        parsers[argv[0]].refuse_unknown_options(argv[1:])
+    return parser.parse_args(argv)
+
+
+def make_parser() -> tuple[Parser, dict[str, Parser]]:
+    """The parser of the whole command, and that of each verb by its name."""
+    parser = Parser(
+        prog="havoc",
+        description="From one base checkpoint to a released edge model, every number measured on its own device.",
+        epilog="exit codes: 0 done or passed, 1 a limit is missed, 2 usage, 3 undecided, 4 invalid measurement, "
+        "5 wrong device or artifact",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"havoc {__version__}")
+    subparsers = parser.add_subparsers(dest="verb", required=True, metavar="VERB", title="verbs", parser_class=Parser)
+    parsers: dict[str, Parser] = {}
+    for verb in VERBS:
+        parsers[verb.name] = subparsers.add_parser(
+            verb.name,
+            help=verb.help,
+            description=f"{verb.help[0].upper()}{verb.help[1:]}.",
+            epilog="\n  ".join(("examples:", *verb.examples)),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        verb.add_arguments(parsers[verb.name])
+    return parser, parsers
+
+
+def _handler(name: str) -> Callable[[argparse.Namespace], int]:
+    verb = next(verb for verb in VERBS if verb.name == name)
+    try:
+        module = importlib.import_module(f".{verb.module}", __package__)
+    except ModuleNotFoundError as error:
+        if error.name != f"{__package__}.{verb.module}":
+            raise
+        module = None
+    handler: Callable[[argparse.Namespace], int] | None = getattr(module, verb.handler, None)
+    if handler is None:
+        raise HavocError(f"{name} is not built yet")
+    return handler
+
+
+@contextlib.contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so temporary files go away and children are ended."""
+
+    def stop(_signal: int, _frame: FrameType | None) -> NoReturn:
+        raise SystemExit(EXIT_TERMINATED)
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)
+    except ValueError:  # not the main thread
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _explain(error: BaseException) -> int:
+    """Say in one line what ended the command; return the exit code."""
+    match error:
+        case SystemExit():
+            return error.code if isinstance(error.code, int) else HavocError.exit_code
+        case KeyboardInterrupt():
+            _say("interrupted; run the same command again to go on")
+            return EXIT_INTERRUPTED
+        case BrokenPipeError() if _stdout_is_gone():
+            return EXIT_BROKEN_PIPE
+        case HavocError():
+            _say(f"error: {error}")
+            return error.exit_code
+        case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _LAB_PACKAGES:
+            _say(f'error: this command needs {error.name}: pip install "havoc-core[lab]"')
+        case OSError():
+            _say(f"error: {explained(error, error.filename or 'the system')}")
+        case MemoryError():
+            _say("error: this machine has too little memory for it")
+        case _:
+            reason = f"{type(error).__name__}: {error}"
+            _say(f"internal error: {reason}; please report it with what the same command says under --debug")
+            return EXIT_DEFECT
+    return HavocError.exit_code
+
+
+def _stdout_is_gone() -> bool:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
+        return True
+    return False
+
+
+def _say(text: str) -> None:
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.splitlines()))
+    with contextlib.suppress(OSError):
+        print(f"havoc: {line}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Every failure HAVOC reports to a person, and the exit code it ends with.
+
+    HavocError                 2  the request cannot be carried out as asked: usage, schema, a bad file
+    ├── MissedLimitError       1  a limit was proven missed
+    ├── InconclusiveError      3  the data does not decide the question
+    ├── MeasurementError       4  the measurement or the training run is invalid
+    └── IdentityError          5  wrong, unknown or simulated device; a hash that does not match
+
+A message says what was wrong, with the numbers, and what to do next, in one line. Exit code 0 is success; the codes are
+those of the gate, so a script can tell "missed" from "could not tell" from "broken" for every command.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class HavocError(Exception):
+    """The request cannot be carried out as asked."""
+
+    exit_code: ClassVar[int] = 2
+
+
+class MissedLimitError(HavocError):
+    """A limit was proven missed."""
+
+    exit_code = 1
+
+
+class InconclusiveError(HavocError):
+    """The data does not decide the question."""
+
+    exit_code = 3
+
+
+class MeasurementError(HavocError):
+    """A measurement or training run is invalid and must not be used."""
+
+    exit_code = 4
+
+
+class IdentityError(HavocError):
+    """The device, artifact or base is not the one that was asked for."""
+
+    exit_code = 5
