@@ -1,7 +1,7 @@
 """The only module that writes user data: atomic files and folders, content hashes, the append-only journal.
 
 A file is written to a temporary name in the same folder, fsynced, renamed, and the folder fsynced, so a reader sees the
-old content or the new, never a part. A folder is built under a temporary name and renamed whole; its manifest is written
+old content or the new, never a part. A folder is built under a temporary name and moved whole; its manifest is written
 last and is the commit mark. Disk-full and permission errors become one-line `HavocError`s.
 """
 
@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import secrets
 import shutil
+import sys
 import zlib
+from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from .errors import HavocError
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+if sys.platform != "win32":
+    import fcntl
 
 _HASH_CHUNK_BYTES = 1 << 20
 
@@ -46,7 +50,7 @@ def sha256_file(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is any of six types
-    """Parse a JSON file; a missing, unreadable, non-UTF-8, too deep or malformed one, or one with NaN, is a `HavocError`."""
+    """Parse a JSON file; a missing, unreadable, non-UTF-8, too deep or malformed one, or one with NaN, is refused."""
     try:
         return json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
     except FileNotFoundError:
@@ -84,6 +88,7 @@ def write_json(path: Path, value: object) -> None:
 @contextlib.contextmanager
 def open_atomic(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary sibling of `path` for binary writing; on success fsync and rename it, on any error remove it."""
+    path = _named(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,9 +97,9 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-        _fsync_directory(path.parent)
+        _fsync(path.parent)
     except OSError as error:
-        raise explained(error, path) from error
+        raise _blamed(error, path, temporary) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -102,46 +107,95 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def new_directory(path: Path, *, marker: str) -> Iterator[Path]:
-    """Build a folder under a temporary name and rename it to `path` on success; on any error nothing is left.
+    """Build a folder under a temporary name and move it to `path` on success; on any error nothing is left.
 
     An existing `path` is replaced only when it is empty or holds the file `marker` (so it was written by HAVOC before);
-    otherwise a `HavocError` is raised before anything is written. The old folder stays untouched until the new is whole.
+    otherwise a `HavocError` is raised before anything is written, and so it is while another process builds the same
+    `path`. The old folder stays whole until the new one is. What a killed process left behind is removed first.
     """
-    if path.exists() and not _is_replaceable(path, marker):
-        msg = (
-            f"{path} exists and was not written by this command (no {marker} in it): choose another --out or remove it"
-        )
-        raise HavocError(msg)
+    path = _named(path)
     building = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    retired = path.with_name(f".{path.name}.{secrets.token_hex(4)}.old")
     try:
+        _refuse_foreign(path, marker)
+        _remove_abandoned(path)
         building.mkdir(parents=True)
-        yield building
-        for file in sorted(building.rglob("*")):
-            if file.is_file():
-                _fsync(file)
-        _fsync_directory(building)
-        if path.exists():
-            path.rename(retired)
-        building.rename(path)
-        _fsync_directory(path.parent)
+        with _locked(building, path):
+            yield building
+            _fsync_tree(building)
+            _refuse_foreign(path, marker)
+            _put_in_place(building, path)
+            _fsync(path.parent)
     except OSError as error:
-        if retired.exists() and not path.exists():
-            retired.rename(path)
-        raise explained(error, path) from error
+        raise _blamed(error, path, building) from error
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _named(path: Path) -> Path:
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link at the end
+    if not absolute.name:
+        raise HavocError(f"{path}: cannot be written; name a folder or file inside it")
+    return path if path.name and path.name != ".." else absolute
+
+
+def _refuse_foreign(path: Path, marker: str) -> None:
+    if not path.exists() or (path.is_dir() and ((path / marker).is_file() or not any(path.iterdir()))):
+        return
+    raise HavocError(f"{path} exists and is not a result of this command (no {marker} in it): choose another --out")
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed processes left of `path`; refuse when one is still building it."""
+    for building in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        if building.is_dir():
+            with _locked(building, path):
+                shutil.rmtree(building, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(building: Path, path: Path) -> Iterator[None]:
+    """Hold the lock of the folder that becomes `path`; the system frees it when the process ends. None on Windows."""
+    if sys.platform == "win32":
+        yield
+        return
+    descriptor = os.open(building, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise HavocError(f"{path} is being written by another process") from error
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(building: Path, path: Path) -> None:
+    """Move the folder to `path`; the folder that stood there, if any, is afterwards `building`."""
+    if not path.exists():
+        building.rename(path)
+    elif not _exchange(building, path):
+        retired = building.with_suffix(".old")
+        path.rename(retired)
+        try:
+            building.rename(path)
+        except BaseException:
+            retired.rename(path)
+            raise
         shutil.rmtree(retired, ignore_errors=True)
 
 
-def _is_replaceable(path: Path, marker: str) -> bool:
-    return path.is_dir() and ((path / marker).is_file() or not any(path.iterdir()))
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two names in one step, so a killed process leaves the old or the new; False where the system cannot."""
+    import ctypes
+
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE of linux/fs.h
+    return renameat2 is not None and renameat2(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
 
 
 class Journal:
     """An append-only file of JSON documents, one a line, each behind its CRC-32 and fsynced.
 
-    A torn last line (the writer was killed) is cut off on opening. A damaged line in the middle is an error: data that was
+    A torn last line (the writer was killed) is cut off on opening. A damaged line in the middle is an error: what was
     once committed has changed, and going on would hide it.
     """
 
@@ -171,43 +225,61 @@ class Journal:
                 is_last = end < 0 or end == len(data) - 1
                 if is_last:
                     return position
-                msg = f"{self.path}: line {len(self.entries) + 1} is damaged; restore the file or start with another --out"
-                raise HavocError(msg)
+                line_number = len(self.entries) + 1
+                raise HavocError(f"{self.path}: line {line_number} is damaged; restore it or choose another --out")
             self.entries.append(entry)
             position = end + 1
         return position
 
     def append(self, entry: dict[str, Any]) -> None:
-        """Write one entry and return when it is on disk."""
+        """Write one entry and return when it is on disk; when that fails the file is as before."""
         body = canonical_json(entry)
         line = b"%08x %s\n" % (zlib.crc32(body), body)
         try:
             is_new = not self.path.exists()
-            with self.path.open("ab") as file:
-                file.write(line)
-                file.flush()
-                os.fsync(file.fileno())
+            with self.path.open("ab", buffering=0) as file:
+                _append_whole(file, line)
             if is_new:
-                _fsync_directory(self.path.parent)
+                _fsync(self.path.parent)
         except OSError as error:
             raise explained(error, self.path) from error
         self.entries.append(entry)
+
+
+def _append_whole(file: FileIO, line: bytes) -> None:
+    """Append all of `line` and fsync; on any error cut the written part off again, so later entries stay readable."""
+    size = os.fstat(file.fileno()).st_size
+    rest = memoryview(line)
+    try:
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    except BaseException:
+        file.truncate(size)
+        raise
 
 
 def _parse_journal_line(line: bytes) -> dict[str, Any] | None:
     checksum, _, body = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(body):
         return None
-    entry = json.loads(body)
+    try:
+        entry = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
     return entry if isinstance(entry, dict) else None
 
 
+def _fsync_tree(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        if not path.is_symlink():
+            _fsync(path)
+    _fsync(folder)
+
+
 def _fsync(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
-def _fsync_directory(path: Path) -> None:
+    if sys.platform == "win32":
+        return  # it cannot open a folder, and syncs no file opened for reading
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -215,9 +287,16 @@ def _fsync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
+def _blamed(error: OSError, path: Path, temporary: Path) -> HavocError:
+    """Explain the error by the name the user knows: `path`, unless the error is about another file altogether."""
+    other = error.filename if isinstance(error.filename, str) else ""
+    is_ours = not other or temporary.name in other
+    return explained(error, path if is_ours else other)
+
+
 def explained(error: OSError, path: Path | str) -> HavocError:
     """What went wrong with `path`, in one line that says what to do."""
-    if error.errno == errno.ENOSPC:
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return HavocError(f"{path}: the disk is full; free some space and run the same command again")
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return HavocError(f"{path}: no permission ({error.strerror}); choose another --out or change the rights")
