@@ -1,0 +1,170 @@
+"""Models to and from directories in Hugging Face layout, and the base that everything downstream starts from.
+
+A directory holds `config.json`, `generation_config.json` and `model.safetensors` (or shards; or `model.pt` on request) with
+Hugging Face's tensor names. Loading is strict: what is missing, extra, ill-shaped, not finite or not tied as promised is named.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import HavocError
+from ..storage import write_bytes, write_json
+from .config import PRESETS, HavocConfig
+from .tensors import EMBEDDING, HEAD, module_name, tensor_name, tensor_shapes
+from .tokenizer import Tokenizer
+from .transformer import HavocModel
+from .weights import INDEX_FILE, SAFETENSORS_FILE, RandomTensors, open_tensors, require_tensors, weight_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+TORCH_FILE = "model.pt"
+BUNDLED_NANO = Path(__file__).parent / "nano"
+_FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+@dataclass(frozen=True)
+class Base:
+    """A dense decoder to adapt and export, and the hash of its weights. `directory` is None for random weights."""
+
+    model: HavocModel
+    config: HavocConfig
+    weight_hash: str
+    directory: Path | None
+    loaded_tokenizer: Tokenizer | None = None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights are a preset's random ones: fit for measuring cost, not for answers."""
+        return self.directory is None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer; a base without one is a `HavocError` when text is asked of it."""
+        if self.loaded_tokenizer is None:
+            msg = f"{self.directory or 'this preset'}: has no tokenizer.json, so it cannot read or write text"
+            raise HavocError(msg)
+        return self.loaded_tokenizer
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Every tensor by Hugging Face name, read from disk (or drawn) one at a time."""
+        return RandomTensors(self.config) if self.directory is None else open_tensors(self.directory)
+
+
+def load_base(path_or_preset: str | Path) -> Base:
+    """Load a directory, the bundled `nano`, or another preset's shape with random weights (seed 0)."""
+    if str(path_or_preset) == "nano" and not isinstance(path_or_preset, Path):
+        return load_base(BUNDLED_NANO)
+    if isinstance(path_or_preset, str) and (path_or_preset in PRESETS or path_or_preset == "havoc_7b"):
+        config = HavocConfig.preset(path_or_preset)
+        tensors = RandomTensors(config)
+        return Base(assemble(config, tensors, source=path_or_preset), config, weight_hash(tensors), None)
+    directory = Path(path_or_preset)
+    if not directory.is_dir():
+        msg = f"{directory}: no such directory, and no preset is called so (there are {', '.join(PRESETS)})"
+        raise HavocError(msg)
+    config = HavocConfig.from_directory(directory)
+    stored = open_tensors(directory)
+    tokenizer = Tokenizer.load(directory) if (directory / "tokenizer.json").is_file() else None
+    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
+        msg = f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, the model's table {config.vocab_size} rows"
+        raise HavocError(msg)
+    return Base(assemble(config, stored, source=directory), config, weight_hash(stored), directory, tokenizer)
+
+
+def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> HavocModel:
+    """Read a directory into an fp32 model in eval mode on `device`; `model.pt` only where there is no safetensors file."""
+    directory = Path(directory)
+    config = HavocConfig.from_directory(directory)
+    has_safetensors = (directory / SAFETENSORS_FILE).is_file() or (directory / INDEX_FILE).is_file()
+    is_torch_file = not has_safetensors and (directory / TORCH_FILE).is_file()
+    tensors = _read_torch_file(directory / TORCH_FILE) if is_torch_file else open_tensors(directory)
+    return assemble(config, tensors, source=directory).to(device)
+
+
+def assemble(config: HavocConfig, tensors: Mapping[str, Tensor], *, source: object) -> HavocModel:
+    """Build the model around tensors by Hugging Face name, as fp32, in eval mode; see the module for what is refused."""
+    require_tensors(tensors, config, source=source)
+    with torch.device("meta"):
+        model = HavocModel(config)
+    state = {module_name(name): _as_float32(name, tensors[name], source=source) for name in tensor_shapes(config)}
+    if config.tie_word_embeddings:
+        _require_tied(tensors, source=source)
+        state["lm_head.weight"] = state[module_name(EMBEDDING)]
+    model.load_state_dict(state, strict=True, assign=True)
+    model.lm_head.weight = model.embed_tokens.weight if config.tie_word_embeddings else model.lm_head.weight
+    return model.requires_grad_(requires_grad=True).eval()
+
+
+def _as_float32(name: str, tensor: Tensor, *, source: object) -> Tensor:
+    if tensor.dtype not in _FLOAT_TYPES:
+        msg = f"{source}: tensor {name} is {tensor.dtype}; quantized checkpoints are not read, only floating point"
+        raise HavocError(msg)
+    if not bool(torch.isfinite(tensor).all()):
+        msg = f"{source}: tensor {name} holds NaN or Inf; the file is damaged or training diverged"
+        raise HavocError(msg)
+    return tensor.to(torch.float32, copy=True)
+
+
+def _require_tied(tensors: Mapping[str, Tensor], *, source: object) -> None:
+    if HEAD in tensors and not torch.equal(tensors[HEAD], tensors[EMBEDDING]):
+        msg = f"{source}: {HEAD} differs from {EMBEDDING}, but the config says tie_word_embeddings = true"
+        raise HavocError(msg)
+
+
+def _read_torch_file(file: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch.load raises a dozen types for a damaged or hostile file
+        msg = f"{file}: not a file of plain tensors ({str(error).splitlines()[0][:120]})"
+        raise HavocError(msg) from error
+    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+        msg = f"{file}: must hold tensors by name"
+        raise HavocError(msg)
+    return state
+
+
+def named_tensors(model: HavocModel) -> dict[str, Tensor]:
+    """The model's live parameters by Hugging Face name, a tied table once; sharing memory with the model."""
+    return {tensor_name(path): parameter for path, parameter in model.named_parameters()}
+
+
+def save_model(
+    model: HavocModel, directory: str | Path, *, use_safetensors: bool = True, dtype: torch.dtype | None = None
+) -> None:
+    """Write weights and configs, each file atomically, the weights in `dtype` (default: the model's own).
+
+    A directory that holds weights in the other form is refused: the reader would find the old ones.
+    """
+    directory = Path(directory)
+    for other in ({TORCH_FILE} if use_safetensors else {SAFETENSORS_FILE}) | {INDEX_FILE}:
+        if (directory / other).exists():
+            msg = f"{directory} already holds {other}; save to another directory or remove it first"
+            raise HavocError(msg)
+    state = {
+        name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in named_tensors(model).items()
+    }
+    stored_dtype = str(state[EMBEDDING].dtype).removeprefix("torch.")
+    if use_safetensors:
+        write_bytes(directory / SAFETENSORS_FILE, safetensors.torch.save(state, metadata={"format": "pt"}))
+    else:
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(directory / TORCH_FILE, buffer.getvalue())
+    write_json(directory / "config.json", model.config.to_hf() | {"torch_dtype": stored_dtype, "dtype": stored_dtype})
+    write_json(directory / "generation_config.json", generation_fields(model.config))
+
+
+def generation_fields(config: HavocConfig) -> dict[str, Any]:
+    """Fields of `generation_config.json`: greedy, and the ids that begin, end and pad a text."""
+    eos = config.eos_token_id
+    ids = {"bos_token_id": config.bos_token_id, "eos_token_id": list(eos) if isinstance(eos, tuple) else eos}
+    return {"do_sample": False, **ids, "pad_token_id": config.pad_token_id}

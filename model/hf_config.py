@@ -1,0 +1,261 @@
+"""Translation between `HavocConfig` and the fields of Hugging Face's `config.json`.
+
+Reading is strict: a field is either translated, or known to change nothing, or must have the one value this decoder computes;
+everything else is refused by name, because a model with a field nobody reads runs and answers wrongly. Both spellings are
+read and written: `rope_theta` + `rope_scaling` (old) and `rope_parameters` (new), `torch_dtype` and `dtype`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HavocError
+
+if TYPE_CHECKING:
+    from .config import HavocConfig, RopeScaling, VisionConfig
+
+MODEL_TYPES = ("llama", "qwen2", "qwen3", "havoc")
+
+_TRANSLATED = frozenset(
+    "model_type vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size"
+    " max_position_embeddings rms_norm_eps initializer_range tie_word_embeddings pad_token_id bos_token_id eos_token_id"
+    " rope_theta rope_scaling rope_parameters vision dropout qkv_bias qk_norm".split()
+)
+_WITHOUT_EFFECT = frozenset(
+    "architectures torch_dtype dtype transformers_version use_cache _name_or_path name_or_path attention_dropout sliding_window"
+    " max_window_layers layer_types is_llama_config transformers.js_config unk_token_id sep_token_id return_dict"
+    " output_hidden_states output_attentions id2label label2id problem_type chunk_size_feed_forward _attn_implementation_autoset"
+    " _attn_implementation attn_implementation unsloth_version unsloth_fixed task_specific_params prefix".split()
+)
+_ONLY_VALUE: dict[str, Any] = {
+    "hidden_act": "silu",
+    "mlp_bias": False,
+    "attention_bias": False,
+    "use_sliding_window": False,
+    "pretraining_tp": 1,
+    "partial_rotary_factor": 1,
+    "rope_interleaved": False,
+    "is_encoder_decoder": False,
+    "is_decoder": False,
+    "add_cross_attention": False,
+    "use_mrope": False,
+    "use_qk_norm": False,
+}
+
+
+def read(fields: dict[str, Any]) -> HavocConfig:
+    """Build a config from the fields of a `config.json`; see `HavocConfig.from_hf`."""
+    from .config import AttentionConfig, HavocConfig, MLPConfig
+
+    model_type = fields.get("model_type")
+    if model_type not in MODEL_TYPES:
+        msg = f"model_type {model_type!r} is not supported; HAVOC reads {', '.join(MODEL_TYPES)}"
+        raise HavocError(msg)
+    _refuse_unsupported(fields, model_type)
+    num_heads = _count(fields, "num_attention_heads")
+    d_model = _count(fields, "hidden_size")
+    num_kv_heads, head_dim, theta = fields.get("num_key_value_heads"), fields.get("head_dim"), _rope(fields).get("rope_theta")
+    if head_dim is None:
+        head_dim = 128 if model_type == "qwen3" else d_model // num_heads
+    if num_kv_heads is None and model_type.startswith("qwen") and "num_key_value_heads" not in fields:
+        num_kv_heads = 32
+    return HavocConfig(
+        vocab_size=_count(fields, "vocab_size"),
+        d_model=d_model,
+        num_layers=_count(fields, "num_hidden_layers"),
+        attention=AttentionConfig(
+            num_heads=num_heads,
+            num_kv_heads=num_heads if num_kv_heads is None else num_kv_heads,
+            head_dim=head_dim,
+            rope_theta=1e4 if theta is None else theta,
+            rope_scaling=_read_scaling(_rope(fields), fields),
+            qkv_bias=_flag(fields, "qkv_bias", default=model_type == "qwen2"),
+            qk_norm=_flag(fields, "qk_norm", default=model_type == "qwen3"),
+        ),
+        mlp=MLPConfig(hidden_dim=_count(fields, "intermediate_size")),
+        vision=_read_vision(fields.get("vision")),
+        max_seq_len=_count(fields, "max_position_embeddings"),
+        norm_eps=fields.get("rms_norm_eps", 1e-6),
+        dropout=fields.get("dropout", 0.0),
+        initializer_range=fields.get("initializer_range", 0.02),
+        tie_word_embeddings=_flag(fields, "tie_word_embeddings", default=False),
+        pad_token_id=fields.get("pad_token_id"),
+        bos_token_id=fields.get("bos_token_id"),
+        eos_token_id=_read_eos(fields.get("eos_token_id")),
+    )
+
+
+def write(config: HavocConfig) -> dict[str, Any]:
+    """Return the fields of `config.json`; see `HavocConfig.to_hf`."""
+    attention, model_type = config.attention, _model_type(config)
+    scaling = _write_scaling(attention.rope_scaling)
+    eos = config.eos_token_id
+    fields: dict[str, Any] = {
+        "architectures": [_ARCHITECTURES[model_type]],
+        "model_type": model_type,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": attention.num_heads,
+        "num_key_value_heads": attention.num_kv_heads,
+        "head_dim": attention.head_dim,
+        "intermediate_size": config.mlp.hidden_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_seq_len,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": attention.rope_theta,
+        "rope_scaling": scaling,
+        "rope_parameters": {"rope_theta": attention.rope_theta, **(scaling or {"rope_type": "default"})},
+        "initializer_range": config.initializer_range,
+        "tie_word_embeddings": config.tie_word_embeddings,
+        "pad_token_id": config.pad_token_id,
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": list(eos) if isinstance(eos, tuple) else eos,
+        "torch_dtype": "float32",
+        "dtype": "float32",
+    }
+    if model_type in {"llama", "qwen3"}:
+        fields |= {"attention_bias": False}
+    if model_type == "llama":
+        fields |= {"mlp_bias": False}
+    if model_type == "havoc":
+        fields |= {"qkv_bias": attention.qkv_bias, "qk_norm": attention.qk_norm}
+    if config.dropout:
+        fields |= {"dropout": config.dropout}
+    if config.vision is not None:
+        names = ("patch_size", "num_channels", "image_token_id")
+        fields |= {"vision": {name: getattr(config.vision, name) for name in names}}
+    return fields
+
+
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "havoc": "HavocForCausalLM",
+}
+
+
+def _model_type(config: HavocConfig) -> str:
+    has_bias, has_norm = config.attention.qkv_bias, config.attention.qk_norm
+    if config.vision is not None or (has_bias and has_norm):
+        return "havoc"
+    return "qwen2" if has_bias else "qwen3" if has_norm else "llama"
+
+
+def _refuse_unsupported(fields: dict[str, Any], model_type: str) -> None:
+    for name, value in fields.items():
+        if name in _ONLY_VALUE:
+            if value is not None and value != _ONLY_VALUE[name]:
+                msg = f"{name} = {value!r} is not supported; HAVOC computes {name} = {_ONLY_VALUE[name]!r} only"
+                raise HavocError(msg)
+        elif name not in _TRANSLATED | _WITHOUT_EFFECT and value is not None:
+            msg = f"unknown field {name!r} (= {str(value)[:60]}) may change the numbers; remove it if it does not"
+            raise HavocError(msg)
+    if fields.get("sliding_window") is not None and fields.get("use_sliding_window") is not False:
+        msg = f"sliding_window = {fields['sliding_window']!r} is not supported; HAVOC attends to the full context"
+        raise HavocError(msg)
+    other_layers = sorted({str(layer) for layer in fields.get("layer_types") or []} - {"full_attention"})
+    if other_layers:
+        msg = f"layer_types {', '.join(other_layers)} are not supported; HAVOC computes full_attention only"
+        raise HavocError(msg)
+    own = sorted({"vision", "qkv_bias", "qk_norm"} & {name for name, value in fields.items() if value is not None})
+    if own and model_type != "havoc":
+        msg = f"{', '.join(own)} in a {model_type} config; only model_type 'havoc' has it"
+        raise HavocError(msg)
+
+
+def _count(fields: dict[str, Any], name: str) -> int:
+    value = fields.get(name)
+    if type(value) is not int or value < 1:
+        msg = f"{name} must be a whole number of at least 1, not {value!r}" if name in fields else f"{name} is missing"
+        raise HavocError(msg)
+    return value
+
+
+def _flag(fields: dict[str, Any], name: str, *, default: bool) -> bool:
+    value = fields.get(name, default)
+    if not isinstance(value, bool):
+        msg = f"{name} must be true or false, not {value!r}"
+        raise HavocError(msg)
+    return value
+
+
+def _rope(fields: dict[str, Any]) -> dict[str, Any]:
+    """Merge both spellings into the new one; where they disagree nobody can know which one the weights mean."""
+    old = fields.get("rope_scaling") or {}
+    new = fields.get("rope_parameters") or {}
+    for name, value in (("rope_scaling", old), ("rope_parameters", new)):
+        if not isinstance(value, dict):
+            msg = f"{name} must be a JSON object, not {value!r}"
+            raise HavocError(msg)
+    merged: dict[str, Any] = {}
+    if fields.get("rope_theta") is not None:
+        merged["rope_theta"] = fields["rope_theta"]
+    for source in (old, new):
+        for name, value in source.items():
+            key = "rope_type" if name == "type" else name
+            if merged.setdefault(key, value) != value:
+                msg = f"rope_parameters and rope_theta/rope_scaling disagree about {key}: {merged[key]!r} and {value!r}"
+                raise HavocError(msg)
+    return merged
+
+
+_SCALING_FIELDS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings")
+
+
+def _read_scaling(rope: dict[str, Any], fields: dict[str, Any]) -> RopeScaling | None:
+    from .config import RopeScaling
+
+    rope_type = rope.get("rope_type", "default")
+    if rope_type not in {"default", "llama3"}:
+        msg = f"rope_type {rope_type!r} is not supported; HAVOC computes 'default' and 'llama3'"
+        raise HavocError(msg)
+    if rope.get("partial_rotary_factor", 1) != 1:
+        msg = f"partial_rotary_factor = {rope['partial_rotary_factor']!r} is not supported; HAVOC rotates whole heads"
+        raise HavocError(msg)
+    known = {"rope_type", "rope_theta", "partial_rotary_factor", *(_SCALING_FIELDS if rope_type == "llama3" else ())}
+    unknown = sorted(set(rope) - known)
+    if unknown:
+        msg = f"unknown RoPE field {unknown[0]!r} with rope_type {rope_type!r} may change the numbers"
+        raise HavocError(msg)
+    if rope_type == "default":
+        return None
+    missing = [name for name in _SCALING_FIELDS[:3] if rope.get(name) is None]
+    if missing:
+        msg = f"rope_type 'llama3' needs {', '.join(missing)}"
+        raise HavocError(msg)
+    return RopeScaling(
+        factor=rope["factor"],
+        low_freq_factor=rope["low_freq_factor"],
+        high_freq_factor=rope["high_freq_factor"],
+        original_max_seq_len=rope.get("original_max_position_embeddings", fields.get("max_position_embeddings")),
+    )
+
+
+def _write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    values = (scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor, scaling.original_max_seq_len)
+    return {"rope_type": "llama3", **dict(zip(_SCALING_FIELDS, values, strict=True))}
+
+
+def _read_vision(fields: object) -> VisionConfig | None:
+    from .config import VisionConfig
+
+    if fields is None:
+        return None
+    names = {"patch_size", "num_channels", "image_token_id"}
+    if not isinstance(fields, dict) or set(fields) != names:
+        msg = f"vision must hold exactly {', '.join(sorted(names))}, not {fields!r}"
+        raise HavocError(msg)
+    return VisionConfig(**fields)
+
+
+def _read_eos(value: object) -> int | tuple[int, ...] | None:
+    if value is None or type(value) is int:
+        return value
+    if isinstance(value, list) and value and all(type(token_id) is int for token_id in value):
+        return tuple(value)
+    msg = f"eos_token_id must be a token id or a list of them, not {value!r}"
+    raise HavocError(msg)

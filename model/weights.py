@@ -1,0 +1,161 @@
+"""The tensors of a base, one at a time: memory-mapped from safetensors, or drawn from a seed; and the hash that names them.
+
+Nothing here holds more than one tensor, so a base larger than memory can be hashed, folded and exported.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import torch
+from torch import Tensor
+
+from ..errors import HavocError
+from ..storage import read_json
+from .tensors import EMBEDDING, HEAD, tensor_shapes
+
+if TYPE_CHECKING:
+    from .config import HavocConfig
+
+SAFETENSORS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_FORMER_BUFFERS = ("rotary_emb.inv_freq", "self_attn.masked_bias", "self_attn.bias")
+
+
+class StoredTensors(Mapping[str, Tensor]):
+    """Tensors of a directory by Hugging Face name, mapped from disk and read when asked for, in the type they are stored in."""
+
+    def __init__(self, directory: str | Path) -> None:
+        self.directory = Path(directory)
+        self._files: dict[Path, Any] = {}
+        self._file_of = _locate(self.directory)
+        for name, file in self._file_of.items():
+            if name not in self._open(file).keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                msg = f"{file}: tensor {name} is listed in {INDEX_FILE} but not in the file"
+                raise HavocError(msg)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor: Tensor = self._open(self._file_of[name]).get_tensor(name)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._file_of))
+
+    def __len__(self) -> int:
+        return len(self._file_of)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, read from the header."""
+        return tuple(self._open(self._file_of[name]).get_slice(name).get_shape())
+
+    def _open(self, file: Path) -> Any:  # noqa: ANN401 - safetensors has no types
+        if file not in self._files:
+            self._files[file] = _open_safetensors(file)
+        return self._files[file]
+
+
+def open_tensors(directory: str | Path) -> StoredTensors:
+    """Map `model.safetensors`, or the shards that its index names; a broken or missing file is a `HavocError`."""
+    return StoredTensors(directory)
+
+
+def _open_safetensors(file: Path) -> Any:  # noqa: ANN401 - safetensors has no types
+    try:
+        return safetensors.safe_open(str(file), framework="pt", device="cpu")
+    except FileNotFoundError:
+        msg = f"{file}: no such file"
+        raise HavocError(msg) from None
+    except (safetensors.SafetensorError, OSError) as error:
+        msg = f"{file}: not a whole safetensors file ({error})"
+        raise HavocError(msg) from error
+
+
+def _locate(directory: Path) -> dict[str, Path]:
+    """File of every tensor; buffers that older checkpoints carry and nobody needs are left out."""
+    single, index = directory / SAFETENSORS_FILE, directory / INDEX_FILE
+    if single.is_file():
+        located = dict.fromkeys(_open_safetensors(single).keys(), single)
+    elif index.is_file():
+        located = {name: _shard(directory, file) for name, file in _weight_map(index).items()}
+    else:
+        msg = f"{directory}: holds neither {SAFETENSORS_FILE} nor {INDEX_FILE}"
+        raise HavocError(msg)
+    return {name: file for name, file in located.items() if not name.endswith(_FORMER_BUFFERS)}
+
+
+def _weight_map(index: Path) -> dict[str, Any]:
+    fields = read_json(index)
+    weight_map = fields.get("weight_map") if isinstance(fields, dict) else None
+    if not isinstance(weight_map, dict) or not weight_map:
+        msg = f"{index}: has no weight_map"
+        raise HavocError(msg)
+    return weight_map
+
+
+def _shard(directory: Path, file: object) -> Path:
+    if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
+        msg = f"{directory / INDEX_FILE}: {file!r} is not the name of a safetensors file in the same directory"
+        raise HavocError(msg)
+    return directory / file
+
+
+class RandomTensors(Mapping[str, Tensor]):
+    """The tensors of a fresh model, fp32, each drawn from its own seed: any one can be had without the others."""
+
+    def __init__(self, config: HavocConfig, seed: int = 0) -> None:
+        self.config, self.seed = config, seed
+        self._shapes = tensor_shapes(config)
+
+    def __getitem__(self, name: str) -> Tensor:
+        shape = self._shapes[name]
+        if len(shape) == 1:
+            return torch.zeros(shape) if name.endswith(".bias") else torch.ones(shape)
+        digest = hashlib.sha256(f"{self.seed}:{name}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        tensor = torch.empty(shape).normal_(0.0, self.config.initializer_range, generator=generator)
+        if name == EMBEDDING and self.config.pad_token_id is not None:
+            tensor[self.config.pad_token_id] = 0.0
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._shapes))
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor."""
+        return self._shapes[name]
+
+
+def weight_hash(tensors: Mapping[str, Tensor] | str | Path) -> str:
+    """Hex SHA-256 of the tensors (or of a directory's): name, type, shape and bytes of each, in order of name."""
+    if not isinstance(tensors, Mapping):
+        tensors = open_tensors(tensors)
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.view(torch.uint8).numpy().data if tensor.ndim else tensor.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def require_tensors(tensors: Mapping[str, Tensor], config: HavocConfig, *, source: object) -> None:
+    """Refuse, by name, a tensor that is missing, extra or of another shape than the config's; reads headers only."""
+    expected = tensor_shapes(config)
+    found = set(tensors) - ({HEAD} if config.tie_word_embeddings else set())
+    for problem, names in (("is missing", set(expected) - found), ("is not part of this model", found - set(expected))):
+        if names:
+            others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+            hint = ": the config says tie_word_embeddings = false" if HEAD in names and problem == "is missing" else ""
+            msg = f"{source}: tensor {min(names)} {problem}{others}{hint}"
+            raise HavocError(msg)
+    for name, shape in expected.items():
+        has = tensors.shape(name) if isinstance(tensors, StoredTensors | RandomTensors) else tuple(tensors[name].shape)
+        if has != shape:
+            msg = f"{source}: tensor {name} has shape {list(has)}, the config says {list(shape)}"
+            raise HavocError(msg)
