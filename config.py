@@ -1,0 +1,192 @@
+"""A recipe: everything `havoc run` can be told, from TOML to frozen, validated settings.
+
+    recipe = load_recipe(Path("recipe.toml"))      # None: the bundled nano model's own
+    recipe.experts.num_steps                       # 40
+    recipe_toml(recipe)                            # the text that is saved beside every result
+
+A key that is not written keeps its default, so an empty file is the bundled demo. An unknown key, a value of another
+type, NaN or infinity is refused in one line with the key's name and the nearest known one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import reprlib
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from .errors import HavocError
+from .storage import explained
+
+if TYPE_CHECKING:
+    from .model.config import HavocConfig as HavocConfig  # noqa: PLC0414 - re-exported
+
+Domain = Literal["math", "code", "reasoning", "vision"]
+WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
+Rule = Literal["delta", "literal", "renorm"]
+
+# TOML arrays become tuples; what they hold is checked as strictly as everything else
+Domains = Annotated[tuple[Domain, ...], Field(strict=False, min_length=1)]
+WeightFormats = Annotated[tuple[WeightFormat, ...], Field(strict=False, min_length=1)]
+Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
+    if len(set(value)) < len(value):
+        raise ValueError("names something twice")
+    return value
+
+
+class ModelSettings(_Section):
+    """Which base is adapted."""
+
+    base: str = Field(default="nano", min_length=1, description="a preset or a model directory")
+
+
+class DataSettings(_Section):
+    """Where the tasks come from."""
+
+    source: str = Field(default="builtin", min_length=1, description='"builtin" or a directory with the real data sets')
+    online: bool = Field(default=False, description="may fetch data sets from the hub")
+    seed: Seed = Field(default=0, description="seed of the built-in tasks and of the splits")
+
+    @property
+    def directory(self) -> Path | None:
+        """The directory of real data sets; None for the built-in tasks."""
+        return None if self.source == "builtin" else Path(self.source)
+
+
+class ExpertSettings(_Section):
+    """How each expert is trained (REINFORCE with a KL penalty)."""
+
+    domains: Domains = Field(
+        default=("math", "code", "reasoning", "vision"), description="one expert each, in this order"
+    )
+    num_steps: Count = Field(default=40, description="optimizer steps")
+    prompts_per_step: Count = Field(default=32, description="prompts per optimizer step")
+    samples_per_prompt: int = Field(default=4, ge=2, description="completions per prompt; their mean is the baseline")
+    learning_rate: float = Field(default=2e-3, gt=0, description="of delta = z - 1")
+    kl_coefficient: float = Field(default=0.2, ge=0, description="weight of KL(policy || base)")
+    max_new_tokens: Count = Field(default=80, description="longest completion, in tokens")
+    seed: Seed = Field(default=0, description="seed of prompts and samples")
+
+    _distinct = field_validator("domains")(_distinct)
+
+
+class SearchSettings(_Section):
+    """How mixture and structure are searched (NSGA-II)."""
+
+    population: int = Field(default=8, ge=2, description="candidates per generation")
+    generations: Count = Field(default=4, description="number of generations")
+    num_rows: Count = Field(default=200, description="items per domain that score a candidate")
+    weight_formats: WeightFormats = Field(default=("fp32", "int8", "int4"), description="structures to choose from")
+    rule: Rule = Field(default="delta", description="how experts are mixed")
+    seed: Seed = Field(default=0, description="seed of the search")
+
+    _distinct = field_validator("weight_formats")(_distinct)
+
+
+class ExportSettings(_Section):
+    """What is written for deployment."""
+
+    weights: WeightFormat | None = Field(default=None, description="weight format; left out: what the search chose")
+    dialect: Literal["standard", "contrib"] = Field(default="standard", description="operators of the graph")
+
+
+class BenchSettings(_Section):
+    """How the artifact is measured."""
+
+    profile: Literal["quick", "standard", "release"] = Field(default="quick", description="how long to measure")
+
+
+class GateSettings(_Section):
+    """What the record is judged against."""
+
+    targets: Names = Field(default=("host", "gtx1660"), description="names of targets, or TOML files of your own")
+    num_rows: Count = Field(default=1000, description="items per domain that prove the accuracy")
+
+    _distinct = field_validator("targets")(_distinct)
+
+
+class Recipe(_Section):
+    """The settings of one run; one section per room of the house."""
+
+    model: ModelSettings = ModelSettings()
+    data: DataSettings = DataSettings()
+    experts: ExpertSettings = ExpertSettings()
+    search: SearchSettings = SearchSettings()
+    export: ExportSettings = ExportSettings()
+    bench: BenchSettings = BenchSettings()
+    gate: GateSettings = GateSettings()
+
+
+def load_recipe(path: Path | None) -> Recipe:
+    """Read a recipe; None is the default one. A file that cannot be read or holds a mistake is a `HavocError`."""
+    if path is None:
+        return Recipe()
+    try:
+        return Recipe.model_validate(tomllib.loads(path.read_bytes().decode("utf-8")))
+    except OSError as error:
+        raise explained(error, path) from error
+    except ValidationError as error:
+        raise HavocError(f"{path}: {_mistakes(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise HavocError(f"{path}: not valid TOML ({str(error) or 'nested too deep'})") from error
+
+
+def recipe_toml(recipe: Recipe) -> str:
+    """The recipe as TOML, every key written with its meaning; `load_recipe` reads it back to an equal recipe."""
+    lines = ["# A recipe of havoc: every key with the value that was used. `havoc run THIS_FILE` runs it again.\n"]
+    for name, section in recipe:
+        lines.append(f"\n[{name}]\n")
+        for key, value in section:
+            meaning = type(section).model_fields[key].description
+            lines.append(f"# {key}: {meaning}\n" if value is None else f"{key} = {_toml(value)} # {meaning}\n")
+    return "".join(lines)
+
+
+def _toml(value: object) -> str:
+    """A TOML value; the escapes of a JSON string are those of a TOML string but for DEL."""
+    return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007F")
+
+
+def _mistakes(error: ValidationError) -> str:
+    """At most three mistakes in the words of the file; one that only follows from another is left out."""
+    mistakes = error.errors()
+    places = [mistake["loc"] for mistake in mistakes]
+    causes = [m for m in mistakes if not any(p != m["loc"] and p[: len(m["loc"])] == m["loc"] for p in places)]
+    return "; ".join(_mistake(dict(mistake)) for mistake in causes[:3])
+
+
+def _mistake(mistake: dict[str, Any]) -> str:
+    *section, key = (str(part) for part in mistake["loc"])
+    where = ".".join((*section, key))
+    match mistake["type"]:
+        case "extra_forbidden":
+            known = list(type(getattr(Recipe(), section[0])).model_fields if section else Recipe.model_fields)
+            near = difflib.get_close_matches(key, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            return f"unknown {'key' if section else 'section or key'} {where}; {hint}"
+        case "model_type":
+            return f"{where} is a section: write [{where}] on a line of its own"
+        case "value_error":
+            return f"{where} {mistake['ctx']['error']}"
+    return f"{where} = {reprlib.repr(mistake['input'])}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
+
+
+def __getattr__(name: str) -> object:
+    if name == "HavocConfig":
+        from .model.config import HavocConfig
+
+        return HavocConfig
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
