@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, ValidationError, model_validator
 
 from .. import storage
 from ..errors import HavocError, IdentityError
@@ -99,7 +99,7 @@ class Record(Part):
     telemetry: tuple[TelemetryPoint, ...] = ()
     energy: Energy | None = None
     checks: tuple[Check, ...] = ()
-    accuracy: dict[RelativeName, DomainAccuracy] = {}
+    accuracy: dict[RelativeName, DomainAccuracy] = Field(default_factory=dict)
     provenance: Provenance
     sha256: Sha256 | None = None
 
