@@ -1,7 +1,7 @@
 """The basis of a base checkpoint: one orthogonal factor and the singular values of each adapted matrix, cached on disk.
 
-An expert scales singular values, W' = U diag(s z) V^T. Because W V = U diag(s), the same matrix is W + W V diag(z - 1) V^T,
-so one factor is enough: V where the matrix has at least as many rows as columns, U otherwise. It comes from the
+An expert scales singular values, W' = U diag(s z) V^T. Because W V = U diag(s), that is W + W V diag(z - 1) V^T, so one
+factor is enough: V where the matrix has at least as many rows as columns, U otherwise. It comes from the
 eigendecomposition of the smaller Gram matrix in float64, which costs less than an SVD, takes half the storage, and is
 accurate enough (the squared condition number eats into float64, not into the stored float32) that two machines get the
 same basis up to float32 rounding. A z vector therefore stays valid when the basis is computed again elsewhere.
@@ -38,10 +38,10 @@ _FACTOR, _SINGULAR_VALUES = ".factor", ".singular_values"
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixBasis:
-    """The basis of one matrix [rows, columns]: `factor` [S, R] fp32 with orthonormal columns, `singular_values` [R] fp32.
+    """The basis of one matrix: `factor` [S, R] fp32 with orthonormal columns, `singular_values` [R] fp32, falling.
 
-    `side` "right" means rows >= columns and the factor holds right singular vectors; "left" the opposite. Columns are in
-    order of falling singular value; the largest component of each is positive.
+    `side` "right" means rows >= columns and the factor holds right singular vectors; "left" the opposite. The largest
+    component of each vector is positive.
     """
 
     factor: Tensor
@@ -89,7 +89,9 @@ class Basis:
         """Read a basis; a missing, damaged or inconsistent file is a `HavocError`."""
         tensors, metadata = read_tensor_file(path, format_name=_FORMAT)
         if metadata.get("kind") != _KIND:
-            raise HavocError(f"{path}: made by method {metadata.get('kind')!r}, this version uses {_KIND!r}; make it again")
+            raise HavocError(
+                f"{path}: made by method {metadata.get('kind')!r}, this version uses {_KIND!r}; make it again"
+            )
         lefts = set(metadata.get("left", "").split(","))
         names = sorted(name.removesuffix(_FACTOR) for name in tensors if name.endswith(_FACTOR))
         if set(tensors) != {name + end for name in names for end in (_FACTOR, _SINGULAR_VALUES)}:
@@ -131,8 +133,8 @@ def compute_basis(
 ) -> Basis:
     """Compute the basis of every matrix of `tensors` (Hugging Face names, [rows, columns]) that `targets` name.
 
-    `tensors` may be lazy: each matrix is asked for once. The Gram matrix and its eigenvectors are computed in `precision`
-    and stored as `dtype`. A target that is not a finite matrix, or no target at all, is a `HavocError`.
+    `tensors` may be lazy: each matrix is asked for once. The Gram matrix and its eigenvectors are computed in
+    `precision` and stored as `dtype`. A target that is not a finite matrix, or no target at all, is a `HavocError`.
     """
     names = [name for name in tensors if is_target(name, targets)]
     if not names:
@@ -152,7 +154,7 @@ def matrix_basis(
     precision: torch.dtype = torch.float64,
     dtype: torch.dtype = torch.float32,
 ) -> MatrixBasis:
-    """Basis of one matrix [rows, columns] by `eigh` of its smaller Gram matrix [S, S] in `precision`, stored as `dtype`."""
+    """Basis of one matrix [M, N] by `eigh` of its smaller Gram matrix [S, S] in `precision`, stored as `dtype`."""
     if weight.ndim != 2:  # noqa: PLR2004
         raise HavocError(f"{name} has shape {list(weight.shape)}; only a matrix has singular values")
     exact = weight.detach().to(precision)

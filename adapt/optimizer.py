@@ -4,10 +4,10 @@
     muon      parameters with 2 or more dimensions, when enabled                         https://kellerjordan.github.io/posts/muon/
     fallback  all others: AdamW, arXiv 1711.05101, or Lion, arXiv 2302.06675
 
-Singular-value scales are vectors, so they always take the fallback. They are trained as delta = z - 1: weight decay pulls
-delta to 0 and z to 1, the base model, not the weights to 0. With lambda = 0.05 the filter turns an AdamW step by less than
-5 %: AdamW forgets the scale of a gradient, so only the direction can change. Differences from the paper's code: mu starts
-at 0 with bias correction (there: at the first gradient, at full weight), and it lives in the optimizer's state dict.
+Singular-value scales are vectors, so they always take the fallback. They are trained as delta = z - 1: weight decay
+pulls delta to 0 and z to 1, the base model, not the weights to 0. With lambda = 0.05 the filter turns an AdamW step by
+less than 5 %: AdamW forgets the scale of a gradient, so only the direction can change. Unlike in the paper's code, mu
+starts at 0 with bias correction (there: at the first gradient, in full), and it lives in the optimizer's state dict.
 
 A gradient that holds NaN or Inf never steps: the whole step is skipped and counted, nothing in the state moves.
 """
@@ -33,14 +33,14 @@ _MATRIX_NDIM: Final = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MuGrokConfig:
-    """Settings of `MuonGrokfast`; the defaults are the seed's phase 7, and `MuGrokConfig.from_phase(7)` says so by name.
+    """Settings of `MuonGrokfast`; the defaults are the seed's phase 7, which `MuGrokConfig.from_phase(7)` says by name.
 
-    `enable_muon`: send parameters with 2 or more dimensions to Muon (never z: it is a vector). `muon_*`: its settings, as
-    `torch.optim.Muon`. `fallback_*`: AdamW ("adamw") or Lion ("lion") for all others. `grokfast_alpha`: decay of the mean,
-    `grokfast_lambda`: how much of it is added. `use_qk_clip`: must stay False. QK-Clip (arXiv 2507.20534) scales each head
-    of W_q and W_k by its own factor; z scales singular directions, which span all heads, so no z can express it.
-    `kl_coefficient`: weight of KL(policy || base) in the loss, for the trainer. `max_consecutive_skips`: so many non-finite
-    gradients in a row end the run. `keep_last_good`: keep a copy of the last state whose gradient was finite.
+    `enable_muon`: send parameters with 2 or more dimensions to Muon (never z: it is a vector). `muon_*`: as in
+    `torch.optim.Muon`. `fallback_*`: AdamW ("adamw") or Lion ("lion") for all others. `grokfast_alpha`: decay of the
+    mean, `grokfast_lambda`: how much of it is added. `use_qk_clip`: must stay False. QK-Clip (arXiv 2507.20534) scales
+    each head of W_q and W_k by its own factor; z scales singular directions, which span all heads, so no z can express
+    it. `kl_coefficient`: weight of KL(policy || base) in the loss, for the trainer. `max_consecutive_skips`: so many
+    non-finite gradients in a row end the run. `keep_last_good`: keep a copy of the last state with a finite gradient.
     """
 
     enable_muon: bool = False
@@ -69,12 +69,25 @@ class MuGrokConfig:
 
     def __post_init__(self) -> None:
         """Refuse settings that cannot mean anything, by name and value."""
-        for name in ("muon_lr", "muon_weight_decay", "fallback_lr", "fallback_weight_decay", "grokfast_lambda", "kl_coefficient"):
-            _require(math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in (
+            "muon_lr",
+            "muon_weight_decay",
+            "fallback_lr",
+            "fallback_weight_decay",
+            "grokfast_lambda",
+            "kl_coefficient",
+        ):
+            _require(
+                math.isfinite(getattr(self, name)) and getattr(self, name) >= 0, name, getattr(self, name), "0 or more"
+            )
         for name in ("muon_momentum", "grokfast_alpha"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "in [0, 1)")
-        _require(len(self.fallback_betas) == 2 and all(0 <= beta < 1 for beta in self.fallback_betas),  # noqa: PLR2004
-                 "fallback_betas", self.fallback_betas, "two numbers in [0, 1)")
+        _require(
+            [0 <= beta < 1 for beta in self.fallback_betas] == [True, True],
+            "fallback_betas",
+            self.fallback_betas,
+            "two numbers in [0, 1)",
+        )
         _require(self.fallback_type in {"adamw", "lion"}, "fallback_type", self.fallback_type, "adamw or lion")
         _require(self.fallback_eps > 0, "fallback_eps", self.fallback_eps, "above 0")
         _require(self.muon_num_iterations >= 1, "muon_num_iterations", self.muon_num_iterations, "1 or more")
@@ -123,15 +136,19 @@ class MuonGrokfast(torch.optim.Optimizer):
             own = {"route": "muon", "lr": config.muon_lr, "weight_decay": config.muon_weight_decay}
             super().add_param_group({**own, **group, "params": matrices})
         if others or not params:
-            own = {"route": config.fallback_type, "lr": config.fallback_lr, "weight_decay": config.fallback_weight_decay}
+            own = {
+                "route": config.fallback_type,
+                "lr": config.fallback_lr,
+                "weight_decay": config.fallback_weight_decay,
+            }
             super().add_param_group({**own, **group, "params": others})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """Filter and apply the gradients; skip the step when one holds NaN or Inf.
 
-        Raises `MeasurementError` after `max_consecutive_skips` skips in a row; `restore_last_good()` then gives back the
-        last parameters and state that had a finite gradient.
+        Raises `MeasurementError` after `max_consecutive_skips` skips in a row; `restore_last_good()` then gives back
+        the last parameters and state that had a finite gradient.
         """
         loss = None
         if closure is not None:
@@ -159,7 +176,7 @@ class MuonGrokfast(torch.optim.Optimizer):
         self.num_consecutive_skips += 1
         if self.num_consecutive_skips >= self.config.max_consecutive_skips:
             raise MeasurementError(
-                f"{self.num_consecutive_skips} steps in a row had a gradient with NaN or Inf after {self.num_steps} good ones; "
+                f"{self.num_consecutive_skips} gradients in a row held NaN or Inf after {self.num_steps} good steps; "
                 "lower the learning rate and go on from the last good state"
             )
 

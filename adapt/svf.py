@@ -2,17 +2,17 @@
 
     W' = W + W V diag(delta) V^T    rows >= columns          W' = W + U diag(delta) U^T W    otherwise
 
-The forward pass uses the folded dense W', so rollouts run at dense speed. The backward pass needs no gradient of W'. With
-y = x W'^T, gradient g = dL/dy and dx = g W' (which backpropagation computes anyway), W' V = (W V) diag(z) gives
+The forward pass uses the folded dense W', so rollouts run at dense speed. The backward pass needs no gradient of W'.
+With y = x W'^T, gradient g = dL/dy and dx = g W' (which backpropagation computes anyway), W' V = (W V) diag(z) gives
 
     dL/d delta_i = sum_t (x_t V)_i (dx_t V)_i / z_i          dL/d delta_i = sum_t (y_t U)_i (g_t U)_i / z_i
 
-Both are the diagonal of F^T C F for the small matrix C = x^T dx or y^T g [S, S]. With T tokens that costs 2 T S^2 + 2 S^3
-FLOPs, or 4 T S^2 without forming C, which is taken when T < S: so no temporary is ever larger than the activations, and the
-work is never more than that of a dense weight gradient, 2 T S (larger side), plus 2 S^3. Where |z_i| is small the division
-would amplify rounding; there the column W V_i is used itself: sum_t (x_t V)_i (g_t W V_i).
+Both are the diagonal of F^T C F for the small matrix C = x^T dx or y^T g [S, S]. That costs 2 T S^2 + 2 S^3 FLOPs, or
+4 T S^2 without forming C, which is taken when T < S. So no temporary is larger than the activations, and for many
+tokens the work is at most that of a dense weight gradient, 2 T M N. Where |z_i| is small the division would amplify
+rounding; there the column W V_i itself is used: sum_t (x_t V)_i (g_t W V_i).
 
-SVF: Transformer-Squared, arXiv 2501.06252. The gradient form is ours, checked against autograd in tests/adapt/test_svf.py.
+SVF: Transformer-Squared, arXiv 2501.06252. The gradient form is ours; tests/adapt/test_svf.py checks it with autograd.
 
 T tokens, S smaller side, R directions, M rows (outputs), N columns (inputs)
 """
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +29,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import HavocError
+from ..model.tensors import tensor_name
+from ..model.transformer import HavocModel
 from .basis import TARGETS, Basis, MatrixBasis, Side, cached_basis, compute_basis, is_target, matrix_basis
 
 __all__ = [
@@ -67,13 +69,11 @@ def fold_matrix(weight: Tensor, factor: Tensor, side: Side, delta: Tensor, *, ou
     return folded if out is None else out.copy_(folded)
 
 
-def attach(
-    model: nn.Module, basis: Basis, *, modules: Mapping[str, nn.Linear] | None = None
-) -> SingularValueAdapter:
+def attach(model: nn.Module, basis: Basis, *, modules: Mapping[str, nn.Linear] | None = None) -> SingularValueAdapter:
     """Make the singular values of `model` trainable: one fp32 delta per matrix of `basis`, all else frozen.
 
-    `modules` maps the basis's tensor names to linear layers; by default they are found in the model. A matrix without its
-    layer, or of another size, is a `HavocError`. Undo with `restore()`, or use the result as a context manager.
+    `modules` maps the basis's tensor names to linear layers; by default they are found in the model. A matrix without
+    its layer, or of another size, is a `HavocError`. Undo with `restore()`, or use the result as a context manager.
     """
     found = _linear_layers(model) if modules is None else modules
     missing = sorted(set(basis.matrices) - set(found))
@@ -83,7 +83,9 @@ def attach(
 
 
 def _linear_layers(model: nn.Module) -> dict[str, nn.Linear]:
-    return {f"{name}.weight": module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    """Return the linear layers by tensor name: Hugging Face's for our decoder, else the module's own."""
+    paths = {f"{path}.weight": module for path, module in model.named_modules() if isinstance(module, nn.Linear)}
+    return {tensor_name(path): paths[path] for path in paths} if isinstance(model, HavocModel) else paths
 
 
 class SingularValueAdapter:
@@ -148,7 +150,7 @@ class SingularValueAdapter:
 
     detach = restore
 
-    def __enter__(self) -> SingularValueAdapter:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -177,14 +179,14 @@ class _Layer:
         self.delta = nn.Parameter(zeros)
         self.refold()
         self.use(self.folded)
-        module.forward = self.forward  # type: ignore[method-assign]
+        module.forward = self.forward  # type: ignore[method-assign,assignment]
 
     def refold(self) -> None:
         delta = self.delta.detach()
         fold_matrix(self.base, self.factor, self.side, delta, out=self.folded)
         self.z = 1 + delta
         self.small = (self.z.abs() < _SMALL_Z).nonzero().flatten()
-        self.delta_version = self.delta._version
+        self.delta_version = self.delta._version  # noqa: SLF001 - bumped by every in-place change
 
     def use(self, weight: Tensor) -> None:
         self.module.weight.data = weight
@@ -197,9 +199,9 @@ class _Layer:
     def forward(self, x: Tensor) -> Tensor:
         if self.is_base or not torch.is_grad_enabled():
             return F.linear(x, self.module.weight, self.module.bias)
-        if self.delta._version != self.delta_version:
+        if self.delta._version != self.delta_version:  # noqa: SLF001
             raise HavocError(f"{self.name}: delta changed after the weight was folded; call refold() after each step")
-        y: Tensor = _FoldedLinear.apply(x, self.delta, self.module.bias, self)
+        y: Tensor = _FoldedLinear.apply(x, self.delta, self.module.bias, self)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -216,7 +218,7 @@ class _FoldedLinear(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:  # noqa: ANN401
         folded_MN, x, y, bias = ctx.saved_tensors
         layer: _Layer = ctx.layer

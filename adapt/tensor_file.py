@@ -21,13 +21,13 @@ from ..storage import write_bytes
 
 
 def write_tensor_file(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str]) -> None:
-    """Write `tensors` (any shape, moved to the CPU) and `metadata` to `path` atomically, with a digest of the tensors."""
+    """Write `tensors` (moved to the CPU) and `metadata` to `path` atomically, with a digest of the tensors."""
     on_cpu = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
     write_bytes(path, serialise(on_cpu, metadata={**metadata, "tensors_sha256": digest_of(on_cpu)}))
 
 
 def read_tensor_file(path: Path, *, format_name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read what `write_tensor_file` wrote with metadata `format` equal to `format_name`; anything else is a `HavocError`."""
+    """Read what `write_tensor_file` wrote with `format` = `format_name`; anything else is a `HavocError`."""
     if not path.is_file():
         raise HavocError(f"{path}: no such file")
     try:
@@ -39,7 +39,9 @@ def read_tensor_file(path: Path, *, format_name: str) -> tuple[dict[str, Tensor]
     except (SafetensorError, OSError, ValueError) as error:
         raise HavocError(f"{path}: not a whole safetensors file ({error}); make it again") from error
     if digest_of(tensors) != metadata.get("tensors_sha256"):
-        raise HavocError(f"{path}: the tensors do not match their SHA-256; the file was changed or damaged, make it again")
+        raise HavocError(
+            f"{path}: the tensors do not match their SHA-256; the file was changed or damaged, make it again"
+        )
     return tensors, metadata
 
 
@@ -49,5 +51,5 @@ def digest_of(tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(memoryview(tensor.contiguous().flatten().view(torch.uint8).numpy()))
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
