@@ -1,0 +1,176 @@
+"""The few bounds a verdict needs, in the standard library alone: loading scipy takes longer than judging a record.
+
+The formulas are those of `statistics.py` (order statistics, Clopper & Pearson, hierarchical bootstrap), which the tests
+hold against these. Every bound is one-sided at `confidence`.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+NUM_RESAMPLES = 2000
+MOST_SAMPLES = 1_000_000
+_NEGLIGIBLE_SIGMAS = 12.0
+_BISECTIONS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """An estimate and what is proven below and above it; None where the samples are too few to prove anything."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+def binomial_cdf(count: int, *, num_trials: int, probability: float) -> float:
+    """Return the chance of at most `count` successes."""
+    if count < 0:
+        return 0.0
+    if count >= num_trials:
+        return 1.0
+    if probability * num_trials > count:
+        return _tail(count, num_trials, probability)
+    return 1.0 - _tail(num_trials - count - 1, num_trials, 1.0 - probability)
+
+
+def _tail(count: int, num_trials: int, probability: float) -> float:
+    """Sum the probabilities of 0..count, largest first; `count` lies below the mean, so the terms fall."""
+    odds = probability / (1.0 - probability)
+    term = math.exp(
+        math.lgamma(num_trials + 1)
+        - math.lgamma(count + 1)
+        - math.lgamma(num_trials - count + 1)
+        + count * math.log(probability)
+        + (num_trials - count) * math.log1p(-probability)
+    )
+    total = 0.0
+    for successes in range(count, -1, -1):
+        total += term
+        if term < 1e-18 * total:
+            break
+        term *= successes / ((num_trials - successes + 1) * odds)
+    return min(total, 1.0)
+
+
+def upper_rank(num_samples: int, *, quantile: float, confidence: float) -> int | None:
+    """Smallest rank (from 1) whose order statistic lies above the quantile with `confidence`; None when none does."""
+    if binomial_cdf(num_samples - 1, num_trials=num_samples, probability=quantile) < confidence:
+        return None
+    spread = _NEGLIGIBLE_SIGMAS * math.sqrt(num_samples * quantile * (1 - quantile))
+    low, high = max(0, int(num_samples * quantile - spread)), num_samples
+    while high - low > 1:
+        middle = (low + high) // 2
+        if binomial_cdf(middle - 1, num_trials=num_samples, probability=quantile) >= confidence:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def quantile_bounds(samples: Sequence[float], *, quantile: float, confidence: float) -> Bounds:
+    """Bound the quantile of whatever distribution the samples came from, in their unit; at least one sample."""
+    ordered = sorted(samples)
+    num_samples = len(ordered)
+    above = upper_rank(num_samples, quantile=quantile, confidence=confidence)
+    mirrored = upper_rank(num_samples, quantile=1.0 - quantile, confidence=confidence)
+    return Bounds(
+        value=quantile_of(ordered, quantile),
+        low=None if mirrored is None else ordered[num_samples - mirrored],
+        high=None if above is None else ordered[above - 1],
+    )
+
+
+def quantile_of(ordered: Sequence[float], quantile: float) -> float:
+    """Quantile of sorted samples, linear between neighbours."""
+    position = (len(ordered) - 1) * quantile
+    below = math.floor(position)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (position - below) * (ordered[above] - ordered[below])
+
+
+def share_bounds(num_right: int, num_rows: int, *, confidence: float) -> Bounds:
+    """Exact binomial bounds of a share (Clopper & Pearson): 869 right of 1000 prove more than 0.85."""
+    error = 1.0 - confidence
+    low = 0.0 if num_right == 0 else _solve(lambda p: 1.0 - _cdf(num_right - 1, num_rows, p), error)
+    high = 1.0 if num_right == num_rows else _solve(lambda p: 1.0 - _cdf(num_right, num_rows, p), confidence)
+    return Bounds(value=num_right / num_rows, low=low, high=high)
+
+
+def _cdf(count: int, num_trials: int, probability: float) -> float:
+    return binomial_cdf(count, num_trials=num_trials, probability=probability)
+
+
+def _solve(rising: Callable[[float], float], wanted: float) -> float:
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):
+        middle = (low + high) / 2
+        if rising(middle) < wanted:
+            low = middle
+        else:
+            high = middle
+    return (low + high) / 2
+
+
+def proves_share(num_right: int, num_rows: int, *, share: float, confidence: float) -> bool:
+    """Whether `num_right` of `num_rows` prove more than `share`: else so many would be rarer than 1 - confidence."""
+    return binomial_cdf(num_right - 1, num_trials=num_rows, probability=share) >= confidence
+
+
+def num_right_needed(num_rows: int, *, share: float, confidence: float) -> int | None:
+    """Fewest right answers of `num_rows` that prove more than `share`; None when not even all of them would."""
+    return upper_rank(num_rows, quantile=share, confidence=confidence)
+
+
+def rate_bounds(processes: Sequence[Sequence[tuple[float, float]]], *, confidence: float) -> Bounds:
+    """Bound total amount per second from (amount, seconds) of each episode of each process.
+
+    Hierarchical bootstrap: k - 1 of k processes, then the episodes within each. Bounds never cross the estimate, so a
+    slower episode more cannot turn a proven miss into a pass.
+    """
+    every = [episode for episodes in processes for episode in episodes]
+    value = sum(amount for amount, _ in every) / sum(seconds for _, seconds in every)
+    if len(every) == 1:
+        return Bounds(value, None, None)
+    generator = random.Random(0)
+    rates = sorted(_resampled_rate(processes, generator) for _ in range(NUM_RESAMPLES))
+    low, high = quantile_of(rates, 1.0 - confidence), quantile_of(rates, confidence)
+    return Bounds(value, min(low, value), max(high, value))
+
+
+def _resampled_rate(processes: Sequence[Sequence[tuple[float, float]]], generator: random.Random) -> float:
+    amount = seconds = 0.0
+    for episodes in generator.choices(processes, k=max(len(processes) - 1, 1)):
+        for drawn_amount, drawn_seconds in generator.choices(episodes, k=len(episodes)):
+            amount += drawn_amount
+            seconds += drawn_seconds
+    return amount / seconds
+
+
+def num_samples_needed(share_within: float, *, quantile: float, confidence: float) -> int | None:
+    """Fewest samples that would prove the quantile within a limit if `share_within` of them keep being within it.
+
+    None when that share does not exceed the quantile, or a million samples would not do.
+    """
+    if share_within <= quantile:
+        return None
+
+    def is_enough(num_samples: int) -> bool:
+        return proves_share(int(share_within * num_samples), num_samples, share=quantile, confidence=confidence)
+
+    high = 1
+    while not is_enough(high):
+        high *= 2
+        if high > MOST_SAMPLES:
+            return None
+    low = high // 2
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if is_enough(middle) else (middle, high)
+    return high

@@ -1,0 +1,172 @@
+"""The verdict: whether these records prove every limit of a target met, on that device, for that artifact.
+
+Offline, over record files. Rules come first (`rules.py`): while one does not hold, no limit is judged. Then each limit
+is judged by what its samples prove (`limits.py`). Verdict and exit code, first that applies:
+
+    5  not_measured or invalid   another, unknown, simulated or projected device; an edited record; another artifact
+    4  invalid                   the measurement does not measure what it says
+    1  fail                      a limit is proven missed
+    3  inconclusive              a limit is neither proven met nor missed, or has no samples
+    0  pass                      every limit is proven met on the target device
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import HavocError
+from ..export.artifact import verify_hashes
+from .limits import Line, Verdict, judge_limit, line_without_data
+from .rules import RULES, Case, Exit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
+
+    from .record import Cpu, Record
+    from .targets import Target
+
+EvidenceClass = Literal["measured_target", "measured_other_device", "projected", "simulated"]
+
+DEVICE_EXIT = 5
+EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A rule that does not hold, for which record, and why."""
+
+    rule: str
+    sentence: str
+    reason: str
+    run_id: str
+    exit_code: Exit
+    blocks: Literal["invalid", "not_measured"]
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """A verdict with everything it rests on."""
+
+    target: str
+    verdict: Verdict
+    evidence: EvidenceClass
+    exit_code: int
+    reason: str
+    lines: tuple[Line, ...]
+    findings: tuple[Finding, ...]
+    run_ids: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def judge(
+    records: Sequence[Record],
+    target: Target,
+    *,
+    artifact_files: Mapping[str, str] | None = None,
+    this_cpu: Cpu | None = None,
+) -> Judgement:
+    """Judge records of one artifact on one device against a target.
+
+    `artifact_files` maps the artifact's file names to their SHA-256 where the artifact is at hand; `this_cpu` is the
+    CPU the gate runs on, for targets that ask for it. Raises `HavocError` without a record.
+    """
+    if not records:
+        raise HavocError("no record to judge: measure one with `havoc bench`")
+    cases = [Case(record=record, target=target, artifact_files=artifact_files, this_cpu=this_cpu) for record in records]
+    findings = (*join_findings(records), *(finding for case in cases for finding in rule_findings(case)))
+    if findings:
+        blocker = max(findings, key=lambda finding: finding.exit_code)
+        lines = [line_without_data(limit, blocker.blocks, blocker.reason) for limit in target.limits]
+        verdict: Verdict = blocker.blocks
+        exit_code, reason = int(blocker.exit_code), f"{blocker.rule}: {blocker.reason}"
+    else:
+        lines = [judge_limit(limit, records, target.protocol) for limit in target.limits]
+        verdict = overall(lines)
+        exit_code, reason = EXIT_CODES[verdict], summary(lines)
+    return Judgement(
+        target=target.name,
+        verdict=verdict,
+        evidence=evidence_class(records, findings),
+        exit_code=exit_code,
+        reason=reason,
+        lines=tuple(lines),
+        findings=findings,
+        run_ids=tuple(record.run_id for record in records),
+    )
+
+
+def rule_findings(case: Case) -> list[Finding]:
+    """Every rule that does not hold for one record."""
+    found = ((rule, rule.check(case)) for rule in RULES)
+    return [
+        Finding(rule.id, rule.sentence, reason, case.record.run_id, rule.exit_code, rule.blocks)
+        for rule, reason in found
+        if reason is not None
+    ]
+
+
+def join_findings(records: Sequence[Record]) -> list[Finding]:
+    """Reasons why several records may not be judged as one."""
+    first = records[0]
+    found = []
+    if len({record.sha256 for record in records}) < len(records) or len({record.run_id for record in records}) < len(
+        records
+    ):
+        found.append(Finding("J01", "No record counts twice.", "a record is given twice", first.run_id, 5, "invalid"))
+    for record in records[1:]:
+        different = [name for name, read in _COMMON.items() if read(record) != read(first)]
+        if different:
+            reason = f"{record.run_id} and {first.run_id} differ in {', '.join(different)}: gate them one by one"
+            found.append(Finding("J02", "The records are of one kind.", reason, record.run_id, 5, "invalid"))
+    return found
+
+
+_COMMON: dict[str, Callable[[Record], object]] = {
+    "artifact": lambda record: record.subject.files,
+    "device": lambda record: record.device.fingerprint,
+    "workload": lambda record: record.workload.model_copy(update={"seed": 0}),
+    "provider": lambda record: record.protocol.provider,
+    "threads": lambda record: record.protocol.num_threads,
+    "versions": lambda record: record.host.versions,
+}
+
+
+def overall(lines: Sequence[Line]) -> Literal["pass", "fail", "inconclusive"]:
+    """Join the verdicts of all limits: a proven miss outweighs an undecided one, and nothing undecided passes."""
+    verdicts = {line.verdict for line in lines}
+    if "fail" in verdicts:
+        return "fail"
+    return "pass" if verdicts == {"pass"} else "inconclusive"
+
+
+def summary(lines: Sequence[Line]) -> str:
+    """One sentence on all limits, the worst first."""
+    num_met = sum(line.verdict == "pass" for line in lines)
+    for verdict, words in (("fail", "missed"), ("inconclusive", "undecided"), ("not_measured", "not measured")):
+        names = [line.metric for line in lines if line.verdict == verdict]
+        if names:
+            return f"{num_met} of {len(lines)} limits proven met; {words}: {', '.join(names)}"
+    return f"all {len(lines)} limits proven met"
+
+
+def evidence_class(records: Sequence[Record], findings: Sequence[Finding]) -> EvidenceClass:
+    """Say what kind of evidence the records are for this target; the weakest record decides."""
+    if any(record.evidence == "projected" for record in records):
+        return "projected"
+    if any(record.evidence == "simulated" or record.device.is_simulated for record in records):
+        return "simulated"
+    is_other = any(finding.exit_code == DEVICE_EXIT and finding.blocks == "not_measured" for finding in findings)
+    return "measured_other_device" if is_other else "measured_target"
+
+
+def hash_artifact(directory: Path) -> dict[str, str]:
+    """SHA-256 of every file of an artifact, read anew, by relative name.
+
+    Raises `HavocError` (exit 2) for a folder that is no artifact, `IdentityError` (exit 5) for one with a changed byte.
+    """
+    return {name: file.sha256 for name, file in verify_hashes(directory).files.items()}

@@ -1,0 +1,174 @@
+"""Whether a record is of the device, the artifact and the kind of evidence a release claims.
+
+Each function is one rule of `rules.py`: None when it holds, else a sentence with what was found and wanted. What
+the target asks for and the record does not know counts as different.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .record import GpuWitness
+    from .rules import Case
+
+
+def record_is_intact(case: Case) -> str | None:
+    """Compare the seal with the content."""
+    return None if case.record.is_intact() else "the record was changed after it was written: measure again"
+
+
+def evidence_is_measured(case: Case) -> str | None:
+    """Refuse simulations and projections."""
+    record = case.record
+    if record.evidence != "measured":
+        return f"the record is {record.evidence}, not measured: run `havoc bench` on the target"
+    if record.device.is_simulated:
+        return f"the device is simulated ({', '.join(record.device.simulation_reasons) or 'no reason given'})"
+    return None
+
+
+def device_kind_matches(case: Case) -> str | None:
+    """Compare processor kinds."""
+    found, wanted = case.record.device.kind, case.target.device.kind
+    return (
+        None
+        if found == wanted
+        else f"measured on a {found} device ({case.record.device.name}), the target is a {wanted} device"
+    )
+
+
+def device_name_matches(case: Case) -> str | None:
+    """Compare the name with each allowed one, whole and exact."""
+    names, found = case.target.device.names, case.record.device.name
+    if not names or found in names:
+        return None
+    return f"measured on {found!r}, the target is {names[0]!r}: siblings do not count"
+
+
+def device_is_this_machine(case: Case) -> str | None:
+    """Compare the record's CPU with the one the gate runs on, where the target asks for it."""
+    if not case.target.device.is_this_machine:
+        return None
+    if case.this_cpu is None:
+        return "this machine's CPU could not be identified"
+    found, here = case.record.device.cpu, case.this_cpu
+    same = ("name", "vendor", "architecture", "family", "features", "num_logical_cores")
+    different = [field for field in same if getattr(found, field) != getattr(here, field)]
+    if not different:
+        return None
+    return (
+        f"measured on {found.name!r} with {found.num_logical_cores} cores, this machine is {here.name!r} with "
+        f"{here.num_logical_cores} ({', '.join(different)} differ): gate it here with a targets file that names its CPU"
+    )
+
+
+def cpu_has_features(case: Case) -> str | None:
+    """Look for every instruction set the target names."""
+    missing = sorted(set(case.target.device.features) - set(case.record.device.cpu.features))
+    return f"the CPU lacks {', '.join(missing)}" if missing else None
+
+
+def gpu_has_two_witnesses(case: Case) -> str | None:
+    """Ask for NVML and the CUDA driver, and that they agree."""
+    gpu = case.record.device.gpu
+    if case.target.device.kind != "cuda" or gpu is None:
+        return None
+    if gpu.nvml is None or gpu.cuda is None:
+        return (
+            f"{'NVML' if gpu.nvml is None else 'the CUDA driver'} did not identify the card: one witness is not enough"
+        )
+    if gpu.disagreements:
+        return f"NVML and the CUDA driver disagree: {'; '.join(gpu.disagreements)}"
+    names = case.target.device.names
+    wrong = [witness.name for witness in (gpu.nvml, gpu.cuda) if witness.name not in names]
+    return f"a witness calls the card {wrong[0]!r}" if wrong else None
+
+
+def gpu_uuid_agrees(case: Case) -> str | None:
+    """Compare the card's identity as the two witnesses give it."""
+    gpu = case.record.device.gpu
+    if case.target.device.kind != "cuda" or gpu is None or gpu.nvml is None or gpu.cuda is None:
+        return None
+    if gpu.nvml.uuid_sha256 is None or gpu.nvml.uuid_sha256 != gpu.cuda.uuid_sha256:
+        return "NVML and the CUDA driver do not name the same card (UUID)"
+    return None
+
+
+def gpu_compute_capability_matches(case: Case) -> str | None:
+    """Compare the compute capability."""
+    wanted = case.target.device.compute_capability
+    return _each_witness(case, wanted, "compute capability", lambda gpu: gpu.compute_capability)
+
+
+def gpu_num_sms_matches(case: Case) -> str | None:
+    """Compare the number of multiprocessors; NVML does not know it, so the CUDA driver's word counts."""
+    gpu, wanted = case.record.device.gpu, case.target.device.num_sms
+    if gpu is None or wanted is None:
+        return None
+    found = gpu.cuda.num_sms if gpu.cuda else None
+    return None if found == wanted else f"the card has {found} multiprocessors, the target {wanted}"
+
+
+def gpu_memory_matches(case: Case) -> str | None:
+    """Ask that both witnesses see a memory size within the target's range."""
+    gpu, span = case.record.device.gpu, case.target.device.memory_total_bytes
+    if gpu is None or span is None:
+        return None
+    sizes = [witness.memory_total_bytes for witness in (gpu.nvml, gpu.cuda) if witness is not None]
+    if sizes and all(size is not None and span[0] <= size <= span[1] for size in sizes):
+        return None
+    return f"the card's memory is {sizes} bytes, the target's is {span[0]}..{span[1]}"
+
+
+def gpu_pci_id_matches(case: Case) -> str | None:
+    """Compare the PCI device id, which tells a GTX 1660 from a SUPER."""
+    gpu, wanted = case.record.device.gpu, case.target.device.pci_device_id
+    if gpu is None or wanted is None:
+        return None
+    return (
+        None
+        if gpu.pci_device_id == wanted
+        else f"the card's PCI device id is {gpu.pci_device_id}, the target's {wanted}"
+    )
+
+
+def gpu_bus_width_matches(case: Case) -> str | None:
+    """Compare the width of the memory bus."""
+    gpu, wanted = case.record.device.gpu, case.target.device.bus_width_bits
+    if gpu is None or wanted is None:
+        return None
+    return (
+        None if gpu.bus_width_bits == wanted else f"the memory bus has {gpu.bus_width_bits} bits, the target's {wanted}"
+    )
+
+
+def artifact_is_the_measured_one(case: Case) -> str | None:
+    """Compare the SHA-256 of every file of the artifact with those the record was made from."""
+    if case.artifact_files is None:
+        return None
+    measured = case.record.subject.files
+    if not measured:
+        return "the record names no file of its artifact"
+    for name in sorted(measured.keys() | case.artifact_files.keys()):
+        if name not in case.artifact_files:
+            return f"{name} was measured but is not in the artifact"
+        if name not in measured:
+            return f"{name} is in the artifact but was not measured"
+        if case.artifact_files[name] != measured[name]:
+            return f"{name} is not the file that was measured: its SHA-256 differs"
+    return None
+
+
+def _each_witness(case: Case, wanted: str | None, what: str, read: Callable[[GpuWitness], str | None]) -> str | None:
+    gpu = case.record.device.gpu
+    if gpu is None or wanted is None:
+        return None
+    found = [read(witness) for witness in (gpu.nvml, gpu.cuda) if witness is not None]
+    return (
+        None
+        if found and all(value == wanted for value in found)
+        else f"the card's {what} is {found}, the target's {wanted}"
+    )

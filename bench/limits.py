@@ -1,0 +1,252 @@
+"""What valid samples say about one limit: proven met, proven missed, undecided, or not measured at all.
+
+Missing data is never 0: a metric without samples is `not_measured`. `pass` needs a confidence bound on the right side
+of the limit, and the effort the target asks for; `fail` needs a bound on the wrong side, however little effort there
+was, so that adding slower samples never turns a fail into a pass. All else is `inconclusive` and says what is missing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from . import bounds
+from .targets import MEMORY_MARGIN_SHARE, metric_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .record import ProcessSamples, Record
+    from .schema import DomainAccuracy, MemorySeries
+    from .targets import Limit, RequiredProtocol
+
+Verdict = Literal["pass", "fail", "inconclusive", "invalid", "not_measured"]
+
+# Read by whoever kept the peak itself, so nothing lies between two samples.
+GAPLESS_METHODS = frozenset({"nvml_accounting", "vm_hwm", "getrusage"})
+# Blind to what others than the allocator hold: may prove a miss, never a pass.
+LOWER_BOUND_METHODS = frozenset({"allocator", "ort_arena"})
+MIN_ENERGY_SPAN_S = 10.0
+UNSETTLED = ("slowdown", "no_steady_state")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One limit judged, in the metric's own unit. `low` and `high` are one-sided bounds, `reason` is a sentence."""
+
+    metric: str
+    title: str
+    unit: str
+    sign: str
+    limit: float
+    verdict: Verdict
+    reason: str
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    num_samples: int = 0
+    num_processes: int = 0
+    num_samples_short: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The figures of one metric; `lacking` says why they may not prove a pass, if so, and how many samples would."""
+
+    value: float
+    low: float | None
+    high: float | None
+    num_samples: int
+    num_processes: int = 0
+    lacking: str = ""
+    num_samples_short: int | None = None
+
+
+def judge_limit(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Line:
+    """Judge one limit over the joined samples of valid records of one artifact on one device."""
+    metric = metric_of(limit.metric)
+    evidence = _EVIDENCE[metric.kind](limit, records, protocol)
+    if isinstance(evidence, str):
+        return line_without_data(limit, "not_measured", evidence)
+    verdict, reason = decide(limit, evidence)
+    return Line(
+        metric=limit.metric,
+        title=metric.title,
+        unit=metric.unit,
+        sign=limit.sign,
+        limit=limit.value,
+        verdict=verdict,
+        reason=reason,
+        value=evidence.value,
+        low=evidence.low,
+        high=evidence.high,
+        num_samples=evidence.num_samples,
+        num_processes=evidence.num_processes,
+        num_samples_short=evidence.num_samples_short if verdict == "inconclusive" else None,
+    )
+
+
+def line_without_data(limit: Limit, verdict: Verdict, reason: str) -> Line:
+    """Return the line of a limit no number speaks to."""
+    metric = metric_of(limit.metric)
+    return Line(
+        metric=limit.metric,
+        title=metric.title,
+        unit=metric.unit,
+        sign=limit.sign,
+        limit=limit.value,
+        verdict=verdict,
+        reason=reason,
+    )
+
+
+def decide(limit: Limit, evidence: Evidence) -> tuple[Verdict, str]:
+    """Compare proven bounds with the limit; equality proves nothing for a pass and everything for a fail."""
+    if limit.below is not None:
+        is_met = evidence.high is not None and evidence.high < limit.value
+        is_missed = evidence.low is not None and evidence.low >= limit.value
+    else:
+        is_met = evidence.low is not None and evidence.low > limit.value
+        is_missed = evidence.high is not None and evidence.high <= limit.value
+    if is_missed:
+        return "fail", "proven missed"
+    if evidence.lacking:
+        return "inconclusive", evidence.lacking
+    if is_met:
+        return "pass", "proven met"
+    return "inconclusive", "the limit lies within the interval" + _more(evidence.num_samples_short)
+
+
+def _more(num_samples_short: int | None) -> str:
+    return f": about {num_samples_short} more samples would decide" if num_samples_short else ""
+
+
+def latency_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:
+    """Bound a percentile over all processes; no single process's percentile may miss the limit either."""
+    processes = _processes(records)
+    name = limit.metric
+    per_process = [samples for process in processes if (samples := getattr(process, name))]
+    samples = [value for values in per_process for value in values]
+    if not samples:
+        return "no samples"
+    found = bounds.quantile_bounds(samples, quantile=limit.percentile, confidence=limit.confidence)
+    share_within = sum(value < limit.value for value in samples) / len(samples)
+    wanted = bounds.num_samples_needed(share_within, quantile=limit.percentile, confidence=limit.confidence)
+    num_short = max(protocol.min_samples, wanted or 0) - len(samples)
+    worst = max(bounds.quantile_of(sorted(values), limit.percentile) for values in per_process)
+    lacking = _effort_lacking(processes, len(per_process), protocol)
+    if not lacking and len(samples) < protocol.min_samples:
+        lacking = f"{len(samples)} samples, {protocol.min_samples} are needed"
+    if not lacking and worst >= limit.value:
+        lacking = f"the slowest process has p{limit.percentile * 100:g} = {worst:.4g} {metric_of(name).unit}"
+    return Evidence(
+        found.value,
+        found.low,
+        found.high,
+        len(samples),
+        len(per_process),
+        lacking,
+        num_short if num_short > 0 else None,
+    )
+
+
+def throughput_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:
+    """Bound tokens per second of decoding, the first token excluded; no single process may miss the limit either."""
+    processes = _processes(records)
+    per_process = [
+        [(float(len(run.step_ns)), sum(run.step_ns) / 1e9) for run in process.decode if run.step_ns]
+        for process in processes
+    ]
+    per_process = [runs for runs in per_process if runs]
+    if not per_process:
+        return "no samples"
+    found = bounds.rate_bounds(per_process, confidence=limit.confidence)
+    slowest = min(sum(tokens for tokens, _ in runs) / sum(seconds for _, seconds in runs) for runs in per_process)
+    lacking = _effort_lacking(processes, len(per_process), protocol)
+    if not lacking and slowest <= limit.value:
+        lacking = f"the slowest process reaches {slowest:.4g} tok/s"
+    num_runs = sum(len(runs) for runs in per_process)
+    return Evidence(found.value, found.low, found.high, num_runs, len(per_process), lacking)
+
+
+def memory_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
+    """Take the worst process; add a margin where peaks may hide between two samples."""
+    is_vram = limit.metric == "peak_vram_bytes"
+    series = [item for record in records for item in (record.memory.vram if is_vram else record.memory.rss)]
+    if not series:
+        reasons = [record.memory.vram_reason if is_vram else record.memory.rss_reason for record in records]
+        return next((reason for reason in reasons if reason), "no samples")
+    peak = max(item.peak_bytes for item in series)
+    high = max(_highest_bytes(item) for item in series)
+    blind = sorted({item.method for item in series} & LOWER_BOUND_METHODS)
+    lacking = f"{blind[0]} sees only a part of the memory" if blind else ""
+    return Evidence(float(peak), float(peak), high, len(series), len(series), lacking)
+
+
+def _highest_bytes(series: MemorySeries) -> float:
+    return series.peak_bytes * (1.0 if series.method in GAPLESS_METHODS else 1.0 + MEMORY_MARGIN_SHARE)
+
+
+def worst_time_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
+    """Take the slowest process's load."""
+    loads = [process.load_ns / 1e9 for process in _processes(records)]
+    if not loads:
+        return "no samples"
+    short = protocol.min_processes - len(loads)
+    lacking = f"{len(loads)} processes, {protocol.min_processes} are needed" if short > 0 else ""
+    return Evidence(max(loads), max(loads), max(loads), len(loads), len(loads), lacking, short if short > 0 else None)
+
+
+def energy_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
+    """Take the thirstiest record's mean over its span."""
+    spans = [record.energy for record in records if record.energy is not None]
+    if not spans:
+        return "the device has no energy counter that was read"
+    worst = max(span.joules / span.num_tokens for span in spans)
+    shortest_s = min(span.span_s for span in spans)
+    lacking = f"a span of {shortest_s:g} s is too short" if shortest_s < MIN_ENERGY_SPAN_S else ""
+    return Evidence(worst, worst, worst, len(spans), len(spans), lacking)
+
+
+def accuracy_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
+    """Bound the share of right answers on the gate split; a row the judge could not decide counts as wrong."""
+    domain = limit.metric.partition("/")[2]
+    found = [record.accuracy[domain] for record in records if domain in record.accuracy]
+    gate = {item.rows_sha256: item for item in found if item.split == "gate"}
+    if not gate:
+        return f"measured on the {found[0].split} split, not on the gate split" if found else "no samples"
+    counted: list[DomainAccuracy] = list(gate.values())
+    num_right = sum(item.num_right for item in counted)
+    num_rows = sum(item.num_rows for item in counted)
+    share = bounds.share_bounds(num_right, num_rows, confidence=limit.confidence)
+    wanted = bounds.num_samples_needed(num_right / num_rows, quantile=limit.value, confidence=limit.confidence)
+    num_short = wanted - num_rows if wanted is not None and wanted > num_rows else None
+    return Evidence(share.value, share.low, share.high, num_rows, 0, "", num_short)
+
+
+def _processes(records: Sequence[Record]) -> list[ProcessSamples]:
+    return [process for record in records for process in record.samples]
+
+
+def _effort_lacking(processes: Sequence[ProcessSamples], num_measured: int, protocol: RequiredProtocol) -> str:
+    """Say what keeps timings from proving a pass, whatever they are."""
+    if num_measured < protocol.min_processes:
+        return f"{num_measured} processes, {protocol.min_processes} are needed"
+    busy_s = sum(process.busy_ns for process in processes) / 1e9
+    if busy_s < protocol.min_busy_s:
+        return f"{busy_s:.3g} s of busy time, {protocol.min_busy_s:g} s are needed"
+    unsettled = [process for process in processes if process.warmup.classification in UNSETTLED]
+    if unsettled:
+        what = unsettled[0].warmup.classification.replace("_", " ")
+        return f"process {unsettled[0].process} did not settle ({what})"
+    return ""
+
+
+_EVIDENCE = {
+    "latency": latency_evidence,
+    "worst_time": worst_time_evidence,
+    "throughput": throughput_evidence,
+    "memory": memory_evidence,
+    "energy": energy_evidence,
+    "accuracy": accuracy_evidence,
+}

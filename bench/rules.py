@@ -1,0 +1,83 @@
+"""What must hold before any number of a record may decide: one rule, one id, one sentence, one pure function.
+
+Identity rules (I, exit code 5) ask whether this is the device, the artifact and the kind of evidence the release
+claims; validity rules (V, exit code 4) ask whether the measurement measured what it says. Every rule has a known-bad
+record and its known-good twin in the tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from . import identity, validity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from .record import Cpu, Record
+    from .targets import Target
+
+Exit = Literal[4, 5]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One record before one target, with what the gate knows of the world: files of the artifact and its own CPU."""
+
+    record: Record
+    target: Target
+    artifact_files: Mapping[str, str] | None = None
+    this_cpu: Cpu | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A named condition; `blocks` is the verdict of every limit while it does not hold."""
+
+    id: str
+    sentence: str
+    exit_code: Exit
+    blocks: Literal["invalid", "not_measured"]
+    check: Callable[[Case], str | None]
+
+
+RULES = (
+    Rule("I01", "The record is as it was written.", 5, "invalid", identity.record_is_intact),
+    Rule("I02", "The numbers were measured.", 5, "not_measured", identity.evidence_is_measured),
+    Rule("I03", "The device is of the target's kind.", 5, "not_measured", identity.device_kind_matches),
+    Rule("I04", "The device has exactly the target's name.", 5, "not_measured", identity.device_name_matches),
+    Rule(
+        "I05",
+        "The CPU is this machine's, where the target says so.",
+        5,
+        "not_measured",
+        identity.device_is_this_machine,
+    ),
+    Rule("I06", "The CPU has the target's instruction sets.", 5, "not_measured", identity.cpu_has_features),
+    Rule("I07", "NVML and the CUDA driver agree on the card.", 5, "not_measured", identity.gpu_has_two_witnesses),
+    Rule("I08", "NVML and the CUDA driver name one UUID.", 5, "not_measured", identity.gpu_uuid_agrees),
+    Rule("I09", "The compute capability is the target's.", 5, "not_measured", identity.gpu_compute_capability_matches),
+    Rule("I10", "The number of multiprocessors is the target's.", 5, "not_measured", identity.gpu_num_sms_matches),
+    Rule("I11", "The memory size is the target's.", 5, "not_measured", identity.gpu_memory_matches),
+    Rule("I12", "The PCI device id is the target's.", 5, "not_measured", identity.gpu_pci_id_matches),
+    Rule("I13", "The memory bus is the target's.", 5, "not_measured", identity.gpu_bus_width_matches),
+    Rule("I14", "The artifact is the one that was measured.", 5, "invalid", identity.artifact_is_the_measured_one),
+    Rule("V01", "The record was made for a release.", 4, "invalid", validity.purpose_is_release),
+    Rule("V02", "The work is what the limits speak of.", 4, "invalid", validity.workload_is_the_targets),
+    Rule("V03", "The harness found no fault when it measured.", 4, "invalid", validity.recorded_checks_hold),
+    Rule("V04", "Every process is there, once.", 4, "invalid", validity.every_process_is_there),
+    Rule("V05", "Every node ran on the provider.", 4, "invalid", validity.every_node_ran_on_the_provider),
+    Rule("V06", "Every token was generated and timed.", 4, "invalid", validity.every_token_was_generated),
+    Rule("V07", "Every logit is finite.", 4, "invalid", validity.logits_are_finite),
+    Rule("V08", "Different inputs gave different outputs.", 4, "invalid", validity.outputs_vary),
+    Rule("V09", "The device did not throttle.", 4, "invalid", validity.nothing_throttled),
+    Rule("V10", "The clocks were steady.", 4, "invalid", validity.clocks_are_steady),
+    Rule("V11", "Nobody else used the device.", 4, "invalid", validity.no_foreign_process),
+    Rule("V12", "The CPU was not given away.", 4, "invalid", validity.cpu_was_not_stolen),
+    Rule("V13", "No parallel tests ran beside it.", 4, "invalid", validity.not_under_xdist),
+    Rule("V14", "The peak memory holds the weights.", 4, "invalid", validity.memory_holds_the_weights),
+    Rule("V15", "Two memory methods agree.", 4, "invalid", validity.memory_methods_agree),
+    Rule("V16", "Times are in one unit on one clock.", 4, "invalid", validity.clock_is_one),
+    Rule("V17", "Nothing was faster than the device can be.", 4, "invalid", validity.not_faster_than_physics),
+)

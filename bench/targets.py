@@ -1,0 +1,316 @@
+"""What a release must meet: a device, told apart from its siblings, and the limits on it, read from TOML.
+
+The bundled `targets.toml` holds `gtx1660` and `host`; a user's own file has the same form: one table per target. Every
+limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be mixed up; unknown keys are refused.
+
+Metrics and the unit each is judged in:
+
+    prefill_ms, ttft_ms       ms     upper confidence bound of a percentile (p90 unless `percentile` says otherwise)
+    load_s                    s      slowest process
+    decode_tok_per_s          tok/s  lower confidence bound
+    peak_vram_bytes, peak_rss_bytes  worst process plus a margin for the sampling gap
+    energy_j_per_tok          J/tok  mean over one span
+    accuracy/<domain>         share  exact one-sided binomial bound
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from ..errors import HavocError
+from .schema import Part, Text
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+BUNDLED = Path(__file__).with_name("targets.toml")
+MAX_TARGETS_BYTES = 1_000_000
+MEMORY_MARGIN_SHARE = 0.03
+
+Kind = Literal["latency", "worst_time", "throughput", "memory", "energy", "accuracy"]
+Positive = Annotated[float, Field(gt=0, strict=False)]
+
+_TIME_MS = {"ms": 1.0, "s": 1e3, "us": 1e-3}
+_TIME_S = {"s": 1.0, "ms": 1e-3}
+_BYTES = {"bytes": 1.0, "MB": 1e6, "GB": 1e9, "MiB": 2.0**20, "GiB": 2.0**30}
+_SHARE = {"share": 1.0, "%": 0.01}
+
+
+class Metric(Part):
+    """One quantity: how it is judged, the unit of its name, the units a limit may be written in, its sane range."""
+
+    name: str
+    title: str
+    kind: Kind
+    unit: str
+    scales: dict[str, float]
+    lowest: float
+    highest: float
+
+    @property
+    def is_lower_better(self) -> bool:
+        """Whether a limit on it is an upper one."""
+        return self.kind not in {"throughput", "accuracy"}
+
+
+_METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            name="prefill_ms",
+            title="prefill, 512 tokens",
+            kind="latency",
+            unit="ms",
+            scales=_TIME_MS,
+            lowest=1e-3,
+            highest=1e6,
+        ),
+        Metric(
+            name="ttft_ms",
+            title="time to first token",
+            kind="latency",
+            unit="ms",
+            scales=_TIME_MS,
+            lowest=1e-3,
+            highest=1e6,
+        ),
+        Metric(name="load_s", title="load", kind="worst_time", unit="s", scales=_TIME_S, lowest=1e-4, highest=1e5),
+        Metric(
+            name="decode_tok_per_s",
+            title="decode",
+            kind="throughput",
+            unit="tok/s",
+            scales={"tok/s": 1.0},
+            lowest=1e-3,
+            highest=1e7,
+        ),
+        Metric(
+            name="peak_vram_bytes",
+            title="peak VRAM",
+            kind="memory",
+            unit="bytes",
+            scales=_BYTES,
+            lowest=1e6,
+            highest=1e13,
+        ),
+        Metric(
+            name="peak_rss_bytes",
+            title="peak RSS",
+            kind="memory",
+            unit="bytes",
+            scales=_BYTES,
+            lowest=1e6,
+            highest=1e13,
+        ),
+        Metric(
+            name="energy_j_per_tok",
+            title="energy",
+            kind="energy",
+            unit="J/tok",
+            scales={"J/tok": 1.0, "mJ/tok": 1e-3},
+            lowest=1e-6,
+            highest=1e6,
+        ),
+    )
+}
+
+
+def metric_of(name: str) -> Metric:
+    """Return the metric called `name`; `accuracy/<domain>` exists for every domain word."""
+    if name in _METRICS:
+        return _METRICS[name]
+    prefix, _, domain = name.partition("/")
+    if prefix == "accuracy" and domain.isidentifier():
+        return Metric(
+            name=name,
+            title=f"accuracy, {domain}",
+            kind="accuracy",
+            unit="share",
+            scales=_SHARE,
+            lowest=1e-6,
+            highest=1 - 1e-6,
+        )
+    raise ValueError(f"unknown metric {name!r}: choose from {', '.join(_METRICS)}, accuracy/<domain>")
+
+
+class Limit(Part):
+    """One bound a release must prove: `below` or `above` in `unit`; `value` gives it in the metric's own unit."""
+
+    metric: Text
+    below: Positive | None = None
+    above: Positive | None = None
+    unit: Text
+    percentile: Annotated[float, Field(gt=0, lt=1)] = 0.9
+    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+
+    @model_validator(mode="after")
+    def _makes_sense(self) -> Self:
+        metric = metric_of(self.metric)
+        if (self.below is None) == (self.above is None):
+            raise ValueError(f"{self.metric} needs either `below` or `above`")
+        if (self.below is not None) != metric.is_lower_better:
+            raise ValueError(f"{self.metric} is limited by `{'below' if metric.is_lower_better else 'above'}`")
+        if self.unit not in metric.scales:
+            raise ValueError(f"{self.metric} has no unit {self.unit!r}: choose from {', '.join(metric.scales)}")
+        if "percentile" in self.model_fields_set and metric.kind != "latency":
+            raise ValueError(f"{self.metric} has no percentile")
+        if not metric.lowest <= self.value <= metric.highest:
+            raise ValueError(f"{self.metric} limit of {self.value:g} {metric.unit} is no sane figure: check the unit")
+        return self
+
+    @property
+    def value(self) -> float:
+        """The bound in the metric's own unit."""
+        written = self.below or self.above or 0.0
+        return written * metric_of(self.metric).scales[self.unit]
+
+    @property
+    def sign(self) -> str:
+        """Give the relation that must hold: "<" or ">"."""
+        return "<" if self.below is not None else ">"
+
+
+class DeviceRule(Part):
+    """What the record's device must be: every field that is given must be witnessed and equal, and none by prefix.
+
+    A `cpu` rule with `is_this_machine` holds for records of the CPU the gate runs on, one with `names` for those
+    processors wherever the gate runs.
+    """
+
+    kind: Literal["cpu", "cuda"]
+    names: tuple[Text, ...] = ()
+    is_this_machine: bool = False
+    features: tuple[Text, ...] = ()
+    pci_device_id: Text | None = None
+    compute_capability: Text | None = None
+    num_sms: Annotated[int, Field(gt=0)] | None = None
+    memory_total_bytes: tuple[int, int] | None = None
+    bus_width_bits: Annotated[int, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _names_a_device(self) -> Self:
+        if self.is_this_machine and (self.kind != "cpu" or self.names):
+            raise ValueError("is_this_machine is for a cpu without `names`")
+        if not self.names and not self.is_this_machine:
+            raise ValueError("a device needs `names`, each exactly as its driver reports it")
+        gpu_fields = {"pci_device_id", "compute_capability", "num_sms", "memory_total_bytes", "bus_width_bits"}
+        if self.kind == "cpu" and (wrong := sorted(gpu_fields & self.model_fields_set)):
+            raise ValueError(f"a cpu has no {', '.join(wrong)}")
+        return self
+
+
+class Roofline(Part):
+    """The device's peaks on paper; `practical_*` are for estimates only and never prove anything."""
+
+    fp32_flop_per_s: Positive
+    fp16_flop_per_s: Positive
+    bandwidth_bytes_per_s: Positive
+    practical_fp16_matmul_flop_per_s: Positive | None = None
+    practical_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+
+    @property
+    def peak_flop_per_s(self) -> float:
+        """Return the fastest arithmetic the device has, whatever the data type."""
+        return max(self.fp32_flop_per_s, self.fp16_flop_per_s)
+
+
+class RequiredProtocol(Part):
+    """The least effort a verdict on this target rests on."""
+
+    min_processes: Annotated[int, Field(gt=0)] = 5
+    min_samples: Annotated[int, Field(gt=0)] = 64
+    min_busy_s: Annotated[float, Field(ge=0, strict=False)] = 0.0
+
+
+class RequiredWorkload(Part):
+    """The work the limits speak of; fields as in a record's workload."""
+
+    batch_size: Annotated[int, Field(gt=0)] = 1
+    prompt_tokens: Annotated[int, Field(gt=0)] = 512
+    context_tokens: Annotated[int, Field(gt=0)] = 512
+    decode_tokens: Annotated[int, Field(gt=1)] = 128
+    passes: Annotated[int, Field(gt=0)] = 1
+
+
+class Target(Part):
+    """One entry of a targets file."""
+
+    name: Text
+    title: Text
+    device: DeviceRule
+    roofline: Roofline | None = None
+    protocol: RequiredProtocol = RequiredProtocol()
+    workload: RequiredWorkload = RequiredWorkload()
+    limits: Annotated[tuple[Limit, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _limits_each_metric_once(self) -> Self:
+        names = [limit.metric for limit in self.limits]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two limits on {', '.join(twice)}")
+        return self
+
+
+def load_target(name: str) -> Target:
+    """Return a bundled target by name, or one of a user's TOML: a path, with `:entry` when it holds several.
+
+    Raises `HavocError` for an unknown name and for a file that is unreadable or not exactly of the documented form.
+    """
+    bundled = read_targets(BUNDLED)
+    if name in bundled:
+        return bundled[name]
+    path, _, entry = (name, "", "") if Path(name).is_file() else name.rpartition(":")
+    if not path or not (path.endswith(".toml") or Path(path).is_file()):
+        raise HavocError(f"unknown target {name!r}: choose from {', '.join(bundled)}, or give the path of a .toml file")
+    targets = read_targets(Path(path))
+    if not entry and len(targets) == 1:
+        return next(iter(targets.values()))
+    if entry not in targets:
+        raise HavocError(f"{path} holds the targets {', '.join(targets)}: choose one with --target {path}:NAME")
+    return targets[entry]
+
+
+def read_targets(path: Path) -> dict[str, Target]:
+    """Read every target of a TOML file; anything but the documented form is a one-line `HavocError`."""
+    table = _read_toml(path)
+    if not table:
+        raise HavocError(f"{path}: holds no target (a table like [my-device])")
+    return {name: _target_of(path, name, entry) for name, entry in table.items()}
+
+
+def _target_of(path: Path, name: str, entry: object) -> Target:
+    if not isinstance(entry, dict):
+        raise HavocError(f"{path}: {name} is not a table")
+    try:
+        return Target.model_validate({**entry, "name": name}, strict=False)
+    except (ValidationError, RecursionError) as error:
+        raise HavocError(f"{path}: target {name}: {_first_line(error)}") from error
+
+
+def _read_toml(path: Path) -> Mapping[str, object]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_TARGETS_BYTES + 1)
+    except OSError as error:
+        raise HavocError(f"{path}: {error.strerror or error}") from error
+    if len(data) > MAX_TARGETS_BYTES:
+        raise HavocError(f"{path}: larger than {MAX_TARGETS_BYTES} bytes, so it is no targets file")
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise HavocError(
+            f"{path}: not valid TOML ({' '.join(str(error).split())[:200] or 'nested too deep'})"
+        ) from error
+
+
+def _first_line(error: ValidationError | RecursionError) -> str:
+    if isinstance(error, RecursionError):
+        return "nested too deep"
+    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(str(part) for part in first["loc"])[:120]
+    said = " ".join(first["msg"].removeprefix("Value error, ").split())[:300]
+    return f"{where}: {said}" if where else said

@@ -1,0 +1,222 @@
+"""Whether a measurement measured what it says.
+
+Each function is one rule of `rules.py`: None when it holds, else a sentence with the figures. A quantity the device
+does not offer (clocks of a CPU, say) breaks no rule; a quantity that contradicts itself does.
+"""
+
+from __future__ import annotations
+
+import itertools
+import statistics
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .record import Record
+    from .rules import Case
+    from .schema import MemorySeries
+
+PROVIDER_OF_KIND = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+HARMLESS_THROTTLE_REASONS = frozenset({"none", "gpu_idle", "applications_clocks_setting", "display_clock_setting"})
+CROSS_CHECK_BYTES = 64_000_000
+CROSS_CHECK_SHARE = 0.05
+CLOCK_DROP_SHARE = 0.10
+MIN_DISTINCT_OUTPUTS = 2
+STEAL_SHARE = 0.10
+# The least share of a decoder's parameters that every token passes through; the rest may be an embedding table of which
+# one row is read (Gemma 3 270M has the largest known: 63 %).
+SURE_SHARE = 1 / 3
+# More than any core does: two AMX tile products of 2048 8-bit operations each a cycle, at 6.5 GHz.
+CORE_OPS_PER_S = 2 * 2048 * 6.5e9
+
+
+def purpose_is_release(case: Case) -> str | None:
+    """Refuse what was measured to rank candidates of a search."""
+    if case.record.purpose != "screen":
+        return None
+    return "a screening record ranks candidates and decides no release: measure with purpose confirm or release"
+
+
+def workload_is_the_targets(case: Case) -> str | None:
+    """Ask for exactly the work the limits speak of."""
+    wanted, found = case.target.workload, case.record.workload
+    different = [
+        f"{field} {getattr(found, field)} instead of {value}"
+        for field, value in wanted.model_dump().items()
+        if getattr(found, field) != value
+    ]
+    return f"another workload was measured: {', '.join(different)}" if different else None
+
+
+def recorded_checks_hold(case: Case) -> str | None:
+    """Believe the harness where it found its own measurement invalid."""
+    broken = [f"{check.id}: {check.detail}" for check in case.record.checks if check.status == "invalid"]
+    return (
+        f"invalid when measured: {broken[0]}{f' (and {len(broken) - 1} more)' if broken[1:] else ''}"
+        if broken
+        else None
+    )
+
+
+def every_process_is_there(case: Case) -> str | None:
+    """Count the processes, so that no bad one was dropped and none counts twice."""
+    indices = [process.process for process in case.record.samples]
+    promised = case.record.protocol.num_processes
+    if len(set(indices)) != len(indices):
+        return "two sets of samples claim the same process"
+    if indices and len(indices) != promised:
+        return f"{promised} processes were to be measured, {len(indices)} are in the record"
+    return None
+
+
+def every_node_ran_on_the_provider(case: Case) -> str | None:
+    """Ask for the proof that no node fell back to another provider."""
+    provider = case.record.protocol.provider
+    if provider != PROVIDER_OF_KIND[case.record.device.kind]:
+        return f"{provider} does not run on a {case.record.device.kind} device"
+    for process in case.record.samples:
+        elsewhere = {name: count for name, count in process.nodes_by_provider.items() if name != provider and count}
+        if elsewhere:
+            name, count = next(iter(elsewhere.items()))
+            return f"process {process.process}: {count} nodes ran on {name}, not on {provider}"
+        if not process.nodes_by_provider.get(provider):
+            return f"process {process.process}: which provider ran the nodes was not proved"
+    return None
+
+
+def every_token_was_generated(case: Case) -> str | None:
+    """Compare generated tokens and timed steps with the request."""
+    wanted = case.record.workload.decode_tokens
+    for process in case.record.samples:
+        for episode in process.decode:
+            if episode.num_tokens != wanted or len(episode.step_ns) != wanted - 1:
+                return (
+                    f"process {process.process}: {episode.num_tokens} tokens in {len(episode.step_ns)} steps, "
+                    f"{wanted} in {wanted - 1} were asked for"
+                )
+    return None
+
+
+def logits_are_finite(case: Case) -> str | None:
+    """Refuse a fast model that computes NaN."""
+    bad = sum(process.num_nonfinite_logits for process in case.record.samples)
+    return f"{bad} NaN or infinite logits: the speed of a broken model means nothing" if bad else None
+
+
+def outputs_vary(case: Case) -> str | None:
+    """Refuse equal outputs for different inputs: an answer from a cache."""
+    for process in case.record.samples:
+        if len(process.prefill.duration_ns) > 1 and process.num_distinct_outputs < MIN_DISTINCT_OUTPUTS:
+            return f"process {process.process}: every input gave the same output, as a cached answer would"
+    return None
+
+
+def nothing_throttled(case: Case) -> str | None:
+    """Refuse a window in which the device slowed itself down."""
+    reasons = {reason for point in case.record.telemetry for reason in point.throttle_reasons}
+    slow = sorted(reasons - HARMLESS_THROTTLE_REASONS)
+    return (
+        f"the device throttled ({', '.join(slow)}): cool it, fix the power supply and measure again" if slow else None
+    )
+
+
+def clocks_are_steady(case: Case) -> str | None:
+    """Refuse core clocks that fell while the work went on."""
+    clocks = [point.sm_clock_mhz for point in case.record.telemetry if point.sm_clock_mhz]
+    if not clocks:
+        return None
+    typical = statistics.median(clocks)
+    tenth = sorted(clocks)[len(clocks) // 10]
+    if tenth >= (1 - CLOCK_DROP_SHARE) * typical:
+        return None
+    return f"the core clock fell from {typical:g} to {tenth} MHz during the measurement"
+
+
+def no_foreign_process(case: Case) -> str | None:
+    """Refuse a device that somebody else used meanwhile."""
+    seen = max((point.num_foreign_processes or 0 for point in case.record.telemetry), default=0)
+    return f"{seen} foreign processes used the device during the measurement" if seen else None
+
+
+def cpu_was_not_stolen(case: Case) -> str | None:
+    """Refuse a process whose virtual CPU was given to somebody else."""
+    worst = max((process.steal_share or 0.0 for process in case.record.samples), default=0.0)
+    if worst <= STEAL_SHARE:
+        return None
+    return f"the hypervisor took {worst:.0%} of the CPU time away (at most {STEAL_SHARE:.0%})"
+
+
+def not_under_xdist(case: Case) -> str | None:
+    """Refuse timings taken beside parallel test workers."""
+    worker = case.record.protocol.environment.get("PYTEST_XDIST_WORKER")
+    return f"measured inside pytest-xdist worker {worker}, beside other tests" if worker else None
+
+
+def memory_holds_the_weights(case: Case) -> str | None:
+    """Refuse a peak smaller than what must have been loaded: a failed reading, or GB stored as bytes."""
+    weight_bytes = case.record.subject.weight_bytes
+    for kind, series in _memory_series(case.record):
+        least = weight_bytes if kind == "VRAM" else int(weight_bytes * SURE_SHARE)
+        if series.peak_bytes < least:
+            peak = f"peak {kind} of {series.peak_bytes} bytes"
+            return f"process {series.process}: {peak} cannot hold {weight_bytes} bytes of weights"
+    return None
+
+
+def memory_methods_agree(case: Case) -> str | None:
+    """Compare two ways of measuring the same peak."""
+    for kind, series in _memory_series(case.record):
+        if series.cross_check_bytes is None:
+            continue
+        apart = abs(series.peak_bytes - series.cross_check_bytes)
+        if apart > max(CROSS_CHECK_BYTES, CROSS_CHECK_SHARE * series.peak_bytes):
+            return (
+                f"peak {kind} is {series.peak_bytes} bytes by {series.method} "
+                f"but {series.cross_check_bytes} by {series.cross_check_method}"
+            )
+    return None
+
+
+def clock_is_one(case: Case) -> str | None:
+    """Ask that calls follow one another, which durations in another unit than their start times break."""
+    for process in case.record.samples:
+        for name, calls in (("prefill", process.prefill), ("ttft", process.ttft)):
+            timed = list(zip(calls.start_ns, calls.duration_ns, strict=True))
+            for (start, duration), (following, _) in itertools.pairwise(timed):
+                if start + duration > following:
+                    return f"process {process.process}: {name} calls overlap, so their times are not in one unit"
+    return None
+
+
+def not_faster_than_physics(case: Case) -> str | None:
+    """Refuse a prefill or a decode step below the device's roofline: another card, other work or a wrong clock."""
+    fastest_flop_per_s, bandwidth = _peaks(case)
+    subject, workload = case.record.subject, case.record.workload
+    durations = [ns for process in case.record.samples for ns in process.prefill.duration_ns]
+    if durations and subject.num_parameters:
+        floor_s = 2 * SURE_SHARE * subject.num_parameters * workload.prompt_tokens / fastest_flop_per_s
+        if min(durations) < floor_s * 1e9:
+            return (
+                f"a prefill took {min(durations) / 1e6:.4g} ms, the device's peak allows {floor_s * 1e3:.4g} ms at best"
+            )
+    steps = [ns for process in case.record.samples for episode in process.decode for ns in episode.step_ns]
+    if steps and bandwidth:
+        floor_s = SURE_SHARE * subject.weight_bytes / bandwidth
+        if statistics.median(steps) < floor_s * 1e9:
+            typical_ms = statistics.median(steps) / 1e6
+            return f"a token took {typical_ms:.4g} ms, the memory allows {floor_s * 1e3:.4g} ms at best"
+    return None
+
+
+def _peaks(case: Case) -> tuple[float, float | None]:
+    roofline, device = case.target.roofline, case.record.device
+    if roofline is not None:
+        return roofline.peak_flop_per_s, roofline.bandwidth_bytes_per_s
+    cores = device.cpu.num_logical_cores if device.kind == "cpu" else 10**6
+    return cores * CORE_OPS_PER_S, None
+
+
+def _memory_series(record: Record) -> Iterator[tuple[str, MemorySeries]]:
+    yield from (("VRAM", series) for series in record.memory.vram)
+    yield from (("RSS", series) for series in record.memory.rss)
