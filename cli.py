@@ -167,18 +167,24 @@ VERBS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    words = sys.argv[1:] if argv is None else argv
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name in another encoding must not end the command
-    args = parse(sys.argv[1:] if argv is None else argv)
     try:
         with _terminated_like_interrupted():
-            code = _handler(args.verb)(args)
-            sys.stdout.flush()
+            return _run(words)
     except BaseException as error:  # noqa: BLE001 - every end of a command is explained here
-        if args.debug:
+        if "--debug" in words:
             traceback.print_exc()
         return _explain(error)
-    return code
+
+
+def _run(words: Sequence[str]) -> int:
+    try:
+        args = parse(words)
+        return _handler(args.verb)(args)
+    finally:
+        sys.stdout.flush()  # here, where a reader that went away can still be told from a failure
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
