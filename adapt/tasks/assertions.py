@@ -1,0 +1,195 @@
+"""Judge code by `assert` statements without letting the code take part in the comparison.
+
+An assertion is cut in two. The calls to the code under test run in its confined child and come back as plain values;
+what is done with those values runs elsewhere:
+
+    assert f(3) == [1, 2]                      child: f(3)      parent: value == [1, 2]
+    assert abs(f(3) - 2.5) < 1e-6              child: f(3)      a second, clean child: abs(_values[0] - 2.5) < 1e-6
+    assert set(f(3)) == set((4, 5))            child: f(3)      a second, clean child: set(_values[0]) == set((4, 5))
+    assert all(f(x) > 0 for x in range(3))     child: the whole, because its calls need `x` (the one form left that an
+                                               object with a lying `__gt__` can pass)
+
+Equality is Python's own between plain built-ins, as MBPP means it: 240.0 equals 240, a list never equals a tuple.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import functools
+import itertools
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from . import sandbox
+from .plain import Opaque
+from .task import RIGHT, Reward, wrong
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+_SCOPES = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda, ast.NamedExpr)
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """Code under test, the code that prepares the tests (run after it), and the tests, one `assert` each."""
+
+    setup: str
+    code: str
+    tests: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """One assertion: expressions for the code's child, then a literal to equal or an expression over `_values`."""
+
+    calls: tuple[str, ...]
+    expected: object = None
+    rest: str | None = None
+    modules: tuple[str, ...] = ()
+
+
+def judge(programs: Sequence[Program]) -> list[Reward]:
+    """Run every program against its tests: right when all hold, "failed" when the sandbox or a test is broken."""
+    jobs = [sandbox.Job(program.setup, program.code, _calls(program)) for program in programs]
+    outcomes = sandbox.run_functions(jobs)
+    rest_jobs = [
+        job for program, outcome in zip(programs, outcomes, strict=True) for job in _rest_jobs(program, outcome)
+    ]
+    rests = dict(zip(rest_jobs, sandbox.run_functions(rest_jobs), strict=True))
+    return [_verdict(program, outcome, rests) for program, outcome in zip(programs, outcomes, strict=True)]
+
+
+def _calls(program: Program) -> tuple[str, ...]:
+    return tuple(call for test in program.tests if (check := _check(test)) for call in check.calls)
+
+
+def _results(program: Program, outcome: sandbox.Outcome) -> Iterator[tuple[str, _Check, tuple[Any, ...]]]:
+    """Each test that is an assertion, with the values of its calls."""
+    values = iter(outcome.values)
+    for test in program.tests:
+        if (check := _check(test)) is not None:
+            yield test, check, tuple(itertools.islice(values, len(check.calls)))
+
+
+def _rest_jobs(program: Program, outcome: sandbox.Outcome) -> list[sandbox.Job]:
+    if outcome.status != "ok":
+        return []
+    jobs = [_rest_job(check, values) for _, check, values in _results(program, outcome) if check.rest is not None]
+    return [job for job in jobs if job is not None]
+
+
+def _verdict(program: Program, outcome: sandbox.Outcome, rests: dict[sandbox.Job, sandbox.Outcome]) -> Reward:
+    for test in program.tests:
+        if _check(test) is None:
+            return Reward(0.0, "failed", f"the test is not one assert statement: {test}")
+    if outcome.status == "infra":
+        return Reward(0.0, "failed", outcome.reason)
+    if outcome.status != "ok":
+        return wrong(f"{outcome.status}: {outcome.reason}")
+    for test, check, values in _results(program, outcome):
+        rest = _rest_of(check, values, rests)
+        if rest.status == "infra":
+            return Reward(0.0, "failed", rest.reason)
+        if rest.values != (True,):
+            return wrong(f"{test} gave {', '.join(map(repr, values))[:200]}")
+    return RIGHT
+
+
+def _rest_of(check: _Check, values: tuple[Any, ...], rests: dict[sandbox.Job, sandbox.Outcome]) -> sandbox.Outcome:
+    """Finish one assertion: compare here, or look up what the clean child said."""
+    if check.rest is None:
+        return sandbox.Outcome("ok", (values[0] == check.expected,))
+    job = _rest_job(check, values)
+    return rests[job] if job else sandbox.Outcome("error")
+
+
+def _rest_job(check: _Check, values: tuple[Any, ...]) -> sandbox.Job | None:
+    """The job that finishes an assertion over plain values in a clean child; None when a value is not plain."""
+    if any(_holds_opaque(value) for value in values):
+        return None
+    imports = "\n".join(f"import {name}" for name in check.modules)
+    code = f"{imports}\nfrom math import inf, nan\n_values = {values!r}"
+    return sandbox.Job("", code, (f"bool({check.rest})",))
+
+
+def _holds_opaque(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(_holds_opaque(part) for pair in value.items() for part in pair)
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return any(_holds_opaque(part) for part in value)
+    return isinstance(value, Opaque)
+
+
+@functools.lru_cache(maxsize=65_536)
+def _check(test: str) -> _Check | None:
+    """Cut one assertion in two; None when the text is not one assertion."""
+    try:
+        statements = ast.parse(test.strip()).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    if len(statements) != 1 or not isinstance(statements[0], ast.Assert):
+        return None
+    claim = statements[0].test
+    match claim:
+        case ast.Compare(left=ast.Call() as call, ops=[ast.Eq()], comparators=[right]) if not _compares(call):
+            try:
+                return _Check((ast.unparse(call),), expected=ast.literal_eval(right))
+            except (ValueError, TypeError):
+                pass
+    return _cut(claim)
+
+
+def _cut(claim: ast.expr) -> _Check:
+    whole = ast.unparse(claim)
+    modules = tuple(sorted({node.value.id for node in ast.walk(claim) if _is_in_module(node)}))  # type: ignore[attr-defined]
+    for may_be_builtin in (False, True):
+        cutter = _Cutter(may_be_builtin=may_be_builtin)
+        rest = cutter.visit(ast.parse(whole, mode="eval"))
+        if cutter.is_stuck:
+            break
+        if cutter.calls:
+            return _Check(tuple(cutter.calls), rest=ast.unparse(rest), modules=modules)
+    return _Check((f"bool({whole})",), expected=True)
+
+
+class _Cutter(ast.NodeTransformer):
+    """Replaces the outermost calls to the code under test by `_values[i]`."""
+
+    def __init__(self, *, may_be_builtin: bool) -> None:
+        self.calls: list[str] = []
+        self.is_stuck = False
+        self._may_be_builtin = may_be_builtin
+
+    def visit(self, node: ast.AST) -> ast.AST:
+        if isinstance(node, _SCOPES):
+            self.is_stuck |= any(self._is_under_test(part) for part in ast.walk(node))
+            return node
+        if self._is_under_test(node):
+            self.calls.append(ast.unparse(node))
+            return ast.parse(f"_values[{len(self.calls) - 1}]", mode="eval").body
+        return super().visit(node)  # type: ignore[no-any-return]
+
+    def _is_under_test(self, node: ast.AST) -> bool:
+        if not isinstance(node, ast.Call):
+            return False
+        root: ast.AST = node
+        while isinstance(root, (ast.Call, ast.Attribute, ast.Subscript)):
+            if _is_in_module(root):
+                return False
+            root = root.func if isinstance(root, ast.Call) else root.value
+        return isinstance(root, ast.Name) and (self._may_be_builtin or not hasattr(builtins, root.id))
+
+
+def _is_in_module(node: ast.AST) -> bool:
+    """Whether the node is a name looked up in a module of the standard library, such as `math.isclose`."""
+    match node:
+        case ast.Attribute(value=ast.Name(id=name)):
+            return name in sys.stdlib_module_names
+    return False
+
+
+def _compares(node: ast.AST) -> bool:
+    return any(isinstance(part, (ast.Compare, ast.BoolOp)) for part in ast.walk(node))

@@ -1,0 +1,115 @@
+"""The only values that leave the confined process: plain built-ins of exactly their own type, as tagged JSON.
+
+    encode  in the confined process, beside untrusted code: turns a result into JSON, never asks the result anything
+    decode  in the trusted parent: turns that JSON into fresh built-ins, or refuses it
+
+A result whose type only *claims* to be a built-in (a subclass of int, an object whose `__eq__` lies) becomes
+`Opaque`, which equals nothing a test can write. So `==` in the parent compares built-ins with built-ins and cannot be
+talked into anything. Tags: l list, t tuple, s set, z frozenset, d dict, i big int in hexadecimal, f float that JSON lacks, c complex,
+b bytes, a bytearray, r range, o opaque.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, OrderedDict, defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+_MAX_DEPTH = 64
+_MAX_PARTS = 20_000
+_JSON_INT = 1 << 53
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """Stands for a result that is not plain; `type_name` is for the reader only."""
+
+    type_name: str
+
+
+class NotPlainError(ValueError):
+    """The text is not what `encode` writes, or holds more than it may."""
+
+
+def encode(value: object, *, max_chars: int = 1 << 20) -> str:
+    """Write `value` as tagged JSON; anything that is not plain becomes opaque, too deep or too large is an error."""
+    text = json.dumps(_encode(value, [_MAX_PARTS], 0), separators=(",", ":"), allow_nan=False)
+    if len(text) > max_chars:
+        raise NotPlainError(f"the result takes {len(text)} characters, {max_chars} are allowed")
+    return text
+
+
+def _encode(value: Any, parts_left: list[int], depth: int) -> object:  # noqa: ANN401 - this is where a type is found out
+    parts_left[0] -= 1
+    if depth > _MAX_DEPTH or parts_left[0] < 0:
+        raise NotPlainError(f"the result is nested deeper than {_MAX_DEPTH} or has more than {_MAX_PARTS} parts")
+    kind = type(value)
+    if value is None or value is True or value is False or kind is str:
+        return value
+    if kind is int:
+        return value if -_JSON_INT < value < _JSON_INT else ["i", hex(value)]
+    if kind is float:
+        return value if value - value == 0 else ["f", repr(value)]
+    if kind is complex:
+        return ["c", _encode(value.real, parts_left, depth + 1), _encode(value.imag, parts_left, depth + 1)]
+    if kind is bytes or kind is bytearray:
+        return ["b" if kind is bytes else "a", value.hex()]
+    if kind is range:
+        return ["r", value.start, value.stop, value.step]
+    for tag, sequence in (("l", list), ("t", tuple), ("s", set), ("z", frozenset)):
+        if kind is sequence:
+            return [tag, *[_encode(part, parts_left, depth + 1) for part in value]]
+    if kind is dict or kind is OrderedDict or kind is defaultdict or kind is Counter:
+        pairs = list(dict.items(value))
+        return ["d", *[_encode(part, parts_left, depth + 1) for pair in pairs for part in pair]]
+    return ["o", str(type.__dict__["__name__"].__get__(kind))[:80]]
+
+
+def decode(text: str) -> Any:  # noqa: ANN401 - any plain value
+    """Build the plain value that `text` describes; `NotPlainError` when it describes none."""
+    try:
+        return _decode(json.loads(text, parse_constant=_refuse), 0)
+    except NotPlainError:
+        raise
+    except (ValueError, TypeError, IndexError, KeyError, AttributeError, RecursionError, OverflowError) as error:
+        raise NotPlainError(f"not a plain value: {type(error).__name__}") from error
+
+
+def _refuse(name: str) -> float:
+    raise NotPlainError(f"{name} is not JSON")
+
+
+def _decode(node: Any, depth: int) -> Any:  # noqa: ANN401 - parsed JSON in, plain value out
+    if depth > _MAX_DEPTH:
+        raise NotPlainError(f"nested deeper than {_MAX_DEPTH}")
+    if type(node) is not list:
+        if type(node) is dict:
+            raise NotPlainError("an untagged dict")
+        return node
+    tag, *rest = node
+    if tag in _LEAVES:
+        return _LEAVES[tag](*rest)
+    parts = [_decode(part, depth + 1) for part in rest]
+    if tag == "d":
+        return dict(zip(parts[::2], parts[1::2], strict=True))
+    if tag == "c":
+        return complex(*parts)
+    return _SEQUENCES[tag](parts)
+
+
+def _float(text: str) -> float:
+    if text not in {"nan", "inf", "-inf"}:
+        raise NotPlainError("a float that JSON could write")
+    return float(text)
+
+
+_LEAVES: dict[object, Any] = {
+    "i": lambda text: int(text, 16),
+    "f": _float,
+    "b": bytes.fromhex,
+    "a": bytearray.fromhex,
+    "r": range,
+    "o": lambda name: Opaque(str(name)),
+}
+_SEQUENCES: dict[object, Any] = {"l": list, "t": tuple, "s": set, "z": frozenset}
