@@ -1,0 +1,194 @@
+"""Reading an artifact on the device: its manifest, its files, their hashes. No torch, no onnx, no write.
+
+A folder is input from somewhere else. So names in the manifest must be plain relative paths, every file must be a regular
+file with one name (no symbolic and no hard link may lead the runtime out of the folder), nothing the graphs could load
+may lie there unlisted, and every byte is hashed before a session opens it.
+"""
+
+from __future__ import annotations
+
+import re
+import stat
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ..errors import HavocError, IdentityError
+from ..storage import read_json, sha256_file
+
+MANIFEST = "manifest.json"
+FORMAT_NAME = "havoc-artifact"
+FORMAT_VERSION = 1
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+_REQUIRED = ("config.json", "model.onnx", "model.onnx.data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactFile:
+    """What the manifest promises of one file."""
+
+    sha256: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArtifactManifest:
+    """The manifest of an artifact: what it was made from, how it is stored, and the hash of every other file."""
+
+    files: dict[str, ArtifactFile]
+    base_hash: str
+    base_name: str
+    has_random_weights: bool
+    alpha: dict[str, float]
+    rule: str
+    expert_hashes: dict[str, str]
+    structure: dict[str, str]
+    graph: dict[str, Any]
+    versions: dict[str, str]
+    num_parameters: int
+    fingerprint: dict[str, Any]
+    parity: dict[str, Any]
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `read_manifest` reads back."""
+        return {
+            "format": FORMAT_NAME,
+            "format_version": FORMAT_VERSION,
+            "base": {"name": self.base_name, "hash": self.base_hash, "random_weights": self.has_random_weights},
+            "mixture": {"alpha": self.alpha, "rule": self.rule, "expert_hashes": self.expert_hashes},
+            "structure": self.structure,
+            "graph": self.graph,
+            "versions": self.versions,
+            "num_parameters": self.num_parameters,
+            "fingerprint": self.fingerprint,
+            "parity": self.parity,
+            "files": {
+                name: {"sha256": file.sha256, "num_bytes": file.num_bytes} for name, file in sorted(self.files.items())
+            },
+        }
+
+
+def read_manifest(directory: Path) -> ArtifactManifest:
+    """Parse `manifest.json`; a folder without one, or with one that is cut short or of another kind, is a `HavocError`."""
+    path = directory / MANIFEST
+    if not directory.is_dir():
+        msg = f"{directory}: no such artifact directory"
+        raise HavocError(msg)
+    if not path.exists():
+        msg = f"{directory}: not an artifact (no {MANIFEST}); an interrupted export leaves none, so run it again"
+        raise HavocError(msg)
+    document = read_json(path)
+    if not isinstance(document, dict) or document.get("format") != FORMAT_NAME:
+        msg = f"{path}: not the manifest of a HAVOC artifact"
+        raise HavocError(msg)
+    if document.get("format_version") != FORMAT_VERSION:
+        msg = f"{path}: format version {document.get('format_version')!r}; this HAVOC reads {FORMAT_VERSION}"
+        raise HavocError(msg)
+    try:
+        return _parse(document)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        msg = f"{path}: damaged manifest ({type(error).__name__}: {error}); export the artifact again"
+        raise HavocError(msg) from error
+
+
+def _parse(document: dict[str, Any]) -> ArtifactManifest:
+    base, mixture = document["base"], document["mixture"]
+    manifest = ArtifactManifest(
+        files={_plain_name(name): _parse_file(entry) for name, entry in document["files"].items()},
+        base_hash=_hash(base["hash"]),
+        base_name=str(base["name"]),
+        has_random_weights=bool(base["random_weights"]),
+        alpha={str(domain): float(weight) for domain, weight in mixture["alpha"].items()},
+        rule=str(mixture["rule"]),
+        expert_hashes={str(domain): _hash(value) for domain, value in mixture["expert_hashes"].items()},
+        structure={str(key): str(value) for key, value in document["structure"].items()},
+        graph=dict(document["graph"]),
+        versions={str(key): str(value) for key, value in document["versions"].items()},
+        num_parameters=int(document["num_parameters"]),
+        fingerprint=dict(document["fingerprint"]),
+        parity=dict(document["parity"]),
+    )
+    missing = [name for name in _REQUIRED if name not in manifest.files]
+    if missing:
+        msg = f"{', '.join(missing)} not listed"
+        raise ValueError(msg)
+    return manifest
+
+
+def _parse_file(entry: dict[str, Any]) -> ArtifactFile:
+    num_bytes = entry["num_bytes"]
+    if type(num_bytes) is not int or num_bytes < 0:
+        msg = f"num_bytes is {num_bytes!r}"
+        raise ValueError(msg)
+    return ArtifactFile(sha256=_hash(entry["sha256"]), num_bytes=num_bytes)
+
+
+def _hash(value: object) -> str:
+    if not isinstance(value, str) or not _HASH.fullmatch(value):
+        msg = f"{value!r} is not a SHA-256"
+        raise ValueError(msg)
+    return value
+
+
+def _plain_name(name: str) -> str:
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or str(path) != name:
+        msg = f"{name!r} is not a plain relative path"
+        raise ValueError(msg)
+    return name
+
+
+def check_files(directory: Path, manifest: ArtifactManifest) -> None:
+    """Raise unless every listed file is a regular file of the listed size inside the folder, with no other name.
+
+    Cheap (no hashing): what must hold before the runtime maps the files. A missing file is a `HavocError`, a link too; a
+    file of another size an `IdentityError`.
+    """
+    for name, expected in manifest.files.items():
+        path = directory / name
+        _refuse_links(directory, name)
+        try:
+            status = path.lstat()
+        except OSError as error:
+            msg = f"{path}: listed in {MANIFEST} but {error.strerror or 'missing'}; copy or export the artifact again"
+            raise HavocError(msg) from error
+        if not stat.S_ISREG(status.st_mode):
+            msg = f"{path}: not a regular file"
+            raise HavocError(msg)
+        if status.st_nlink != 1:
+            msg = f"{path}: has {status.st_nlink} hard links; copy the artifact's files instead of linking them"
+            raise HavocError(msg)
+        if status.st_size != expected.num_bytes:
+            msg = f"{path}: {status.st_size} bytes, the manifest says {expected.num_bytes}"
+            raise IdentityError(msg)
+    _refuse_unlisted(directory, manifest)
+
+
+def _refuse_links(directory: Path, name: str) -> None:
+    path = directory
+    for part in PurePosixPath(name).parts:
+        path = path / part
+        if path.is_symlink():
+            msg = f"{path}: a symbolic link; an artifact holds regular files only"
+            raise HavocError(msg)
+
+
+def _refuse_unlisted(directory: Path, manifest: ArtifactManifest) -> None:
+    """A graph or data file that the manifest does not list could be loaded without ever being hashed."""
+    for path in sorted(directory.iterdir()):
+        if path.name.endswith((".onnx", ".data")) and path.name not in manifest.files:
+            msg = f"{path}: not listed in {MANIFEST}; remove it"
+            raise HavocError(msg)
+
+
+def verify_hashes(directory: Path, manifest: ArtifactManifest | None = None) -> ArtifactManifest:
+    """Check and hash every file; a differing byte is an `IdentityError` that names the file."""
+    manifest = manifest or read_manifest(directory)
+    check_files(directory, manifest)
+    for name, expected in manifest.files.items():
+        actual = sha256_file(directory / name)
+        if actual != expected.sha256:
+            msg = f"{directory / name}: SHA-256 is {actual[:16]}..., the manifest says {expected.sha256[:16]}...: the file was changed"
+            raise IdentityError(msg)
+    return manifest

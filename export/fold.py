@@ -1,0 +1,46 @@
+"""Base tensors with mixed experts folded in, computed when asked for, one tensor at a time.
+
+Nothing is kept: the largest thing in memory is one matrix, its basis and its folded copy, whatever the size of the base.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..adapt.svf import fold_matrix, matrix_basis
+from ..errors import HavocError
+
+if TYPE_CHECKING:
+    from ..adapt.svf import Basis
+
+
+class FoldedTensors(Mapping[str, Tensor]):
+    """The tensors of a base, fp32, with `deltas` folded into the matrices they name; bit for bit the base where delta is 0."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], deltas: Mapping[str, Tensor], basis: Basis | None = None) -> None:
+        """`deltas` [R] by tensor name; without `basis` each matrix's is computed when the matrix is asked for."""
+        unknown = sorted(set(deltas) - set(tensors))
+        if unknown:
+            msg = f"{len(unknown)} deltas have no matrix in this base, the first is {unknown[0]}"
+            raise HavocError(msg)
+        self._tensors = tensors
+        self._deltas = {name: delta for name, delta in deltas.items() if bool(delta.any())}
+        self._basis = basis
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self._tensors[name].detach().to(torch.float32)
+        delta = self._deltas.get(name)
+        if delta is None:
+            return weight
+        matrix = matrix_basis(weight, name=name) if self._basis is None else self._basis.matrices[name]
+        return fold_matrix(weight, matrix.factor, matrix.side, delta)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)

@@ -1,0 +1,66 @@
+"""`genai_config.json`: what onnxruntime-genai needs to run a text artifact unchanged."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..model.config import HavocConfig
+
+
+def genai_config(config: HavocConfig) -> dict[str, Any]:
+    """The document for a text decoder with `position_ids` and a growing past; greedy by default, context bounded.
+
+    `max_length` is the context: the runtime sizes its cache by it.
+    """
+    attention = config.attention
+    eos = list(config.eos_token_ids)
+    model_type = config.to_hf()["model_type"]
+    first_eos = eos[0] if eos else 0
+    return {
+        "model": {
+            "bos_token_id": first_eos if config.bos_token_id is None else config.bos_token_id,
+            "context_length": config.max_seq_len,
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "filename": "model.onnx",
+                "head_size": attention.head_dim,
+                "hidden_size": config.d_model,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "position_ids": "position_ids",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+                "num_attention_heads": attention.num_heads,
+                "num_hidden_layers": config.num_layers,
+                "num_key_value_heads": attention.num_kv_heads,
+            },
+            "eos_token_id": eos if len(eos) > 1 else first_eos,
+            "pad_token_id": first_eos if config.pad_token_id is None else config.pad_token_id,
+            "type": "decoder" if model_type == "havoc" else model_type,
+            "vocab_size": config.vocab_size,
+        },
+        "search": {
+            "diversity_penalty": 0.0,
+            "do_sample": False,
+            "early_stopping": True,
+            "length_penalty": 1.0,
+            "max_length": config.max_seq_len,
+            "min_length": 0,
+            "no_repeat_ngram_size": 0,
+            "num_beams": 1,
+            "num_return_sequences": 1,
+            "past_present_share_buffer": False,
+            "repetition_penalty": 1.0,
+            "temperature": 1.0,
+            "top_k": 1,
+            "top_p": 1.0,
+        },
+    }

@@ -1,0 +1,336 @@
+"""The ONNX graph of a HAVOC decoder, written node by node in the `standard` dialect (opset 23, IR 11).
+
+One graph serves prefill, chunked prefill, single steps and left-padded batches: the past has a dynamic length, zero
+included. Names of inputs and outputs are those of onnxruntime-genai. Nothing is traced, so no source path and no library
+version enters the file, and the weights are references into the data file planned by `layout`: the bytes depend on
+configuration and structure only.
+
+    B batch, T new tokens, P past tokens, S = P + T, D model, N query heads, K kv heads, H head dim, V vocab, R image patches
+
+`LessOrEqual(key, query) and (real or key == query)`: a padding query sees itself, so that no row of scores is empty and no
+NaN enters the cache; real queries never see padding.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.tape import Tape
+
+from ..model.tensors import EMBEDDING, FINAL_NORM, HEAD, VISION_PROJECTION
+from .layout import DATA_FILE, NUM_BITS, ROPE_COS, ROPE_SIN, Initializer, Layout, plan_layout
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..model.config import HavocConfig
+    from ..model.structure import Structure
+
+OPSET = 23
+IR_VERSION = 11
+CONTRIB = "com.microsoft"
+CPU_ACCURACY_LEVEL = 4
+"""MatMulNBits on the CPU quantizes activations to int8: measured 13 times faster at decode than level 0."""
+
+GRAPH_DECODER, GRAPH_EMBEDDING, GRAPH_VISION = "model.onnx", "embedding.onnx", "vision.onnx"
+
+_IR_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8}
+
+
+def build_graphs(config: HavocConfig, structure: Structure, *, num_logits: int = 1) -> dict[str, ir.Model]:
+    """Build every graph of an artifact by file name: the decoder, and for vision configurations its two companions.
+
+    `num_logits` 1 computes the head for the last position only (logits fp32 [B, 1, V]), 0 for all (fp32 [B, T, V]).
+    """
+    layout = plan_layout(config, structure)
+    graphs = {GRAPH_DECODER: build_graph(config, structure, layout=layout, num_logits=num_logits)}
+    if config.vision is not None:
+        graphs[GRAPH_EMBEDDING] = build_embedding_graph(config, structure, layout=layout)
+        graphs[GRAPH_VISION] = build_vision_graph(config, structure, layout=layout)
+    return graphs
+
+
+def build_graph(
+    config: HavocConfig, structure: Structure, *, layout: Layout | None = None, num_logits: int = 1
+) -> ir.Model:
+    """Build the decoder: token ids (or embeddings, for vision configurations), mask, positions and past to logits and present."""
+    graph = _Graph(structure, layout or plan_layout(config, structure))
+    decoder = _Decoder(config, graph)
+    return decoder.build(num_logits=num_logits)
+
+
+def build_embedding_graph(config: HavocConfig, structure: Structure, *, layout: Layout | None = None) -> ir.Model:
+    """Build token ids [B, T] and image features [R, D] to embeddings [B, T, D]; the first R image tokens take them in order."""
+    assert config.vision is not None
+    graph = _Graph(structure, layout or plan_layout(config, structure))
+    ids_BT = graph.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
+    features_RD = graph.input("image_features", graph.activation, ["num_patches", config.d_model])
+    x_BTD = _embed(graph, config, ids_BT)
+    is_image = graph.op("is_image", "Equal", [ids_BT, graph.constant("image_token", config.vision.image_token_id)])
+    where_2R = graph.op("image_positions", "NonZero", [is_image])
+    where_X2 = graph.op("image_positions_by_row", "Transpose", [where_2R], perm=[1, 0])
+    num_patches = graph.op("num_patches", "Shape", [features_RD], start=0, end=1)
+    where_R2 = graph.op("filled_positions", "Slice", [where_X2, graph.constant("first", [0]), num_patches])
+    embeds_BTD = graph.op("inputs_embeds", "ScatterND", [x_BTD, where_R2, features_RD], output="inputs_embeds")
+    return graph.finish("embedding", [graph.typed(embeds_BTD, graph.activation, ["batch", "sequence", config.d_model])])
+
+
+def build_vision_graph(config: HavocConfig, structure: Structure, *, layout: Layout | None = None) -> ir.Model:
+    """Build patches [R, patch_size**2 * channels] to image features [R, D]: one linear projection."""
+    assert config.vision is not None
+    graph = _Graph(structure, layout or plan_layout(config, structure))
+    patches = graph.input("patches", graph.activation, ["num_patches", config.vision.patch_dim])
+    features = graph.linear("projection", patches, VISION_PROJECTION, output="image_features")
+    return graph.finish("vision", [graph.typed(features, graph.activation, ["num_patches", config.d_model])])
+
+
+def serialize(model: ir.Model) -> bytes:
+    """The protobuf bytes of a graph; weights stay references into the data file."""
+    return ir.to_proto(model).SerializeToString(deterministic=True)
+
+
+class _Graph:
+    """One graph in construction: its tape of nodes, its inputs, and the initializers used so far."""
+
+    def __init__(self, structure: Structure, layout: Layout) -> None:
+        self.structure = structure
+        self.layout = layout
+        self.activation = ir.DataType.FLOAT16 if structure.activation_dtype == "fp16" else ir.DataType.FLOAT
+        self.inputs: list[ir.Value] = []
+        self._tape = Tape()
+        self._initializers: dict[str, ir.Value] = {}
+
+    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+        """Declare a graph input."""
+        value = ir.val(name, dtype, list(shape))
+        self.inputs.append(value)
+        return value
+
+    def op(
+        self, name: str, op_type: str, inputs: Sequence[ir.Value | None], *, domain: str = "", output: str = "", **attributes: Any
+    ) -> ir.Value:
+        """Append one node with one output; `name` is both the node's and, unless `output` says otherwise, the value's."""
+        value = ir.val(output or name)
+        return self._tape.op(op_type, inputs, attributes, domain=domain, name=f"/{name}", output=value)
+
+    def ops(
+        self, name: str, op_type: str, inputs: Sequence[ir.Value | None], outputs: Sequence[str], **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """Append one node with several outputs."""
+        values = [ir.val(output) for output in outputs]
+        return self._tape.op_multi_out(op_type, inputs, attributes, outputs=values, name=f"/{name}")
+
+    def constant(self, name: str, value: int | Sequence[int]) -> ir.Value:
+        """An int64 scalar or vector kept inside the graph file."""
+        return self._initializer(f"const.{name}", ir.tensor(np.asarray(value, dtype=np.int64), name=f"const.{name}"))
+
+    def stored(self, source: str) -> list[ir.Value]:
+        """The initializers of one stored weight, as references into the data file."""
+        return [self._initializer(item.name, _reference(item)) for item in self.layout[source].initializers]
+
+    def reshaped(self, source: str, index: int, name: str, shape: tuple[int, ...]) -> ir.Value:
+        """A second name for the same bytes of one initializer in another shape."""
+        item = self.layout[source].initializers[index]
+        same = Initializer(name=name, dtype=item.dtype, shape=shape, offset_bytes=item.offset_bytes)
+        assert same.num_bytes == item.num_bytes
+        return self._initializer(name, _reference(same))
+
+    def vector(self, source: str) -> ir.Value:
+        """A stored vector (norm scale, bias) or table."""
+        return self.stored(source)[0]
+
+    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+        if name not in self._initializers:
+            self._initializers[name] = ir.Value(
+                name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+            )
+        return self._initializers[name]
+
+    def linear(self, name: str, x: ir.Value, source: str, *, output: str = "") -> ir.Value:
+        """`x W^T` for a stored weight [out, in], in whatever form the layout stores it."""
+        weight = self.layout[source]
+        if weight.form == "blocks":
+            rows, columns = weight.source_shape
+            level = {} if self.structure.activation_dtype == "fp16" else {"accuracy_level": CPU_ACCURACY_LEVEL}
+            bits = NUM_BITS[self.structure.weight_format]
+            sizes = {"K": columns, "N": rows, "bits": bits, "block_size": self.structure.block_size, **level}
+            return self.op(name, "MatMulNBits", [x, *self.stored(source)], domain=CONTRIB, output=output, **sizes)
+        matrix = self._in_activation(source)
+        if weight.form == "plain":  # a table that is also gathered by row: used in place, never transposed into a copy
+            return self.op(name, "FusedMatMul", [x, matrix], domain=CONTRIB, output=output, transB=1)
+        return self.op(name, "MatMul", [x, matrix], output=output)
+
+    def _in_activation(self, source: str) -> ir.Value:
+        matrix = self.vector(source)
+        if matrix.dtype == self.activation:
+            return matrix
+        return self.op(f"{source}.cast", "Cast", [matrix], to=int(self.activation))
+
+    def typed(self, value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+        """Declare dtype and shape of an output value."""
+        value.dtype = dtype
+        value.shape = ir.Shape(list(shape))
+        return value
+
+    def finish(self, name: str, outputs: Sequence[ir.Value]) -> ir.Model:
+        """The finished model; the producer is HAVOC, without version, date or path."""
+        nodes = list(self._tape.nodes)
+        opsets = {"": OPSET}
+        if any(node.domain == CONTRIB for node in nodes):
+            opsets[CONTRIB] = 1
+        graph = ir.Graph(
+            self.inputs,
+            list(outputs),
+            nodes=nodes,
+            initializers=list(self._initializers.values()),
+            opset_imports=opsets,
+            name=name,
+        )
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="havoc")
+
+
+def _reference(item: Initializer) -> ir.ExternalTensor:
+    return ir.ExternalTensor(
+        DATA_FILE, item.offset_bytes, item.num_bytes, _IR_TYPES[item.dtype], shape=ir.Shape(item.shape), name=item.name
+    )
+
+
+def _embed(graph: _Graph, config: HavocConfig, ids_BT: ir.Value) -> ir.Value:
+    """Rows of the embedding table [B, T, D]; a quantized table is read through the same bytes that the head multiplies by."""
+    weight = graph.layout[EMBEDDING]
+    if weight.form == "plain":
+        rows = graph.op("embed_tokens", "Gather", [graph.vector(EMBEDDING), ids_BT])
+        if graph.vector(EMBEDDING).dtype == graph.activation:
+            return rows
+        return graph.op("embed_tokens/cast", "Cast", [rows], to=int(graph.activation))
+    num_rows, num_blocks = weight.initializers[1].shape
+    scales = graph.reshaped(EMBEDDING, 1, f"{EMBEDDING}_row_scales", (num_rows, num_blocks, 1))
+    blocks = graph.op(
+        "embed_tokens/blocks",
+        "GatherBlockQuantized",
+        [graph.stored(EMBEDDING)[0], ids_BT, scales],
+        domain=CONTRIB,
+        gather_axis=0,
+        quantize_axis=2,
+        block_size=graph.structure.block_size,
+        bits=NUM_BITS[graph.structure.weight_format],
+    )
+    padded_len = num_blocks * graph.structure.block_size
+    padded = graph.op("embed_tokens/rows", "Reshape", [blocks, graph.constant("rows", [0, 0, padded_len])])
+    if padded_len == config.d_model:
+        return padded
+    start, end, axis = (graph.constant(name, [value]) for name, value in (("zero", 0), ("d_model", config.d_model), ("last_axis", 2)))
+    return graph.op("embed_tokens", "Slice", [padded, start, end, axis])
+
+
+class _Decoder:
+    """The decoder's nodes, block by block, in the order of the forward pass."""
+
+    def __init__(self, config: HavocConfig, graph: _Graph) -> None:
+        self.config = config
+        self.graph = graph
+
+    def build(self, *, num_logits: int) -> ir.Model:
+        graph, config = self.graph, self.config
+        if config.vision is None:
+            x_BTD = _embed(graph, config, graph.input("input_ids", ir.DataType.INT64, ["batch", "sequence"]))
+        else:
+            x_BTD = graph.input("inputs_embeds", graph.activation, ["batch", "sequence", config.d_model])
+        mask_BS = graph.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
+        self.position_ids = graph.input("position_ids", ir.DataType.INT64, ["batch", "sequence"])
+        self.allowed = self._allowed(x_BTD, mask_BS)
+        presents: list[ir.Value] = []
+        for layer in range(config.num_layers):
+            x_BTD, present = self._block(layer, x_BTD)
+            presents += present
+        return graph.finish("havoc", [self._head(x_BTD, num_logits), *presents])
+
+    def _allowed(self, x_BTD: ir.Value, mask_BS: ir.Value) -> ir.Value:
+        """Which key each query may see, bool [B, 1, T, S]."""
+        graph = self.graph
+        zero, one = graph.constant("scalar_zero", 0), graph.constant("scalar_one", 1)
+        num_new = graph.op("num_new", "Squeeze", [graph.op("num_new_1", "Shape", [x_BTD], start=1, end=2)])
+        num_total = graph.op("num_total", "Squeeze", [graph.op("num_total_1", "Shape", [mask_BS], start=1, end=2)])
+        key_S = graph.op("key_index", "Range", [zero, num_total, one])
+        query_T = graph.op("query_index", "Range", [graph.op("num_past", "Sub", [num_total, num_new]), num_total, one])
+        query_T1 = graph.op("query_column", "Unsqueeze", [query_T, graph.constant("axis_1", [1])])
+        causal_TS = graph.op("causal", "LessOrEqual", [key_S, query_T1])
+        itself_TS = graph.op("itself", "Equal", [key_S, query_T1])
+        real_BS = graph.op("real", "Cast", [mask_BS], to=int(ir.DataType.BOOL))
+        real_B11S = graph.op("real_keys", "Unsqueeze", [real_BS, graph.constant("axes_1_2", [1, 2])])
+        visible = graph.op("visible", "Or", [real_B11S, itself_TS])
+        return graph.op("allowed", "And", [causal_TS, visible])
+
+    def _norm(self, name: str, x: ir.Value, source: str) -> ir.Value:
+        scale = self.graph.vector(source)
+        return self.graph.op(name, "RMSNormalization", [x, scale], axis=-1, epsilon=self.config.norm_eps)
+
+    def _block(self, layer: int, x_BTD: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
+        graph, source = self.graph, f"model.layers.{layer}."
+        name = f"layers.{layer}"
+        normed = self._norm(f"{name}/input_norm", x_BTD, source + "input_layernorm.weight")
+        attended, present = self._attention(layer, normed)
+        x_BTD = graph.op(f"{name}/attention_residual", "Add", [x_BTD, attended])
+        normed = self._norm(f"{name}/post_attention_norm", x_BTD, source + "post_attention_layernorm.weight")
+        gate = graph.linear(f"{name}/mlp/gate", normed, source + "mlp.gate_proj.weight")
+        up = graph.linear(f"{name}/mlp/up", normed, source + "mlp.up_proj.weight")
+        silu = graph.op(f"{name}/mlp/silu", "Mul", [gate, graph.op(f"{name}/mlp/sigmoid", "Sigmoid", [gate])])
+        hidden = graph.op(f"{name}/mlp/gated", "Mul", [silu, up])
+        down = graph.linear(f"{name}/mlp/down", hidden, source + "mlp.down_proj.weight")
+        return graph.op(f"{name}/mlp_residual", "Add", [x_BTD, down]), present
+
+    def _attention(self, layer: int, x_BTD: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
+        graph, attention = self.graph, self.config.attention
+        name, source = f"layers.{layer}/attention", f"model.layers.{layer}.self_attn."
+        q = self._rotated(layer, "q", x_BTD, attention.num_heads)
+        k = self._rotated(layer, "k", x_BTD, attention.num_kv_heads)
+        v = self._projected(layer, "v", x_BTD)
+        cache = ["batch", attention.num_kv_heads, "past", attention.head_dim]
+        past = [graph.input(f"past_key_values.{layer}.{kind}", graph.activation, cache) for kind in ("key", "value")]
+        outputs = [f"{name}/heads", f"present.{layer}.key", f"present.{layer}.value"]
+        heads, *present = graph.ops(
+            f"{name}/Attention",
+            "Attention",
+            [q, k, v, self.allowed, *past],
+            outputs,
+            q_num_heads=attention.num_heads,
+            kv_num_heads=attention.num_kv_heads,
+        )
+        cache[2] = "total"
+        present = [graph.typed(value, graph.activation, cache) for value in present]
+        return graph.linear(f"{name}/o", heads, source + "o_proj.weight"), present
+
+    def _projected(self, layer: int, kind: str, x_BTD: ir.Value) -> ir.Value:
+        name, source = f"layers.{layer}/attention/{kind}", f"model.layers.{layer}.self_attn.{kind}_proj."
+        projected = self.graph.linear(name, x_BTD, source + "weight")
+        if not self.config.attention.qkv_bias:
+            return projected
+        return self.graph.op(f"{name}_bias", "Add", [projected, self.graph.vector(source + "bias")])
+
+    def _rotated(self, layer: int, kind: str, x_BTD: ir.Value, num_heads: int) -> ir.Value:
+        """Queries or keys with their heads side by side [B, T, heads * H], normalised per head where Qwen3 does, rotated."""
+        graph, attention = self.graph, self.config.attention
+        name = f"layers.{layer}/attention/{kind}"
+        x = self._projected(layer, kind, x_BTD)
+        if attention.qk_norm:
+            split = graph.constant(f"{kind}_heads", [0, 0, num_heads, attention.head_dim])
+            x = graph.op(f"{name}_split", "Reshape", [x, split])
+            x = self._norm(f"{name}_norm", x, f"model.layers.{layer}.self_attn.{kind}_norm.weight")
+            joined = graph.constant(f"{kind}_joined", [0, 0, num_heads * attention.head_dim])
+            x = graph.op(f"{name}_join", "Reshape", [x, joined])
+        tables = [graph.vector(ROPE_COS), graph.vector(ROPE_SIN)]
+        return graph.op(f"{name}_rotated", "RotaryEmbedding", [x, *tables, self.position_ids], num_heads=num_heads)
+
+    def _head(self, x_BTD: ir.Value, num_logits: int) -> ir.Value:
+        graph, config = self.graph, self.config
+        if num_logits == 1:
+            x_BTD = graph.op("last_position", "Gather", [x_BTD, graph.constant("last", [-1])], axis=1)
+        normed = self._norm("final_norm", x_BTD, FINAL_NORM)
+        source = EMBEDDING if config.tie_word_embeddings else HEAD
+        is_half = graph.activation == ir.DataType.FLOAT16
+        logits = graph.linear("head", normed, source, output="" if is_half else "logits")
+        if is_half:
+            logits = graph.op("logits_fp32", "Cast", [logits], output="logits", to=int(ir.DataType.FLOAT))
+        return graph.typed(logits, ir.DataType.FLOAT, ["batch", "num_logits" if num_logits == 0 else 1, config.vocab_size])

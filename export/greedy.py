@@ -1,0 +1,136 @@
+"""Greedy text from a decoder session: prompts of like length in one left-padded batch, finished rows dropped.
+
+A batch costs about as much as its cache is large, so a row that has ended is taken out as soon as a sixth of the batch
+has ended; moving the rest costs as much as one step.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from ..errors import HavocError
+from ..model.vision import patchify
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from ..model.tokenizer import Tokenizer
+    from .session import DecoderSession
+
+SHARE_ALIVE_BEFORE_DROPPING = 5 / 6
+
+
+class PromptLike(Protocol):
+    """What a prompt offers: its text, and the PNG bytes of its image or None."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def image_png(self) -> bytes | None: ...
+
+
+def generate_text(
+    session: DecoderSession, prompts: Sequence[PromptLike], *, max_new_tokens: int, batch_size: int = 64
+) -> list[str]:
+    """Complete every prompt greedily: the new text only, in the order given."""
+    tokenizer = session.tokenizer
+    if tokenizer is None:
+        msg = "this artifact has no tokenizer.json (its base had none), so it cannot read text"
+        raise HavocError(msg)
+    images = [_patches(session, prompt) for prompt in prompts]
+    rows = [
+        tokenizer.encode_prompt(prompt.text, 0 if image is None else len(image))
+        for prompt, image in zip(prompts, images, strict=True)
+    ]
+    completions = generate_ids(
+        session, rows, images, max_new_tokens=max_new_tokens, batch_size=batch_size, eos_ids=_eos_ids(session, tokenizer)
+    )
+    return tokenizer.decode_batch(completions)
+
+
+def generate_ids(
+    session: DecoderSession,
+    rows: Sequence[Sequence[int]],
+    images: Sequence[NDArray[np.float32] | None] | None = None,
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    eos_ids: Sequence[int] = (),
+) -> list[list[int]]:
+    """Continue rows of token ids greedily: the new ids of each, its end token included; `images` [num_patches, patch_dim]."""
+    images = images or [None] * len(rows)
+    completions: list[list[int]] = [[] for _ in rows]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    for start in range(0, len(order), batch_size):
+        indices = order[start : start + batch_size]
+        present = [image for index in indices if (image := images[index]) is not None]
+        patches = np.concatenate(present) if present else None
+        batch = _generate_batch(session, [rows[index] for index in indices], patches, max_new_tokens, eos_ids)
+        for index, completion in zip(indices, batch, strict=True):
+            completions[index] = completion
+    return completions
+
+
+def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Stack token rows, padded on the left: ids [B, T] and attention mask [B, T], both int64."""
+    width = max(len(row) for row in rows)
+    ids = np.full((len(rows), width), pad_id, np.int64)
+    mask = np.zeros((len(rows), width), np.int64)
+    for index, row in enumerate(rows):
+        ids[index, width - len(row) :] = row
+        mask[index, width - len(row) :] = 1
+    return ids, mask
+
+
+def _generate_batch(
+    session: DecoderSession,
+    rows: Sequence[Sequence[int]],
+    patches: NDArray[np.float32] | None,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+) -> list[list[int]]:
+    ids, prompt_mask = left_padded(rows, _pad_id(session))
+    num_rows, width = ids.shape
+    new_BN = np.zeros((num_rows, max_new_tokens), np.int64)
+    num_new = np.zeros(num_rows, np.int64)
+    mask = np.concatenate((prompt_mask, np.ones((num_rows, max_new_tokens), np.int64)), axis=1)
+    alive = np.arange(num_rows)
+    is_open = np.ones(num_rows, np.bool_)
+    logits, past = session.prefill(ids, prompt_mask, patches)
+    for step in range(max_new_tokens):
+        token_ids = logits.argmax(axis=-1)
+        new_BN[alive, step] = token_ids
+        num_new[alive[is_open]] = step + 1
+        is_open &= ~np.isin(token_ids, eos_ids)
+        num_open = int(is_open.sum())
+        if num_open == 0 or step == max_new_tokens - 1:
+            break
+        if num_open < SHARE_ALIVE_BEFORE_DROPPING * len(alive):
+            kept = np.flatnonzero(is_open)
+            alive, token_ids, mask, is_open = alive[kept], token_ids[kept], mask[kept], is_open[kept]
+            past = session.keep_rows(past, kept)
+        logits, past = session.decode(token_ids[:, None], mask[:, : width + step + 1], past)
+    return [row[:count].tolist() for row, count in zip(new_BN, num_new, strict=True)]
+
+
+def _pad_id(session: DecoderSession) -> int:
+    if session.tokenizer is not None:
+        return session.tokenizer.pad_id
+    return session.config.pad_token_id or 0
+
+
+def _eos_ids(session: DecoderSession, tokenizer: Tokenizer) -> list[int]:
+    return sorted({tokenizer.eos_id, *session.config.eos_token_ids})
+
+
+def _patches(session: DecoderSession, prompt: PromptLike | Any) -> NDArray[np.float32] | None:  # noqa: ANN401
+    if prompt.image_png is None:
+        return None
+    if session.config.vision is None:
+        msg = "the prompt has an image, but this model reads text only"
+        raise HavocError(msg)
+    return patchify(prompt.image_png, session.config.vision)

@@ -1,0 +1,137 @@
+"""Which tensors an artifact's data file holds, in which form and at which byte.
+
+The layout follows from the configuration and the structure alone, before a single weight is read. So the graph is the same
+bytes for every mixture of one structure, the data file can be written front to back, one tensor at a time, and a table
+that two graphs use (the tied embedding, the scales of its two readers) lies on disk once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ..model.tensors import EMBEDDING, HEAD, VISION_PROJECTION, tensor_shapes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from ..model.config import HavocConfig
+    from ..model.structure import Structure
+
+DATA_FILE = "model.onnx.data"
+ROPE_COS = "rope.cos_cache"
+ROPE_SIN = "rope.sin_cache"
+
+_PAGE_BYTES = 4096  # large tensors start on a page, so that the runtime maps them in place
+_CACHE_LINE_BYTES = 64
+
+Form = Literal["plain", "transposed", "blocks"]
+"""`plain` as the base stores it; `transposed` [K, N] for MatMul; `blocks` quantized rows with their scales."""
+
+ITEM_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
+NUM_BITS = {"int8": 8, "int4": 4}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Initializer:
+    """One named tensor of the graph: `shape`, NumPy `dtype`, and its place in the data file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in the data file."""
+        count = ITEM_BYTES[self.dtype]
+        for size in self.shape:
+            count *= size
+        return count
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredWeight:
+    """One tensor of the base (`source` is its Hugging Face name) and the initializers that hold it."""
+
+    source: str
+    source_shape: tuple[int, ...]
+    form: Form
+    initializers: tuple[Initializer, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Every stored weight in file order; offsets are strictly increasing and do not overlap."""
+
+    weights: tuple[StoredWeight, ...]
+
+    def __getitem__(self, source: str) -> StoredWeight:
+        """The stored weight of one source tensor; `KeyError` when the layout has none."""
+        return next(weight for weight in self.weights if weight.source == source)
+
+    def __contains__(self, source: object) -> bool:
+        """Whether a source tensor is stored."""
+        return any(weight.source == source for weight in self.weights)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the data file."""
+        return max(item.offset_bytes + item.num_bytes for item in self.initializers())
+
+    def initializers(self) -> Iterator[Initializer]:
+        """All initializers in file order."""
+        for weight in self.weights:
+            yield from weight.initializers
+
+
+def plan_layout(config: HavocConfig, structure: Structure) -> Layout:
+    """Lay out the data file of `config` stored as `structure`."""
+    shapes: dict[str, tuple[int, ...]] = dict(tensor_shapes(config))
+    half = config.attention.head_dim // 2
+    shapes[ROPE_COS] = shapes[ROPE_SIN] = (config.max_seq_len, half)
+    weights: list[StoredWeight] = []
+    end_bytes = 0
+    for source, shape in shapes.items():
+        weight, end_bytes = _place(source, shape, structure, end_bytes)
+        weights.append(weight)
+    return Layout(tuple(weights))
+
+
+def _place(
+    source: str, shape: tuple[int, ...], structure: Structure, end_bytes: int
+) -> tuple[StoredWeight, int]:
+    form = _form(source, shape, structure)
+    placed: list[Initializer] = []
+    for name, dtype, stored_shape in _parts(source, shape, form, structure):
+        item = Initializer(name=name, dtype=dtype, shape=stored_shape, offset_bytes=0)
+        unit = _PAGE_BYTES if item.num_bytes >= _PAGE_BYTES else _CACHE_LINE_BYTES
+        offset_bytes = -(-end_bytes // unit) * unit
+        placed.append(Initializer(name=name, dtype=dtype, shape=stored_shape, offset_bytes=offset_bytes))
+        end_bytes = offset_bytes + item.num_bytes
+    return StoredWeight(source=source, source_shape=shape, form=form, initializers=tuple(placed)), end_bytes
+
+
+def _form(source: str, shape: tuple[int, ...], structure: Structure) -> Form:
+    is_table = source in {EMBEDDING, HEAD, ROPE_COS, ROPE_SIN}
+    if len(shape) != 2 or source in {ROPE_COS, ROPE_SIN}:  # noqa: PLR2004 - a matrix has two dimensions
+        return "plain"
+    if structure.is_quantized and source != VISION_PROJECTION:
+        return "blocks"
+    return "plain" if is_table else "transposed"
+
+
+def _parts(
+    source: str, shape: tuple[int, ...], form: Form, structure: Structure
+) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape of each initializer of one source tensor."""
+    activation = "float16" if structure.activation_dtype == "fp16" else "float32"
+    if form == "blocks":
+        rows, columns = shape
+        num_blocks = -(-columns // structure.block_size)
+        num_bits = NUM_BITS[structure.weight_format]
+        packed = (rows, num_blocks, structure.block_size * num_bits // 8)
+        return [(f"{source}_Q{num_bits}", "uint8", packed), (f"{source}_scales", activation, (rows, num_blocks))]
+    is_matrix = len(shape) == 2 and not source.startswith("rope.")  # noqa: PLR2004 - a matrix has two dimensions
+    dtype = "float16" if is_matrix and structure.weight_format == "fp16" else activation
+    return [(source, dtype, shape[::-1] if form == "transposed" else shape)]

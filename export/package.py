@@ -1,0 +1,246 @@
+"""Writing an artifact: fold, lay out, write, prove, and sign off with the manifest, in a folder that appears whole or not at all.
+
+Everything is built under a temporary name beside `out`. The weights stream through, one tensor at a time; the finished
+graphs are opened in ONNX Runtime and compared with torch; only then is the manifest written and the folder renamed.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .. import __version__
+from ..adapt.expert import save_expert
+from ..adapt.mixture import mix
+from ..adapt.svf import compute_basis
+from ..errors import HavocError
+from ..model.checkpoint import generation_fields
+from ..model.structure import Structure
+from ..model.tensors import tensor_shapes
+from ..model.tokenizer import Tokenizer
+from ..progress import SILENT, Progress
+from ..storage import new_directory, sha256_file, write_bytes, write_json, write_text
+from .artifact import MANIFEST, ArtifactFile, ArtifactManifest
+from .card import model_card
+from .datafile import StoredWeights, write_data_file
+from .fold import FoldedTensors
+from .genai import genai_config
+from .graph import CPU_ACCURACY_LEVEL, IR_VERSION, OPSET, build_graphs, serialize
+from .layout import DATA_FILE, plan_layout
+from .parity import ParityCase, ParityReport, StreamedModel, compare, drift, make_probe
+from .session import DecoderSession
+from .source import Source, open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from torch import Tensor
+
+    from ..adapt.expert import Expert
+    from ..adapt.mixture import MixingRule
+    from ..adapt.svf import Basis
+    from ..model.config import HavocConfig
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "LICENSE",
+)
+"""Files of a base that are carried along unchanged where they exist."""
+
+EXPERTS_FOLDER = "experts"
+_NUM_FINGERPRINT_LOGITS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture:
+    """Experts, their weights and the rule: everything beside the base that decides the folded weights."""
+
+    experts: tuple[Expert, ...] = ()
+    alpha: tuple[float, ...] = ()
+    rule: MixingRule = "delta"
+
+    def deltas(self, source: Source, basis: Basis | None) -> dict[str, Tensor]:
+        """The mixture's delta by tensor name; none without experts. Experts of another base are a `HavocError`."""
+        if not self.experts:
+            return {}
+        for expert in self.experts:
+            if expert.base_hash != source.hash:
+                msg = (
+                    f"the {expert.domain} expert was trained on base {expert.base_hash[:12]}, {source.name} is base "
+                    f"{source.hash[:12]}; z vectors fit only the base they were trained on"
+                )
+                raise HavocError(msg)
+        values = None
+        if self.rule == "renorm":
+            basis = basis or compute_basis(source.tensors, base_hash=source.hash)
+            values = {name: matrix.singular_values for name, matrix in basis.matrices.items()}
+        return mix(self.experts, self.alpha, rule=self.rule, singular_values=values)
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Alpha by domain."""
+        return {expert.domain: float(weight) for expert, weight in zip(self.experts, self.alpha, strict=True)}
+
+
+def export_artifact(
+    base: Source | Path | str,
+    out: Path,
+    *,
+    experts: Sequence[Expert] = (),
+    alpha: Sequence[float] = (),
+    rule: MixingRule = "delta",
+    structure: Structure | None = None,
+    basis: Basis | None = None,
+    progress: Progress = SILENT,
+) -> Path:
+    """Fold `experts` with weights `alpha` into `base` and write the artifact folder `out`; return it.
+
+    Without experts the base itself is exported. `basis` saves computing it again. An existing artifact at `out` is replaced
+    when the new one is whole. Raises `MeasurementError` when the graph does not agree with torch, `HavocError` for anything
+    wrong with the input or the disk; nothing is left behind then.
+    """
+    source = base if isinstance(base, Source) else open_source(base)
+    structure = structure or Structure()
+    mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
+    folded = FoldedTensors(source.tensors, mixture.deltas(source, basis), basis)
+    with new_directory(out, marker=MANIFEST) as folder:
+        _write_model(folder, source.config, structure, folded, progress)
+        tokenizer = _write_companions(folder, source, mixture)
+        session, report, moved = _prove(folder, source.config, structure, folded, tokenizer, progress)
+        manifest = _manifest(source, mixture, structure, report, moved, fingerprint(session))
+        del session
+        gc.collect()  # unmap the data file before its folder is renamed
+        write_text(folder / "README.md", model_card(source, mixture.weights, structure, manifest))
+        write_json(folder / MANIFEST, _with_files(folder, manifest).to_json())
+    return out
+
+
+def _write_model(
+    folder: Path, config: HavocConfig, structure: Structure, tensors: FoldedTensors, progress: Progress
+) -> None:
+    layout = plan_layout(config, structure)
+    write_data_file(folder / DATA_FILE, tensors, config=config, structure=structure, layout=layout, progress=progress)
+    for name, graph in build_graphs(config, structure).items():
+        write_bytes(folder / name, serialize(graph))
+
+
+def _write_companions(folder: Path, source: Source, mixture: Mixture) -> Tokenizer | None:
+    """Configurations, tokenizer and mixture; returns the tokenizer where the base has one."""
+    config = source.config
+    write_json(folder / "config.json", config.to_hf())
+    write_json(folder / "generation_config.json", generation_fields(config))
+    if config.vision is None:
+        write_json(folder / "genai_config.json", genai_config(config))
+    carried = [] if source.directory is None else [source.directory / name for name in TOKENIZER_FILES]
+    for file in carried:
+        if file.is_file():
+            write_bytes(folder / file.name, file.read_bytes())
+    experts = []
+    for expert, weight in zip(mixture.experts, mixture.alpha, strict=True):
+        path = save_expert(expert, folder / EXPERTS_FOLDER)
+        name = f"{EXPERTS_FOLDER}/{path.name}"
+        experts.append({"domain": expert.domain, "alpha": float(weight), "hash": expert.hash, "file": name})
+    document = {
+        "base": {"name": source.name, "hash": source.hash, "random_weights": source.is_random},
+        "experts": experts,
+        "rule": mixture.rule,
+        "formula": "W' = U diag(s z) V^T with z from alpha and the experts' deltas by the rule",
+    }
+    write_json(folder / "mixture.json", document)
+    return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def _prove(
+    folder: Path,
+    config: HavocConfig,
+    structure: Structure,
+    folded: FoldedTensors,
+    tokenizer: Tokenizer | None,
+    progress: Progress,
+) -> tuple[DecoderSession, ParityReport, ParityCase]:
+    """Open the graphs just written and hold them against torch over the stored weights; and those against the exact fold."""
+    with progress.stage("compare with torch", 2) as stage:
+        graphs = {path.name: path for path in sorted(folder.glob("*.onnx"))}
+        session = DecoderSession(config, graphs, tokenizer=tokenizer)
+        stored = StreamedModel(config, StoredWeights(folder / DATA_FILE, plan_layout(config, structure), structure))
+        report = compare(stored, session, structure)
+        stage.advance(note=f"largest difference {report.max_abs_diff:.1e}")
+        moved = drift(stored, StreamedModel(config, folded), config)
+        stage.advance(note=f"the format moves logits by {moved.mean_relative_diff:.1e} of their spread")
+    return session, report, moved
+
+
+def fingerprint(session: DecoderSession) -> dict[str, Any]:
+    """A few logits of a fixed input, kept in the manifest so that a later load can be told from another model."""
+    probe = make_probe(session.config, num_tokens=12, seed=7)
+    ids, image = probe.row(0)
+    logits, _ = session.prefill(ids, None, image)
+    where = np.linspace(0, session.config.vocab_size - 1, _NUM_FINGERPRINT_LOGITS).astype(int)
+    return {
+        "token_ids": ids[0].tolist(),
+        "num_patches": 0 if image is None else len(image),
+        "top1": int(logits[0].argmax()),
+        "logits": {str(index): float(logits[0, index]) for index in where},
+        "spread": float(logits.std()),
+    }
+
+
+def _manifest(
+    source: Source,
+    mixture: Mixture,
+    structure: Structure,
+    report: ParityReport,
+    moved: ParityCase,
+    logits: dict[str, Any],
+) -> ArtifactManifest:
+    level = {"accuracy_level": CPU_ACCURACY_LEVEL} if structure.is_quantized and structure.activation_dtype == "fp32" else {}
+    names = ("onnxruntime-gpu", "onnxruntime")
+    runtime = next((found for name in names if (found := _installed(name))), "unknown")
+    return ArtifactManifest(
+        files={},
+        base_hash=source.hash,
+        base_name=source.name,
+        has_random_weights=source.is_random,
+        alpha=mixture.weights,
+        rule=mixture.rule,
+        expert_hashes={expert.domain: expert.hash for expert in mixture.experts},
+        structure={
+            "weight_format": structure.weight_format,
+            "activation_dtype": structure.activation_dtype,
+            "block_size": str(structure.block_size),
+        },
+        graph={"dialect": "standard", "opset": OPSET, "ir_version": IR_VERSION, "logits": "last token", **level},
+        versions={
+            "havoc": __version__,
+            "onnxruntime": runtime,
+            **{name: version(name) for name in ("onnx-ir", "numpy", "torch")},
+        },
+        num_parameters=sum(int(np.prod(shape)) for shape in tensor_shapes(source.config).values()),
+        fingerprint=logits,
+        parity={**report.to_json(), "format_drift": moved.to_json()},
+    )
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except ModuleNotFoundError:
+        return None
+
+
+def _with_files(folder: Path, manifest: ArtifactManifest) -> ArtifactManifest:
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    files = {
+        path.relative_to(folder).as_posix(): ArtifactFile(sha256=sha256_file(path), num_bytes=path.stat().st_size)
+        for path in paths
+    }
+    return ArtifactManifest(**{**vars(manifest), "files": files})

@@ -1,0 +1,309 @@
+"""The exported graph against PyTorch, on every way the graph is used.
+
+    B batch, T tokens, V vocab
+
+The reference is one full forward pass of torch over a few left-padded sequences; prefill, empty past, single steps, chunked
+prefill and padded batches of the exported model must all give its logits at their positions. The reference computes with
+the weights as they are stored (dequantized), so a limit speaks about the graph; how far the format itself moves the logits
+from the fp32 fold is reported beside it, as drift.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ..errors import MeasurementError
+from ..model.blocks import RotaryEmbedding, TransformerBlock
+from ..model.tensors import EMBEDDING, FINAL_NORM, HEAD, VISION_PROJECTION, module_name
+from .greedy import left_padded
+from .session import DecoderSession
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from ..model.config import HavocConfig
+    from ..model.structure import Structure
+
+NUM_TOKENS = 24
+NUM_ROWS = 3
+CHUNKS = (7, 1, 9)
+"""Lengths of the first chunks of the chunked prefill; a last one takes the rest."""
+
+
+class Reference(Protocol):
+    """Logits fp32 [B, T, V] of whole sequences: ids [B, T], mask [B, T], patches [R, patch_dim]. A `HavocModel` is one."""
+
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, patches: Tensor | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limit:
+    """What is allowed between torch and the runtime: largest difference, or mean difference in units of the logits' spread."""
+
+    max_abs: float | None = None
+    mean_relative: float | None = None
+    top1_share: float = 0.0
+
+
+LIMITS: dict[tuple[str, str], Limit] = {
+    ("fp32", "fp32"): Limit(max_abs=1e-4, top1_share=1.0),
+    ("fp16", "fp32"): Limit(max_abs=1e-4, top1_share=1.0),
+    ("int8", "fp32"): Limit(mean_relative=0.05, top1_share=0.5),
+    ("int4", "fp32"): Limit(mean_relative=0.05, top1_share=0.5),
+    ("fp32", "fp16"): Limit(mean_relative=0.01, top1_share=0.9),
+    ("fp16", "fp16"): Limit(mean_relative=0.01, top1_share=0.9),
+    ("int8", "fp16"): Limit(mean_relative=0.05, top1_share=0.5),
+    ("int4", "fp16"): Limit(mean_relative=0.05, top1_share=0.5),
+}
+"""By (weight format, activation dtype).
+
+int8 and int4 let the CPU quantize activations to int8 (accuracy level 4): about 2 % of the logits' spread, measured, against
+1e-6 when it does not, and on random weights enough to turn a third of all top-1 choices between near-equal logits.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityCase:
+    """How one way of running the exported model compares: `num_positions` rows of logits."""
+
+    name: str
+    num_positions: int
+    max_abs_diff: float
+    mean_abs_diff: float
+    mean_relative_diff: float
+    top1_share: float
+
+    def to_json(self) -> dict[str, Any]:
+        """The document kept in the manifest."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """All cases against the limit they had to meet."""
+
+    cases: tuple[ParityCase, ...]
+    limit: Limit
+
+    @property
+    def max_abs_diff(self) -> float:
+        """The largest difference of any case."""
+        return max(case.max_abs_diff for case in self.cases)
+
+    @property
+    def top1_share(self) -> float:
+        """The smallest top-1 agreement of any case."""
+        return min(case.top1_share for case in self.cases)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document kept in the manifest."""
+        return {"limit": asdict(self.limit), "cases": [case.to_json() for case in self.cases]}
+
+
+@dataclass(frozen=True)
+class _Probe:
+    """The sequences all cases read: left-padded ids and mask [B, T], and the patches of each row's image."""
+
+    ids: NDArray[np.int64]
+    mask: NDArray[np.int64]
+    images: tuple[NDArray[np.float32] | None, ...]
+
+    @property
+    def patches(self) -> NDArray[np.float32] | None:
+        present = [image for image in self.images if image is not None]
+        return np.concatenate(present) if present else None
+
+    def row(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
+        """One row alone and unpadded: ids [1, T], its patches."""
+        return self.ids[index : index + 1, self.mask[index] == 1], self.images[index]
+
+
+def make_probe(config: HavocConfig, *, num_tokens: int = NUM_TOKENS, seed: int = 20) -> _Probe:
+    """Random sequences of three lengths within the context; in vision configurations the first and last carry an image."""
+    rng = np.random.default_rng(seed)
+    num_tokens = min(num_tokens, config.max_seq_len)
+    lengths = [num_tokens, max(num_tokens - 5, 1), max(num_tokens // 2, 1)][:NUM_ROWS]
+    forbidden = -1 if config.vision is None else config.vision.image_token_id
+    rows, images = [], []
+    for index, length in enumerate(lengths):
+        ids = rng.integers(0, config.vocab_size, length)
+        ids[ids == forbidden] = (forbidden + 1) % config.vocab_size
+        image = None
+        if config.vision is not None and index != 1:
+            num_patches = min(4, length - 1)
+            ids[1 : 1 + num_patches] = forbidden
+            image = rng.uniform(-1, 1, (num_patches, config.vision.patch_dim)).astype(np.float32)
+        rows.append([int(token_id) for token_id in ids])
+        images.append(image)
+    ids_BT, mask_BT = left_padded(rows, pad_id=0 if forbidden != 0 else 1)
+    return _Probe(ids_BT, mask_BT, tuple(images))
+
+
+def compare(reference: Reference, session: DecoderSession, structure: Structure) -> ParityReport:
+    """Run every case and hold it against the format's limit; above it, or not finite, is a `MeasurementError`."""
+    probe = make_probe(session.config)
+    expected_BTV = reference_logits(reference, probe)
+    limit = LIMITS[structure.weight_format, structure.activation_dtype]
+    cases = []
+    for name, actual, expected in _runs(session, probe, expected_BTV):
+        case = _compared(name, actual, expected)
+        _require(case, limit)
+        cases.append(case)
+    return ParityReport(cases=tuple(cases), limit=limit)
+
+
+def drift(reference: Reference, exact: Reference, config: HavocConfig) -> ParityCase:
+    """How far the stored weights move the logits from those of the exact ones, in torch on both sides."""
+    probe = make_probe(config)
+    real = probe.mask == 1
+    return _compared("drift", reference_logits(reference, probe)[real], reference_logits(exact, probe)[real])
+
+
+def reference_logits(reference: Reference, probe: _Probe) -> NDArray[np.float32]:
+    """Full logits [B, T, V] of the probe from torch."""
+    patches = None if probe.patches is None else torch.from_numpy(probe.patches)
+    with torch.inference_mode():
+        logits = reference(torch.from_numpy(probe.ids), torch.from_numpy(probe.mask), patches=patches)
+    array: NDArray[np.float32] = logits.float().numpy()
+    return array
+
+
+def _runs(
+    session: DecoderSession, probe: _Probe, expected_BTV: NDArray[np.float32]
+) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
+    """Each case's name, its logits [positions, V], and torch's at the same positions."""
+    num_prompt = probe.ids.shape[1] // 2
+    rows = range(len(probe.ids))
+    alone = [session.prefill(*_alone(probe, row))[0][0] for row in rows]
+    yield "prefill", np.stack(alone), expected_BTV[:, -1]
+    first = probe.ids[:1, :1]
+    logits, past = session.prefill(first)
+    yield "empty past", logits, expected_BTV[:1, 0]
+    plain = 0 if session.config.vision is None else 1
+    own = expected_BTV[plain, probe.mask[plain] == 1]
+    ids, _ = probe.row(plain)
+    steps, past = [], session.empty_past(1)
+    for position in range(ids.shape[1]):
+        logits, past = session.decode(ids[:, position : position + 1], None, past)
+        steps.append(logits[0])
+    yield "single steps", np.stack(steps), own
+    yield "chunked prefill", *_chunked(session, ids, own)
+    padded = [session.prefill(probe.ids, probe.mask, probe.patches)[0]]
+    yield "left-padded batch", padded[0], expected_BTV[:, -1]
+    yield "left-padded steps", *_padded_steps(session, probe, expected_BTV, max(num_prompt, _last_image(probe)))
+
+
+def _alone(probe: _Probe, row: int) -> tuple[NDArray[np.int64], None, NDArray[np.float32] | None]:
+    ids, image = probe.row(row)
+    return ids, None, image
+
+
+def _last_image(probe: _Probe) -> int:
+    """Columns that hold every image: the shortest row's patches end last."""
+    ends = [
+        int(np.flatnonzero(probe.mask[row])[0]) + 1 + len(image) for row, image in enumerate(probe.images) if image is not None
+    ]
+    return max(ends, default=1)
+
+
+def _chunked(
+    session: DecoderSession, ids: NDArray[np.int64], own: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    bounds = [0, *(bound for bound in np.cumsum(CHUNKS).tolist() if bound < ids.shape[1]), ids.shape[1]]
+    past, chunks = session.empty_past(1), []
+    for start, stop in zip(bounds, bounds[1:], strict=False):
+        logits, past = session.extend(ids[:, start:stop], None, past)
+        chunks.append(logits[0])
+    return np.stack(chunks), own[[bound - 1 for bound in bounds[1:]]]
+
+
+def _padded_steps(
+    session: DecoderSession, probe: _Probe, expected_BTV: NDArray[np.float32], num_prompt: int
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    num_tokens = probe.ids.shape[1]
+    logits, past = session.prefill(probe.ids[:, :num_prompt], probe.mask[:, :num_prompt], probe.patches)
+    actual, columns = [logits], [num_prompt - 1]
+    for column in range(num_prompt, num_tokens):
+        logits, past = session.decode(probe.ids[:, column : column + 1], probe.mask[:, : column + 1], past)
+        actual.append(logits)
+        columns.append(column)
+    real = probe.mask[:, columns] == 1
+    return np.stack(actual, axis=1)[real], expected_BTV[:, columns][real]
+
+
+def _compared(name: str, actual: NDArray[np.float32], expected: NDArray[np.float32]) -> ParityCase:
+    diff = np.abs(actual.astype(np.float64) - expected)
+    spread = float(expected.std()) or 1.0
+    return ParityCase(
+        name=name,
+        num_positions=len(expected),
+        max_abs_diff=float(diff.max()),
+        mean_abs_diff=float(diff.mean()),
+        mean_relative_diff=float(diff.mean()) / spread,
+        top1_share=float((actual.argmax(-1) == expected.argmax(-1)).mean()),
+    )
+
+
+def _require(case: ParityCase, limit: Limit) -> None:
+    problems = []
+    if not np.isfinite(case.max_abs_diff):
+        problems.append("a logit is not finite")
+    if limit.max_abs is not None and case.max_abs_diff > limit.max_abs:
+        problems.append(f"largest difference {case.max_abs_diff:.3g}, allowed {limit.max_abs:g}")
+    if limit.mean_relative is not None and case.mean_relative_diff > limit.mean_relative:
+        problems.append(f"mean difference {case.mean_relative_diff:.3g} of the logits' spread, allowed {limit.mean_relative:g}")
+    if case.top1_share < limit.top1_share:
+        problems.append(f"top-1 agreement {case.top1_share:.3f}, required {limit.top1_share:g}")
+    if problems:
+        msg = f"the exported graph does not agree with torch on {case.name}: {'; '.join(problems)}; nothing was written"
+        raise MeasurementError(msg)
+
+
+class StreamedModel:
+    """A decoder's forward pass over tensors that are read one layer at a time: a reference for bases larger than memory."""
+
+    def __init__(self, config: HavocConfig, tensors: Mapping[str, Tensor]) -> None:
+        """`tensors` by Hugging Face name; each is asked for once a call."""
+        self._config, self._tensors = config, tensors
+
+    @torch.inference_mode()
+    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, patches: Tensor | None = None) -> Tensor:
+        """Logits fp32 [B, T, V] of whole sequences."""
+        config = self._config
+        mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        positions_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
+        rotary = RotaryEmbedding(config.attention, config.max_seq_len)(positions_BT)
+        itself_TT = torch.eye(input_ids.shape[1], dtype=torch.bool)
+        visible_BTT = torch.ones_like(itself_TT).tril() & (mask_BT[:, None, :].bool() | itself_TT)
+        additive_B1TT = torch.zeros(visible_BTT.shape).masked_fill_(~visible_BTT, float("-inf")).unsqueeze(1)
+        x_BTD = self._embed(input_ids, patches)
+        for layer in range(config.num_layers):
+            x_BTD, _ = self._block(layer)(x_BTD, rotary, additive_B1TT)
+        x_BTD = F.rms_norm(x_BTD, (config.d_model,), self._fp32(FINAL_NORM), config.norm_eps)
+        return F.linear(x_BTD, self._fp32(EMBEDDING if config.tie_word_embeddings else HEAD))
+
+    def _fp32(self, name: str) -> Tensor:
+        return self._tensors[name].to(torch.float32)
+
+    def _embed(self, input_ids: Tensor, patches: Tensor | None) -> Tensor:
+        x_BTD = F.embedding(input_ids, self._fp32(EMBEDDING))
+        if patches is None or self._config.vision is None:
+            return x_BTD
+        is_image = input_ids == self._config.vision.image_token_id
+        return x_BTD.masked_scatter(is_image.unsqueeze(-1), F.linear(patches, self._fp32(VISION_PROJECTION)))
+
+    def _block(self, layer: int) -> TransformerBlock:
+        with torch.device("meta"):
+            block = TransformerBlock(self._config)
+        prefix = f"model.layers.{layer}."
+        names = [name for name in self._tensors if name.startswith(prefix)]
+        state = {module_name(name).removeprefix(f"layers.{layer}."): self._fp32(name) for name in names}
+        block.load_state_dict(state, assign=True)
+        return block.eval()

@@ -1,0 +1,66 @@
+"""What is exported: a base's configuration and its tensors one at a time, without building a model.
+
+A base of any size opens in milliseconds; only the hash reads it all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import HavocError
+from ..model.checkpoint import BUNDLED_NANO
+from ..model.config import PRESETS, HavocConfig
+from ..model.weights import RandomTensors, open_tensors, require_tensors, weight_hash
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Source:
+    """A base to export. `directory` is None for a preset's random weights (seed 0)."""
+
+    name: str
+    config: HavocConfig
+    tensors: Mapping[str, Tensor]
+    directory: Path | None
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights are random: fit for measuring cost, not for answers."""
+        return self.directory is None
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 of the weights, as experts and records name the base."""
+        return weight_hash(self.tensors)
+
+
+def open_source(base: str | Path) -> Source:
+    """Open a directory, the bundled `nano`, or another preset's shape with random weights.
+
+    A directory whose tensors do not fit its configuration is a `HavocError` that names the first one.
+    """
+    name = str(base)
+    if name == "nano" and not isinstance(base, Path):
+        return _open_directory(BUNDLED_NANO, name)
+    if not isinstance(base, Path) and (name in PRESETS or name == "havoc_7b") and not Path(name).is_dir():
+        config = HavocConfig.preset(name)
+        return Source(name, config, RandomTensors(config), None)
+    directory = Path(base)
+    if not directory.is_dir():
+        msg = f"{directory}: no such directory, and no preset is called so (there are {', '.join(PRESETS)})"
+        raise HavocError(msg)
+    return _open_directory(directory, directory.resolve().name)
+
+
+def _open_directory(directory: Path, name: str) -> Source:
+    config = HavocConfig.from_directory(directory)
+    tensors = open_tensors(directory)
+    require_tensors(tensors, config, source=directory)
+    return Source(name, config, tensors, directory)
