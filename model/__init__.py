@@ -1,4 +1,4 @@
-"""The decoder: its configuration, blocks, generation and checkpoints. Torch is loaded when a name that needs it is used."""
+"""The decoder: configuration, blocks, generation, checkpoints. Torch is loaded when a name that needs it is used."""
 
 from __future__ import annotations
 
@@ -58,6 +58,5 @@ __all__ = [
 
 def __getattr__(name: str) -> object:
     if name not in _MODULE_OF:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -1,7 +1,7 @@
 """The parts of the decoder: norm, rotary positions, grouped-query attention, SwiGLU, and the block they make.
 
-Legend: B batch, T new tokens, P past tokens, S = P + T, D model, N query heads, K kv heads, H head dim, I mlp hidden dim.
-RMSNorm: arXiv 1910.07467; RoPE: 2104.09864; GQA: 2305.13245; SwiGLU: 2002.05202.
+Legend: B batch, T new tokens, P past tokens, S = P + T, D model, N query heads, K kv heads, H head dim, I mlp hidden
+dim. RMSNorm: arXiv 1910.07467; RoPE: 2104.09864; GQA: 2305.13245; SwiGLU: 2002.05202.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ class RMSNorm(nn.Module):
 class RotaryEmbedding(nn.Module):
     """Cosines and signed sines for every position, rounded once from float64.
 
-    Each head's first and second half form the pairs (Hugging Face layout): out = x * cos + swap_halves(x) * (-sin, +sin).
+    Each head's first and second half form the pairs (Hugging Face layout): out = x * cos + swap_halves(x) * (-sin,
+    +sin).
     """
 
-    cos_SH: Tensor
-    sin_SH: Tensor
+    cos_SH: Tensor  # noqa: N815 - a shape suffix
+    sin_SH: Tensor  # noqa: N815
 
     def __init__(self, attention: AttentionConfig, max_seq_len: int) -> None:
         super().__init__()
@@ -67,13 +68,13 @@ class LayerCache:
         self.key_BKSH, self.value_BKSH, self.length = key_BKSH, value_BKSH, 0
 
     def append(self, key_BKTH: Tensor, value_BKTH: Tensor) -> KeyValue:
-        """Write T new positions; return views of everything written so far."""
+        """Write T new positions; return views [B, K, S, H] of everything written so far."""
         start, self.length = self.length, self.length + key_BKTH.shape[2]
         self.key_BKSH[:, :, start : self.length] = key_BKTH
         self.value_BKSH[:, :, start : self.length] = value_BKTH
         return self.key_BKSH[:, :, : self.length], self.value_BKSH[:, :, : self.length]
 
-    def keep_rows(self, rows: Tensor) -> None:
+    def select(self, rows: Tensor) -> None:
         """Keep, drop or repeat batch rows: row i becomes the old row `rows[i]`."""
         old_key, old_value, used = self.key_BKSH, self.value_BKSH, self.length
         shape = (len(rows), *old_key.shape[1:])
@@ -105,11 +106,12 @@ class GQAttention(nn.Module):
     ) -> tuple[Tensor, KeyValue]:
         """Attend from x to itself and to `past`.
 
-        `mask` is additive, broadcastable to [B, N, T, S]; without one, attention is causal (T > 1 needs an empty past then).
-        Returns the output [B, T, D] and all keys and values [B, K, S, H].
+        `mask` is additive, broadcastable to [B, N, T, S]; without one, attention is causal (T > 1 needs an empty past
+        then). Returns the output [B, T, D] and all keys and values [B, K, S, H].
         """
         q_BNTH, k_BKTH, v_BKTH = (
-            projection(x_BTD).unflatten(-1, (-1, self.head_dim)) for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(x_BTD).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         q_BNTH = apply_rotary(self.q_norm(q_BNTH).transpose(1, 2), rotary)
         k_BKTH = apply_rotary(self.k_norm(k_BKTH).transpose(1, 2), rotary)

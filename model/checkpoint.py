@@ -1,7 +1,8 @@
 """Models to and from directories in Hugging Face layout, and the base that everything downstream starts from.
 
-A directory holds `config.json`, `generation_config.json` and `model.safetensors` (or shards; or `model.pt` on request) with
-Hugging Face's tensor names. Loading is strict: what is missing, extra, ill-shaped, not finite or not tied as promised is named.
+A directory holds `config.json`, `generation_config.json` and `model.safetensors` (or shards; or `model.pt` on
+request) with Hugging Face's tensor names. Loading is strict: what is missing, extra, ill-shaped, not finite or not
+tied as promised is named.
 """
 
 from __future__ import annotations
@@ -25,6 +26,19 @@ from .weights import INDEX_FILE, SAFETENSORS_FILE, RandomTensors, open_tensors, 
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+__all__ = [
+    "BUNDLED_NANO",
+    "Base",
+    "assemble",
+    "generation_fields",
+    "load_base",
+    "load_model",
+    "named_tensors",
+    "open_tensors",
+    "save_model",
+    "weight_hash",
+]
 
 TORCH_FILE = "model.pt"
 BUNDLED_NANO = Path(__file__).parent / "nano"
@@ -50,8 +64,9 @@ class Base:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; a base without one is a `HavocError` when text is asked of it."""
         if self.loaded_tokenizer is None:
-            msg = f"{self.directory or 'this preset'}: has no tokenizer.json, so it cannot read or write text"
-            raise HavocError(msg)
+            raise HavocError(
+                f"{self.directory or 'this preset'}: has no tokenizer.json, so it cannot read or write text"
+            )
         return self.loaded_tokenizer
 
     def tensors(self) -> Mapping[str, Tensor]:
@@ -69,19 +84,19 @@ def load_base(path_or_preset: str | Path) -> Base:
         return Base(assemble(config, tensors, source=path_or_preset), config, weight_hash(tensors), None)
     directory = Path(path_or_preset)
     if not directory.is_dir():
-        msg = f"{directory}: no such directory, and no preset is called so (there are {', '.join(PRESETS)})"
-        raise HavocError(msg)
+        raise HavocError(f"{directory}: no such directory, and no preset is called so (there are {', '.join(PRESETS)})")
     config = HavocConfig.from_directory(directory)
     stored = open_tensors(directory)
     tokenizer = Tokenizer.load(directory) if (directory / "tokenizer.json").is_file() else None
     if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        msg = f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, the model's table {config.vocab_size} rows"
-        raise HavocError(msg)
+        raise HavocError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, the model's table {config.vocab_size} rows"
+        )
     return Base(assemble(config, stored, source=directory), config, weight_hash(stored), directory, tokenizer)
 
 
 def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> HavocModel:
-    """Read a directory into an fp32 model in eval mode on `device`; `model.pt` only where there is no safetensors file."""
+    """Read a directory into an fp32 model in eval mode; `model.pt` only where there is no safetensors file."""
     directory = Path(directory)
     config = HavocConfig.from_directory(directory)
     has_safetensors = (directory / SAFETENSORS_FILE).is_file() or (directory / INDEX_FILE).is_file()
@@ -91,7 +106,7 @@ def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> 
 
 
 def assemble(config: HavocConfig, tensors: Mapping[str, Tensor], *, source: object) -> HavocModel:
-    """Build the model around tensors by Hugging Face name, as fp32, in eval mode; see the module for what is refused."""
+    """Build the model, fp32 and in eval mode, around tensors by Hugging Face name; the module says what is refused."""
     require_tensors(tensors, config, source=source)
     with torch.device("meta"):
         model = HavocModel(config)
@@ -100,35 +115,33 @@ def assemble(config: HavocConfig, tensors: Mapping[str, Tensor], *, source: obje
         _require_tied(tensors, source=source)
         state["lm_head.weight"] = state[module_name(EMBEDDING)]
     model.load_state_dict(state, strict=True, assign=True)
-    model.lm_head.weight = model.embed_tokens.weight if config.tie_word_embeddings else model.lm_head.weight
+    if config.tie_word_embeddings:
+        model.lm_head.weight = model.embed_tokens.weight
     return model.requires_grad_(requires_grad=True).eval()
 
 
 def _as_float32(name: str, tensor: Tensor, *, source: object) -> Tensor:
     if tensor.dtype not in _FLOAT_TYPES:
-        msg = f"{source}: tensor {name} is {tensor.dtype}; quantized checkpoints are not read, only floating point"
-        raise HavocError(msg)
+        raise HavocError(
+            f"{source}: tensor {name} is {tensor.dtype}; quantized checkpoints are not read, only floating point"
+        )
     if not bool(torch.isfinite(tensor).all()):
-        msg = f"{source}: tensor {name} holds NaN or Inf; the file is damaged or training diverged"
-        raise HavocError(msg)
+        raise HavocError(f"{source}: tensor {name} holds NaN or Inf; the file is damaged or training diverged")
     return tensor.to(torch.float32, copy=True)
 
 
 def _require_tied(tensors: Mapping[str, Tensor], *, source: object) -> None:
     if HEAD in tensors and not torch.equal(tensors[HEAD], tensors[EMBEDDING]):
-        msg = f"{source}: {HEAD} differs from {EMBEDDING}, but the config says tie_word_embeddings = true"
-        raise HavocError(msg)
+        raise HavocError(f"{source}: {HEAD} differs from {EMBEDDING}, but the config says tie_word_embeddings = true")
 
 
 def _read_torch_file(file: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch.load raises a dozen types for a damaged or hostile file
-        msg = f"{file}: not a file of plain tensors ({str(error).splitlines()[0][:120]})"
-        raise HavocError(msg) from error
+    except Exception as error:  # torch.load raises a dozen types for a damaged or hostile file
+        raise HavocError(f"{file}: not a file of plain tensors ({str(error).splitlines()[0][:120]})") from error
     if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        msg = f"{file}: must hold tensors by name"
-        raise HavocError(msg)
+        raise HavocError(f"{file}: must hold tensors by name")
     return state
 
 
@@ -147,10 +160,10 @@ def save_model(
     directory = Path(directory)
     for other in ({TORCH_FILE} if use_safetensors else {SAFETENSORS_FILE}) | {INDEX_FILE}:
         if (directory / other).exists():
-            msg = f"{directory} already holds {other}; save to another directory or remove it first"
-            raise HavocError(msg)
+            raise HavocError(f"{directory} already holds {other}; save to another directory or remove it first")
     state = {
-        name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous() for name, tensor in named_tensors(model).items()
+        name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+        for name, tensor in named_tensors(model).items()
     }
     stored_dtype = str(state[EMBEDDING].dtype).removeprefix("torch.")
     if use_safetensors:

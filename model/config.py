@@ -1,44 +1,44 @@
 """What a HAVOC decoder looks like: its shape as frozen, validated data, and its form on disk.
 
-The disk form is Hugging Face's `config.json`: plain text models are `llama`, `qwen2` (bias on q, k, v) or `qwen3` (norms on q, k)
-and load in transformers unchanged; a model with vision, or with both extras, is `havoc`. Reading refuses, by name, every
-field that would change the numbers in a way this decoder does not compute. No torch here: a device without it reads configs too.
+The disk form is Hugging Face's `config.json`: plain text models are `llama`, `qwen2` (bias on q, k, v) or `qwen3`
+(norms on q, k) and load in transformers unchanged; a model with vision, or with both extras, is `havoc`. Reading
+refuses, by name, every field that would change the numbers in a way this decoder does not compute. No torch here: a
+device without it reads configs too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..errors import HavocError
 from ..storage import read_json
-from . import hf_config
 
 PRESETS = ("7b", "pico", "nano", "edge-135m", "edge-360m")
 
 
-def _require(claim: bool, message: str) -> None:  # noqa: FBT001 - reads as `require that ... else say ...`
+def _require(claim: bool, message: str) -> None:
     if not claim:
         raise HavocError(message)
 
 
-def _require_count(owner: str, fields: dict[str, object]) -> None:
+def _require_count(owner: str, fields: Mapping[str, object]) -> None:
     for name, value in fields.items():
         is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
         _require(is_count, f"{owner}.{name} must be a whole number of at least 1, not {value!r}")
 
 
 def _require_between(owner: str, name: str, value: object, low: float, high: float) -> None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    _require(is_number and low <= float(value) <= high, f"{owner}.{name} must lie in [{low:g}, {high:g}], not {value!r}")  # type: ignore[arg-type]
+    if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
+        raise HavocError(f"{owner}.{name} must be a number in [{low:g}, {high:g}], not {value!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling:
-    """Llama 3's frequency scaling: long wavelengths are stretched by `factor`, short ones kept, the rest interpolated."""
+    """Llama 3's frequency scaling: long wavelengths are stretched by `factor`, short ones kept, others interpolated."""
 
     factor: float
     low_freq_factor: float
@@ -50,10 +50,8 @@ class RopeScaling:
         _require_between("rope_scaling", "low_freq_factor", self.low_freq_factor, 1e-6, 1e6)
         _require_between("rope_scaling", "high_freq_factor", self.high_freq_factor, 1e-6, 1e6)
         _require_count("rope_scaling", {"original_max_position_embeddings": self.original_max_seq_len})
-        _require(
-            self.low_freq_factor < self.high_freq_factor,
-            f"rope_scaling.low_freq_factor ({self.low_freq_factor:g}) must be below high_freq_factor ({self.high_freq_factor:g})",
-        )
+        low, high = self.low_freq_factor, self.high_freq_factor
+        _require(low < high, f"rope_scaling.low_freq_factor ({low:g}) must be below high_freq_factor ({high:g})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +97,9 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         _require_count("vision", {"patch_size": self.patch_size, "num_channels": self.num_channels})
-        _require(self.num_channels in {1, 3}, f"vision.num_channels must be 1 (grey) or 3 (RGB), not {self.num_channels}")
+        _require(
+            self.num_channels in {1, 3}, f"vision.num_channels must be 1 (grey) or 3 (RGB), not {self.num_channels}"
+        )
 
     @property
     def patch_dim(self) -> int:
@@ -127,16 +127,19 @@ class HavocConfig:
     eos_token_id: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        counts = ("vocab_size", "d_model", "num_layers", "max_seq_len")
-        _require_count("config", {name: getattr(self, name) for name in counts})
+        sizes = {"vocab_size": self.vocab_size, "d_model": self.d_model, "num_layers": self.num_layers}
+        _require_count("config", sizes | {"max_seq_len": self.max_seq_len})
         _require_between("config", "norm_eps", self.norm_eps, 0, 1)
         _require_between("config", "dropout", self.dropout, 0, 0.99)
         _require_between("config", "initializer_range", self.initializer_range, 0, 1)
-        token_ids = {"pad_token_id": self.pad_token_id, "bos_token_id": self.bos_token_id}
-        token_ids |= {"eos_token_id": token_id for token_id in self.eos_token_ids}
+        self._require_token_ids()
+
+    def _require_token_ids(self) -> None:
+        token_ids = [("pad_token_id", self.pad_token_id), ("bos_token_id", self.bos_token_id)]
+        token_ids += [("eos_token_id", token_id) for token_id in self.eos_token_ids]
         if self.vision is not None:
-            token_ids["vision.image_token_id"] = self.vision.image_token_id
-        for name, token_id in token_ids.items():
+            token_ids += [("vision.image_token_id", self.vision.image_token_id)]
+        for name, token_id in token_ids:
             is_in_table = token_id is None or (type(token_id) is int and 0 <= token_id < self.vocab_size)
             _require(is_in_table, f"{name} {token_id!r} is not in the vocabulary of {self.vocab_size} tokens")
 
@@ -149,7 +152,7 @@ class HavocConfig:
 
     @classmethod
     def preset(cls, name: str) -> HavocConfig:
-        """Look up a shape by name: one of `PRESETS`, dashes or underscores, with or without the prefix `havoc-`."""
+        """The shape of that name: one of `PRESETS`, dashes or underscores, with or without the prefix `havoc-`."""
         key = name.lower().replace("_", "-").removeprefix("havoc-")
         _require(key in PRESETS, f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
         presets = {"7b": cls.havoc_7b, "pico": cls.pico, "nano": cls.nano}
@@ -158,7 +161,7 @@ class HavocConfig:
 
     @classmethod
     def havoc_7b(cls) -> HavocConfig:
-        """Build the seed's shape. It has 5,957,685,248 parameters: the name rounds up."""
+        """The seed's shape. It has 5,957,685,248 parameters: the name rounds up."""
         return cls(
             vocab_size=70_000,
             d_model=4096,
@@ -173,7 +176,7 @@ class HavocConfig:
 
     @classmethod
     def pico(cls, *, vision: VisionConfig | None = None) -> HavocConfig:
-        """Build the smallest shape that still has every part, for tests."""
+        """The smallest shape that still has every part, for tests."""
         return cls(
             vocab_size=64,
             d_model=32,
@@ -189,7 +192,7 @@ class HavocConfig:
 
     @classmethod
     def nano(cls) -> HavocConfig:
-        """Build the shape of the bundled, trained model: text and 8 x 8 RGB patches."""
+        """The shape of the bundled, trained model: text and 8 x 8 RGB patches."""
         return cls(
             vocab_size=512,
             d_model=128,
@@ -205,16 +208,18 @@ class HavocConfig:
 
     @classmethod
     def edge_135m(cls) -> HavocConfig:
-        """Build the shape of SmolLM2-135M."""
+        """The shape of SmolLM2-135M."""
         return cls._smollm2(d_model=576, num_layers=30, num_heads=9, num_kv_heads=3, hidden_dim=1536)
 
     @classmethod
     def edge_360m(cls) -> HavocConfig:
-        """Build the shape of SmolLM2-360M."""
+        """The shape of SmolLM2-360M."""
         return cls._smollm2(d_model=960, num_layers=32, num_heads=15, num_kv_heads=5, hidden_dim=2560)
 
     @classmethod
-    def _smollm2(cls, *, d_model: int, num_layers: int, num_heads: int, num_kv_heads: int, hidden_dim: int) -> HavocConfig:
+    def _smollm2(
+        cls, *, d_model: int, num_layers: int, num_heads: int, num_kv_heads: int, hidden_dim: int
+    ) -> HavocConfig:
         return cls(
             vocab_size=49_152,
             d_model=d_model,
@@ -228,13 +233,17 @@ class HavocConfig:
         )
 
     def to_hf(self) -> dict[str, Any]:
-        """Return the fields of `config.json`: what `from_hf` reads back to an equal config, in old and new spelling."""
-        return hf_config.write(self)
+        """The fields of `config.json`, in old and new spelling; `from_hf` reads them back to an equal config."""
+        from .hf_config import write
+
+        return write(self)
 
     @classmethod
     def from_hf(cls, fields: dict[str, Any]) -> HavocConfig:
         """Read the fields of a `config.json`; one that changes the numbers and is not supported is refused by name."""
-        return hf_config.read(fields)
+        from .hf_config import read
+
+        return read(fields)
 
     @classmethod
     def from_directory(cls, path: str | Path) -> HavocConfig:
@@ -245,9 +254,8 @@ class HavocConfig:
         try:
             return cls.from_hf(fields)
         except HavocError as error:
-            msg = f"{file}: {error}"
-            raise HavocError(msg) from error
+            raise HavocError(f"{file}: {error}") from error
 
     def replace(self, **changes: Any) -> HavocConfig:  # noqa: ANN401 - the fields of this class, checked by it
-        """Return a copy with some fields changed, validated again."""
+        """A copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)

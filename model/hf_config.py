@@ -1,31 +1,78 @@
 """Translation between `HavocConfig` and the fields of Hugging Face's `config.json`.
 
-Reading is strict: a field is either translated, or known to change nothing, or must have the one value this decoder computes;
-everything else is refused by name, because a model with a field nobody reads runs and answers wrongly. Both spellings are
-read and written: `rope_theta` + `rope_scaling` (old) and `rope_parameters` (new), `torch_dtype` and `dtype`.
+Reading is strict: a field is either translated, or known to change nothing, or must have the one value this decoder
+computes; everything else is refused by name, because a model with a field nobody reads runs and answers wrongly. Both
+spellings are read and written: `rope_theta` + `rope_scaling` (old) and `rope_parameters` (new), `torch_dtype` and
+`dtype`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import HavocError
-
-if TYPE_CHECKING:
-    from .config import HavocConfig, RopeScaling, VisionConfig
+from .config import AttentionConfig, HavocConfig, MLPConfig, RopeScaling, VisionConfig
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3", "havoc")
 
 _TRANSLATED = frozenset(
-    "model_type vocab_size hidden_size num_hidden_layers num_attention_heads num_key_value_heads head_dim intermediate_size"
-    " max_position_embeddings rms_norm_eps initializer_range tie_word_embeddings pad_token_id bos_token_id eos_token_id"
-    " rope_theta rope_scaling rope_parameters vision dropout qkv_bias qk_norm".split()
+    {
+        "bos_token_id",
+        "dropout",
+        "eos_token_id",
+        "head_dim",
+        "hidden_size",
+        "initializer_range",
+        "intermediate_size",
+        "max_position_embeddings",
+        "model_type",
+        "num_attention_heads",
+        "num_hidden_layers",
+        "num_key_value_heads",
+        "pad_token_id",
+        "qk_norm",
+        "qkv_bias",
+        "rms_norm_eps",
+        "rope_parameters",
+        "rope_scaling",
+        "rope_theta",
+        "tie_word_embeddings",
+        "vision",
+        "vocab_size",
+    }
 )
 _WITHOUT_EFFECT = frozenset(
-    "architectures torch_dtype dtype transformers_version use_cache _name_or_path name_or_path attention_dropout sliding_window"
-    " max_window_layers layer_types is_llama_config transformers.js_config unk_token_id sep_token_id return_dict"
-    " output_hidden_states output_attentions id2label label2id problem_type chunk_size_feed_forward _attn_implementation_autoset"
-    " _attn_implementation attn_implementation unsloth_version unsloth_fixed task_specific_params prefix".split()
+    {
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "attn_implementation",
+        "chunk_size_feed_forward",
+        "dtype",
+        "id2label",
+        "is_llama_config",
+        "label2id",
+        "layer_types",
+        "max_window_layers",
+        "name_or_path",
+        "output_attentions",
+        "output_hidden_states",
+        "prefix",
+        "problem_type",
+        "return_dict",
+        "sep_token_id",
+        "sliding_window",
+        "task_specific_params",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "unk_token_id",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_cache",
+    }
 )
 _ONLY_VALUE: dict[str, Any] = {
     "hidden_act": "silu",
@@ -45,16 +92,17 @@ _ONLY_VALUE: dict[str, Any] = {
 
 def read(fields: dict[str, Any]) -> HavocConfig:
     """Build a config from the fields of a `config.json`; see `HavocConfig.from_hf`."""
-    from .config import AttentionConfig, HavocConfig, MLPConfig
-
     model_type = fields.get("model_type")
     if model_type not in MODEL_TYPES:
-        msg = f"model_type {model_type!r} is not supported; HAVOC reads {', '.join(MODEL_TYPES)}"
-        raise HavocError(msg)
+        raise HavocError(f"model_type {model_type!r} is not supported; HAVOC reads {', '.join(MODEL_TYPES)}")
     _refuse_unsupported(fields, model_type)
     num_heads = _count(fields, "num_attention_heads")
     d_model = _count(fields, "hidden_size")
-    num_kv_heads, head_dim, theta = fields.get("num_key_value_heads"), fields.get("head_dim"), _rope(fields).get("rope_theta")
+    num_kv_heads, head_dim, theta = (
+        fields.get("num_key_value_heads"),
+        fields.get("head_dim"),
+        _rope(fields).get("rope_theta"),
+    )
     if head_dim is None:
         head_dim = 128 if model_type == "qwen3" else d_model // num_heads
     if num_kv_heads is None and model_type.startswith("qwen") and "num_key_value_heads" not in fields:
@@ -147,37 +195,38 @@ def _refuse_unsupported(fields: dict[str, Any], model_type: str) -> None:
     for name, value in fields.items():
         if name in _ONLY_VALUE:
             if value is not None and value != _ONLY_VALUE[name]:
-                msg = f"{name} = {value!r} is not supported; HAVOC computes {name} = {_ONLY_VALUE[name]!r} only"
-                raise HavocError(msg)
+                raise HavocError(
+                    f"{name} = {value!r} is not supported; HAVOC computes {name} = {_ONLY_VALUE[name]!r} only"
+                )
         elif name not in _TRANSLATED | _WITHOUT_EFFECT and value is not None:
-            msg = f"unknown field {name!r} (= {str(value)[:60]}) may change the numbers; remove it if it does not"
-            raise HavocError(msg)
+            raise HavocError(
+                f"unknown field {name!r} (= {str(value)[:60]}) may change the numbers; remove it if it does not"
+            )
     if fields.get("sliding_window") is not None and fields.get("use_sliding_window") is not False:
-        msg = f"sliding_window = {fields['sliding_window']!r} is not supported; HAVOC attends to the full context"
-        raise HavocError(msg)
+        raise HavocError(
+            f"sliding_window = {fields['sliding_window']!r} is not supported; HAVOC attends to the full context"
+        )
     other_layers = sorted({str(layer) for layer in fields.get("layer_types") or []} - {"full_attention"})
     if other_layers:
-        msg = f"layer_types {', '.join(other_layers)} are not supported; HAVOC computes full_attention only"
-        raise HavocError(msg)
+        raise HavocError(f"layer_types {', '.join(other_layers)} are not supported; HAVOC computes full_attention only")
     own = sorted({"vision", "qkv_bias", "qk_norm"} & {name for name, value in fields.items() if value is not None})
     if own and model_type != "havoc":
-        msg = f"{', '.join(own)} in a {model_type} config; only model_type 'havoc' has it"
-        raise HavocError(msg)
+        raise HavocError(f"{', '.join(own)} in a {model_type} config; only model_type 'havoc' has it")
 
 
 def _count(fields: dict[str, Any], name: str) -> int:
     value = fields.get(name)
     if type(value) is not int or value < 1:
-        msg = f"{name} must be a whole number of at least 1, not {value!r}" if name in fields else f"{name} is missing"
-        raise HavocError(msg)
+        raise HavocError(
+            f"{name} must be a whole number of at least 1, not {value!r}" if name in fields else f"{name} is missing"
+        )
     return value
 
 
 def _flag(fields: dict[str, Any], name: str, *, default: bool) -> bool:
     value = fields.get(name, default)
     if not isinstance(value, bool):
-        msg = f"{name} must be true or false, not {value!r}"
-        raise HavocError(msg)
+        raise HavocError(f"{name} must be true or false, not {value!r}")
     return value
 
 
@@ -187,8 +236,7 @@ def _rope(fields: dict[str, Any]) -> dict[str, Any]:
     new = fields.get("rope_parameters") or {}
     for name, value in (("rope_scaling", old), ("rope_parameters", new)):
         if not isinstance(value, dict):
-            msg = f"{name} must be a JSON object, not {value!r}"
-            raise HavocError(msg)
+            raise HavocError(f"{name} must be a JSON object, not {value!r}")
     merged: dict[str, Any] = {}
     if fields.get("rope_theta") is not None:
         merged["rope_theta"] = fields["rope_theta"]
@@ -196,8 +244,9 @@ def _rope(fields: dict[str, Any]) -> dict[str, Any]:
         for name, value in source.items():
             key = "rope_type" if name == "type" else name
             if merged.setdefault(key, value) != value:
-                msg = f"rope_parameters and rope_theta/rope_scaling disagree about {key}: {merged[key]!r} and {value!r}"
-                raise HavocError(msg)
+                raise HavocError(
+                    f"rope_parameters and rope_theta/rope_scaling disagree about {key}: {merged[key]!r} and {value!r}"
+                )
     return merged
 
 
@@ -205,31 +254,27 @@ _SCALING_FIELDS = ("factor", "low_freq_factor", "high_freq_factor", "original_ma
 
 
 def _read_scaling(rope: dict[str, Any], fields: dict[str, Any]) -> RopeScaling | None:
-    from .config import RopeScaling
-
     rope_type = rope.get("rope_type", "default")
     if rope_type not in {"default", "llama3"}:
-        msg = f"rope_type {rope_type!r} is not supported; HAVOC computes 'default' and 'llama3'"
-        raise HavocError(msg)
+        raise HavocError(f"rope_type {rope_type!r} is not supported; HAVOC computes 'default' and 'llama3'")
     if rope.get("partial_rotary_factor", 1) != 1:
-        msg = f"partial_rotary_factor = {rope['partial_rotary_factor']!r} is not supported; HAVOC rotates whole heads"
-        raise HavocError(msg)
+        raise HavocError(
+            f"partial_rotary_factor = {rope['partial_rotary_factor']!r} is not supported; HAVOC rotates whole heads"
+        )
     known = {"rope_type", "rope_theta", "partial_rotary_factor", *(_SCALING_FIELDS if rope_type == "llama3" else ())}
     unknown = sorted(set(rope) - known)
     if unknown:
-        msg = f"unknown RoPE field {unknown[0]!r} with rope_type {rope_type!r} may change the numbers"
-        raise HavocError(msg)
+        raise HavocError(f"unknown RoPE field {unknown[0]!r} with rope_type {rope_type!r} may change the numbers")
     if rope_type == "default":
         return None
     missing = [name for name in _SCALING_FIELDS[:3] if rope.get(name) is None]
     if missing:
-        msg = f"rope_type 'llama3' needs {', '.join(missing)}"
-        raise HavocError(msg)
+        raise HavocError(f"rope_type 'llama3' needs {', '.join(missing)}")
     return RopeScaling(
         factor=rope["factor"],
         low_freq_factor=rope["low_freq_factor"],
         high_freq_factor=rope["high_freq_factor"],
-        original_max_seq_len=rope.get("original_max_position_embeddings", fields.get("max_position_embeddings")),
+        original_max_seq_len=rope.get(_SCALING_FIELDS[3]) or _count(fields, "max_position_embeddings"),
     )
 
 
@@ -241,14 +286,11 @@ def _write_scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
 
 
 def _read_vision(fields: object) -> VisionConfig | None:
-    from .config import VisionConfig
-
     if fields is None:
         return None
     names = {"patch_size", "num_channels", "image_token_id"}
     if not isinstance(fields, dict) or set(fields) != names:
-        msg = f"vision must hold exactly {', '.join(sorted(names))}, not {fields!r}"
-        raise HavocError(msg)
+        raise HavocError(f"vision must hold exactly {', '.join(sorted(names))}, not {fields!r}")
     return VisionConfig(**fields)
 
 
@@ -257,5 +299,4 @@ def _read_eos(value: object) -> int | tuple[int, ...] | None:
         return value
     if isinstance(value, list) and value and all(type(token_id) is int for token_id in value):
         return tuple(value)
-    msg = f"eos_token_id must be a token id or a list of them, not {value!r}"
-    raise HavocError(msg)
+    raise HavocError(f"eos_token_id must be a token id or a list of them, not {value!r}")

@@ -1,4 +1,4 @@
-"""The angles of rotary position embedding, in float64 until the last rounding, shared by the decoder and the exported graph.
+"""The angles of rotary position embedding, float64 until the last rounding, for the decoder and the exported graph.
 
 Legend: S positions, H head dim, F = H/2 frequencies. RoPE: Su et al., arXiv 2104.09864; frequency scaling: Llama 3.1,
 arXiv 2407.21783. float32 angles are off by up to position * 2^-24 radians and differ between machines; these do not.

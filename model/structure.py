@@ -1,4 +1,4 @@
-"""What changes the cost of a model without changing what it is: the format of its weights, the type of its activations."""
+"""What changes the cost of a model but not what it is: the format of its weights, the type of its activations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BITS_PER_WEIGHT: dict[WeightFormat, int] = {"fp32": 32, "fp16": 16, "int8": 8, "
 
 @dataclass(frozen=True)
 class Structure:
-    """One choice of formats. Integer weights come in blocks of `block_size` that share one scale of the activation's type."""
+    """One choice of formats. Integer weights come in blocks of `block_size` that share a scale of the activation's type."""
 
     weight_format: WeightFormat = "fp32"
     activation_dtype: ActivationDtype = "fp32"
@@ -26,14 +26,15 @@ class Structure:
 
     def __post_init__(self) -> None:
         if self.weight_format not in WEIGHT_FORMATS:
-            msg = f"no weight format is called {self.weight_format!r}; there are {', '.join(WEIGHT_FORMATS)}"
-            raise HavocError(msg)
+            raise HavocError(
+                f"no weight format is called {self.weight_format!r}; there are {', '.join(WEIGHT_FORMATS)}"
+            )
         if self.activation_dtype not in ACTIVATION_DTYPES:
-            msg = f"no activation dtype is called {self.activation_dtype!r}; there are {', '.join(ACTIVATION_DTYPES)}"
-            raise HavocError(msg)
+            raise HavocError(
+                f"no activation dtype is called {self.activation_dtype!r}; there are {', '.join(ACTIVATION_DTYPES)}"
+            )
         if self.block_size not in {16, 32, 64, 128, 256}:
-            msg = f"block_size must be 16, 32, 64, 128 or 256, not {self.block_size!r}"
-            raise HavocError(msg)
+            raise HavocError(f"block_size must be 16, 32, 64, 128 or 256, not {self.block_size!r}")
 
     @property
     def is_quantized(self) -> bool:

@@ -55,7 +55,7 @@ _MODULE_PARTS = (("mlp.gate_proj.", "mlp.w1."), ("mlp.up_proj.", "mlp.w2."), ("m
 
 
 def module_name(tensor_name: str) -> str:
-    """Translate a Hugging Face tensor name to the parameter's path inside `HavocModel`: the inverse of `tensor_name`."""
+    """The parameter's path inside `HavocModel` for a Hugging Face tensor name: the inverse of `tensor_name`."""
     name = tensor_name.removeprefix("model.").replace("vision.projection.", "vision_projection.")
     for theirs, ours in _MODULE_PARTS:
         name = name.replace(theirs, ours)
@@ -63,7 +63,7 @@ def module_name(tensor_name: str) -> str:
 
 
 def tensor_name(module_path: str) -> str:
-    """Translate a parameter's path inside `HavocModel` to its Hugging Face tensor name."""
+    """The Hugging Face tensor name for a parameter's path inside `HavocModel`."""
     if module_path.startswith("vision_projection."):
         return module_path.replace("vision_projection.", "vision.projection.")
     for theirs, ours in _MODULE_PARTS:

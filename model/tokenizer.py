@@ -1,7 +1,7 @@
 """Text to token ids and back, through the `tokenizers` library and its `tokenizer.json`.
 
-Text from outside never becomes a special token: "<eos>" typed by a user is five characters. Own tokenizers are byte-level BPE
-with every digit its own token, so no text is unknown and 37 + 5 is read digit by digit.
+Text from outside never becomes a special token: "<eos>" typed by a user is five characters. Own tokenizers are
+byte-level BPE with every digit its own token, so no text is unknown and 37 + 5 is read digit by digit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NUM_BYTES = 256
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A loaded `tokenizer.json` with the ids of its special tokens; `bos_id` or `image_id` is None where there is none."""
+    """A loaded `tokenizer.json` with the ids of its special tokens; None where there is no such token."""
 
     backend: tokenizers.Tokenizer
     pad_id: int
@@ -37,23 +37,22 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        """Read `tokenizer.json`; special tokens as `tokenizer_config.json` names them, else as `config.json` numbers them."""
+        """Read `tokenizer.json`; the special tokens are those `tokenizer_config.json` names, else `config.json` numbers."""
         file = Path(directory) / "tokenizer.json"
         if not file.is_file():
-            msg = f"{file}: no such file"
-            raise HavocError(msg)
+            raise HavocError(f"{file}: no such file")
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # noqa: BLE001 - the Rust binding raises bare Exception for every kind of damage
-            msg = f"{file}: not a tokenizer ({error})"
-            raise HavocError(msg) from error
+        except Exception as error:  # the Rust binding raises bare Exception for every kind of damage
+            raise HavocError(f"{file}: not a tokenizer ({error})") from error
         backend.no_padding()
         backend.no_truncation()
         backend.encode_special_tokens = True
         ids = {role: _special_id(backend, file.parent, role) for role in ("pad", "bos", "eos", "image")}
         if ids["eos"] is None:
-            msg = f"{file.parent}: neither tokenizer_config.json nor config.json names the end-of-text token"
-            raise HavocError(msg)
+            raise HavocError(
+                f"{file.parent}: neither tokenizer_config.json nor config.json names the end-of-text token"
+            )
         pad_id = ids["eos"] if ids["pad"] is None else ids["pad"]
         return cls(backend, pad_id=pad_id, bos_id=ids["bos"], eos_id=ids["eos"], image_id=ids["image"])
 
@@ -61,7 +60,11 @@ class Tokenizer:
         """Write `tokenizer.json` and the `tokenizer_config.json` that transformers' AutoTokenizer reads."""
         write_text(Path(directory) / "tokenizer.json", self.backend.to_str(pretty=True))
         ids = {"pad": self.pad_id, "bos": self.bos_id, "eos": self.eos_id, "image": self.image_id}
-        names = {f"{role}_token": self.backend.id_to_token(token_id) for role, token_id in ids.items() if token_id is not None}
+        names = {
+            f"{role}_token": self.backend.id_to_token(token_id)
+            for role, token_id in ids.items()
+            if token_id is not None
+        }
         fields = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
         write_json(Path(directory) / "tokenizer_config.json", fields)
 
@@ -77,8 +80,7 @@ class Tokenizer:
     def encode_prompt(self, text: str, num_patches: int = 0) -> list[int]:
         """Ids a model is prompted with: [bos] + [image] * num_patches + text."""
         if num_patches and self.image_id is None:
-            msg = "this tokenizer has no image token: the model reads text only"
-            raise HavocError(msg)
+            raise HavocError("this tokenizer has no image token: the model reads text only")
         bos = [] if self.bos_id is None else [self.bos_id]
         images = [] if self.image_id is None else [self.image_id] * num_patches
         return [*bos, *images, *self.encode(text)]
@@ -98,8 +100,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     Deterministic for the same texts in the same order.
     """
     if vocab_size < len(SPECIAL_TOKENS) + NUM_BYTES:
-        msg = f"vocab_size must be at least {len(SPECIAL_TOKENS) + NUM_BYTES} (special tokens and bytes), not {vocab_size}"
-        raise HavocError(msg)
+        raise HavocError(
+            f"vocab_size must hold {len(SPECIAL_TOKENS)} special tokens and {NUM_BYTES} bytes, not {vocab_size} ids"
+        )
     backend = tokenizers.Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -122,11 +125,14 @@ def _special_id(backend: tokenizers.Tokenizer, directory: Path, role: str) -> in
     if isinstance(name, str):
         token_id = backend.token_to_id(name)
         if token_id is None:
-            msg = f"{directory / 'tokenizer_config.json'}: {role}_token {json.dumps(name)} is not in tokenizer.json"
-            raise HavocError(msg)
+            raise HavocError(
+                f"{directory / 'tokenizer_config.json'}: {role}_token {json.dumps(name)} is not in tokenizer.json"
+            )
         return token_id
     config = _fields(directory / "config.json")
-    numbered: Any = config.get("vision", {}).get("image_token_id") if role == "image" else config.get(f"{role}_token_id")
+    numbered: Any = (
+        config.get("vision", {}).get("image_token_id") if role == "image" else config.get(f"{role}_token_id")
+    )
     first = numbered[0] if isinstance(numbered, list) and numbered else numbered
     return first if type(first) is int else None
 

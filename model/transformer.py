@@ -1,4 +1,4 @@
-"""HAVOC: a decoder-only transformer with grouped-query attention, SwiGLU, RMSNorm and rotary positions, for text and images.
+"""HAVOC: a decoder-only transformer for text and images: grouped-query attention, SwiGLU, RMSNorm, rotary positions.
 
 Legend: B batch, T new tokens, P past tokens, S = P + T, D model, V vocab, K kv heads, H head dim, C values of a patch.
 
@@ -8,7 +8,7 @@ Legend: B batch, T new tokens, P past tokens, S = P + T, D model, V vocab, K kv 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -36,11 +36,13 @@ class HavocModel(nn.Module):
         self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.vision_projection = nn.Linear(config.vision.patch_dim, config.d_model, bias=False) if config.vision else None
+        self.vision_projection = (
+            nn.Linear(config.vision.patch_dim, config.d_model, bias=False) if config.vision else None
+        )
         self.rotary = RotaryEmbedding(config.attention, config.max_seq_len)
-        self._initialize_weights()
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
+        self._initialize_weights()
 
     @classmethod
     def from_config(cls, config: HavocConfig) -> HavocModel:
@@ -49,36 +51,15 @@ class HavocModel(nn.Module):
 
     @torch.no_grad()
     def _initialize_weights(self) -> None:
-        """GPT-NeoX style: normal(0, initializer_range) matrices, zero biases, zero embedding of the padding token."""
-        for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                module.weight.normal_(mean=0.0, std=self.config.initializer_range)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                module.bias.zero_()
+        """GPT-NeoX style: matrices normal(0, initializer_range), biases zero, the padding token's embedding zero."""
+        for name, parameter in self.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(mean=0.0, std=self.config.initializer_range)
+            elif name.endswith(".bias"):
+                parameter.zero_()
         if self.config.pad_token_id is not None:
             self.embed_tokens.weight[self.config.pad_token_id].zero_()
 
-    @overload
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = ...,
-        past_key_values: Sequence[KeyValue | LayerCache] | None = ...,
-        use_cache: Literal[False] = ...,
-        patches: Tensor | None = ...,
-        last_only: bool = ...,
-    ) -> Tensor: ...
-    @overload
-    def forward(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = ...,
-        past_key_values: Sequence[KeyValue | LayerCache] | None = ...,
-        *,
-        use_cache: Literal[True],
-        patches: Tensor | None = ...,
-        last_only: bool = ...,
-    ) -> tuple[Tensor, list[KeyValue]]: ...
     def forward(
         self,
         input_ids: Tensor,
@@ -90,9 +71,10 @@ class HavocModel(nn.Module):
     ) -> Tensor | tuple[Tensor, list[KeyValue]]:
         """Predict the next token at every position, or with `last_only` at the last.
 
-        input_ids [B, T] int64; attention_mask [B, S] is 1 for real tokens, 0 for padding (on the left), past included, and
-        positions count real tokens; patches [num_patches, C] float replace, in order, the embeddings of the image tokens.
-        Returns logits [B, T, V] ([B, 1, V]), and with `use_cache` also the keys and values of all S tokens.
+        input_ids [B, T] int64; attention_mask [B, S] is 1 for real tokens, 0 for padding (on the left), past
+        included, and positions count real tokens; patches [num_patches, C] float replace, in order, the embeddings of
+        the image tokens. Returns logits [B, T, V] ([B, 1, V]), and with `use_cache` also the keys and values of all S
+        tokens.
         """
         num_past = _past_length(past_key_values)
         positions, mask = self._positions_and_mask(input_ids, attention_mask, num_past)
@@ -111,19 +93,23 @@ class HavocModel(nn.Module):
         """Positions [T] or [B, T], and the additive mask where plain causal attention is not enough."""
         num_new, num_tokens = input_ids.shape[1], num_past + input_ids.shape[1]
         if num_tokens > self.config.max_seq_len:
-            msg = f"{num_tokens} tokens exceed the model's context of {self.config.max_seq_len}; shorten the prompt"
-            raise HavocError(msg)
+            raise HavocError(
+                f"{num_tokens} tokens exceed the model's context of {self.config.max_seq_len}; shorten the prompt"
+            )
         if attention_mask is None:
             positions = torch.arange(num_past, num_tokens, device=input_ids.device)
             is_plain = num_past == 0 or num_new == 1
             return positions, None if is_plain else self.build_attention_mask(input_ids, num_past=num_past)
         if attention_mask.shape != (input_ids.shape[0], num_tokens):
-            msg = f"attention_mask is {list(attention_mask.shape)}; {[input_ids.shape[0], num_tokens]} covers past and new tokens"
-            raise HavocError(msg)
+            raise HavocError(
+                f"attention_mask is {list(attention_mask.shape)}, not {[len(input_ids), num_tokens]}: it covers past and new tokens"
+            )
         positions_BT = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, num_past:]
         return positions_BT, self.build_attention_mask(input_ids, attention_mask, num_past=num_past)
 
-    def build_attention_mask(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, num_past: int = 0) -> Tensor:
+    def build_attention_mask(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, num_past: int = 0
+    ) -> Tensor:
         """Additive causal and padding mask, 0 or -inf, [B or 1, 1, T, S] in the model's dtype.
 
         A token always sees itself, padding too, so that no row of the softmax is empty.
@@ -142,16 +128,16 @@ class HavocModel(nn.Module):
         x_BTD: Tensor = self.embed_tokens(input_ids)
         if self.vision_projection is None or self.config.vision is None:
             if patches is not None:
-                msg = "this model has no vision part: patches cannot be read"
-                raise HavocError(msg)
+                raise HavocError("this model has no vision part: patches cannot be read")
             return x_BTD
         if patches is None and input_ids.shape[1] == 1:
             return x_BTD
         is_image_BT = input_ids == self.config.vision.image_token_id
         num_image_tokens, num_patches = int(is_image_BT.sum()), 0 if patches is None else len(patches)
         if num_image_tokens != num_patches:
-            msg = f"{num_patches} patches for {num_image_tokens} image tokens; every image token takes one patch"
-            raise HavocError(msg)
+            raise HavocError(
+                f"{num_patches} patches for {num_image_tokens} image tokens; every image token takes one patch"
+            )
         if patches is None:
             return x_BTD
         return x_BTD.masked_scatter(is_image_BT.unsqueeze(-1), self.vision_projection(patches).to(x_BTD.dtype))
@@ -165,23 +151,23 @@ class HavocModel(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """Mean cross-entropy of each token given those before it, and the logits [B, T, V].
 
-        `labels` [B, T] default to `input_ids` and are shifted here; the padding token, -100 and masked tokens do not count.
-        A batch in which nothing counts has loss 0.
+        `labels` [B, T] default to `input_ids` and are shifted here; the padding token, -100 and masked tokens do not
+        count. A batch in which nothing counts has loss 0.
         """
         logits_BTV = self(input_ids, attention_mask, patches=patches)
         targets_BT = self._targets(input_ids if labels is None else labels, attention_mask)
         total = F.cross_entropy(
-            logits_BTV[:, :-1].flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
+            logits_BTV.flatten(0, 1).float(), targets_BT.flatten(), ignore_index=IGNORED_LABEL, reduction="sum"
         )
         return total / (targets_BT != IGNORED_LABEL).sum().clamp(min=1), logits_BTV
 
     def _targets(self, labels_BT: Tensor, attention_mask: Tensor | None) -> Tensor:
-        targets_BT = labels_BT[:, 1:]
+        """The label after each position, -100 where none counts; shifting these is cheaper than shifting logits."""
         if self.config.pad_token_id is not None:
-            targets_BT = targets_BT.masked_fill(targets_BT == self.config.pad_token_id, IGNORED_LABEL)
+            labels_BT = labels_BT.masked_fill(labels_BT == self.config.pad_token_id, IGNORED_LABEL)
         if attention_mask is not None:
-            targets_BT = targets_BT.masked_fill(attention_mask[:, 1:] == 0, IGNORED_LABEL)
-        return targets_BT
+            labels_BT = labels_BT.masked_fill(attention_mask == 0, IGNORED_LABEL)
+        return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED_LABEL)
 
     def generate(
         self,
@@ -194,7 +180,7 @@ class HavocModel(nn.Module):
         eos_token_id: int | Sequence[int] | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Continue [B, T] prompts by up to `max_new_tokens`: [B, up to T + max_new_tokens], rows padded after their end.
+        """Continue prompts [B, T] by up to `max_new_tokens`: [B, T + N], rows padded after their end.
 
         Temperature 0 is greedy. Ends early when every row has ended (`eos_token_id`, default the config's).
         """
@@ -221,7 +207,7 @@ class HavocModel(nn.Module):
 
     @classmethod
     def load_pretrained(cls, directory: str | Path, device: str | torch.device = "cpu") -> HavocModel:
-        """Read a Hugging Face directory into fp32 on `device`; missing, extra or ill-shaped tensors are a `HavocError`."""
+        """Read a Hugging Face directory as fp32, in eval mode; missing, extra or ill-shaped tensors are a `HavocError`."""
         from .checkpoint import load_model
 
         return load_model(directory, device=device)

@@ -33,8 +33,7 @@ def patchify(png_bytes: bytes, vision: VisionConfig) -> NDArray[np.float32]:
         try:
             pixels = np.asarray(image.convert("L" if vision.num_channels == 1 else "RGB"), dtype=np.float32)
         except (OSError, SyntaxError, ValueError) as error:
-            msg = f"image: the PNG is damaged ({error})"
-            raise HavocError(msg) from error
+            raise HavocError(f"image: the PNG is damaged ({error})") from error
     height, width, size = image.height, image.width, vision.patch_size
     grid = (pixels / 127.5 - 1.0).reshape(height // size, size, width // size, size, vision.num_channels)
     return np.ascontiguousarray(grid.transpose(0, 2, 1, 3, 4)).reshape(-1, vision.patch_dim)
@@ -49,26 +48,23 @@ def _opened(png_bytes: bytes) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     if len(png_bytes) > MAX_IMAGE_BYTES:
-        msg = f"image: {len(png_bytes)} bytes; at most {MAX_IMAGE_BYTES} are read"
-        raise HavocError(msg)
+        raise HavocError(f"image: {len(png_bytes)} bytes; at most {MAX_IMAGE_BYTES} are read")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(png_bytes), formats=("PNG",))
     except Image.DecompressionBombError as error:
-        msg = f"image: more than {MAX_IMAGE_PIXELS} pixels"
-        raise HavocError(msg) from error
+        raise HavocError(f"image: more than {MAX_IMAGE_PIXELS} pixels") from error
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        msg = "image: not a PNG file"
-        raise HavocError(msg) from error
+        raise HavocError("image: not a PNG file") from error
     return image
 
 
 def _require_size(image: Image, vision: VisionConfig) -> None:
     width, height, size = image.width, image.height, vision.patch_size
     if width * height > MAX_IMAGE_PIXELS:
-        msg = f"image: {width} x {height} pixels; at most {MAX_IMAGE_PIXELS} in all are decoded"
-        raise HavocError(msg)
+        raise HavocError(f"image: {width} x {height} pixels; at most {MAX_IMAGE_PIXELS} in all are decoded")
     if width % size or height % size:
-        msg = f"image: {width} x {height} pixels is not a multiple of the patch size {size}; resize or pad it first"
-        raise HavocError(msg)
+        raise HavocError(
+            f"image: {width} x {height} pixels is not a multiple of the patch size {size}; resize or pad it first"
+        )

@@ -1,4 +1,4 @@
-"""The tensors of a base, one at a time: memory-mapped from safetensors, or drawn from a seed; and the hash that names them.
+"""The tensors of a base, one at a time: mapped from safetensors or drawn from a seed, and the hash that names them.
 
 Nothing here holds more than one tensor, so a base larger than memory can be hashed, folded and exported.
 """
@@ -27,7 +27,7 @@ _FORMER_BUFFERS = ("rotary_emb.inv_freq", "self_attn.masked_bias", "self_attn.bi
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Tensors of a directory by Hugging Face name, mapped from disk and read when asked for, in the type they are stored in."""
+    """Tensors of a directory by Hugging Face name: mapped, read when asked for, in the type they are stored in."""
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory)
@@ -35,8 +35,7 @@ class StoredTensors(Mapping[str, Tensor]):
         self._file_of = _locate(self.directory)
         for name, file in self._file_of.items():
             if name not in self._open(file).keys():  # noqa: SIM118 - a safetensors handle is no mapping
-                msg = f"{file}: tensor {name} is listed in {INDEX_FILE} but not in the file"
-                raise HavocError(msg)
+                raise HavocError(f"{file}: tensor {name} is listed in {INDEX_FILE} but not in the file")
 
     def __getitem__(self, name: str) -> Tensor:
         tensor: Tensor = self._open(self._file_of[name]).get_tensor(name)
@@ -67,11 +66,9 @@ def _open_safetensors(file: Path) -> Any:  # noqa: ANN401 - safetensors has no t
     try:
         return safetensors.safe_open(str(file), framework="pt", device="cpu")
     except FileNotFoundError:
-        msg = f"{file}: no such file"
-        raise HavocError(msg) from None
+        raise HavocError(f"{file}: no such file") from None
     except (safetensors.SafetensorError, OSError) as error:
-        msg = f"{file}: not a whole safetensors file ({error})"
-        raise HavocError(msg) from error
+        raise HavocError(f"{file}: not a whole safetensors file ({error})") from error
 
 
 def _locate(directory: Path) -> dict[str, Path]:
@@ -82,8 +79,7 @@ def _locate(directory: Path) -> dict[str, Path]:
     elif index.is_file():
         located = {name: _shard(directory, file) for name, file in _weight_map(index).items()}
     else:
-        msg = f"{directory}: holds neither {SAFETENSORS_FILE} nor {INDEX_FILE}"
-        raise HavocError(msg)
+        raise HavocError(f"{directory}: holds neither {SAFETENSORS_FILE} nor {INDEX_FILE}")
     return {name: file for name, file in located.items() if not name.endswith(_FORMER_BUFFERS)}
 
 
@@ -91,15 +87,15 @@ def _weight_map(index: Path) -> dict[str, Any]:
     fields = read_json(index)
     weight_map = fields.get("weight_map") if isinstance(fields, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        msg = f"{index}: has no weight_map"
-        raise HavocError(msg)
+        raise HavocError(f"{index}: has no weight_map")
     return weight_map
 
 
 def _shard(directory: Path, file: object) -> Path:
     if not isinstance(file, str) or Path(file).name != file or not file.endswith(".safetensors"):
-        msg = f"{directory / INDEX_FILE}: {file!r} is not the name of a safetensors file in the same directory"
-        raise HavocError(msg)
+        raise HavocError(
+            f"{directory / INDEX_FILE}: {file!r} is not the name of a safetensors file in the same directory"
+        )
     return directory / file
 
 
@@ -152,10 +148,8 @@ def require_tensors(tensors: Mapping[str, Tensor], config: HavocConfig, *, sourc
         if names:
             others = f" (and {len(names) - 1} more)" if len(names) > 1 else ""
             hint = ": the config says tie_word_embeddings = false" if HEAD in names and problem == "is missing" else ""
-            msg = f"{source}: tensor {min(names)} {problem}{others}{hint}"
-            raise HavocError(msg)
+            raise HavocError(f"{source}: tensor {min(names)} {problem}{others}{hint}")
     for name, shape in expected.items():
         has = tensors.shape(name) if isinstance(tensors, StoredTensors | RandomTensors) else tuple(tensors[name].shape)
         if has != shape:
-            msg = f"{source}: tensor {name} has shape {list(has)}, the config says {list(shape)}"
-            raise HavocError(msg)
+            raise HavocError(f"{source}: tensor {name} has shape {list(has)}, the config says {list(shape)}")
