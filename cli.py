@@ -14,6 +14,7 @@ import contextlib
 import importlib
 import io
 import os
+import select
 import signal
 import sys
 import traceback
@@ -284,12 +285,16 @@ def _explain(error: BaseException) -> int:
 
 
 def _stdout_is_gone() -> bool:
+    """Whether the reader of stdout has closed its end; what is still buffered is then dropped quietly."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)
+        is_gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no poll on Windows, no descriptor under a test
+        return False
+    if is_gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains at its end
-        return True
-    return False
+    return is_gone
 
 
 def _say(text: str) -> None:

@@ -121,12 +121,13 @@ class _LineStage:
         return since_s >= _LINE_EVERY_S or (has_moved and since_s >= _LINE_AT_MOST_EVERY_S)
 
     def _line(self) -> str:
-        done, elapsed = _count(self.num_done, self._unit), _duration(self.elapsed_s)
+        elapsed = _duration(self.elapsed_s)
         if not self._total:
-            return f"{self._name}: {done}, {elapsed}{self.note}"
+            return f"{self._name}: {_count(self.num_done, self._unit)}, {elapsed}{self.note}"
         left_s = self.elapsed_s / max(self.num_done, 1) * max(self._total - self.num_done, 0)
-        of = f"{done} of {_count(self._total, self._unit)} ({self.num_done / self._total:.0%})"
-        return f"{self._name}: {of}, {elapsed}, about {_duration(left_s)} left{self.note}"
+        of = _of(self.num_done, self._total, self._unit, " of ")
+        share = f"{self.num_done / self._total:.0%}"
+        return f"{self._name}: {of} ({share}), {elapsed}, about {_duration(left_s)} left{self.note}"
 
 
 class BarProgress:
@@ -194,18 +195,14 @@ def _new_bars(stream: TextIO) -> Bars:
     )
 
 
-def _of(num_done: int, total: int | None, unit: str) -> str:
-    if unit == "bytes" or not total:
-        return f"{_count(num_done, unit)}/{_count(total, unit)}" if total else _count(num_done, unit)
-    return f"{num_done}/{_count(total, unit)}"
+def _of(num_done: int, total: int | None, unit: str, separator: str = "/") -> str:
+    if not total:
+        return _count(num_done, unit)
+    return f"{_count(num_done, unit if unit == 'bytes' else '')}{separator}{_count(total, unit)}"
 
 
-def _count(number: int | None, unit: str) -> str:
-    if number is None:
-        return "?"
-    if unit == "bytes":
-        return f"{number / _BYTES_PER_MB:,.1f} MB"
-    return f"{number} {unit}".rstrip()
+def _count(number: int, unit: str) -> str:
+    return f"{number / _BYTES_PER_MB:,.1f} MB" if unit == "bytes" else f"{number} {unit}".rstrip()
 
 
 def _duration(seconds: float) -> str:

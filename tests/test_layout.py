@@ -64,7 +64,7 @@ def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 def test_the_wheel_holds_every_module_and_data_file(wheel_names: set[str]) -> None:
-    """What runs from the checkout runs from the wheel: code, types marker, targets, schema, templates, the bundled model."""
+    """What runs from the checkout runs from the wheel: code, types marker, targets, schema, templates, bundled base."""
     suffixes = {".py", ".toml", ".json", ".jinja", ".safetensors", ".typed", ".md"}
     wanted = {path for folder in code_folders() - {Path()} for path in (ROOT / folder).rglob("*")}
     wanted |= {*ROOT.glob("*.py"), ROOT / "py.typed"}

@@ -1,6 +1,6 @@
 """Speed and memory, as ratios within one run: only when asked for (`make bench`), since a busy machine would lie.
 
-A test puts its figures into `benchmark.extra_info`, for example `{"ratio": 9.3, "goal": 8}`; they are printed at the end.
+A test puts its figures into `benchmark.extra_info`, say `{"ratio": 9.3, "goal": 8}`; they are printed at the end.
 """
 
 from __future__ import annotations
