@@ -1,4 +1,4 @@
-"""From prompts to text: `prefill` reads the prompts, `decode_one` adds a token to each, rows that have ended are dropped.
+"""From prompts to text: `prefill` reads the prompts, `decode_one` adds one to each, ended rows are dropped.
 
 Legend: B rows, T prompt tokens, S tokens so far, N new tokens, V vocab, C values of a patch. Keys and values are
 allocated once and written in place.

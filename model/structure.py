@@ -18,7 +18,7 @@ BITS_PER_WEIGHT: dict[WeightFormat, int] = {"fp32": 32, "fp16": 16, "int8": 8, "
 
 @dataclass(frozen=True)
 class Structure:
-    """One choice of formats. Integer weights come in blocks of `block_size` that share a scale of the activation's type."""
+    """One choice of formats. Integer weights come in blocks of `block_size` that share one scale."""
 
     weight_format: WeightFormat = "fp32"
     activation_dtype: ActivationDtype = "fp32"

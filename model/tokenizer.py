@@ -37,7 +37,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        """Read `tokenizer.json`; the special tokens are those `tokenizer_config.json` names, else `config.json` numbers."""
+        """Read `tokenizer.json`; special tokens are those `tokenizer_config.json` names, else `config.json`."""
         file = Path(directory) / "tokenizer.json"
         if not file.is_file():
             raise HavocError(f"{file}: no such file")

@@ -102,7 +102,7 @@ class HavocModel(nn.Module):
             return positions, None if is_plain else self.build_attention_mask(input_ids, num_past=num_past)
         if attention_mask.shape != (input_ids.shape[0], num_tokens):
             raise HavocError(
-                f"attention_mask is {list(attention_mask.shape)}, not {[len(input_ids), num_tokens]}: it covers past and new tokens"
+                f"attention_mask is {list(attention_mask.shape)}, not {[len(input_ids), num_tokens]}: past and new"
             )
         positions_BT = (attention_mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, num_past:]
         return positions_BT, self.build_attention_mask(input_ids, attention_mask, num_past=num_past)
@@ -207,7 +207,7 @@ class HavocModel(nn.Module):
 
     @classmethod
     def load_pretrained(cls, directory: str | Path, device: str | torch.device = "cpu") -> HavocModel:
-        """Read a Hugging Face directory as fp32, in eval mode; missing, extra or ill-shaped tensors are a `HavocError`."""
+        """Read a Hugging Face directory as fp32, in eval mode; a missing, extra or ill-shaped tensor is refused."""
         from .checkpoint import load_model
 
         return load_model(directory, device=device)

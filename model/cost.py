@@ -1,0 +1,118 @@
+"""What a decoder costs, by arithmetic alone: parameters, bytes, floating-point operations. No torch, no measurement.
+
+These are lower bounds a roofline rests on, not predictions: a multiplication and an addition are two operations; norms,
+softmax, SiLU and rotation are left out (below one percent); attention counts only the keys a causal query may see.
+Units stand in the names. Legend: D model, T new tokens, P past tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from .structure import BITS_PER_WEIGHT, Structure
+from .tensors import EMBEDDING, HEAD, VISION_PROJECTION, tensor_shapes
+
+if TYPE_CHECKING:
+    from .config import HavocConfig
+
+FULL = Structure("fp32", "fp32")
+
+
+def num_parameters(config: HavocConfig) -> int:
+    """Numbers in the model, a tied table counted once."""
+    return sum(math.prod(shape) for shape in tensor_shapes(config).values())
+
+
+def num_layer_matmul_parameters(config: HavocConfig) -> int:
+    """Weights that every token is multiplied with: the projections of all layers, without tables, head and vision."""
+    apart = {EMBEDDING, HEAD, VISION_PROJECTION}
+    matrices = (shape for name, shape in tensor_shapes(config).items() if len(shape) > 1 and name not in apart)
+    return sum(math.prod(shape) for shape in matrices)
+
+
+def weight_bytes(config: HavocConfig, structure: Structure = FULL) -> int:
+    """Bytes of all weights as an artifact stores them, block scales included, padding between tensors not."""
+    return sum(tensor_bytes(name, shape, structure) for name, shape in tensor_shapes(config).items())
+
+
+def tensor_bytes(name: str, shape: tuple[int, ...], structure: Structure) -> int:
+    """Bytes of one weight: norms and biases in the activation's type, matrices in the weight format.
+
+    Integer matrices are cut, row by row, into blocks of `block_size` values (the last one padded) with one scale each;
+    the vision projection is never quantized.
+    """
+    if len(shape) == 1 or (structure.is_quantized and name == VISION_PROJECTION):
+        return math.prod(shape) * structure.activation_bytes
+    bits = BITS_PER_WEIGHT[structure.weight_format]
+    if not structure.is_quantized:
+        return math.prod(shape) * bits // 8
+    num_rows, num_columns = shape
+    num_blocks = num_rows * math.ceil(num_columns / structure.block_size)
+    return num_blocks * (structure.block_size * bits // 8 + structure.activation_bytes)
+
+
+def kv_bytes_per_token(config: HavocConfig, structure: Structure = FULL) -> int:
+    """Bytes the cache grows by with each token: a key and a value per layer and kv head, in the activation's type."""
+    attention = config.attention
+    return 2 * config.num_layers * attention.num_kv_heads * attention.head_dim * structure.activation_bytes
+
+
+def prefill_flops(config: HavocConfig, num_tokens: int, *, num_past: int = 0, has_all_logits: bool = False) -> int:
+    """Operations to read T tokens after P others; the head runs on the last token, or on all.
+
+    2 T (layer weights) + 4 (layers N H) (T P + T (T + 1) / 2) + 2 D V.
+    """
+    attention = config.attention
+    num_pairs = num_tokens * num_past + num_tokens * (num_tokens + 1) // 2
+    layers = 2 * num_tokens * num_layer_matmul_parameters(config)
+    scores_and_values = 4 * config.num_layers * attention.num_heads * attention.head_dim * num_pairs
+    head = 2 * config.d_model * config.vocab_size * (num_tokens if has_all_logits else 1)
+    return layers + scores_and_values + head
+
+
+def decode_flops(config: HavocConfig, num_past: int) -> int:
+    """Operations to write one token after P others."""
+    return prefill_flops(config, 1, num_past=num_past)
+
+
+def vision_flops(config: HavocConfig, num_patches: int) -> int:
+    """Operations to project patches into the token stream; 0 for a text model."""
+    return 0 if config.vision is None else 2 * num_patches * config.vision.patch_dim * config.d_model
+
+
+def decode_read_bytes(config: HavocConfig, num_past: int, structure: Structure = FULL) -> int:
+    """Bytes that must come from memory to write one token at batch 1: every weight once, and the keys and values of P tokens.
+
+    Of an untied embedding one row is read; the vision projection is not.
+    """
+    shapes = tensor_shapes(config)
+    unread = {VISION_PROJECTION} if config.tie_word_embeddings else {VISION_PROJECTION, EMBEDDING}
+    weights = sum(tensor_bytes(name, shape, structure) for name, shape in shapes.items() if name not in unread)
+    row = 0 if config.tie_word_embeddings else tensor_bytes(EMBEDDING, (1, config.d_model), structure)
+    return weights + row + num_past * kv_bytes_per_token(config, structure)
+
+
+def activation_bytes(
+    config: HavocConfig, num_tokens: int, structure: Structure = FULL, *, num_past: int = 0, is_fused: bool = True
+) -> int:
+    """Estimated bytes alive at the widest point of a layer, batch 1, for a runtime that frees what it no longer needs.
+
+    The wider of attention (residual, normed, q, k, v, output; unless fused also the scores of all heads) and SwiGLU
+    (residual, normed, gate, up), but at least the last token's logits.
+    """
+    attention, d_model = config.attention, config.d_model
+    q_dim, kv_dim = attention.num_heads * attention.head_dim, attention.num_kv_heads * attention.head_dim
+    scores = 0 if is_fused else attention.num_heads * num_tokens * (num_past + num_tokens)
+    attending = num_tokens * (2 * d_model + 2 * q_dim + 2 * kv_dim) + scores
+    feeding_forward = num_tokens * (2 * d_model + 2 * config.mlp.hidden_dim)
+    return structure.activation_bytes * max(attending, feeding_forward, d_model + config.vocab_size)
+
+
+def peak_bytes(config: HavocConfig, num_tokens: int, structure: Structure = FULL, *, num_new_tokens: int = 0) -> int:
+    """Estimated bytes to read a prompt and write on: weights, cache of every token, activations of the prefill.
+
+    A floor for the process: the runtime, its kernels and (on CUDA) the context come on top.
+    """
+    cache = (num_tokens + num_new_tokens) * kv_bytes_per_token(config, structure)
+    return weight_bytes(config, structure) + cache + activation_bytes(config, num_tokens, structure)
