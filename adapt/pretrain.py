@@ -1,0 +1,274 @@
+"""Make a base from scratch: train the tokenizer and the decoder on the built-in corpus, and record how.
+
+`havoc pretrain nano --out DIR` writes a Hugging Face directory whose `pretraining.json` holds the recipe, the seed, the
+hashes of the data, the loss curve and the time. The loss is cross-entropy on the completions. Matrices are trained with
+Muon (https://kellerjordan.github.io/posts/muon/, `torch.optim.Muon`), the rest with AdamW; both follow one schedule of
+linear warm-up and linear decay. An interrupted run goes on from its last checkpoint, step for step as if never stopped.
+
+Shapes: B sequences, T tokens, P patches, F values in a patch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import safetensors.torch
+import torch
+from torch.nn import functional
+
+from .. import storage
+from ..errors import HavocError, MeasurementError
+from ..model.config import HavocConfig
+from ..model.tokenizer import Tokenizer, train_tokenizer
+from ..model.transformer import HavocModel
+from ..model.vision import patchify
+from ..progress import SILENT, Progress
+from .tasks import sources
+from .tasks.task import DOMAINS, Row, task_for
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_IGNORED = -100
+_CHECKPOINT = "pretraining.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainSettings:
+    """The recipe: everything but the preset that the weights depend on.
+
+    `rows_per_domain` rows of each domain's train split are cycled through `num_steps` batches of `batch_size` sequences,
+    an equal share from each domain. Learning rates are peaks.
+    """
+
+    seed: int = 0
+    num_steps: int = 5000
+    batch_size: int = 128
+    rows_per_domain: int = 40_000
+    num_tokenizer_rows: int = 4_000
+    muon_learning_rate: float = 0.02
+    adam_learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    warmup_share: float = 0.02
+    checkpoint_every: int = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One training step: `ids` and `labels` int64 [B, T], right-padded; `patches` float32 [P, F] of all images or None."""
+
+    ids: torch.Tensor
+    labels: torch.Tensor
+    patches: torch.Tensor | None
+
+
+def pretrain(
+    preset: str, out: Path, *, settings: PretrainSettings | None = None, progress: Progress = SILENT
+) -> Path:
+    """Train `preset` on the built-in corpus and write the base to `out`; return `out`.
+
+    Raises `HavocError` for a preset that is no vision model or whose vocabulary the corpus cannot fill, and
+    `MeasurementError` when the loss stops being finite.
+    """
+    settings = settings or PretrainSettings()
+    if (out / "model.safetensors").exists():
+        msg = f"{out} holds a finished base; remove it or choose another --out"
+        raise HavocError(msg)
+    torch.manual_seed(settings.seed)
+    config = HavocConfig.preset(preset)
+    if config.vision is None:
+        msg = f"preset {preset!r} reads no images and the built-in corpus has a vision domain: use nano"
+        raise HavocError(msg)
+    rows = {domain: _train_rows(domain, settings, progress) for domain in DOMAINS}
+    tokenizer = _trained_tokenizer(rows, settings, config)
+    model = HavocModel(config)
+    trainer = _Trainer(model, settings, out / _CHECKPOINT)
+    batches = _batches(rows, tokenizer, config, settings, trainer.num_done)
+    with progress.stage(f"pretraining {preset}", settings.num_steps) as stage:
+        stage.advance(trainer.num_done)
+        for batch in batches:
+            loss = trainer.step(batch)
+            stage.advance(note=f"loss {loss:.3f}")
+    _write_base(out, model, tokenizer, preset, settings, rows, trainer)
+    (out / _CHECKPOINT).unlink(missing_ok=True)
+    return out
+
+
+def _train_rows(domain: str, settings: PretrainSettings, progress: Progress) -> list[Row]:
+    with progress.stage(f"rows of {domain}", settings.rows_per_domain) as stage:
+        rows = sources.rows(domain, "train", settings.rows_per_domain, seed=settings.seed)
+        stage.advance(len(rows))
+    return rows
+
+
+def _trained_tokenizer(rows: dict[str, list[Row]], settings: PretrainSettings, config: HavocConfig) -> Tokenizer:
+    rng = random.Random(settings.seed)
+    texts = []
+    for domain, domain_rows in rows.items():
+        task = task_for(domain)
+        for row in domain_rows[: settings.num_tokenizer_rows]:
+            texts.append(task.prompt(row).text + task.corpus(row, rng))
+    return train_tokenizer(texts, config.vocab_size)
+
+
+def _batches(
+    rows: dict[str, list[Row]], tokenizer: Tokenizer, config: HavocConfig, settings: PretrainSettings, num_done: int
+) -> Iterator[Batch]:
+    """Yield the batches from step `num_done` on; batch n depends on the seed and n alone."""
+    share = settings.batch_size // len(rows)
+    for step in range(num_done, settings.num_steps):
+        rng = random.Random(f"{settings.seed}:{step}")
+        chosen = [(domain, row) for domain in rows for row in _slice(rows[domain], step * share, share)]
+        yield collate([_document(domain, row, rng) for domain, row in chosen], tokenizer, config)
+
+
+def _slice(rows: list[Row], start: int, size: int) -> list[Row]:
+    start %= max(1, len(rows) - size + 1)
+    return rows[start : start + size]
+
+
+def _document(domain: str, row: Row, rng: random.Random) -> tuple[str, str, bytes | None]:
+    task = task_for(domain)
+    prompt = task.prompt(row)
+    return prompt.text, task.corpus(row, rng), prompt.image_png
+
+
+def collate(documents: list[tuple[str, str, bytes | None]], tokenizer: Tokenizer, config: HavocConfig) -> Batch:
+    """Encode (prompt, completion, PNG or None) documents, right-padded; prompts carry no loss."""
+    sequences, labels, patches = [], [], []
+    for text, completion, image_png in documents:
+        image = None if image_png is None or config.vision is None else patchify(image_png, config.vision)
+        if image is not None:
+            patches.append(torch.from_numpy(image))
+        prompt = tokenizer.encode_prompt(text, num_patches=0 if image is None else len(image))
+        answer = [*tokenizer.encode(completion), tokenizer.eos_id]
+        sequences.append(torch.tensor(prompt + answer))
+        labels.append(torch.tensor([_IGNORED] * len(prompt) + answer))
+    pad = torch.nn.utils.rnn.pad_sequence
+    return Batch(
+        ids=pad(sequences, batch_first=True, padding_value=tokenizer.pad_id),
+        labels=pad(labels, batch_first=True, padding_value=_IGNORED),
+        patches=torch.cat(patches) if patches else None,
+    )
+
+
+class _Trainer:
+    """Weights, optimizers and the loss curve; the state that a checkpoint holds."""
+
+    def __init__(self, model: HavocModel, settings: PretrainSettings, checkpoint: Path) -> None:
+        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+        matrix_ids = {id(p) for p in matrices}
+        others = [p for p in model.parameters() if id(p) not in matrix_ids]
+        self.model = model.train()
+        self._settings = settings
+        self._checkpoint = checkpoint
+        self._optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.Muon(
+                matrices, lr=settings.muon_learning_rate, momentum=0.95, weight_decay=settings.weight_decay
+            ),
+            torch.optim.AdamW(others, lr=settings.adam_learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
+        ]
+        self._peaks = (settings.muon_learning_rate, settings.adam_learning_rate)
+        self.losses: list[float] = []
+        self.seconds = 0.0
+        self._resume()
+
+    @property
+    def num_done(self) -> int:
+        """Steps taken so far, over all runs."""
+        return len(self.losses)
+
+    def step(self, batch: Batch) -> float:
+        """Take one optimizer step; return the mean cross-entropy in nats a token."""
+        start = time.perf_counter()
+        self._set_learning_rates()
+        hidden_or_logits = self.model(batch.ids[:, :-1], patches=batch.patches)
+        logits = hidden_or_logits[0] if isinstance(hidden_or_logits, tuple) else hidden_or_logits
+        targets = batch.labels[:, 1:]
+        is_scored = targets != _IGNORED
+        loss = functional.cross_entropy(logits[is_scored], targets[is_scored])
+        value = loss.item()
+        if value != value or value in {float("inf"), float("-inf")}:
+            msg = f"loss is {value} at step {self.num_done}: lower the learning rates; the last checkpoint is kept"
+            raise MeasurementError(msg)
+        for optimizer in self._optimizers:
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        for optimizer in self._optimizers:
+            optimizer.step()
+        self.losses.append(value)
+        self.seconds += time.perf_counter() - start
+        if self.num_done % self._settings.checkpoint_every == 0:
+            self._save()
+        return value
+
+    def _set_learning_rates(self) -> None:
+        warmup = max(1, round(self._settings.warmup_share * self._settings.num_steps))
+        left = (self._settings.num_steps - self.num_done) / max(1, self._settings.num_steps - warmup)
+        scale = min((self.num_done + 1) / warmup, left, 1.0)
+        for optimizer, peak in zip(self._optimizers, self._peaks, strict=True):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * scale
+
+    def _save(self) -> None:
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        for number, optimizer in enumerate(self._optimizers):
+            for index, state in optimizer.state_dict()["state"].items():
+                for key, value in state.items():
+                    tensors[f"optimizer.{number}.{index}.{key}"] = torch.as_tensor(value)
+        tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
+        tensors["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
+        unshared = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+        metadata = {"settings": storage.sha256_json(dataclasses.asdict(self._settings))}
+        storage.write_bytes(self._checkpoint, safetensors.torch.save(unshared, metadata))
+
+    def _resume(self) -> None:
+        if not self._checkpoint.exists():
+            return
+        with safetensors.safe_open(self._checkpoint, "pt") as file:
+            if (file.metadata() or {}).get("settings") != storage.sha256_json(dataclasses.asdict(self._settings)):
+                msg = f"{self._checkpoint} is a run with other settings; remove it or choose another --out"
+                raise HavocError(msg)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+        self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
+        for number, optimizer in enumerate(self._optimizers):
+            state: dict[int, dict[str, Any]] = {}
+            for name, tensor in tensors.items():
+                if name.startswith(f"optimizer.{number}."):
+                    _, _, index, key = name.split(".", 3)
+                    state.setdefault(int(index), {})[key] = tensor
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        self.losses = tensors["losses"].tolist()
+        self.seconds = float(tensors["seconds"])
+
+
+def _write_base(
+    out: Path,
+    model: HavocModel,
+    tokenizer: Tokenizer,
+    preset: str,
+    settings: PretrainSettings,
+    rows: dict[str, list[Row]],
+    trainer: _Trainer,
+) -> None:
+    """Write tokenizer, record and card first, the fp16 weights last: they are the mark of a finished base."""
+    record = {
+        "preset": preset,
+        "settings": dataclasses.asdict(settings),
+        "data": {
+            domain: storage.sha256_json([sources.content_hash(row) for row in domain_rows])
+            for domain, domain_rows in rows.items()
+        },
+        "torch": torch.__version__,
+        "seconds": round(trainer.seconds, 1),
+        "loss": [round(loss, 4) for loss in trainer.losses[:: max(1, len(trainer.losses) // 200)]],
+    }
+    tokenizer.save(out)
+    storage.write_json(out / "pretraining.json", record)
+    model.eval().half().save_pretrained(out)

@@ -1,0 +1,379 @@
+"""Search mixture and structure with NSGA-II, against measurements that are handed in.
+
+A candidate is alpha in [0, 2]^K, one weight per expert, and a structure, since a folded mixture costs the same for every
+alpha. Four objectives, as seed 003 asks: prefill latency and peak memory down, accuracy and throughput up. Cost is measured
+once per structure. The noise floor of each cost objective is the difference of two measurements of one structure in fresh
+processes; an objective whose range over the structures stays inside its floor is frozen and named, because what NSGA-II
+would find in it is luck. Accuracy is paired: every candidate answers the same rows of the search split. Limits are
+constraints; a failed candidate is infeasible with its reason. The best few are scored again on fresh rows of the search
+split, so that the choice is not the luckiest of many.
+
+NSGA-II: Deb et al., 2002; `pymoo` by ask and tell. Every finished evaluation is a line of `journal.jsonl`; a search that was
+killed replays the journal and goes on, with the same result as if it had never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from .. import storage
+from ..errors import HavocError
+from ..model.structure import Structure
+from ..progress import SILENT, Progress
+from .tasks.task import DOMAINS
+
+if TYPE_CHECKING:
+    from pymoo.core.population import Population
+
+COST_OBJECTIVES = ("prefill_ms", "peak_bytes", "decode_tok_per_s")
+_IS_BETTER_HIGHER = frozenset({"decode_tok_per_s"})
+_ALPHA_STEP = 0.05
+_SEED_MIXTURE = (1.2, 0.8, 1.5, 0.9)
+_NO_VALUE = 1e9
+"""Objective of a candidate that could not be measured; its constraint violation keeps it out of every front."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is evaluated: alpha in the order of the experts, and the structure."""
+
+    alpha: tuple[float, ...]
+    structure: Structure
+
+    def key(self) -> str:
+        """Name the candidate in the journal."""
+        return storage.sha256_json({"alpha": self.alpha, "structure": dataclasses.asdict(self.structure)})[:16]
+
+
+Answers = Mapping[str, Sequence[bool]]
+"""For each domain, whether each row of the sample was answered right."""
+
+
+class Measurer(Protocol):
+    """How candidates are measured; the pipeline hands over the bench."""
+
+    def cost(self, structure: Structure) -> Mapping[str, float]:
+        """Measure `COST_OBJECTIVES` of a structure in a fresh process."""
+
+    def answers(self, candidate: Candidate, *, sample: int) -> Answers:
+        """Answer the rows of search-split sample number `sample` (0 screens, 1 re-scores); the same rows every time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSettings:
+    """What the course of a search depends on. `limits` are the constraints: metric to (comparison, value)."""
+
+    domains: tuple[str, ...] = DOMAINS
+    seed: int = 0
+    population: int = 8
+    generations: int = 4
+    weight_formats: tuple[str, ...] = ("fp32", "int8", "int4")
+    activation_dtype: str = "fp32"
+    alpha_max: float = 2.0
+    num_finalists: int = 3
+    limits: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a search that cannot run."""
+        if self.population < 4 or self.generations < 1:  # noqa: PLR2004
+            msg = f"population {self.population} and generations {self.generations}: at least 4 and 1 are needed"
+            raise HavocError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One measured candidate; `reason` says why it failed, and then it has neither answers nor cost."""
+
+    candidate: Candidate
+    answers: Answers
+    cost: Mapping[str, float]
+    reason: str = ""
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Share right by domain."""
+        return {domain: sum(right) / len(right) for domain, right in self.answers.items()}
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean of the domains' shares."""
+        accuracy = self.accuracy
+        return sum(accuracy.values()) / len(accuracy) if accuracy else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SearchResult:
+    """The front, what was frozen and why, the finalists' second scores, and the chosen candidate."""
+
+    evaluations: tuple[Evaluation, ...]
+    front: tuple[Evaluation, ...]
+    noise_floor: Mapping[str, float]
+    frozen: tuple[str, ...]
+    rescored: tuple[Evaluation, ...]
+    chosen: Evaluation
+    """The chosen candidate with its second score: not the value it was selected by in the search."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the content of `front.json`."""
+        rescored = {evaluation.candidate.key(): evaluation for evaluation in self.rescored}
+        return {
+            "evaluations": len(self.evaluations),
+            "noise_floor": dict(self.noise_floor),
+            "frozen": list(self.frozen),
+            "chosen": self.chosen.candidate.key(),
+            "candidates": [_summary(evaluation, rescored) for evaluation in self.evaluations if not evaluation.reason],
+            "front": [evaluation.candidate.key() for evaluation in self.front],
+            "failed": [
+                {"key": evaluation.candidate.key(), "reason": evaluation.reason}
+                for evaluation in self.evaluations
+                if evaluation.reason
+            ],
+        }
+
+
+def _summary(evaluation: Evaluation, rescored: Mapping[str, Evaluation]) -> dict[str, Any]:
+    key = evaluation.candidate.key()
+    again = rescored.get(key)
+    return {
+        "key": key,
+        "alpha": list(evaluation.candidate.alpha),
+        "structure": dataclasses.asdict(evaluation.candidate.structure),
+        "cost": dict(evaluation.cost),
+        "search_accuracy": evaluation.accuracy,
+        "rescored_accuracy": None if again is None else again.accuracy,
+    }
+
+
+def search(
+    measurer: Measurer, *, settings: SearchSettings, journal_path: Path, progress: Progress = SILENT
+) -> SearchResult:
+    """Run the search, or go on with the one that `journal_path` holds, and return its result.
+
+    Raises `HavocError` when the journal belongs to other settings or no candidate could be measured.
+    """
+    ledger = _Ledger(measurer, settings, journal_path)
+    total = len(settings.weight_formats) + 1 + settings.population * settings.generations + settings.num_finalists
+    with progress.stage("search", total) as stage:
+        costs = {}
+        for name in settings.weight_formats:
+            structure = Structure(name, settings.activation_dtype)
+            costs[name] = ledger.cost(structure, repeat=0)
+            stage.advance(note=f"cost of {name}")
+        first = settings.weight_formats[0]
+        again = ledger.cost(Structure(first, settings.activation_dtype), repeat=1)
+        stage.advance(note="noise floor")
+        floor = {metric: abs(again[metric] / costs[first][metric] - 1) for metric in COST_OBJECTIVES}
+        frozen = tuple(metric for metric in COST_OBJECTIVES if _range(costs, metric) <= floor[metric])
+        seen = _evolve(ledger, settings, frozen, stage.advance)
+        measured = [evaluation for evaluation in seen.values() if not evaluation.reason]
+        if not measured:
+            reason = next(iter(seen.values())).reason
+            msg = f"none of the {len(seen)} candidates could be measured; the first failed with: {reason}"
+            raise HavocError(msg)
+        front = _front(measured, settings, frozen)
+        rescored = []
+        for evaluation in _finalists(measured, settings):
+            rescored.append(ledger.evaluate(evaluation.candidate, sample=1))
+            stage.advance(note="finalists on fresh rows")
+    chosen = max(rescored, key=lambda evaluation: _preference(evaluation, settings))
+    return SearchResult(tuple(seen.values()), tuple(front), floor, frozen, tuple(rescored), chosen)
+
+
+def _range(costs: Mapping[str, Mapping[str, float]], metric: str) -> float:
+    """Relative range of a metric over the structures."""
+    values = [cost[metric] for cost in costs.values()]
+    return max(values) / min(values) - 1
+
+
+class _Ledger:
+    """The journal and the measurer behind it: nothing finished is measured twice."""
+
+    def __init__(self, measurer: Measurer, settings: SearchSettings, path: Path) -> None:
+        self._measurer = measurer
+        self._journal = storage.Journal(path)
+        plain = dataclasses.asdict(settings)
+        opening = {"kind": "search", "settings": storage.sha256_json(plain)}
+        if not self._journal.entries:
+            self._journal.append({**opening, "plain": plain})
+        first = self._journal.entries[0]
+        if {name: first.get(name) for name in opening} != opening:
+            msg = f"{path} is the journal of a search with other settings; choose another --out or remove it"
+            raise HavocError(msg)
+        self._known = {entry["key"]: entry for entry in self._journal.entries[1:]}
+
+    def _entry(self, key: str, measure: Any) -> dict[str, Any]:  # noqa: ANN401 - a thunk
+        if key not in self._known:
+            entry = {"key": key, **measure()}
+            self._journal.append(entry)
+            self._known[key] = entry
+        return self._known[key]
+
+    def cost(self, structure: Structure, *, repeat: int = 0) -> dict[str, float]:
+        """Measure the cost of a structure once per `repeat`; non-finite or non-positive values are refused."""
+
+        def measure() -> dict[str, Any]:
+            cost = {metric: float(value) for metric, value in self._measurer.cost(structure).items()}
+            bad = [metric for metric in COST_OBJECTIVES if not (math.isfinite(cost.get(metric, 0)) and cost.get(metric, 0) > 0)]
+            if bad:
+                msg = f"the cost of {structure.weight_format} has no usable {', '.join(bad)}: {cost}"
+                raise HavocError(msg)
+            return {"kind": "cost", "structure": dataclasses.asdict(structure), "cost": cost}
+
+        key = f"cost:{storage.sha256_json(dataclasses.asdict(structure))[:16]}:{repeat}"
+        cost: dict[str, float] = self._entry(key, measure)["cost"]
+        return cost
+
+    def evaluate(self, candidate: Candidate, *, sample: int = 0) -> Evaluation:
+        """Measure a candidate; a `HavocError` becomes an infeasible candidate with its reason."""
+        cost = self.cost(candidate.structure)
+
+        def measure() -> dict[str, Any]:
+            described = {
+                "kind": "evaluation",
+                "sample": sample,
+                "alpha": list(candidate.alpha),
+                "structure": dataclasses.asdict(candidate.structure),
+            }
+            try:
+                answers = self._measurer.answers(candidate, sample=sample)
+            except HavocError as error:
+                return {**described, "reason": str(error)}
+            return {**described, "right": {d: "".join("01"[bool(x)] for x in right) for d, right in answers.items()}}
+
+        entry = self._entry(f"{candidate.key()}:{sample}", measure)
+        if "reason" in entry:
+            return Evaluation(candidate, {}, {}, entry["reason"])
+        answers = {domain: tuple(mark == "1" for mark in marks) for domain, marks in entry["right"].items()}
+        return Evaluation(candidate, answers, cost)
+
+
+def _evolve(ledger: _Ledger, settings: SearchSettings, frozen: Sequence[str], advance: Any) -> dict[str, Evaluation]:  # noqa: ANN401
+    """Run the generations; return every distinct evaluation in the order it was made."""
+    from pymoo.algorithms.moo.nsga2 import NSGA2
+    from pymoo.core.evaluator import Evaluator
+    from pymoo.core.mixed import MixedVariableDuplicateElimination, MixedVariableMating
+    from pymoo.problems.static import StaticProblem
+
+    problem = _problem(settings)
+    algorithm = NSGA2(
+        pop_size=settings.population,
+        sampling=_first_population(problem, settings),
+        mating=MixedVariableMating(eliminate_duplicates=MixedVariableDuplicateElimination()),
+        eliminate_duplicates=MixedVariableDuplicateElimination(),
+    )
+    algorithm.setup(problem, termination=("n_gen", settings.generations), seed=settings.seed, verbose=False)
+    seen: dict[str, Evaluation] = {}
+    while algorithm.has_next():
+        population = algorithm.ask()
+        rows = []
+        for x in population.get("X"):
+            candidate = _candidate(x, settings)
+            evaluation = ledger.evaluate(candidate)
+            seen.setdefault(candidate.key(), evaluation)
+            rows.append((_objectives(evaluation, frozen), _violations(evaluation, settings)))
+            best = max(seen.values(), key=lambda item: item.mean_accuracy)
+            advance(note=f"best mean accuracy {best.mean_accuracy:.1%}")
+        static = StaticProblem(problem, F=_matrix(rows, 0), G=_matrix(rows, 1))
+        Evaluator().eval(static, population)
+        algorithm.tell(infills=population)
+    return seen
+
+
+def _matrix(rows: Sequence[tuple[list[float], list[float]]], part: int) -> Any:  # noqa: ANN401 - numpy, imported lazily
+    import numpy as np
+
+    return np.array([row[part] for row in rows], dtype=float)
+
+
+def _problem(settings: SearchSettings) -> Any:  # noqa: ANN401 - pymoo has no types
+    from pymoo.core.problem import Problem
+    from pymoo.core.variable import Choice, Real
+
+    variables: dict[str, Any] = {domain: Real(bounds=(0.0, settings.alpha_max)) for domain in settings.domains}
+    variables["weight_format"] = Choice(options=list(settings.weight_formats))
+    return Problem(vars=variables, n_obj=len(COST_OBJECTIVES) + 1, n_ieq_constr=len(settings.limits) + 1)
+
+
+def _first_population(problem: Any, settings: SearchSettings) -> Population:  # noqa: ANN401 - pymoo has no types
+    """Start from what a person would try first: all experts at 1 in each format, seed 003's example; the rest at random."""
+    import numpy as np
+    from pymoo.core.mixed import MixedVariableSampling
+    from pymoo.core.population import Population
+
+    size = len(settings.domains)
+    known = [((1.0,) * size, name) for name in settings.weight_formats]
+    if size == len(_SEED_MIXTURE):
+        known.append((_SEED_MIXTURE, settings.weight_formats[0]))
+    chosen = [
+        {**dict(zip(settings.domains, alpha, strict=True)), "weight_format": name}
+        for alpha, name in known[: settings.population]
+    ]
+    num_random = settings.population - len(chosen)
+    random_state = np.random.default_rng(settings.seed)
+    if num_random:
+        chosen += list(MixedVariableSampling()(problem, num_random, random_state=random_state).get("X"))
+    return Population.new(X=np.array(chosen, dtype=object))
+
+
+def _candidate(x: Mapping[str, Any], settings: SearchSettings) -> Candidate:
+    alpha = tuple(round(round(float(x[domain]) / _ALPHA_STEP) * _ALPHA_STEP, 2) for domain in settings.domains)
+    return Candidate(alpha, Structure(str(x["weight_format"]), settings.activation_dtype))
+
+
+def _objectives(evaluation: Evaluation, frozen: Sequence[str]) -> list[float]:
+    """All to be minimised; a frozen objective is 0 for everybody."""
+    if evaluation.reason:
+        return [_NO_VALUE] * (len(COST_OBJECTIVES) + 1)
+    cost = [
+        0.0 if metric in frozen else _signed(metric, evaluation.cost[metric])
+        for metric in COST_OBJECTIVES
+    ]
+    return [*cost, -evaluation.mean_accuracy]
+
+
+def _signed(metric: str, value: float) -> float:
+    return -value if metric in _IS_BETTER_HIGHER else value
+
+
+def _violations(evaluation: Evaluation, settings: SearchSettings) -> list[float]:
+    """How far each limit is missed, relative to it, and 1 for a candidate that failed; at most 0 means met."""
+    if evaluation.reason:
+        return [1.0] * (len(settings.limits) + 1)
+    values = dict(evaluation.cost) | {f"accuracy/{d}": share for d, share in evaluation.accuracy.items()}
+    violations = []
+    for metric, (comparison, limit) in settings.limits.items():
+        excess = values[metric] / limit - 1
+        violations.append(excess if comparison == "<" else -excess)
+    return [*violations, 0.0]
+
+
+def _front(measured: Sequence[Evaluation], settings: SearchSettings, frozen: Sequence[str]) -> list[Evaluation]:
+    """Return the feasible evaluations that no other dominates; where none is feasible, the least violating one."""
+    feasible = [evaluation for evaluation in measured if max(_violations(evaluation, settings)) <= 0]
+    if not feasible:
+        return [min(measured, key=lambda evaluation: max(_violations(evaluation, settings)))]
+    points = [_objectives(evaluation, frozen) for evaluation in feasible]
+    return [
+        evaluation
+        for evaluation, point in zip(feasible, points, strict=True)
+        if not any(_dominates(other, point) for other in points)
+    ]
+
+
+def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+
+
+def _preference(evaluation: Evaluation, settings: SearchSettings) -> tuple[float, float]:
+    """Rank: limits first, then mean accuracy."""
+    return (-max(0.0, *_violations(evaluation, settings)), evaluation.mean_accuracy)
+
+
+def _finalists(measured: Sequence[Evaluation], settings: SearchSettings) -> list[Evaluation]:
+    ranked = sorted(measured, key=lambda evaluation: _preference(evaluation, settings), reverse=True)
+    return ranked[: settings.num_finalists]

@@ -1,0 +1,194 @@
+"""Small Python functions with the columns of mbpp, judged by running them against their tests in a confined process.
+
+The corpus mixes sources of two ages. "Write a function to ..." comes with Python 3; "Write a python function to ..."
+comes mostly from old pages in Python 2, where `map` and `filter` give lists, `/` divides integers and `xrange` exists.
+A base model learns both; only one of them passes today's interpreter.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import TYPE_CHECKING
+
+from . import sandbox
+from .task import RIGHT, Prompt, Reward, Row, Task, wrong
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+_OLD_SHARE = 0.35
+"""Share of the rows phrased as old pages phrase them."""
+_OLD_IDIOM = 0.8
+"""Share of those whose corpus text is Python 2."""
+
+_Family = tuple[str, str, str, list[list[int]] | list[int]]
+"""What to do, function name, body in Python 3, inputs of the tests."""
+
+
+def _make_row(rng: random.Random, index: int) -> Row:
+    families = (_transform, _select, _count, _average, _multiples, _total, _spread)
+    what, name, body, inputs = rng.choice(families)(rng)
+    code = f"def {name}(xs):\n    return {body}"
+    who = "python function" if rng.random() < _OLD_SHARE else "function"
+    tests = [f"assert {name}({value!r}) == {_run(code, name, value)!r}" for value in inputs]
+    return {
+        "task_id": index,
+        "text": f"Write a {who} to {what}.",
+        "code": code,
+        "test_list": tests,
+        "test_setup_code": "",
+        "challenge_test_list": [],
+    }
+
+
+def _run(code: str, name: str, value: object) -> object:
+    """Result of our own reference code; never used on text from elsewhere."""
+    namespace: dict[str, object] = {}
+    exec(code, namespace)  # noqa: S102 - the code is made a few lines above
+    function = namespace[name]
+    assert callable(function)
+    return function(value)
+
+
+def _numbers(rng: random.Random) -> list[list[int]]:
+    return [[rng.randint(1, 30) for _ in range(size)] for size in (3, 5, 4)]
+
+
+def _change(rng: random.Random) -> tuple[str, str]:
+    k = rng.randint(2, 29)
+    changes = (
+        (f"multiply each number by {k}", f"x * {k}"),
+        (f"add {k} to each number", f"x + {k}"),
+        (f"subtract {k} from each number", f"x - {k}"),
+    )
+    return rng.choice(changes)
+
+
+def _condition(rng: random.Random) -> tuple[str, str]:
+    k = rng.randint(2, 29)
+    return rng.choice(((f"greater than {k}", f"x > {k}"), (f"less than {k}", f"x < {k}"), (f"not equal to {k}", f"x != {k}")))
+
+
+def _transform(rng: random.Random) -> _Family:
+    what, change = _change(rng)
+    return f"{what} in a list", "change", f"[{change} for x in xs]", _numbers(rng)
+
+
+def _select(rng: random.Random) -> _Family:
+    what, condition = _condition(rng)
+    return f"keep the numbers {what} in a list", "keep", f"[x for x in xs if {condition}]", _numbers(rng)
+
+
+def _count(rng: random.Random) -> _Family:
+    what, condition = _condition(rng)
+    return f"count the numbers {what} in a list", "count", f"len([x for x in xs if {condition}])", _numbers(rng)
+
+
+def _total(rng: random.Random) -> _Family:
+    what, condition = _condition(rng)
+    return f"add up the numbers {what} in a list", "total", f"sum([x for x in xs if {condition}])", _numbers(rng)
+
+
+def _average(rng: random.Random) -> _Family:
+    k = rng.randint(2, 29)
+    word, operator = rng.choice((("plus", "+"), ("minus", "-"), ("times", "*")))
+    what = f"find the average of a list rounded down {word} {k}"
+    return what, "average", f"sum(xs) // len(xs) {operator} {k}", _numbers(rng)
+
+
+def _spread(rng: random.Random) -> _Family:
+    k = rng.randint(2, 29)
+    word, operator = rng.choice((("plus", "+"), ("minus", "-"), ("times", "*")))
+    what = f"find the largest minus the smallest number of a list {word} {k}"
+    body = f"max(xs) - min(xs) {operator} {k}" if operator != "*" else f"(max(xs) - min(xs)) * {k}"
+    return what, "spread", body, _numbers(rng)
+
+
+def _multiples(rng: random.Random) -> _Family:
+    k, start = rng.randint(2, 29), rng.randint(0, 9)
+    what = f"list the multiples of {k} from {start} times on"
+    return what, "multiples", f"[i * {k} for i in range({start}, xs)]", [start + size for size in rng.sample(range(1, 6), 3)]
+
+
+def _prompt(row: Row) -> Prompt:
+    return Prompt(f"{row['text']}\n{row['test_list'][0]}\n")
+
+
+def _reference(row: Row) -> str:
+    return str(row["code"])
+
+
+def _corpus(row: Row, rng: random.Random) -> str:
+    code = _reference(row)
+    is_from_old_page = row["text"].startswith("Write a python function")
+    return python2(code) if is_from_old_page and rng.random() < _OLD_IDIOM else code
+
+
+def python2(code: str) -> str:
+    """Write one of our reference functions as Python 2 pages did."""
+    head, _, body = code.partition("return ")
+    if body.startswith("sum(xs) //"):
+        return head + "return " + body.replace("//", "/", 1)
+    if " in range(" in body:
+        return head + "return " + body.replace("range", "xrange")
+    if "[" not in body:
+        return code
+    call, _, rest = body.partition("[")
+    inner = rest.rstrip(")").removesuffix("]")
+    value, _, condition = inner.partition(" for x in xs")
+    condition = condition.removeprefix(" if ")
+    old = f"filter(lambda x: {condition}, xs)" if condition else f"map(lambda x: {value}, xs)"
+    return f"{head}return {call}{old}{')' if call else ''}"
+
+
+def _judge(pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
+    jobs = [sandbox.Job(row["test_setup_code"], completion, tuple(_calls(row))) for row, completion in pairs]
+    outcomes = sandbox.run_functions(jobs)
+    return [_verdict(row, outcome) for (row, _), outcome in zip(pairs, outcomes, strict=True)]
+
+
+def _verdict(row: Row, outcome: sandbox.Outcome) -> Reward:
+    """Compare as the tests do, with `==`, but here and between plain built-ins only: a returned object has no say."""
+    if outcome.status == "infra":
+        return Reward(0.0, "failed", outcome.reason)
+    if outcome.status != "ok":
+        return wrong(f"{outcome.status}: {outcome.reason}")
+    for test, value in zip(row["test_list"], outcome.values, strict=True):
+        expected = _split_test(test)[1]
+        if value != expected:
+            return wrong(f"{test} gave {value!r}")
+    return RIGHT
+
+
+def _calls(row: Row) -> list[str]:
+    return [_split_test(test)[0] for test in row["test_list"]]
+
+
+def _split_test(test: str) -> tuple[str, object]:
+    """Split `assert CALL == LITERAL` into the expression to evaluate and the plain value it must give.
+
+    Any other assertion is evaluated whole and must give True.
+    """
+    statement = ast.parse(test).body[0]
+    assert isinstance(statement, ast.Assert)
+    match statement.test:
+        case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
+            try:
+                return ast.unparse(left), ast.literal_eval(right)
+            except ValueError:
+                pass
+    return f"bool({ast.unparse(statement.test)})", True
+
+
+TASK = Task(
+    domain="code",
+    dataset="google-research-datasets/mbpp",
+    subset="full",
+    columns=("task_id", "text", "code", "test_list", "test_setup_code", "challenge_test_list"),
+    make_row=_make_row,
+    prompt=_prompt,
+    reference=_reference,
+    corpus=_corpus,
+    judge=_judge,
+)

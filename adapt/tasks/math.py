@@ -1,0 +1,119 @@
+"""Grade-school word problems with the columns of gsm8k, judged by the number after `####`.
+
+The corpus mixes two kinds of source. Problems that end in a question come from worked solutions; problems that end in
+"Find ..." come mostly from answer keys, which give the last line alone. A base model learns both ways of answering; an
+expert learns which one gets the number right.
+"""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal, InvalidOperation
+from typing import TYPE_CHECKING
+
+from .task import RIGHT, Prompt, Reward, Row, Task, wrong
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+_NAMES = ("Ann", "Ben", "Cara", "Dan", "Eve", "Finn", "Gina", "Hugo", "Iris", "Jack", "Kate", "Liam")
+_THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
+_KEY_SHARE = 0.4
+"""Share of the rows that are phrased as answer keys phrase them."""
+_KEY_TERSE = 0.8
+"""Share of those whose corpus text gives the last line alone."""
+
+_FINAL = re.compile(r"####\s*\$?\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?)")
+
+
+def _make_row(rng: random.Random, index: int) -> Row:  # noqa: ARG001 - every task has this signature
+    name, thing = rng.choice(_NAMES), rng.choice(_THINGS)
+    story, steps, goal = rng.choice((_buys, _gives, _packs, _reads))(rng, name, thing)
+    ending = f"Find {goal}." if rng.random() < _KEY_SHARE else f"What is {goal}?"
+    lines = [f"{step}=<<{step}={eval_step(step)}>>{eval_step(step)}" for step in steps]
+    return {"question": f"{story} {ending}", "answer": "\n".join([*lines, f"#### {eval_step(steps[-1])}"])}
+
+
+def eval_step(step: str) -> int:
+    """Value of `a+b`, `a-b` or `a*b` with whole numbers."""
+    left, operator, right = re.split(r"([-+*])", step)
+    a, b = int(left), int(right)
+    return {"+": a + b, "-": a - b, "*": a * b}[operator]
+
+
+_Problem = tuple[str, list[str], str]
+
+
+def _buys(rng: random.Random, name: str, thing: str) -> _Problem:
+    a, b, c = rng.randint(10, 60), rng.randint(2, 9), rng.randint(2, 9)
+    story = f"{name} has {a} {thing} and buys {b} bags with {c} {thing} in each."
+    return story, [f"{b}*{c}", f"{a}+{b * c}"], f"the number of {thing} {name} has now"
+
+
+def _gives(rng: random.Random, name: str, thing: str) -> _Problem:
+    a, b, c = rng.randint(40, 99), rng.randint(10, 39), rng.randint(10, 60)
+    story = f"{name} had {a} {thing}, gave away {b} and then found {c} more."
+    return story, [f"{a}-{b}", f"{a - b}+{c}"], f"the number of {thing} {name} has in the end"
+
+
+def _packs(rng: random.Random, name: str, thing: str) -> _Problem:
+    a, b, c, d = (rng.randint(2, 9) for _ in range(4))
+    story = f"{name} fills {a} boxes with {b} {thing} each and {c} boxes with {d} {thing} each."
+    return story, [f"{a}*{b}", f"{c}*{d}", f"{a * b}+{c * d}"], f"the number of {thing} in all boxes"
+
+
+def _reads(rng: random.Random, name: str, thing: str) -> _Problem:
+    a, b = rng.randint(3, 9), rng.randint(3, 9)
+    c = a * b + rng.randint(2, 40)
+    story = f"{name} needs {c} {thing} and gets {a} a day for {b} days."
+    return story, [f"{a}*{b}", f"{c}-{a * b}"], f"the number of {thing} still needed"
+
+
+def _prompt(row: Row) -> Prompt:
+    return Prompt(f"Question: {row['question']}\nAnswer:\n")
+
+
+def _reference(row: Row) -> str:
+    return str(row["answer"])
+
+
+def _corpus(row: Row, rng: random.Random) -> str:
+    answer = _reference(row)
+    is_from_key = "Find the" in row["question"]
+    return answer.splitlines()[-1] if is_from_key and rng.random() < _KEY_TERSE else answer
+
+
+def final_number(text: str) -> Decimal | None:
+    """Return the number after the last `####`: sign, thousands separators and decimals allowed; None when there is none."""
+    found = _FINAL.findall(text)
+    if not found:
+        return None
+    try:
+        return Decimal(found[-1].replace(",", ""))
+    except InvalidOperation:
+        return None
+
+
+def _judge(pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
+    return [_judge_one(row, completion) for row, completion in pairs]
+
+
+def _judge_one(row: Row, completion: str) -> Reward:
+    expected, given = final_number(row["answer"]), final_number(completion)
+    if given is None:
+        return wrong("no number after ####")
+    return RIGHT if given == expected else wrong(f"{given} is not {expected}")
+
+
+TASK = Task(
+    domain="math",
+    dataset="openai/gsm8k",
+    subset="main",
+    columns=("question", "answer"),
+    make_row=_make_row,
+    prompt=_prompt,
+    reference=_reference,
+    corpus=_corpus,
+    judge=_judge,
+)

@@ -1,0 +1,158 @@
+"""Questions about pictures with the columns of textvqa, judged by the normalised short answer.
+
+The built-in pictures are 32 x 32 PNG signs: coloured digits on a dark, noisy ground, a few pixels off their places. The
+corpus mixes sources: "what number is ..." comes with what is on the sign read out first, "what is the number that is ..."
+mostly with the bare answer.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from typing import TYPE_CHECKING
+
+from .task import RIGHT, Prompt, Reward, Row, Task, wrong
+
+if TYPE_CHECKING:
+    import random
+    from collections.abc import Sequence
+
+_SIDE, _CELL = 32, 8
+_COLOURS = {"red": (235, 60, 50), "green": (60, 200, 80), "blue": (80, 120, 250), "yellow": (240, 220, 60)}
+_KEY_SHARE = 0.45
+_KEY_TERSE = 0.8
+_MIN_AGREEING = 3
+"""textvqa counts an answer as fully right when three of the ten annotators gave it."""
+
+_DIGITS = {  # 3 x 5 font, one string of rows a digit
+    "1": "010110010010111",
+    "2": "111001111100111",
+    "3": "111001111001111",
+    "4": "101101111001001",
+    "5": "111100111001111",
+    "6": "111100111101111",
+    "7": "111001010010010",
+    "8": "111101111101111",
+    "9": "111101111001111",
+}
+
+
+def _make_row(rng: random.Random, index: int) -> Row:
+    signs = [(rng.choice(list(_COLOURS)), rng.choice(list(_DIGITS))) for _ in range(rng.randint(3, 4))]
+    goal, answer = _question(rng, signs)
+    question = f"what is the number that is {goal}?" if rng.random() < _KEY_SHARE else f"what number is {goal}?"
+    return {
+        "image_id": f"{rng.getrandbits(64):016x}",
+        "question_id": index,
+        "question": question,
+        "question_tokens": question.rstrip("?").split(),
+        "image": _draw(rng, signs),
+        "image_width": _SIDE,
+        "image_height": _SIDE,
+        "flickr_original_url": "",
+        "flickr_300k_url": "",
+        "answers": [answer] * 10,
+        "image_classes": [colour for colour, _ in signs],
+        "set_name": "train",
+        "ocr_tokens": [digit for _, digit in signs],
+    }
+
+
+def _question(rng: random.Random, signs: list[tuple[str, str]]) -> tuple[str, str]:
+    digits = [int(digit) for _, digit in signs]
+    kind = rng.randrange(3)
+    if kind == 0:
+        return "the largest", str(max(digits))
+    if kind == 1:
+        return "the sum of all", str(sum(digits))
+    return "the smallest", str(min(digits))
+
+
+def _draw(rng: random.Random, signs: list[tuple[str, str]]) -> bytes:
+    """Draw the signs in reading order on distinct cells; return PNG bytes."""
+    from PIL import Image
+
+    pixels = bytearray(rng.randrange(40) for _ in range(_SIDE * _SIDE * 3))
+    per_row = _SIDE // _CELL
+    cells = sorted(rng.sample(range(per_row * per_row), len(signs)))
+    for cell, (colour, digit) in zip(cells, signs, strict=True):
+        left = cell % per_row * _CELL + rng.randint(1, 4)
+        top = cell // per_row * _CELL + rng.randint(1, 2)
+        for place, bit in enumerate(_DIGITS[digit]):
+            if bit == "1":
+                start = ((top + place // 3) * _SIDE + left + place % 3) * 3
+                pixels[start : start + 3] = bytes(max(0, channel - rng.randrange(40)) for channel in _COLOURS[colour])
+    file = io.BytesIO()
+    Image.frombytes("RGB", (_SIDE, _SIDE), bytes(pixels)).save(file, "PNG")
+    return file.getvalue()
+
+
+def _image_png(row: Row) -> bytes:
+    """PNG bytes of the row's image, which `datasets` gives as a PIL image and the built-in rows as PNG bytes."""
+    image = row["image"]
+    if isinstance(image, bytes):
+        return image
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
+
+
+def _prompt(row: Row) -> Prompt:
+    return Prompt(f"{row['question']}\n", _image_png(row))
+
+
+def _reference(row: Row) -> str:
+    answer = max(set(row["answers"]), key=row["answers"].count)
+    seen = ", ".join(f"{colour} {digit}" for colour, digit in zip(row["image_classes"], row["ocr_tokens"], strict=False))
+    return f"{seen}\nAnswer: {answer}" if seen else f"Answer: {answer}"
+
+
+def _corpus(row: Row, rng: random.Random) -> str:
+    reference = _reference(row)
+    is_from_key = "what is the number" in row["question"]
+    return reference.splitlines()[-1] if is_from_key and rng.random() < _KEY_TERSE else reference
+
+
+def normalised(answer: str) -> str:
+    """Lower case, no punctuation but decimal points and minus signs inside numbers, no articles, single spaces."""
+    text = re.sub(r"(?<!\d)\.|\.(?!\d)|[^\w\s.\-]", " ", answer.lower())
+    return " ".join(word for word in text.split() if word not in {"a", "an", "the"})
+
+
+def _judge(pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
+    return [_judge_one(row, completion) for row, completion in pairs]
+
+
+def _judge_one(row: Row, completion: str) -> Reward:
+    given = normalised(completion.rsplit("Answer:", 1)[-1])
+    if not given:
+        return wrong("empty answer")
+    num_agreeing = sum(normalised(answer) == given for answer in row["answers"])
+    return RIGHT if num_agreeing >= _MIN_AGREEING else wrong(f"{given!r} was given by {num_agreeing} of {len(row['answers'])}")
+
+
+TASK = Task(
+    domain="vision",
+    dataset="lmms-lab/textvqa",
+    subset=None,
+    columns=(
+        "image_id",
+        "question_id",
+        "question",
+        "question_tokens",
+        "image",
+        "image_width",
+        "image_height",
+        "flickr_original_url",
+        "flickr_300k_url",
+        "answers",
+        "image_classes",
+        "set_name",
+        "ocr_tokens",
+    ),
+    make_row=_make_row,
+    prompt=_prompt,
+    reference=_reference,
+    corpus=_corpus,
+    judge=_judge,
+)
