@@ -335,6 +335,16 @@ def test_an_empty_folder_may_be_filled(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "m").exists()
 
 
+@pytest.mark.parametrize("out", [".", "../here"])
+def test_the_working_directory_may_be_filled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, out: str) -> None:
+    """`mkdir here && cd here && havoc export --out .` works."""
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with new_directory(Path(out), marker="m") as building:
+        write_text(building / "m", "x")
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["here", "here/m"]
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
 def test_two_writers_of_one_folder_are_told_apart(tmp_path: Path) -> None:
     """The second is refused while the first still writes, and the first is not disturbed."""
