@@ -43,7 +43,7 @@ def device_kind_matches(case: Case) -> str | None:
 def device_name_matches(case: Case) -> str | None:
     """Compare the name with each allowed one, whole and exact."""
     names, found = case.target.device.names, case.record.device.name
-    if not names or found in names:
+    if not names or found in names or case.record.device.kind != case.target.device.kind:
         return None
     return f"measured on {found!r}, the target is {names[0]!r}: siblings do not count"
 

@@ -23,7 +23,7 @@ CROSS_CHECK_BYTES = 64_000_000
 CROSS_CHECK_SHARE = 0.05
 CLOCK_DROP_SHARE = 0.10
 MIN_DISTINCT_OUTPUTS = 2
-STEAL_SHARE = 0.10
+STEAL_SHARE = 0.25
 # The least share of a decoder's parameters that every token passes through; the rest may be an embedding table of which
 # one row is read (Gemma 3 270M has the largest known: 63 %).
 SURE_SHARE = 1 / 3

@@ -1,0 +1,53 @@
+"""How a quantity is written for a person: short, with its unit, and a dash for what was not measured."""
+
+from __future__ import annotations
+
+DASH = "\N{EN DASH}"
+_BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
+_SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
+_MANY = 1000
+
+
+def show(value: float | None, unit: str, *, bare: bool = False) -> str:
+    """Write `value`, which is in `unit`, for a table; `bare` leaves the unit out where a neighbour already says it."""
+    if value is None:
+        return DASH
+    match unit:
+        case "bytes":
+            return _scaled(value, _BYTES)
+        case "ms":
+            return _scaled(value / 1e3, _SECONDS)
+        case "s":
+            return _scaled(value, _SECONDS)
+        case "share":
+            return f"{100 * value:.1f}" if bare else f"{100 * value:.1f} %"
+        case _:
+            return _digits(value) if bare else f"{_digits(value)} {unit}"
+
+
+def show_interval(low: float | None, high: float | None, unit: str) -> str:
+    """Write what is proven: both bounds, or one, or a dash."""
+    if low is None and high is None:
+        return DASH
+    if low is None:
+        return f"≤ {show(high, unit)}"
+    if high is None:
+        return f"≥ {show(low, unit)}"
+    if low == high:
+        return show(low, unit)
+    return f"{show(low, unit, bare=True)} {DASH} {show(high, unit)}"
+
+
+def count(number: int, noun: str) -> str:
+    """Write a count with its noun: "1 sample", "1,200 samples", "2 processes"."""
+    return f"{number:,} {noun if number == 1 else noun + ('es' if noun.endswith('s') else 's')}"
+
+
+def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
+    scale, name = next(((scale, name) for scale, name in units if abs(value) >= scale), units[-1])
+    return f"{_digits(value / scale)} {name}"
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, and every digit before the point."""
+    return f"{value:,.0f}" if abs(value) >= _MANY / 10 else f"{value:.3g}"

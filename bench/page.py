@@ -1,0 +1,313 @@
+"""The words and figures of a report page, ready for its templates: every number formatted once, in one place."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from . import charts
+from .figures import DASH, count, show, show_interval
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .limits import Line
+    from .record import Record
+    from .report import Run
+
+WORDS = {
+    "pass": "Pass",
+    "fail": "Fail",
+    "inconclusive": "Undecided",
+    "invalid": "Invalid",
+    "not_measured": "Not measured",
+}
+EVIDENCE_WORDS = {
+    "measured_target": "measured on the target",
+    "measured_other_device": "measured on another device",
+    "projected": "projected, not measured",
+    "simulated": "simulated, not measured",
+}
+_BAR_HEADROOM = 1.5
+_ACCURACY_FLOOR = 0.5
+
+
+def html(run: Run) -> str:
+    """Return the page for people."""
+    return _environment().get_template("report.html.jinja").render(**content(run), charts=pictures(run))
+
+
+def markdown(run: Run) -> str:
+    """Return the page for a pull request."""
+    return _environment().get_template("report.md.jinja").render(**content(run))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=select_autoescape(("html.jinja",), default=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["cell"] = markdown_cell
+    return environment
+
+
+def markdown_cell(text: str) -> str:
+    """Make a text safe inside a Markdown table: no cell border, no line end, no markup."""
+    flat = " ".join(str(text).split()).replace("\\", "\\\\")
+    for mark in "|`*_<>[]":
+        flat = flat.replace(mark, f"\\{mark}")
+    return flat
+
+
+def content(run: Run) -> dict[str, Any]:
+    """Everything both templates say, as strings and plain lists."""
+    record = run.record
+    return {
+        "name": record.subject.name,
+        "run_id": record.run_id,
+        "created": record.created_utc.replace("T", " ").removesuffix("Z") + " UTC",
+        "facts": facts(record),
+        "verdicts": [verdict(target.title, judgement) for target, judgement in run.judged],
+        "scores": score_table(run.scores),
+        "environment": environment_rows(record, run.previous),
+        "has_previous": run.previous is not None,
+        "commands": commands(run),
+        "caveats": caveats(record),
+        "hashes": {"record": record.sha256 or DASH, **record.subject.files},
+        "search": search_notes(run.front),
+    }
+
+
+def verdict(title: str, judgement: Any) -> dict[str, Any]:  # noqa: ANN401 - a Judgement, imported only for its name
+    """One target's verdict with a bar for each limit."""
+    return {
+        "target": judgement.target,
+        "title": title,
+        "verdict": judgement.verdict,
+        "word": WORDS[judgement.verdict],
+        "evidence": EVIDENCE_WORDS[judgement.evidence],
+        "exit_code": judgement.exit_code,
+        "reason": judgement.reason,
+        "is_judged": not judgement.findings,
+        "lines": [limit_row(line) for line in judgement.lines],
+        "findings": [f"{finding.rule} {finding.sentence} {finding.reason}" for finding in judgement.findings],
+    }
+
+
+def limit_row(line: Line) -> dict[str, Any]:
+    """One limit as text and as a bar."""
+    return {
+        "metric": line.metric,
+        "title": line.title,
+        "limit": f"{line.sign} {show(line.limit, line.unit)}",
+        "value": show(line.value, line.unit),
+        "interval": show_interval(line.low, line.high, line.unit),
+        "verdict": line.verdict,
+        "word": WORDS[line.verdict],
+        "reason": line.reason,
+        "samples": _samples(line),
+        "bar": bar(line),
+    }
+
+
+def _samples(line: Line) -> str:
+    if line.metric.startswith("accuracy/"):
+        return count(line.num_samples, "row") if line.num_samples else DASH
+    if not line.num_samples:
+        return DASH
+    if line.num_samples == line.num_processes:
+        return count(line.num_processes, "process")
+    return f"{count(line.num_samples, 'sample')} in {count(line.num_processes, 'process')}"
+
+
+def bar(line: Line) -> dict[str, float] | None:
+    """Positions in percent of a track: value, interval and limit; None without a value."""
+    if line.value is None:
+        return None
+    low = line.value if line.low is None else line.low
+    high = line.value if line.high is None else line.high
+    if line.unit == "share":
+        start, end = (0.0 if low < _ACCURACY_FLOOR else _ACCURACY_FLOOR), 1.0
+    else:
+        start, end = 0.0, max(_BAR_HEADROOM * line.limit, 1.1 * high)
+
+    def place(value: float) -> float:
+        return round(100 * min(max((value - start) / (end - start), 0.0), 1.0), 2)
+
+    return {
+        "value": place(line.value),
+        "low": place(low),
+        "width": round(max(place(high) - place(low), 0.8), 2),
+        "limit": place(line.limit),
+        "good_from": 0.0 if line.sign == "<" else place(line.limit),
+        "good_width": place(line.limit) if line.sign == "<" else round(100 - place(line.limit), 2),
+    }
+
+
+def score_table(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Base, experts and mixture by domain; the best of each column is marked."""
+    rows = (scores or {}).get("rows")
+    if not rows:
+        return None
+    domains = list(dict.fromkeys(domain for row in rows for domain in row["accuracy"]))
+    shares = {(row["name"], domain): _share(row, domain) for row in rows for domain in domains}
+    means = {row["name"]: _mean(row, domains) for row in rows}
+    best = {domain: max((shares[row["name"], domain] or 0.0) for row in rows) for domain in domains}
+    best_mean = max((mean or 0.0) for mean in means.values())
+    return {
+        "domains": domains,
+        "rows": [
+            {
+                "name": row["name"],
+                "kind": row["kind"],
+                "cells": [_score_cell(row["accuracy"].get(domain), best[domain]) for domain in domains],
+                "mean": show(means[row["name"]], "share"),
+                "is_best": means[row["name"]] == best_mean,
+            }
+            for row in rows
+        ],
+        "num_rows": max(cell["num_rows"] for row in rows for cell in row["accuracy"].values()),
+    }
+
+
+def _share(row: Mapping[str, Any], domain: str) -> float | None:
+    cell = row["accuracy"].get(domain)
+    return None if cell is None else cell["num_right"] / cell["num_rows"]
+
+
+def _mean(row: Mapping[str, Any], domains: list[str]) -> float | None:
+    shares = [share for domain in domains if (share := _share(row, domain)) is not None]
+    return sum(shares) / len(shares) if len(shares) == len(domains) else None
+
+
+def _score_cell(cell: Mapping[str, Any] | None, best: float) -> dict[str, Any]:
+    if cell is None:
+        return {"value": DASH, "interval": "", "share": 0.0, "low": 0.0, "width": 0.0, "is_best": False}
+    share = cell["num_right"] / cell["num_rows"]
+    return {
+        "value": show(share, "share"),
+        "interval": show_interval(cell["low"], cell["high"], "share"),
+        "share": round(100 * share, 2),
+        "low": round(100 * cell["low"], 2),
+        "width": round(100 * (cell["high"] - cell["low"]), 2),
+        "is_best": share == best,
+    }
+
+
+def pictures(run: Run) -> list[dict[str, Any]]:
+    """Every chart the folder has data for, with its heading and what to look for."""
+    record = run.record
+    limits = {line.metric: line.limit for _, judgement in run.judged[:1] for line in judgement.lines}
+    memory_limit = limits.get("peak_vram_bytes" if record.memory.vram else "peak_rss_bytes")
+    rate_limit, latency_limit = limits.get("decode_tok_per_s"), limits.get("prefill_ms")
+    drawn = (
+        ("Prefill latency", "every counted call", charts.latency_histogram(record, latency_limit)),
+        ("Prefill over time", "drift, throttling and outliers would show here", charts.latency_series(record)),
+        ("Decode throughput", "one dot a run, one column a process", charts.decode_rates(record, rate_limit)),
+        ("Memory", "a pass of its own, apart from the timed ones", charts.memory_timeline(record, memory_limit)),
+        ("Search", "arrows lead from the screened to the repeated score", _front_picture(run)),
+    )
+    return [{"title": title, "note": note, "svg": Markup(svg)} for title, note, svg in drawn if svg]  # noqa: S704 - our own drawing
+
+
+def _front_picture(run: Run) -> str | None:
+    if run.front is None:
+        return None
+    confirmed = [row for row in (run.scores or {}).get("rows", []) if row["kind"] == "mixture"]
+    domains = list(confirmed[-1]["accuracy"]) if confirmed else []
+    mean = _mean(confirmed[-1], domains) if domains else None
+    return charts.pareto_front(run.front, None if mean is None else 100 * mean)
+
+
+def search_notes(front: Mapping[str, Any] | None) -> list[str]:
+    """What to know of the search beside its picture."""
+    if not front:
+        return []
+    notes = [f"{front.get('evaluations', len(front.get('candidates', [])))} candidates evaluated"]
+    if front.get("frozen"):
+        notes.append(f"frozen, because their differences stay inside the noise: {', '.join(front['frozen'])}")
+    if front.get("failed"):
+        notes.append(f"{len(front['failed'])} candidates failed: {front['failed'][0]['reason']}")
+    return notes
+
+
+def facts(record: Record) -> list[tuple[str, str]]:
+    """The few facts a reader wants before any number."""
+    subject, protocol, workload = record.subject, record.protocol, record.workload
+    alpha = ", ".join(f"{domain} {weight:g}" for domain, weight in (subject.alpha or {}).items())
+    effort = (protocol.profile, count(protocol.num_processes, "fresh process"), count(protocol.num_threads, "thread"))
+    weight_bytes = show(subject.weight_bytes, "bytes")
+    return [
+        ("Device", record.device.name),
+        ("Weights", f"{subject.weight_format}, {weight_bytes}, {subject.activation_dtype} activations"),
+        ("Parameters", f"{subject.num_parameters:,}" if subject.num_parameters else DASH),
+        ("Mixture", f"{alpha} ({subject.rule})" if alpha else "none"),
+        ("Work", f"{workload.prompt_tokens} tokens in, {workload.decode_tokens} out, batch {workload.batch_size}"),
+        ("Protocol", ", ".join(effort)),
+    ]
+
+
+def environment_rows(record: Record, previous: Record | None) -> list[dict[str, str]]:
+    """Machine and versions, with what the previous record had where it differs."""
+    before = _environment_of(previous) if previous is not None else {}
+    now = _environment_of(record)
+    return [{"name": name, "value": value, "before": _changed(before, name, value)} for name, value in now.items()]
+
+
+def _changed(before: Mapping[str, str], name: str, value: str) -> str:
+    return before[name] if name in before and before[name] != value else ""
+
+
+def _environment_of(record: Record) -> dict[str, str]:
+    device, host = record.device, record.host
+    gpu = device.gpu
+    rows: dict[str, object | None] = {
+        "device": device.name,
+        "provider": record.protocol.provider,
+        "CPU": f"{device.cpu.name}, {device.cpu.num_usable_cores} of {device.cpu.num_logical_cores} cores",
+        "CPU features": " ".join(device.cpu.features),
+        "GPU driver": gpu.driver_version if gpu else None,
+        "GPU compute capability": gpu.cuda.compute_capability if gpu and gpu.cuda else None,
+        "GPU power limit": f"{gpu.power_limit_w:g} W" if gpu and gpu.power_limit_w else None,
+        "system": f"{host.os} {host.kernel}",
+        "container": host.container,
+        "memory": show(host.ram_bytes, "bytes"),
+        "swap": show(host.swap_bytes, "bytes"),
+        "CPU governor": host.cpu_governor,
+        **{f"{name} version": version for name, version in sorted(host.versions.items())},
+        "havoc-core version": record.tool.version,
+    }
+    return {name: str(value) for name, value in rows.items() if value}
+
+
+def commands(run: Run) -> list[str]:
+    """Return the lines that repeat the run: how it was made, how it was measured, how it is judged."""
+    protocol = run.record.protocol
+    measure = f"havoc bench ARTIFACT --profile {protocol.profile} --provider {protocol.provider} --out DIR"
+    gates = [f"havoc gate DIR/record.json --target {target.name}" for target, _ in run.judged]
+    return [*([run.command] if run.command else []), measure, *gates]
+
+
+def caveats(record: Record) -> list[str]:
+    """What a careful reader must know, the record's own doubts first."""
+    found = [f"{check.id}: {check.detail}" for check in record.checks if check.status in {"warning", "unavailable"}]
+    if record.subject.has_random_weights:
+        found.append(
+            "The weights are random: speed and memory are real, accuracy is not a property of a trained model."
+        )
+    if record.evidence != "measured":
+        found.append(f"This record is {record.evidence}: it can never pass a gate.")
+    if record.protocol.num_retries:
+        found.append(f"{count(record.protocol.num_retries, 'window')} had to be measured again.")
+    found.append("Hashes detect accidents and edits, not a determined forger; no consumer card attests its identity.")
+    found.append(
+        "Bounds are one-sided at 95 %; 2 GB means 2,000,000,000 bytes; accuracy counts undecided rows as wrong."
+    )
+    return found

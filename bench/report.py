@@ -1,0 +1,178 @@
+"""Turn a measured folder into pages for people and files for machines.
+
+    report.html    one file, opens offline, no script     report.md     under 60 KB, for a pull request
+    junit.xml      one case a limit; undecided = error    badge.json    shields.io endpoint
+    telemetry.csv  what the device said of itself         SHA256SUMS    of all of these and the record
+
+`record.json` is needed; `scores.json` (base, experts and mixture by domain) and `front.json` (the search) are shown
+where they exist. The same folder gives the same bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
+
+from .. import storage
+from ..errors import HavocError
+from . import page
+from .device import identify_cpu
+from .gate import Judgement, judge
+from .record import Record, load_record
+from .targets import Target, load_target
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+WRITTEN = ("report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv")
+RECORD, SCORES, FRONT, SUMS = "record.json", "scores.json", "front.json", "SHA256SUMS"
+MAX_MARKDOWN_BYTES = 60_000
+_BADGE_COLOURS = {"pass": "brightgreen", "fail": "red", "inconclusive": "yellow", "invalid": "orange"}
+_TELEMETRY_FIELDS = (
+    "t_ns",
+    "process",
+    "sm_clock_mhz",
+    "memory_clock_mhz",
+    "cpu_clock_mhz",
+    "temperature_c",
+    "power_w",
+    "throttle_reasons",
+    "used_bytes",
+    "num_foreign_processes",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A measured folder, read and judged: the only input of every page."""
+
+    record: Record
+    judged: tuple[tuple[Target, Judgement], ...]
+    scores: Mapping[str, Any] | None = None
+    front: Mapping[str, Any] | None = None
+    previous: Record | None = None
+    command: str | None = None
+
+
+def write_report(
+    directory: Path, *, targets: Sequence[str] = ("host", "gtx1660"), command: str | None = None
+) -> tuple[Path, list[Judgement]]:
+    """Judge `record.json` of a folder against targets and write every page beside it.
+
+    `command` is the line that made the folder, shown as the way to repeat it. Returns the HTML page and the judgements.
+    """
+    run = read_run(directory, targets=targets, command=command)
+    pages = {
+        "report.html": page.html(run).encode(),
+        "report.md": _within(page.markdown(run).encode(), MAX_MARKDOWN_BYTES),
+        "junit.xml": junit(run),
+        "badge.json": storage.canonical_json(badge(run.judged[0][1])) + b"\n",
+        "telemetry.csv": telemetry_csv(run.record).encode(),
+    }
+    for name, data in pages.items():
+        storage.write_bytes(directory / name, data)
+    storage.write_text(directory / SUMS, checksums(directory))
+    return directory / "report.html", [judgement for _, judgement in run.judged]
+
+
+def read_run(directory: Path, *, targets: Sequence[str], command: str | None = None) -> Run:
+    """Read a folder and judge its record; `HavocError` when it holds no sound record."""
+    if not (directory / RECORD).is_file():
+        raise HavocError(f"{directory}: holds no {RECORD}; `havoc bench ARTIFACT --out {directory}` writes one")
+    record = load_record(directory / RECORD)
+    cpu = identify_cpu()
+    loaded = [load_target(name) for name in targets]
+    return Run(
+        record=record,
+        judged=tuple((target, judge([record], target, this_cpu=cpu)) for target in loaded),
+        scores=_optional(directory / SCORES),
+        front=_optional(directory / FRONT),
+        previous=_previous(directory, record),
+        command=command,
+    )
+
+
+def _optional(path: Path) -> Mapping[str, Any] | None:
+    if not path.is_file():
+        return None
+    document = storage.read_json(path)
+    if not isinstance(document, dict):
+        raise HavocError(f"{path}: not a JSON object")
+    return document
+
+
+def _previous(directory: Path, record: Record) -> Record | None:
+    """Find the record this one names as its predecessor among the neighbouring runs."""
+    wanted = record.provenance.previous_record_sha256
+    if wanted is None:
+        return None
+    for path in sorted(directory.resolve().parent.glob(f"*/{RECORD}")):
+        try:
+            candidate = load_record(path)
+        except HavocError:
+            continue
+        if candidate.sha256 == wanted:
+            return candidate
+    return None
+
+
+def junit(run: Run) -> bytes:
+    """One suite a target, one case a limit: missed is a failure; undecided, invalid and not measured are errors."""
+    root = ET.Element("testsuites", name="havoc gate")
+    for target, judgement in run.judged:
+        outcomes = [_junit_outcome(line.verdict) for line in judgement.lines]
+        suite = ET.SubElement(root, "testsuite", name=target.name, tests=str(len(outcomes)), skipped="0")
+        suite.set("failures", str(outcomes.count("fail")))
+        suite.set("errors", str(outcomes.count("error")))
+        for line, outcome in zip(judgement.lines, outcomes, strict=True):
+            case = ET.SubElement(suite, "testcase", classname=f"havoc.{target.name}", name=line.metric)
+            if outcome != "pass":
+                kind = "failure" if outcome == "fail" else "error"
+                ET.SubElement(case, kind, type=line.verdict, message=line.reason).text = judgement.reason
+    ET.indent(root)
+    return b'<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root) + b"\n"
+
+
+def _junit_outcome(verdict: str) -> str:
+    return verdict if verdict in {"pass", "fail"} else "error"
+
+
+def badge(judgement: Judgement) -> dict[str, object]:
+    """Return a shields.io endpoint document for the first target."""
+    return {
+        "schemaVersion": 1,
+        "label": f"havoc {judgement.target}",
+        "message": judgement.verdict.replace("_", " "),
+        "color": _BADGE_COLOURS.get(judgement.verdict, "lightgrey"),
+    }
+
+
+def telemetry_csv(record: Record) -> str:
+    """One line a reading; what the device does not offer stays empty."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(_TELEMETRY_FIELDS)
+    for point in record.telemetry:
+        row = [getattr(point, field) for field in _TELEMETRY_FIELDS]
+        writer.writerow([";".join(value) if isinstance(value, tuple) else value for value in row])
+    return buffer.getvalue()
+
+
+def checksums(directory: Path) -> str:
+    """Lines for `sha256sum --check`: the record, what was measured with it, and the pages."""
+    names = [name for name in (RECORD, SCORES, FRONT, *WRITTEN) if (directory / name).is_file()]
+    return "".join(f"{hashlib.sha256((directory / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
+
+
+def _within(data: bytes, limit_bytes: int) -> bytes:
+    """Cut a page at a line end so that it fits where a comment's size is limited, and say so."""
+    if len(data) <= limit_bytes:
+        return data
+    note = b"\n\n(cut here: the whole report is report.html)\n"
+    kept = data[: limit_bytes - len(note)]
+    return kept[: kept.rfind(b"\n")] + note
