@@ -40,7 +40,7 @@ fmt: .venv/dev
 
 # A stamp per group of dependencies; a changed pyproject.toml installs again (what fits already stays).
 .venv/lab .venv/dev: pyproject.toml | $(BIN)/pip
-	$(BIN)/pip install --disable-pip-version-check --quiet -e ".[$(@F)]"
+	$(BIN)/pip install --disable-pip-version-check -e ".[$(@F)]"
 	@touch $@
 
 $(BIN)/pip:
