@@ -7,11 +7,10 @@ A base model learns both; only one of them passes today's interpreter.
 
 from __future__ import annotations
 
-import ast
 from typing import TYPE_CHECKING
 
-from . import sandbox
-from .task import RIGHT, Prompt, Reward, Row, Task, wrong
+from . import assertions
+from .task import Prompt, Reward, Row, Task
 
 if TYPE_CHECKING:
     import random
@@ -143,42 +142,9 @@ def python2(code: str) -> str:
 
 
 def _judge(pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
-    jobs = [sandbox.Job(row["test_setup_code"], completion, tuple(_calls(row))) for row, completion in pairs]
-    outcomes = sandbox.run_functions(jobs)
-    return [_verdict(row, outcome) for (row, _), outcome in zip(pairs, outcomes, strict=True)]
-
-
-def _verdict(row: Row, outcome: sandbox.Outcome) -> Reward:
-    """Compare as the tests do, with `==`, but here and between plain built-ins only: a returned object has no say."""
-    if outcome.status == "infra":
-        return Reward(0.0, "failed", outcome.reason)
-    if outcome.status != "ok":
-        return wrong(f"{outcome.status}: {outcome.reason}")
-    for test, value in zip(row["test_list"], outcome.values, strict=True):
-        expected = _split_test(test)[1]
-        if value != expected:
-            return wrong(f"{test} gave {value!r}")
-    return RIGHT
-
-
-def _calls(row: Row) -> list[str]:
-    return [_split_test(test)[0] for test in row["test_list"]]
-
-
-def _split_test(test: str) -> tuple[str, object]:
-    """Split `assert CALL == LITERAL` into the expression to evaluate and the plain value it must give.
-
-    Any other assertion is evaluated whole and must give True.
-    """
-    statement = ast.parse(test).body[0]
-    assert isinstance(statement, ast.Assert)
-    match statement.test:
-        case ast.Compare(left=left, ops=[ast.Eq()], comparators=[right]):
-            try:
-                return ast.unparse(left), ast.literal_eval(right)
-            except ValueError:
-                pass
-    return f"bool({ast.unparse(statement.test)})", True
+    return assertions.judge(
+        [assertions.Program(row["test_setup_code"], completion, tuple(row["test_list"])) for row, completion in pairs]
+    )
 
 
 TASK = Task(
