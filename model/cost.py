@@ -82,7 +82,7 @@ def vision_flops(config: HavocConfig, num_patches: int) -> int:
 
 
 def decode_read_bytes(config: HavocConfig, num_past: int, structure: Structure = FULL) -> int:
-    """Bytes that must come from memory to write one token at batch 1: every weight once, and the keys and values of P tokens.
+    """Bytes that must come from memory to write one token at batch 1: every weight once, and the cache of P tokens.
 
     Of an untied embedding one row is read; the vision projection is not.
     """
