@@ -1,0 +1,40 @@
+"""3. What is shipped: fold, ONNX graph, quantization, parity, artifact, and the torch-free runtime that opens it.
+
+Names are loaded when first used, so a device without torch imports `DecoderSession` and nothing that needs the lab.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .artifact import ArtifactManifest, read_manifest, verify_hashes
+    from .candidates import CandidateSessions
+    from .package import export_artifact
+    from .session import DecoderSession
+
+_HOME = {
+    "ArtifactManifest": "artifact",
+    "CandidateSessions": "candidates",
+    "DecoderSession": "session",
+    "export_artifact": "package",
+    "read_manifest": "artifact",
+    "verify_hashes": "artifact",
+}
+
+__all__ = [
+    "ArtifactManifest",
+    "CandidateSessions",
+    "DecoderSession",
+    "export_artifact",
+    "read_manifest",
+    "verify_hashes",
+]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
+    if name not in _HOME:
+        msg = f"module {__name__!r} has no attribute {name!r}"
+        raise AttributeError(msg)
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -20,6 +20,7 @@ import onnx_ir as ir
 from onnx_ir.tape import Tape
 
 from ..model.tensors import EMBEDDING, FINAL_NORM, HEAD, VISION_PROJECTION
+from . import session
 from .layout import DATA_FILE, NUM_BITS, ROPE_COS, ROPE_SIN, Initializer, Layout, plan_layout
 
 if TYPE_CHECKING:
@@ -34,8 +35,6 @@ CONTRIB = "com.microsoft"
 CPU_ACCURACY_LEVEL = 4
 """MatMulNBits on the CPU quantizes activations to int8: measured 13 times faster at decode than level 0."""
 
-GRAPH_DECODER, GRAPH_EMBEDDING, GRAPH_VISION = "model.onnx", "embedding.onnx", "vision.onnx"
-
 _IR_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8}
 
 
@@ -45,10 +44,10 @@ def build_graphs(config: HavocConfig, structure: Structure, *, num_logits: int =
     `num_logits` 1 computes the head for the last position only (logits fp32 [B, 1, V]), 0 for all (fp32 [B, T, V]).
     """
     layout = plan_layout(config, structure)
-    graphs = {GRAPH_DECODER: build_graph(config, structure, layout=layout, num_logits=num_logits)}
+    graphs = {session.DECODER: build_graph(config, structure, layout=layout, num_logits=num_logits)}
     if config.vision is not None:
-        graphs[GRAPH_EMBEDDING] = build_embedding_graph(config, structure, layout=layout)
-        graphs[GRAPH_VISION] = build_vision_graph(config, structure, layout=layout)
+        graphs[session.EMBEDDING] = build_embedding_graph(config, structure, layout=layout)
+        graphs[session.VISION] = build_vision_graph(config, structure, layout=layout)
     return graphs
 
 
@@ -128,7 +127,12 @@ class _Graph:
 
     def stored(self, source: str) -> list[ir.Value]:
         """The initializers of one stored weight, as references into the data file."""
-        return [self._initializer(item.name, _reference(item)) for item in self.layout[source].initializers]
+        return [self.part(source, index) for index in range(len(self.layout[source].initializers))]
+
+    def part(self, source: str, index: int = 0) -> ir.Value:
+        """One initializer of a stored weight: its only one (norm scale, bias, table), or the packed blocks (0), the scales (1)."""
+        item = self.layout[source].initializers[index]
+        return self._initializer(item.name, _reference(item))
 
     def reshaped(self, source: str, index: int, name: str, shape: tuple[int, ...]) -> ir.Value:
         """A second name for the same bytes of one initializer in another shape."""
@@ -136,10 +140,6 @@ class _Graph:
         same = Initializer(name=name, dtype=item.dtype, shape=shape, offset_bytes=item.offset_bytes)
         assert same.num_bytes == item.num_bytes
         return self._initializer(name, _reference(same))
-
-    def vector(self, source: str) -> ir.Value:
-        """A stored vector (norm scale, bias) or table."""
-        return self.stored(source)[0]
 
     def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
         if name not in self._initializers:
@@ -163,7 +163,7 @@ class _Graph:
         return self.op(name, "MatMul", [x, matrix], output=output)
 
     def _in_activation(self, source: str) -> ir.Value:
-        matrix = self.vector(source)
+        matrix = self.part(source)
         if matrix.dtype == self.activation:
             return matrix
         return self.op(f"{source}.cast", "Cast", [matrix], to=int(self.activation))
@@ -201,8 +201,8 @@ def _embed(graph: _Graph, config: HavocConfig, ids_BT: ir.Value) -> ir.Value:
     """Rows of the embedding table [B, T, D]; a quantized table is read through the same bytes that the head multiplies by."""
     weight = graph.layout[EMBEDDING]
     if weight.form == "plain":
-        rows = graph.op("embed_tokens", "Gather", [graph.vector(EMBEDDING), ids_BT])
-        if graph.vector(EMBEDDING).dtype == graph.activation:
+        rows = graph.op("embed_tokens", "Gather", [graph.part(EMBEDDING), ids_BT])
+        if graph.part(EMBEDDING).dtype == graph.activation:
             return rows
         return graph.op("embed_tokens/cast", "Cast", [rows], to=int(graph.activation))
     num_rows, num_blocks = weight.initializers[1].shape
@@ -210,7 +210,7 @@ def _embed(graph: _Graph, config: HavocConfig, ids_BT: ir.Value) -> ir.Value:
     blocks = graph.op(
         "embed_tokens/blocks",
         "GatherBlockQuantized",
-        [graph.stored(EMBEDDING)[0], ids_BT, scales],
+        [graph.part(EMBEDDING), ids_BT, scales],
         domain=CONTRIB,
         gather_axis=0,
         quantize_axis=2,
@@ -264,7 +264,7 @@ class _Decoder:
         return graph.op("allowed", "And", [causal_TS, visible])
 
     def _norm(self, name: str, x: ir.Value, source: str) -> ir.Value:
-        scale = self.graph.vector(source)
+        scale = self.graph.part(source)
         return self.graph.op(name, "RMSNormalization", [x, scale], axis=-1, epsilon=self.config.norm_eps)
 
     def _block(self, layer: int, x_BTD: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
@@ -307,7 +307,7 @@ class _Decoder:
         projected = self.graph.linear(name, x_BTD, source + "weight")
         if not self.config.attention.qkv_bias:
             return projected
-        return self.graph.op(f"{name}_bias", "Add", [projected, self.graph.vector(source + "bias")])
+        return self.graph.op(f"{name}_bias", "Add", [projected, self.graph.part(source + "bias")])
 
     def _rotated(self, layer: int, kind: str, x_BTD: ir.Value, num_heads: int) -> ir.Value:
         """Queries or keys with their heads side by side [B, T, heads * H], normalised per head where Qwen3 does, rotated."""
@@ -320,7 +320,7 @@ class _Decoder:
             x = self._norm(f"{name}_norm", x, f"model.layers.{layer}.self_attn.{kind}_norm.weight")
             joined = graph.constant(f"{kind}_joined", [0, 0, num_heads * attention.head_dim])
             x = graph.op(f"{name}_join", "Reshape", [x, joined])
-        tables = [graph.vector(ROPE_COS), graph.vector(ROPE_SIN)]
+        tables = [graph.part(ROPE_COS), graph.part(ROPE_SIN)]
         return graph.op(f"{name}_rotated", "RotaryEmbedding", [x, *tables, self.position_ids], num_heads=num_heads)
 
     def _head(self, x_BTD: ir.Value, num_logits: int) -> ir.Value:

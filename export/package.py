@@ -32,7 +32,8 @@ from .fold import FoldedTensors
 from .genai import genai_config
 from .graph import CPU_ACCURACY_LEVEL, IR_VERSION, OPSET, build_graphs, serialize
 from .layout import DATA_FILE, plan_layout
-from .parity import ParityCase, ParityReport, StreamedModel, compare, drift, make_probe
+from .parity import ParityCase, ParityReport, StreamedModel, compare, drift
+from .probe import fingerprint
 from .session import DecoderSession
 from .source import Source, open_source
 
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from ..adapt.expert import Expert
     from ..adapt.mixture import MixingRule
     from ..adapt.svf import Basis
+    from ..model.checkpoint import Base
     from ..model.config import HavocConfig
 
 TOKENIZER_FILES = (
@@ -57,7 +59,6 @@ TOKENIZER_FILES = (
 """Files of a base that are carried along unchanged where they exist."""
 
 EXPERTS_FOLDER = "experts"
-_NUM_FINGERPRINT_LOGITS = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +93,7 @@ class Mixture:
 
 
 def export_artifact(
-    base: Source | Path | str,
+    base: Source | Base | Path | str,
     out: Path,
     *,
     experts: Sequence[Expert] = (),
@@ -108,7 +109,7 @@ def export_artifact(
     when the new one is whole. Raises `MeasurementError` when the graph does not agree with torch, `HavocError` for anything
     wrong with the input or the disk; nothing is left behind then.
     """
-    source = base if isinstance(base, Source) else open_source(base)
+    source = open_source(base)
     structure = structure or Structure()
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
     folded = FoldedTensors(source.tensors, mixture.deltas(source, basis), basis)
@@ -144,19 +145,23 @@ def _write_companions(folder: Path, source: Source, mixture: Mixture) -> Tokeniz
     for file in carried:
         if file.is_file():
             write_bytes(folder / file.name, file.read_bytes())
-    experts = []
-    for expert, weight in zip(mixture.experts, mixture.alpha, strict=True):
-        path = save_expert(expert, folder / EXPERTS_FOLDER)
-        name = f"{EXPERTS_FOLDER}/{path.name}"
-        experts.append({"domain": expert.domain, "alpha": float(weight), "hash": expert.hash, "file": name})
-    document = {
+    for expert in mixture.experts:
+        save_expert(expert, folder / EXPERTS_FOLDER)
+    write_json(folder / "mixture.json", mixture_document(source, mixture))
+    return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def mixture_document(source: Source, mixture: Mixture) -> dict[str, Any]:
+    """The content of `mixture.json`: what the folded weights were made from."""
+    return {
         "base": {"name": source.name, "hash": source.hash, "random_weights": source.is_random},
-        "experts": experts,
+        "experts": [
+            {"domain": expert.domain, "alpha": mixture.weights[expert.domain], "hash": expert.hash}
+            for expert in mixture.experts
+        ],
         "rule": mixture.rule,
         "formula": "W' = U diag(s z) V^T with z from alpha and the experts' deltas by the rule",
     }
-    write_json(folder / "mixture.json", document)
-    return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
 
 
 def _prove(
@@ -177,21 +182,6 @@ def _prove(
         moved = drift(stored, StreamedModel(config, folded), config)
         stage.advance(note=f"the format moves logits by {moved.mean_relative_diff:.1e} of their spread")
     return session, report, moved
-
-
-def fingerprint(session: DecoderSession) -> dict[str, Any]:
-    """A few logits of a fixed input, kept in the manifest so that a later load can be told from another model."""
-    probe = make_probe(session.config, num_tokens=12, seed=7)
-    ids, image = probe.row(0)
-    logits, _ = session.prefill(ids, None, image)
-    where = np.linspace(0, session.config.vocab_size - 1, _NUM_FINGERPRINT_LOGITS).astype(int)
-    return {
-        "token_ids": ids[0].tolist(),
-        "num_patches": 0 if image is None else len(image),
-        "top1": int(logits[0].argmax()),
-        "logits": {str(index): float(logits[0, index]) for index in where},
-        "spread": float(logits.std()),
-    }
 
 
 def _manifest(

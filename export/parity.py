@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from ..errors import MeasurementError
 from ..model.blocks import RotaryEmbedding, TransformerBlock
 from ..model.tensors import EMBEDDING, FINAL_NORM, HEAD, VISION_PROJECTION, module_name
-from .greedy import left_padded
+from .probe import Probe, make_probe
 from .session import DecoderSession
 
 if TYPE_CHECKING:
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from ..model.config import HavocConfig
     from ..model.structure import Structure
 
-NUM_TOKENS = 24
-NUM_ROWS = 3
 CHUNKS = (7, 1, 9)
 """Lengths of the first chunks of the chunked prefill; a last one takes the rest."""
 
@@ -107,45 +105,6 @@ class ParityReport:
         return {"limit": asdict(self.limit), "cases": [case.to_json() for case in self.cases]}
 
 
-@dataclass(frozen=True)
-class _Probe:
-    """The sequences all cases read: left-padded ids and mask [B, T], and the patches of each row's image."""
-
-    ids: NDArray[np.int64]
-    mask: NDArray[np.int64]
-    images: tuple[NDArray[np.float32] | None, ...]
-
-    @property
-    def patches(self) -> NDArray[np.float32] | None:
-        present = [image for image in self.images if image is not None]
-        return np.concatenate(present) if present else None
-
-    def row(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.float32] | None]:
-        """One row alone and unpadded: ids [1, T], its patches."""
-        return self.ids[index : index + 1, self.mask[index] == 1], self.images[index]
-
-
-def make_probe(config: HavocConfig, *, num_tokens: int = NUM_TOKENS, seed: int = 20) -> _Probe:
-    """Random sequences of three lengths within the context; in vision configurations the first and last carry an image."""
-    rng = np.random.default_rng(seed)
-    num_tokens = min(num_tokens, config.max_seq_len)
-    lengths = [num_tokens, max(num_tokens - 5, 1), max(num_tokens // 2, 1)][:NUM_ROWS]
-    forbidden = -1 if config.vision is None else config.vision.image_token_id
-    rows, images = [], []
-    for index, length in enumerate(lengths):
-        ids = rng.integers(0, config.vocab_size, length)
-        ids[ids == forbidden] = (forbidden + 1) % config.vocab_size
-        image = None
-        if config.vision is not None and index != 1:
-            num_patches = min(4, length - 1)
-            ids[1 : 1 + num_patches] = forbidden
-            image = rng.uniform(-1, 1, (num_patches, config.vision.patch_dim)).astype(np.float32)
-        rows.append([int(token_id) for token_id in ids])
-        images.append(image)
-    ids_BT, mask_BT = left_padded(rows, pad_id=0 if forbidden != 0 else 1)
-    return _Probe(ids_BT, mask_BT, tuple(images))
-
-
 def compare(reference: Reference, session: DecoderSession, structure: Structure) -> ParityReport:
     """Run every case and hold it against the format's limit; above it, or not finite, is a `MeasurementError`."""
     probe = make_probe(session.config)
@@ -166,7 +125,7 @@ def drift(reference: Reference, exact: Reference, config: HavocConfig) -> Parity
     return _compared("drift", reference_logits(reference, probe)[real], reference_logits(exact, probe)[real])
 
 
-def reference_logits(reference: Reference, probe: _Probe) -> NDArray[np.float32]:
+def reference_logits(reference: Reference, probe: Probe) -> NDArray[np.float32]:
     """Full logits [B, T, V] of the probe from torch."""
     patches = None if probe.patches is None else torch.from_numpy(probe.patches)
     with torch.inference_mode():
@@ -176,7 +135,7 @@ def reference_logits(reference: Reference, probe: _Probe) -> NDArray[np.float32]
 
 
 def _runs(
-    session: DecoderSession, probe: _Probe, expected_BTV: NDArray[np.float32]
+    session: DecoderSession, probe: Probe, expected_BTV: NDArray[np.float32]
 ) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
     """Each case's name, its logits [positions, V], and torch's at the same positions."""
     num_prompt = probe.ids.shape[1] // 2
@@ -200,12 +159,12 @@ def _runs(
     yield "left-padded steps", *_padded_steps(session, probe, expected_BTV, max(num_prompt, _last_image(probe)))
 
 
-def _alone(probe: _Probe, row: int) -> tuple[NDArray[np.int64], None, NDArray[np.float32] | None]:
+def _alone(probe: Probe, row: int) -> tuple[NDArray[np.int64], None, NDArray[np.float32] | None]:
     ids, image = probe.row(row)
     return ids, None, image
 
 
-def _last_image(probe: _Probe) -> int:
+def _last_image(probe: Probe) -> int:
     """Columns that hold every image: the shortest row's patches end last."""
     ends = [
         int(np.flatnonzero(probe.mask[row])[0]) + 1 + len(image) for row, image in enumerate(probe.images) if image is not None
@@ -225,7 +184,7 @@ def _chunked(
 
 
 def _padded_steps(
-    session: DecoderSession, probe: _Probe, expected_BTV: NDArray[np.float32], num_prompt: int
+    session: DecoderSession, probe: Probe, expected_BTV: NDArray[np.float32], num_prompt: int
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     num_tokens = probe.ids.shape[1]
     logits, past = session.prefill(probe.ids[:, :num_prompt], probe.mask[:, :num_prompt], probe.patches)

@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from .completion import PromptLike
+
 CPU = "CPUExecutionProvider"
+DECODER, EMBEDDING, VISION = "model.onnx", "embedding.onnx", "vision.onnx"
 _DEVICES = {"CUDAExecutionProvider": "cuda", CPU: "cpu"}
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
@@ -54,23 +57,27 @@ class DecoderSession:
         tokenizer: Tokenizer | None = None,
         provider: str = CPU,
         num_threads: int | None = None,
-        weights: Mapping[str, NDArray[Any]] | None = None,
+        weights: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
     ) -> None:
         """Open `graphs` by file name; see `open` for the usual way.
 
-        `weights` gives initializers by name, in the graph's dtype and shape. They replace the ones in the data file and are
-        not copied before the runtime packs them.
+        `weights` gives initializers by graph and name, in the graph's dtype and shape. They replace the ones in the data
+        file and are not copied before the runtime packs them.
         """
         _require_provider(provider)
         self.config = config
         self.tokenizer = tokenizer
         self.provider = provider
         self._device = _DEVICES[provider]
-        self._weights = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in (weights or {}).items()}
-        sessions = {name: self._open(graph, num_threads) for name, graph in graphs.items()}
-        self._decoder = sessions["model.onnx"]
-        self._embedding = sessions.get("embedding.onnx")
-        self._vision = sessions.get("vision.onnx")
+        self._weights: list[ort.OrtValue] = []  # alias the caller's arrays and keep them alive
+        weights = weights or {}
+        sessions = {
+            name: self._open(graph, num_threads if name == DECODER else 1, weights.get(name, {}))
+            for name, graph in graphs.items()
+        }
+        self._decoder = sessions[DECODER]
+        self._embedding = sessions.get(EMBEDDING)
+        self._vision = sessions.get(VISION)
         inputs = {item.name: item for item in self._decoder.get_inputs()}
         self._past_names = [name for name in inputs if name.startswith("past_key_values.")]
         self._output_names = [item.name for item in self._decoder.get_outputs()]
@@ -87,26 +94,31 @@ class DecoderSession:
     ) -> Self:
         """Open an artifact folder after checking its manifest, sizes and links (hashes are `verify`'s work).
 
-        `num_threads` None leaves the choice to ONNX Runtime. A provider this machine lacks is an `IdentityError`; a damaged
-        folder or graph is a `HavocError`.
+        `num_threads` None leaves the choice to ONNX Runtime; `weights` replaces initializers of the decoder by name. A
+        provider this machine lacks is an `IdentityError`; a damaged folder or graph is a `HavocError`.
         """
         directory = Path(directory)
         manifest = read_manifest(directory)
         check_files(directory, manifest)
         config = HavocConfig.from_directory(directory)
         tokenizer = Tokenizer.load(directory) if "tokenizer.json" in manifest.files else None
-        names = ["model.onnx"] if config.vision is None else ["model.onnx", "embedding.onnx", "vision.onnx"]
+        names = [DECODER] if config.vision is None else [DECODER, EMBEDDING, VISION]
         graphs = {name: directory / name for name in names}
-        return cls(config, graphs, tokenizer=tokenizer, provider=provider, num_threads=num_threads, weights=weights)
+        replaced = {DECODER: weights or {}}
+        return cls(config, graphs, tokenizer=tokenizer, provider=provider, num_threads=num_threads, weights=replaced)
 
-    def _open(self, graph: Path | bytes, num_threads: int | None) -> ort.InferenceSession:
+    def _open(
+        self, graph: Path | bytes, num_threads: int | None, weights: Mapping[str, NDArray[Any]]
+    ) -> ort.InferenceSession:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
-        if self._weights:
-            options.add_external_initializers(list(self._weights), list(self._weights.values()))
+        if weights:
+            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+            options.add_external_initializers(list(weights), values)
+            self._weights += values
         source = graph if isinstance(graph, bytes) else str(graph)
         label = "graph" if isinstance(graph, bytes) else str(graph)
         try:
@@ -239,12 +251,20 @@ class DecoderSession:
         return Past(tuple(ort.OrtValue.ortvalue_from_numpy(array, self._device, 0) for array in kept))
 
     def generate_text(
-        self, prompts: Sequence[Any], *, max_new_tokens: int, batch_size: int = 64
+        self,
+        prompts: Sequence[PromptLike],
+        *,
+        max_new_tokens: int,
+        batch_size: int = 64,
+        temperature: float = 0.0,
+        seed: int = 0,
     ) -> list[str]:
-        """Complete prompts (`.text`, `.image_png`) greedily: the new text of each, in the order given; see `greedy`."""
-        from .greedy import generate_text
+        """Complete prompts, greedily at temperature 0: the new text of each, in the order given; see `completion`."""
+        from .completion import generate_text
 
-        return generate_text(self, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size)
+        return generate_text(
+            self, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature, seed=seed
+        )
 
 
 def _on_host(value: ort.OrtValue) -> NDArray[Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import HavocError
-from ..model.checkpoint import BUNDLED_NANO
+from ..model.checkpoint import BUNDLED_NANO, Base
 from ..model.config import PRESETS, HavocConfig
 from ..model.weights import RandomTensors, open_tensors, require_tensors, weight_hash
 
@@ -41,11 +41,16 @@ class Source:
         return weight_hash(self.tensors)
 
 
-def open_source(base: str | Path) -> Source:
-    """Open a directory, the bundled `nano`, or another preset's shape with random weights.
+def open_source(base: Source | Base | Path | str) -> Source:
+    """Open a directory, the bundled `nano`, another preset's shape with random weights, or a base that is loaded already.
 
     A directory whose tensors do not fit its configuration is a `HavocError` that names the first one.
     """
+    if isinstance(base, Source):
+        return base
+    if isinstance(base, Base):
+        name = "random" if base.directory is None else base.directory.resolve().name
+        return Source(name, base.config, base.tensors(), base.directory)
     name = str(base)
     if name == "nano" and not isinstance(base, Path):
         return _open_directory(BUNDLED_NANO, name)

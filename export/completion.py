@@ -1,4 +1,4 @@
-"""Greedy text from a decoder session: prompts of like length in one left-padded batch, finished rows dropped.
+"""Text from a decoder session: prompts of like length in one left-padded batch, finished rows dropped.
 
 A batch costs about as much as its cache is large, so a row that has ended is taken out as soon as a sixth of the batch
 has ended; moving the rest costs as much as one step.
@@ -34,9 +34,15 @@ class PromptLike(Protocol):
 
 
 def generate_text(
-    session: DecoderSession, prompts: Sequence[PromptLike], *, max_new_tokens: int, batch_size: int = 64
+    session: DecoderSession,
+    prompts: Sequence[PromptLike],
+    *,
+    max_new_tokens: int,
+    batch_size: int = 64,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[str]:
-    """Complete every prompt greedily: the new text only, in the order given."""
+    """Complete every prompt, greedily at temperature 0: the new text only, in the order given."""
     tokenizer = session.tokenizer
     if tokenizer is None:
         msg = "this artifact has no tokenizer.json (its base had none), so it cannot read text"
@@ -47,7 +53,14 @@ def generate_text(
         for prompt, image in zip(prompts, images, strict=True)
     ]
     completions = generate_ids(
-        session, rows, images, max_new_tokens=max_new_tokens, batch_size=batch_size, eos_ids=_eos_ids(session, tokenizer)
+        session,
+        rows,
+        images,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        eos_ids=_eos_ids(session, tokenizer),
+        temperature=temperature,
+        seed=seed,
     )
     return tokenizer.decode_batch(completions)
 
@@ -60,16 +73,22 @@ def generate_ids(
     max_new_tokens: int,
     batch_size: int = 64,
     eos_ids: Sequence[int] = (),
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> list[list[int]]:
-    """Continue rows of token ids greedily: the new ids of each, its end token included; `images` [num_patches, patch_dim]."""
+    """Continue rows of token ids: the new ids of each, its end token included; `images` [num_patches, patch_dim].
+
+    Greedy at temperature 0, else drawn from softmax(logits / temperature), the same for the same seed and batch size.
+    """
     images = images or [None] * len(rows)
+    pick = _Pick(temperature, seed)
     completions: list[list[int]] = [[] for _ in rows]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         present = [image for index in indices if (image := images[index]) is not None]
         patches = np.concatenate(present) if present else None
-        batch = _generate_batch(session, [rows[index] for index in indices], patches, max_new_tokens, eos_ids)
+        batch = _generate_batch(session, [rows[index] for index in indices], patches, max_new_tokens, eos_ids, pick)
         for index, completion in zip(indices, batch, strict=True):
             completions[index] = completion
     return completions
@@ -86,12 +105,25 @@ def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.
     return ids, mask
 
 
+class _Pick:
+    """Chooses a token a row from logits [B, V]."""
+
+    def __init__(self, temperature: float, seed: int) -> None:
+        self._temperature, self._rng = temperature, np.random.default_rng(seed)
+
+    def __call__(self, logits_BV: NDArray[np.float32]) -> NDArray[np.int64]:
+        if self._temperature > 0:  # the largest of logits / T + Gumbel noise is a draw from softmax(logits / T)
+            logits_BV = logits_BV / self._temperature + self._rng.gumbel(size=logits_BV.shape)
+        return logits_BV.argmax(axis=-1)
+
+
 def _generate_batch(
     session: DecoderSession,
     rows: Sequence[Sequence[int]],
     patches: NDArray[np.float32] | None,
     max_new_tokens: int,
     eos_ids: Sequence[int],
+    pick: _Pick,
 ) -> list[list[int]]:
     ids, prompt_mask = left_padded(rows, _pad_id(session))
     num_rows, width = ids.shape
@@ -102,7 +134,7 @@ def _generate_batch(
     is_open = np.ones(num_rows, np.bool_)
     logits, past = session.prefill(ids, prompt_mask, patches)
     for step in range(max_new_tokens):
-        token_ids = logits.argmax(axis=-1)
+        token_ids = pick(logits)
         new_BN[alive, step] = token_ids
         num_new[alive[is_open]] = step + 1
         is_open &= ~np.isin(token_ids, eos_ids)

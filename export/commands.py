@@ -1,0 +1,185 @@
+"""What `havoc export`, `verify`, `import` and `generate` do once their arguments are parsed."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+from ..adapt.tasks.task import DOMAINS
+from ..errors import HavocError
+from ..progress import make_progress
+from .artifact import MANIFEST, ArtifactManifest, read_manifest
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ..adapt.expert import Expert
+    from .source import Source
+    from .verify import Check
+
+_MAX_IMAGE_BYTES = 1 << 24
+
+
+def handle_export(args: argparse.Namespace) -> int:
+    """Fold and write an artifact, or with `--to hf` a Hugging Face directory."""
+    from .source import open_source
+
+    if args.dialect != "standard":
+        msg = f"--dialect {args.dialect} is not complete yet; the standard dialect runs on every provider"
+        raise HavocError(msg)
+    source = open_source(args.base)
+    experts, alpha = _experts(args.experts, args.alpha, source)
+    progress = make_progress(quiet=args.quiet)
+    if args.to == "hf":
+        from .huggingface import export_huggingface
+
+        if args.weights not in {"fp32", "fp16"} or args.activations != "fp32":
+            msg = f"--to hf stores fp32 or fp16 weights; {args.weights} weights and {args.activations} activations are an artifact's"
+            raise HavocError(msg)
+        out = export_huggingface(
+            source, args.out, experts=experts, alpha=alpha, rule=args.rule, weight_format=args.weights, progress=progress
+        )
+        _print(args.json, {"directory": str(out), "format": "hf"}, [f"Hugging Face directory: {out}"])
+        return 0
+    from ..model.structure import Structure
+    from .package import export_artifact
+
+    structure = Structure(args.weights, args.activations)
+    out = export_artifact(
+        source, args.out, experts=experts, alpha=alpha, rule=args.rule, structure=structure, progress=progress
+    )
+    manifest = read_manifest(out)
+    _print(args.json, {"directory": str(out), "format": "onnx", "manifest": manifest.to_json()}, _summary(out, manifest))
+    return 0
+
+
+def _experts(
+    directory: Path | None, alpha: Sequence[float] | None, source: Source
+) -> tuple[list[Expert], tuple[float, ...]]:
+    """The experts of a folder in the order of `DOMAINS`, each with its weight."""
+    if directory is None and alpha is None:
+        return [], ()
+    if directory is None or alpha is None:
+        missing = "--experts DIR" if directory is None else "--alpha"
+        msg = f"a mixture needs both --experts and --alpha: {missing} is missing"
+        raise HavocError(msg)
+    from ..adapt.expert import expert_path, load_experts
+
+    found = [domain for domain in DOMAINS if expert_path(directory, domain).is_file()]
+    if len(found) != len(alpha):
+        msg = f"--alpha has {len(alpha)} weights, {directory} holds {len(found)} experts ({', '.join(found) or 'none'})"
+        raise HavocError(msg)
+    return load_experts(directory, found, base_hash=source.hash), tuple(alpha)
+
+
+def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
+    num_bytes = sum(file.num_bytes for file in manifest.files.values())
+    mixture = ", ".join(f"{domain} {weight:g}" for domain, weight in manifest.alpha.items())
+    structure = manifest.structure
+    worst = max(case["max_abs_diff"] for case in manifest.parity["cases"])
+    drift = manifest.parity["format_drift"]
+    return [
+        f"artifact    {out}",
+        f"base        {manifest.base_name}{' (random weights)' if manifest.has_random_weights else ''}, {manifest.base_hash[:16]}",
+        f"mixture     {f'{mixture} (rule {manifest.rule})' if mixture else 'none: the base itself'}",
+        f"structure   {structure['weight_format']} weights, {structure['activation_dtype']} activations",
+        f"size        {manifest.num_parameters:,} parameters, {num_bytes:,} bytes",
+        f"parity      largest difference to torch {worst:.1e} over {len(manifest.parity['cases'])} ways of running it",
+        f"format      moves logits by {drift['mean_relative_diff']:.1e} of their spread, top-1 kept {drift['top1_share']:.1%}",
+    ]
+
+
+def handle_verify(args: argparse.Namespace) -> int:
+    """Hash, open and run an artifact; with its base at hand fold it again and compare."""
+    from .verify import verify_artifact
+
+    manifest, checks = verify_artifact(args.artifact)
+    base = args.base or (manifest.base_name if manifest.base_name == "nano" or manifest.has_random_weights else None)
+    note = None
+    if base is None:
+        note = f"not folded again: give --base DIR (the base is {manifest.base_name}, {manifest.base_hash[:16]})"
+    elif _has_torch():
+        from .rederive import rederive
+
+        progress = make_progress(quiet=args.quiet)
+        checks += rederive(args.artifact, manifest, base, experts_directory=args.experts, progress=progress)
+    elif args.base:
+        msg = 'folding again needs torch: pip install "havoc-core[lab]"'
+        raise HavocError(msg)
+    else:
+        note = "not folded again: this installation has no torch"
+    document = {"directory": str(args.artifact), "checks": [vars(check) for check in checks], "note": note}
+    _print(args.json, document, [*map(_line, checks), *([f"note         {note}"] if note else []), "verified"])
+    return 0
+
+
+def _line(check: Check) -> str:
+    return f"{check.name:12s} {check.finding}"
+
+
+def _has_torch() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("torch") is not None
+
+
+def handle_import(args: argparse.Namespace) -> int:
+    """Check a Hugging Face directory completely and say what it is."""
+    from .inspection import inspect_directory
+
+    document = inspect_directory(args.directory)
+    width = max(map(len, document))
+    _print(args.json, document, [f"{name.replace('_', ' '):{width}s}  {_shown(value)}" for name, value in document.items()])
+    return 0
+
+
+def _shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def handle_generate(args: argparse.Namespace) -> int:
+    """Continue one prompt with an artifact (ONNX Runtime) or a base (torch)."""
+    from pathlib import Path
+
+    from ..adapt.tasks.task import Prompt
+
+    text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    prompt = Prompt(text, None if args.image is None else _image(args.image))
+    settings: dict[str, Any] = {
+        "max_new_tokens": args.max_new_tokens,
+        "temperature": args.temperature,
+        "seed": args.seed or 0,
+    }
+    if (Path(args.model) / MANIFEST).exists():
+        from .session import DecoderSession
+
+        runtime = "onnxruntime"
+        (completion,) = DecoderSession.open(Path(args.model)).generate_text([prompt], **settings)
+    else:
+        from ..model.checkpoint import load_base
+        from ..model.generation import generate_text
+
+        runtime, base = "torch", load_base(args.model)
+        (completion,) = generate_text(base.model, base.tokenizer, [prompt], **settings)
+    _print(args.json, {"prompt": text, "completion": completion, "runtime": runtime}, [completion])
+    return 0
+
+
+def _image(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > _MAX_IMAGE_BYTES:
+            msg = f"{path}: {path.stat().st_size} bytes; at most {_MAX_IMAGE_BYTES} are read"
+            raise HavocError(msg)
+        return path.read_bytes()
+    except OSError as error:
+        msg = f"{path}: {error.strerror or error}"
+        raise HavocError(msg) from error
+
+
+def _print(as_json: bool, document: dict[str, Any], lines: Sequence[str]) -> None:  # noqa: FBT001 - args.json
+    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) if as_json else "\n".join(lines))
