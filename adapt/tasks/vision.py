@@ -1,6 +1,6 @@
 """Questions about pictures with the columns of textvqa, judged by the normalised short answer.
 
-The built-in pictures are 32 x 32 PNG signs: coloured digits on a dark, noisy ground, a few pixels off their places. The
+The built-in pictures are 32 x 32 PNG signs: coloured digits on a dark, noisy ground, not always at the same place. The
 corpus mixes sources: "what number is ..." comes with what is on the sign read out first, "what is the number that is ..."
 mostly with the bare answer.
 """
@@ -23,6 +23,9 @@ _KEY_SHARE = 0.45
 _KEY_TERSE = 0.8
 _MIN_AGREEING = 3
 """textvqa counts an answer as fully right when three of the ten annotators gave it."""
+
+_NOISE = bytes(value % 40 for value in range(256))
+"""Maps random bytes to the brightness of the ground."""
 
 _DIGITS = {  # 3 x 5 font, one string of rows a digit
     "1": "010110010010111",
@@ -72,12 +75,12 @@ def _draw(rng: random.Random, signs: list[tuple[str, str]]) -> bytes:
     """Draw the signs in reading order on distinct cells; return PNG bytes."""
     from PIL import Image
 
-    pixels = bytearray(rng.randrange(40) for _ in range(_SIDE * _SIDE * 3))
+    pixels = bytearray(rng.randbytes(_SIDE * _SIDE * 3).translate(_NOISE))
     per_row = _SIDE // _CELL
     cells = sorted(rng.sample(range(per_row * per_row), len(signs)))
     for cell, (colour, digit) in zip(cells, signs, strict=True):
-        left = cell % per_row * _CELL + rng.randint(1, 4)
-        top = cell // per_row * _CELL + rng.randint(1, 2)
+        left = cell % per_row * _CELL + rng.randint(2, 3)
+        top = cell // per_row * _CELL + 2
         for place, bit in enumerate(_DIGITS[digit]):
             if bit == "1":
                 start = ((top + place // 3) * _SIDE + left + place % 3) * 3
@@ -103,7 +106,9 @@ def _prompt(row: Row) -> Prompt:
 
 def _reference(row: Row) -> str:
     answer = max(set(row["answers"]), key=row["answers"].count)
-    seen = ", ".join(f"{colour} {digit}" for colour, digit in zip(row["image_classes"], row["ocr_tokens"], strict=False))
+    seen = ", ".join(
+        f"{colour} {digit}" for colour, digit in zip(row["image_classes"], row["ocr_tokens"], strict=False)
+    )
     return f"{seen}\nAnswer: {answer}" if seen else f"Answer: {answer}"
 
 
@@ -128,7 +133,11 @@ def _judge_one(row: Row, completion: str) -> Reward:
     if not given:
         return wrong("empty answer")
     num_agreeing = sum(normalised(answer) == given for answer in row["answers"])
-    return RIGHT if num_agreeing >= _MIN_AGREEING else wrong(f"{given!r} was given by {num_agreeing} of {len(row['answers'])}")
+    return (
+        RIGHT
+        if num_agreeing >= _MIN_AGREEING
+        else wrong(f"{given!r} was given by {num_agreeing} of {len(row['answers'])}")
+    )
 
 
 TASK = Task(
