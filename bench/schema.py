@@ -219,6 +219,7 @@ class ProcessSamples(Part):
     num_distinct_outputs: Count = 0
     involuntary_switches: Count | None = None
     major_page_faults: Count | None = None
+    foreign_cpu_share: Annotated[float, Field(ge=0, le=1)] | None = None
     steal_share: Annotated[float, Field(ge=0, le=1)] | None = None
     busy_ns: TimestampNs = 0
 

@@ -39,12 +39,12 @@ class Bounds:
 
 
 def upper_rank(num_samples: int, *, quantile: float, confidence: float = CONFIDENCE) -> int | None:
-    """Smallest rank (from 1) whose order statistic bounds the quantile from above; None when not even the largest does."""
+    """Smallest rank (from 1) whose order statistic bounds the quantile from above; None when none does."""
     return _first_rank(num_samples, quantile, confidence)
 
 
 def lower_rank(num_samples: int, *, quantile: float, confidence: float = CONFIDENCE) -> int | None:
-    """Largest rank (from 1) whose order statistic bounds the quantile from below; None when the smallest does not."""
+    """Largest rank (from 1) whose order statistic bounds the quantile from below; None when none does."""
     mirrored = _first_rank(num_samples, 1.0 - quantile, confidence)
     return None if mirrored is None else num_samples + 1 - mirrored
 

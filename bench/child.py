@@ -1,0 +1,125 @@
+"""One fresh child process: started with a JSON request, listened to asleep, never left behind.
+
+The child is `python -m havoc_core.bench.worker`. It answers with one JSON document a line: marks and progress while it
+works, then its result or its error. Its standard input stays open as a lifeline: when this process dies, so does it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HavocError, IdentityError, MeasurementError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Listener = Callable[[dict[str, Any]], None]
+
+_ERRORS: dict[str, type[HavocError]] = {
+    "HavocError": HavocError,
+    "IdentityError": IdentityError,
+    "MeasurementError": MeasurementError,
+}
+ENVIRONMENT_DEFAULTS = {"CUDA_MODULE_LOADING": "LAZY", "PYTHONHASHSEED": "0"}
+
+
+def run_worker(
+    request: dict[str, Any],
+    *,
+    timeout_s: float,
+    on_start: Callable[[int], None] | None = None,
+    listen: Listener | None = None,
+) -> dict[str, Any]:
+    """Carry out one request in a fresh process and return its result.
+
+    `on_start` is told the process id before the work begins, `listen` every mark and progress event. An error of the
+    child is raised here as the same class; a child that dies or outlives `timeout_s` is a `MeasurementError`.
+    """
+    with tempfile.TemporaryFile() as complaints, _started(complaints) as process:
+        if on_start is not None:
+            on_start(process.pid)
+        expired = threading.Event()
+        timer = threading.Timer(timeout_s, _end, (process, expired))
+        timer.daemon = True
+        timer.start()
+        try:
+            result = _converse(process, request, listen)
+        finally:
+            timer.cancel()
+        if result is None:
+            process.wait()
+            raise MeasurementError(_death(process.returncode, timeout_s if expired.is_set() else None, complaints))
+        return result
+
+
+@contextmanager
+def _started(complaints: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401 - a temporary binary file
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "havoc_core.bench.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=complaints,
+        env={**ENVIRONMENT_DEFAULTS, **os.environ},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                _close(pipe)
+
+
+def _end(process: subprocess.Popen[bytes], expired: threading.Event) -> None:
+    expired.set()
+    process.kill()
+
+
+def _close(pipe: Any) -> None:  # noqa: ANN401 - a pipe whose buffered bytes nobody reads any more
+    try:
+        pipe.close()
+    except OSError:
+        return
+
+
+def _converse(
+    process: subprocess.Popen[bytes], request: dict[str, Any], listen: Listener | None
+) -> dict[str, Any] | None:
+    """Send the request and listen; the result, or None when the child ended without one."""
+    if process.stdin is None or process.stdout is None:
+        return None
+    try:
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()
+    except OSError:
+        return None
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "result":
+            result: dict[str, Any] = event["result"]
+            return result
+        if event["event"] == "error":
+            raise _ERRORS.get(event["type"], MeasurementError)(event["message"])
+        if listen is not None:
+            listen(event)
+    return None
+
+
+def _death(return_code: int, timeout_s: float | None, complaints: Any) -> str:  # noqa: ANN401
+    if timeout_s is not None:
+        return f"the measuring process gave no result within {timeout_s:.0f} s and was ended"
+    complaints.seek(0)
+    lines = complaints.read().decode(errors="replace").strip().splitlines()
+    last = f": {lines[-1][:300]}" if lines else ""
+    if return_code == -9:  # noqa: PLR2004 - SIGKILL, whose usual sender is the kernel when memory runs out
+        return "the measuring process was killed (signal 9): memory may have run out; free some and measure again"
+    how = f"by signal {-return_code}" if return_code < 0 else f"with code {return_code}"
+    return f"the measuring process ended {how} without a result{last}"

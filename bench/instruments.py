@@ -1,0 +1,178 @@
+"""What the parent watches while a child works: its memory, the device's clocks, heat and energy.
+
+One thread reads one probe at a fixed interval and sleeps between readings. Memory is watched only in passes of its own;
+clocks and temperature are read seldom enough (twice a second) to cost under a hundredth of one core.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
+
+from .schema import TelemetryPoint
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    from .nvml import Card
+
+MAX_SERIES = 600
+Reading = TypeVar("Reading")
+
+
+class Sampler(Generic[Reading]):
+    """Reads `probe` every `interval_ms` from entering to leaving; keeps (time, reading) unless it is None."""
+
+    def __init__(self, probe: Callable[[], Reading | None], *, interval_ms: float) -> None:
+        self._probe = probe
+        self._interval_s = interval_ms / 1e3
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._failure: BaseException | None = None
+        self.readings: list[tuple[int, Reading]] = []
+
+    def _run(self) -> None:
+        try:
+            while True:
+                reading = self._probe()
+                if reading is not None:
+                    self.readings.append((time.perf_counter_ns(), reading))
+                if self._stop.wait(self._interval_s):
+                    return
+        except BaseException as error:  # noqa: BLE001 - raised again where the sampler is left
+            self._failure = error
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._failure is not None and error is None:
+            raise self._failure
+
+    @property
+    def max_gap_ms(self) -> float | None:
+        """Longest time between two readings, in which something may have been missed."""
+        times = [t_ns for t_ns, _ in self.readings]
+        return max(((after - before) / 1e6 for before, after in pairwise(times)), default=None)
+
+
+def thinned(readings: Sequence[tuple[int, int]], limit: int = MAX_SERIES) -> list[tuple[int, int]]:
+    """At most `limit` readings that keep the highest of every stretch."""
+    if len(readings) <= limit:
+        return list(readings)
+    edges = [len(readings) * index // limit for index in range(limit + 1)]
+    return [max(readings[begin:end], key=lambda reading: reading[1]) for begin, end in pairwise(edges) if end > begin]
+
+
+def process_rss_bytes(pid: int) -> int | None:
+    """Resident set of another process now; None when it has ended or the platform does not tell."""
+    with contextlib.suppress(OSError, IndexError, ValueError):
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages * _PAGE_BYTES or None
+    return None
+
+
+def _page_bytes() -> int:
+    import os
+
+    return os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+
+
+_PAGE_BYTES = _page_bytes()
+
+
+def cpu_reading() -> dict[str, Any] | None:
+    """Clock and temperature of the CPU and whether its firmware slows it; None where nothing of it is told."""
+    values = {
+        "cpu_clock_mhz": _cpu_clock_mhz(),
+        "temperature_c": _cpu_temperature_c(),
+        "num_throttles": _number(_FIRST_CPU / "thermal_throttle/package_throttle_count"),
+    }
+    return values if any(value is not None for value in values.values()) else None
+
+
+_FIRST_CPU = Path("/sys/devices/system/cpu/cpu0")
+
+
+def _cpu_clock_mhz() -> float | None:
+    kilohertz = _number(_FIRST_CPU / "cpufreq/scaling_cur_freq")
+    if kilohertz is not None:
+        return kilohertz / 1e3
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        clocks = [float(line.split(":")[1]) for line in lines if line.startswith("cpu MHz")]
+        return max(clocks, default=None)
+    return None
+
+
+def _cpu_temperature_c() -> float | None:
+    for zone in sorted(Path("/sys/class/thermal").glob("thermal_zone*")):
+        with contextlib.suppress(OSError):
+            if (zone / "type").read_text().strip() in {"x86_pkg_temp", "cpu-thermal", "cpu_thermal", "soc-thermal"}:
+                millidegrees = _number(zone / "temp")
+                return None if millidegrees is None else millidegrees / 1e3
+    return None
+
+
+def cpu_energy_j() -> float | None:
+    """Energy counter of the first CPU package (RAPL), where the system lets us read it; it wraps at times."""
+    microjoules = _number(Path("/sys/class/powercap/intel-rapl:0/energy_uj"))
+    return None if microjoules is None else microjoules / 1e6
+
+
+def _number(file: Path) -> float | None:
+    with contextlib.suppress(OSError, ValueError):
+        return float(file.read_text())
+    return None
+
+
+def gpu_reading(card: Card, own_pid: int | None) -> dict[str, Any]:
+    """Clocks, heat, power, throttle reasons and foreign processes of a card now."""
+    processes = card.processes()
+    return {
+        "sm_clock_mhz": card.sm_clock_mhz(),
+        "memory_clock_mhz": card.memory_clock_mhz(),
+        "temperature_c": card.temperature_c(),
+        "power_w": card.power_w(),
+        "throttle_reasons": card.throttle_reasons() or (),
+        "used_bytes": card.memory_used_bytes(),
+        "pids": None if processes is None else tuple(process.pid for process in processes),
+        "own_pid": own_pid,
+    }
+
+
+def telemetry_points(
+    readings: Sequence[tuple[int, dict[str, Any]]], *, process: int, zero_ns: int
+) -> list[TelemetryPoint]:
+    """Readings as the record keeps them, times since `zero_ns`."""
+    points = []
+    throttles = readings[0][1].get("num_throttles") if readings else None
+    for t_ns, reading in readings:
+        values = {key: reading[key] for key in TelemetryPoint.model_fields.keys() & reading.keys()}
+        if (count := reading.get("num_throttles")) is not None:
+            values["throttle_reasons"] = (
+                ("cpu_thermal_throttle",) if throttles is not None and count > throttles else ()
+            )
+            throttles = count
+        if reading.get("pids") is not None:
+            values["num_foreign_processes"] = num_foreign(reading["pids"], reading["own_pid"])
+        points.append(TelemetryPoint(t_ns=max(t_ns - zero_ns, 0), process=process, **values))
+    return points
+
+
+def num_foreign(pids: Sequence[int], own_pid: int | None) -> int:
+    """Processes on the card that are not ours; inside a container ours may go by another number, so one is forgiven."""
+    if own_pid in pids:
+        return len(pids) - 1
+    is_container = not Path(f"/proc/{pids[0]}").exists() if pids else False
+    return max(len(pids) - 1, 0) if is_container else len(pids)

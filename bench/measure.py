@@ -1,0 +1,259 @@
+"""Measure an artifact: fresh child processes one after another, this process asleep, everything they saw in one record.
+
+    record = measure(Path("artifact"), profile="standard")
+    cost = measure_cost(Path("artifact"))            # a few seconds, for ranking candidates only
+
+Latency processes are only timed; memory is watched in processes of its own. A process that ran throttled or beside a
+busy neighbour is repeated, within the profile's bound, and counted. Nothing is written: the caller saves the record.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .. import __version__, storage
+from ..errors import MeasurementError
+from ..progress import SILENT
+from . import warmup
+from .child import ENVIRONMENT_DEFAULTS
+from .device import identify_host, swap_used_bytes
+from .findings import attempt_problems, session_checks
+from .memory import RSS_INTERVAL_MS, VRAM_INTERVAL_MS, MemoryWatch, joined, memory_process
+from .profiles import profile_named
+from .record import Record
+from .schema import Energy, Memory, Protocol, Provenance, Tool
+from .session import TELEMETRY_INTERVAL_MS, Attempt, Session, latency_process, open_session
+from .subject import identify_subject
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..progress import Progress, Stage
+    from .schema import ProcessSamples, Purpose, Subject, Workload
+
+_ENVIRONMENT = (
+    "CUDA_LAUNCH_BLOCKING",
+    "CUDA_MODULE_LOADING",
+    "MALLOC_ARENA_MAX",
+    "MKL_NUM_THREADS",
+    "NVIDIA_TF32_OVERRIDE",
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "ORT_CUDA_GEMM_OPTIONS",
+    "PYTEST_XDIST_WORKER",
+    "PYTHONHASHSEED",
+)
+_PRESENCE_ONLY = ("LD_PRELOAD", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")  # their values hold paths or identities
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What one structure costs by a short measurement, and the record of it (purpose "screen": no gate accepts it)."""
+
+    prefill_ms: float
+    decode_tok_per_s: float
+    peak_bytes: int
+    record: Record
+
+
+def measure(
+    artifact: Path | str,
+    *,
+    profile: str = "standard",
+    purpose: Purpose | None = None,
+    provider: str | None = None,
+    num_threads: int | None = None,
+    workload: Workload | None = None,
+    previous: Record | None = None,
+    progress: Progress = SILENT,
+) -> Record:
+    """Measure an artifact on this machine and return the sealed record.
+
+    `provider` None takes the GPU where CUDA shows one, else the CPU; `num_threads` None is one thread a physical core.
+    `purpose` follows the profile: "release" for release, else "confirm". Raises `HavocError` for what is no artifact,
+    `IdentityError` for a changed one or a device that is not there, `MeasurementError` when a process dies.
+    """
+    plan = profile_named(profile)
+    chosen: Purpose = purpose or ("release" if profile == "release" else "confirm")
+    with open_session(
+        Path(artifact), profile=plan, provider=provider, num_threads=num_threads, workload=workload
+    ) as session:
+        return run_session(session, purpose=chosen, previous=previous, progress=progress)
+
+
+def run_session(
+    session: Session, *, purpose: Purpose, previous: Record | None = None, progress: Progress = SILENT
+) -> Record:
+    """Carry out every process of an open session and return the sealed record."""
+    profile = session.profile
+    subject = identify_subject(session.artifact)
+    swap_before = swap_used_bytes()
+    with progress.stage("measure", profile.num_processes + profile.num_memory_processes, unit="processes") as stage:
+        attempts, num_retries = _latency_processes(session, stage)
+        memories = []
+        for process in range(profile.num_memory_processes):
+            memories.append(memory_process(session, process, weight_bytes=subject.weight_bytes))
+            stage.advance(note=_memory_note(memories[-1]))
+    return _assembled(
+        session,
+        subject=subject,
+        attempts=attempts,
+        memory=joined(memories),
+        purpose=purpose,
+        num_retries=num_retries,
+        swap_before_bytes=swap_before,
+        previous=previous,
+    )
+
+
+def _latency_processes(session: Session, stage: Stage) -> tuple[list[Attempt], int]:
+    """Every latency process, repeated while it is disturbed and the profile allows it; and how often that was."""
+    attempts, num_retries = [], 0
+    for process in range(session.profile.num_processes):
+        attempt = latency_process(session, process)
+        while num_retries < session.profile.num_retries and (problems := attempt_problems(attempt)):
+            num_retries += 1
+            stage.advance(0, note=f"repeating: {problems[0]}")
+            attempt = latency_process(session, process)
+        attempts.append(attempt)
+        stage.advance(note=_note(attempt.samples))
+    return attempts, num_retries
+
+
+def measure_cost(
+    artifact: Path | str,
+    *,
+    provider: str | None = None,
+    num_threads: int | None = None,
+    workload: Workload | None = None,
+) -> Cost:
+    """Measure one artifact for a few seconds in one fresh process, to rank it among others; errors as `measure`.
+
+    Unlike `measure`, memory is watched in the same process; the figures are medians.
+    """
+    plan = profile_named("screen")
+    with open_session(
+        Path(artifact), profile=plan, provider=provider, num_threads=num_threads, workload=workload
+    ) as session:
+        subject = identify_subject(session.artifact)
+        swap_before = swap_used_bytes()
+        with MemoryWatch(session) as watch:
+            attempt = latency_process(session, 0, task="cost", watch=watch)
+        memory = watch.memory(0, attempt.extra, weight_bytes=subject.weight_bytes)
+        record = _assembled(
+            session,
+            subject=subject,
+            attempts=[attempt],
+            memory=memory,
+            purpose="screen",
+            num_retries=0,
+            swap_before_bytes=swap_before,
+            previous=None,
+        )
+    peak_bytes = memory.peak_rss_bytes if session.device.kind == "cpu" else memory.peak_vram_bytes
+    if peak_bytes is None:
+        raise MeasurementError(f"peak memory could not be measured: {memory.vram_reason or memory.rss_reason}")
+    return Cost(
+        prefill_ms=_middle(attempt.samples.prefill_ms),
+        decode_tok_per_s=_middle(attempt.samples.decode_tok_per_s),
+        peak_bytes=peak_bytes,
+        record=record,
+    )
+
+
+def _middle(values: Sequence[float]) -> float:
+    return sorted(values)[len(values) // 2]
+
+
+def _assembled(
+    session: Session,
+    *,
+    subject: Subject,
+    attempts: Sequence[Attempt],
+    memory: Memory,
+    purpose: Purpose,
+    num_retries: int,
+    swap_before_bytes: int | None,
+    previous: Record | None,
+) -> Record:
+    swap_after = swap_used_bytes()
+    protocol = _protocol(session, num_retries)
+    now = datetime.now(UTC)
+    checks = session_checks(
+        attempts,
+        memory=memory,
+        device=session.device,
+        is_contention_invalid=session.profile.is_contention_invalid,
+        num_retries=num_retries,
+        swap_growth_bytes=None if swap_after is None or swap_before_bytes is None else swap_after - swap_before_bytes,
+    )
+    return Record(
+        run_id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
+        created_utc=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+        tool=Tool(version=__version__),
+        evidence="simulated" if session.device.is_simulated else "measured",
+        purpose=purpose,
+        subject=subject,
+        workload=session.workload,
+        device=session.device,
+        host=identify_host(),
+        protocol=protocol,
+        samples=tuple(attempt.samples for attempt in attempts),
+        memory=memory,
+        telemetry=tuple(point for attempt in attempts for point in attempt.telemetry),
+        energy=_energy(session, attempts),
+        checks=checks,
+        provenance=Provenance(
+            protocol_sha256=storage.sha256_json(
+                [protocol.model_dump(mode="json"), session.workload.model_dump(mode="json")]
+            ),
+            previous_record_sha256=previous.sha256 if previous else None,
+        ),
+    ).sealed()
+
+
+def _protocol(session: Session, num_retries: int) -> Protocol:
+    environment = {**ENVIRONMENT_DEFAULTS, **os.environ}
+    profile = session.profile
+    return Protocol(
+        profile=profile.name,
+        provider=session.provider,
+        num_processes=profile.num_processes,
+        num_threads=session.num_threads,
+        min_busy_s=profile.prefill.min_busy_s + profile.ttft.min_busy_s + profile.decode.min_busy_s,
+        warmup_tolerance=warmup.TOLERANCE,
+        io_binding=True,
+        memory_interval_ms=RSS_INTERVAL_MS if session.card is None else VRAM_INTERVAL_MS,
+        telemetry_interval_ms=TELEMETRY_INTERVAL_MS,
+        num_retries=num_retries,
+        environment={
+            **{name: environment[name][:100] for name in _ENVIRONMENT if name in environment},
+            **{name: "set" for name in _PRESENCE_ONLY if environment.get(name)},
+        },
+    )
+
+
+def _energy(session: Session, attempts: Sequence[Attempt]) -> Energy | None:
+    """Energy of all decode spans, each episode's prefill included; None where a counter was silent."""
+    if not attempts or any(attempt.decode_joules is None for attempt in attempts):
+        return None
+    return Energy(
+        method="rapl_package" if session.card is None else "nvml_total_energy",
+        joules=sum(attempt.decode_joules or 0.0 for attempt in attempts),
+        num_tokens=sum(attempt.decode_tokens for attempt in attempts),
+        span_s=sum(attempt.decode_span_s for attempt in attempts),
+    )
+
+
+def _note(samples: ProcessSamples) -> str:
+    return f"prefill {_middle(samples.prefill_ms):.1f} ms, {_middle(samples.decode_tok_per_s):.0f} tok/s"
+
+
+def _memory_note(memory: Memory) -> str:
+    peak_bytes = memory.peak_vram_bytes or memory.peak_rss_bytes
+    return f"peak {peak_bytes / 1e6:.0f} MB" if peak_bytes else "peak memory unknown"

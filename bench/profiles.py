@@ -1,0 +1,107 @@
+"""How long to measure: four plans, from the seconds a search can spare to the ten busy minutes of a release."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from ..errors import HavocError
+
+
+@dataclass(frozen=True)
+class Series:
+    """Repeat until both minima are met, or the longest time has passed and there are two."""
+
+    min_calls: int
+    min_busy_s: float
+    max_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """What one session does: how many fresh processes, and what each of them repeats."""
+
+    name: str
+    num_processes: int
+    num_memory_processes: int
+    num_retries: int
+    warmup_window: int
+    warmup_max_s: float
+    prefill: Series
+    ttft: Series
+    decode: Series
+    memory: Series
+    is_contention_invalid: bool
+
+    def plan(self) -> dict[str, Any]:
+        """The worker's part of the plan, as JSON values."""
+        wanted = ("warmup_window", "warmup_max_s", "prefill", "ttft", "decode", "memory")
+        return {key: value for key, value in asdict(self).items() if key in wanted}
+
+    @property
+    def timeout_s(self) -> float:
+        """After this long a process hangs."""
+        spans = (self.prefill, self.ttft, self.decode, self.memory)
+        return 300.0 + 4 * (self.warmup_max_s + sum(series.max_s for series in spans))
+
+
+_SCREEN = Profile(
+    name="screen",
+    num_processes=1,
+    num_memory_processes=0,
+    num_retries=0,
+    warmup_window=3,
+    warmup_max_s=0.4,
+    prefill=Series(8, 0.4, 3.0),
+    ttft=Series(2, 0.0, 2.0),
+    decode=Series(3, 0.3, 4.0),
+    memory=Series(2, 0.0, 2.0),
+    is_contention_invalid=False,
+)
+_QUICK = Profile(
+    name="quick",
+    num_processes=5,
+    num_memory_processes=1,
+    num_retries=0,
+    warmup_window=8,
+    warmup_max_s=3.0,
+    prefill=Series(20, 0.4, 15.0),
+    ttft=Series(8, 0.1, 8.0),
+    decode=Series(3, 0.4, 15.0),
+    memory=Series(3, 0.2, 10.0),
+    is_contention_invalid=False,
+)
+_STANDARD = Profile(
+    name="standard",
+    num_processes=5,
+    num_memory_processes=2,
+    num_retries=2,
+    warmup_window=10,
+    warmup_max_s=6.0,
+    prefill=Series(40, 6.0, 120.0),
+    ttft=Series(20, 1.0, 60.0),
+    decode=Series(5, 6.0, 120.0),
+    memory=Series(5, 2.0, 60.0),
+    is_contention_invalid=True,
+)
+_RELEASE = Profile(
+    name="release",
+    num_processes=5,
+    num_memory_processes=3,
+    num_retries=3,
+    warmup_window=20,
+    warmup_max_s=60.0,
+    prefill=Series(64, 58.0, 900.0),
+    ttft=Series(40, 4.0, 300.0),
+    decode=Series(10, 60.0, 900.0),
+    memory=Series(10, 10.0, 300.0),
+    is_contention_invalid=True,
+)
+PROFILES = {profile.name: profile for profile in (_SCREEN, _QUICK, _STANDARD, _RELEASE)}
+
+
+def profile_named(name: str) -> Profile:
+    """Return a profile; an unknown name is a `HavocError`."""
+    if name not in PROFILES:
+        raise HavocError(f"unknown profile {name!r}: choose from quick, standard, release")
+    return PROFILES[name]

@@ -1,0 +1,157 @@
+"""One measurement session: what is measured on what, and its latency processes, watched from outside.
+
+This process sleeps while a child measures. What it does meanwhile is to read the device's clocks twice a second, and
+its energy counter at the marks where decoding begins and ends.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HavocError
+from .child import run_worker
+from .cuda_driver import CudaCard, open_cuda_card
+from .device import CPU_PROVIDER, CUDA_PROVIDER, identify_device, num_physical_cores
+from .instruments import Sampler, cpu_energy_j, cpu_reading, gpu_reading, telemetry_points
+from .nvml import Card, Nvml, open_nvml
+from .schema import Device, ProcessSamples, TelemetryPoint, Workload
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from .memory import MemoryWatch
+    from .profiles import Profile
+
+TELEMETRY_INTERVAL_MS = 500.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """What stays the same for every child of one measurement; `card` is None where no NVML watches the device."""
+
+    artifact: Path
+    provider: str
+    num_threads: int
+    workload: Workload
+    profile: Profile
+    device: Device
+    card: Card | None
+    zero_ns: int
+
+    def request(self, task: str, process: int) -> dict[str, Any]:
+        """The worker's request for one process."""
+        return {
+            "task": task,
+            "artifact": str(self.artifact.absolute()),
+            "provider": self.provider,
+            "num_threads": self.num_threads,
+            "workload": self.workload.model_dump(mode="json"),
+            "plan": self.profile.plan(),
+            "process": process,
+        }
+
+
+@contextmanager
+def open_session(
+    artifact: Path,
+    *,
+    profile: Profile,
+    provider: str | None = None,
+    num_threads: int | None = None,
+    workload: Workload | None = None,
+    device: Device | None = None,
+) -> Iterator[Session]:
+    """Find out what will be measured on before any child starts, and keep NVML open meanwhile where it is needed.
+
+    `device` replaces the identification: a simulated card is watched while the CPU does the work.
+    """
+    if provider is None:
+        provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
+    if provider not in (CPU_PROVIDER, CUDA_PROVIDER):
+        raise HavocError(f"unknown provider {provider!r}: choose {CPU_PROVIDER} or {CUDA_PROVIDER}")
+    if num_threads is not None and num_threads < 1:
+        raise HavocError(f"{num_threads} threads cannot compute: give at least 1")
+    device = device or identify_device(provider)
+    session = Session(
+        artifact=artifact,
+        provider=provider,
+        num_threads=num_threads or num_physical_cores(),
+        workload=workload or Workload(),
+        profile=profile,
+        device=device,
+        card=None,
+        zero_ns=time.perf_counter_ns(),
+    )
+    if device.kind == "cpu":
+        yield session
+        return
+    with open_nvml() as nvml:
+        cuda = open_cuda_card()
+        uuid = cuda.uuid if isinstance(cuda, CudaCard) else None
+        card = (nvml.card(uuid) or nvml.card()) if isinstance(nvml, Nvml) else None
+        yield Session(**{**vars(session), "card": card})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One latency process: its samples and what was seen of the device meanwhile."""
+
+    samples: ProcessSamples
+    telemetry: tuple[TelemetryPoint, ...]
+    decode_joules: float | None
+    decode_span_s: float
+    decode_tokens: int
+    parent_cpu_share: float
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+def latency_process(
+    session: Session, process: int, *, task: str = "latency", watch: MemoryWatch | None = None
+) -> Attempt:
+    """Run one latency process; `extra` holds what the worker's task adds to its samples."""
+    pids: list[int] = []
+    energy: dict[str, tuple[int, float | None, int]] = {}
+
+    def start(pid: int) -> None:
+        pids.append(pid)
+        if watch is not None:
+            watch.on_start(pid)
+
+    def listen(event: dict[str, Any]) -> None:
+        if watch is not None:
+            watch.listen(event)
+        if event["name"] in ("decode", "end"):
+            energy[event["name"]] = (event["t_ns"], _energy_j(session), event.get("num_tokens", 0))
+
+    def read() -> dict[str, Any] | None:
+        return cpu_reading() if session.card is None else gpu_reading(session.card, pids[0] if pids else None)
+
+    cpu_before, wall_before = time.process_time(), time.perf_counter()
+    with Sampler(read, interval_ms=TELEMETRY_INTERVAL_MS) as sampler:
+        result = run_worker(
+            session.request(task, process),
+            timeout_s=session.profile.timeout_s,
+            on_start=start,
+            listen=listen,
+        )
+    share = (time.process_time() - cpu_before) / (time.perf_counter() - wall_before)
+    begin, end = energy["decode"], energy["end"]
+    joules = None if begin[1] is None or end[1] is None or end[1] <= begin[1] else end[1] - begin[1]
+    samples = result.pop("samples", None) or result
+    return Attempt(
+        samples=ProcessSamples.model_validate(samples, strict=False),
+        telemetry=tuple(telemetry_points(sampler.readings, process=process, zero_ns=session.zero_ns)),
+        decode_joules=joules,
+        decode_span_s=(end[0] - begin[0]) / 1e9,
+        decode_tokens=end[2],
+        parent_cpu_share=share,
+        extra=result if samples is not result else {},
+    )
+
+
+def _energy_j(session: Session) -> float | None:
+    return cpu_energy_j() if session.card is None else session.card.energy_j()

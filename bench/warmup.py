@@ -1,0 +1,44 @@
+"""When is a process warm: windows of calls whose medians agree, and the name of the way it got there.
+
+The words are those of Barrett et al., Virtual Machine Warmup Blows Hot and Cold (OOPSLA 2017).
+"""
+
+from __future__ import annotations
+
+import statistics
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+TOLERANCE = 0.02
+
+Classification = Literal["flat", "warmup", "slowdown", "no_steady_state"]
+
+
+def window_medians(durations_ns: Sequence[int], window: int) -> list[int]:
+    """Median of each whole window of calls, in order."""
+    starts = range(0, len(durations_ns) - window + 1, window)
+    return [int(statistics.median(durations_ns[start : start + window])) for start in starts]
+
+
+def is_steady(medians_ns: Sequence[int], tolerance: float = TOLERANCE) -> bool:
+    """Whether the last two windows agree within the tolerance."""
+    return len(medians_ns) > 1 and _agree(medians_ns[-2], medians_ns[-1], tolerance)
+
+
+def classify(medians_ns: Sequence[int], tolerance: float = TOLERANCE) -> Classification:
+    """Name the way to the steady level: unchanged, from slower, from faster, or not arrived.
+
+    It is a slowdown only if the first window was faster than every later one, so that noise is not taken for it.
+    """
+    if not is_steady(medians_ns, tolerance):
+        return "no_steady_state"
+    first, *rest = medians_ns
+    if first > rest[-1]:
+        return "flat" if _agree(first, rest[-1], 2 * tolerance) else "warmup"
+    return "flat" if _agree(first, min(rest), 2 * tolerance) or first > min(rest) else "slowdown"
+
+
+def _agree(first: int, second: int, tolerance: float) -> bool:
+    return abs(first - second) <= tolerance * max(first, second)

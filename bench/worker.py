@@ -1,0 +1,324 @@
+"""The child that measures: `python -m havoc_core.bench.worker`, one JSON request in, JSON lines out.
+
+It is a fresh process with its own session and loads as little as it can: what it costs is what the artifact costs.
+Times are `perf_counter_ns`, whose clock all processes of a machine share. Inputs are drawn, and outputs checked,
+outside the timed span; the garbage collector is off inside it.
+
+    B = 1 batch, T prompt tokens, V vocab
+"""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import HavocError
+from ..export.session import DecoderSession
+from . import warmup
+from .own_process import CpuShare, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from ..model.config import HavocConfig
+
+Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass
+class Measured:
+    """Calls of one kind as they are timed."""
+
+    start_ns: list[int] = field(default_factory=list)
+    duration_ns: list[int] = field(default_factory=list)
+
+    def add(self, start_ns: int, end_ns: int) -> None:
+        """Keep one call."""
+        self.start_ns.append(start_ns)
+        self.duration_ns.append(max(end_ns - start_ns, 1))
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds spent inside the calls."""
+        return sum(self.duration_ns) / 1e9
+
+
+class Bench:
+    """One open artifact, its inputs, and what was noticed about its outputs."""
+
+    def __init__(self, request: dict[str, Any], emit: Emit) -> None:
+        self.request = request
+        self.emit = emit
+        self.workload = request["workload"]
+        self.zero_ns = time.perf_counter_ns()
+        self.rng = np.random.default_rng([self.workload["seed"], request["process"]])
+        self.num_nonfinite_logits = 0
+        self.outputs: set[bytes] = set()
+        self.session = self._open()
+        self._require_context()
+        self.plain_ids = plain_ids(self.session.config)
+
+    def _open(self) -> DecoderSession:
+        begin = time.perf_counter_ns()
+        session = DecoderSession.open(
+            self.request["artifact"], provider=self.request["provider"], num_threads=self.request["num_threads"]
+        )
+        self.load_ns = time.perf_counter_ns() - begin
+        return session
+
+    def _require_context(self) -> None:
+        needed = max(self.workload["prompt_tokens"], self.workload["context_tokens"] + self.workload["decode_tokens"])
+        has = self.session.config.max_seq_len
+        if needed > has:
+            raise HavocError(f"the workload needs {needed} tokens of context, this model has {has}")
+
+    def mark(self, name: str, **values: object) -> None:
+        """Tell the parent that a phase begins now."""
+        self.emit({"event": "mark", "name": name, "t_ns": time.perf_counter_ns(), **values})
+
+    def now_ns(self) -> int:
+        """Nanoseconds since this bench began."""
+        return time.perf_counter_ns() - self.zero_ns
+
+    def prompt(self, num_tokens: int) -> NDArray[np.int64]:
+        """Uniform random ids [1, T] of plain tokens, new for every call."""
+        return self.rng.choice(self.plain_ids, size=(1, num_tokens))
+
+    def check(self, logits: NDArray[np.float32]) -> None:
+        """Notice NaN and infinity, and whether different inputs give different outputs."""
+        self.num_nonfinite_logits += int(logits.size - np.isfinite(logits).sum())
+        self.outputs.add(hashlib.blake2b(np.ascontiguousarray(logits).tobytes(), digest_size=8).digest())
+
+    def time_prefill(self, into: Measured) -> None:
+        """One prefill of a new prompt, to its last-token logits on the host."""
+        ids = self.prompt(self.workload["prompt_tokens"])
+        begin = time.perf_counter_ns()
+        logits, _past = self.session.prefill(ids)
+        end = time.perf_counter_ns()
+        into.add(begin - self.zero_ns, end - self.zero_ns)
+        self.check(logits)
+
+    def time_first_token(self, into: Measured) -> None:
+        """One request from its text (ids where the artifact has no tokenizer) to the text of its first token."""
+        tokenizer, num_tokens = self.session.tokenizer, self.workload["prompt_tokens"]
+        ids = self.prompt(num_tokens)
+        text = "" if tokenizer is None else tokenizer.decode(ids[0].tolist())
+        begin = time.perf_counter_ns()
+        if tokenizer is not None:
+            encoded = (tokenizer.encode(text) * num_tokens)[:num_tokens]
+            ids = np.array([encoded or ids[0].tolist()], dtype=np.int64)
+        logits, _past = self.session.prefill(ids)
+        token = int(logits[0].argmax())
+        if tokenizer is not None:
+            tokenizer.decode([token])
+        end = time.perf_counter_ns()
+        into.add(begin - self.zero_ns, end - self.zero_ns)
+        self.check(logits)
+
+    def time_episode(self) -> dict[str, Any]:
+        """Decode greedily after a new context: the first token comes with the prefill, others take timed steps."""
+        ids = self.prompt(self.workload["context_tokens"])
+        begin = before = time.perf_counter_ns()
+        logits, past = self.session.prefill(ids)
+        token_ids = logits.argmax(axis=-1)[:, None]
+        after = time.perf_counter_ns()
+        prefill_ns = max(after - before, 1)
+        step_ns = []
+        for _ in range(self.workload["decode_tokens"] - 1):
+            before = time.perf_counter_ns()
+            logits, past = self.session.decode(token_ids, None, past)
+            token_ids = logits.argmax(axis=-1)[:, None]
+            step_ns.append(max(time.perf_counter_ns() - before, 1))
+        self.check(logits)
+        return {
+            "start_ns": begin - self.zero_ns,
+            "prefill_ns": prefill_ns,
+            "step_ns": step_ns,
+            "num_tokens": 1 + len(step_ns),
+        }
+
+    def warm_up(self) -> dict[str, Any]:
+        """Prefill until two windows agree, within the plan's bounds; all calls are kept."""
+        plan, calls = self.request["plan"], Measured()
+        medians: list[int] = []
+        while not warmup.is_steady(medians) and (len(medians) < 2 or calls.busy_s < plan["warmup_max_s"]):  # noqa: PLR2004
+            for _ in range(plan["warmup_window"]):
+                self.time_prefill(calls)
+            medians = warmup.window_medians(calls.duration_ns, plan["warmup_window"])
+        return {"classification": warmup.classify(medians), "calls": as_json(calls), "window_ns": medians}
+
+
+def plain_ids(config: HavocConfig) -> NDArray[np.int64]:
+    """All token ids but the special ones and the one that stands for an image patch."""
+    special = [config.pad_token_id, config.bos_token_id, *config.eos_token_ids]
+    special.append(None if config.vision is None else config.vision.image_token_id)
+    taken = np.array([token_id for token_id in special if token_id is not None], dtype=np.int64)
+    return np.setdiff1d(np.arange(config.vocab_size, dtype=np.int64), taken)
+
+
+def as_json(calls: Measured) -> dict[str, list[int]]:
+    """The record's form of timed calls."""
+    return {"start_ns": calls.start_ns, "duration_ns": calls.duration_ns}
+
+
+def rounds(plan: dict[str, Any], spent_s: Callable[[], float]) -> Iterator[int]:
+    """Count rounds until both the least number and the least busy time are reached, or the longest time has passed."""
+    begin, count = time.perf_counter(), 0
+    while count < plan["min_calls"] or spent_s() < plan["min_busy_s"]:
+        if count >= 2 and time.perf_counter() - begin > plan["max_s"]:  # noqa: PLR2004 - two calls are the least series
+            return
+        yield count
+        count += 1
+
+
+def busy_s(episodes: list[dict[str, Any]]) -> float:
+    """Seconds spent inside decode episodes."""
+    return float(sum(episode["prefill_ns"] + sum(episode["step_ns"]) for episode in episodes) / 1e9)
+
+
+def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Load, first call, warm-up, prefill, first token, decode: the samples of one process."""
+    emit({"event": "mark", "name": "load", "t_ns": time.perf_counter_ns()})
+    bench = Bench(request, emit)
+    plan = request["plan"]
+    bench.mark("first_run")
+    cold = Measured()
+    bench.time_prefill(cold)
+    bench.mark("warmup")
+    warm = bench.warm_up()
+    prefill, ttft = Measured(), Measured()
+    decode: list[dict[str, Any]] = []
+    usage, cpu = own_usage(), CpuShare()
+    gc.collect()
+    gc.disable()
+    bench.mark("prefill")
+    for _ in rounds(plan["prefill"], lambda: prefill.busy_s):
+        bench.time_prefill(prefill)
+    bench.mark("ttft")
+    for _ in rounds(plan["ttft"], lambda: ttft.busy_s):
+        bench.time_first_token(ttft)
+    bench.time_episode()  # shapes of decoding are met for the first time here, uncounted
+    bench.mark("decode")
+    decode.extend(bench.time_episode() for _ in rounds(plan["decode"], lambda: busy_s(decode)))
+    bench.mark("end", num_tokens=sum(episode["num_tokens"] for episode in decode))
+    gc.enable()
+    return {
+        "process": request["process"],
+        "load_ns": bench.load_ns,
+        "cold_ns": cold.duration_ns[0],
+        "warmup": warm,
+        "prefill": as_json(prefill),
+        "ttft": as_json(ttft),
+        "decode": decode,
+        "nodes_by_provider": {name: len(nodes) for name, nodes in bench.session.placement().items()},
+        "num_nonfinite_logits": bench.num_nonfinite_logits,
+        "num_distinct_outputs": len(bench.outputs),
+        "busy_ns": sum(prefill.duration_ns) + sum(ttft.duration_ns) + round(busy_s(decode) * 1e9),
+        **cpu.since(),
+        **{key: value - usage[key] for key, value in own_usage().items()},
+    }
+
+
+def measure_memory(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Load, first run, steady state, each with the highest resident set the kernel saw; the parent samples too."""
+    marks: dict[str, int] = {}
+    peaks: dict[str, int | None] = {}
+
+    def begin(phase: str) -> None:
+        reset_peak_rss()
+        marks[phase] = time.perf_counter_ns()
+        emit({"event": "mark", "name": phase, "t_ns": marks[phase]})
+
+    baseline = rss_bytes()
+    begin("load")
+    bench = Bench(request, emit)
+    peaks["load"] = peak_rss_bytes()
+    begin("first_run")
+    bench.time_prefill(Measured())
+    bench.time_episode()
+    peaks["first_run"] = peak_rss_bytes()
+    begin("steady")
+    calls = Measured()
+    for _ in rounds(request["plan"]["memory"], lambda: calls.busy_s):
+        bench.time_prefill(calls)
+        bench.time_episode()
+    peaks["steady"] = peak_rss_bytes()
+    return {"baseline_bytes": baseline, "phase_peak_bytes": peaks, "phase_start_ns": marks}
+
+
+def measure_cost(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """The samples of a short latency run, and the peak resident set of the same process: enough to rank by."""
+    baseline = rss_bytes()
+    samples = measure_latency(request, emit)
+    return {"samples": samples, "baseline_bytes": baseline, "peak_bytes": peak_rss_bytes()}
+
+
+def score(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Accuracy of the artifact on rows of one split, domain by domain."""
+    from .accuracy import score_here
+
+    return score_here(request, emit)
+
+
+TASKS: dict[str, Callable[[dict[str, Any], Emit], dict[str, Any]]] = {
+    "latency": measure_latency,
+    "memory": measure_memory,
+    "cost": measure_cost,
+    "accuracy": score,
+}
+
+
+def main() -> int:
+    """Read the request, do it, write the result; every failure becomes one error line."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints must not mix with the answers
+
+    def emit(event: dict[str, Any]) -> None:
+        answers.write(json.dumps(event, allow_nan=False).encode() + b"\n")
+        answers.flush()
+
+    request = json.loads(_read_line())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        emit({"event": "result", "result": TASKS[request["task"]](request, emit)})
+    except HavocError as error:
+        emit({"event": "error", "type": type(error).__name__, "message": str(error)})
+        return error.exit_code
+    except MemoryError:
+        emit({"event": "error", "type": "MeasurementError", "message": "memory ran out while measuring"})
+        return 4
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _read_line() -> bytes:
+    data = b""
+    while not data.endswith(b"\n"):
+        piece = os.read(0, 1 << 16)
+        if not piece:
+            sys.exit(2)
+        data += piece
+    return data
+
+
+def _end_with_parent() -> None:
+    while os.read(0, 1):
+        pass
+    os._exit(3)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
