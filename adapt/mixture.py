@@ -1,10 +1,10 @@
 """Mix experts: alpha, one weight per expert, and the rule that makes one z per matrix out of K.
 
-    delta    z = 1 + sum_k alpha_k (z_k - 1)     the default: alpha = 0 is the base, the norm of the weights is kept
-    literal  z = sum_k alpha_k z_k               as seed 003 writes it: every z_k is near 1, so it multiplies all weights
-                                                 by about sum(alpha), 4.4 for the seed's mixture [1.2, 0.8, 1.5, 0.9]
-    renorm   z = c sum_k alpha_k z_k             Transformer-Squared's released code: c = sum_i s_i / sum_i,k s_i alpha_k
-                                                 z_ki keeps the sum of singular values; only ratios of alpha matter
+    delta    z = 1 + sum_k alpha_k (z_k - 1)   the default: alpha = 0 is the base, the norm of the weights is kept
+    literal  z = sum_k alpha_k z_k             as seed 003 writes it: every z_k is near 1, so it multiplies all weights
+                                               by about sum(alpha), 4.4 for the seed's mixture [1.2, 0.8, 1.5, 0.9]
+    renorm   z = c sum_k alpha_k z_k           Transformer-Squared's released code: c = sum_i s_i / sum_i,k s_i alpha_k
+                                               z_ki keeps the sum of singular values; only ratios of alpha matter
 
 All three are linear in dense weights up to the scalar c, so a mixture is one weighted sum of K dense deltas
 D_k = W'(z_k) - W: bound by memory bandwidth, where recomputing U diag(z) V^T is bound by arithmetic (`DenseMixture`).
@@ -43,8 +43,8 @@ def mix(
 ) -> dict[str, Tensor]:
     """Return the mixture's delta = z - 1 [R] for every matrix that any expert adapts; computed in float64, fp32 out.
 
-    An expert without a matrix counts there as z_k = 1. `renorm` needs `singular_values` [R] by name. Raises `HavocError`
-    for experts of different bases, a wrong number of weights, a weight that is not finite, or (renorm) a mixture
+    An expert without a matrix counts there as z_k = 1. `renorm` needs `singular_values` [R] by name. `HavocError` is
+    raised for experts of different bases, a wrong number of weights, a weight that is not finite, or (renorm) a mixture
     whose singular values sum to 0, which nothing can rescale.
     """
     _check(experts, alpha, rule)

@@ -17,13 +17,22 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from ..errors import HavocError
-from ..storage import write_bytes
+from ..storage import canonical_json, write_bytes
 
 
 def write_tensor_file(path: Path, tensors: Mapping[str, Tensor], *, metadata: Mapping[str, str]) -> None:
     """Write `tensors` (moved to the CPU) and `metadata` to `path` atomically, with a digest of the tensors."""
     on_cpu = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-    write_bytes(path, serialise(on_cpu, metadata={**metadata, "tensors_sha256": digest_of(on_cpu)}))
+    data = serialise(on_cpu, metadata={**metadata, "tensors_sha256": digest_of(on_cpu)})
+    write_bytes(path, _with_sorted_header(data))
+
+
+def _with_sorted_header(data: bytes) -> bytes:
+    """Sort the header's keys: the library writes metadata in random order, and equal content should be equal bytes."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = canonical_json(json.loads(data[8:end]))
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[end:]
 
 
 def read_tensor_file(path: Path, *, format_name: str) -> tuple[dict[str, Tensor], dict[str, str]]:
