@@ -30,14 +30,15 @@ from typing import Any, NoReturn
 from . import confinement, plain
 
 PRELOADED = (
-    "abc", "array", "ast", "base64", "binascii", "bisect", "builtins", "calendar", "cmath", "codecs", "collections.abc",
-    "colorsys", "contextlib", "copy", "copyreg", "csv", "dataclasses", "datetime", "decimal", "difflib", "enum",
-    "fractions", "functools", "gc", "graphlib", "hashlib", "heapq", "hmac", "html", "io", "inspect", "itertools",
-    "json", "keyword", "locale", "logging", "math", "mmap", "numbers", "operator", "os", "pprint", "queue", "random", "re",
-    "reprlib", "secrets", "select", "statistics", "string", "stringprep", "struct", "sys", "textwrap", "threading",
-    "time", "timeit", "traceback", "types", "typing", "unicodedata", "urllib.parse", "uuid", "warnings", "weakref", "zlib",
-    "zoneinfo", "_strptime", "encodings.ascii", "encodings.latin_1", "encodings.utf_16", "encodings.utf_32",
-    "encodings.idna", "encodings.hex_codec", "encodings.rot_13",
+    "abc", "array", "ast", "base64", "binascii", "bisect", "builtins", "calendar", "cmath", "codecs",
+    "collections.abc", "colorsys", "contextlib", "copy", "copyreg", "csv", "dataclasses", "datetime", "decimal",
+    "difflib", "enum", "fractions", "functools", "gc", "graphlib", "hashlib", "heapq", "hmac", "html", "io",
+    "inspect", "itertools", "json", "keyword", "locale", "logging", "math", "mmap", "numbers", "operator", "os",
+    "pprint", "queue", "random", "re", "reprlib", "secrets", "select", "statistics", "string", "stringprep",
+    "struct", "sys", "textwrap", "threading", "time", "timeit", "traceback", "types", "typing", "unicodedata",
+    "urllib.parse", "uuid", "warnings", "weakref", "zlib", "zoneinfo", "_strptime", "encodings.ascii",
+    "encodings.latin_1", "encodings.utf_16", "encodings.utf_32", "encodings.idna", "encodings.hex_codec",
+    "encodings.rot_13",
 )  # fmt: skip
 """Modules the code may import: no file can be read once the process is confined, so these are loaded before."""
 

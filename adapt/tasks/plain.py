@@ -5,7 +5,9 @@
 
 A result whose type only *claims* to be a built-in (a subclass of int, an object whose `__eq__` lies) becomes
 `Opaque`, which equals nothing a test can write. So `==` in the parent compares built-ins with built-ins and cannot be
-talked into anything. Tags: l list, t tuple, s set, z frozenset, d dict, i big int in hexadecimal, f float that JSON lacks, c complex,
+talked into anything.
+
+Tags: l list, t tuple, s set, z frozenset, d dict, i big int in hexadecimal, f float that JSON lacks, c complex,
 b bytes, a bytearray, r range, o opaque.
 """
 

@@ -6,10 +6,10 @@
 
 The verdict belongs to the parent: it compares the values that came back with values the child never saw. An exit
 code, something printed, an object whose `__eq__` says yes, an exception swallowed by `atexit`: none of them is a value,
-so none of them is right. What the code may do at all is limited in layers (confinement.py); `enforced()` tells which of
-them this machine really applies, found out by trying. Without Landlock and without seccomp nothing is run.
+so none of them is right. What the code may do at all is limited in layers (confinement.py); `enforced()` tells which
+of them this machine really applies, found out by trying. Without Landlock and without seccomp nothing is run.
 
-A confined process stays alive and forks a child per job, because starting Python costs a hundred times what a fork does.
+A confined process stays alive and forks a child per job: starting Python costs ten times and more what a fork does.
 Code is run with the hash seed and `random` fixed, so a job has one outcome, and outcomes are remembered.
 """
 
