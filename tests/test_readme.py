@@ -1,0 +1,92 @@
+"""What the documents say can be typed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from havoc_core.arguments import DOMAINS
+from havoc_core.cli import VERBS, parse
+from havoc_core.config import Recipe
+from havoc_core.errors import HavocError
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    return [block for name, block in fenced if name == language]
+
+
+def commands() -> list[tuple[str, str]]:
+    lines = [(page, line) for page in PAGES for block in blocks(page, "sh") for line in block.splitlines()]
+    return [(str(page.relative_to(ROOT)), line) for page, line in lines if line and not line.startswith("#")]
+
+
+@pytest.mark.parametrize(("page", "line"), commands(), ids=[f"{page}: {line}" for page, line in commands()])
+def test_every_command_is_right(page: str, line: str) -> None:
+    """Commands of `havoc` parse, words of `make` exist, and nothing else but pip is asked for."""
+    program, *words = shlex.split(line, comments=True)
+    if program == "havoc":
+        assert parse(words).verb == words[0]
+    elif program == "make":
+        assert set(words) <= TARGETS
+    else:
+        assert (program, words[0]) == ("pip", "install"), page
+
+
+def test_the_readme_shows_every_verb() -> None:
+    """The README is a complete tour."""
+    shown = {shlex.split(line)[1] for page, line in commands() if page == "README.md" and line.startswith("havoc")}
+    assert shown == {verb.name for verb in VERBS}
+
+
+def test_the_readme_shows_the_tree() -> None:
+    """Everything the tree names exists."""
+    (tree,) = [block for block in blocks(ROOT / "README.md", "") if "model/" in block]
+    assert [name for name in re.findall(r"^(\S+)", tree, re.MULTILINE) if not (ROOT / name).exists()] == []
+
+
+def test_the_readme_tells_every_exit_code() -> None:
+    """0 and the codes of the errors, no other."""
+    rows = re.findall(r"^\| (\d) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
+    kinds = (HavocError, *HavocError.__subclasses__())
+    assert [int(code) for code in rows] == [0, *sorted(kind.exit_code for kind in kinds)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_every_link_leads_somewhere(page: Path) -> None:
+    """Links between our own pages and files are not broken."""
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text())
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_every_recipe_is_valid(page: Path) -> None:
+    """A recipe that is shown can be run."""
+    for block in blocks(page, "toml"):
+        recipe = Recipe.model_validate(tomllib.loads(block))
+        assert set(recipe.experts.domains) <= set(DOMAINS)
+
+
+def test_the_python_of_the_readme_runs() -> None:
+    """What a reader copies first works, and prints what it says it prints."""
+    (code,) = blocks(ROOT / "README.md", "python")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120)
+    assert result.stdout.splitlines() == re.findall(r"print\(.*# (.*)$", code, re.MULTILINE)
+
+
+def test_every_decision_is_in_the_index() -> None:
+    """No page is lost, and the numbers have no gap."""
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = sorted(path.name for path in (ROOT / "docs" / "decisions").glob("*.md"))
+    assert [name for name in pages if name not in index] == []
+    assert [int(name[:4]) for name in pages] == list(range(1, len(pages) + 1))
