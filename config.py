@@ -78,6 +78,7 @@ class ExpertSettings(_Section):
     learning_rate: float = Field(default=2e-3, gt=0, description="of delta = z - 1")
     kl_coefficient: float = Field(default=0.2, ge=0, description="weight of KL(policy || base)")
     max_new_tokens: Count = Field(default=80, description="longest completion, in tokens")
+    num_validation_rows: Count = Field(default=200, description="rows of the search split that pick the best step")
     seed: Seed = Field(default=0, description="seed of prompts and samples")
 
     _distinct = field_validator("domains")(_distinct)

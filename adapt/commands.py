@@ -41,9 +41,7 @@ def handle_train(args: argparse.Namespace) -> int:
     base = load_base(args.base)
     basis = base_basis(base, args.out, progress)
     changes = {"num_steps": args.steps, "seed": args.seed}
-    settings = reinforce_settings(
-        ExpertSettings(**{key: value for key, value in changes.items() if value is not None})
-    )
+    settings = reinforce_settings(ExpertSettings(**{key: value for key, value in changes.items() if value is not None}))
     expert = train_expert(
         base,
         basis,
@@ -96,5 +94,6 @@ def reinforce_settings(experts: ExpertSettings) -> ReinforceSettings:
         prompts_per_step=experts.prompts_per_step,
         samples_per_prompt=experts.samples_per_prompt,
         max_new_tokens=experts.max_new_tokens,
+        num_validation_rows=experts.num_validation_rows,
         optimizer=optimizer,
     )

@@ -1,0 +1,197 @@
+"""What the pipeline hands from room to room: the bench to the search, and the gate split to the score table.
+
+`adapt` never imports `bench`; the search is given a `BenchMeasurer`, so its objectives come from the code that writes the
+reports. The gate split is opened in one place, `score_table`, after every choice has been made.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from .adapt.search import COST_OBJECTIVES, Answers, Candidate, SearchSettings
+from .adapt.tasks import sources
+from .adapt.tasks.evaluation import Accuracy, score
+from .bench.measure import measure_cost
+from .bench.targets import load_target
+from .errors import MeasurementError
+from .export.candidates import CandidateSessions
+from .export.package import export_artifact
+from .export.session import DecoderSession
+from .model.structure import Structure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from .adapt.expert import Expert
+    from .adapt.svf import Basis
+    from .adapt.tasks.task import Row
+    from .config import Recipe
+    from .model.checkpoint import Base
+    from .progress import Progress
+
+_NORMAL_95 = 1.959964
+_BATCH_SIZE = 128
+
+
+def search_settings(recipe: Recipe, limits: Mapping[str, tuple[str, float]]) -> SearchSettings:
+    """Translate the recipe's section into the settings of the search."""
+    section = recipe.search
+    return SearchSettings(
+        domains=recipe.experts.domains,
+        seed=section.seed,
+        population=section.population,
+        generations=section.generations,
+        weight_formats=section.weight_formats,
+        limits=limits,
+    )
+
+
+def limits_of(target_name: str) -> dict[str, tuple[str, float]]:
+    """Return a target's limits as constraints of the search; memory of any kind is the search's `peak_bytes`."""
+    limits = {}
+    for limit in load_target(target_name).limits:
+        metric = "peak_bytes" if limit.metric in {"peak_rss_bytes", "peak_vram_bytes"} else limit.metric
+        if metric in COST_OBJECTIVES or metric.startswith("accuracy/"):
+            limits[metric] = (limit.sign, limit.value)
+    return limits
+
+
+class BenchMeasurer:
+    """Measures candidates for the search; use it in `with`, it keeps the exported structures in a temporary folder.
+
+    Sample 0 and sample 1 of the search split are disjoint, and both are disjoint from the rows that experts were validated on.
+    """
+
+    def __init__(self, recipe: Recipe, base: Base, basis: Basis, experts: Sequence[Expert]) -> None:
+        self._recipe, self._base = recipe, base
+        self._sessions = CandidateSessions(base, basis, experts, rule=recipe.search.rule)
+        self._reader = sources.search_reader(
+            seed=recipe.data.seed, data_dir=recipe.data.directory, online=recipe.data.online
+        )
+        self._rows: dict[str, list[Row]] = {}
+
+    def __enter__(self) -> Self:
+        self._folder = tempfile.TemporaryDirectory(prefix="havoc-search-")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._folder.cleanup()
+
+    def cost(self, structure: Structure) -> Mapping[str, float]:
+        """Export the base in `structure` and measure it in a fresh process; every alpha costs the same."""
+        artifact = Path(self._folder.name) / str(structure)
+        if not artifact.exists():
+            export_artifact(self._base, artifact, structure=structure)
+        cost = measure_cost(artifact)
+        return {metric: float(getattr(cost, metric)) for metric in COST_OBJECTIVES}
+
+    def answers(self, candidate: Candidate, *, sample: int) -> Answers:
+        """Answer one sample of the search split, greedily, with the candidate's folded and encoded weights."""
+        session = self._sessions.open(candidate.alpha, candidate.structure)
+        return {
+            domain: answers_of(session, domain, self._sample(domain, sample), self._recipe)
+            for domain in self._recipe.experts.domains
+        }
+
+    def _sample(self, domain: str, sample: int) -> list[Row]:
+        size, num_validation = self._recipe.search.num_rows, self._recipe.experts.num_validation_rows
+        if domain not in self._rows:
+            self._rows[domain] = self._reader.rows(domain, "search", num_validation + 2 * size)
+        start = num_validation + sample * size
+        return self._rows[domain][start : start + size]
+
+
+def answers_of(session: DecoderSession, domain: str, rows: Sequence[Row], recipe: Recipe) -> tuple[bool, ...]:
+    """Whether `session` answers each row right; a judge that failed on any of them is a `MeasurementError`."""
+    scores = score(
+        lambda prompts: session.generate_text(
+            prompts, max_new_tokens=recipe.experts.max_new_tokens, batch_size=_BATCH_SIZE
+        ),
+        domain,
+        rows,
+    )
+    if scores.failed:
+        reason = scores.reasons[scores.failed_rows[0]]
+        msg = f"{domain}: the judge failed on {scores.failed} of {len(rows)} rows ({reason}); nothing can be said of them"
+        raise MeasurementError(msg)
+    return scores.right
+
+
+def score_table(
+    recipe: Recipe, base: Base, basis: Basis, experts: Sequence[Expert], artifact: Path, progress: Progress
+) -> dict[str, Any]:
+    """Open the gate split: accuracy of base, each expert alone and the artifact, and the artifact paired against each.
+
+    All answer the same rows. `margin` is the artifact's mean over the domains less the other's, with a 95 % interval of the
+    paired differences; `is_proven` says that it lies above 0.
+    """
+    domains = recipe.experts.domains
+    rows = {domain: _gate_rows(recipe, domain) for domain in domains}
+    answers: dict[str, Answers] = {}
+    with progress.stage("gate split", (len(experts) + 2) * len(domains)) as stage:
+        for name, session in _contestants(base, basis, experts, artifact):
+            answers[name] = {}
+            for domain in domains:
+                answers[name] = {**answers[name], domain: answers_of(session, domain, rows[domain], recipe)}
+                stage.advance(note=f"{name} on {domain}")
+    return {
+        "split": "gate",
+        "rows": [_table_row(name, by_domain) for name, by_domain in answers.items()],
+        "paired": [
+            {"against": name, **paired_margin(answers["mixture"], by_domain)}
+            for name, by_domain in answers.items()
+            if name != "mixture"
+        ],
+    }
+
+
+def _gate_rows(recipe: Recipe, domain: str) -> list[Row]:
+    return sources.rows(
+        domain,
+        "gate",
+        recipe.gate.num_rows,
+        seed=recipe.data.seed,
+        data_dir=recipe.data.directory,
+        online=recipe.data.online,
+    )
+
+
+def _contestants(
+    base: Base, basis: Basis, experts: Sequence[Expert], artifact: Path
+) -> Iterator[tuple[str, DecoderSession]]:
+    sessions = CandidateSessions(base, basis, experts)
+    exact = Structure()
+    yield "base", sessions.open([0.0] * len(experts), exact)
+    for place, expert in enumerate(experts):
+        yield expert.domain, sessions.open([float(place == other) for other in range(len(experts))], exact)
+    yield "mixture", DecoderSession.open(artifact)
+
+
+def _table_row(name: str, answers: Answers) -> dict[str, Any]:
+    kind = name if name in {"base", "mixture"} else "expert"
+    accuracy = {}
+    for domain, right in answers.items():
+        counted = Accuracy(domain, sum(right), len(right))
+        low, high = counted.interval()
+        accuracy[domain] = {"num_right": counted.num_right, "num_rows": counted.num_rows, "low": low, "high": high}
+    return {"name": name, "kind": kind, "accuracy": accuracy}
+
+
+def paired_margin(ours: Answers, theirs: Answers) -> dict[str, Any]:
+    """Mean over the domains of the paired difference in share right, with its 95 % normal interval.
+
+    Each domain weighs the same; the variance is the sum of the domains' variances of the mean, over the domains squared.
+    """
+    means, variances = [], []
+    for domain, right in ours.items():
+        differences = [int(a) - int(b) for a, b in zip(right, theirs[domain], strict=True)]
+        mean = sum(differences) / len(differences)
+        means.append(mean)
+        variances.append(sum((d - mean) ** 2 for d in differences) / (len(differences) - 1) / len(differences))
+    margin = sum(means) / len(means)
+    half_width = _NORMAL_95 * math.sqrt(sum(variances)) / len(variances)
+    low, high = margin - half_width, margin + half_width
+    return {"margin": margin, "low": low, "high": high, "is_proven": low > 0}

@@ -1,0 +1,209 @@
+"""The whole story on one screen: base -> experts -> mixture -> artifact -> record -> verdict -> report -> handoff.
+
+Each stage reads what the one before left in the output folder and leaves its own result there whole, so a run that was
+stopped goes on where it was: the same command finds what is finished and does the rest.
+
+    recipe.toml                         what this folder is the result of
+    basis.safetensors experts/          singular-value basis, one z vector file an expert
+    search/journal.jsonl front.json     every evaluation; the front and the choice
+    artifact/                           what is deployed
+    scores.json record.json             accuracy on the gate split; the measurement
+    report.html report.md ...           the same for people
+    handoff.json                        for the next phase of a larger pipeline
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import storage
+from .config import Recipe, load_recipe, recipe_toml
+from .errors import HavocError
+from .progress import make_progress
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Mapping, Sequence
+
+    from .adapt.expert import Expert
+    from .adapt.search import SearchResult
+    from .adapt.svf import Basis
+    from .bench.gate import Judgement
+    from .model.checkpoint import Base
+    from .progress import Progress
+
+
+def handle_run(args: argparse.Namespace) -> int:
+    """Run the pipeline, show its tables, and exit with the verdict for the first target."""
+    from .summary import show_run
+
+    recipe = load_recipe(args.recipe)
+    progress = make_progress()
+    command = " ".join(["havoc run", *([str(args.recipe)] if args.recipe else []), f"--out {args.out}"])
+    judgements = run(recipe, args.out, command=command, progress=progress)
+    show_run(args.out, judgements, as_json=args.json)
+    return judgements[0][1].exit_code
+
+
+def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Progress) -> list[tuple[str, Judgement]]:
+    """Carry `recipe` out in the folder `out`; return each target's name and judgement."""
+    from .bench.report import write_report
+    from .model.checkpoint import load_base
+
+    claim_folder(recipe, out)
+    base = load_base(recipe.model.base)
+    basis, experts = train_experts(recipe, base, out, progress)
+    result = search_mixture(recipe, base, basis, experts, out, progress)
+    artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
+    score_everything(recipe, base, basis, experts, artifact, out, progress)
+    measure_artifact(recipe, artifact, out, progress)
+    _, judgements = write_report(out, targets=recipe.gate.targets, command=command)
+    write_handoff(recipe, experts, artifact, judgements[0], out)
+    return list(zip(recipe.gate.targets, judgements, strict=True))
+
+
+def claim_folder(recipe: Recipe, out: Path) -> None:
+    """Bind `out` to `recipe`: a folder of another recipe is refused, so results never mix."""
+    text = recipe_toml(recipe)
+    marker = out / "recipe.toml"
+    if not marker.exists():
+        storage.write_text(marker, text)
+    elif marker.read_text() != text:
+        msg = f"{out} is the result of another recipe (see {marker}); choose another --out or remove it"
+        raise HavocError(msg)
+
+
+def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> tuple[Basis, list[Expert]]:
+    """Compute the basis and train one expert a domain; those whose file is there are read back."""
+    from .adapt.commands import base_basis, reinforce_settings
+    from .adapt.expert import expert_path, load_expert, save_expert
+    from .adapt.reinforce import train_expert
+
+    basis = base_basis(base, out, progress)
+    folder, experts = out / "experts", []
+    for domain in recipe.experts.domains:
+        if not expert_path(folder, domain).exists():
+            expert = train_expert(
+                base,
+                basis,
+                domain,
+                settings=reinforce_settings(recipe.experts),
+                checkpoint_dir=folder,
+                data_dir=recipe.data.directory,
+                online=recipe.data.online,
+                progress=progress,
+            )
+            save_expert(expert, folder)
+        experts.append(load_expert(expert_path(folder, domain), base_hash=base.weight_hash, basis_hash=basis.hash))
+    return basis, experts
+
+
+def search_mixture(
+    recipe: Recipe, base: Base, basis: Basis, experts: Sequence[Expert], out: Path, progress: Progress
+) -> SearchResult:
+    """Search alpha and structure against the bench; leave the journal and `front.json`."""
+    from .adapt.search import search
+    from .measuring import BenchMeasurer, limits_of, search_settings
+
+    with BenchMeasurer(recipe, base, basis, experts) as measurer:
+        result = search(
+            measurer,
+            settings=search_settings(recipe, limits_of(recipe.gate.targets[0])),
+            journal_path=out / "search" / "journal.jsonl",
+            progress=progress,
+        )
+    storage.write_json(out / "front.json", result.to_json())
+    return result
+
+
+def export_mixture(
+    recipe: Recipe,
+    base: Base,
+    basis: Basis,
+    experts: Sequence[Expert],
+    result: SearchResult,
+    out: Path,
+    progress: Progress,
+) -> Path:
+    """Fold the chosen mixture and write the artifact, unless it is there already."""
+    import dataclasses
+
+    from .export.package import export_artifact
+
+    artifact = out / "artifact"
+    if (artifact / "manifest.json").exists():
+        return artifact
+    candidate = result.chosen.candidate
+    structure = candidate.structure
+    if recipe.export.weights is not None:
+        structure = dataclasses.replace(structure, weight_format=recipe.export.weights)
+    return export_artifact(
+        base,
+        artifact,
+        experts=experts,
+        alpha=candidate.alpha,
+        rule=recipe.search.rule,
+        structure=structure,
+        basis=basis,
+        progress=progress,
+    )
+
+
+def score_everything(
+    recipe: Recipe,
+    base: Base,
+    basis: Basis,
+    experts: Sequence[Expert],
+    artifact: Path,
+    out: Path,
+    progress: Progress,
+) -> None:
+    """Open the gate split once, for base, experts and artifact; leave `scores.json` with paired comparisons."""
+    from .measuring import score_table
+
+    if not (out / "scores.json").exists():
+        table = score_table(recipe, base, basis, experts, artifact, progress)
+        storage.write_json(out / "scores.json", table)
+
+
+def measure_artifact(recipe: Recipe, artifact: Path, out: Path, progress: Progress) -> None:
+    """Measure the artifact in fresh processes and score it on the gate split; leave the sealed `record.json`."""
+    from .bench.accuracy import add_accuracy
+    from .bench.measure import measure
+
+    if (out / "record.json").exists():
+        return
+    record = measure(artifact, profile=recipe.bench.profile, progress=progress)
+    record = add_accuracy(
+        record,
+        artifact,
+        domains=recipe.experts.domains,
+        num_rows=recipe.gate.num_rows,
+        seed=recipe.data.seed,
+        data_dir=recipe.data.directory,
+        progress=progress,
+    )
+    record.save(out / "record.json")
+
+
+def write_handoff(
+    recipe: Recipe, experts: Sequence[Expert], artifact: Path, judgement: Judgement, out: Path
+) -> Mapping[str, Any]:
+    """Write `handoff.json`, the form seed 003 hands to the next phase."""
+    from .adapt.expert import expert_path
+    from .bench.handoff import build_handoff
+    from .bench.record import load_record
+
+    mixture = json.loads((artifact / "mixture.json").read_text())
+    handoff = build_handoff(
+        load_record(out / "record.json"),
+        judgement,
+        experts={expert.domain: str(expert_path(Path("experts"), expert.domain)) for expert in experts},
+        best_mixture=[expert["alpha"] for expert in mixture["experts"]],
+        adapted_model=artifact.name,
+    )
+    storage.write_json(out / "handoff.json", handoff)
+    return handoff

@@ -1,0 +1,92 @@
+"""What a person sees when a run has ended: accuracy by domain, the figures against the limits, the verdicts, the page."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .bench.figures import show, show_interval
+from .storage import read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from .bench.gate import Judgement
+
+_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta", "not_measured": "cyan"}
+
+
+def show_run(out: Path, judgements: Sequence[tuple[str, Judgement]], *, as_json: bool) -> None:
+    """Print the result of the run in `out`: tables, or with `as_json` one JSON document."""
+    scores = read_json(out / "scores.json")
+    if as_json:
+        document = {
+            "out": str(out),
+            "report": str(out / "report.html"),
+            "scores": scores,
+            "judgements": {name: judgement.document() for name, judgement in judgements},
+        }
+        print(json.dumps(document))
+        return
+    console = Console()
+    console.print(score_table(scores))
+    for row in scores["paired"]:
+        console.print(_paired(row), highlight=False)
+    console.print()
+    for name, judgement in judgements:
+        console.print(limit_table(name, judgement))
+    for name, judgement in judgements:
+        colour = _COLOURS[judgement.verdict]
+        console.print(
+            f"[bold]{name}[/]: [{colour}]{judgement.verdict}[/] (exit {judgement.exit_code}) {judgement.reason}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(f"\nreport: {out / 'report.html'}", highlight=False, soft_wrap=True)
+
+
+def score_table(scores: Mapping[str, Any]) -> Table:
+    """Accuracy of base, experts and mixture by domain, with 95 % intervals."""
+    domains = list(scores["rows"][0]["accuracy"])
+    num_rows = scores["rows"][0]["accuracy"][domains[0]]["num_rows"]
+    table = Table(title=f"Accuracy, {scores['split']} split, {num_rows} rows a domain, 95 % intervals", title_justify="left")
+    table.add_column("")
+    for domain in [*domains, "mean"]:
+        table.add_column(domain, justify="right")
+    for row in scores["rows"]:
+        counts = row["accuracy"].values()
+        mean = sum(count["num_right"] / count["num_rows"] for count in counts) / len(counts)
+        style = "bold" if row["kind"] == "mixture" else ""
+        table.add_row(row["name"], *[_share(count) for count in counts], f"{mean:.1%}", style=style)
+    return table
+
+
+def _share(count: Mapping[str, Any]) -> str:
+    share = count["num_right"] / count["num_rows"]
+    return f"{share:.1%} [dim]{100 * count['low']:.1f}-{100 * count['high']:.1f}[/]"
+
+
+def _paired(row: Mapping[str, Any]) -> str:
+    words = "beats" if row["is_proven"] else "is not proven to beat"
+    interval = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+    return f"the mixture {words} {row['against']}: {100 * row['margin']:+.1f} points on the mean, paired 95 % {interval}"
+
+
+def limit_table(name: str, judgement: Judgement) -> Table:
+    """One target's limits: what was measured, what is proven, and the verdict."""
+    table = Table(title=f"Limits of {name}", title_justify="left")
+    for column in ("", "limit", "measured", "proven", "verdict"):
+        table.add_column(column, justify="left" if column in {"", "verdict"} else "right")
+    for line in judgement.lines:
+        table.add_row(
+            line.title,
+            f"{line.sign} {show(line.limit, line.unit)}",
+            show(line.value, line.unit),
+            show_interval(line.low, line.high, line.unit),
+            f"[{_COLOURS[line.verdict]}]{line.verdict}[/]",
+        )
+    return table
