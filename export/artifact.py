@@ -1,8 +1,8 @@
 """Reading an artifact on the device: its manifest, its files, their hashes. No torch, no onnx, no write.
 
-A folder is input from somewhere else. So names in the manifest must be plain relative paths, every file must be a regular
-file with one name (no symbolic and no hard link may lead the runtime out of the folder), nothing the graphs could load
-may lie there unlisted, and every byte is hashed before a session opens it.
+A folder is input from somewhere else. So names in the manifest must be plain relative paths, every file must be a
+regular file with one name (no symbolic and no hard link may lead the runtime out of the folder), nothing the graphs
+could load may lie there unlisted, and every byte is hashed before a session opens it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class ArtifactManifest:
 
 
 def read_manifest(directory: Path) -> ArtifactManifest:
-    """Parse `manifest.json`; a folder without one, or with one that is cut short or of another kind, is a `HavocError`."""
+    """Parse `manifest.json`; a folder without one, or with one that is cut short, is a `HavocError`."""
     path = directory / MANIFEST
     if not directory.is_dir():
         msg = f"{directory}: no such artifact directory"
@@ -142,8 +142,8 @@ def _plain_name(name: str) -> str:
 def check_files(directory: Path, manifest: ArtifactManifest) -> None:
     """Raise unless every listed file is a regular file of the listed size inside the folder, with no other name.
 
-    Cheap (no hashing): what must hold before the runtime maps the files. A missing file is a `HavocError`, a link too; a
-    file of another size an `IdentityError`.
+    Cheap (no hashing): what must hold before the runtime maps the files. A missing file is a `HavocError`, a link
+    too; a file of another size an `IdentityError`.
     """
     for name, expected in manifest.files.items():
         path = directory / name
@@ -189,6 +189,7 @@ def verify_hashes(directory: Path, manifest: ArtifactManifest | None = None) -> 
     for name, expected in manifest.files.items():
         actual = sha256_file(directory / name)
         if actual != expected.sha256:
-            msg = f"{directory / name}: SHA-256 is {actual[:16]}..., the manifest says {expected.sha256[:16]}...: the file was changed"
+            hashes = f"SHA-256 is {actual[:16]}..., the manifest says {expected.sha256[:16]}..."
+            msg = f"{directory / name}: the file was changed ({hashes})"
             raise IdentityError(msg)
     return manifest

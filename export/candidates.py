@@ -1,8 +1,8 @@
 """Sessions for the search: any mixture of one base in milliseconds, without writing or re-exporting anything.
 
-One graph per structure is built once. For each alpha the adapted matrices are folded by one weighted sum, encoded as the
-structure stores them and handed to a new session in memory; everything else is encoded once and shared. A session is
-created anew because ONNX Runtime packs weights when it opens a graph: updating them in place is silently ignored.
+One graph per structure is built once. For each alpha the adapted matrices are folded by one weighted sum, encoded as
+the structure stores them and handed to a new session in memory; everything else is encoded once and shared. A session
+is created anew because ONNX Runtime packs weights when it opens a graph: updating them in place is silently ignored.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Shared:
-    """What all candidates of one structure have in common: graphs, layout, and the base's encoded weights by file offset."""
+    """What all candidates of one structure share: graphs, layout, the base's encoded weights by file offset."""
 
     graphs: Mapping[str, bytes]
     layout: Layout

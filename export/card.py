@@ -25,8 +25,8 @@ tags: [havoc, onnx]
 # {source.name}, {structure.weight_format} weights, {structure.activation_dtype} activations
 {random_note}
 A {kind} decoder of {manifest.num_parameters:,} parameters ({config.num_layers} layers, width {config.d_model},
-{config.attention.num_heads} query and {config.attention.num_kv_heads} key-value heads, {config.vocab_size:,} tokens, context
-{config.max_seq_len:,}), exported by HAVOC {manifest.versions["havoc"]}.
+{config.attention.num_heads} query and {config.attention.num_kv_heads} key-value heads, {config.vocab_size:,} tokens,
+context {config.max_seq_len:,}), exported by HAVOC {manifest.versions["havoc"]}.
 
 | made from | |
 |---|---|
@@ -63,8 +63,8 @@ def _blocks(structure: Structure) -> str:
 def _parity_table(manifest: ArtifactManifest) -> str:
     lines = ["| case | largest difference | mean | top-1 |", "|---|---|---|---|"]
     drift = manifest.parity["format_drift"] | {"name": "format: stored weights against the exact fold"}
-    for case in [*manifest.parity["cases"], drift]:
-        lines.append(
-            f"| {case['name']} | {case['max_abs_diff']:.2e} | {case['mean_abs_diff']:.2e} | {case['top1_share']:.3f} |"
-        )
+    lines += [
+        f"| {case['name']} | {case['max_abs_diff']:.2e} | {case['mean_abs_diff']:.2e} | {case['top1_share']:.3f} |"
+        for case in [*manifest.parity["cases"], drift]
+    ]
     return "\n".join(lines)

@@ -37,10 +37,16 @@ def handle_export(args: argparse.Namespace) -> int:
         from .huggingface import export_huggingface
 
         if args.weights not in {"fp32", "fp16"} or args.activations != "fp32":
-            msg = f"--to hf stores fp32 or fp16 weights; {args.weights} weights and {args.activations} activations are an artifact's"
+            msg = f"--to hf stores fp32 or fp16 weights, not {args.weights} weights with {args.activations} activations"
             raise HavocError(msg)
         out = export_huggingface(
-            source, args.out, experts=experts, alpha=alpha, rule=args.rule, weight_format=args.weights, progress=progress
+            source,
+            args.out,
+            experts=experts,
+            alpha=alpha,
+            rule=args.rule,
+            weight_format=args.weights,
+            progress=progress,
         )
         _print(args.json, {"directory": str(out), "format": "hf"}, [f"Hugging Face directory: {out}"])
         return 0
@@ -52,7 +58,9 @@ def handle_export(args: argparse.Namespace) -> int:
         source, args.out, experts=experts, alpha=alpha, rule=args.rule, structure=structure, progress=progress
     )
     manifest = read_manifest(out)
-    _print(args.json, {"directory": str(out), "format": "onnx", "manifest": manifest.to_json()}, _summary(out, manifest))
+    _print(
+        args.json, {"directory": str(out), "format": "onnx", "manifest": manifest.to_json()}, _summary(out, manifest)
+    )
     return 0
 
 
@@ -81,14 +89,16 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
     structure = manifest.structure
     worst = max(case["max_abs_diff"] for case in manifest.parity["cases"])
     drift = manifest.parity["format_drift"]
+    moved = f"moves logits by {drift['mean_relative_diff']:.1e} of their spread"
+    kind = " (random weights)" if manifest.has_random_weights else ""
     return [
         f"artifact    {out}",
-        f"base        {manifest.base_name}{' (random weights)' if manifest.has_random_weights else ''}, {manifest.base_hash[:16]}",
+        f"base        {manifest.base_name}{kind}, {manifest.base_hash[:16]}",
         f"mixture     {f'{mixture} (rule {manifest.rule})' if mixture else 'none: the base itself'}",
         f"structure   {structure['weight_format']} weights, {structure['activation_dtype']} activations",
         f"size        {manifest.num_parameters:,} parameters, {num_bytes:,} bytes",
         f"parity      largest difference to torch {worst:.1e} over {len(manifest.parity['cases'])} ways of running it",
-        f"format      moves logits by {drift['mean_relative_diff']:.1e} of their spread, top-1 kept {drift['top1_share']:.1%}",
+        f"format      {moved}, keeps {drift['top1_share']:.1%} of top-1",
     ]
 
 
@@ -132,7 +142,9 @@ def handle_import(args: argparse.Namespace) -> int:
 
     document = inspect_directory(args.directory)
     width = max(map(len, document))
-    _print(args.json, document, [f"{name.replace('_', ' '):{width}s}  {_shown(value)}" for name, value in document.items()])
+    _print(
+        args.json, document, [f"{name.replace('_', ' '):{width}s}  {_shown(value)}" for name, value in document.items()]
+    )
     return 0
 
 
@@ -181,5 +193,5 @@ def _image(path: Path) -> bytes:
         raise HavocError(msg) from error
 
 
-def _print(as_json: bool, document: dict[str, Any], lines: Sequence[str]) -> None:  # noqa: FBT001 - args.json
+def _print(as_json: bool, document: dict[str, Any], lines: Sequence[str]) -> None:
     print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False) if as_json else "\n".join(lines))

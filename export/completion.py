@@ -28,9 +28,12 @@ class PromptLike(Protocol):
     """What a prompt offers: its text, and the PNG bytes of its image or None."""
 
     @property
-    def text(self) -> str: ...
+    def text(self) -> str:
+        """What stands before the completion."""
+
     @property
-    def image_png(self) -> bytes | None: ...
+    def image_png(self) -> bytes | None:
+        """The bytes of one PNG image, or None."""
 
 
 def generate_text(
@@ -112,9 +115,11 @@ class _Pick:
         self._temperature, self._rng = temperature, np.random.default_rng(seed)
 
     def __call__(self, logits_BV: NDArray[np.float32]) -> NDArray[np.int64]:
+        scores_BV: NDArray[np.floating] = logits_BV
         if self._temperature > 0:  # the largest of logits / T + Gumbel noise is a draw from softmax(logits / T)
-            logits_BV = logits_BV / self._temperature + self._rng.gumbel(size=logits_BV.shape)
-        return logits_BV.argmax(axis=-1)
+            scores_BV = logits_BV / self._temperature + self._rng.gumbel(size=logits_BV.shape)
+        token_ids_B: NDArray[np.int64] = scores_BV.argmax(axis=-1)
+        return token_ids_B
 
 
 def _generate_batch(

@@ -52,7 +52,7 @@ def write_data_file(
         end_bytes = 0
         for item, array in encoded_initializers(tensors, config, structure, layout):
             gap = bytes(item.offset_bytes - end_bytes)
-            content = memoryview(array.reshape(-1).view(np.uint8))
+            content = array.reshape(-1).view(np.uint8).data
             for part in (gap, content):
                 file.write(part)
                 digest.update(part)
@@ -62,7 +62,7 @@ def write_data_file(
 
 
 class StoredWeights(Mapping[str, Tensor]):
-    """The weights of a data file as the fp32 tensors they stand for, by Hugging Face name: what the graphs should compute with."""
+    """The weights of a data file as the fp32 tensors they stand for: what the graphs should compute with."""
 
     def __init__(self, path: Path, layout: Layout, structure: Structure) -> None:
         """Map `path`; nothing is read until asked for."""

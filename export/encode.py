@@ -44,7 +44,8 @@ def encode(weight: StoredWeight, array: NDArray[Any], structure: Structure) -> l
 
 def _as(weight: StoredWeight, array: NDArray[Any], dtype: str, peak: float) -> NDArray[Any]:
     if dtype == "float16" and peak > FP16_MAX:
-        msg = f"{weight.source}: largest value {peak:g} is beyond fp16 ({FP16_MAX:g}); choose --weights fp32 or --activations fp32"
+        advice = "choose --weights fp32 or --activations fp32"
+        msg = f"{weight.source}: largest value {peak:g} is beyond fp16 ({FP16_MAX:g}); {advice}"
         raise HavocError(msg)
     return np.ascontiguousarray(array, dtype=dtype)
 

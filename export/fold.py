@@ -1,6 +1,7 @@
 """Base tensors with mixed experts folded in, computed when asked for, one tensor at a time.
 
-Nothing is kept: the largest thing in memory is one matrix, its basis and its folded copy, whatever the size of the base.
+Nothing is kept: the largest thing in memory is one matrix, its basis and its folded copy, whatever the size of the
+base.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class FoldedTensors(Mapping[str, Tensor]):
-    """The tensors of a base, fp32, with `deltas` folded into the matrices they name; bit for bit the base where delta is 0."""
+    """The tensors of a base, fp32, with `deltas` folded in; bit for bit the base where a delta is 0."""
 
     def __init__(self, tensors: Mapping[str, Tensor], deltas: Mapping[str, Tensor], basis: Basis | None = None) -> None:
         """`deltas` [R] by tensor name; without `basis` each matrix's is computed when the matrix is asked for."""

@@ -1,41 +1,31 @@
 """The ONNX graph of a HAVOC decoder, written node by node in the `standard` dialect (opset 23, IR 11).
 
 One graph serves prefill, chunked prefill, single steps and left-padded batches: the past has a dynamic length, zero
-included. Names of inputs and outputs are those of onnxruntime-genai. Nothing is traced, so no source path and no library
-version enters the file, and the weights are references into the data file planned by `layout`: the bytes depend on
-configuration and structure only.
+included. Names of inputs and outputs are those of onnxruntime-genai. Nothing is traced, so no source path and no
+library version enters the file, and the weights are references into the data file planned by `layout`: the bytes
+depend on configuration and structure only.
 
-    B batch, T new tokens, P past tokens, S = P + T, D model, N query heads, K kv heads, H head dim, V vocab, R image patches
+    B batch, T new tokens, P past tokens, S = P + T, D model, H head dim, V vocab, R image patches
 
-`LessOrEqual(key, query) and (real or key == query)`: a padding query sees itself, so that no row of scores is empty and no
-NaN enters the cache; real queries never see padding.
+`LessOrEqual(key, query) and (real or key == query)`: a padding query sees itself, so that no row of scores is empty
+and no NaN enters the cache; real queries never see padding.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
 import onnx_ir as ir
-from onnx_ir.tape import Tape
 
+from ..errors import HavocError
 from ..model.tensors import EMBEDDING, FINAL_NORM, HEAD, VISION_PROJECTION
 from . import session
-from .layout import DATA_FILE, NUM_BITS, ROPE_COS, ROPE_SIN, Initializer, Layout, plan_layout
+from .layout import NUM_BITS, ROPE_COS, ROPE_SIN, Layout, plan_layout
+from .tape import CONTRIB, Dimensions, GraphTape
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ..model.config import HavocConfig
+    from ..model.config import HavocConfig, VisionConfig
     from ..model.structure import Structure
-
-OPSET = 23
-IR_VERSION = 11
-CONTRIB = "com.microsoft"
-CPU_ACCURACY_LEVEL = 4
-"""MatMulNBits on the CPU quantizes activations to int8: measured 13 times faster at decode than level 0."""
-
-_IR_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8}
 
 
 def build_graphs(config: HavocConfig, structure: Structure, *, num_logits: int = 1) -> dict[str, ir.Model]:
@@ -54,20 +44,20 @@ def build_graphs(config: HavocConfig, structure: Structure, *, num_logits: int =
 def build_graph(
     config: HavocConfig, structure: Structure, *, layout: Layout | None = None, num_logits: int = 1
 ) -> ir.Model:
-    """Build the decoder: token ids (or embeddings, for vision configurations), mask, positions and past to logits and present."""
-    graph = _Graph(structure, layout or plan_layout(config, structure))
+    """Build the decoder: ids (embeddings in vision configurations), mask, positions, past to logits, present."""
+    graph = GraphTape(structure, layout or plan_layout(config, structure))
     decoder = _Decoder(config, graph)
     return decoder.build(num_logits=num_logits)
 
 
 def build_embedding_graph(config: HavocConfig, structure: Structure, *, layout: Layout | None = None) -> ir.Model:
-    """Build token ids [B, T] and image features [R, D] to embeddings [B, T, D]; the first R image tokens take them in order."""
-    assert config.vision is not None
-    graph = _Graph(structure, layout or plan_layout(config, structure))
+    """Build ids [B, T] and image features [R, D] to embeddings [B, T, D]; the first R image tokens take them."""
+    vision = _vision(config)
+    graph = GraphTape(structure, layout or plan_layout(config, structure))
     ids_BT = graph.input("input_ids", ir.DataType.INT64, ["batch", "sequence"])
     features_RD = graph.input("image_features", graph.activation, ["num_patches", config.d_model])
     x_BTD = _embed(graph, config, ids_BT)
-    is_image = graph.op("is_image", "Equal", [ids_BT, graph.constant("image_token", config.vision.image_token_id)])
+    is_image = graph.op("is_image", "Equal", [ids_BT, graph.constant("image_token", vision.image_token_id)])
     where_2R = graph.op("image_positions", "NonZero", [is_image])
     where_X2 = graph.op("image_positions_by_row", "Transpose", [where_2R], perm=[1, 0])
     num_patches = graph.op("num_patches", "Shape", [features_RD], start=0, end=1)
@@ -78,127 +68,28 @@ def build_embedding_graph(config: HavocConfig, structure: Structure, *, layout: 
 
 def build_vision_graph(config: HavocConfig, structure: Structure, *, layout: Layout | None = None) -> ir.Model:
     """Build patches [R, patch_size**2 * channels] to image features [R, D]: one linear projection."""
-    assert config.vision is not None
-    graph = _Graph(structure, layout or plan_layout(config, structure))
-    patches = graph.input("patches", graph.activation, ["num_patches", config.vision.patch_dim])
+    vision = _vision(config)
+    graph = GraphTape(structure, layout or plan_layout(config, structure))
+    patches = graph.input("patches", graph.activation, ["num_patches", vision.patch_dim])
     features = graph.linear("projection", patches, VISION_PROJECTION, output="image_features")
     return graph.finish("vision", [graph.typed(features, graph.activation, ["num_patches", config.d_model])])
 
 
+def _vision(config: HavocConfig) -> VisionConfig:
+    if config.vision is None:
+        msg = "this configuration has no vision part"
+        raise HavocError(msg)
+    return config.vision
+
+
 def serialize(model: ir.Model) -> bytes:
     """The protobuf bytes of a graph; weights stay references into the data file."""
-    return ir.to_proto(model).SerializeToString(deterministic=True)
+    content: bytes = ir.to_proto(model).SerializeToString(deterministic=True)
+    return content
 
 
-class _Graph:
-    """One graph in construction: its tape of nodes, its inputs, and the initializers used so far."""
-
-    def __init__(self, structure: Structure, layout: Layout) -> None:
-        self.structure = structure
-        self.layout = layout
-        self.activation = ir.DataType.FLOAT16 if structure.activation_dtype == "fp16" else ir.DataType.FLOAT
-        self.inputs: list[ir.Value] = []
-        self._tape = Tape()
-        self._initializers: dict[str, ir.Value] = {}
-
-    def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-        """Declare a graph input."""
-        value = ir.val(name, dtype, list(shape))
-        self.inputs.append(value)
-        return value
-
-    def op(
-        self, name: str, op_type: str, inputs: Sequence[ir.Value | None], *, domain: str = "", output: str = "", **attributes: Any
-    ) -> ir.Value:
-        """Append one node with one output; `name` is both the node's and, unless `output` says otherwise, the value's."""
-        value = ir.val(output or name)
-        return self._tape.op(op_type, inputs, attributes, domain=domain, name=f"/{name}", output=value)
-
-    def ops(
-        self, name: str, op_type: str, inputs: Sequence[ir.Value | None], outputs: Sequence[str], **attributes: Any
-    ) -> Sequence[ir.Value]:
-        """Append one node with several outputs."""
-        values = [ir.val(output) for output in outputs]
-        return self._tape.op_multi_out(op_type, inputs, attributes, outputs=values, name=f"/{name}")
-
-    def constant(self, name: str, value: int | Sequence[int]) -> ir.Value:
-        """An int64 scalar or vector kept inside the graph file."""
-        return self._initializer(f"const.{name}", ir.tensor(np.asarray(value, dtype=np.int64), name=f"const.{name}"))
-
-    def stored(self, source: str) -> list[ir.Value]:
-        """The initializers of one stored weight, as references into the data file."""
-        return [self.part(source, index) for index in range(len(self.layout[source].initializers))]
-
-    def part(self, source: str, index: int = 0) -> ir.Value:
-        """One initializer of a stored weight: its only one (norm scale, bias, table), or the packed blocks (0), the scales (1)."""
-        item = self.layout[source].initializers[index]
-        return self._initializer(item.name, _reference(item))
-
-    def reshaped(self, source: str, index: int, name: str, shape: tuple[int, ...]) -> ir.Value:
-        """A second name for the same bytes of one initializer in another shape."""
-        item = self.layout[source].initializers[index]
-        same = Initializer(name=name, dtype=item.dtype, shape=shape, offset_bytes=item.offset_bytes)
-        assert same.num_bytes == item.num_bytes
-        return self._initializer(name, _reference(same))
-
-    def _initializer(self, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-        if name not in self._initializers:
-            self._initializers[name] = ir.Value(
-                name=name, shape=ir.Shape(tensor.shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-            )
-        return self._initializers[name]
-
-    def linear(self, name: str, x: ir.Value, source: str, *, output: str = "") -> ir.Value:
-        """`x W^T` for a stored weight [out, in], in whatever form the layout stores it."""
-        weight = self.layout[source]
-        if weight.form == "blocks":
-            rows, columns = weight.source_shape
-            level = {} if self.structure.activation_dtype == "fp16" else {"accuracy_level": CPU_ACCURACY_LEVEL}
-            bits = NUM_BITS[self.structure.weight_format]
-            sizes = {"K": columns, "N": rows, "bits": bits, "block_size": self.structure.block_size, **level}
-            return self.op(name, "MatMulNBits", [x, *self.stored(source)], domain=CONTRIB, output=output, **sizes)
-        matrix = self._in_activation(source)
-        if weight.form == "plain":  # a table that is also gathered by row: used in place, never transposed into a copy
-            return self.op(name, "FusedMatMul", [x, matrix], domain=CONTRIB, output=output, transB=1)
-        return self.op(name, "MatMul", [x, matrix], output=output)
-
-    def _in_activation(self, source: str) -> ir.Value:
-        matrix = self.part(source)
-        if matrix.dtype == self.activation:
-            return matrix
-        return self.op(f"{source}.cast", "Cast", [matrix], to=int(self.activation))
-
-    def typed(self, value: ir.Value, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-        """Declare dtype and shape of an output value."""
-        value.dtype = dtype
-        value.shape = ir.Shape(list(shape))
-        return value
-
-    def finish(self, name: str, outputs: Sequence[ir.Value]) -> ir.Model:
-        """The finished model; the producer is HAVOC, without version, date or path."""
-        nodes = list(self._tape.nodes)
-        opsets = {"": OPSET}
-        if any(node.domain == CONTRIB for node in nodes):
-            opsets[CONTRIB] = 1
-        graph = ir.Graph(
-            self.inputs,
-            list(outputs),
-            nodes=nodes,
-            initializers=list(self._initializers.values()),
-            opset_imports=opsets,
-            name=name,
-        )
-        return ir.Model(graph, ir_version=IR_VERSION, producer_name="havoc")
-
-
-def _reference(item: Initializer) -> ir.ExternalTensor:
-    return ir.ExternalTensor(
-        DATA_FILE, item.offset_bytes, item.num_bytes, _IR_TYPES[item.dtype], shape=ir.Shape(item.shape), name=item.name
-    )
-
-
-def _embed(graph: _Graph, config: HavocConfig, ids_BT: ir.Value) -> ir.Value:
-    """Rows of the embedding table [B, T, D]; a quantized table is read through the same bytes that the head multiplies by."""
+def _embed(graph: GraphTape, config: HavocConfig, ids_BT: ir.Value) -> ir.Value:
+    """Rows of the embedding table [B, T, D]; a quantized table is read from the bytes the head multiplies by."""
     weight = graph.layout[EMBEDDING]
     if weight.form == "plain":
         rows = graph.op("embed_tokens", "Gather", [graph.part(EMBEDDING), ids_BT])
@@ -221,14 +112,16 @@ def _embed(graph: _Graph, config: HavocConfig, ids_BT: ir.Value) -> ir.Value:
     padded = graph.op("embed_tokens/rows", "Reshape", [blocks, graph.constant("rows", [0, 0, padded_len])])
     if padded_len == config.d_model:
         return padded
-    start, end, axis = (graph.constant(name, [value]) for name, value in (("zero", 0), ("d_model", config.d_model), ("last_axis", 2)))
+    start, end, axis = (
+        graph.constant(name, [value]) for name, value in (("zero", 0), ("d_model", config.d_model), ("last_axis", 2))
+    )
     return graph.op("embed_tokens", "Slice", [padded, start, end, axis])
 
 
 class _Decoder:
     """The decoder's nodes, block by block, in the order of the forward pass."""
 
-    def __init__(self, config: HavocConfig, graph: _Graph) -> None:
+    def __init__(self, config: HavocConfig, graph: GraphTape) -> None:
         self.config = config
         self.graph = graph
 
@@ -287,7 +180,7 @@ class _Decoder:
         q = self._rotated(layer, "q", x_BTD, attention.num_heads)
         k = self._rotated(layer, "k", x_BTD, attention.num_kv_heads)
         v = self._projected(layer, "v", x_BTD)
-        cache = ["batch", attention.num_kv_heads, "past", attention.head_dim]
+        cache: Dimensions = ["batch", attention.num_kv_heads, "past", attention.head_dim]
         past = [graph.input(f"past_key_values.{layer}.{kind}", graph.activation, cache) for kind in ("key", "value")]
         outputs = [f"{name}/heads", f"present.{layer}.key", f"present.{layer}.value"]
         heads, *present = graph.ops(
@@ -310,7 +203,7 @@ class _Decoder:
         return self.graph.op(f"{name}_bias", "Add", [projected, self.graph.part(source + "bias")])
 
     def _rotated(self, layer: int, kind: str, x_BTD: ir.Value, num_heads: int) -> ir.Value:
-        """Queries or keys with their heads side by side [B, T, heads * H], normalised per head where Qwen3 does, rotated."""
+        """Queries or keys [B, T, heads * H], normalised per head where Qwen3 does, rotated."""
         graph, attention = self.graph, self.config.attention
         name = f"layers.{layer}/attention/{kind}"
         x = self._projected(layer, kind, x_BTD)
@@ -333,4 +226,6 @@ class _Decoder:
         logits = graph.linear("head", normed, source, output="" if is_half else "logits")
         if is_half:
             logits = graph.op("logits_fp32", "Cast", [logits], output="logits", to=int(ir.DataType.FLOAT))
-        return graph.typed(logits, ir.DataType.FLOAT, ["batch", "num_logits" if num_logits == 0 else 1, config.vocab_size])
+        return graph.typed(
+            logits, ir.DataType.FLOAT, ["batch", "num_logits" if num_logits == 0 else 1, config.vocab_size]
+        )

@@ -59,11 +59,16 @@ def export_huggingface(
 
 
 def _write_weights(
-    folder: Path, source: Source, tensors: Mapping[str, Tensor], dtype: torch.dtype, max_shard_bytes: int, progress: Progress
+    folder: Path,
+    source: Source,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    max_shard_bytes: int,
+    progress: Progress,
 ) -> None:
     """One file, or shards with their index: at most one shard is in memory."""
     shards = _shards(source, dtype.itemsize, max_shard_bytes)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     num_bytes = sum(_num_bytes(shape, dtype.itemsize) for shape in tensor_shapes(source.config).values())
     with progress.stage("write weights", num_bytes, unit="bytes") as stage:
         for index, names in enumerate(shards, start=1):

@@ -1,8 +1,8 @@
 """Which tensors an artifact's data file holds, in which form and at which byte.
 
-The layout follows from the configuration and the structure alone, before a single weight is read. So the graph is the same
-bytes for every mixture of one structure, the data file can be written front to back, one tensor at a time, and a table
-that two graphs use (the tied embedding, the scales of its two readers) lies on disk once.
+The layout follows from the configuration and the structure alone, before a single weight is read. So the graph is the
+same bytes for every mixture of one structure, the data file can be written front to back, one tensor at a time, and a
+table that two graphs use (the tied embedding, the scales of its two readers) lies on disk once.
 """
 
 from __future__ import annotations
@@ -98,9 +98,7 @@ def plan_layout(config: HavocConfig, structure: Structure) -> Layout:
     return Layout(tuple(weights))
 
 
-def _place(
-    source: str, shape: tuple[int, ...], structure: Structure, end_bytes: int
-) -> tuple[StoredWeight, int]:
+def _place(source: str, shape: tuple[int, ...], structure: Structure, end_bytes: int) -> tuple[StoredWeight, int]:
     form = _form(source, shape, structure)
     placed: list[Initializer] = []
     for name, dtype, stored_shape in _parts(source, shape, form, structure):

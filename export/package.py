@@ -1,4 +1,4 @@
-"""Writing an artifact: fold, lay out, write, prove, and sign off with the manifest, in a folder that appears whole or not at all.
+"""Writing an artifact: fold, lay out, write, prove, sign off; a folder that appears whole or not at all.
 
 Everything is built under a temporary name beside `out`. The weights stream through, one tensor at a time; the finished
 graphs are opened in ONNX Runtime and compared with torch; only then is the manifest written and the folder renamed.
@@ -30,12 +30,13 @@ from .card import model_card
 from .datafile import StoredWeights, write_data_file
 from .fold import FoldedTensors
 from .genai import genai_config
-from .graph import CPU_ACCURACY_LEVEL, IR_VERSION, OPSET, build_graphs, serialize
+from .graph import build_graphs, serialize
 from .layout import DATA_FILE, plan_layout
 from .parity import ParityCase, ParityReport, StreamedModel, compare, drift
 from .probe import fingerprint
 from .session import DecoderSession
 from .source import Source, open_source
+from .tape import CPU_ACCURACY_LEVEL, IR_VERSION, OPSET
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -105,9 +106,9 @@ def export_artifact(
 ) -> Path:
     """Fold `experts` with weights `alpha` into `base` and write the artifact folder `out`; return it.
 
-    Without experts the base itself is exported. `basis` saves computing it again. An existing artifact at `out` is replaced
-    when the new one is whole. Raises `MeasurementError` when the graph does not agree with torch, `HavocError` for anything
-    wrong with the input or the disk; nothing is left behind then.
+    Without experts the base itself is exported. `basis` saves computing it again. An existing artifact at `out` is
+    replaced when the new one is whole. Raises `MeasurementError` when the graph does not agree with torch,
+    `HavocError` for anything wrong with the input or the disk; nothing is left behind then.
     """
     source = open_source(base)
     structure = structure or Structure()
@@ -172,7 +173,7 @@ def _prove(
     tokenizer: Tokenizer | None,
     progress: Progress,
 ) -> tuple[DecoderSession, ParityReport, ParityCase]:
-    """Open the graphs just written and hold them against torch over the stored weights; and those against the exact fold."""
+    """Hold the graphs just written against torch over the stored weights, and those against the exact fold."""
     with progress.stage("compare with torch", 2) as stage:
         graphs = {path.name: path for path in sorted(folder.glob("*.onnx"))}
         session = DecoderSession(config, graphs, tokenizer=tokenizer)
@@ -192,7 +193,11 @@ def _manifest(
     moved: ParityCase,
     logits: dict[str, Any],
 ) -> ArtifactManifest:
-    level = {"accuracy_level": CPU_ACCURACY_LEVEL} if structure.is_quantized and structure.activation_dtype == "fp32" else {}
+    level = (
+        {"accuracy_level": CPU_ACCURACY_LEVEL}
+        if structure.is_quantized and structure.activation_dtype == "fp32"
+        else {}
+    )
     names = ("onnxruntime-gpu", "onnxruntime")
     runtime = next((found for name in names if (found := _installed(name))), "unknown")
     return ArtifactManifest(

@@ -2,14 +2,15 @@
 
     B batch, T tokens, V vocab
 
-The reference is one full forward pass of torch over a few left-padded sequences; prefill, empty past, single steps, chunked
-prefill and padded batches of the exported model must all give its logits at their positions. The reference computes with
-the weights as they are stored (dequantized), so a limit speaks about the graph; how far the format itself moves the logits
-from the fp32 fold is reported beside it, as drift.
+The reference is one full forward pass of torch over a few left-padded sequences; prefill, empty past, single steps,
+chunked prefill and padded batches of the exported model must all give its logits at their positions. The reference
+computes with the weights as they are stored (dequantized), so a limit speaks about the graph; how far the format
+itself moves the logits from the fp32 fold is reported beside it, as drift.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,7 +23,6 @@ from ..errors import MeasurementError
 from ..model.blocks import RotaryEmbedding, TransformerBlock
 from ..model.tensors import EMBEDDING, FINAL_NORM, HEAD, VISION_PROJECTION, module_name
 from .probe import Probe, make_probe
-from .session import DecoderSession
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -30,20 +30,24 @@ if TYPE_CHECKING:
 
     from ..model.config import HavocConfig
     from ..model.structure import Structure
+    from .session import DecoderSession
 
 CHUNKS = (7, 1, 9)
 """Lengths of the first chunks of the chunked prefill; a last one takes the rest."""
 
 
 class Reference(Protocol):
-    """Logits fp32 [B, T, V] of whole sequences: ids [B, T], mask [B, T], patches [R, patch_dim]. A `HavocModel` is one."""
+    """Logits fp32 [B, T, V] of ids and mask [B, T], patches [R, patch_dim]. A `HavocModel` is one."""
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, patches: Tensor | None = None) -> Tensor: ...
+    def __call__(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, patches: Tensor | None = None
+    ) -> Tensor:
+        """Compute the logits of every position."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """What is allowed between torch and the runtime: largest difference, or mean difference in units of the logits' spread."""
+    """What may lie between torch and the runtime: largest difference, or mean in units of the logits' spread."""
 
     max_abs: float | None = None
     mean_relative: float | None = None
@@ -62,8 +66,9 @@ LIMITS: dict[tuple[str, str], Limit] = {
 }
 """By (weight format, activation dtype).
 
-int8 and int4 let the CPU quantize activations to int8 (accuracy level 4): about 2 % of the logits' spread, measured, against
-1e-6 when it does not, and on random weights enough to turn a third of all top-1 choices between near-equal logits.
+int8 and int4 let the CPU quantize activations to int8 (accuracy level 4): about 2 % of the logits' spread, measured,
+against 1e-6 when it does not, and on random weights enough to turn a third of all top-1 choices between near-equal
+logits.
 """
 
 
@@ -167,7 +172,9 @@ def _alone(probe: Probe, row: int) -> tuple[NDArray[np.int64], None, NDArray[np.
 def _last_image(probe: Probe) -> int:
     """Columns that hold every image: the shortest row's patches end last."""
     ends = [
-        int(np.flatnonzero(probe.mask[row])[0]) + 1 + len(image) for row, image in enumerate(probe.images) if image is not None
+        int(np.flatnonzero(probe.mask[row])[0]) + 1 + len(image)
+        for row, image in enumerate(probe.images)
+        if image is not None
     ]
     return max(ends, default=1)
 
@@ -177,7 +184,7 @@ def _chunked(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     bounds = [0, *(bound for bound in np.cumsum(CHUNKS).tolist() if bound < ids.shape[1]), ids.shape[1]]
     past, chunks = session.empty_past(1), []
-    for start, stop in zip(bounds, bounds[1:], strict=False):
+    for start, stop in itertools.pairwise(bounds):
         logits, past = session.extend(ids[:, start:stop], None, past)
         chunks.append(logits[0])
     return np.stack(chunks), own[[bound - 1 for bound in bounds[1:]]]
@@ -217,7 +224,9 @@ def _require(case: ParityCase, limit: Limit) -> None:
     if limit.max_abs is not None and case.max_abs_diff > limit.max_abs:
         problems.append(f"largest difference {case.max_abs_diff:.3g}, allowed {limit.max_abs:g}")
     if limit.mean_relative is not None and case.mean_relative_diff > limit.mean_relative:
-        problems.append(f"mean difference {case.mean_relative_diff:.3g} of the logits' spread, allowed {limit.mean_relative:g}")
+        problems.append(
+            f"mean difference {case.mean_relative_diff:.3g} of the logits' spread, allowed {limit.mean_relative:g}"
+        )
     if case.top1_share < limit.top1_share:
         problems.append(f"top-1 agreement {case.top1_share:.3f}, required {limit.top1_share:g}")
     if problems:
@@ -226,14 +235,16 @@ def _require(case: ParityCase, limit: Limit) -> None:
 
 
 class StreamedModel:
-    """A decoder's forward pass over tensors that are read one layer at a time: a reference for bases larger than memory."""
+    """A decoder's forward pass over tensors read one layer at a time: a reference for bases of any size."""
 
     def __init__(self, config: HavocConfig, tensors: Mapping[str, Tensor]) -> None:
         """`tensors` by Hugging Face name; each is asked for once a call."""
         self._config, self._tensors = config, tensors
 
     @torch.inference_mode()
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None, *, patches: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, *, patches: Tensor | None = None
+    ) -> Tensor:
         """Logits fp32 [B, T, V] of whole sequences."""
         config = self._config
         mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -1,6 +1,6 @@
 """Fixed inputs that every check of an exported model reads, and the fingerprint of the answers. No torch.
 
-    B batch, T tokens, R image patches
+B batch, T tokens, R image patches
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ class Probe:
 
     @property
     def patches(self) -> NDArray[np.float32] | None:
+        """The patches of all images in row order, [R, patch_dim]."""
         present = [image for image in self.images if image is not None]
         return np.concatenate(present) if present else None
 
@@ -44,7 +45,7 @@ class Probe:
 
 
 def make_probe(config: HavocConfig, *, num_tokens: int = NUM_TOKENS, seed: int = 20) -> Probe:
-    """Random sequences of three lengths within the context; in vision configurations the first and last carry an image."""
+    """Random sequences of three lengths; in vision configurations the first and the last carry an image."""
     rng = np.random.default_rng(seed)
     num_tokens = min(num_tokens, config.max_seq_len)
     lengths = [num_tokens, max(num_tokens - 5, 1), max(num_tokens // 2, 1)][:NUM_ROWS]
@@ -85,4 +86,4 @@ def fingerprint_distance(stored: Mapping[str, Any], found: Mapping[str, Any]) ->
     if not same_input or not isinstance(logits, dict) or logits.keys() != found["logits"].keys():
         return float("inf")
     largest = max(abs(float(logits[index]) - value) for index, value in found["logits"].items())
-    return largest / max(float(found["spread"]), 1e-6)
+    return float(largest / max(float(found["spread"]), 1e-6))

@@ -1,7 +1,8 @@
 """Block quantization of weight matrices for MatMulNBits, by ONNX Runtime's own native quantizers.
 
-N rows (outputs), K columns (inputs), G = ceil(K / block_size) blocks a row. Round to nearest, symmetric: each block of a row
-has one scale, the zero point is the middle of the range (8 for int4, 128 for int8). The last block is padded with zeros.
+N rows (outputs), K columns (inputs), G = ceil(K / block_size) blocks a row. Round to nearest, symmetric: each block
+of a row has one scale, the zero point is the middle of the range (8 for int4, 128 for int8). The last block is padded
+with zeros.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ def quantize_blocks(
     padded_KN = np.zeros((num_blocks * block_size, num_rows), np.float32)
     padded_KN[:num_columns] = weight_NK.T
     quantize = native.quantize_matmul_8bits if num_bits == 8 else native.quantize_matmul_4bits  # noqa: PLR2004 - bits
-    quantize(packed, padded_KN, scales, zero_points, block_size, num_rows, num_columns, True)  # noqa: FBT003 - native
+    quantize(packed, padded_KN, scales, zero_points, block_size, num_rows, num_columns, True)
     return packed, scales
 
 

@@ -1,4 +1,4 @@
-"""Folding an artifact's weights again from its base, its experts and its alpha, and comparing them with the shipped bytes."""
+"""Folding an artifact's weights again from base, experts and alpha, to compare with the shipped bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from ..errors import HavocError, IdentityError
 from ..model.config import HavocConfig
 from ..model.structure import Structure
 from ..progress import SILENT, Progress
-from .artifact import ArtifactManifest
 from .datafile import encoded_initializers
 from .fold import FoldedTensors
 from .graph import build_graphs, serialize
@@ -26,9 +25,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..adapt.expert import Expert
+    from .artifact import ArtifactManifest
 
 TOLERANCE = 1e-4
-"""Largest difference of a weight or scale relative to the tensor's largest: what another machine's basis may round apart."""
+"""Largest difference of a weight relative to the tensor's largest: what another machine may round apart."""
 
 
 def structure_of(manifest: ArtifactManifest) -> Structure:
@@ -70,7 +70,7 @@ def rederive(
             part = stored[item.offset_bytes : item.offset_bytes + item.num_bytes].view(item.dtype).reshape(item.shape)
             distance = _distance(part, array, structure)
             if not distance <= TOLERANCE:
-                msg = f"{directory / DATA_FILE}: {item.name} differs from base + experts + alpha by {distance:.3g} of its range"
+                msg = f"{directory / DATA_FILE}: {item.name} is {distance:.3g} of its range off base + experts + alpha"
                 raise IdentityError(msg)
             num_same, num_items, largest = num_same + (distance == 0), num_items + 1, max(largest, distance)
             stage.advance(item.num_bytes, note=item.name)
@@ -99,7 +99,7 @@ def _require_graphs(directory: Path, config: HavocConfig, structure: Structure) 
 
 
 def _distance(stored: NDArray[Any], derived: NDArray[Any], structure: Structure) -> float:
-    """Largest difference relative to the tensor's largest value; for packed blocks the share of values off by one step."""
+    """Largest difference relative to the largest value; for packed blocks a hundredth of the share off by one."""
     if np.array_equal(stored, derived):
         return 0.0
     if stored.dtype == np.uint8:
@@ -109,7 +109,7 @@ def _distance(stored: NDArray[Any], derived: NDArray[Any], structure: Structure)
 
 
 def _packed_distance(stored: NDArray[np.uint8], derived: NDArray[np.uint8], num_bits: int) -> float:
-    """A value on the edge between two steps may round either way; more than one step apart, or often, is another tensor."""
+    """A value between two steps may round either way; more than one step, or often, is another tensor."""
     pairs = [(stored, derived)] if num_bits == 8 else [(stored & 15, derived & 15), (stored >> 4, derived >> 4)]  # noqa: PLR2004
     steps = [np.abs(a.astype(np.int16) - b.astype(np.int16)) for a, b in pairs]
     if max(int(step.max()) for step in steps) > 1:

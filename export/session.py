@@ -61,8 +61,8 @@ class DecoderSession:
     ) -> None:
         """Open `graphs` by file name; see `open` for the usual way.
 
-        `weights` gives initializers by graph and name, in the graph's dtype and shape. They replace the ones in the data
-        file and are not copied before the runtime packs them.
+        `weights` gives initializers by graph and name, in the graph's dtype and shape. They replace the ones in the
+        data file and are not copied before the runtime packs them.
         """
         _require_provider(provider)
         self.config = config
@@ -151,7 +151,7 @@ class DecoderSession:
         attention_mask: NDArray[np.int64] | None = None,
         patches: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.float32], Past]:
-        """Read whole prompts: ids [B, T], mask [B, T] (1 real, 0 padding on the left), patches [R, patch_dim] of all images.
+        """Read whole prompts: ids and mask [B, T] (1 real, 0 padding on the left), patches [R, patch_dim].
 
         Returns the logits fp32 [B, V] of the next token and the past.
         """
@@ -160,7 +160,7 @@ class DecoderSession:
     def decode(
         self, token_ids: NDArray[np.int64], attention_mask: NDArray[np.int64] | None, past: Past
     ) -> tuple[NDArray[np.float32], Past]:
-        """Append one token a row: ids [B, 1], mask [B, P + 1]; returns the logits fp32 [B, V] of the next, and the past."""
+        """Append one token a row: ids [B, 1], mask [B, P + 1]; returns logits fp32 [B, V] and the past."""
         return self.extend(token_ids, attention_mask, past)
 
     def extend(
@@ -170,10 +170,10 @@ class DecoderSession:
         past: Past,
         patches: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.float32], Past]:
-        """Append T tokens a row to `past`: ids [B, T], mask [B, P + T] or None for all real; logits fp32 [B, V] and the past.
+        """Append T tokens a row: ids [B, T], mask [B, P + T] or None for all real; logits fp32 [B, V] and the past.
 
-        Ids outside the vocabulary, a sequence longer than the context, or images that do not match the image tokens are a
-        `HavocError`.
+        Ids outside the vocabulary, a sequence longer than the context, or images that do not match the image tokens
+        are a `HavocError`.
         """
         num_rows, num_new = input_ids.shape
         num_total = past.num_tokens + num_new

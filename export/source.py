@@ -42,7 +42,7 @@ class Source:
 
 
 def open_source(base: Source | Base | Path | str) -> Source:
-    """Open a directory, the bundled `nano`, another preset's shape with random weights, or a base that is loaded already.
+    """Open a directory, the bundled `nano`, another preset with random weights, or a base that is loaded.
 
     A directory whose tensors do not fit its configuration is a `HavocError` that names the first one.
     """

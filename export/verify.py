@@ -43,7 +43,10 @@ def verify_artifact(directory: Path, *, provider: str = CPU) -> tuple[ArtifactMa
     limit = max(FINGERPRINT_LIMITS.get(weight_format, 1e-3), 0.05 if is_half else 0.0)
     distance = fingerprint_distance(manifest.fingerprint, fingerprint(session))
     if not distance <= limit:
-        msg = f"{directory}: the stored logits differ by {distance:.3g} of their spread (allowed {limit:g}): another model or a broken runtime"
+        found = f"the stored logits differ by {distance:.3g} of their spread (allowed {limit:g})"
+        msg = f"{directory}: {found}: another model or a broken runtime"
         raise IdentityError(msg)
-    checks.append(Check(name="fingerprint", finding=f"logits within {distance:.1e} of their spread (allowed {limit:g})"))
+    checks.append(
+        Check(name="fingerprint", finding=f"logits within {distance:.1e} of their spread (allowed {limit:g})")
+    )
     return manifest, checks
