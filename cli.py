@@ -90,7 +90,7 @@ VERBS = (
     Verb(
         "search",
         "find the mixture of experts and the structure",
-        "adapt.commands",
+        "pipeline",
         arguments.add_search,
         ("havoc search nano --experts experts --target host --out search",),
     ),
