@@ -45,5 +45,5 @@ fmt: .venv/dev
 
 $(BIN)/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "HAVOC needs Python 3.11 or newer: make PYTHON=python3.12 ...")'
-	@$(PYTHON) -m venv .venv || { rm -rf .venv; echo "no venv: install your system's python3-venv package"; exit 1; }
+	@$(PYTHON) -m venv .venv || { echo "no venv: install your system's python3-venv package"; exit 1; }
 	@echo "installing HAVOC and its libraries into .venv, once"
