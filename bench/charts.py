@@ -216,6 +216,30 @@ def memory_timeline(record: Record, limit_bytes: float | None) -> str | None:
     return figure.svg
 
 
+def history(name: str, unit: str, runs: Sequence[Mapping[str, Any]]) -> str | None:
+    """One metric over all runs in their order, one colour a device; None where fewer than two runs have it."""
+    scale, label = {"bytes": (1e6, "MB"), "share": (0.01, "%")}.get(unit, (1.0, unit))
+    points = [
+        (place, run["metrics"][name] / scale, run["fingerprint"])
+        for place, run in enumerate(runs)
+        if run["metrics"].get(name) is not None
+    ]
+    if len(points) < 2:  # noqa: PLR2004 - one run has no history
+        return None
+    devices = list(dict.fromkeys(fingerprint for _, _, fingerprint in points))
+    with _drawing(f"history-{name.replace('/', '-')}", height=2.2) as (figure, axes):
+        for index, device in enumerate(devices):
+            own = [(place, value) for place, value, fingerprint in points if fingerprint == device]
+            colour = SERIES[index % len(SERIES)]
+            axes.plot(*zip(*own, strict=True), "o-", color=colour, markersize=4.5, linewidth=1.2)
+        axes.set_ylim(bottom=0, top=1.15 * max(value for _, value, _ in points))
+        axes.set_xlim(-0.4, len(runs) - 0.6)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("run, oldest first")
+        axes.set_ylabel(label)
+    return figure.svg
+
+
 def pareto_front(front: Mapping[str, Any], confirmed_mean: float | None) -> str | None:
     """Every candidate by cost and mean accuracy; arrows lead from the screened accuracy to the one scored again."""
     candidates = front.get("candidates") or []

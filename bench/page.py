@@ -10,9 +10,10 @@ from markupsafe import Markup
 
 from . import charts
 from .figures import DASH, count, show, show_interval
+from .targets import metric_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from .limits import Line
     from .record import Record
@@ -45,6 +46,41 @@ def markdown(run: Run) -> str:
     return _environment().get_template("report.md.jinja").render(**content(run))
 
 
+def index(runs: Sequence[Mapping[str, Any]], unread: Sequence[Mapping[str, str]]) -> str:
+    """Return the page above all runs: `runs` are lines of the history, oldest first."""
+    names = list(dict.fromkeys(name for run in runs for name, value in run["metrics"].items() if value is not None))
+    drawn = [(name, charts.history(name, metric_of(name).unit, runs)) for name in names]
+    return (
+        _environment()
+        .get_template("index.html.jinja")
+        .render(
+            runs=[_index_row(run, names) for run in runs],
+            metrics=[metric_of(name).title for name in names],
+            charts=[
+                {"title": metric_of(name).title, "note": "one colour a device", "svg": Markup(svg)}  # noqa: S704 - ours
+                for name, svg in drawn
+                if svg
+            ],
+            unread=unread,
+        )
+    )
+
+
+def _index_row(run: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {
+        "folder": run["folder"],
+        "created": _utc(run["created_utc"]),
+        "device": run["device"],
+        "subject": f"{run['subject']}, {run['weight_format']}",
+        "cells": [show(run["metrics"].get(name), metric_of(name).unit) for name in names],
+        "verdicts": [(target, word, WORDS[word]) for target, word in run["verdicts"].items()],
+    }
+
+
+def _utc(created_utc: str) -> str:
+    return created_utc.replace("T", " ").removesuffix("Z") + " UTC"
+
+
 def _environment() -> Environment:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -72,7 +108,7 @@ def content(run: Run) -> dict[str, Any]:
     return {
         "name": record.subject.name,
         "run_id": record.run_id,
-        "created": record.created_utc.replace("T", " ").removesuffix("Z") + " UTC",
+        "created": _utc(record.created_utc),
         "facts": facts(record),
         "verdicts": [verdict(target.title, judgement) for target, judgement in run.judged],
         "scores": score_table(run.scores),

@@ -1,0 +1,305 @@
+"""Handlers of the verbs that measure and judge: bench, gate, compare, report, plan, doctor, eval.
+
+Each prints one table for a person, or with --json one document; the verdict is the exit code.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HavocError
+from .figures import DASH, count, show, show_interval
+from .tables import emphasis, table
+from .targets import load_target
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Sequence
+
+    from .gate import Judgement
+    from .limits import Line
+    from .plan import Option
+    from .record import Record
+
+
+def handle_gate(args: argparse.Namespace) -> int:
+    """Judge records against a target; the exit code is the verdict."""
+    from .device import identify_cpu
+    from .gate import hash_artifact, judge
+    from .record import load_record
+
+    target = load_target(args.target)
+    records = [load_record(path) for path in args.records]
+    files = None if args.artifact is None else hash_artifact(args.artifact)
+    cpu = identify_cpu() if target.device.is_this_machine else None
+    judgement = judge(records, target, artifact_files=files, this_cpu=cpu)
+    if args.json:
+        _print_json(judgement.document())
+    else:
+        print(judgement_text(judgement, target.title))
+    return judgement.exit_code
+
+
+def judgement_text(judgement: Judgement, title: str) -> str:
+    """Return a verdict as a table of limits under one line that says it all."""
+    word = judgement.verdict.replace("_", " ").upper()
+    head = f"{emphasis(word, judgement.verdict)} on {judgement.target} ({title}): {judgement.reason}"
+    if judgement.findings:
+        rows = [[finding.rule, finding.sentence, finding.reason] for finding in judgement.findings]
+        body = table(("rule", "must hold", "but"), rows)
+    else:
+        rows = [_line_cells(line) for line in judgement.lines]
+        body = table(("limit", "must be", "measured", "proven", "verdict", "because"), rows, numbers=(2, 3))
+    evidence = judgement.evidence.replace("_", " ")
+    return f"{head}\n\n{body}\n\nevidence: {evidence}; exit code {judgement.exit_code}"
+
+
+def _line_cells(line: Line) -> list[str]:
+    effort = count(line.num_samples, "row" if line.metric.startswith("accuracy/") else "sample")
+    return [
+        line.title,
+        f"{line.sign} {show(line.limit, line.unit)}",
+        show(line.value, line.unit),
+        show_interval(line.low, line.high, line.unit),
+        line.verdict,
+        effort if line.verdict == "pass" else line.reason,
+    ]
+
+
+def handle_bench(args: argparse.Namespace) -> int:
+    """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
+    from .measure import measure
+    from .record import load_record
+
+    out: Path = args.out
+    progress = _progress(args)
+    previous_path = latest_record(out)
+    record = measure(
+        args.artifact,
+        profile=args.profile,
+        provider=args.provider,
+        previous=None if previous_path is None else load_record(previous_path),
+        progress=progress,
+    )
+    if args.n:
+        from .accuracy import add_accuracy, run_accuracy
+
+        found = run_accuracy(
+            args.artifact, num_rows=args.n, split="gate", data_dir=args.data, online=args.online, progress=progress
+        )
+        record = add_accuracy(record, found)
+    path = out / "record.json"
+    record.save(path)
+    broken = [check for check in record.checks if check.status == "invalid"]
+    if args.json:
+        _print_json({"record": str(path), "metrics": measured(record), "checks": _checks(record)})
+    else:
+        print(record_text(record))
+        print(f"\nrecord: {path}\nnext:   havoc gate {path} --target host    havoc report {out}")
+    return 4 if broken else 0
+
+
+def latest_record(out: Path) -> Path | None:
+    """Return the newest record of an earlier run: the one this run replaces, or of a neighbouring folder."""
+    places = [out / "record.json", *out.resolve().parent.glob("*/record.json")]
+    found = [path for path in places if path.is_file()]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def record_text(record: Record) -> str:
+    """Return what a record measured, as a table of figures without any verdict."""
+    rows = [[name, show(value, _UNITS.get(name, "share"))] for name, value in measured(record).items()]
+    lines = [table(("measured", record.device.name), rows, numbers=(1,))]
+    doubts = [f"{check.status}: {check.id}: {check.detail}" for check in record.checks if check.status != "ok"]
+    return "\n".join([*lines, *([""] if doubts else []), *doubts])
+
+
+_UNITS = {
+    "prefill_ms": "ms",
+    "ttft_ms": "ms",
+    "load_s": "s",
+    "decode_tok_per_s": "tok/s",
+    "peak_rss_bytes": "bytes",
+    "peak_vram_bytes": "bytes",
+    "energy_j_per_tok": "J/tok",
+}
+
+
+def measured(record: Record) -> dict[str, float | None]:
+    """Each metric's figure: medians of times, the rate over all runs, worst peaks, shares; None for the unmeasured."""
+    processes = record.samples
+    return {
+        "prefill_ms": _median([ms for process in processes for ms in process.prefill_ms]),
+        "ttft_ms": _median([ms for process in processes for ms in process.ttft_ms]),
+        "load_s": max((process.load_ns / 1e9 for process in processes), default=None),
+        "decode_tok_per_s": _median([rate for process in processes for rate in process.decode_tok_per_s]),
+        "peak_rss_bytes": record.memory.peak_rss_bytes,
+        "peak_vram_bytes": record.memory.peak_vram_bytes,
+        "energy_j_per_tok": record.energy.joules / record.energy.num_tokens if record.energy else None,
+        **{f"accuracy/{domain}": item.num_right / item.num_rows for domain, item in record.accuracy.items()},
+    }
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None
+
+
+def _checks(record: Record) -> list[dict[str, Any]]:
+    return [check.model_dump(mode="json") for check in record.checks]
+
+
+def handle_compare(args: argparse.Namespace) -> int:
+    """Show the ratio of each metric of two records with its interval."""
+    from .compare import compare
+    from .record import load_record
+
+    old, new = (load_record(path) for path in args.records)
+    rows = compare(old, new, margin=args.margin, across=args.across)
+    if args.json:
+        _print_json({"old": old.run_id, "new": new.run_id, "metrics": [row.document() for row in rows]})
+        return 0
+    cells = [
+        [
+            row.title,
+            show(row.old, row.unit),
+            show(row.new, row.unit),
+            DASH if row.ratio is None else f"{row.ratio:.3f}",
+            DASH if row.low is None or row.high is None else f"{row.low:.3f} {DASH} {row.high:.3f}",
+            row.change,
+            f"would show {row.detectable:.1%}" if row.detectable and row.change in {"equal", "undecided"} else "",
+        ]
+        for row in rows
+    ]
+    print(table(("metric", "old", "new", "ratio", "95 % interval", "change", ""), cells, numbers=(1, 2, 3, 4)))
+    return 0
+
+
+def handle_report(args: argparse.Namespace) -> int:
+    """Write the pages of one measured folder, or of every run in it with an index above them."""
+    from .history import write_index
+    from .report import RECORD, write_report
+
+    targets = args.target or ["host"]
+    directory: Path = args.directory
+    if (directory / RECORD).is_file() or not any(directory.glob(f"*/{RECORD}")):
+        page, judgements = write_report(directory, targets=targets)
+        document: dict[str, Any] = {"report": str(page), "verdicts": {j.target: j.verdict for j in judgements}}
+    else:
+        page = write_index(directory, targets=targets)
+        document = {"index": str(page)}
+    if args.json:
+        _print_json(document)
+    else:
+        print(page)
+    return 0
+
+
+def handle_plan(args: argparse.Namespace) -> int:
+    """Say what a model can reach on a target; exit 1 where every structure is proven to miss a limit."""
+    from .plan import build_plan
+
+    plan = build_plan(args.model, load_target(args.target))
+    if args.json:
+        _print_json(plan.document())
+        return 1 if plan.is_impossible else 0
+    print(
+        f"{plan.model} on {plan.target} ({plan.target_title}): {plan.num_parameters:,} parameters, "
+        f"{plan.prefill_flops / 1e9:.4g} GFLOP to read the prompt, {plan.decode_flops / 1e9:.3g} to write a token\n"
+        f"peaks: {plan.peaks}\n"
+    )
+    metrics = plan.options[0].figures
+    head = [f"{figure.metric} {figure.sign} {show(figure.limit, figure.unit)}" for figure in metrics]
+    rows = [_option_cells(option) for option in plan.options]
+    right = tuple(range(1, 3 + len(head)))
+    print(table(("structure", "weights", "KV/token", *head, "outlook"), rows, numbers=right))
+    print("\neach figure: certain bound / likely value\n")
+    print(_samples_text(plan.samples))
+    outlook = "impossible" if plan.is_impossible else plan.options[0].outlook
+    print(f"\n{emphasis(plan.conclusion, outlook if plan.is_impossible else 'possible')}")
+    return 1 if plan.is_impossible else 0
+
+
+def _option_cells(option: Option) -> list[str]:
+    figures = [f"{show(figure.floor, figure.unit)} / {show(figure.estimate, figure.unit)}" for figure in option.figures]
+    return [
+        option.structure,
+        show(option.weight_bytes, "bytes"),
+        show(option.kv_bytes_per_token, "bytes"),
+        *figures,
+        option.outlook,
+    ]
+
+
+def _samples_text(samples: dict[str, Any]) -> str:
+    effort = f"{samples['min_processes']} processes, {samples['min_samples']} samples, {samples['min_busy_s']:g} s busy"
+    none_over = ", ".join(f"{metric} {number}" for metric, number in samples["latency_none_over"].items())
+    lines = [f"a verdict needs: {effort}" + (f"; with none over the limit at least {none_over}" if none_over else "")]
+    for row in samples["accuracy"]:
+        needed = "cannot be proven" if row["num_right"] is None else f"{row['num_right']} right"
+        chance = ", ".join(f"{float(true):.0%} model {odds:.0%}" for true, odds in row["chance"].items())
+        passes = f" (passes: {chance})" if chance else ""
+        lines.append(f"to prove more than {row['share']:.0%} on {row['num_rows']} rows: {needed}{passes}")
+    return "\n".join(lines)
+
+
+def handle_doctor(args: argparse.Namespace) -> int:
+    """Say what this machine can measure, what it cannot, and why."""
+    from .doctor import examine
+
+    findings = examine()
+    if args.json:
+        _print_json({"findings": [finding.document() for finding in findings]})
+        return 0
+    topic, rows = "", []
+    for finding in findings:
+        rows.append(["" if finding.topic == topic else finding.topic, finding.question, finding.answer, finding.reason])
+        topic = finding.topic
+    print(table(("", "", "", ""), rows))
+    return 0
+
+
+def handle_eval(args: argparse.Namespace) -> int:
+    """Score an artifact or a base by domain, with exact 95 % intervals."""
+    from .evaluate import evaluate
+
+    rows = evaluate(
+        args.model,
+        domains=tuple(args.domain or ()),
+        num_rows=args.n,
+        split=args.split,
+        data_dir=args.data,
+        online=args.online,
+        progress=_progress(args),
+    )
+    if args.json:
+        _print_json({"model": args.model, "split": args.split, "accuracy": rows})
+        return 0
+    cells = [
+        [
+            domain,
+            show(row["num_right"] / row["num_rows"], "share"),
+            show_interval(row["low"], row["high"], "share"),
+            f"{row['num_right']} of {row['num_rows']}",
+            count(row["num_failed"], "judge") + " failed" if row["num_failed"] else "",
+        ]
+        for domain, row in rows.items()
+    ]
+    print(table(("domain", "accuracy", "95 % interval", "right", ""), cells, numbers=(1, 2, 3)))
+    return 0
+
+
+def _progress(args: argparse.Namespace) -> Any:  # noqa: ANN401 - a Progress, whose module is imported late
+    from ..progress import make_progress
+
+    return make_progress(quiet=args.quiet)
+
+
+def _print_json(document: object) -> None:
+    try:
+        json.dump(document, sys.stdout, indent=2, allow_nan=False)
+    except ValueError as error:
+        raise HavocError(f"the result holds a number JSON cannot: {error}") from error
+    print()

@@ -1,0 +1,175 @@
+"""Two records side by side: the ratio of each metric with its interval, and whether they differ in practice.
+
+A change is proven when the 95 % interval of the ratio lies on one side of 1; two sides are equal when the interval lies
+within the margin; else it is undecided, and the smallest effect the samples could have shown is said. Records of other
+devices, versions or work are refused unless asked for: their ratio is not a change of the model.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import IdentityError
+from . import statistics
+from .targets import metric_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from .record import Record
+
+Change = Literal["better", "worse", "equal", "undecided", "not_measured"]
+CONFIDENCE = 0.95
+_ONE_SIDED = 1 - (1 - CONFIDENCE) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comparison:
+    """One metric in both records. `ratio` is new over old; `detectable` the least relative change that would show."""
+
+    metric: str
+    title: str
+    unit: str
+    old: float | None
+    new: float | None
+    ratio: float | None
+    low: float | None
+    high: float | None
+    change: Change
+    detectable: float | None
+
+    def document(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def compare(old: Record, new: Record, *, margin: float = 0.05, across: bool = False) -> list[Comparison]:
+    """Compare every metric both records could hold; `across` allows other devices, versions and work.
+
+    Raises `IdentityError` (exit 5) when the records are not comparable, naming what differs.
+    """
+    if not across and (different := differences(old, new)):
+        raise IdentityError(f"not comparable: {'; '.join(different)} (--across compares them all the same)")
+    found = [
+        _timing("prefill_ms", old, new, margin, lambda process: process.prefill_ms),
+        _timing("ttft_ms", old, new, margin, lambda process: process.ttft_ms),
+        _timing("decode_tok_per_s", old, new, margin, lambda process: process.decode_tok_per_s),
+        _memory("peak_vram_bytes", old.memory.peak_vram_bytes, new.memory.peak_vram_bytes, margin),
+        _memory("peak_rss_bytes", old.memory.peak_rss_bytes, new.memory.peak_rss_bytes, margin),
+    ]
+    domains = sorted(old.accuracy.keys() | new.accuracy.keys())
+    return [*found, *(_accuracy(domain, old, new, margin) for domain in domains)]
+
+
+def differences(old: Record, new: Record) -> list[str]:
+    """What makes a ratio of the two records mean something else than a change of the artifact."""
+    pairs: tuple[tuple[str, object, object], ...] = (
+        ("device", old.device.name, new.device.name),
+        ("device fingerprint", old.device.fingerprint[:12], new.device.fingerprint[:12]),
+        ("evidence", old.evidence, new.evidence),
+        ("provider", old.protocol.provider, new.protocol.provider),
+        ("threads", old.protocol.num_threads, new.protocol.num_threads),
+        *(
+            (f"{name} version", old.host.versions.get(name), new.host.versions.get(name))
+            for name in _versions(old, new)
+        ),
+        *(
+            (field.replace("_", " "), before, getattr(new.workload, field))
+            for field, before in old.workload.model_dump(exclude={"seed"}).items()
+        ),
+    )
+    return [f"{name} {before} and {after}" for name, before, after in pairs if before != after]
+
+
+def _versions(old: Record, new: Record) -> list[str]:
+    return sorted(old.host.versions.keys() | new.host.versions.keys())
+
+
+def _timing(name: str, old: Record, new: Record, margin: float, read: Callable[[Any], Sequence[float]]) -> Comparison:
+    before, after = ([samples for process in record.samples if (samples := read(process))] for record in (old, new))
+    if not before or not after:
+        return _missing(name, _median(before), _median(after))
+    found = statistics.ratio_bounds(before, after, confidence=_ONE_SIDED)
+    flat = [value for samples in before for value in samples]
+    variation = statistics.variation(flat)
+    num_samples = min(len(flat), sum(len(samples) for samples in after))
+    detectable = None if variation is None else statistics.minimal_detectable_effect(variation, num_samples)
+    return _row(name, _median(before), _median(after), found.low, found.high, margin, detectable)
+
+
+def _median(processes: Sequence[Sequence[float]]) -> float | None:
+    values = sorted(value for samples in processes for value in samples)
+    return values[len(values) // 2] if values else None
+
+
+def _memory(name: str, old: int | None, new: int | None, margin: float) -> Comparison:
+    """Peaks are single worst cases: their ratio stands for itself, and within the margin it is equal."""
+    if old is None or new is None:
+        return _missing(name, old, new)
+    ratio = new / old
+    is_close = abs(ratio - 1) <= margin
+    return _row(
+        name, old, new, None if is_close else ratio, None if is_close else ratio, margin, None, is_close=is_close
+    )
+
+
+def _accuracy(domain: str, old: Record, new: Record, margin: float) -> Comparison:
+    """Ratio of two shares; the interval is that of two independent proportions on the log scale (Katz et al., 1978)."""
+    name, before, after = f"accuracy/{domain}", old.accuracy.get(domain), new.accuracy.get(domain)
+    shares = [None if item is None else item.num_right / item.num_rows for item in (before, after)]
+    if before is None or after is None or not before.num_right or not after.num_right:
+        return _missing(name, *shares)
+    error = math.sqrt(1 / before.num_right - 1 / before.num_rows + 1 / after.num_right - 1 / after.num_rows)
+    ratio = (after.num_right / after.num_rows) / (before.num_right / before.num_rows)
+    spread = 1.959963984540054 * error
+    detectable = 2.8 * error
+    return _row(name, shares[0], shares[1], ratio * math.exp(-spread), ratio * math.exp(spread), margin, detectable)
+
+
+def _missing(name: str, old: float | None, new: float | None) -> Comparison:
+    return _row(name, old, new, None, None, 0.0, None, change="not_measured")
+
+
+def _row(
+    name: str,
+    old: float | None,
+    new: float | None,
+    low: float | None,
+    high: float | None,
+    margin: float,
+    detectable: float | None,
+    *,
+    is_close: bool = False,
+    change: Change | None = None,
+) -> Comparison:
+    metric = metric_of(name)
+    decided = change or (
+        "equal" if is_close else decide(low, high, margin=margin, is_lower_better=metric.is_lower_better)
+    )
+    return Comparison(
+        metric=name,
+        title=metric.title,
+        unit=metric.unit,
+        old=old,
+        new=new,
+        ratio=new / old if old and new else None,
+        low=low,
+        high=high,
+        change=decided,
+        detectable=detectable,
+    )
+
+
+def decide(low: float | None, high: float | None, *, margin: float, is_lower_better: bool) -> Change:
+    """Name what the interval of a ratio proves."""
+    if low is None or high is None:
+        return "undecided"
+    if 1 / (1 + margin) <= low and high <= 1 + margin:
+        return "equal"
+    if high < 1:
+        return "better" if is_lower_better else "worse"
+    if low > 1:
+        return "worse" if is_lower_better else "better"
+    return "undecided"

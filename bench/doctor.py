@@ -1,0 +1,232 @@
+"""What this machine can measure, what it cannot, and why: every answer comes from trying it, none from a list.
+
+A finding says yes, partly or no to one question, with the reason and, where there is one, the remedy.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import HavocError
+from .cuda_driver import open_cuda_card
+from .device import (
+    CUDA_PROVIDER,
+    identify_cpu,
+    identify_device,
+    identify_host,
+    num_usable_cores,
+    runtime_package,
+    swap_used_bytes,
+)
+from .figures import show
+from .instruments import cpu_energy_j, cpu_reading, process_rss_bytes
+from .nvml import Card, Nvml, open_nvml
+from .rules import RULES, Case
+from .targets import BUNDLED, read_targets
+
+if TYPE_CHECKING:
+    from .record import Device, Record
+
+Answer = Literal["yes", "partly", "no"]
+LAB_PACKAGES = ("torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "matplotlib", "jinja2")
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One question about this machine, answered."""
+
+    topic: str
+    question: str
+    answer: Answer
+    reason: str
+
+    def document(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def examine() -> list[Finding]:
+    """Look at this machine; takes about a second and changes nothing."""
+    with open_nvml() as nvml:
+        card = nvml.card() if isinstance(nvml, Nvml) else None
+        return [
+            *_machine(),
+            *_runtime(),
+            *_graphics(nvml, card),
+            *_metrics(card),
+            *_targets(),
+            *_packages(),
+        ]
+
+
+def _machine() -> list[Finding]:
+    cpu, host = identify_cpu(), identify_host_or_none()
+    cores = num_usable_cores()
+    found = [Finding("machine", "processor", "yes", f"{cpu.name}, {cores} of {cpu.num_logical_cores} cores usable")]
+    if host is not None:
+        container = f", container {host.container}" if host.container else ""
+        text = f"{host.os} {host.kernel}, {show(host.ram_bytes, 'bytes')}{container}"
+        found.append(Finding("machine", "system", "yes", text))
+        governor = host.cpu_governor
+        if governor is not None:
+            steady: Answer = "yes" if governor == "performance" else "partly"
+            found.append(Finding("machine", "steady CPU clock", steady, f"governor {governor}"))
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    if load is not None:
+        quiet: Answer = "yes" if load < 0.5 * cores else "partly" if load < cores else "no"
+        found.append(Finding("machine", "quiet", quiet, f"load {load:.2f} on {cores} cores in the last minute"))
+    swapped = swap_used_bytes()
+    if swapped:
+        found.append(Finding("machine", "no swapping", "partly", f"{show(swapped, 'bytes')} are swapped out"))
+    return found
+
+
+def identify_host_or_none() -> Any:  # noqa: ANN401 - a Host, or None where ONNX Runtime is missing
+    """Describe the machine even where ONNX Runtime is missing or doubled; that is a finding of its own."""
+    try:
+        return identify_host()
+    except HavocError:
+        return None
+
+
+def _runtime() -> list[Finding]:
+    try:
+        package = runtime_package()
+    except HavocError as error:
+        return [Finding("runtime", "ONNX Runtime", "no", str(error))]
+    import onnxruntime
+
+    providers = onnxruntime.get_available_providers()
+    version = importlib.metadata.version(package)
+    found = [Finding("runtime", "ONNX Runtime", "yes", f"{package} {version}: {', '.join(providers)}")]
+    if CUDA_PROVIDER not in providers:
+        found.append(Finding("runtime", "runs on NVIDIA GPUs", "no", f"{package} was built without {CUDA_PROVIDER}"))
+    elif isinstance(card := open_cuda_card(), str):
+        found.append(Finding("runtime", "runs on NVIDIA GPUs", "no", f"{package} could, but {card}"))
+    else:
+        found.append(Finding("runtime", "runs on NVIDIA GPUs", "yes", f"CUDA driver {card.driver_version}"))
+    return found
+
+
+def _graphics(nvml: Nvml | str, card: Card | None) -> list[Finding]:
+    cuda = open_cuda_card()
+    if isinstance(nvml, str) or card is None:
+        reason = nvml if isinstance(nvml, str) else "NVML lists no card"
+        first = Finding("graphics card", "first witness: NVML", "no", reason)
+    else:
+        first = Finding("graphics card", "first witness: NVML", "yes", f"{card.name()}, driver {nvml.driver_version}")
+    second: Finding
+    if isinstance(cuda, str):
+        second = Finding("graphics card", "second witness: CUDA driver", "no", cuda)
+    else:
+        text = f"{cuda.name}, compute capability {cuda.compute_capability}, {cuda.num_sms} multiprocessors"
+        second = Finding("graphics card", "second witness: CUDA driver", "yes", text)
+    return [first, second, *_identity()]
+
+
+def _identity() -> list[Finding]:
+    try:
+        device = identify_device(CUDA_PROVIDER)
+    except HavocError:
+        return []
+    if device.is_simulated:
+        reason = f"simulated: {'; '.join(device.simulation_reasons)}"
+        return [Finding("graphics card", "identity proven", "no", reason)]
+    gpu = device.gpu
+    if gpu is None or gpu.disagreements or gpu.nvml is None or gpu.cuda is None:
+        reasons = gpu.disagreements if gpu else ()
+        return [Finding("graphics card", "identity proven", "no", "; ".join(reasons) or "a witness is missing")]
+    return [Finding("graphics card", "identity proven", "yes", "both witnesses agree")]
+
+
+def _metrics(card: Card | None) -> list[Finding]:
+    timed = Finding("can measure", "prefill_ms, decode_tok_per_s, ttft_ms, load_s", "yes", "monotonic clock, CPU")
+    own = process_rss_bytes(os.getpid())
+    rss = "sampled from outside and kept by the kernel" if own else f"{sys.platform} shows no process's resident set"
+    energy = cpu_energy_j()
+    reading = cpu_reading()
+    return [
+        timed,
+        Finding("can measure", "peak_rss_bytes", "yes" if own else "no", rss),
+        _vram(card),
+        Finding("can measure", "energy_j_per_tok", *_energy(card, energy)),
+        Finding("can measure", "clock and temperature", *_telemetry(card, reading)),
+    ]
+
+
+def _vram(card: Card | None) -> Finding:
+    if card is None:
+        return Finding("can measure", "peak_vram_bytes", "no", "no NVIDIA card answers through NVML")
+    if card.is_accounting():
+        return Finding("can measure", "peak_vram_bytes", "yes", "the driver accounts for each process, without a gap")
+    if card.driver_model() == "WDDM":
+        return Finding("can measure", "peak_vram_bytes", "partly", "WDDM hides processes: whole device minus idle only")
+    remedy = "sampled; `nvidia-smi --accounting-mode=1` as root would leave no gap"
+    return Finding("can measure", "peak_vram_bytes", "yes", remedy)
+
+
+def _energy(card: Card | None, cpu_joules: float | None) -> tuple[Answer, str]:
+    if card is not None and card.energy_j() is not None:
+        return "yes", "the card counts energy"
+    if cpu_joules is not None:
+        return "yes", "the processor counts energy (RAPL)"
+    return "no", "no energy counter can be read (RAPL needs root or read rights on /sys/class/powercap)"
+
+
+def _telemetry(card: Card | None, reading: dict[str, Any] | None) -> tuple[Answer, str]:
+    if card is not None:
+        return "yes", "NVML"
+    offered = sorted(key for key, value in (reading or {}).items() if value is not None)
+    if not offered:
+        return "no", "this system shows neither; virtual machines rarely do"
+    is_whole = {"cpu_clock_mhz", "temperature_c"} <= set(offered)
+    return ("yes" if is_whole else "partly"), ", ".join(offered)
+
+
+def _targets() -> list[Finding]:
+    devices = _devices()
+    return [_target(target, devices) for target in read_targets(BUNDLED).values()]
+
+
+def _target(target: Any, devices: list[Device]) -> Finding:  # noqa: ANN401 - a Target
+    reasons = [_device_reason(target, device) for device in devices]
+    reason = next((reason for reason in reasons if reason is None), reasons[-1] if reasons else "no device")
+    if reason is None:
+        return Finding("can be judged for", target.name, "yes", f"{target.title}: a record made here can pass")
+    return Finding("can be judged for", target.name, "no", f"{reason}; a record made elsewhere can be gated here")
+
+
+def _devices() -> list[Device]:
+    found = [identify_device("CPUExecutionProvider")]
+    try:
+        found.append(identify_device(CUDA_PROVIDER))
+    except HavocError:
+        return found
+    return found
+
+
+def _device_reason(target: Any, device: Device) -> str | None:  # noqa: ANN401 - a Target
+    """Ask the gate's own identity rules about a device, before there is any record of it."""
+    case = Case(record=_bare_record(device), target=target, this_cpu=identify_cpu())
+    asked = (rule for rule in RULES if rule.exit_code == 5 and rule.blocks == "not_measured")  # noqa: PLR2004
+    return next((reason for rule in asked if (reason := rule.check(case)) is not None), None)
+
+
+def _bare_record(device: Device) -> Record:
+    """Return a record that holds nothing but a device; it is never saved."""
+    from .record import Record as AnyRecord
+
+    return AnyRecord.model_construct(device=device, evidence="measured")
+
+
+def _packages() -> list[Finding]:
+    missing = [name for name in LAB_PACKAGES if importlib.util.find_spec(name) is None]
+    if not missing:
+        return [Finding("installed", "lab: train, search, export, report", "yes", "all packages are there")]
+    reason = f"missing {', '.join(missing)}: pip install 'havoc-core[lab]'"
+    return [Finding("installed", "lab: train, search, export, report", "no", reason)]

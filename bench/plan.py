@@ -1,0 +1,296 @@
+"""What a model can reach on a target, before anything is run: arithmetic and the device's peaks.
+
+A floor is certain: no kernel computes faster than the device's peak or reads faster than its memory, so a limit under
+the floor is proven impossible. An estimate is not: it says what good kernels usually reach. Nothing here ever passes a
+gate. For a target without paper peaks (`host`) the peaks are measured in a blink, and only memory can prove a no.
+
+Roofline: Williams, Waterman, Patterson, CACM 52(4), 2009.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import HavocError
+from ..model import cost
+from ..model.config import PRESETS, HavocConfig
+from ..model.structure import ACTIVATION_DTYPES, WEIGHT_FORMATS, Structure
+from . import bounds
+from .targets import Roofline
+
+if TYPE_CHECKING:
+    from .targets import Limit, Target
+
+Outlook = Literal["impossible", "unlikely", "possible"]
+CUDA_CONTEXT_BYTES = 300_000_000  # measured range 287..667 MB (pytorch pull request 86509); for estimates only
+ROW_COUNTS = (100, 200, 500, 1000, 2000)
+TRUE_SHARES = (0.88, 0.90, 0.95)
+_PROBE_SIDE = 256
+_PROBE_BYTES = 64_000_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One metric of one structure: what is certain, what is likely, and what that means for the limit."""
+
+    metric: str
+    unit: str
+    sign: str
+    limit: float
+    floor: float
+    estimate: float
+    outlook: Outlook
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """One structure of the model on the target."""
+
+    structure: str
+    weight_bytes: int
+    kv_bytes_per_token: int
+    figures: tuple[Figure, ...]
+    outlook: Outlook
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is known before a run. `is_impossible` holds when every structure is proven to miss a limit."""
+
+    model: str
+    target: str
+    target_title: str
+    num_parameters: int
+    prefill_flops: int
+    decode_flops: int
+    peaks: str
+    options: tuple[Option, ...]
+    is_impossible: bool
+    conclusion: str
+    samples: dict[str, Any]
+
+    def document(self) -> dict[str, Any]:
+        """Return plain JSON values."""
+        return asdict(self)
+
+
+def load_config(model: str) -> HavocConfig:
+    """Return the shape of a preset or of a model directory; anything else is a `HavocError`."""
+    if Path(model).is_dir():
+        return HavocConfig.from_directory(model)
+    if model.lower().replace("_", "-").removeprefix("havoc-") not in PRESETS:
+        raise HavocError(f"{model!r} is neither a directory nor a preset: {', '.join(PRESETS)}")
+    return HavocConfig.preset(model)
+
+
+def build_plan(model: str, target: Target) -> Plan:
+    """Work out every structure of a model on a target."""
+    config = load_config(model)
+    roofline, are_measured = target.roofline, False
+    if roofline is None:
+        roofline, are_measured = probe_roofline(), True
+    options = tuple(
+        _option(config, structure, target, roofline, is_certain=not are_measured) for structure in structures()
+    )
+    workload = target.workload
+    return Plan(
+        model=model,
+        target=target.name,
+        target_title=target.title,
+        num_parameters=cost.num_parameters(config),
+        prefill_flops=cost.prefill_flops(config, workload.prompt_tokens),
+        decode_flops=cost.decode_flops(config, workload.context_tokens),
+        peaks=_peaks_text(roofline, are_measured=are_measured),
+        options=options,
+        is_impossible=all(option.outlook == "impossible" for option in options),
+        conclusion=conclude(options),
+        samples=samples_needed(target),
+    )
+
+
+def structures() -> list[Structure]:
+    """Every pair of weight format and activation dtype but one: fp32 weights gain nothing from fp16 activations."""
+    pairs = ((weights, activations) for weights in WEIGHT_FORMATS for activations in ACTIVATION_DTYPES)
+    return [
+        Structure(weights, activations) for weights, activations in pairs if (weights, activations) != ("fp32", "fp16")
+    ]
+
+
+def _option(
+    config: HavocConfig, structure: Structure, target: Target, roofline: Roofline, *, is_certain: bool
+) -> Option:
+    figures = tuple(
+        figure
+        for limit in target.limits
+        if (figure := _figure(limit, config, structure, target, roofline, is_certain=is_certain)) is not None
+    )
+    outlooks = {figure.outlook for figure in figures}
+    return Option(
+        structure=str(structure),
+        weight_bytes=cost.weight_bytes(config, structure),
+        kv_bytes_per_token=cost.kv_bytes_per_token(config, structure),
+        figures=figures,
+        outlook=next((outlook for outlook in _WORST_FIRST if outlook in outlooks), "possible"),
+    )
+
+
+_WORST_FIRST: tuple[Outlook, ...] = ("impossible", "unlikely", "possible")
+
+
+def _figure(
+    limit: Limit, config: HavocConfig, structure: Structure, target: Target, roofline: Roofline, *, is_certain: bool
+) -> Figure | None:
+    """Floor and estimate of one limited metric; None where arithmetic says nothing (accuracy, load, energy)."""
+    workload = target.workload
+    if limit.metric in {"prefill_ms", "ttft_ms"}:
+        floor, estimate = prefill_ms(config, structure, roofline, num_tokens=workload.prompt_tokens * workload.passes)
+        unit = "ms"
+    elif limit.metric == "decode_tok_per_s":
+        floor, estimate = decode_tok_per_s(config, structure, roofline, num_past=workload.context_tokens)
+        unit = "tok/s"
+    elif limit.metric in {"peak_vram_bytes", "peak_rss_bytes"}:
+        floor, estimate = peak_memory_bytes(config, structure, target)
+        unit, is_certain = "bytes", True
+    else:
+        return None
+    outlook = _outlook(limit, floor if is_certain else None, estimate)
+    return Figure(
+        metric=limit.metric,
+        unit=unit,
+        sign=limit.sign,
+        limit=limit.value,
+        floor=floor,
+        estimate=estimate,
+        outlook=outlook,
+    )
+
+
+def _outlook(limit: Limit, floor: float | None, estimate: float) -> Outlook:
+    if floor is not None and _misses(limit, floor):
+        return "impossible"
+    return "unlikely" if _misses(limit, estimate) else "possible"
+
+
+def _misses(limit: Limit, value: float) -> bool:
+    return value >= limit.value if limit.below is not None else value <= limit.value
+
+
+def prefill_ms(
+    config: HavocConfig, structure: Structure, roofline: Roofline, *, num_tokens: int
+) -> tuple[float, float]:
+    """Milliseconds to read a prompt: at the peak of the activation's type, and as good kernels do."""
+    flops = cost.prefill_flops(config, num_tokens)
+    read_s = cost.decode_read_bytes(config, 0, structure) / roofline.bandwidth_bytes_per_s
+    peak = roofline.fp32_flop_per_s if structure.activation_dtype == "fp32" else roofline.fp16_flop_per_s
+    practical = peak * roofline.practical_share
+    if structure.activation_dtype == "fp16" and roofline.practical_fp16_matmul_flop_per_s:
+        practical = roofline.practical_fp16_matmul_flop_per_s
+    return 1e3 * max(flops / peak, read_s), 1e3 * max(flops / practical, read_s / roofline.practical_share)
+
+
+def decode_tok_per_s(
+    config: HavocConfig, structure: Structure, roofline: Roofline, *, num_past: int
+) -> tuple[float, float]:
+    """Tokens per second at batch 1: at full bandwidth or peak arithmetic, and as good kernels do."""
+    read_s = cost.decode_read_bytes(config, num_past, structure) / roofline.bandwidth_bytes_per_s
+    ceiling = 1 / max(read_s, cost.decode_flops(config, num_past) / roofline.peak_flop_per_s)
+    return ceiling, ceiling * roofline.practical_share
+
+
+def peak_memory_bytes(config: HavocConfig, structure: Structure, target: Target) -> tuple[float, float]:
+    """Bytes that weights and cache need, and with activations and the runtime's own as an estimate."""
+    workload = target.workload
+    num_tokens = max(workload.prompt_tokens, workload.context_tokens)
+    cache = (num_tokens + workload.decode_tokens) * cost.kv_bytes_per_token(config, structure)
+    runtime = CUDA_CONTEXT_BYTES if target.device.kind == "cuda" else 0
+    likely = cost.peak_bytes(config, num_tokens, structure, num_new_tokens=workload.decode_tokens) + runtime
+    return float(cost.weight_bytes(config, structure) + cache), float(likely)
+
+
+def conclude(options: tuple[Option, ...]) -> str:
+    """One sentence: what can pass, or which limit nothing can meet."""
+    possible = [option.structure for option in options if option.outlook == "possible"]
+    if possible:
+        return f"may pass: {', '.join(possible)}"
+    if any(option.outlook == "unlikely" for option in options):
+        return "likely to pass with no structure, though not proven impossible with every one"
+    hopeless = sorted(
+        set.intersection(*({f.metric for f in option.figures if f.outlook == "impossible"} for option in options))
+    )
+    return f"proven impossible with every structure{': ' + ', '.join(hopeless) if hopeless else ''}"
+
+
+def samples_needed(target: Target) -> dict[str, Any]:
+    """Samples a verdict needs: timings when none is over the limit, right answers by number of rows, the chances."""
+    latency = {
+        limit.metric: bounds.num_samples_needed(1.0, quantile=limit.percentile, confidence=limit.confidence)
+        for limit in target.limits
+        if limit.metric in {"prefill_ms", "ttft_ms"}
+    }
+    shares = sorted(
+        {(limit.value, limit.confidence) for limit in target.limits if limit.metric.startswith("accuracy/")}
+    )
+    accuracy = [
+        {"share": share, "num_rows": num_rows, **_accuracy_need(num_rows, share, confidence)}
+        for share, confidence in shares
+        for num_rows in ROW_COUNTS
+    ]
+    return {
+        "min_processes": target.protocol.min_processes,
+        "min_samples": target.protocol.min_samples,
+        "min_busy_s": target.protocol.min_busy_s,
+        "latency_none_over": latency,
+        "accuracy": accuracy,
+    }
+
+
+def _accuracy_need(num_rows: int, share: float, confidence: float) -> dict[str, Any]:
+    needed = bounds.num_right_needed(num_rows, share=share, confidence=confidence)
+    if needed is None:
+        return {"num_right": None, "chance": {}}
+    chance = {
+        f"{true:.2f}": 1.0 - bounds.binomial_cdf(needed - 1, num_trials=num_rows, probability=true)
+        for true in TRUE_SHARES
+        if true > share
+    }
+    return {"num_right": needed, "chance": chance}
+
+
+def probe_roofline() -> Roofline:
+    """Measure this machine's matrix-product and copy rates with numpy in a quarter of a second; an estimate."""
+    import numpy as np
+
+    rng = np.random.default_rng(0)
+    matrix = rng.standard_normal((_PROBE_SIDE, _PROBE_SIDE), dtype=np.float32)
+    source = np.ones(_PROBE_BYTES // 4, dtype=np.float32)
+    target = np.empty_like(source)
+    flop_per_s = 2 * _PROBE_SIDE**3 / _best_s(lambda: matrix @ matrix)
+    bandwidth = 2 * _PROBE_BYTES / _best_s(lambda: np.copyto(target, source))
+    return Roofline(
+        fp32_flop_per_s=flop_per_s,
+        fp16_flop_per_s=flop_per_s,
+        bandwidth_bytes_per_s=bandwidth,
+        practical_share=0.5,
+    )
+
+
+def _best_s(work: Any, *, budget_s: float = 0.08) -> float:  # noqa: ANN401 - called for its time alone
+    best, end = float("inf"), time.perf_counter() + budget_s
+    while True:
+        begin = time.perf_counter()
+        work()
+        now = time.perf_counter()
+        best = min(best, now - begin)
+        if now > end:
+            return best
+
+
+def _peaks_text(roofline: Roofline, *, are_measured: bool) -> str:
+    origin = "measured here just now, so no proof" if are_measured else "on paper"
+    return (
+        f"{roofline.fp32_flop_per_s / 1e12:.3g} TFLOP/s fp32, {roofline.fp16_flop_per_s / 1e12:.3g} fp16, "
+        f"{roofline.bandwidth_bytes_per_s / 1e9:.3g} GB/s ({origin})"
+    )
