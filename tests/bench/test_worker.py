@@ -1,0 +1,80 @@
+"""The worker: lean, seeded, honest about what it sees."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from havoc_core.bench.own_process import CpuShare, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
+from havoc_core.bench.profiles import PROFILES
+from havoc_core.bench.record import Workload
+from havoc_core.bench.session import open_session
+from havoc_core.bench.worker import Bench, Measured, plain_ids, rounds
+
+
+def test_worker_loads_little() -> None:
+    """What the worker imports is charged to the artifact, so it takes neither torch, scipy nor pydantic."""
+    script = "import sys, havoc_core.bench.worker as w; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"torch", "scipy", "pydantic", "onnx", "rich"} & set(loaded)
+
+
+def test_inputs_are_seeded_and_varied(tiny_artifact: Path, small_workload: Workload) -> None:
+    """The same seed and process give the same prompts, another process others, and every call a new one."""
+    with open_session(tiny_artifact, profile=PROFILES["quick"], workload=small_workload, num_threads=1) as session:
+        first, again, other = (Bench(session.request("latency", process), lambda _: None) for process in (0, 0, 1))
+    prompts = [bench.prompt(24) for bench in (first, again, other)]
+    assert (prompts[0] == prompts[1]).all()
+    assert (prompts[0] != prompts[2]).any()
+    assert (first.prompt(24) != prompts[0]).any()
+    assert set(prompts[0].ravel()) <= set(plain_ids(first.session.config))
+    assert first.session.config.vision.image_token_id not in plain_ids(first.session.config)
+
+
+def test_broken_logits_are_counted(tiny_artifact: Path, small_workload: Workload) -> None:
+    """NaN and infinity are counted, and equal outputs are one output."""
+    with open_session(tiny_artifact, profile=PROFILES["quick"], workload=small_workload, num_threads=1) as session:
+        bench = Bench(session.request("latency", 0), lambda _: None)
+    for _ in range(2):
+        bench.check(np.array([[1.0, np.nan, -np.inf]], dtype=np.float32))
+    bench.check(np.array([[1.0, 2.0, 3.0]], dtype=np.float32))
+    assert bench.num_nonfinite_logits == 4
+    assert len(bench.outputs) == 2
+
+
+def test_rounds_meet_both_minima_or_stop() -> None:
+    """A series ends when calls and busy time suffice, or when the time is over and there are two."""
+    busy = Measured()
+
+    def call(duration_s: float) -> None:
+        busy.add(0, round(duration_s * 1e9))
+
+    for _ in rounds({"min_calls": 3, "min_busy_s": 1.0, "max_s": 60.0}, lambda: busy.busy_s):
+        call(0.25)
+    assert len(busy.duration_ns) == 4
+    assert len(list(rounds({"min_calls": 9, "min_busy_s": 9.0, "max_s": 0.0}, lambda: 0.0))) == 2
+
+
+def test_peak_follows_an_allocation() -> None:
+    """The kernel's high-water mark sees memory that is already freed, and can be started anew."""
+    before = rss_bytes()
+    block = np.ones(8_000_000, dtype=np.float64)
+    del block
+    assert peak_rss_bytes() >= before + 60_000_000
+    if reset_peak_rss():
+        assert peak_rss_bytes() < before + 60_000_000
+
+
+def test_own_work_is_not_foreign() -> None:
+    """A process's own computing is not counted as somebody else's."""
+    share, usage = CpuShare(), own_usage()
+    deadline = np.random.default_rng(0).random(300_000)
+    for _ in range(30):
+        deadline = np.sort(deadline)[::-1]
+    found = share.since()
+    assert 0.0 <= found.get("foreign_cpu_share", 0.0) <= 1.0
+    assert 0.0 <= found.get("steal_share", 0.0) <= 1.0
+    assert set(usage) == {"involuntary_switches", "major_page_faults"}
