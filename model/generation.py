@@ -59,9 +59,19 @@ def decode_one(
 
 
 def pick(
-    logits_BV: Tensor, *, temperature: float, top_k: int | None = None, generator: torch.Generator | None = None
+    logits_BV: Tensor,
+    *,
+    temperature: float,
+    top_k: int | None = None,
+    banned_id: int | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Choose a token a row: the likeliest at temperature 0, else from softmax(logits / temperature) of the top k."""
+    """Choose a token a row: the likeliest at temperature 0, else from softmax(logits / temperature) of the top k.
+
+    `banned_id` is never chosen: an image token stands for a patch that was given, so none can be written.
+    """
+    if banned_id is not None:
+        logits_BV = logits_BV.index_fill(-1, torch.tensor([banned_id], device=logits_BV.device), float("-inf"))
     if temperature == 0:
         return logits_BV.argmax(dim=-1)
     logits_BV = logits_BV.float() / temperature
@@ -120,8 +130,9 @@ def _continue(
         logits_BV = logits_BV[prompt_of_row]
         rows.select(prompt_of_row)
         rows.index_B = torch.arange(num_rows, device=new_BN.device)
+    image_id = None if model.config.vision is None else model.config.vision.image_token_id
     for step in range(max_new_tokens):
-        token_ids_B = pick(logits_BV, temperature=temperature, top_k=top_k, generator=generator)
+        token_ids_B = pick(logits_BV, temperature=temperature, top_k=top_k, banned_id=image_id, generator=generator)
         new_BN[rows.index_B, step] = torch.where(rows.has_ended_B, new_BN[rows.index_B, step], token_ids_B)
         rows.has_ended_B |= torch.isin(token_ids_B, eos_ids)
         num_alive = len(token_ids_B) - int(rows.has_ended_B.sum())

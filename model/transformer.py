@@ -126,21 +126,22 @@ class HavocModel(nn.Module):
     def _embed(self, input_ids: Tensor, patches: Tensor | None) -> Tensor:
         """Token embeddings [B, T, D], with patches through one linear projection where the image tokens stand."""
         x_BTD: Tensor = self.embed_tokens(input_ids)
-        if self.vision_projection is None or self.config.vision is None:
-            if patches is not None:
-                raise HavocError("this model has no vision part: patches cannot be read")
+        vision, is_decode_step = self.config.vision, input_ids.shape[1] == 1
+        if patches is None and (vision is None or is_decode_step):
             return x_BTD
-        if patches is None and input_ids.shape[1] == 1:
-            return x_BTD
-        is_image_BT = input_ids == self.config.vision.image_token_id
-        num_image_tokens, num_patches = int(is_image_BT.sum()), 0 if patches is None else len(patches)
-        if num_image_tokens != num_patches:
-            raise HavocError(
-                f"{num_patches} patches for {num_image_tokens} image tokens; every image token takes one patch"
-            )
+        if vision is None or self.vision_projection is None:
+            raise HavocError("this model has no vision part: patches cannot be read")
         if patches is None:
+            patches = x_BTD.new_empty(0, vision.patch_dim)
+        is_image_BT = input_ids == vision.image_token_id
+        num_image_tokens = int(is_image_BT.sum())
+        if patches.ndim != 2 or patches.shape[1] != vision.patch_dim:
+            raise HavocError(f"patches are {list(patches.shape)}, the model reads [num_patches, {vision.patch_dim}]")
+        if len(patches) != num_image_tokens:
+            raise HavocError(f"{len(patches)} patches for {num_image_tokens} image tokens; each takes one")
+        if num_image_tokens == 0:
             return x_BTD
-        return x_BTD.masked_scatter(is_image_BT.unsqueeze(-1), self.vision_projection(patches).to(x_BTD.dtype))
+        return x_BTD.masked_scatter(is_image_BT.unsqueeze(-1), self.vision_projection(patches.to(x_BTD.dtype)))
 
     def compute_loss(
         self,
