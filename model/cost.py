@@ -39,10 +39,11 @@ def weight_bytes(config: HavocConfig, structure: Structure = FULL) -> int:
 def tensor_bytes(name: str, shape: tuple[int, ...], structure: Structure) -> int:
     """Bytes of one weight: norms and biases in the activation's type, matrices in the weight format.
 
-    Integer matrices are cut, row by row, into blocks of `block_size` values (the last one padded) with one scale each;
+    fp32 weights over fp16 activations are multiplied, and so stored, as fp16. Integer matrices are cut, row by row,
     the vision projection is never quantized.
     """
-    if len(shape) == 1 or (structure.is_quantized and name == VISION_PROJECTION):
+    is_plain = structure.weight_format == "fp32" or (structure.is_quantized and name == VISION_PROJECTION)
+    if is_plain or len(shape) == 1:
         return math.prod(shape) * structure.activation_bytes
     bits = BITS_PER_WEIGHT[structure.weight_format]
     if not structure.is_quantized:

@@ -135,7 +135,7 @@ class HavocModel(nn.Module):
             patches = x_BTD.new_empty(0, vision.patch_dim)
         is_image_BT = input_ids == vision.image_token_id
         num_image_tokens = int(is_image_BT.sum())
-        if patches.ndim != 2 or patches.shape[1] != vision.patch_dim:
+        if patches.shape != (len(patches), vision.patch_dim):
             raise HavocError(f"patches are {list(patches.shape)}, the model reads [num_patches, {vision.patch_dim}]")
         if len(patches) != num_image_tokens:
             raise HavocError(f"{len(patches)} patches for {num_image_tokens} image tokens; each takes one")

@@ -98,7 +98,7 @@ def test_generate_stops_at_the_end_token_it_is_given(model: HavocModel) -> None:
 
 
 def test_sampling_follows_the_distribution(model: HavocModel) -> None:
-    """Over 4000 samples of one prompt, shares of the first token are the softmax of logits / temperature, within 4 sigma."""
+    """Shares of the first token in 4000 samples are the softmax of logits / temperature, within 4 sigma."""
     ids, num_samples, temperature = torch.tensor([prompt_rows(3)[1]]), 4000, 2.0
     drawn = sample_tokens(
         model,

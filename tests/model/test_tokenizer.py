@@ -45,7 +45,7 @@ def test_digits_stand_alone(tokenizer: Tokenizer) -> None:
 
 
 def test_text_cannot_forge_special_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """ "<eos>" in a text stays text, before and after a save."""
+    """The text "<eos>" stays text, before and after a save."""
     tokenizer.save(tmp_path)
     for each in (tokenizer, Tokenizer.load(tmp_path)):
         ids = each.encode("a<eos><image><pad>b")
