@@ -6,7 +6,6 @@ graphs are opened in ONNX Runtime and compared with torch; only then is the mani
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -119,8 +118,7 @@ def export_artifact(
         tokenizer = _write_companions(folder, source, mixture)
         session, report, moved = _prove(folder, source.config, structure, folded, tokenizer, progress)
         manifest = _manifest(source, mixture, structure, report, moved, fingerprint(session))
-        del session
-        gc.collect()  # unmap the data file before its folder is renamed
+        del session  # unmaps the data file before its folder is renamed
         write_text(folder / "README.md", model_card(source, mixture.weights, structure, manifest))
         write_json(folder / MANIFEST, _with_files(folder, manifest).to_json())
     return out

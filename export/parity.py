@@ -59,7 +59,6 @@ LIMITS: dict[tuple[str, str], Limit] = {
     ("fp16", "fp32"): Limit(max_abs=1e-4, top1_share=1.0),
     ("int8", "fp32"): Limit(mean_relative=0.05, top1_share=0.5),
     ("int4", "fp32"): Limit(mean_relative=0.05, top1_share=0.5),
-    ("fp32", "fp16"): Limit(mean_relative=0.01, top1_share=0.9),
     ("fp16", "fp16"): Limit(mean_relative=0.01, top1_share=0.9),
     ("int8", "fp16"): Limit(mean_relative=0.05, top1_share=0.5),
     ("int4", "fp16"): Limit(mean_relative=0.05, top1_share=0.5),

@@ -1,0 +1,175 @@
+"""Hostile and broken folders end in one clear line, before the runtime maps anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from havoc_core.errors import HavocError, IdentityError
+from havoc_core.export.artifact import read_manifest, verify_hashes
+from havoc_core.export.package import export_artifact
+from havoc_core.export.session import DecoderSession
+from havoc_core.export.verify import verify_artifact
+
+
+@pytest.fixture(scope="module")
+def whole(base_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_artifact(base_directory, tmp_path_factory.mktemp("artifacts") / "whole")
+
+
+@pytest.fixture
+def artifact(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "artifact"))
+
+
+def edit(artifact: Path, change) -> None:
+    path = artifact / "manifest.json"
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document))
+
+
+def refused(artifact: Path, kind: type[HavocError], match: str) -> None:
+    with pytest.raises(kind, match=match) as caught:
+        verify_artifact(artifact)
+    assert type(caught.value) is kind
+    assert "\n" not in str(caught.value)
+
+
+def test_a_whole_artifact_passes(artifact: Path) -> None:
+    """Hashes, graph and fingerprint are checked and named."""
+    manifest, checks = verify_artifact(artifact)
+    assert [check.name for check in checks] == ["hashes", "graph", "fingerprint"]
+    assert manifest.base_name == "talker"
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "mixture.json", "README.md", "vision.onnx"])
+def test_one_changed_byte_is_found(artifact: Path, name: str) -> None:
+    """Any file of the manifest, the same size: exit code 5 and the file's name."""
+    content = bytearray((artifact / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (artifact / name).write_bytes(content)
+    refused(artifact, IdentityError, f"{name}: the file was changed")
+
+
+def test_a_missing_file_is_named(artifact: Path) -> None:
+    """Exit code 2."""
+    (artifact / "embedding.onnx").unlink()
+    refused(artifact, HavocError, r"embedding.onnx: listed in manifest.json but No such file")
+    with pytest.raises(HavocError, match="embedding"):
+        DecoderSession.open(artifact)
+
+
+def test_a_truncated_data_file_is_found_without_hashing(artifact: Path) -> None:
+    """Opening a session notices the size."""
+    with (artifact / "model.onnx.data").open("r+b") as file:
+        file.truncate(1000)
+    with pytest.raises(IdentityError, match="1000 bytes, the manifest says"):
+        DecoderSession.open(artifact)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_a_truncated_manifest_is_no_artifact(artifact: Path, share: float) -> None:
+    """Cut anywhere, it is refused as JSON."""
+    path = artifact / "manifest.json"
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
+    refused(artifact, HavocError, "not valid JSON")
+
+
+def test_a_folder_without_manifest_is_no_artifact(artifact: Path, tmp_path: Path) -> None:
+    """What an interrupted export would leave is said to be none."""
+    (artifact / "manifest.json").unlink()
+    refused(artifact, HavocError, "not an artifact")
+    refused(tmp_path / "nowhere", HavocError, "no such artifact directory")
+
+
+@pytest.mark.parametrize("kind", ["symbolic", "hard"])
+def test_links_are_refused(artifact: Path, tmp_path: Path, kind: str) -> None:
+    """External data that is a link to a file elsewhere is never mapped, its right bytes notwithstanding."""
+    data = artifact / "model.onnx.data"
+    elsewhere = tmp_path / "elsewhere"
+    data.rename(elsewhere)
+    data.symlink_to(elsewhere) if kind == "symbolic" else os.link(elsewhere, data)
+    refused(artifact, HavocError, f"{kind} link")
+    with pytest.raises(HavocError, match=f"{kind} link"):
+        DecoderSession.open(artifact)
+
+
+def test_a_linked_folder_inside_is_refused(artifact: Path, tmp_path: Path) -> None:
+    """A listed file behind a linked folder is outside the artifact."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x.txt").write_text("x")
+    (artifact / "experts").symlink_to(tmp_path / "out")
+    edit(artifact, lambda d: d["files"].update({"experts/x.txt": {"sha256": "0" * 64, "num_bytes": 1}}))
+    refused(artifact, HavocError, "symbolic link")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "a\\b", "./model.onnx", "", "a//b", "a\0b"])
+def test_a_name_that_leads_out_is_refused(artifact: Path, name: str) -> None:
+    """Path traversal by the manifest is a damaged manifest."""
+    edit(artifact, lambda d: d["files"].update({name: {"sha256": "0" * 64, "num_bytes": 1}}))
+    refused(artifact, HavocError, "not a plain relative path")
+
+
+def test_a_graph_that_is_not_listed_is_refused(artifact: Path) -> None:
+    """Nothing loadable lies in an artifact unhashed."""
+    shutil.copy(artifact / "model.onnx", artifact / "other.onnx")
+    refused(artifact, HavocError, "other.onnx: not listed")
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        (lambda d: d.update(format="other"), "not the manifest"),
+        (lambda d: d.update(format_version=2), "format version 2"),
+        (lambda d: d.pop("base"), "damaged manifest"),
+        (lambda d: d.update(files=[]), "damaged manifest"),
+        (lambda d: d["files"].pop("model.onnx.data"), "model.onnx.data not listed"),
+        (lambda d: d["files"]["model.onnx"].update(num_bytes=-1), "num_bytes is -1"),
+        (lambda d: d["files"]["model.onnx"].update(num_bytes=True), "num_bytes is True"),
+        (lambda d: d["files"]["model.onnx"].update(sha256="zz"), "not a SHA-256"),
+        (lambda d: d["mixture"].update(alpha={"math": "x"}), "damaged manifest"),
+    ],
+    ids=["format", "version", "no-base", "file-list", "no-data", "size", "bool-size", "hash", "alpha"],
+)
+def test_a_manifest_of_another_shape_is_refused(artifact: Path, change, match: str) -> None:
+    """Every field is checked before it is used."""
+    edit(artifact, change)
+    refused(artifact, HavocError, match)
+
+
+def test_an_external_path_in_a_rehashed_graph_is_refused(artifact: Path, tmp_path: Path) -> None:
+    """A forged graph that points its weights elsewhere, with a manifest forged to match, still does not open."""
+    content = (artifact / "model.onnx").read_bytes()
+    forged = content.replace(b"model.onnx.data", b"../../../secret")
+    assert forged != content
+    (artifact / "model.onnx").write_bytes(forged)
+    (tmp_path / "secret").write_bytes((artifact / "model.onnx.data").read_bytes())
+    with pytest.raises(HavocError, match="ONNX Runtime cannot open it"):
+        DecoderSession.open(artifact)
+
+
+def test_another_model_has_another_fingerprint(artifact: Path) -> None:
+    """Logits that are not those stored end in exit code 5, though every hash is right."""
+    edit(artifact, lambda d: d["fingerprint"]["logits"].update({"0": 123.0}))
+    refused(artifact, IdentityError, "stored logits differ")
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_damage_anywhere_in_the_manifest_never_crashes(artifact: Path, whole: Path, data: st.DataObject) -> None:
+    """A fuzzed manifest is read, or refused with a HavocError; nothing else comes out."""
+    content = bytearray((whole / "manifest.json").read_bytes())
+    for _ in range(data.draw(st.integers(1, 4))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    (artifact / "manifest.json").write_bytes(content)
+    try:
+        verify_hashes(artifact, read_manifest(artifact))
+    except HavocError as error:
+        assert "\n" not in str(error)  # noqa: PT017

@@ -1,0 +1,95 @@
+"""The graph is what the runtime loads, the same bytes every time, and holds each weight once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from havoc_core.export.graph import build_graphs, serialize
+from havoc_core.export.layout import DATA_FILE, plan_layout
+from havoc_core.export.package import export_artifact
+from havoc_core.model.config import HavocConfig
+from havoc_core.model.structure import WEIGHT_FORMATS, Structure
+from havoc_core.model.tensors import tensor_shapes
+
+
+def test_header_is_pinned_and_names_no_path(config: HavocConfig) -> None:
+    """Opset 23 and IR 11, whatever onnx defaults to; no version, date, path or doc string inside."""
+    for graph in build_graphs(config, Structure()).values():
+        model = onnx.load_from_string(serialize(graph))
+        assert model.ir_version == 11
+        assert {item.domain: item.version for item in model.opset_import} | {"com.microsoft": 1} == {"": 23, "com.microsoft": 1}
+        assert model.producer_name == "havoc"
+        assert not model.producer_version
+        assert b"/home" not in serialize(graph)
+        assert b".py" not in serialize(graph)
+        assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
+
+
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
+def test_graph_bytes_depend_on_configuration_and_structure_only(config: HavocConfig, weight_format: str) -> None:
+    """Built twice, a graph is the same bytes."""
+    structure = Structure(weight_format)
+    first, second = ({name: serialize(g) for name, g in build_graphs(config, structure).items()} for _ in range(2))
+    assert first == second
+
+
+def test_inputs_and_outputs_are_those_of_genai(configs: dict[str, HavocConfig]) -> None:
+    """A text decoder has genai's names, so its runtime finds them."""
+    graph = build_graphs(configs["text"], Structure())["model.onnx"].graph
+    past = [f"past_key_values.{layer}.{kind}" for layer in range(2) for kind in ("key", "value")]
+    assert [value.name for value in graph.inputs] == ["input_ids", "attention_mask", "position_ids", *past]
+    assert [value.name for value in graph.outputs] == ["logits", *(name.replace("past_key_values", "present") for name in past)]
+
+
+@pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
+@pytest.mark.parametrize("kind", ["text", "vision", "untied"])
+def test_each_table_is_stored_once(configs: dict[str, HavocConfig], kind: str, weight_format: str) -> None:
+    """The data file holds a tied table once, and not much besides the weights."""
+    config = configs[kind].replace(vocab_size=5000, max_seq_len=16)
+    layout = plan_layout(config, Structure(weight_format))
+    bits = {"fp32": 32, "fp16": 16, "int8": 9, "int4": 5}[weight_format]
+    num_tables = 2 if kind == "untied" else 1
+    expected = num_tables * 5000 * config.d_model * bits / 8
+    others = sum(np.prod(shape) for shape in tensor_shapes(config.replace(vocab_size=4)).values()) * 4 + 4096 * 60
+    assert expected <= layout.num_bytes <= expected + others
+    offsets = [(item.offset_bytes, item.offset_bytes + item.num_bytes) for item in layout.initializers()]
+    assert all(stop <= start for (_, stop), (start, _) in zip(offsets, offsets[1:], strict=False))
+
+
+@pytest.mark.parametrize("weight_format", ["fp32", "int8", "int4"])
+def test_a_tied_table_is_once_in_memory_after_optimisation(
+    configs: dict[str, HavocConfig], source_with, tmp_path: Path, weight_format: str
+) -> None:
+    """ONNX Runtime's optimised graph holds one tensor of the table's size: no transposed or reshaped copy was folded."""
+    config = configs["text"].replace(vocab_size=4096)
+    artifact = export_artifact(source_with(config), tmp_path / "a", structure=Structure(weight_format))
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(str(artifact / "model.onnx"), options, providers=["CPUExecutionProvider"])
+    optimised = onnx.load(tmp_path / "optimised.onnx", load_external_data=False)
+    table_values = 4096 * config.d_model // (2 if weight_format == "int4" else 1)
+    large = [item.name for item in optimised.graph.initializer if np.prod(item.dims) >= table_values]
+    assert len(large) == 1, large
+
+
+def test_two_exports_are_the_same_bytes(configs: dict[str, HavocConfig], source_with, tmp_path: Path) -> None:
+    """Every file of an artifact, the manifest included, is byte-identical when made twice."""
+    for kind in ("text", "vision"):
+        folders = [export_artifact(source_with(configs[kind]), tmp_path / f"{kind}{turn}") for turn in range(2)]
+        first, second = ({file.name: file.read_bytes() for file in folder.iterdir()} for folder in folders)
+        assert first == second
+        assert DATA_FILE in first
+
+
+def test_graph_file_is_small(configs: dict[str, HavocConfig], source_with, tmp_path: Path) -> None:
+    """Weights lie in the data file; the manifest lists both."""
+    artifact = export_artifact(source_with(configs["vision"]), tmp_path / "a")
+    assert sum(file.stat().st_size for file in artifact.glob("*.onnx")) < 30_000
+    listed = json.loads((artifact / "manifest.json").read_text())["files"]
+    assert {file.relative_to(artifact).as_posix() for file in artifact.rglob("*") if file.is_file()} == {*listed, "manifest.json"}

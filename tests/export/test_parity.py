@@ -1,0 +1,106 @@
+"""The exported graph computes what torch computes, in every way it is used; and parity notices when it does not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from havoc_core.errors import MeasurementError
+from havoc_core.export.package import export_artifact
+from havoc_core.export.parity import LIMITS, StreamedModel, compare
+from havoc_core.export.probe import make_probe
+from havoc_core.export.session import DecoderSession
+from havoc_core.model.checkpoint import assemble
+from havoc_core.model.config import HavocConfig
+from havoc_core.model.structure import Structure
+
+CASES = ["prefill", "empty past", "single steps", "chunked prefill", "left-padded batch", "left-padded steps"]
+
+
+def test_fp32_agrees_with_the_model_within_1e_4(config: HavocConfig, source_with, tmp_path: Path) -> None:
+    """HavocModel itself against ONNX Runtime, on every kind of decoder and every way of running it."""
+    source = source_with(config)
+    session = DecoderSession.open(export_artifact(source, tmp_path / "a"))
+    report = compare(assemble(config, source.tensors, source="test"), session, Structure())
+    assert [case.name for case in report.cases] == CASES
+    assert report.max_abs_diff < 1e-4
+    assert report.top1_share == 1.0
+
+
+@pytest.mark.parametrize(("weight_format", "activation_dtype"), sorted(LIMITS))
+@pytest.mark.parametrize("kind", ["text", "vision", "untied", "odd-sizes"])
+def test_every_format_stays_within_its_limit(
+    configs: dict[str, HavocConfig], source_with, tmp_path: Path, kind: str, weight_format: str, activation_dtype: str
+) -> None:
+    """Export ends with parity for each weight format and activation dtype, and the manifest keeps its figures."""
+    structure = Structure(weight_format, activation_dtype)
+    artifact = export_artifact(source_with(configs[kind]), tmp_path / "a", structure=structure)
+    session = DecoderSession.open(artifact)
+    logits, _ = session.prefill(np.array([[5, 6, 7]]))
+    assert logits.dtype == np.float32
+    assert np.isfinite(logits).all()
+
+
+def test_streamed_reference_is_the_model(config: HavocConfig, source_with) -> None:
+    """The layer-by-layer reference gives HavocModel's logits."""
+    tensors = source_with(config).tensors
+    probe = make_probe(config)
+    ids, mask = torch.from_numpy(probe.ids), torch.from_numpy(probe.mask)
+    patches = None if probe.patches is None else torch.from_numpy(probe.patches)
+    with torch.inference_mode():
+        ours = StreamedModel(config, tensors)(ids, mask, patches=patches)
+        theirs = assemble(config, tensors, source="test")(ids, mask, patches=patches)
+    assert torch.allclose(ours[mask == 1], theirs[mask == 1], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "model_class", "config_class"),
+    [
+        ("text", LlamaForCausalLM, LlamaConfig),
+        ("untied", LlamaForCausalLM, LlamaConfig),
+        ("llama3-rope", LlamaForCausalLM, LlamaConfig),
+        ("qwen2", Qwen2ForCausalLM, Qwen2Config),
+        ("qwen3", Qwen3ForCausalLM, Qwen3Config),
+    ],
+)
+def test_artifact_agrees_with_transformers(
+    configs: dict[str, HavocConfig], source_with, tmp_path: Path, kind: str, model_class, config_class
+) -> None:
+    """An independent implementation of the same architecture gives the artifact's logits, also past the original context."""
+    config = configs[kind]
+    source = source_with(config)
+    theirs = model_class(config_class(**config.to_hf())).eval()
+    theirs.load_state_dict({"lm_head.weight": source.tensors["model.embed_tokens.weight"], **source.tensors})
+    session = DecoderSession.open(export_artifact(source, tmp_path / "a"))
+    ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 90))
+    with torch.inference_mode():
+        expected = theirs(torch.from_numpy(ids)).logits[:, -1].numpy()
+    ours, _ = session.prefill(ids)
+    assert np.abs(ours - expected).max() < 1e-4
+
+
+def test_a_wrong_weight_is_noticed(configs: dict[str, HavocConfig], source_with, tmp_path: Path) -> None:
+    """A graph that runs with one matrix off by a thousandth is refused, naming the case and the numbers."""
+    config = configs["text"]
+    source = source_with(config)
+    artifact = export_artifact(source, tmp_path / "a")
+    name = "model.layers.1.mlp.up_proj.weight"
+    wrong = np.ascontiguousarray(source.tensors[name].numpy().T * 1.001)
+    session = DecoderSession.open(artifact, weights={name: wrong})
+    with pytest.raises(MeasurementError, match=r"prefill: largest difference .* allowed 0.0001"):
+        compare(assemble(config, source.tensors, source="test"), session, Structure())
+
+
+def test_a_logit_that_is_not_finite_is_noticed(configs: dict[str, HavocConfig], source_with, tmp_path: Path) -> None:
+    """NaN never passes as agreement."""
+    config = configs["text"]
+    source = source_with(config)
+    artifact = export_artifact(source, tmp_path / "a")
+    bad = np.full(config.d_model, np.nan, np.float32)
+    session = DecoderSession.open(artifact, weights={"model.norm.weight": bad})
+    with pytest.raises(MeasurementError, match="not finite"):
+        compare(assemble(config, source.tensors, source="test"), session, Structure())

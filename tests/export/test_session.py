@@ -1,0 +1,148 @@
+"""The runtime gives torch's greedy text, says which provider ran, and refuses what it cannot do."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from havoc_core.adapt.tasks.task import Prompt
+from havoc_core.errors import HavocError, IdentityError
+from havoc_core.export.completion import generate_ids, left_padded
+from havoc_core.export.package import export_artifact
+from havoc_core.export.session import DecoderSession
+from havoc_core.model.checkpoint import load_base
+from havoc_core.model.generation import generate_text
+
+
+@pytest.fixture(scope="module")
+def artifact(base_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_artifact(base_directory, tmp_path_factory.mktemp("artifacts") / "talker")
+
+
+@pytest.fixture(scope="module")
+def session(artifact: Path) -> DecoderSession:
+    return DecoderSession.open(artifact, num_threads=1)
+
+
+def png(width: int, height: int, seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def prompts() -> list[Prompt]:
+    texts = ["What is 12 + 30?", "the quick brown", "def f(x):", "x", "jumps over the lazy dog and more"]
+    plain = [Prompt(text * times) for times in (1, 2) for text in texts]
+    return [*plain, Prompt("What is it?", png(16, 8)), Prompt("And this?", png(8, 8, 1)), Prompt("the end", png(24, 16, 2))]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 64])
+def test_greedy_text_is_that_of_torch(base_directory: Path, session: DecoderSession, batch_size: int) -> None:
+    """Text and images mixed, any batch size: the completions of the base's own torch model, in the order given."""
+    base = load_base(base_directory)
+    theirs = generate_text(base.model, base.tokenizer, prompts(), max_new_tokens=20)
+    ours = session.generate_text(prompts(), max_new_tokens=20, batch_size=batch_size)
+    assert ours == theirs
+
+
+def test_rows_that_end_are_dropped_and_the_others_stay_right(session: DecoderSession) -> None:
+    """With ends at different steps a batch gives what each row gives alone, and nothing after the end."""
+    rng = np.random.default_rng(3)
+    rows = [rng.integers(4, 300, rng.integers(2, 30)).tolist() for _ in range(12)]
+    endless = generate_ids(session, rows, max_new_tokens=16)
+    eos_ids = [endless[0][3], endless[1][7], endless[2][1]]
+    batched = generate_ids(session, rows, max_new_tokens=16, eos_ids=eos_ids)
+    alone = [generate_ids(session, [row], max_new_tokens=16, eos_ids=eos_ids)[0] for row in rows]
+    assert batched == alone
+    for full, ended in zip(endless, batched, strict=True):
+        stop = next((index + 1 for index, token_id in enumerate(full) if token_id in eos_ids), 16)
+        assert ended == full[:stop]
+
+
+def test_sampling_is_repeatable_and_follows_the_distribution(session: DecoderSession) -> None:
+    """The same seed gives the same text; the first token's shares are those of the softmax."""
+    settings = {"max_new_tokens": 6, "temperature": 1.0}
+    first = session.generate_text(prompts(), seed=5, **settings)
+    assert first == session.generate_text(prompts(), seed=5, **settings)
+    assert first != session.generate_text(prompts(), seed=6, **settings)
+    row = [5, 9, 11]
+    drawn = generate_ids(session, [row] * 512, max_new_tokens=1, temperature=2.0, batch_size=512)
+    logits, _ = session.prefill(np.array([row]))
+    expected = torch.softmax(torch.from_numpy(logits[0]) / 2.0, dim=0).numpy()
+    counts = np.bincount([ids[0] for ids in drawn], minlength=300)
+    likely = expected > 0.02
+    assert np.abs(counts[likely] / 512 - expected[likely]).max() < 0.1
+
+
+def test_every_node_runs_on_the_provider_that_was_asked_for(session: DecoderSession) -> None:
+    """The runtime's own record of the placement, node by node."""
+    placement = session.placement()
+    assert set(placement) == {"CPUExecutionProvider"}
+    assert len(placement["CPUExecutionProvider"]) > 20
+
+
+def test_a_provider_this_machine_lacks_is_refused(artifact: Path) -> None:
+    """No silent fallback: exit code 5, whether the provider is unknown or its libraries do not load."""
+    for provider in ("CUDAExecutionProvider", "NoSuchExecutionProvider"):
+        if provider.startswith("CUDA") and torch.cuda.is_available():
+            continue
+        with pytest.raises(IdentityError, match=provider):
+            DecoderSession.open(artifact, provider=provider)
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([[5, 300]], "token id 300 is outside the vocabulary of 300"),
+        ([[5, -1]], "token id -1 is outside"),
+        ([[5] * 257], "257 tokens exceed the model's context of 256"),
+        ([[]], "empty"),
+        ([[5, 3, 3]], "0 patches for 2 image tokens"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(session: DecoderSession, ids: list[list[int]], message: str) -> None:
+    """Ids, lengths and images that do not fit are explained before the runtime sees them."""
+    with pytest.raises(HavocError, match=message):
+        session.prefill(np.array(ids, np.int64))
+
+
+def test_images_for_a_text_model_are_refused(text_base_directory: Path, tmp_path: Path) -> None:
+    """A text artifact has one graph and says that it cannot see."""
+    session = DecoderSession.open(export_artifact(text_base_directory, tmp_path / "a"))
+    with pytest.raises(HavocError, match="text only"):
+        session.generate_text([Prompt("what?", png(8, 8))], max_new_tokens=2)
+    with pytest.raises(HavocError, match="text only"):
+        session.prefill(np.array([[1, 2]]), None, np.zeros((1, 192), np.float32))
+
+
+def test_a_text_that_would_not_fit_the_context_is_refused(session: DecoderSession) -> None:
+    """A prompt too long for the context is named; one that only its continuation overruns ends there."""
+    with pytest.raises(HavocError, match="context"):
+        generate_ids(session, [[5] * 300], max_new_tokens=1)
+
+
+def test_left_padding() -> None:
+    """Rows end together; the mask is 1 where a token is."""
+    ids, mask = left_padded([[1, 2, 3], [4]], pad_id=0)
+    assert ids.tolist() == [[1, 2, 3], [0, 0, 4]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def test_runs_without_torch(artifact: Path) -> None:
+    """Opening, generating and verifying load neither torch nor onnx."""
+    code = (
+        "import sys; from pathlib import Path; from havoc_core.export import DecoderSession\n"
+        "from havoc_core.export.verify import verify_artifact; from havoc_core.adapt.tasks.task import Prompt\n"
+        f"path = Path({str(artifact)!r}); verify_artifact(path)\n"
+        "DecoderSession.open(path).generate_text([Prompt('hello')], max_new_tokens=2)\n"
+        "loaded = {'torch', 'onnx', 'onnx_ir', 'safetensors'} & set(sys.modules); assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
