@@ -163,10 +163,10 @@ def matrix_basis(
     if not gram_SS.isfinite().all():
         raise HavocError(f"{name} holds NaN or Inf (or overflows when squared); the base checkpoint is damaged")
     eigenvalues_R, vectors_SR = torch.linalg.eigh(gram_SS)
-    vectors_SR = vectors_SR.flip(1)
+    vectors_SR = vectors_SR.to(dtype).flip(1)
     peaks = vectors_SR.gather(0, vectors_SR.abs().argmax(0, keepdim=True))
     return MatrixBasis(
-        factor=(vectors_SR * peaks.sign()).to(dtype).contiguous(),
+        factor=(vectors_SR * peaks.sign()).contiguous(),
         singular_values=eigenvalues_R.flip(0).clamp(min=0).sqrt().to(dtype),
         side=side,
     )
