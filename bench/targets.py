@@ -263,7 +263,8 @@ def load_target(name: str) -> Target:
     bundled = read_targets(BUNDLED)
     if name in bundled:
         return bundled[name]
-    path, _, entry = (name, "", "") if Path(name).is_file() else name.rpartition(":")
+    is_path = name.endswith(".toml") or Path(name).is_file()
+    path, _, entry = (name, "", "") if is_path else name.rpartition(":")
     if not path or not (path.endswith(".toml") or Path(path).is_file()):
         raise HavocError(f"unknown target {name!r}: choose from {', '.join(bundled)}, or give the path of a .toml file")
     targets = read_targets(Path(path))

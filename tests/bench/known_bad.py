@@ -1,0 +1,162 @@
+"""Known-bad records, each the good one with a single fault, under the rule that must find it; and odd but right ones.
+
+Loaded with `runpy`, because tests are no package.
+"""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from havoc_core.bench.rules import Case
+from havoc_core.bench.targets import Target, load_target
+
+samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+
+GOOD_FILES = {"model.onnx": "a" * 64, "model.onnx.data": "b" * 64}
+SUPER = "NVIDIA GeForce GTX 1660 SUPER"
+
+# rule -> records that break it: (kind of device, changes). Each is the good record but for what is named.
+BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "I01": [("cpu", {"run_id": "edited-after-sealing"}), ("cpu", {"sha256": None})],
+    "I02": [
+        ("cpu", {"evidence": "projected"}),
+        ("cpu", {"evidence": "simulated"}),
+        (
+            "cuda",
+            {"evidence": "simulated", "device__is_simulated": True, "device__simulation_reasons": ["test library"]},
+        ),
+    ],
+    "I03": [("cpu", {"device": samples.device("cuda"), "protocol__provider": "CUDAExecutionProvider"})],
+    "I04": [("cuda", {"device__name": SUPER}), ("cuda", {"device__name": "NVIDIA GeForce GTX 1660 Ti"})],
+    "I05": [
+        ("cpu", {"device__cpu__name": "Another Processor"}),
+        ("cpu", {"device__cpu__num_logical_cores": 64}),
+        ("cpu", {"device__cpu__features": ["avx2"]}),
+        ("cpu", {"device__cpu__family": "6/85"}),
+    ],
+    "I06": [("cpu", {"device__cpu__features": ["sse4_2"]})],
+    "I07": [
+        ("cuda", {"device__gpu__nvml": None}),
+        ("cuda", {"device__gpu__cuda": None}),
+        ("cuda", {"device__gpu__disagreements": ["name: NVML A, CUDA B"]}),
+        ("cuda", {"device__gpu__cuda__name": SUPER}),
+        ("cuda", {"device__gpu__nvml__name": SUPER}),
+    ],
+    "I08": [("cuda", {"device__gpu__cuda__uuid_sha256": "9" * 64}), ("cuda", {"device__gpu__nvml__uuid_sha256": None})],
+    "I09": [
+        ("cuda", {"device__gpu__cuda__compute_capability": "8.6"}),
+        ("cuda", {"device__gpu__nvml__compute_capability": "8.6"}),
+        ("cuda", {"device__gpu__nvml__compute_capability": None}),
+    ],
+    "I10": [("cuda", {"device__gpu__cuda__num_sms": 24}), ("cuda", {"device__gpu__cuda__num_sms": None})],
+    "I11": [
+        ("cuda", {"device__gpu__nvml__memory_total_bytes": 8_589_934_592}),
+        ("cuda", {"device__gpu__cuda__memory_total_bytes": 4_000_000_000}),
+        ("cuda", {"device__gpu__cuda__memory_total_bytes": None}),
+    ],
+    "I12": [("cuda", {"device__gpu__pci_device_id": "0x21c4"}), ("cuda", {"device__gpu__pci_device_id": None})],
+    "I13": [("cuda", {"device__gpu__bus_width_bits": 128}), ("cuda", {"device__gpu__bus_width_bits": None})],
+    "I14": [
+        ("cpu", {"subject__files__model.onnx": "f" * 64}),
+        ("cpu", {"subject__files": {"model.onnx": "a" * 64}}),
+        ("cpu", {"subject__files__extra.onnx": "a" * 64}),
+        ("cpu", {"subject__files": {}}),
+    ],
+    "V01": [("cpu", {"purpose": "screen"})],
+    "V02": [
+        ("cpu", {"workload__batch_size": 2}),
+        ("cpu", {"workload__prompt_tokens": 256}),
+        ("cpu", {"workload__context_tokens": 64}),
+        ("cpu", {"workload__passes": 2}),
+    ],
+    "V03": [("cpu", {"checks": [{"id": "pid", "status": "invalid", "detail": "memory of another process was read"}]})],
+    "V04": [
+        ("cpu", {"protocol__num_processes": 6}),
+        ("cpu", {"samples__1__process": 0}),
+    ],
+    "V05": [
+        ("cuda", {"samples__2__nodes_by_provider": {"CUDAExecutionProvider": 119, "CPUExecutionProvider": 1}}),
+        ("cuda", {"samples__2__nodes_by_provider": {}}),
+        ("cpu", {"samples__0__nodes_by_provider": {"CPUExecutionProvider": 0}}),
+        ("cuda", {"protocol__provider": "CPUExecutionProvider"}),
+    ],
+    "V06": [
+        ("cpu", {"samples__1__decode__0__num_tokens": 64}),
+        ("cpu", {"samples__1__decode__2__step_ns": [2_000_000] * 63}),
+    ],
+    "V07": [("cpu", {"samples__4__num_nonfinite_logits": 1})],
+    "V08": [("cpu", {"samples__3__num_distinct_outputs": 1}), ("cpu", {"samples__3__num_distinct_outputs": 0})],
+    "V09": [
+        ("cuda", {"telemetry__5__throttle_reasons": ["hw_thermal_slowdown"]}),
+        ("cuda", {"telemetry__19__throttle_reasons": ["gpu_idle", "hw_slowdown"]}),
+    ],
+    "V10": [
+        (
+            "cuda",
+            {"telemetry__0__sm_clock_mhz": 300, "telemetry__1__sm_clock_mhz": 300, "telemetry__2__sm_clock_mhz": 900},
+        )
+    ],
+    "V11": [("cuda", {"telemetry__7__num_foreign_processes": 1})],
+    "V12": [("cpu", {"samples__2__steal_share": 0.4})],
+    "V13": [("cpu", {"protocol__environment": {"PYTEST_XDIST_WORKER": "gw0"}})],
+    "V14": [
+        ("cuda", {"memory__vram__0__peak_bytes": 79_999_999}),
+        ("cpu", {"memory__rss__1__peak_bytes": 2_000_000}),
+    ],
+    "V15": [
+        ("cpu", {"memory__rss__0__cross_check_method": "b", "memory__rss__0__cross_check_bytes": 464_000_001}),
+        ("cpu", {"memory__rss__0__cross_check_method": "b", "memory__rss__0__cross_check_bytes": 335_999_999}),
+        ("cpu", {"memory__rss__0__peak_bytes": 4_000_000_000, "memory__rss__0__cross_check_bytes": 4_200_000_001}),
+    ],
+    "V16": [
+        ("cpu", {"samples__0__prefill__start_ns": [100_000 + 21_000 * call for call in range(20)]}),
+        ("cpu", {"samples__0__ttft__start_ns": [100_000 + 21_000 * call for call in range(20)]}),
+    ],
+    "V17": [
+        ("cuda", {"samples__0__prefill__duration_ns": [600_000] * 20}),
+        ("cpu", {"samples__0__prefill__duration_ns": [20] * 20}),
+        ("cuda", {"samples__each__decode__each__step_ns": [130_000] * 127}),
+    ],
+}
+
+
+def case_of(kind: str, changes: dict[str, Any]) -> Case:
+    """Return a changed record before its own target, sealed after the change but for the cases of the seal."""
+    unsealed = {key: value for key, value in changes.items() if key == "sha256" or value == "edited-after-sealing"}
+    record = samples.record(kind, **{key: value for key, value in changes.items() if key not in unsealed})
+    return Case(
+        record=record.model_copy(update=unsealed),
+        target=target_of("cuda" if kind == "cuda" else "cpu"),
+        artifact_files=GOOD_FILES,
+        this_cpu=samples.THIS_CPU,
+    )
+
+
+def target_of(kind: str) -> Target:
+    return load_target("gtx1660" if kind == "cuda" else "host")
+
+
+# Of a GTX 1660: looks odd, and is right.
+ODD: list[dict[str, Any]] = [
+    {"telemetry__each__throttle_reasons": ["gpu_idle", "applications_clocks_setting"]},
+    {"telemetry": []},
+    {"telemetry__each__sm_clock_mhz": None},
+    {"telemetry__3__sm_clock_mhz": 1640},
+    {"samples__each__steal_share": 0.25},
+    {"memory__vram__0__peak_bytes": 80_000_000},
+    {"memory__vram__0__cross_check_bytes": 464_000_000, "memory__vram__0__cross_check_method": "b"},
+    {"samples__each__prefill__duration_ns": [700_000] * 20},
+    {"samples__each__decode__each__step_ns": [140_000] * 127},
+    {"subject__num_parameters": None},
+    {
+        "device__name": "GeForce GTX 1660",
+        "device__gpu__nvml__name": "GeForce GTX 1660",
+        "device__gpu__cuda__name": "GeForce GTX 1660",
+    },
+    {"samples__0__prefill": {"start_ns": [0], "duration_ns": [20_000_000]}, "samples__0__num_distinct_outputs": 1},
+    {"protocol__environment": {"OMP_NUM_THREADS": "8"}},
+    {"checks": [{"id": "clock", "status": "warning", "detail": "not locked"}]},
+]

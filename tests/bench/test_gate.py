@@ -1,0 +1,229 @@
+"""The verdict as a whole: order of reasons, exit codes, evidence, joined records, and the artifact that is meant."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from havoc_core.bench.device import identify_cpu
+from havoc_core.bench.gate import Judgement, hash_artifact, judge, overall
+from havoc_core.bench.limits import line_without_data
+from havoc_core.bench.record import Record, load_record
+from havoc_core.bench.targets import load_target
+from havoc_core.errors import HavocError, IdentityError
+
+known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
+samples = known.samples
+
+
+def judged(*records: Record, target: str = "host", **knowledge: Any) -> Judgement:
+    return judge(records, load_target(target), **{"this_cpu": samples.THIS_CPU, **knowledge})
+
+
+def test_a_good_record_passes() -> None:
+    """The known-good twin: every limit proven on the target, exit code 0."""
+    for kind, target in (("cpu", "host"), ("cuda", "gtx1660")):
+        found = judged(samples.record(kind), target=target)
+        assert (found.verdict, found.evidence, found.exit_code) == ("pass", "measured_target", 0)
+        assert found.findings == ()
+        assert {line.verdict for line in found.lines} == {"pass"}
+        assert found.reason == "all 7 limits proven met"
+
+
+SLOW = {"samples__each__prefill__duration_ns": [150_000_000] * 20}
+SLOW |= {"samples__each__prefill__start_ns": [160_000_000 * call for call in range(20)]}
+
+VERDICTS: list[tuple[str, dict[str, Any], str, int]] = [
+    ("missing-metric", {"accuracy": {}}, "inconclusive", 3),
+    ("empty-samples", {"samples": []}, "inconclusive", 3),
+    ("zero-vram-is-not-measured", {"memory": {}}, "inconclusive", 3),
+    ("missed", SLOW, "fail", 1),
+    ("missed-and-missing", SLOW | {"accuracy": {}}, "fail", 1),
+    ("interval-straddles-limit", {"accuracy__math__num_right": 850}, "inconclusive", 3),
+    ("screening", {"purpose": "screen"}, "invalid", 4),
+    ("invalid-and-missed", SLOW | {"samples__0__num_nonfinite_logits": 3}, "invalid", 4),
+    ("projected", {"evidence": "projected"}, "not_measured", 5),
+    ("projected-and-invalid", {"evidence": "projected", "purpose": "screen"}, "not_measured", 5),
+]
+
+
+@pytest.mark.parametrize(("changes", "verdict", "exit_code"), [pytest.param(*row[1:], id=row[0]) for row in VERDICTS])
+def test_verdict_and_exit_code(changes: dict[str, Any], verdict: str, exit_code: int) -> None:
+    """Identity before validity before a miss before doubt before a pass."""
+    found = judged(samples.record("cpu", **changes))
+    assert (found.verdict, found.exit_code) == (verdict, exit_code)
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "changes"),
+    [
+        pytest.param(rule, kind, changes, id=f"{rule}-{place}")
+        for rule, cases in known.BAD.items()
+        for place, (kind, changes) in enumerate(cases)
+        if rule != "I06"
+    ],
+)
+def test_no_known_bad_record_passes(rule: str, kind: str, changes: dict[str, Any]) -> None:
+    """Every fault ends in its rule's exit code or a graver one, and no limit is judged."""
+    case = known.case_of(kind, changes)
+    found = judge([case.record], case.target, artifact_files=case.artifact_files, this_cpu=case.this_cpu)
+    assert found.exit_code in {4, 5}
+    assert found.exit_code >= {"I": 5, "V": 4}[rule[0]]
+    assert found.verdict in {"invalid", "not_measured"}
+    assert rule in {finding.rule for finding in found.findings}
+    assert {line.verdict for line in found.lines} == {found.verdict}
+    assert all(line.value is None for line in found.lines)
+
+
+@pytest.mark.parametrize(
+    ("changes", "kind", "target", "evidence"),
+    [
+        ({}, "cpu", "gtx1660", "measured_other_device"),
+        ({}, "cuda", "host", "measured_other_device"),
+        ({"device__name": "NVIDIA GeForce GTX 1660 SUPER"}, "cuda", "gtx1660", "measured_other_device"),
+        ({"evidence": "simulated", "device__is_simulated": True}, "cuda", "gtx1660", "simulated"),
+        ({"evidence": "projected"}, "cuda", "gtx1660", "projected"),
+        ({"purpose": "screen"}, "cpu", "host", "measured_target"),
+    ],
+    ids=["cpu-for-gpu", "gpu-for-cpu", "sibling", "simulated", "projected", "invalid-on-target"],
+)
+def test_evidence_is_named(changes: dict[str, Any], kind: str, target: str, evidence: str) -> None:
+    """What kind of evidence a record is does not depend on whether it would pass."""
+    assert judged(samples.record(kind, **changes), target=target).evidence == evidence
+
+
+def test_another_device_is_not_measured() -> None:
+    """On a machine without the card, `gtx1660` is not measured: exit code 5, and the reason names both devices."""
+    found = judged(samples.record("cpu"), target="gtx1660")
+    assert (found.verdict, found.exit_code) == ("not_measured", 5)
+    assert "Example 9000" in found.reason
+
+
+def test_a_fault_of_the_artifact_is_invalid_but_not_another_device() -> None:
+    """A stale artifact is exit code 5, yet the evidence is of the target."""
+    found = judged(samples.record("cpu"), artifact_files={"model.onnx": "f" * 64, "model.onnx.data": "b" * 64})
+    assert (found.verdict, found.exit_code, found.evidence) == ("invalid", 5, "measured_target")
+
+
+def test_more_records_are_more_samples() -> None:
+    """Two sessions of one artifact on one device are judged as one."""
+    found = judged(samples.record("cpu"), samples.record("cpu", run_id="second"))
+    assert found.verdict == "pass"
+    assert found.lines[0].num_samples == 2 * 100
+    assert found.run_ids == ("good-cpu", "second")
+
+
+def test_a_record_counts_once() -> None:
+    """The same file twice would double its weight: refused, also under another name with the same run."""
+    record = samples.record("cpu")
+    for twin in (record, samples.record("cpu", created_utc="2026-11-22T07:00:00Z")):
+        found = judged(record, twin)
+        assert (found.verdict, found.exit_code) == ("invalid", 5)
+        assert [finding.rule for finding in found.findings] == ["J01"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"subject__files__model.onnx": "9" * 64}, "artifact"),
+        ({"device__fingerprint": "9" * 64}, "device"),
+        ({"workload__seed": 5}, ""),
+        ({"protocol__num_threads": 1}, "threads"),
+        ({"host__versions__onnxruntime-gpu": "1.30.0"}, "versions"),
+    ],
+    ids=["artifact", "device", "seed-may-differ", "threads", "versions"],
+)
+def test_records_of_another_kind_do_not_join(changes: dict[str, Any], word: str) -> None:
+    """Records that differ in what they measured, or with what, are refused by name; another seed is wanted."""
+    found = judged(samples.record("cpu"), samples.record("cpu", run_id="second", **changes))
+    if word:
+        assert found.exit_code == 5
+        assert word in found.reason
+    else:
+        assert found.verdict == "pass"
+
+
+def test_one_bad_record_spoils_all() -> None:
+    """A good record does not vouch for a bad one beside it."""
+    found = judged(samples.record("cpu"), samples.record("cpu", run_id="second", purpose="screen"))
+    assert (found.verdict, found.exit_code) == ("invalid", 4)
+    assert [finding.run_id for finding in found.findings] == ["second"]
+
+
+def test_no_record_is_no_verdict() -> None:
+    """Judging nothing is a usage error."""
+    with pytest.raises(HavocError, match="no record"):
+        judge([], load_target("host"))
+
+
+@given(st.lists(st.sampled_from(["pass", "fail", "inconclusive", "not_measured"]), min_size=1))
+def test_nothing_undecided_passes(verdicts: list[Any]) -> None:
+    """The whole passes exactly when every part does, and fails exactly when a part does."""
+    limit = load_target("host").limits[0]
+    joined = overall([line_without_data(limit, verdict, "") for verdict in verdicts])
+    assert (joined == "pass") == (set(verdicts) == {"pass"})
+    assert (joined == "fail") == ("fail" in verdicts)
+
+
+@given(st.integers(0, 4), st.integers(0, 19), st.integers(20_300_000, 2**40))
+@settings(max_examples=60)
+def test_one_slower_sample_never_turns_a_fail_into_a_pass(process: int, call: int, slower_ns: int) -> None:
+    """Whatever sample of a failing record gets slower, the record does not pass."""
+    bad = samples.changed(samples.document("cpu"), **SLOW)
+    calls = bad["samples"][process]["prefill"]
+    calls["duration_ns"][call] = max(slower_ns, calls["duration_ns"][call])
+    calls["start_ns"] = [place * (2**41) for place in range(20)]
+    assert judged(samples.sealed(bad)).verdict != "pass"
+
+
+def test_the_same_record_gives_the_same_verdict() -> None:
+    """The bootstrap is seeded: judging twice gives equal documents."""
+    record = samples.record("cpu")
+    assert judged(record).document() == judged(record).document()
+
+
+def test_an_edited_file_is_refused(tmp_path: Path) -> None:
+    """A number changed in the file is found by its seal: exit code 5."""
+    path = tmp_path / "record.json"
+    samples.record("cpu").save(path)
+    assert judged(load_record(path)).verdict == "pass"
+    path.write_text(path.read_text().replace('"num_right": 900', '"num_right": 990'))
+    with pytest.raises(IdentityError, match="changed"):
+        load_record(path)
+
+
+def test_an_artifact_with_a_changed_byte_is_refused(own_artifact: Path, tiny_record: Record) -> None:
+    """The artifact at hand is hashed anew, so neither its files nor its manifest can be of another build."""
+    assert hash_artifact(own_artifact) == tiny_record.subject.files
+    data = own_artifact / "model.onnx.data"
+    blob = bytearray(data.read_bytes())
+    blob[-1] ^= 1
+    data.write_bytes(blob)
+    with pytest.raises(IdentityError, match=r"model\.onnx\.data"):
+        hash_artifact(own_artifact)
+
+
+def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path) -> None:
+    """Pointing --artifact at the wrong place is a usage error, not a verdict."""
+    with pytest.raises(HavocError) as caught:
+        hash_artifact(tmp_path)
+    assert caught.value.exit_code == 2
+
+
+def test_a_real_short_record_is_undecided_at_best(tiny_record: Record) -> None:
+    """A real measurement of two processes never passes: five are needed; and it is judged without an exception."""
+    target = load_target("host")
+    wanted = target.workload.model_copy(
+        update={
+            name: getattr(tiny_record.workload, name) for name in ("prompt_tokens", "context_tokens", "decode_tokens")
+        }
+    )
+    found = judge([tiny_record], target.model_copy(update={"workload": wanted}), this_cpu=identify_cpu())
+    assert found.verdict != "pass"
+    assert found.exit_code != 0

@@ -1,0 +1,285 @@
+"""Each kind of limit: proven met, proven missed, undecided, not measured; and the properties that keep it honest."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from havoc_core.bench.limits import Line, judge_limit
+from havoc_core.bench.targets import Limit, RequiredProtocol
+
+samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=0.0)
+PREFILL = Limit(metric="prefill_ms", below=100.0, unit="ms")
+DECODE = Limit(metric="decode_tok_per_s", above=50.0, unit="tok/s")
+RSS = Limit(metric="peak_rss_bytes", below=2.0, unit="GB")
+MATH = Limit(metric="accuracy/math", above=85.0, unit="%")
+LOAD = Limit(metric="load_s", below=1.0, unit="s")
+ENERGY = Limit(metric="energy_j_per_tok", below=1.0, unit="J/tok")
+
+
+def line(limit: Limit, *, effort: RequiredProtocol = EFFORT, kind: str = "cpu", **changes: Any) -> Line:
+    return judge_limit(limit, [samples.record(kind, **changes)], effort)
+
+
+def prefills(*per_process: list[float]) -> dict[str, Any]:
+    """Return changes that give each process these prefill times in ms."""
+    processes = []
+    for index, times_ms in enumerate(per_process):
+        durations = [round(1e6 * ms) for ms in times_ms]
+        starts = [sum(durations[:place]) for place in range(len(durations))]
+        process = samples.process(index, "CPUExecutionProvider")
+        processes.append(process | {"prefill": {"start_ns": starts, "duration_ns": durations}})
+    return {"samples": processes, "protocol__num_processes": max(len(per_process), 1)}
+
+
+@pytest.mark.parametrize("limit", [PREFILL, DECODE, RSS, MATH, LOAD], ids=lambda limit: limit.metric)
+def test_a_good_record_proves_each_limit(limit: Limit) -> None:
+    """The known-good twin of what follows."""
+    found = line(limit)
+    assert (found.verdict, found.reason, found.num_samples_short) == ("pass", "proven met", None)
+    assert found.value is not None
+
+
+@pytest.mark.parametrize(
+    ("limit", "changes"),
+    [
+        (PREFILL, {"samples": []}),
+        (PREFILL, {"samples__each__prefill": {"start_ns": [], "duration_ns": []}}),
+        (DECODE, {"samples__each__decode": []}),
+        (RSS, {"memory": {"rss_reason": "no samples"}}),
+        (MATH, {"accuracy": {}}),
+        (LOAD, {"samples": []}),
+        (ENERGY, {}),
+    ],
+    ids=["no-process", "no-prefill", "no-decode", "no-memory", "no-accuracy", "no-load", "no-energy"],
+)
+def test_missing_data_is_not_measured(limit: Limit, changes: dict[str, Any]) -> None:
+    """Nothing measured is never 0, never a pass and never a fail."""
+    found = line(limit, **changes)
+    assert found.verdict == "not_measured"
+    assert found.value is found.low is found.high is None
+    assert found.num_samples == 0
+
+
+def test_the_reason_for_missing_memory_is_told() -> None:
+    """Where the harness knows why it has no figure, the verdict says so."""
+    found = line(RSS, memory={"rss_reason": "this system shows no resident set"})
+    assert found.reason == "this system shows no resident set"
+
+
+def test_latency_on_the_limit_is_missed() -> None:
+    """Below means below: samples of exactly 100 ms prove a miss, of a nanosecond less a pass."""
+    assert line(PREFILL, **prefills(*[[100.0] * 20] * 5)).verdict == "fail"
+    assert line(PREFILL, **prefills(*[[99.999999] * 20] * 5)).verdict == "pass"
+
+
+def test_latency_across_the_limit_is_undecided() -> None:
+    """Eight of 100 over the limit are too many for 95 % confidence in a p90, and too few to prove a miss."""
+    found = line(PREFILL, **prefills(*[[50.0] * 19 + [150.0] * 1] * 4, [50.0] * 16 + [150.0] * 4))
+    assert found.verdict == "inconclusive"
+    found = line(PREFILL, **prefills(*[[50.0] * 19 + [150.0]] * 2, *[[50.0] * 18 + [150.0] * 2] * 3))
+    assert found.verdict == "inconclusive"
+    assert found.num_samples_short is not None
+    assert found.num_samples_short > 0
+    assert str(found.num_samples_short) in found.reason
+
+
+def test_every_process_must_hold_the_limit() -> None:
+    """One slow process of eight keeps the pooled bound under the limit, but not the verdict."""
+    fast, slow = [50.0] * 100, [50.0] * 85 + [150.0] * 15
+    found = line(PREFILL, **prefills(*[fast] * 7, slow))
+    assert found.high is not None
+    assert found.high < 100
+    assert found.verdict == "inconclusive"
+    assert "slowest process" in found.reason
+
+
+def test_too_few_samples_are_undecided_and_counted() -> None:
+    """63 samples of 64: the verdict says how many are missing."""
+    found = line(PREFILL, **prefills([50.0] * 15, *[[50.0] * 12] * 4))
+    assert (found.verdict, found.num_samples, found.num_samples_short) == ("inconclusive", 63, 1)
+    assert line(PREFILL, **prefills(*[[50.0] * 13] * 4, [50.0] * 12)).verdict == "pass"
+
+
+def test_too_few_processes_are_undecided() -> None:
+    """Four processes of five: samples within one process resemble each other."""
+    found = line(PREFILL, **prefills(*[[50.0] * 40] * 4))
+    assert found.verdict == "inconclusive"
+    assert found.reason == "4 processes, 5 are needed"
+    assert line(PREFILL, **prefills(*[[50.0] * 40] * 5)).verdict == "pass"
+
+
+def test_too_little_time_is_undecided() -> None:
+    """A cold card is fast: the target's busy time must have passed."""
+    effort = EFFORT.model_copy(update={"min_busy_s": 65.0})
+    assert line(PREFILL, effort=effort).verdict == "pass"
+    assert line(DECODE, effort=effort).verdict == "pass"
+    found = line(PREFILL, effort=EFFORT.model_copy(update={"min_busy_s": 65.1}))
+    assert found.verdict == "inconclusive"
+    assert "busy" in found.reason
+    assert line(DECODE, effort=EFFORT.model_copy(update={"min_busy_s": 65.1})).verdict == "inconclusive"
+
+
+@pytest.mark.parametrize("classification", ["slowdown", "no_steady_state"])
+def test_an_unsettled_process_needs_room(classification: str) -> None:
+    """What may still get slower proves a limit only by a factor of two."""
+    unsettled = {"samples__2__warmup__classification": classification}
+    assert line(PREFILL, **unsettled).verdict == "pass"
+    assert line(Limit(metric="prefill_ms", below=39.0, unit="ms"), **unsettled).verdict == "inconclusive"
+    assert line(DECODE, **unsettled).verdict == "pass"
+    assert line(Limit(metric="decode_tok_per_s", above=260.0, unit="tok/s"), **unsettled).verdict == "inconclusive"
+    assert line(Limit(metric="prefill_ms", below=39.0, unit="ms")).verdict == "pass"
+    assert line(Limit(metric="decode_tok_per_s", above=260.0, unit="tok/s")).verdict == "pass"
+
+
+def test_a_miss_is_a_miss_however_little_was_measured() -> None:
+    """Three slow samples in one process do not prove a percentile; thirty do, without any further effort."""
+    assert line(PREFILL, **prefills([150.0] * 30)).verdict == "fail"
+    assert line(PREFILL, **prefills([150.0])).verdict == "inconclusive"
+
+
+def test_throughput_on_both_sides() -> None:
+    """About 499 tokens per second: a limit below is met, one above is missed."""
+    assert line(Limit(metric="decode_tok_per_s", above=490.0, unit="tok/s")).verdict == "pass"
+    assert line(Limit(metric="decode_tok_per_s", above=510.0, unit="tok/s")).verdict == "fail"
+
+
+def test_throughput_of_every_process_counts() -> None:
+    """One process under the limit keeps the rest from passing."""
+    slow = {"samples__0__decode__each__step_ns": [2_600_000] * 127}
+    limit = Limit(metric="decode_tok_per_s", above=400.0, unit="tok/s")
+    assert line(limit).verdict == "pass"
+    found = line(limit, **slow)
+    assert found.verdict == "inconclusive"
+
+
+def test_throughput_needs_its_processes() -> None:
+    """Runs in three of five processes are too few."""
+    found = line(DECODE, samples__0__decode=[], samples__1__decode=[])
+    assert (found.verdict, found.num_processes) == ("inconclusive", 3)
+
+
+def test_memory_is_the_worst_process_and_a_margin() -> None:
+    """Between the peak and the peak with 3 % more, sampling cannot tell; a method without gaps can."""
+    peak = 400_000_001
+    for limit_bytes, verdict in (
+        (peak, "fail"),
+        (peak + 1, "inconclusive"),
+        (412_000_001, "inconclusive"),
+        (412_000_002, "pass"),
+    ):
+        assert line(Limit(metric="peak_rss_bytes", below=limit_bytes, unit="bytes")).verdict == verdict
+    exact = {"memory__rss__each__method": "nvml_accounting"}
+    assert line(Limit(metric="peak_rss_bytes", below=peak + 1, unit="bytes"), **exact).verdict == "pass"
+    assert line(Limit(metric="peak_rss_bytes", below=peak, unit="bytes"), **exact).verdict == "fail"
+
+
+def test_allocator_statistics_prove_no_pass() -> None:
+    """They miss what others hold: a lower bound may fail a limit, never pass it."""
+    blind = {"memory__rss__1__method": "allocator"}
+    assert line(RSS, **blind).verdict == "inconclusive"
+    assert line(Limit(metric="peak_rss_bytes", below=300.0, unit="MB"), **blind).verdict == "fail"
+
+
+def test_device_memory_is_not_host_memory() -> None:
+    """A record with host memory alone says nothing of VRAM, and the other way round."""
+    vram = Limit(metric="peak_vram_bytes", below=2.0, unit="GB")
+    assert line(vram).verdict == "not_measured"
+    assert line(vram, kind="cuda").verdict == "pass"
+    assert line(RSS, kind="cuda").verdict == "not_measured"
+
+
+@pytest.mark.parametrize(
+    ("num_right", "verdict"), [(830, "fail"), (831, "inconclusive"), (868, "inconclusive"), (869, "pass")]
+)
+def test_accuracy_of_1000_rows(num_right: int, verdict: str) -> None:
+    """869 of 1000 prove more than 85 %, 830 prove less, what lies between proves neither."""
+    assert line(MATH, accuracy__math__num_right=num_right).verdict == verdict
+
+
+def test_a_hundred_rows_need_92() -> None:
+    """The seed's sample of 100 rows: 91 right do not prove 85 %, and the verdict says how many rows would."""
+    rows = {"accuracy__math__num_rows": 100}
+    found = line(MATH, accuracy__math__num_right=91, **rows)
+    assert found.verdict == "inconclusive"
+    assert found.num_samples_short is not None
+    assert line(MATH, accuracy__math__num_right=92, **rows).verdict == "pass"
+
+
+def test_rows_the_judge_could_not_decide_count_as_wrong() -> None:
+    """131 failed judgements beside 869 right answers pass; the share is of all rows."""
+    found = line(MATH, accuracy__math__num_right=869, accuracy__math__num_failed=131)
+    assert (found.verdict, found.value) == ("pass", 0.869)
+
+
+@pytest.mark.parametrize("split", ["train", "search"])
+def test_only_the_gate_split_counts(split: str) -> None:
+    """What the search has seen proves nothing."""
+    found = line(MATH, accuracy__math__split=split)
+    assert found.verdict == "not_measured"
+    assert split in found.reason
+
+
+def test_rows_count_once_however_often_they_are_scored() -> None:
+    """Two records with the same rows are one sample; with other rows they are two."""
+    again = samples.record("cpu", run_id="again")
+    other = samples.record("cpu", run_id="other", accuracy__math__rows_sha256="f" * 64)
+    assert judge_limit(MATH, [samples.record("cpu"), again], EFFORT).num_samples == 1000
+    assert judge_limit(MATH, [samples.record("cpu"), other], EFFORT).num_samples == 2000
+
+
+def test_load_is_the_slowest_process() -> None:
+    """A single slow load of five decides."""
+    assert line(LOAD, samples__3__load_ns=1_000_000_000).verdict == "fail"
+    assert line(LOAD, samples__3__load_ns=999_999_999).verdict == "pass"
+    assert line(LOAD, **prefills(*[[50.0] * 40] * 4)).verdict == "inconclusive"
+
+
+def test_energy_needs_a_span() -> None:
+    """Ten seconds are the least in which a counter is believed."""
+    energy = {"method": "counter", "joules": 50.0, "num_tokens": 100, "span_s": 10.0}
+    assert line(ENERGY, energy=energy).verdict == "pass"
+    assert line(ENERGY, energy=energy | {"span_s": 9.9}).verdict == "inconclusive"
+    assert line(ENERGY, energy=energy | {"joules": 100.0}).verdict == "fail"
+
+
+ORDER = {"fail": 0, "inconclusive": 1, "pass": 2}
+
+
+@given(
+    st.lists(st.floats(80, 120), min_size=3, max_size=40),
+    st.lists(st.floats(0, 50), min_size=1, max_size=30),
+    st.integers(0, 4),
+)
+def test_slower_samples_never_turn_a_fail_into_a_pass(times: list[float], slower: list[float], where: int) -> None:
+    """Adding samples at or over the limit never betters a fail, in whichever process they come."""
+    before = line(PREFILL, **prefills(*[times] * 5))
+    worse = [100.0 + extra for extra in slower]
+    after = line(PREFILL, **prefills(*[times + (worse if index == where else []) for index in range(5)]))
+    if before.verdict == "fail":
+        assert after.verdict == "fail"
+    if after.verdict == "pass":
+        assert before.verdict != "fail"
+
+
+@given(st.lists(st.floats(80, 120), min_size=13, max_size=30), st.floats(1.0, 1.5))
+def test_slowing_every_sample_never_betters_a_verdict(times: list[float], factor: float) -> None:
+    """A slower model is never judged better."""
+    before = line(PREFILL, **prefills(*[times] * 5))
+    after = line(PREFILL, **prefills(*[[factor * ms for ms in times]] * 5))
+    assert ORDER[after.verdict] <= ORDER[before.verdict]
+
+
+@given(st.integers(0, 1000), st.integers(0, 1000))
+def test_more_right_answers_never_worsen_a_verdict(first: int, second: int) -> None:
+    """Accuracy verdicts rise with right answers."""
+    low, high = sorted((first, second))
+    verdicts = [line(MATH, accuracy__math__num_right=right).verdict for right in (low, high)]
+    assert ORDER[verdicts[0]] <= ORDER[verdicts[1]]

@@ -1,0 +1,108 @@
+"""Every rule: a known-bad record that breaks it and nothing else, beside the known-good twin that breaks none."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from havoc_core.bench.record import Record, seal_of
+from havoc_core.bench.rules import RULES, Case
+from havoc_core.bench.targets import load_target
+
+known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
+samples, case_of, BAD = known.samples, known.case_of, known.BAD
+
+
+def broken(case: Case) -> dict[str, str]:
+    """Return the ids and reasons of all rules that do not hold."""
+    return {rule.id: reason for rule in RULES if (reason := rule.check(case)) is not None}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_a_good_record_breaks_no_rule(kind: str) -> None:
+    """The known-good twin of every case below."""
+    assert broken(case_of(kind, {})) == {}
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "changes"),
+    [
+        pytest.param(rule, kind, changes, id=f"{rule}-{place}")
+        for rule, cases in BAD.items()
+        for place, (kind, changes) in enumerate(cases)
+    ],
+)
+def test_a_bad_record_breaks_its_rule(rule: str, kind: str, changes: dict[str, Any]) -> None:
+    """Each fault is found, by its own rule, with a reason in one line."""
+    case = case_of(kind, changes)
+    if rule == "I06":
+        wanted = case.target.device.model_copy(
+            update={"is_this_machine": False, "names": (samples.CPU["name"],), "features": ("avx2",)}
+        )
+        case = Case(record=case.record, target=case.target.model_copy(update={"device": wanted}))
+    found = broken(case)
+    assert rule in found
+    assert found[rule]
+    assert "\n" not in found[rule]
+
+
+ALONE = set(BAD) - {
+    "I01",
+    "I03",
+    "I07",
+}  # these cannot be broken without others: a card without a witness lacks its data
+
+
+@pytest.mark.parametrize(
+    ("rule", "kind", "changes"),
+    [pytest.param(rule, *BAD[rule][0], id=rule) for rule in sorted(ALONE - {"I06"})],
+)
+def test_a_fault_breaks_no_other_rule(rule: str, kind: str, changes: dict[str, Any]) -> None:
+    """Rules do not overlap: the reason a person reads is the reason there is."""
+    assert set(broken(case_of(kind, changes))) == {rule}
+
+
+def test_every_rule_has_a_known_bad_record() -> None:
+    """A rule nobody has seen fail is no rule."""
+    assert {rule.id for rule in RULES} == set(BAD)
+
+
+def test_rules_are_named_once_and_say_what_they_ask() -> None:
+    """An id stands for one sentence; identity ends in exit code 5, validity in 4."""
+    assert len({rule.id for rule in RULES}) == len({rule.sentence for rule in RULES}) == len(RULES)
+    for rule in RULES:
+        assert rule.exit_code == {"I": 5, "V": 4}[rule.id[0]]
+        assert rule.sentence.endswith(".")
+        assert rule.check.__doc__
+
+
+@pytest.mark.parametrize("changes", known.ODD, ids=range(len(known.ODD)))
+def test_what_looks_odd_but_is_right_breaks_no_rule(changes: dict[str, Any]) -> None:
+    """Each limit of a rule from its good side: a rule that cries wolf gets switched off."""
+    assert broken(case_of("cuda", changes)) == {}
+
+
+def test_a_cpu_by_name_is_judged_anywhere() -> None:
+    """A targets file that names a CPU accepts its records on a machine with another one."""
+    target = load_target("host")
+    named = target.device.model_copy(update={"is_this_machine": False, "names": (samples.CPU["name"],)})
+    case = Case(record=samples.record("cpu"), target=target.model_copy(update={"device": named}))
+    assert broken(case) == {}
+
+
+def test_an_unknown_machine_is_not_this_machine() -> None:
+    """Where the gate cannot tell its own CPU, `host` does not pass."""
+    case = Case(record=samples.record("cpu"), target=load_target("host"))
+    assert set(broken(case)) == {"I05"}
+
+
+def test_a_record_of_an_older_program_stays_intact() -> None:
+    """Fields added to the schema since do not break the seal of a record that was written without them."""
+    values = samples.document("cpu")
+    loaded = Record.model_validate({**values, "sha256": seal_of(values)}, strict=False)
+    assert not loaded.is_intact()
+    assert "I01" not in broken(Case(record=loaded, target=load_target("host"), this_cpu=samples.THIS_CPU))
