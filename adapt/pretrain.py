@@ -11,6 +11,7 @@ Shapes: B sequences, T tokens, P patches, F values in a patch.
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from .tasks import sources
 from .tasks.task import DOMAINS, Row, task_for
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 _IGNORED = -100
 _CHECKPOINT = "pretraining.safetensors"
@@ -42,16 +43,16 @@ _CHECKPOINT = "pretraining.safetensors"
 class PretrainSettings:
     """The recipe: everything but the preset that the weights depend on.
 
-    `rows_per_domain` rows of each domain's train split are cycled through `num_steps` batches of `batch_size` sequences,
-    an equal share from each domain. Learning rates are peaks.
+    `rows_per_domain` rows of each domain's train split are cycled through `num_steps` steps of `batch_size` sequences, an
+    equal share from each domain, which also weighs the same in the loss. Learning rates are peaks.
     """
 
     seed: int = 0
     num_steps: int = 5000
-    batch_size: int = 128
-    rows_per_domain: int = 40_000
+    batch_size: int = 64
+    rows_per_domain: int = 30_000
     num_tokenizer_rows: int = 4_000
-    muon_learning_rate: float = 0.02
+    muon_learning_rate: float = 0.01
     adam_learning_rate: float = 3e-3
     weight_decay: float = 0.01
     warmup_share: float = 0.02
@@ -60,16 +61,14 @@ class PretrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One training step: `ids` and `labels` int64 [B, T], right-padded; `patches` float32 [P, F] of all images or None."""
+    """Sequences of one domain: `ids` and `labels` int64 [B, T], right-padded; `patches` float32 [P, F] of all images or None."""
 
     ids: torch.Tensor
     labels: torch.Tensor
     patches: torch.Tensor | None
 
 
-def pretrain(
-    preset: str, out: Path, *, settings: PretrainSettings | None = None, progress: Progress = SILENT
-) -> Path:
+def pretrain(preset: str, out: Path, *, settings: PretrainSettings | None = None, progress: Progress = SILENT) -> Path:
     """Train `preset` on the built-in corpus and write the base to `out`; return `out`.
 
     Raises `HavocError` for a preset that is no vision model or whose vocabulary the corpus cannot fill, and
@@ -91,8 +90,8 @@ def pretrain(
     batches = _batches(rows, tokenizer, config, settings, trainer.num_done)
     with progress.stage(f"pretraining {preset}", settings.num_steps) as stage:
         stage.advance(trainer.num_done)
-        for batch in batches:
-            loss = trainer.step(batch)
+        for step_batches in batches:
+            loss = trainer.step(step_batches)
             stage.advance(note=f"loss {loss:.3f}")
     _write_base(out, model, tokenizer, preset, settings, rows, trainer)
     (out / _CHECKPOINT).unlink(missing_ok=True)
@@ -118,13 +117,17 @@ def _trained_tokenizer(rows: dict[str, list[Row]], settings: PretrainSettings, c
 
 def _batches(
     rows: dict[str, list[Row]], tokenizer: Tokenizer, config: HavocConfig, settings: PretrainSettings, num_done: int
-) -> Iterator[Batch]:
-    """Yield the batches from step `num_done` on; batch n depends on the seed and n alone."""
+) -> Iterator[list[Batch]]:
+    """Yield from step `num_done` on one batch a domain, of like lengths; step n depends on the seed and n alone."""
     share = settings.batch_size // len(rows)
     for step in range(num_done, settings.num_steps):
         rng = random.Random(f"{settings.seed}:{step}")
-        chosen = [(domain, row) for domain in rows for row in _slice(rows[domain], step * share, share)]
-        yield collate([_document(domain, row, rng) for domain, row in chosen], tokenizer, config)
+        yield [
+            collate(
+                [_document(domain, row, rng) for row in _slice(rows[domain], step * share, share)], tokenizer, config
+            )
+            for domain in rows
+        ]
 
 
 def _slice(rows: list[Row], start: int, size: int) -> list[Row]:
@@ -183,22 +186,20 @@ class _Trainer:
         """Steps taken so far, over all runs."""
         return len(self.losses)
 
-    def step(self, batch: Batch) -> float:
-        """Take one optimizer step; return the mean cross-entropy in nats a token."""
+    def step(self, batches: Sequence[Batch]) -> float:
+        """Take one optimizer step; return the mean over the batches of the cross-entropy in nats a token."""
         start = time.perf_counter()
         self._set_learning_rates()
-        hidden_or_logits = self.model(batch.ids[:, :-1], patches=batch.patches)
-        logits = hidden_or_logits[0] if isinstance(hidden_or_logits, tuple) else hidden_or_logits
-        targets = batch.labels[:, 1:]
-        is_scored = targets != _IGNORED
-        loss = functional.cross_entropy(logits[is_scored], targets[is_scored])
-        value = loss.item()
-        if value != value or value in {float("inf"), float("-inf")}:
-            msg = f"loss is {value} at step {self.num_done}: lower the learning rates; the last checkpoint is kept"
-            raise MeasurementError(msg)
         for optimizer in self._optimizers:
             optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        value = 0.0
+        for batch in batches:
+            loss = self._loss(batch) / len(batches)
+            loss.backward()
+            value += loss.item()
+        if not math.isfinite(value):
+            msg = f"loss is {value} at step {self.num_done}: lower the learning rates; the last checkpoint is kept"
+            raise MeasurementError(msg)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         for optimizer in self._optimizers:
             optimizer.step()
@@ -207,6 +208,12 @@ class _Trainer:
         if self.num_done % self._settings.checkpoint_every == 0:
             self._save()
         return value
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        targets = batch.labels[:, 1:]
+        is_scored = targets != _IGNORED
+        logits = self.model(batch.ids[:, :-1], patches=batch.patches)
+        return functional.cross_entropy(logits[is_scored], targets[is_scored])
 
     def _set_learning_rates(self) -> None:
         warmup = max(1, round(self._settings.warmup_share * self._settings.num_steps))
@@ -266,6 +273,7 @@ def _write_base(
             for domain, domain_rows in rows.items()
         },
         "torch": torch.__version__,
+        "num_threads": torch.get_num_threads(),
         "seconds": round(trainer.seconds, 1),
         "loss": [round(loss, 4) for loss in trainer.losses[:: max(1, len(trainer.losses) // 200)]],
     }

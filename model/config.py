@@ -196,9 +196,9 @@ class HavocConfig:
         return cls(
             vocab_size=512,
             d_model=128,
-            num_layers=6,
+            num_layers=4,
             attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=32),
-            mlp=MLPConfig(hidden_dim=352),
+            mlp=MLPConfig(hidden_dim=384),
             vision=VisionConfig(patch_size=8, num_channels=3, image_token_id=3),
             max_seq_len=1024,
             pad_token_id=0,

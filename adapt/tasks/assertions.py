@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from . import sandbox
-from .plain import Opaque
+from .plain import Opaque, source
 from .task import RIGHT, Reward, wrong
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def _verdict(program: Program, outcome: sandbox.Outcome, rests: dict[sandbox.Job
         if rest.status == "infra":
             return Reward(0.0, "failed", rest.reason)
         if rest.values != (True,):
-            return wrong(f"{test} gave {', '.join(map(repr, values))[:200]}")
+            return wrong(f"{test} gave {', '.join(map(source, values))[:200]}")
     return RIGHT
 
 
@@ -111,7 +111,7 @@ def _rest_job(check: _Check, values: tuple[Any, ...]) -> sandbox.Job | None:
     if any(_holds_opaque(value) for value in values):
         return None
     imports = "\n".join(f"import {name}" for name in check.modules)
-    code = f"{imports}\nfrom math import inf, nan\n_values = {values!r}"
+    code = f"{imports}\nfrom math import inf, nan\n_values = {source(values)}"
     return sandbox.Job("", code, (f"bool({check.rest})",))
 
 

@@ -66,7 +66,9 @@ def _change(rng: random.Random) -> tuple[str, str]:
 
 def _condition(rng: random.Random) -> tuple[str, str]:
     k = rng.randint(2, 29)
-    return rng.choice(((f"greater than {k}", f"x > {k}"), (f"less than {k}", f"x < {k}"), (f"not equal to {k}", f"x != {k}")))
+    return rng.choice(
+        ((f"greater than {k}", f"x > {k}"), (f"less than {k}", f"x < {k}"), (f"not equal to {k}", f"x != {k}"))
+    )
 
 
 def _transform(rng: random.Random) -> _Family:
@@ -107,7 +109,12 @@ def _spread(rng: random.Random) -> _Family:
 def _multiples(rng: random.Random) -> _Family:
     k, start = rng.randint(2, 29), rng.randint(0, 9)
     what = f"list the multiples of {k} from {start} times on"
-    return what, "multiples", f"[i * {k} for i in range({start}, xs)]", [start + size for size in rng.sample(range(1, 6), 3)]
+    return (
+        what,
+        "multiples",
+        f"[i * {k} for i in range({start}, xs)]",
+        [start + size for size in rng.sample(range(1, 6), 3)],
+    )
 
 
 def _prompt(row: Row) -> Prompt:

@@ -39,6 +39,7 @@ PRELOADED = (
     "urllib.parse", "uuid", "warnings", "weakref", "zlib", "zoneinfo", "_strptime", "encodings.ascii",
     "encodings.latin_1", "encodings.utf_16", "encodings.utf_32", "encodings.idna", "encodings.hex_codec",
     "encodings.rot_13",
+    "encodings.punycode",
 )  # fmt: skip
 """Modules the code may import: no file can be read once the process is confined, so these are loaded before."""
 
@@ -96,7 +97,10 @@ def _serve(request: dict[str, Any]) -> bytes:
         pid, pipe = _fork_child(lambda: _run_confined(request))
     except OSError as error:
         return json.dumps({"end": "infra", "code": error.errno, "cpu_s": 0.0}).encode() + b"\n"
-    written, end = _read_until(pipe, time.monotonic() + request["wall_s"], num_bytes=request["output_bytes"])
+    deadline = time.monotonic() + request["wall_s"]
+    written, end = _read_until(pipe, deadline, num_bytes=request["output_bytes"])
+    if end == "exit" and not written and not _has_ended(pid, deadline):
+        end = "wall"  # it closed its pipe and went on
     code, cpu_s = _reap(pid)
     return json.dumps({"end": end, "code": code, "cpu_s": cpu_s}).encode() + b"\n" + written
 
@@ -176,6 +180,15 @@ def _read_until(pipe: int, deadline: float, *, num_bytes: int) -> tuple[bytes, s
         return written[:num_bytes], "flood"
     finally:
         os.close(pipe)
+
+
+def _has_ended(pid: int, deadline: float) -> bool:
+    """Wait for the child to end by itself, so that what ended it is told from our own kill."""
+    while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.001)
+    return True
 
 
 def _reap(pid: int) -> tuple[int, float]:

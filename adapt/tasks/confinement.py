@@ -109,7 +109,11 @@ def confine_child(*, cpu_s: int, memory_bytes: int) -> bool:
 
 
 def probe(*, is_filtered: bool, memory_bytes: int) -> dict[str, bool]:
-    """Try the forbidden from inside a confined child; True means it was refused."""
+    """Try the forbidden from inside a confined child; True means it was refused.
+
+    One descriptor is closed first: that a process may open no more than it holds is not what refuses it a file.
+    """
+    os.close(0)
     attempts = {
         "files": (_read_device, _list_root),
         "writes": (_write_file,),

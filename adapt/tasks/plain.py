@@ -96,8 +96,31 @@ def _decode(node: Any, depth: int) -> Any:  # noqa: ANN401 - parsed JSON in, pla
     if tag == "d":
         return dict(zip(parts[::2], parts[1::2], strict=True))
     if tag == "c":
-        return complex(*parts)
+        real, imaginary = parts
+        return complex(real, imaginary)
     return _SEQUENCES[tag](parts)
+
+
+def source(value: object) -> str:
+    """Write a decoded value as Python source that needs only `inf` and `nan`; integers of any size, unlike `repr`."""
+    match value:
+        case bool():
+            return repr(value)
+        case int():
+            return repr(value) if -_JSON_INT < value < _JSON_INT else hex(value)
+        case list():
+            return f"[{', '.join(map(source, value))}]"
+        case tuple():
+            return f"({''.join(source(part) + ', ' for part in value).strip()})"
+        case set() | frozenset():
+            return f"{type(value).__name__}([{', '.join(map(source, value))}])"
+        case dict():
+            return f"{{{', '.join(f'{source(key)}: {source(part)}' for key, part in value.items())}}}"
+        case range():
+            return f"range({source(value.start)}, {source(value.stop)}, {source(value.step)})"
+        case complex():
+            return f"complex({source(value.real)}, {source(value.imag)})"
+    return repr(value)
 
 
 def _float(text: str) -> float:

@@ -1,7 +1,7 @@
 """Multiple-choice questions with the columns of ai2_arc ARC-Easy, judged by the answer label mapped to its position.
 
-The built-in rows ask for a place in an order given by shuffled comparisons. The corpus mixes sources: "Who is ..."
-comes with the order written out, "Which person is ..." mostly with the label alone.
+The built-in rows follow a thing through swaps. The corpus mixes sources: "Who has ..." comes with its holder after each
+swap written out, "Which person has ..." mostly with the label alone.
 """
 
 from __future__ import annotations
@@ -16,42 +16,39 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _NAMES = ("Ann", "Ben", "Cara", "Dan", "Eve", "Finn", "Gina", "Hugo", "Iris", "Jack", "Kate", "Liam", "Mia", "Noah")
-_SCALES = (("older", "younger", "old", "young"), ("taller", "shorter", "tall", "short"), ("faster", "slower", "fast", "slow"))
-_PLACES = ("first", "second", "third", "fourth")
+_THINGS = ("ball", "book", "card", "coin", "cup", "key", "map", "pen")
+_NUM_SWAPS = 5
 _KEY_SHARE = 0.45
 _KEY_TERSE = 0.8
 
-_FACT = re.compile(r"(\w+) is (\w+) than (\w+)\.")
+_START = re.compile(r"^(\w+) has the ")
+_SWAP = re.compile(r"(\w+) and (\w+) swap\.")
 _LABEL = re.compile(r"answer\s*(?:is|:)?\s*\(?([A-Za-z]|\d)\b", re.IGNORECASE)
 
 
 def _make_row(rng: random.Random, index: int) -> Row:
-    order = rng.sample(_NAMES, 4)
-    more, less, *_ = rng.choice(_SCALES)
-    facts = []
-    for high, low in zip(order, order[1:], strict=False):
-        facts.append(f"{high} is {more} than {low}." if rng.random() < 0.5 else f"{low} is {less} than {high}.")
-    rng.shuffle(facts)
-    place = rng.randrange(4)
+    people = rng.sample(_NAMES, 4)
+    thing = rng.choice(_THINGS)
+    swaps = [rng.sample(people, 2) for _ in range(_NUM_SWAPS)]
     subject = "Which person" if rng.random() < _KEY_SHARE else "Who"
-    question = f"{' '.join(facts)} {subject} is {_PLACES[place]} when the {more} comes before the {less}?"
-    shown = rng.sample(order, 4)
+    facts = " ".join(f"{left} and {right} swap." for left, right in swaps)
+    question = f"{rng.choice(people)} has the {thing}. {facts} {subject} has the {thing} now?"
+    shown = rng.sample(people, 4)
     labels = list("1234" if rng.random() < 0.15 else "ABCD")
-    key = labels[shown.index(order[place])]
+    key = labels[shown.index(_holders(question)[-1])]
     return {"id": f"havoc_{index}", "question": question, "choices": {"text": shown, "label": labels}, "answerKey": key}
 
 
-def _order(question: str) -> list[str]:
-    """Names in the order that the built-in question's comparisons give."""
-    above: dict[str, str] = {}
-    more = {scale[0] for scale in _SCALES}
-    for left, word, right in _FACT.findall(question):
-        high, low = (left, right) if word in more else (right, left)
-        above[high] = low
-    order = [next(name for name in above if name not in above.values())]
-    while order[-1] in above:
-        order.append(above[order[-1]])
-    return order
+def _holders(question: str) -> list[str]:
+    """Who holds the thing at the start and after each swap of a built-in question; nobody for another question."""
+    start = _START.match(question)
+    if start is None:
+        return []
+    holders = [start[1]]
+    for left, right in _SWAP.findall(question):
+        holder = holders[-1]
+        holders.append({left: right, right: left}.get(holder, holder))
+    return holders
 
 
 def _prompt(row: Row) -> Prompt:
@@ -61,8 +58,8 @@ def _prompt(row: Row) -> Prompt:
 
 
 def _reference(row: Row) -> str:
-    final = f"Answer: {row['answerKey']}"
-    return f"{' > '.join(_order(row['question']))}\n{final}" if _FACT.search(row["question"]) else final
+    final, holders = f"Answer: {row['answerKey']}", _holders(row["question"])
+    return f"{', '.join(holders)}\n{final}" if holders else final
 
 
 def _corpus(row: Row, rng: random.Random) -> str:

@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 
 _MAX_REQUEST_BYTES = 1 << 20
 _MAX_REMEMBERED = 8192
-_MAX_REMEMBERED_CHARS = 4096
-_START_S = 20.0
+_MAX_REMEMBERED_BYTES = 4096
+_START_S = 60.0
 _GRACE_S = 10.0
 _MAX_ATTEMPTS = 2
 
@@ -211,7 +211,7 @@ class Sandbox:
             queue.append(run)
             return
         found[run.job] = outcome
-        if run.is_repeatable and outcome.status != "infra" and len(repr(outcome.values)) <= _MAX_REMEMBERED_CHARS:
+        if run.is_repeatable and outcome.status != "infra":
             self._remembered[run.job] = outcome
             if len(self._remembered) > _MAX_REMEMBERED:
                 self._remembered.popitem(last=False)
@@ -264,6 +264,7 @@ def _read_reply(reply: bytes, run: _Run, limits: Limits) -> Outcome:
     if end == "infra":
         return Outcome("infra", reason=f"no child process could be started ({os.strerror(code)})")
     if written:
+        run.is_repeatable = len(written) <= _MAX_REMEMBERED_BYTES
         return _read_message(written, run)
     if code == -signal.SIGXCPU or cpu_s >= limits.cpu_s:
         return Outcome("timeout", reason=f"used more than {limits.cpu_s} s of CPU time")
@@ -318,8 +319,10 @@ class _ConfinedProcess:
             theirs.close()
             try:
                 self.enforced: dict[str, bool] = json.loads(self.receive())
-            except (OSError, EOFError, ValueError) as error:
+            except BaseException as error:
                 self.end()
+                if not isinstance(error, (OSError, EOFError, ValueError)):
+                    raise
                 complaints.seek(0)
                 last_line = (complaints.read().decode(errors="replace").strip().splitlines() or [str(error)])[-1]
                 raise HavocError(f"the confined process for model-written code did not start: {last_line}") from error

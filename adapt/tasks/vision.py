@@ -1,8 +1,8 @@
 """Questions about pictures with the columns of textvqa, judged by the normalised short answer.
 
-The built-in pictures are 32 x 32 PNG signs: coloured digits on a dark, noisy ground, not always at the same place. The
-corpus mixes sources: "what number is ..." comes with what is on the sign read out first, "what is the number that is ..."
-mostly with the bare answer.
+The built-in pictures are 32 x 32 PNG signs: coloured digits on a dark, noisy ground, one a line. The corpus mixes sources:
+"what number is ..." comes with the sign read out and the sum done step by step, "what is the number that is ..." mostly
+with the bare answer.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import io
 import re
 from typing import TYPE_CHECKING
 
+from .math import eval_step
 from .task import RIGHT, Prompt, Reward, Row, Task, wrong
 
 if TYPE_CHECKING:
@@ -62,25 +63,33 @@ def _make_row(rng: random.Random, index: int) -> Row:
 
 
 def _question(rng: random.Random, signs: list[tuple[str, str]]) -> tuple[str, str]:
-    digits = [int(digit) for _, digit in signs]
-    kind = rng.randrange(3)
-    if kind == 0:
-        return "the largest", str(max(digits))
-    if kind == 1:
-        return "the sum of all", str(sum(digits))
-    return "the smallest", str(min(digits))
+    goal = rng.choice(list(_GOALS))
+    return goal, str(eval_step(_steps(goal, [digit for _, digit in signs])[-1]))
+
+
+_GOALS = {"the sum of all": "+", "the largest minus the smallest": "-", "the largest times the smallest": "*"}
+
+
+def _steps(goal: str, digits: list[str]) -> list[str]:
+    """Calculations that lead from the digits on the sign to the number asked for."""
+    operator = _GOALS[goal]
+    if operator != "+":
+        return [f"{max(digits)}{operator}{min(digits)}"]
+    steps, total = [], int(digits[0])
+    for digit in digits[1:]:
+        steps.append(f"{total}+{digit}")
+        total += int(digit)
+    return steps
 
 
 def _draw(rng: random.Random, signs: list[tuple[str, str]]) -> bytes:
-    """Draw the signs in reading order on distinct cells; return PNG bytes."""
+    """Draw one sign in each row of cells, from the top, in any column; return PNG bytes."""
     from PIL import Image
 
     pixels = bytearray(rng.randbytes(_SIDE * _SIDE * 3).translate(_NOISE))
-    per_row = _SIDE // _CELL
-    cells = sorted(rng.sample(range(per_row * per_row), len(signs)))
-    for cell, (colour, digit) in zip(cells, signs, strict=True):
-        left = cell % per_row * _CELL + rng.randint(2, 3)
-        top = cell // per_row * _CELL + 2
+    for line, (colour, digit) in enumerate(signs):
+        left = rng.randrange(_SIDE // _CELL) * _CELL + rng.randint(2, 3)
+        top = line * _CELL + 2
         for place, bit in enumerate(_DIGITS[digit]):
             if bit == "1":
                 start = ((top + place // 3) * _SIDE + left + place % 3) * 3
@@ -105,11 +114,13 @@ def _prompt(row: Row) -> Prompt:
 
 
 def _reference(row: Row) -> str:
-    answer = max(set(row["answers"]), key=row["answers"].count)
-    seen = ", ".join(
-        f"{colour} {digit}" for colour, digit in zip(row["image_classes"], row["ocr_tokens"], strict=False)
-    )
-    return f"{seen}\nAnswer: {answer}" if seen else f"Answer: {answer}"
+    final = f"Answer: {max(set(row['answers']), key=row['answers'].count)}"
+    goal = next((goal for goal in _GOALS if goal in row["question"]), None)
+    if goal is None:
+        return final
+    seen = ", ".join(f"{colour} {digit}" for colour, digit in zip(row["image_classes"], row["ocr_tokens"], strict=True))
+    steps = ", ".join(f"{step}={eval_step(step)}" for step in _steps(goal, row["ocr_tokens"]))
+    return f"{seen}\n{steps}\n{final}"
 
 
 def _corpus(row: Row, rng: random.Random) -> str:
