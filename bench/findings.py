@@ -9,6 +9,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from .schema import Check
+from .vram import disagreement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,4 +170,6 @@ def _device_memory(memory: Memory, device: Device) -> list[Check]:
     if total and peak > FULL_SHARE * total:
         detail = f"the card was full ({peak} of {total} bytes): a driver may have moved data to system memory"
         return [Check(id="vram", status="invalid", detail=detail, value=float(peak), limit=FULL_SHARE * total)]
+    if apart := [words for series in memory.vram if (words := disagreement(series))]:
+        return [Check(id="vram", status="invalid", detail=f"two methods disagree: {apart[0]}", value=float(peak))]
     return [Check(id="vram", status="ok", detail=f"peak {peak} bytes by {memory.vram[0].method}", value=float(peak))]

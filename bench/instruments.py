@@ -13,10 +13,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
+from .gpu_processes import sort_out
 from .schema import TelemetryPoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
     from types import TracebackType
 
     from .nvml import Card
@@ -39,13 +40,17 @@ class Sampler(Generic[Reading]):
     def _run(self) -> None:
         try:
             while True:
-                reading = self._probe()
-                if reading is not None:
-                    self.readings.append((time.perf_counter_ns(), reading))
+                self.take()
                 if self._stop.wait(self._interval_s):
                     return
         except BaseException as error:  # noqa: BLE001 - raised again where the sampler is left
             self._failure = error
+
+    def take(self) -> None:
+        """Take one reading now, besides those at the interval."""
+        reading = self._probe()
+        if reading is not None:
+            self.readings.append((time.perf_counter_ns(), reading))
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -67,9 +72,15 @@ class Sampler(Generic[Reading]):
 
 
 def thinned(readings: Sequence[tuple[int, int]], limit: int = MAX_SERIES) -> list[tuple[int, int]]:
-    """At most `limit` readings that keep the highest of every stretch."""
+    """At most `limit` readings that keep the highest of every stretch; repetitions of a value are left out first."""
+    ends = {0, len(readings) - 1}
+    readings = [
+        reading
+        for index, reading in enumerate(readings)
+        if index in ends or not readings[index - 1][1] == reading[1] == readings[index + 1][1]
+    ]
     if len(readings) <= limit:
-        return list(readings)
+        return readings
     edges = [len(readings) * index // limit for index in range(limit + 1)]
     return [max(readings[begin:end], key=lambda reading: reading[1]) for begin, end in pairwise(edges) if end > begin]
 
@@ -136,9 +147,10 @@ def _number(file: Path) -> float | None:
     return None
 
 
-def gpu_reading(card: Card, own_pid: int | None) -> dict[str, Any]:
+def gpu_reading(card: Card, *, own_pid: int | None, idle_pids: Collection[int]) -> dict[str, Any]:
     """Clocks, heat, power, throttle reasons and foreign processes of a card now."""
     processes = card.processes()
+    occupants = None if processes is None else sort_out(processes, own_pid=own_pid, idle_pids=idle_pids)
     return {
         "sm_clock_mhz": card.sm_clock_mhz(),
         "memory_clock_mhz": card.memory_clock_mhz(),
@@ -146,8 +158,7 @@ def gpu_reading(card: Card, own_pid: int | None) -> dict[str, Any]:
         "power_w": card.power_w(),
         "throttle_reasons": card.throttle_reasons() or (),
         "used_bytes": card.memory_used_bytes(),
-        "pids": None if processes is None else tuple(process.pid for process in processes),
-        "own_pid": own_pid,
+        "num_foreign_processes": None if occupants is None else occupants.num_foreign,
     }
 
 
@@ -164,15 +175,5 @@ def telemetry_points(
                 ("cpu_thermal_throttle",) if throttles is not None and count > throttles else ()
             )
             throttles = count
-        if reading.get("pids") is not None:
-            values["num_foreign_processes"] = num_foreign(reading["pids"], reading["own_pid"])
         points.append(TelemetryPoint(t_ns=max(t_ns - zero_ns, 0), process=process, **values))
     return points
-
-
-def num_foreign(pids: Sequence[int], own_pid: int | None) -> int:
-    """Processes on the card that are not ours; inside a container ours may go by another number, so one is forgiven."""
-    if own_pid in pids:
-        return len(pids) - 1
-    is_container = not Path(f"/proc/{pids[0]}").exists() if pids else False
-    return max(len(pids) - 1, 0) if is_container else len(pids)

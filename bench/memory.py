@@ -10,11 +10,13 @@ import time
 from typing import TYPE_CHECKING, Any, Self
 
 from .child import run_worker
-from .instruments import Sampler, num_foreign, process_rss_bytes, thinned
+from .gpu_processes import sort_out
+from .instruments import Sampler, process_rss_bytes, thinned
 from .schema import Memory, MemorySeries
 from .vram import VramReading, settle
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
     from types import TracebackType
 
     from .nvml import Card
@@ -64,7 +66,7 @@ class MemoryWatch:
 
     def _read_vram(self) -> VramReading | None:
         card, pid = self._session.card, self._pid
-        return None if card is None or pid is None else _look(card, pid)
+        return None if card is None or pid is None else _look(card, pid, self._session.idle_pids)
 
     def memory(self, process: int, result: dict[str, Any], *, weight_bytes: int) -> Memory:
         """What was seen, together with the kernel's own peaks that the child reported in `result`."""
@@ -132,11 +134,16 @@ def joined(memories: list[Memory]) -> Memory:
     )
 
 
-def _look(card: Card, pid: int) -> VramReading:
-    processes = card.processes()
-    own = next((process.used_bytes for process in processes or () if process.pid == pid), None)
-    foreign = None if processes is None else num_foreign([process.pid for process in processes], pid)
-    return VramReading(device_used_bytes=card.memory_used_bytes(), own_used_bytes=own, num_foreign=foreign)
+def _look(card: Card, pid: int, idle_pids: Collection[int]) -> VramReading:
+    used_bytes, processes = card.memory_used_bytes(), card.processes()
+    if processes is None:
+        return VramReading(device_used_bytes=used_bytes, own_used_bytes=None, num_others=None)
+    found = sort_out(processes, own_pid=pid, idle_pids=idle_pids)
+    return VramReading(
+        device_used_bytes=used_bytes,
+        own_used_bytes=found.own.used_bytes if found.own else None,
+        num_others=found.num_foreign + found.num_drawing,
+    )
 
 
 def _idle_device_bytes(card: Card | None) -> int | None:

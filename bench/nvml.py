@@ -37,6 +37,7 @@ class GpuProcess:
 
     pid: int
     used_bytes: int | None
+    does_compute: bool
 
 
 @dataclass(frozen=True)
@@ -89,15 +90,14 @@ class Card:
 
     def processes(self) -> tuple[GpuProcess, ...] | None:
         """Every process that computes or draws on the card; None when the driver keeps the list to itself."""
-        found: dict[int, GpuProcess] = {}
-        answers = [
-            self._ask(f"nvmlDeviceGet{kind}RunningProcesses") for kind in ("Compute", "Graphics")
-        ]  # a process that does both is listed twice, with one figure
-        if answers[0] is None:
+        computing = self._ask("nvmlDeviceGetComputeRunningProcesses")
+        if computing is None:
             return None
-        for process in (process for answer in answers for process in answer or ()):
-            used = _positive(process.usedGpuMemory) if process.usedGpuMemory is not None else None
-            found[int(process.pid)] = GpuProcess(pid=int(process.pid), used_bytes=used)
+        drawing = self._ask("nvmlDeviceGetGraphicsRunningProcesses") or ()
+        found: dict[int, GpuProcess] = {}
+        for process, does_compute in [*((p, False) for p in drawing), *((p, True) for p in computing)]:
+            used = None if process.usedGpuMemory is None else _positive(process.usedGpuMemory)
+            found[int(process.pid)] = GpuProcess(pid=int(process.pid), used_bytes=used, does_compute=does_compute)
         return tuple(found.values())
 
     def is_accounting(self) -> bool | None:

@@ -7,8 +7,8 @@ its energy counter at the marks where decoding begins and ends.
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,10 @@ TELEMETRY_INTERVAL_MS = 500.0
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What stays the same for every child of one measurement; `card` is None where no NVML watches the device."""
+    """What stays the same for every child of one measurement.
+
+    `card` is None where no NVML watches the device; `idle_pids` were on it before the first child began.
+    """
 
     artifact: Path
     provider: str
@@ -40,6 +43,7 @@ class Session:
     profile: Profile
     device: Device
     card: Card | None
+    idle_pids: frozenset[int]
     zero_ns: int
 
     def request(self, task: str, process: int) -> dict[str, Any]:
@@ -84,6 +88,7 @@ def open_session(
         profile=profile,
         device=device,
         card=None,
+        idle_pids=frozenset(),
         zero_ns=time.perf_counter_ns(),
     )
     if device.kind == "cpu":
@@ -93,7 +98,8 @@ def open_session(
         cuda = open_cuda_card()
         uuid = cuda.uuid if isinstance(cuda, CudaCard) else None
         card = (nvml.card(uuid) or nvml.card()) if isinstance(nvml, Nvml) else None
-        yield Session(**{**vars(session), "card": card})
+        present = (card.processes() if card else None) or ()
+        yield replace(session, card=card, idle_pids=frozenset(process.pid for process in present))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,30 +119,34 @@ def latency_process(
     session: Session, process: int, *, task: str = "latency", watch: MemoryWatch | None = None
 ) -> Attempt:
     """Run one latency process; `extra` holds what the worker's task adds to its samples."""
-    pids: list[int] = []
+    pid = 0
     energy: dict[str, tuple[int, float | None, int]] = {}
 
-    def start(pid: int) -> None:
-        pids.append(pid)
+    def start(started: int) -> None:
+        nonlocal pid
+        pid = started
         if watch is not None:
             watch.on_start(pid)
+        stack.enter_context(sampler)
 
     def listen(event: dict[str, Any]) -> None:
         if watch is not None:
             watch.listen(event)
         if event["name"] in ("decode", "end"):
             energy[event["name"]] = (event["t_ns"], _energy_j(session), event.get("num_tokens", 0))
+        if event["name"] == "end":
+            sampler.take()
 
     def read() -> dict[str, Any] | None:
-        return cpu_reading() if session.card is None else gpu_reading(session.card, pids[0] if pids else None)
+        if session.card is None:
+            return cpu_reading()
+        return gpu_reading(session.card, own_pid=pid, idle_pids=session.idle_pids)
 
+    sampler = Sampler(read, interval_ms=TELEMETRY_INTERVAL_MS)
     cpu_before, wall_before = time.process_time(), time.perf_counter()
-    with Sampler(read, interval_ms=TELEMETRY_INTERVAL_MS) as sampler:
+    with ExitStack() as stack:
         result = run_worker(
-            session.request(task, process),
-            timeout_s=session.profile.timeout_s,
-            on_start=start,
-            listen=listen,
+            session.request(task, process), timeout_s=session.profile.timeout_s, on_start=start, listen=listen
         )
     share = (time.process_time() - cpu_before) / (time.perf_counter() - wall_before)
     begin, end = energy["decode"], energy["end"]

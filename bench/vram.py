@@ -10,7 +10,7 @@ None, 0, or less than the weights is unavailable, never a number. Everything her
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .instruments import thinned
@@ -29,7 +29,7 @@ class VramReading:
 
     device_used_bytes: int | None
     own_used_bytes: int | None
-    num_foreign: int | None
+    num_others: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,6 @@ class VramFinding:
 
     series: MemorySeries | None
     reason: str | None = None
-    problems: tuple[str, ...] = field(default_factory=tuple)
 
 
 def settle(
@@ -55,7 +54,7 @@ def settle(
 ) -> VramFinding:
     """Choose the best method that answered, and hold it against the next best."""
     own = [(t, r.own_used_bytes) for t, r in readings if r.own_used_bytes]
-    foreign = any(r.num_foreign != 0 for _, r in readings)
+    foreign = any(r.num_others != 0 for _, r in readings)
     device = [
         (t, max(r.device_used_bytes - baseline_bytes, 0))
         for t, r in readings
@@ -90,16 +89,17 @@ def settle(
         cross_check_method=other[0] if other else None,
         cross_check_bytes=other[1][0] if other else None,
     )
-    return VramFinding(series=finding, problems=_disagreement(name, peak, other))
+    return VramFinding(series=finding)
 
 
-def _disagreement(name: str, peak: int, other: tuple[str, tuple[int, list[tuple[int, int]]]] | None) -> tuple[str, ...]:
-    if other is None:
-        return ()
-    other_name, (other_peak, _) = other
-    if abs(peak - other_peak) <= max(CROSS_CHECK_BYTES, CROSS_CHECK_SHARE * peak):
-        return ()
-    return (f"{name} says {peak} bytes, {other_name} {other_peak}",)
+def disagreement(series: MemorySeries) -> str | None:
+    """How far apart two methods are, as a sentence, when it is more than 64 MB and 5 %; None when they agree."""
+    if series.cross_check_bytes is None:
+        return None
+    apart = abs(series.peak_bytes - series.cross_check_bytes)
+    if apart <= max(CROSS_CHECK_BYTES, CROSS_CHECK_SHARE * series.peak_bytes):
+        return None
+    return f"{series.method} says {series.peak_bytes} bytes, {series.cross_check_method} {series.cross_check_bytes}"
 
 
 def _why_none(methods: Mapping[str, object], too_small: list[str], *, foreign: bool, weight_bytes: int) -> str:

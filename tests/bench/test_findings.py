@@ -1,0 +1,147 @@
+"""Findings: every disturbance that only the harness can see has a check, and each check has its twin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from havoc_core.bench.findings import attempt_problems, session_checks
+from havoc_core.bench.record import (
+    Calls,
+    Check,
+    Gpu,
+    GpuWitness,
+    Memory,
+    MemorySeries,
+    Record,
+    TelemetryPoint,
+    Warmup,
+)
+from havoc_core.bench.session import Attempt
+
+
+@pytest.fixture
+def attempt(tiny_record: Record) -> Callable[..., Attempt]:
+    """A calm attempt whose samples and surroundings a test changes by name."""
+
+    def make(*, telemetry: tuple[TelemetryPoint, ...] = (), parent: float = 0.001, **samples: Any) -> Attempt:
+        calm = {"foreign_cpu_share": 0.02, "steal_share": 0.0, "num_nonfinite_logits": 0}
+        return Attempt(
+            samples=tiny_record.samples[0].model_copy(update={**calm, **samples}),
+            telemetry=telemetry or (TelemetryPoint(t_ns=1, process=0, cpu_clock_mhz=2600.0),),
+            decode_joules=None,
+            decode_span_s=1.0,
+            decode_tokens=5,
+            parent_cpu_share=parent,
+        )
+
+    return make
+
+
+@pytest.fixture
+def checks(tiny_record: Record, attempt: Callable[..., Attempt]) -> Callable[..., dict[str, Check]]:
+    """The checks of one session with one attempt, by id."""
+
+    def make(one: Attempt | None = None, **changes: Any) -> dict[str, Check]:
+        usual = {
+            "memory": tiny_record.memory,
+            "device": tiny_record.device,
+            "is_contention_invalid": True,
+            "num_retries": 0,
+            "swap_growth_bytes": 0,
+        }
+        return {check.id: check for check in session_checks([one or attempt()], **{**usual, **changes})}
+
+    return make
+
+
+def _calls(*durations_ns: int) -> Calls:
+    return Calls(start_ns=tuple(range(0, 10**9 * len(durations_ns), 10**9)), duration_ns=durations_ns)
+
+
+def test_calm_session_is_ok(checks: Callable[..., dict[str, Check]], attempt: Callable[..., Attempt]) -> None:
+    """Nothing disturbed: every check is ok or says that it could not look."""
+    settled = Warmup(classification="flat", calls=Calls())
+    found = checks(attempt(warmup=settled, prefill=_calls(*[100] * 8)))
+    assert {check.status for check in found.values()} == {"ok"}
+    assert attempt_problems(attempt()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "check", "status", "problem"),
+    [
+        ({"foreign_cpu_share": 0.4}, "cpu_contention", "invalid", "other processes used 40% of the CPU"),
+        ({"foreign_cpu_share": None}, "cpu_contention", "unavailable", None),
+        ({"steal_share": 0.2}, "cpu_contention", "ok", "the hypervisor took 20% of the CPU"),
+        ({"num_nonfinite_logits": 3}, "finite_logits", "invalid", None),
+        ({"warmup": Warmup(classification="slowdown", calls=Calls())}, "warmup", "warning", None),
+        ({"prefill": _calls(*[100] * 4, *[130] * 4)}, "drift", "warning", None),
+        ({"prefill": _calls(*[100] * 4, *[105] * 4)}, "drift", "ok", None),
+        ({"parent": 0.5}, "parent_asleep", "warning", None),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value).replace(" ", "-"),
+)
+def test_each_disturbance_is_named(
+    checks: Callable[..., dict[str, Check]],
+    attempt: Callable[..., Attempt],
+    changes: dict[str, Any],
+    check: str,
+    status: str,
+    problem: str | None,
+) -> None:
+    """A disturbance turns its own check, and asks for a repetition where one could help."""
+    disturbed = attempt(**changes)
+    assert checks(disturbed)[check].status == status
+    assert attempt_problems(disturbed) == ([] if problem is None else [problem])
+
+
+def test_throttling_is_invalid_unless_harmless(
+    checks: Callable[..., dict[str, Check]], attempt: Callable[..., Attempt]
+) -> None:
+    """A thermal reason invalidates; an idle card's does not; a stranger on the GPU asks for a repetition."""
+    point = TelemetryPoint(t_ns=1, process=0, throttle_reasons=("sw_thermal_slowdown", "gpu_idle"))
+    hot = attempt(telemetry=(point,))
+    assert checks(hot)["throttling"].status == "invalid"
+    assert attempt_problems(hot) == ["the device throttled (sw_thermal_slowdown)"]
+    idle = attempt(telemetry=(point.model_copy(update={"throttle_reasons": ("gpu_idle",)}),))
+    assert checks(idle)["throttling"].status == "ok"
+    shared = attempt(telemetry=(point.model_copy(update={"throttle_reasons": (), "num_foreign_processes": 1}),))
+    assert attempt_problems(shared) == ["another process used the GPU"]
+
+
+def test_contention_only_warns_in_quick(
+    checks: Callable[..., dict[str, Check]], attempt: Callable[..., Attempt]
+) -> None:
+    """The quick profile tells of a busy neighbour and goes on."""
+    assert checks(attempt(foreign_cpu_share=0.9), is_contention_invalid=False)["cpu_contention"].status == "warning"
+
+
+def test_swap_and_repetitions(checks: Callable[..., dict[str, Check]], attempt: Callable[..., Attempt]) -> None:
+    """Growing swap invalidates, unknown swap is said, repetitions are counted, missing telemetry too."""
+    assert checks(swap_growth_bytes=10**9)["swap"].status == "invalid"
+    assert checks(swap_growth_bytes=None)["swap"].status == "unavailable"
+    assert checks(num_retries=2)["retries"].value == 2.0
+    assert checks(replace(attempt(), telemetry=()))["telemetry"].status == "unavailable"
+
+
+def test_device_memory_is_judged(checks: Callable[..., dict[str, Check]], tiny_record: Record) -> None:
+    """On a card: unknown memory, methods that disagree, and a full card are each told; agreement is ok."""
+    cpu = tiny_record.device
+    witness = GpuWitness(name="card", memory_total_bytes=6_000_000_000)
+    card = cpu.model_copy(update={"kind": "cuda", "gpu": Gpu(nvml=witness, cuda=None)})
+
+    def status(**vram: Any) -> str:
+        usual = {"process": 0, "method": "nvml_process", "baseline_bytes": 0, "peak_bytes": 10**9}
+        series = (MemorySeries(**{**usual, **vram}),) if vram else ()
+        return checks(device=card, memory=Memory(vram=series, vram_reason=None if vram else "nobody told"))[
+            "vram"
+        ].status
+
+    assert status() == "unavailable"
+    assert status(cross_check_method="nvml_device_delta", cross_check_bytes=2 * 10**9) == "invalid"
+    assert status(peak_bytes=5_900_000_000) == "invalid"
+    assert status(cross_check_method="nvml_device_delta", cross_check_bytes=1_010_000_000) == "ok"
+    assert "vram" not in checks(device=cpu)

@@ -1,0 +1,196 @@
+"""Faults of a GTX 1660, played by a library with NVML's symbols: each is noticed, and nothing simulated ever passes."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from havoc_core.bench.gate import judge
+from havoc_core.bench.record import Device, Record
+from havoc_core.bench.targets import load_target
+
+SOURCES = Path(__file__).parent / "nvml_simulator"
+COMPILER = shutil.which("gcc") or shutil.which("cc")
+pytestmark = pytest.mark.skipif(
+    COMPILER is None or sys.platform != "linux", reason="the simulator needs a C compiler and Linux"
+)
+
+Simulate = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("simulator")
+    for source, name in (("nvml.c", "libnvidia-ml.so.1"), ("cuda.c", "libcuda.so.1")):
+        flags = ["-Wall", "-Wextra", "-Werror", "-O1", "-shared", "-fPIC", f"-Wl,-soname,{name}"]
+        subprocess.run([COMPILER, *flags, "-o", folder / name, SOURCES / source], check=True)
+    return folder
+
+
+@pytest.fixture
+def run(libraries: Path, tmp_path: Path) -> Simulate:
+    """Run Python under the simulator, with lines of the scenario replaced (None: taken out) or added."""
+
+    def start(*arguments: str, add: tuple[str, ...] = (), **replace: str | None) -> Any:
+        lines = (SOURCES / "gtx1660.scenario").read_text().splitlines()
+        lines = [line for line in lines if line.split()[0] not in replace]
+        lines += [f"{key} {value}" for key, value in replace.items() if value is not None]
+        (tmp_path / "scenario").write_text("\n".join([*lines, *add]) + "\n")
+        environment = {
+            **os.environ,
+            "LD_LIBRARY_PATH": str(libraries),
+            "HAVOC_NVML_SCENARIO": str(tmp_path / "scenario"),
+        }
+        command = [sys.executable, "-W", "error", *arguments]
+        return json.loads(subprocess.run(command, env=environment, stdout=subprocess.PIPE, check=True).stdout)
+
+    return start
+
+
+@pytest.fixture
+def session(run: Simulate, tiny_artifact: Path) -> Simulate:
+    """Measure the tiny artifact under the simulator: `session(mode, scenario changes)`."""
+
+    def start(mode: str, *, add: tuple[str, ...] = (), **replace: str | None) -> Any:
+        return run(str(SOURCES / "simulated_session.py"), str(tiny_artifact), mode, add=add, **replace)
+
+    return start
+
+
+IDENTIFY = """
+import json
+from havoc_core.bench.device import CUDA_PROVIDER, identify_device
+from havoc_core.errors import HavocError
+try:
+    print(identify_device(CUDA_PROVIDER).model_dump_json())
+except HavocError as error:
+    print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+"""
+
+
+@pytest.fixture
+def identify(run: Simulate) -> Callable[..., Device]:
+    """Identify the simulated card."""
+
+    def start(**replace: str | None) -> Device:
+        return Device.model_validate(run("-c", IDENTIFY, **replace), strict=False)
+
+    return start
+
+
+def test_two_witnesses_agree(identify: Callable[..., Device]) -> None:
+    """NVML through the genuine binding and the CUDA driver describe one GTX 1660, and it is known to be simulated."""
+    device = identify()
+    assert device.name == "NVIDIA GeForce GTX 1660"
+    assert device.gpu.disagreements == ()
+    assert device.gpu.nvml.uuid_sha256 == device.gpu.cuda.uuid_sha256
+    assert (device.gpu.pci_device_id, device.gpu.bus_width_bits, device.gpu.cuda.num_sms) == ("0x2184", 192, 22)
+    assert device.is_simulated
+    assert device.simulation_reasons
+    assert "0a1b2c3d" not in device.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("cuda_name", "NVIDIA GeForce GTX 1660 SUPER", "CUDA NVIDIA GeForce GTX 1660 SUPER"),
+        ("cuda_uuid", "0" * 32, "different UUIDs"),
+        ("cuda_cc", "8.6", "compute capability: NVML 7.5, CUDA 8.6"),
+        ("cuda_bus_width", "256", "memory bus: NVML 192, CUDA 256"),
+        ("cuda_memory", "4000000000", "memory: NVML 6442450944, CUDA 4000000000"),
+    ],
+)
+def test_witnesses_that_disagree(identify: Callable[..., Device], key: str, value: str, words: str) -> None:
+    """Where NVML and the CUDA driver differ, the record says in what."""
+    assert any(words in sentence for sentence in identify(**{key: value}).gpu.disagreements)
+
+
+def test_one_witness_is_missing(identify: Callable[..., Device], run: Simulate) -> None:
+    """A card that only NVML shows has one witness; a field the card lacks is None, not 0; a lost card is one line."""
+    device = identify(cuda_name=None, bus_width=None, power_limit_mw=None)
+    assert device.gpu.cuda is None
+    assert device.gpu.bus_width_bits is None
+    assert device.gpu.power_limit_w is None
+    lost = run("-c", IDENTIFY, cuda_name=None, lost="1")
+    assert lost["error"] == "MeasurementError"
+    assert "GPU was lost" in lost["message"]
+
+
+def test_simulated_record_never_passes(session: Simulate) -> None:
+    """A whole record made on the simulator is marked so, and the gate ends with 5 whatever it holds."""
+    record = Record.model_validate(session("record")["seen"], strict=False)
+    assert record.is_intact()
+    assert record.evidence == "simulated"
+    (series,) = record.memory.vram
+    assert (series.method, series.cross_check_method) == ("nvml_process", "nvml_device_delta")
+    assert series.peak_bytes == series.cross_check_bytes == 500_000_000
+    assert series.baseline_bytes == 310_000_000
+    assert record.energy is None or record.energy.method == "nvml_total_energy"
+    judgement = judge([record], load_target("gtx1660"))
+    assert judgement.exit_code == 5
+    assert judgement.evidence == "simulated"
+
+
+def test_growing_memory_peaks_at_its_end(session: Simulate) -> None:
+    """Memory that grows while the model runs is caught at its highest."""
+    (series,) = session("memory", process="child 400000000 100000")["seen"]["vram"]
+    assert series["reading_bytes"] == sorted(series["reading_bytes"])
+    assert series["peak_bytes"] == max(series["reading_bytes"]) > 410_000_000
+
+
+def test_accounting_is_believed_first(session: Simulate) -> None:
+    """With accounting on, the driver's own maximum counts and is held against sampling."""
+    (series,) = session("memory", accounting="1", accounted_peak="520000000")["seen"]["vram"]
+    assert (series["method"], series["peak_bytes"]) == ("nvml_accounting", 520_000_000)
+    assert (series["cross_check_method"], series["cross_check_bytes"]) == ("nvml_process", 500_000_000)
+
+
+def test_per_process_figure_is_withheld(session: Simulate) -> None:
+    """Where the driver will not tell per process (WDDM, WSL), the whole card minus its baseline counts."""
+    (series,) = session("memory", process="child na", hidden_bytes="640000000")["seen"]["vram"]
+    assert (series["method"], series["peak_bytes"]) == ("nvml_device_delta", 640_000_000)
+
+
+def test_stranger_spoils_the_baseline(session: Simulate) -> None:
+    """With a stranger on the card and no per-process figures there is no number, only a reason."""
+    stranger = f"process {os.getpid()} 900000000"
+    seen = session("memory", process="child na", hidden_bytes="640000000", add=(stranger,))["seen"]
+    assert seen["vram"] == []
+    assert "other processes" in seen["vram_reason"]
+
+
+@pytest.mark.parametrize("told", ["0", "1000"])
+def test_impossible_memory_is_no_number(session: Simulate, told: str) -> None:
+    """Zero, or less than the weights, is unavailable and never a small number."""
+    seen = session("memory", process=f"child {told}")["seen"]
+    assert seen["vram"] == []
+    assert seen["vram_reason"]
+
+
+def test_throttling_and_strangers_are_noticed(session: Simulate) -> None:
+    """A throttled clock and a stranger's process each make a window one to repeat."""
+    strange = session("latency", throttle="0x41", add=(f"process {os.getpid()} 900000000",))["seen"]
+    assert "the device throttled (hw_thermal_slowdown)" in strange["problems"]
+    assert "another process used the GPU" in strange["problems"]
+    assert strange["telemetry"][0]["sm_clock_mhz"] == 1785
+
+
+def test_idle_reasons_are_harmless(session: Simulate) -> None:
+    """A card that says "idle" between calls did not throttle."""
+    calm = session("latency", throttle="0x1")["seen"]
+    assert not [problem for problem in calm["problems"] if "CPU" not in problem]
+
+
+def test_lost_card_ends_the_measurement(session: Simulate) -> None:
+    """A card that disappears in mid-run is an invalid measurement (exit 4), not a zero."""
+    answer = session("memory", add=("after 600 lost 1",))
+    assert answer["error"] == "MeasurementError"
+    assert "GPU was lost" in answer["message"]

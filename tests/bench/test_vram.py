@@ -1,0 +1,110 @@
+"""The VRAM ladder: the best method that answered, checked by the next, and never a number that cannot be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from havoc_core.bench.gpu_processes import sort_out
+from havoc_core.bench.nvml import GpuProcess
+from havoc_core.bench.vram import VramFinding, VramReading, disagreement, settle
+
+MB = 1_000_000
+
+
+def _settle(readings: list[VramReading], **changes: Any) -> VramFinding:
+    usual = {
+        "process": 0,
+        "zero_ns": 0,
+        "interval_ms": 5.0,
+        "max_gap_ms": 6.0,
+        "baseline_bytes": 300 * MB,
+        "accounted_bytes": None,
+        "weight_bytes": 100 * MB,
+        "phase_start_ns": {"load": 1},
+    }
+    return settle(list(enumerate(readings)), **{**usual, **changes})
+
+
+def _reading(device: int | None, own: int | None = None, others: int | None = 0) -> VramReading:
+    return VramReading(
+        device_used_bytes=None if device is None else device * MB,
+        own_used_bytes=None if own is None else own * MB,
+        num_others=others,
+    )
+
+
+def test_methods_in_order() -> None:
+    """Accounting before per-process sampling before the whole card; each held against the next."""
+    readings = [_reading(400, 90), _reading(720, 410), _reading(700, 400)]
+    chosen = [
+        _settle(readings, accounted_bytes=415 * MB),
+        _settle(readings),
+        _settle([_reading(400), _reading(720)]),
+    ]
+    assert [(f.series.method, f.series.peak_bytes, f.series.cross_check_bytes) for f in chosen] == [
+        ("nvml_accounting", 415 * MB, 410 * MB),
+        ("nvml_process", 410 * MB, 420 * MB),
+        ("nvml_device_delta", 420 * MB, None),
+    ]
+    assert [disagreement(f.series) for f in chosen] == [None, None, None]
+
+
+def test_disagreement_is_a_problem() -> None:
+    """More than 64 MB and 5 % apart is no measurement."""
+    words = "nvml_process says 410000000 bytes, nvml_device_delta 600000000"
+    assert disagreement(_settle([_reading(900, 410)]).series) == words
+
+
+def test_strangers_close_the_whole_card() -> None:
+    """With others on the card, or nobody told, only per-process figures count."""
+    for others in (1, None):
+        finding = _settle([_reading(900, None, others)])
+        assert finding.series is None
+        assert "other processes" in finding.reason
+        assert _settle([_reading(900, 410, others)]).series.cross_check_method is None
+
+
+def test_nothing_is_never_zero() -> None:
+    """No reading, no memory told, or less than the weights: a reason, no series."""
+    for readings in ([], [_reading(None)], [_reading(300)], [_reading(350, 50)]):
+        finding = _settle(readings)
+        assert finding.series is None
+        assert finding.reason
+
+
+@given(
+    st.lists(
+        st.builds(
+            _reading,
+            st.none() | st.integers(0, 6000),
+            st.none() | st.integers(0, 6000),
+            st.none() | st.integers(0, 2),
+        ),
+        max_size=12,
+    )
+)
+def test_a_peak_holds_the_weights(readings: list[VramReading]) -> None:
+    """Whatever the driver answers, a peak is at least the weights, or there is a reason and no peak."""
+    finding = _settle(readings)
+    assert (finding.series is None) == (finding.reason is not None)
+    if finding.series is not None:
+        assert finding.series.peak_bytes >= 100 * MB
+
+
+def _process(pid: int, *, does_compute: bool = True) -> GpuProcess:
+    return GpuProcess(pid=pid, used_bytes=pid * MB, does_compute=does_compute)
+
+
+def test_our_process_is_told_from_strangers() -> None:
+    """Ours by its number, or in a container by being new and unknown; a display that draws is no stranger."""
+    visible = sort_out([_process(7), _process(8), _process(9, does_compute=False)], own_pid=7, idle_pids={8, 9})
+    assert (visible.own.pid, visible.num_foreign, visible.num_drawing) == (7, 1, 1)
+    container = sort_out([_process(50), _process(51)], own_pid=7, idle_pids={50}, exists=lambda _: False)
+    assert (container.own.pid, container.num_foreign) == (51, 1)
+    two_new = sort_out([_process(50), _process(51)], own_pid=7, idle_pids=(), exists=lambda _: False)
+    assert (two_new.own, two_new.num_foreign) == (None, 2)
+    local = sort_out([_process(50)], own_pid=7, idle_pids=(), exists=lambda _: True)
+    assert (local.own, local.num_foreign) == (None, 1)
