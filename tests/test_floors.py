@@ -17,7 +17,9 @@ LAZY = {("config", "model.config")}  # re-exports HavocConfig for those who look
 EDGE_BLOCKED = (
     "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib jinja2 transformers".split()
 )
-DRAWING = {"bench.charts", "bench.page", "bench.report"}  # for `havoc report` alone, which says what to install
+DRAWING = {
+    f"bench.{name}" for name in ("charts", "history", "page", "report")
+}  # for `havoc report` alone, which says what to install
 EDGE_MODULES = "errors storage progress config arguments cli __main__ export.artifact export.session".split() + [
     f"model.{name}" for name in "config cost structure tokenizer vision".split()
 ]
