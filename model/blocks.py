@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .linear import Linear
 from .rope import rope_tables
 
 if TYPE_CHECKING:
@@ -90,10 +91,10 @@ class GQAttention(nn.Module):
         super().__init__()
         shape, d_model = config.attention, config.d_model
         self.head_dim = shape.head_dim
-        self.q_proj = nn.Linear(d_model, shape.num_heads * shape.head_dim, bias=shape.qkv_bias)
-        self.k_proj = nn.Linear(d_model, shape.num_kv_heads * shape.head_dim, bias=shape.qkv_bias)
-        self.v_proj = nn.Linear(d_model, shape.num_kv_heads * shape.head_dim, bias=shape.qkv_bias)
-        self.o_proj = nn.Linear(shape.num_heads * shape.head_dim, d_model, bias=False)
+        self.q_proj = Linear(d_model, shape.num_heads * shape.head_dim, bias=shape.qkv_bias)
+        self.k_proj = Linear(d_model, shape.num_kv_heads * shape.head_dim, bias=shape.qkv_bias)
+        self.v_proj = Linear(d_model, shape.num_kv_heads * shape.head_dim, bias=shape.qkv_bias)
+        self.o_proj = Linear(shape.num_heads * shape.head_dim, d_model, bias=False)
         self.q_norm = RMSNorm(shape.head_dim, config.norm_eps) if shape.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(shape.head_dim, config.norm_eps) if shape.qk_norm else nn.Identity()
 
@@ -139,9 +140,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, d_model: int, hidden_dim: int) -> None:
         super().__init__()
-        self.w1 = nn.Linear(d_model, hidden_dim, bias=False)
-        self.w2 = nn.Linear(d_model, hidden_dim, bias=False)
-        self.w3 = nn.Linear(hidden_dim, d_model, bias=False)
+        self.w1 = Linear(d_model, hidden_dim, bias=False)
+        self.w2 = Linear(d_model, hidden_dim, bias=False)
+        self.w3 = Linear(hidden_dim, d_model, bias=False)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Return [B, T, D]."""

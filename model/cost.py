@@ -40,7 +40,7 @@ def tensor_bytes(name: str, shape: tuple[int, ...], structure: Structure) -> int
     """Bytes of one weight: norms and biases in the activation's type, matrices in the weight format.
 
     fp32 weights over fp16 activations are multiplied, and so stored, as fp16. Integer matrices are cut, row by row,
-    the vision projection is never quantized.
+    into blocks of `block_size` values (the last one padded) with one scale each; the vision projection never is.
     """
     is_plain = structure.weight_format == "fp32" or (structure.is_quantized and name == VISION_PROJECTION)
     if is_plain or len(shape) == 1:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..errors import HavocError
 from .blocks import KeyValue, LayerCache, RMSNorm, RotaryEmbedding, TransformerBlock
+from .linear import Linear
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,10 +36,8 @@ class HavocModel(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.vision_projection = (
-            nn.Linear(config.vision.patch_dim, config.d_model, bias=False) if config.vision else None
-        )
+        self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
+        self.vision_projection = Linear(config.vision.patch_dim, config.d_model, bias=False) if config.vision else None
         self.rotary = RotaryEmbedding(config.attention, config.max_seq_len)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
