@@ -2,8 +2,8 @@
 
 A candidate is alpha in [0, 2]^K, one weight per expert, and a structure, since a folded mixture costs the same for every
 alpha. Four objectives, as seed 003 asks: prefill latency and peak memory down, accuracy and throughput up. Cost is measured
-once per structure. The noise floor of each cost objective is the difference of two measurements of one structure in fresh
-processes; an objective whose range over the structures stays inside its floor is frozen and named, because what NSGA-II
+twice per structure, in fresh processes; the widest difference of two such measurements is the objective's noise floor. An
+objective whose range over the structures stays inside its floor is frozen and named, because what NSGA-II
 would find in it is luck. Accuracy is paired: every candidate answers the same rows of the search split. Limits are
 constraints; a failed candidate is infeasible with its reason. The best few are scored again on fresh rows of the search
 split, so that the choice is not the luckiest of many.
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 COST_OBJECTIVES = ("prefill_ms", "peak_bytes", "decode_tok_per_s")
 _IS_BETTER_HIGHER = frozenset({"decode_tok_per_s"})
+_NUM_REPEATS = 2
 _ALPHA_STEP = 0.05
 _SEED_MIXTURE = (1.2, 0.8, 1.5, 0.9)
 _NO_VALUE = 1e9
@@ -157,18 +158,16 @@ def search(
     Raises `HavocError` when the journal belongs to other settings or no candidate could be measured.
     """
     ledger = _Ledger(measurer, settings, journal_path)
-    total = len(settings.weight_formats) + 1 + settings.population * settings.generations + settings.num_finalists
+    total = _NUM_REPEATS * len(settings.weight_formats) + settings.population * settings.generations + settings.num_finalists
     with progress.stage("search", total) as stage:
-        costs = {}
+        pairs = {}
         for name in settings.weight_formats:
-            structure = Structure(name, settings.activation_dtype)
-            costs[name] = ledger.cost(structure, repeat=0)
-            stage.advance(note=f"cost of {name}")
-        first = settings.weight_formats[0]
-        again = ledger.cost(Structure(first, settings.activation_dtype), repeat=1)
-        stage.advance(note="noise floor")
-        floor = {metric: abs(again[metric] / costs[first][metric] - 1) for metric in COST_OBJECTIVES}
-        frozen = tuple(metric for metric in COST_OBJECTIVES if _range(costs, metric) <= floor[metric])
+            structure = Structure(name, settings.activation_dtype)  # type: ignore[arg-type] - checked by Structure
+            pairs[name] = [ledger.cost(structure, repeat=repeat) for repeat in range(_NUM_REPEATS)]
+            stage.advance(_NUM_REPEATS, note=f"cost of {name}")
+        costs = {name: _mean_cost(pair) for name, pair in pairs.items()}
+        floor = {metric: max(_range(pair, metric) for pair in pairs.values()) for metric in COST_OBJECTIVES}
+        frozen = tuple(metric for metric in COST_OBJECTIVES if _range(list(costs.values()), metric) <= floor[metric])
         seen = _evolve(ledger, settings, frozen, stage.advance)
         measured = [evaluation for evaluation in seen.values() if not evaluation.reason]
         if not measured:
@@ -184,10 +183,14 @@ def search(
     return SearchResult(tuple(seen.values()), tuple(front), floor, frozen, tuple(rescored), chosen)
 
 
-def _range(costs: Mapping[str, Mapping[str, float]], metric: str) -> float:
-    """Relative range of a metric over the structures."""
-    values = [cost[metric] for cost in costs.values()]
+def _range(costs: Sequence[Mapping[str, float]], metric: str) -> float:
+    """Relative range of a metric."""
+    values = [cost[metric] for cost in costs]
     return max(values) / min(values) - 1
+
+
+def _mean_cost(costs: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {metric: sum(cost[metric] for cost in costs) / len(costs) for metric in COST_OBJECTIVES}
 
 
 class _Ledger:
@@ -218,7 +221,11 @@ class _Ledger:
 
         def measure() -> dict[str, Any]:
             cost = {metric: float(value) for metric, value in self._measurer.cost(structure).items()}
-            bad = [metric for metric in COST_OBJECTIVES if not (math.isfinite(cost.get(metric, 0)) and cost.get(metric, 0) > 0)]
+            bad = [
+                metric
+                for metric in COST_OBJECTIVES
+                if not (math.isfinite(cost.get(metric, 0)) and cost.get(metric, 0) > 0)
+            ]
             if bad:
                 msg = f"the cost of {structure.weight_format} has no usable {', '.join(bad)}: {cost}"
                 raise HavocError(msg)
@@ -230,7 +237,7 @@ class _Ledger:
 
     def evaluate(self, candidate: Candidate, *, sample: int = 0) -> Evaluation:
         """Measure a candidate; a `HavocError` becomes an infeasible candidate with its reason."""
-        cost = self.cost(candidate.structure)
+        cost = _mean_cost([self.cost(candidate.structure, repeat=repeat) for repeat in range(_NUM_REPEATS)])
 
         def measure() -> dict[str, Any]:
             described = {
@@ -329,10 +336,7 @@ def _objectives(evaluation: Evaluation, frozen: Sequence[str]) -> list[float]:
     """All to be minimised; a frozen objective is 0 for everybody."""
     if evaluation.reason:
         return [_NO_VALUE] * (len(COST_OBJECTIVES) + 1)
-    cost = [
-        0.0 if metric in frozen else _signed(metric, evaluation.cost[metric])
-        for metric in COST_OBJECTIVES
-    ]
+    cost = [0.0 if metric in frozen else _signed(metric, evaluation.cost[metric]) for metric in COST_OBJECTIVES]
     return [*cost, -evaluation.mean_accuracy]
 
 

@@ -1,0 +1,140 @@
+"""The search keeps its promises against a measurer whose true optimum is known."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from havoc_core.adapt.search import COST_OBJECTIVES, Candidate, SearchSettings, search
+from havoc_core.errors import HavocError
+from havoc_core.model.structure import Structure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+BEST = {"math": 1.0, "code": 0.5}
+SPEED = {"fp32": 1.0, "int8": 0.6, "int4": 0.5}
+
+
+class KnownLandscape:
+    """Accuracy falls with the distance from BEST; cost depends on the format alone, with a little noise."""
+
+    def __init__(self, *, fail_above: float = 9.0, throughput_noise: float = 0.001) -> None:
+        self.num_answers = self.num_costs = 0
+        self._fail_above, self._noise = fail_above, throughput_noise
+
+    def cost(self, structure: Structure) -> Mapping[str, float]:
+        self.num_costs += 1
+        scale = SPEED[structure.weight_format]
+        wobble = 1 + self._noise * (self.num_costs % 2)
+        return {"prefill_ms": 10 * scale * wobble, "peak_bytes": 1e6 * scale, "decode_tok_per_s": 100.0 * wobble}
+
+    def answers(self, candidate: Candidate, *, sample: int) -> Mapping[str, tuple[bool, ...]]:
+        self.num_answers += 1
+        if candidate.alpha[0] > self._fail_above:
+            msg = "alpha too large for this graph"
+            raise HavocError(msg)
+        lost = {"fp32": 0, "int8": 1, "int4": 8}[candidate.structure.weight_format]
+        wanted = zip(candidate.alpha, BEST.items(), strict=True)
+        num_right = {domain: max(0, 98 - lost - round(30 * abs(alpha - best))) for alpha, (domain, best) in wanted}
+        return {domain: tuple(row < count - sample for row in range(100)) for domain, count in num_right.items()}
+
+
+SETTINGS = SearchSettings(domains=("math", "code"), population=10, generations=8, seed=3)
+
+
+def test_search_comes_close_to_the_known_optimum(tmp_path: Path) -> None:
+    """NSGA-II ends near the alpha that is best, and the front keeps cheaper formats beside it."""
+    result = search(KnownLandscape(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")
+    assert result.chosen.mean_accuracy > 0.9
+    assert len({evaluation.candidate.structure.weight_format for evaluation in result.front}) > 1
+
+
+def test_objective_inside_its_noise_is_frozen_and_named(tmp_path: Path) -> None:
+    """Throughput is the same for every format here, so the search must not optimise its noise."""
+    result = search(KnownLandscape(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")
+    assert result.frozen == ("decode_tok_per_s",)
+    assert result.to_json()["frozen"] == ["decode_tok_per_s"]
+
+
+def test_chosen_value_is_the_second_score(tmp_path: Path) -> None:
+    """The choice reports its score on fresh rows, not the one it was selected by."""
+    result = search(KnownLandscape(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")
+    screened = next(e for e in result.evaluations if e.candidate == result.chosen.candidate)
+    assert result.chosen.mean_accuracy < screened.mean_accuracy
+
+
+def test_failed_candidate_is_infeasible_with_its_reason(tmp_path: Path) -> None:
+    """A candidate that cannot be measured never wins, and its reason is kept."""
+    landscape = KnownLandscape(fail_above=0.5)
+    result = search(landscape, settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")
+    failed = result.to_json()["failed"]
+    assert failed
+    assert {entry["reason"] for entry in failed} == {"alpha too large for this graph"}
+    assert all(evaluation.candidate.alpha[0] <= 0.5 for evaluation in result.front)
+
+
+def test_limits_are_constraints(tmp_path: Path) -> None:
+    """A memory limit that only int4 meets makes int4 the choice, however accurate fp32 is."""
+    settings = SearchSettings(
+        domains=("math", "code"), population=12, generations=4, limits={"peak_bytes": ("<", 0.55e6)}
+    )
+    result = search(KnownLandscape(), settings=settings, journal_path=tmp_path / "journal.jsonl")
+    assert result.chosen.candidate.structure.weight_format == "int4"
+
+
+@pytest.mark.parametrize("num_kept", [1, 2, 5, 9, 30])
+def test_killed_search_repeats_no_finished_evaluation_and_ends_the_same(tmp_path: Path, num_kept: int) -> None:
+    """Cut the journal after any line, with a torn one behind it: the rest is measured once, the result is identical."""
+    path = tmp_path / "journal.jsonl"
+    whole = search(KnownLandscape(), settings=SETTINGS, journal_path=path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(lines[:num_kept]) + lines[num_kept][:20])
+    landscape = KnownLandscape()
+    landscape.num_costs = sum(b'"kind":"cost"' in line for line in lines[:num_kept])
+    before = landscape.num_costs
+    again = search(landscape, settings=SETTINGS, journal_path=path)
+    assert again.to_json() == whole.to_json()
+    assert landscape.num_answers + landscape.num_costs - before == len(lines) - num_kept
+    assert path.read_bytes().splitlines() == [line.rstrip(b"\n") for line in lines]
+
+
+def test_finished_search_is_read_back_without_measuring(tmp_path: Path) -> None:
+    """The same command on a finished journal measures nothing."""
+    path = tmp_path / "journal.jsonl"
+    whole = search(KnownLandscape(), settings=SETTINGS, journal_path=path)
+    landscape = KnownLandscape()
+    assert search(landscape, settings=SETTINGS, journal_path=path).to_json() == whole.to_json()
+    assert landscape.num_answers == landscape.num_costs == 0
+
+
+def test_journal_of_another_search_is_refused(tmp_path: Path) -> None:
+    """Settings are part of the journal: results of two searches never mix."""
+    path = tmp_path / "journal.jsonl"
+    search(KnownLandscape(), settings=SETTINGS, journal_path=path)
+    other = SearchSettings(domains=("math", "code"), population=8, generations=2)
+    with pytest.raises(HavocError, match="other settings"):
+        search(KnownLandscape(), settings=other, journal_path=path)
+
+
+def test_unusable_cost_is_refused(tmp_path: Path) -> None:
+    """A zero or missing cost is an error, never a very good candidate."""
+
+    class Zero(KnownLandscape):
+        def cost(self, structure: Structure) -> Mapping[str, float]:
+            return {**super().cost(structure), "peak_bytes": 0.0}
+
+    with pytest.raises(HavocError, match="peak_bytes"):
+        search(Zero(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")
+
+
+def test_front_document_is_plain_json(tmp_path: Path) -> None:
+    """`front.json` holds every candidate with alpha, structure, cost and both scores."""
+    result = search(KnownLandscape(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")
+    document = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    chosen = next(c for c in document["candidates"] if c["key"] == document["chosen"])
+    assert set(chosen["cost"]) == set(COST_OBJECTIVES)
+    assert chosen["rescored_accuracy"] is not None
