@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ..errors import HavocError
 from ..model.tensors import EMBEDDING, HEAD, VISION_PROJECTION, tensor_shapes
 
 if TYPE_CHECKING:
@@ -86,7 +87,10 @@ class Layout:
 
 
 def plan_layout(config: HavocConfig, structure: Structure) -> Layout:
-    """Lay out the data file of `config` stored as `structure`."""
+    """Lay out the data file of `config` stored as `structure`; one that says fp32 and would store fp16 is refused."""
+    if structure.weight_format == "fp32" and structure.activation_dtype == "fp16":
+        msg = "fp32 weights under fp16 activations would be rounded to fp16: ask for --weights fp16"
+        raise HavocError(msg)
     shapes: dict[str, tuple[int, ...]] = dict(tensor_shapes(config))
     half = config.attention.head_dim // 2
     shapes[ROPE_COS] = shapes[ROPE_SIN] = (config.max_seq_len, half)

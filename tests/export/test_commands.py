@@ -1,0 +1,117 @@
+"""The verbs of this room, as a person types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from havoc_core.adapt.expert import Expert, save_expert
+from havoc_core.cli import main
+from havoc_core.export.source import Source
+
+
+@pytest.fixture
+def experts_directory(experts: list[Expert], tmp_path: Path) -> Path:
+    for expert in experts:
+        save_expert(expert, tmp_path / "experts")
+    return tmp_path / "experts"
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+def test_export_verify_generate(base_directory: Path, experts_directory: Path, tmp_path: Path, capsys) -> None:
+    """The three verbs in a row: table or JSON on stdout, progress on stderr, the same text from base and artifact."""
+    out = tmp_path / "artifact"
+    assert run("export", base_directory, "--experts", experts_directory, "--alpha", "0.5,0.5", "--out", out) == 0
+    shown = capsys.readouterr()
+    assert "mixture     math 0.5, code 0.5 (rule delta)" in shown.out
+    assert "write weights" in shown.err
+    assert run("verify", out, "--base", base_directory, "--json", "--quiet") == 0
+    checks = json.loads(capsys.readouterr().out)["checks"]
+    assert [check["name"] for check in checks] == ["hashes", "graph", "fingerprint", "fold"]
+    assert run("verify", out) == 0
+    assert "not folded again: give --base DIR" in capsys.readouterr().out
+    plain = tmp_path / "plain"
+    assert run("export", base_directory, "--out", plain, "--quiet", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["manifest"]["mixture"]["alpha"] == {}
+    completions = []
+    for model in (base_directory, plain):
+        assert run("generate", model, "--prompt", "What is 12", "--max-new-tokens", 8, "--json") == 0
+        completions.append(json.loads(capsys.readouterr().out))
+    assert completions[0]["completion"] == completions[1]["completion"]
+    assert [item["runtime"] for item in completions] == ["torch", "onnxruntime"]
+
+
+def test_generate_reads_an_image(base_directory: Path, tmp_path: Path, capsys) -> None:
+    """A picture goes in by --image; one that is missing or no PNG is one line and exit code 2."""
+    out = tmp_path / "artifact"
+    assert run("export", base_directory, "--out", out, "--quiet") == 0
+    Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(tmp_path / "x.png")
+    assert run("generate", out, "--prompt", "what?", "--image", tmp_path / "x.png", "--max-new-tokens", 3) == 0
+    (tmp_path / "y.png").write_text("no")
+    for name in ("y.png", "z.png"):
+        capsys.readouterr()
+        assert run("generate", out, "--prompt", "what?", "--image", tmp_path / name) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_import_says_what_a_directory_is(base_directory: Path, tmp_path: Path, capsys) -> None:
+    """Architecture, size and hash of a good directory; the reason for a bad one."""
+    assert run("import", base_directory, "--json") == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["architecture"] == "HavocForCausalLM"
+    assert document["vision"] == "patches of 8 pixels"
+    assert run("import", base_directory) == 0
+    assert "parameters" in capsys.readouterr().out
+    assert run("import", tmp_path) == 2
+    assert "config.json: no such file" in capsys.readouterr().err
+
+
+def test_to_hf(text_base_directory: Path, tmp_path: Path, capsys) -> None:
+    """`--to hf` writes what `import` reads; integer weights are refused there."""
+    assert run("export", text_base_directory, "--to", "hf", "--out", tmp_path / "hf", "--quiet") == 0
+    assert run("import", tmp_path / "hf") == 0
+    assert "LlamaForCausalLM" in capsys.readouterr().out
+    assert run("export", text_base_directory, "--to", "hf", "--weights", "int4", "--out", tmp_path / "no") == 2
+    assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--alpha", "1,1"], "--experts DIR is missing"),
+        (["--experts", "EXPERTS"], "--alpha is missing"),
+        (["--experts", "EXPERTS", "--alpha", "1"], "--alpha has 1 weights, "),
+        (["--weights", "fp32", "--activations", "fp16"], "fp16"),
+    ],
+    ids=["no-experts", "no-alpha", "short-alpha", "rounded"],
+)
+def test_half_a_request_is_refused(
+    base_directory: Path, experts_directory: Path, tmp_path: Path, capsys, words: list[str], message: str
+) -> None:
+    """One line, exit code 2, nothing written."""
+    words = [str(experts_directory) if word == "EXPERTS" else word for word in words]
+    assert run("export", base_directory, *words, "--out", tmp_path / "out") == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_verify_refuses_what_is_not_the_artifact(source: Source, base_directory: Path, tmp_path: Path, capsys) -> None:
+    """A changed byte is exit code 5, no artifact is 2."""
+    out = tmp_path / "artifact"
+    assert run("export", base_directory, "--out", out, "--quiet") == 0
+    content = bytearray((out / "model.onnx").read_bytes())
+    content[100] ^= 1
+    (out / "model.onnx").write_bytes(content)
+    capsys.readouterr()
+    assert run("verify", out) == 5
+    assert "the file was changed" in capsys.readouterr().err
+    assert run("verify", tmp_path / "none") == 2

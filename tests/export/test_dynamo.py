@@ -1,0 +1,80 @@
+"""A second, independent derivation: torch.onnx traces the module, and both graphs give the same logits and cache."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from torch import Tensor, nn
+
+from havoc_core.export.package import export_artifact
+from havoc_core.export.session import DecoderSession
+from havoc_core.model.checkpoint import assemble
+from havoc_core.model.config import HavocConfig
+
+
+class _Flat(nn.Module):
+    """HavocModel with its cache as flat inputs and outputs, as an exporter wants it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
+        pairs = list(zip(past[::2], past[1::2], strict=True))
+        logits, present = self.model(input_ids, attention_mask, pairs, use_cache=True, last_only=True)
+        return (logits, *(tensor for pair in present for tensor in pair))
+
+
+@pytest.fixture(scope="module")
+def traced(configs: dict[str, HavocConfig], source_with, tmp_path_factory: pytest.TempPathFactory) -> ort.InferenceSession:
+    config = configs["text"]
+    model = assemble(config, source_with(config).tensors, source="test")
+    attention = config.attention
+    past = [torch.randn(2, attention.num_kv_heads, 5, attention.head_dim) for _ in range(2 * config.num_layers)]
+    shapes = ({0: "batch", 1: "new"}, {0: "batch", 1: "total"}, tuple({0: "batch", 2: "past"} for _ in past))
+    path = tmp_path_factory.mktemp("traced") / "model.onnx"
+    arguments = (torch.randint(0, 64, (2, 3)), torch.ones(2, 8, dtype=torch.long), *past)
+    names = [f"past{index}" for index in range(len(past))]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Flat(model).eval(),
+            arguments,
+            str(path),
+            input_names=["input_ids", "attention_mask", *names],
+            dynamo=True,
+            opset_version=23,
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+
+
+@pytest.mark.parametrize("splits", [(17,), (1,) * 6, (9, 1, 7)], ids=["prefill", "steps", "chunks"])
+def test_both_graphs_agree(
+    traced: ort.InferenceSession, configs: dict[str, HavocConfig], source_with, tmp_path: Path, splits: tuple[int, ...]
+) -> None:
+    """Logits and every key and value, on prefill from an empty past, single steps and chunks, with left padding."""
+    config = configs["text"]
+    session = DecoderSession.open(export_artifact(source_with(config), tmp_path / "a"))
+    ids = np.random.default_rng(1).integers(0, config.vocab_size, (2, sum(splits)))
+    mask = np.ones_like(ids)
+    mask[1, : splits[0] // 3] = 0
+    past = session.empty_past(2)
+    theirs_past = [value.numpy() for value in past.values]
+    start = 0
+    for size in splits:
+        stop = start + size
+        ours, past = session.extend(ids[:, start:stop], mask[:, :stop], past)
+        feeds = {"input_ids": ids[:, start:stop], "attention_mask": mask[:, :stop]}
+        feeds |= {f"past{index}": value for index, value in enumerate(theirs_past)}
+        theirs, *theirs_past = traced.run(None, feeds)
+        assert np.abs(ours - theirs[:, -1]).max() < 1e-4
+        for value, other in zip(past.values, theirs_past, strict=True):
+            assert np.abs(value.numpy()[0] - other[0]).max() < 1e-4
+        start = stop
