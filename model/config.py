@@ -19,16 +19,21 @@ from ..storage import read_json
 
 PRESETS = ("7b", "pico", "nano", "edge-135m", "edge-360m")
 
+# What is allocated before any tensor of a foreign directory proves its size is bounded here.
+MAX_SIZE = (1 << 31) - 1
+MAX_LAYERS = 1024
+MAX_CONTEXT = 1 << 20
+
 
 def _require(claim: bool, message: str) -> None:
     if not claim:
         raise HavocError(message)
 
 
-def _require_count(owner: str, fields: Mapping[str, object]) -> None:
+def _require_count(owner: str, fields: Mapping[str, object], *, most: int = MAX_SIZE) -> None:
     for name, value in fields.items():
-        is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 31
-        _require(is_count, f"{owner}.{name} must be a whole number of at least 1, not {value!r}")
+        is_count = isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+        _require(is_count, f"{owner}.{name} must be a whole number from 1 to {most}, not {value!r}")
 
 
 def _require_between(owner: str, name: str, value: object, low: float, high: float) -> None:
@@ -127,8 +132,9 @@ class HavocConfig:
     eos_token_id: int | tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        sizes = {"vocab_size": self.vocab_size, "d_model": self.d_model, "num_layers": self.num_layers}
-        _require_count("config", sizes | {"max_seq_len": self.max_seq_len})
+        _require_count("config", {"vocab_size": self.vocab_size, "d_model": self.d_model})
+        _require_count("config", {"num_layers": self.num_layers}, most=MAX_LAYERS)
+        _require_count("config", {"max_seq_len": self.max_seq_len}, most=MAX_CONTEXT)
         _require_between("config", "norm_eps", self.norm_eps, 0, 1)
         _require_between("config", "dropout", self.dropout, 0, 0.99)
         _require_between("config", "initializer_range", self.initializer_range, 0, 1)

@@ -277,7 +277,7 @@ def generate_text(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             generator=generator,
-            eos_id=tokenizer.eos_id,
+            eos_id=sorted({tokenizer.eos_id, *model.config.eos_token_ids}),
         )
         for index, text in zip(indices, tokenizer.decode_batch(new_BN.tolist()), strict=True):
             texts[index] = text

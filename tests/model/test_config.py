@@ -88,10 +88,11 @@ def test_the_seed_shape() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"vocab_size": 0}, "config.vocab_size must be a whole number of at least 1, not 0"),
+        ({"vocab_size": 0}, "config.vocab_size must be a whole number from 1 to 2147483647, not 0"),
         ({"d_model": 3.5}, "config.d_model must be a whole number"),
         ({"num_layers": True}, "config.num_layers must be a whole number"),
-        ({"max_seq_len": 2**31}, "config.max_seq_len must be"),
+        ({"num_layers": 2_000_000_000}, "config.num_layers must be a whole number from 1 to 1024"),
+        ({"max_seq_len": 2**31}, "config.max_seq_len must be a whole number from 1 to 1048576"),
         ({"norm_eps": -1.0}, r"config.norm_eps must be a number in \[0, 1\]"),
         ({"norm_eps": float("nan")}, "config.norm_eps"),
         ({"dropout": 1.0}, "config.dropout"),

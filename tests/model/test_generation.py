@@ -225,6 +225,17 @@ def test_sampled_texts_repeat_with_the_seed(model: HavocModel, tokenizer: Tokeni
     assert generate_text(model, tokenizer, questions, max_new_tokens=10, temperature=2.0, seed=8) != first
 
 
+def test_every_end_ends_a_text(model: HavocModel, tokenizer: Tokenizer) -> None:
+    """The tokenizer's end token and all the config names end a text; transformers' generate does the same."""
+    question = Question("the fox")
+    ids, mask, _ = encode_prompts(model, tokenizer, [question])
+    free = sample_tokens(model, ids, mask, max_new_tokens=10, temperature=0.0, eos_id=())[0].tolist()
+    other = HavocModel(model.config.replace(eos_token_id=(EOS, free[3])))
+    other.load_state_dict(model.state_dict())
+    expected = tokenizer.decode(free[: free.index(free[3]) + 1])
+    assert generate_text(other, tokenizer, [question], max_new_tokens=10) == [expected]
+
+
 def test_no_prompts_no_texts(model: HavocModel, tokenizer: Tokenizer) -> None:
     """Nothing asked, nothing written."""
     assert generate_text(model, tokenizer, [], max_new_tokens=4) == []
