@@ -1,0 +1,1 @@
+"""What an artifact costs on this device, and whether that is enough to release it."""
