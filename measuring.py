@@ -1,7 +1,7 @@
 """What the pipeline hands from room to room: the bench to the search, and the gate split to the score table.
 
-`adapt` never imports `bench`; the search is given a `BenchMeasurer`, so its objectives come from the code that writes the
-reports. The gate split is opened in one place, `score_table`, after every choice has been made.
+`adapt` never imports `bench`; the search is given a `BenchMeasurer`, so its objectives come from the code that writes
+the reports. The gate split is opened in one place, `score_table`, after every choice has been made.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from .bench.targets import load_target
 from .errors import MeasurementError
 from .export.candidates import CandidateSessions
 from .export.package import export_artifact
-from .export.session import DecoderSession
 from .model.structure import Structure
 
 if TYPE_CHECKING:
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
     from .adapt.svf import Basis
     from .adapt.tasks.task import Row
     from .config import Recipe
+    from .export.session import DecoderSession
     from .model.checkpoint import Base
     from .progress import Progress
 
@@ -62,7 +62,8 @@ def limits_of(target_name: str) -> dict[str, tuple[str, float]]:
 class BenchMeasurer:
     """Measures candidates for the search; use it in `with`, it keeps the exported structures in a temporary folder.
 
-    Sample 0 and sample 1 of the search split are disjoint, and both are disjoint from the rows that experts were validated on.
+    Sample 0 and sample 1 of the search split are disjoint, and both are disjoint from the rows that experts were
+    validated on.
     """
 
     def __init__(self, recipe: Recipe, base: Base, basis: Basis, experts: Sequence[Expert]) -> None:
@@ -115,36 +116,40 @@ def answers_of(session: DecoderSession, domain: str, rows: Sequence[Row], recipe
     )
     if scores.failed:
         reason = scores.reasons[scores.failed_rows[0]]
-        msg = f"{domain}: the judge failed on {scores.failed} of {len(rows)} rows ({reason}); nothing can be said of them"
+        msg = (
+            f"{domain}: the judge failed on {scores.failed} of {len(rows)} rows ({reason}); nothing can be said of them"
+        )
         raise MeasurementError(msg)
     return scores.right
 
 
 def score_table(
-    recipe: Recipe, base: Base, basis: Basis, experts: Sequence[Expert], artifact: Path, progress: Progress
+    recipe: Recipe,
+    base: Base,
+    basis: Basis,
+    experts: Sequence[Expert],
+    mixture: Answers,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Open the gate split: accuracy of base, each expert alone and the artifact, and the artifact paired against each.
+    """Open the gate split for base and experts, and put the artifact's answers, `mixture`, beside them.
 
-    All answer the same rows. `margin` is the artifact's mean over the domains less the other's, with a 95 % interval of the
-    paired differences; `is_proven` says that it lies above 0.
+    All answer the same rows. `margin` is the mixture's mean over the domains less the other's, with a 95 % interval
+    of the paired differences; `is_proven` says that it lies above 0.
     """
     domains = recipe.experts.domains
     rows = {domain: _gate_rows(recipe, domain) for domain in domains}
     answers: dict[str, Answers] = {}
-    with progress.stage("gate split", (len(experts) + 2) * len(domains)) as stage:
-        for name, session in _contestants(base, basis, experts, artifact):
-            answers[name] = {}
+    with progress.stage("base and experts on the gate split", (len(experts) + 1) * len(domains)) as stage:
+        for name, session in _contestants(base, basis, experts):
+            right: dict[str, Sequence[bool]] = {}
             for domain in domains:
-                answers[name] = {**answers[name], domain: answers_of(session, domain, rows[domain], recipe)}
+                right[domain] = answers_of(session, domain, rows[domain], recipe)
                 stage.advance(note=f"{name} on {domain}")
+            answers[name] = right
     return {
         "split": "gate",
-        "rows": [_table_row(name, by_domain) for name, by_domain in answers.items()],
-        "paired": [
-            {"against": name, **paired_margin(answers["mixture"], by_domain)}
-            for name, by_domain in answers.items()
-            if name != "mixture"
-        ],
+        "rows": [_table_row(name, right) for name, right in {**answers, "mixture": mixture}.items()],
+        "paired": [{"against": name, **paired_margin(mixture, right)} for name, right in answers.items()],
     }
 
 
@@ -159,15 +164,12 @@ def _gate_rows(recipe: Recipe, domain: str) -> list[Row]:
     )
 
 
-def _contestants(
-    base: Base, basis: Basis, experts: Sequence[Expert], artifact: Path
-) -> Iterator[tuple[str, DecoderSession]]:
+def _contestants(base: Base, basis: Basis, experts: Sequence[Expert]) -> Iterator[tuple[str, DecoderSession]]:
     sessions = CandidateSessions(base, basis, experts)
     exact = Structure()
     yield "base", sessions.open([0.0] * len(experts), exact)
     for place, expert in enumerate(experts):
         yield expert.domain, sessions.open([float(place == other) for other in range(len(experts))], exact)
-    yield "mixture", DecoderSession.open(artifact)
 
 
 def _table_row(name: str, answers: Answers) -> dict[str, Any]:
@@ -183,7 +185,8 @@ def _table_row(name: str, answers: Answers) -> dict[str, Any]:
 def paired_margin(ours: Answers, theirs: Answers) -> dict[str, Any]:
     """Mean over the domains of the paired difference in share right, with its 95 % normal interval.
 
-    Each domain weighs the same; the variance is the sum of the domains' variances of the mean, over the domains squared.
+    Each domain weighs the same; the variance is the sum of the domains' variances of the mean, over the domains
+    squared.
     """
     means, variances = [], []
     for domain, right in ours.items():

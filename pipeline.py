@@ -15,9 +15,8 @@ stopped goes on where it was: the same command finds what is finished and does t
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from . import storage
 from .config import Recipe, load_recipe, recipe_toml
@@ -26,7 +25,7 @@ from .progress import make_progress
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from .adapt.expert import Expert
     from .adapt.search import SearchResult
@@ -41,11 +40,36 @@ def handle_run(args: argparse.Namespace) -> int:
     from .summary import show_run
 
     recipe = load_recipe(args.recipe)
-    progress = make_progress()
+    progress = make_progress(quiet=args.quiet)
     command = " ".join(["havoc run", *([str(args.recipe)] if args.recipe else []), f"--out {args.out}"])
     judgements = run(recipe, args.out, command=command, progress=progress)
     show_run(args.out, judgements, as_json=args.json)
     return judgements[0][1].exit_code
+
+
+def handle_search(args: argparse.Namespace) -> int:
+    """Search mixture and structure of experts that are there; write `search/journal.jsonl` and `front.json`."""
+    from .adapt.commands import base_basis
+    from .model.checkpoint import load_base
+    from .summary import show_search
+
+    recipe = load_recipe(args.recipe)
+    data = {"source": str(args.data) if args.data else recipe.data.source, "online": args.online or recipe.data.online}
+    search_changes = {} if args.seed is None else {"seed": args.seed}
+    recipe = recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update=data),
+            "search": recipe.search.model_copy(update=search_changes),
+            "gate": recipe.gate.model_copy(update={"targets": (args.target,)}),
+        }
+    )
+    progress = make_progress(quiet=args.quiet)
+    base = load_base(args.base)
+    basis = base_basis(base, args.out, progress)
+    experts = read_experts(recipe, args.experts, base, basis)
+    result = search_mixture(recipe, base, basis, experts, args.out, progress)
+    show_search(result, recipe.experts.domains, args.out, as_json=args.json)
+    return 0
 
 
 def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Progress) -> list[tuple[str, Judgement]]:
@@ -58,10 +82,9 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
     basis, experts = train_experts(recipe, base, out, progress)
     result = search_mixture(recipe, base, basis, experts, out, progress)
     artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
-    score_everything(recipe, base, basis, experts, artifact, out, progress)
-    measure_artifact(recipe, artifact, out, progress)
+    measure_artifact(recipe, base, basis, experts, artifact, out, progress)
     _, judgements = write_report(out, targets=recipe.gate.targets, command=command)
-    write_handoff(recipe, experts, artifact, judgements[0], out)
+    write_handoff(experts, artifact, judgements[0], out)
     return list(zip(recipe.gate.targets, judgements, strict=True))
 
 
@@ -79,11 +102,11 @@ def claim_folder(recipe: Recipe, out: Path) -> None:
 def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> tuple[Basis, list[Expert]]:
     """Compute the basis and train one expert a domain; those whose file is there are read back."""
     from .adapt.commands import base_basis, reinforce_settings
-    from .adapt.expert import expert_path, load_expert, save_expert
+    from .adapt.expert import expert_path, save_expert
     from .adapt.reinforce import train_expert
 
     basis = base_basis(base, out, progress)
-    folder, experts = out / "experts", []
+    folder = out / "experts"
     for domain in recipe.experts.domains:
         if not expert_path(folder, domain).exists():
             expert = train_expert(
@@ -97,8 +120,17 @@ def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> 
                 progress=progress,
             )
             save_expert(expert, folder)
-        experts.append(load_expert(expert_path(folder, domain), base_hash=base.weight_hash, basis_hash=basis.hash))
-    return basis, experts
+    return basis, read_experts(recipe, folder, base, basis)
+
+
+def read_experts(recipe: Recipe, folder: Path, base: Base, basis: Basis) -> list[Expert]:
+    """Read the recipe's experts from a folder; one of another base is refused."""
+    from .adapt.expert import expert_path, load_expert
+
+    return [
+        load_expert(expert_path(folder, domain), base_hash=base.weight_hash, basis_hash=basis.hash)
+        for domain in recipe.experts.domains
+    ]
 
 
 def search_mixture(
@@ -152,7 +184,7 @@ def export_mixture(
     )
 
 
-def score_everything(
+def measure_artifact(
     recipe: Recipe,
     base: Base,
     basis: Basis,
@@ -161,37 +193,32 @@ def score_everything(
     out: Path,
     progress: Progress,
 ) -> None:
-    """Open the gate split once, for base, experts and artifact; leave `scores.json` with paired comparisons."""
-    from .measuring import score_table
+    """Measure the artifact in fresh processes and open the gate split once; leave `scores.json` and `record.json`.
 
-    if not (out / "scores.json").exists():
-        table = score_table(recipe, base, basis, experts, artifact, progress)
-        storage.write_json(out / "scores.json", table)
-
-
-def measure_artifact(recipe: Recipe, artifact: Path, out: Path, progress: Progress) -> None:
-    """Measure the artifact in fresh processes and score it on the gate split; leave the sealed `record.json`."""
-    from .bench.accuracy import add_accuracy
+    The record is written last: it is the mark that both are there.
+    """
+    from .bench.accuracy import add_accuracy, run_accuracy
     from .bench.measure import measure
+    from .measuring import score_table
 
     if (out / "record.json").exists():
         return
-    record = measure(artifact, profile=recipe.bench.profile, progress=progress)
-    record = add_accuracy(
-        record,
+    scored = run_accuracy(
         artifact,
         domains=recipe.experts.domains,
         num_rows=recipe.gate.num_rows,
         seed=recipe.data.seed,
         data_dir=recipe.data.directory,
+        online=recipe.data.online,
+        max_new_tokens=recipe.experts.max_new_tokens,
         progress=progress,
     )
-    record.save(out / "record.json")
+    storage.write_json(out / "scores.json", score_table(recipe, base, basis, experts, scored.right, progress))
+    record = measure(artifact, profile=recipe.bench.profile, progress=progress)
+    add_accuracy(record, scored).save(out / "record.json")
 
 
-def write_handoff(
-    recipe: Recipe, experts: Sequence[Expert], artifact: Path, judgement: Judgement, out: Path
-) -> Mapping[str, Any]:
+def write_handoff(experts: Sequence[Expert], artifact: Path, judgement: Judgement, out: Path) -> None:
     """Write `handoff.json`, the form seed 003 hands to the next phase."""
     from .adapt.expert import expert_path
     from .bench.handoff import build_handoff
@@ -206,4 +233,3 @@ def write_handoff(
         adapted_model=artifact.name,
     )
     storage.write_json(out / "handoff.json", handoff)
-    return handoff

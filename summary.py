@@ -1,4 +1,4 @@
-"""What a person sees when a run has ended: accuracy by domain, the figures against the limits, the verdicts, the page."""
+"""What a person sees when a run has ended: accuracy by domain, figures against limits, verdicts, the page."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from .adapt.search import SearchResult
     from .bench.gate import Judgement
 
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta", "not_measured": "cyan"}
@@ -49,11 +50,28 @@ def show_run(out: Path, judgements: Sequence[tuple[str, Judgement]], *, as_json:
     console.print(f"\nreport: {out / 'report.html'}", highlight=False, soft_wrap=True)
 
 
+def show_search(result: SearchResult, domains: Sequence[str], out: Path, *, as_json: bool) -> None:
+    """Print what a search chose: mixture, structure, and its score on rows that did not choose it."""
+    if as_json:
+        print(json.dumps(result.to_json()))
+        return
+    candidate = result.chosen.candidate
+    alpha = ", ".join(f"{domain} {weight:g}" for domain, weight in zip(domains, candidate.alpha, strict=True))
+    accuracy = ", ".join(f"{domain} {share:.1%}" for domain, share in result.chosen.accuracy.items())
+    print(f"chosen: {alpha}; weights {candidate.structure.weight_format}")
+    print(f"on fresh rows of the search split: {accuracy}")
+    if result.frozen:
+        print(f"frozen, because the structures do not differ beyond the noise: {', '.join(result.frozen)}")
+    print(f"{len(result.evaluations)} candidates, {len(result.front)} on the front: {out / 'front.json'}")
+
+
 def score_table(scores: Mapping[str, Any]) -> Table:
     """Accuracy of base, experts and mixture by domain, with 95 % intervals."""
     domains = list(scores["rows"][0]["accuracy"])
     num_rows = scores["rows"][0]["accuracy"][domains[0]]["num_rows"]
-    table = Table(title=f"Accuracy, {scores['split']} split, {num_rows} rows a domain, 95 % intervals", title_justify="left")
+    table = Table(
+        title=f"Accuracy, {scores['split']} split, {num_rows} rows a domain, 95 % intervals", title_justify="left"
+    )
     table.add_column("")
     for domain in [*domains, "mean"]:
         table.add_column(domain, justify="right")
@@ -73,7 +91,9 @@ def _share(count: Mapping[str, Any]) -> str:
 def _paired(row: Mapping[str, Any]) -> str:
     words = "beats" if row["is_proven"] else "is not proven to beat"
     interval = f"{100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
-    return f"the mixture {words} {row['against']}: {100 * row['margin']:+.1f} points on the mean, paired 95 % {interval}"
+    return (
+        f"the mixture {words} {row['against']}: {100 * row['margin']:+.1f} points on the mean, paired 95 % {interval}"
+    )
 
 
 def limit_table(name: str, judgement: Judgement) -> Table:

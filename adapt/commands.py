@@ -6,12 +6,12 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
-from ..config import ExpertSettings
 from ..errors import HavocError
-from ..progress import SILENT, make_progress
+from ..progress import make_progress
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
     from ..model.checkpoint import Base
     from ..progress import Progress
@@ -26,7 +26,7 @@ def handle_pretrain(args: argparse.Namespace) -> int:
     settings = PretrainSettings()
     changes = {"num_steps": args.steps, "seed": args.seed}
     settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
-    out = pretrain(args.preset, args.out, settings=settings, progress=SILENT if args.quiet else make_progress())
+    out = pretrain(args.preset, args.out, settings=settings, progress=make_progress(quiet=args.quiet))
     print(json.dumps({"base": str(out)}) if args.json else f"base written to {out}")
     return 0
 
@@ -37,7 +37,7 @@ def handle_train(args: argparse.Namespace) -> int:
     from .expert import save_expert
     from .reinforce import train_expert
 
-    progress = SILENT if args.quiet else make_progress()
+    progress = make_progress(quiet=args.quiet)
     base = load_base(args.base)
     basis = base_basis(base, args.out, progress)
     changes = {"num_steps": args.steps, "seed": args.seed}
@@ -62,19 +62,16 @@ def handle_train(args: argparse.Namespace) -> int:
     return 0
 
 
-def base_basis(base: Base, out: object, progress: Progress) -> Basis:
+def base_basis(base: Base, out: Path, progress: Progress) -> Basis:
     """Return the basis of `base`, from `out`/basis.safetensors if it is there and fits."""
-    from pathlib import Path
-
-    from ..model.checkpoint import open_tensors
     from .basis import cached_basis
 
     if base.directory is None:
         msg = "a preset with random weights knows nothing an expert could build on; give a trained base"
         raise HavocError(msg)
     return cached_basis(
-        Path(str(out)) / "basis.safetensors",
-        open_tensors(base.directory),
+        out / "basis.safetensors",
+        base.tensors(),
         base_hash=base.weight_hash,
         progress=progress,
     )

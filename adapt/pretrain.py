@@ -43,8 +43,8 @@ _CHECKPOINT = "pretraining.safetensors"
 class PretrainSettings:
     """The recipe: everything but the preset that the weights depend on.
 
-    `rows_per_domain` rows of each domain's train split are cycled through `num_steps` steps of `batch_size` sequences, an
-    equal share from each domain, which also weighs the same in the loss. Learning rates are peaks.
+    `rows_per_domain` rows of each domain's train split are cycled through `num_steps` steps of `batch_size`
+    sequences, an equal share from each domain, which also weighs the same in the loss. Learning rates are peaks.
     """
 
     seed: int = 0
@@ -61,7 +61,7 @@ class PretrainSettings:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Sequences of one domain: `ids` and `labels` int64 [B, T], right-padded; `patches` float32 [P, F] of all images or None."""
+    """Right-padded sequences of one domain: `ids` and `labels` int64 [B, T], `patches` float32 [P, F] or None."""
 
     ids: torch.Tensor
     labels: torch.Tensor
@@ -84,18 +84,25 @@ def pretrain(preset: str, out: Path, *, settings: PretrainSettings | None = None
         msg = f"preset {preset!r} reads no images and the built-in corpus has a vision domain: use nano"
         raise HavocError(msg)
     rows = {domain: _train_rows(domain, settings, progress) for domain in DOMAINS}
+    data = {domain: sources.rows_hash(domain_rows) for domain, domain_rows in rows.items()}
     tokenizer = _trained_tokenizer(rows, settings, config)
+    tokenizer.save(out)
     model = HavocModel(config)
-    trainer = _Trainer(model, settings, out / _CHECKPOINT)
+    trainer = _Trainer(model, settings, out / _CHECKPOINT, key=_run_key(preset, settings, data))
     batches = _batches(rows, tokenizer, config, settings, trainer.num_done)
     with progress.stage(f"pretraining {preset}", settings.num_steps) as stage:
         stage.advance(trainer.num_done)
         for step_batches in batches:
             loss = trainer.step(step_batches)
             stage.advance(note=f"loss {loss:.3f}")
-    _write_base(out, model, tokenizer, preset, settings, rows, trainer)
+    _write_base(out, model, preset, settings, data, trainer)
     (out / _CHECKPOINT).unlink(missing_ok=True)
     return out
+
+
+def _run_key(preset: str, settings: PretrainSettings, data: dict[str, str]) -> str:
+    """Name everything the weights depend on, so that a checkpoint of anything else is refused."""
+    return storage.sha256_json({"preset": preset, "settings": dataclasses.asdict(settings), "data": data})
 
 
 def _train_rows(domain: str, settings: PretrainSettings, progress: Progress) -> list[Row]:
@@ -110,8 +117,8 @@ def _trained_tokenizer(rows: dict[str, list[Row]], settings: PretrainSettings, c
     texts = []
     for domain, domain_rows in rows.items():
         task = task_for(domain)
-        for row in domain_rows[: settings.num_tokenizer_rows]:
-            texts.append(task.prompt(row).text + task.corpus(row, rng))
+        shown = domain_rows[: settings.num_tokenizer_rows]
+        texts += [task.prompt(row).text + task.corpus(row, rng) for row in shown]
     return train_tokenizer(texts, config.vocab_size)
 
 
@@ -163,13 +170,14 @@ def collate(documents: list[tuple[str, str, bytes | None]], tokenizer: Tokenizer
 class _Trainer:
     """Weights, optimizers and the loss curve; the state that a checkpoint holds."""
 
-    def __init__(self, model: HavocModel, settings: PretrainSettings, checkpoint: Path) -> None:
-        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    def __init__(self, model: HavocModel, settings: PretrainSettings, checkpoint: Path, *, key: str) -> None:
+        matrices = [p for name, p in model.named_parameters() if p.ndim > 1 and "embed" not in name]
         matrix_ids = {id(p) for p in matrices}
         others = [p for p in model.parameters() if id(p) not in matrix_ids]
         self.model = model.train()
         self._settings = settings
         self._checkpoint = checkpoint
+        self._key = key
         self._optimizers: list[torch.optim.Optimizer] = [
             torch.optim.Muon(
                 matrices, lr=settings.muon_learning_rate, momentum=0.95, weight_decay=settings.weight_decay
@@ -232,15 +240,14 @@ class _Trainer:
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         tensors["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
         unshared = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-        metadata = {"settings": storage.sha256_json(dataclasses.asdict(self._settings))}
-        storage.write_bytes(self._checkpoint, safetensors.torch.save(unshared, metadata))
+        storage.write_bytes(self._checkpoint, safetensors.torch.save(unshared, {"key": self._key}))
 
     def _resume(self) -> None:
         if not self._checkpoint.exists():
             return
         with safetensors.safe_open(self._checkpoint, "pt") as file:
-            if (file.metadata() or {}).get("settings") != storage.sha256_json(dataclasses.asdict(self._settings)):
-                msg = f"{self._checkpoint} is a run with other settings; remove it or choose another --out"
+            if (file.metadata() or {}).get("key") != self._key:
+                msg = f"{self._checkpoint} is a run with other settings or data; remove it or choose another --out"
                 raise HavocError(msg)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
@@ -258,25 +265,20 @@ class _Trainer:
 def _write_base(
     out: Path,
     model: HavocModel,
-    tokenizer: Tokenizer,
     preset: str,
     settings: PretrainSettings,
-    rows: dict[str, list[Row]],
+    data: dict[str, str],
     trainer: _Trainer,
 ) -> None:
-    """Write tokenizer, record and card first, the fp16 weights last: they are the mark of a finished base."""
+    """Write the record first, the fp16 weights last: they are the mark of a finished base."""
     record = {
         "preset": preset,
         "settings": dataclasses.asdict(settings),
-        "data": {
-            domain: storage.sha256_json([sources.content_hash(row) for row in domain_rows])
-            for domain, domain_rows in rows.items()
-        },
+        "data": data,
         "torch": torch.__version__,
         "num_threads": torch.get_num_threads(),
         "seconds": round(trainer.seconds, 1),
         "loss": [round(loss, 4) for loss in trainer.losses[:: max(1, len(trainer.losses) // 200)]],
     }
-    tokenizer.save(out)
     storage.write_json(out / "pretraining.json", record)
     model.eval().half().save_pretrained(out)

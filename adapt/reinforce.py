@@ -7,8 +7,9 @@ A step samples S completions for each of P prompts from the folded policy, judge
 with the leave-one-out baseline A_n = r_n - mean of the other S - 1 rewards of the same prompt (RLOO, arXiv 2402.14740),
 over the generated token ids, end token included. The KL is summed over the vocabulary at each sampled prefix, which has
 the expectation of the single-sample estimate and less variance. Groups in which every reward is equal carry no
-policy gradient and are left out of the backward pass (and counted). Training keeps the state that did best on the search
-split; it resumes from a checkpoint step for step, because every random choice of step n depends on the seed and n alone.
+policy gradient and are left out of the backward pass (and counted). Training keeps the state that did best on the
+search split; it resumes from a checkpoint step for step, because every random choice of step n depends on the seed
+and n alone.
 
 Legend: B rows (P prompts x S samples), T prompt tokens, N new tokens, V vocabulary.
 """
@@ -49,8 +50,9 @@ _MIN_PROBABILITY_OF_SIGNAL = 1e-9
 class ReinforceSettings:
     """What one expert's training depends on, beside the base, the basis and the domain.
 
-    `optimizer` defaults to seed 003's `MuGrokConfig.from_phase(7)`; its `kl_coefficient` is beta. `rows` are drawn from the
-    train split; `num_validation_rows` of the search split are answered greedily every `validate_every` steps.
+    `optimizer` defaults to seed 003's `MuGrokConfig.from_phase(7)`; its `kl_coefficient` is beta. `rows` are drawn
+    from the train split; `num_validation_rows` of the search split are answered greedily every `validate_every`
+    steps.
     """
 
     seed: int = 0
@@ -80,7 +82,7 @@ class ReinforceSettings:
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """Sampled completions of one step: ids int64 [B, T + N], mask int64 [B, T + N], rewards and advantages float32 [B]."""
+    """Sampled completions of one step: ids and mask int64 [B, T + N], rewards and advantages float32 [B]."""
 
     ids: torch.Tensor
     mask: torch.Tensor
@@ -105,9 +107,9 @@ def train_expert(
 ) -> Expert:
     """Train the expert of `domain` and return it; `base.model` is given back unchanged.
 
-    `checkpoint_dir` receives `training_<domain>.safetensors` (state) and `training_<domain>.jsonl` (one line a step). Raises
-    `HavocError` when every sampled reward of the first steps is equal, since there is nothing to learn from, and
-    `MeasurementError` when gradients stay non-finite.
+    `checkpoint_dir` receives `training_<domain>.safetensors` (state) and `training_<domain>.jsonl` (one line a step).
+    Raises `HavocError` when every sampled reward of the first steps is equal, since there is nothing to learn from,
+    and `MeasurementError` when gradients stay non-finite.
     """
     train_rows = sources.rows(
         domain, "train", settings.num_train_rows, seed=settings.seed, data_dir=data_dir, online=online
@@ -163,7 +165,7 @@ class _Run:
         return f"reward {last['reward']:.2f} kl {last['kl']:.3f} best {self._best_share():.1%}"
 
     def _best_share(self) -> float:
-        return self._best_score["num_right"] / max(1, self._best_score["num_rows"])
+        return float(self._best_score["num_right"] / max(1, self._best_score["num_rows"]))
 
     def validate(self, rows: Sequence[Row]) -> None:
         """Answer the validation rows greedily; keep the deltas if they are the best so far."""
@@ -289,9 +291,7 @@ def _unflattened(plain: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any
     return content
 
 
-def sample_rollout(
-    base: Base, domain: str, rows: Sequence[Row], settings: ReinforceSettings, *, seed: int
-) -> Rollout:
+def sample_rollout(base: Base, domain: str, rows: Sequence[Row], settings: ReinforceSettings, *, seed: int) -> Rollout:
     """Sample S completions for each row from the current policy and judge them; failed judgements get advantage 0."""
     task, num_samples = task_for(domain), settings.samples_per_prompt
     ids_BT, mask_BT, patches = encode_prompts(base.model, base.tokenizer, [task.prompt(row) for row in rows])
@@ -332,7 +332,7 @@ def _generated_mask(new_BN: torch.Tensor, eos_id: int) -> torch.Tensor:
 
 
 def leave_one_out(rewards_PS: torch.Tensor, is_judged_PS: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Advantages [P, S]: each reward less the mean of the other judged rewards of its prompt; and the number of flat prompts.
+    """Advantages [P, S]: each reward less the mean of the prompt's other judged rewards; and the number of flat prompts.
 
     A completion that was not judged, or has no judged neighbour, gets 0.
     """
@@ -367,7 +367,7 @@ def policy_loss(
     kl_B = (kl_BN * weight_BN).sum(dim=1) / weight_BN.sum(dim=1)
     loss = (policy + kl_coefficient * kl_B.sum()) / len(rollout.advantages)
     if not torch.isfinite(loss):
-        msg = f"the policy loss is {loss.item()}: lower the learning rate or raise the KL weight; the last good state is kept"
+        msg = f"the policy loss is {loss.item()}: lower the learning rate; the last good state is kept"
         raise MeasurementError(msg)
     return loss, kl_B.mean().item()
 

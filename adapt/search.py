@@ -1,29 +1,29 @@
 """Search mixture and structure with NSGA-II, against measurements that are handed in.
 
-A candidate is alpha in [0, 2]^K, one weight per expert, and a structure, since a folded mixture costs the same for every
-alpha. Four objectives, as seed 003 asks: prefill latency and peak memory down, accuracy and throughput up. Cost is measured
-twice per structure, in fresh processes; the widest difference of two such measurements is the objective's noise floor. An
-objective whose range over the structures stays inside its floor is frozen and named, because what NSGA-II
-would find in it is luck. Accuracy is paired: every candidate answers the same rows of the search split. Limits are
-constraints; a failed candidate is infeasible with its reason. The best few are scored again on fresh rows of the search
-split, so that the choice is not the luckiest of many.
+A candidate is alpha in [0, 2]^K, one weight per expert, and a structure, since a folded mixture costs the same for
+every alpha. Four objectives, as seed 003 asks: prefill latency and peak memory down, accuracy and throughput up. Cost
+is measured twice per structure, in fresh processes; the widest difference of two such measurements is the objective's
+noise floor. An objective whose range over the structures stays inside its floor is frozen and named, because what
+NSGA-II would find in it is luck. Accuracy is paired: every candidate answers the same rows of the search split.
+Limits are constraints; a failed candidate is infeasible with its reason. The best few are scored again on fresh rows
+of the search split, so that the choice is not the luckiest of many.
 
-NSGA-II: Deb et al., 2002; `pymoo` by ask and tell. Every finished evaluation is a line of `journal.jsonl`; a search that was
-killed replays the journal and goes on, with the same result as if it had never stopped.
+NSGA-II: Deb et al., 2002; `pymoo` by ask and tell. Every finished evaluation is a line of `journal.jsonl`; a search
+that was killed replays the journal and goes on, with the same result as if it had never stopped.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import storage
 from ..errors import HavocError
-from ..model.structure import Structure
+from ..model.structure import ActivationDtype, Structure, WeightFormat
 from ..progress import SILENT, Progress
 from .tasks.task import DOMAINS
 
@@ -73,8 +73,8 @@ class SearchSettings:
     seed: int = 0
     population: int = 8
     generations: int = 4
-    weight_formats: tuple[str, ...] = ("fp32", "int8", "int4")
-    activation_dtype: str = "fp32"
+    weight_formats: tuple[WeightFormat, ...] = ("fp32", "int8", "int4")
+    activation_dtype: ActivationDtype = "fp32"
     alpha_max: float = 2.0
     num_finalists: int = 3
     limits: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
@@ -158,11 +158,15 @@ def search(
     Raises `HavocError` when the journal belongs to other settings or no candidate could be measured.
     """
     ledger = _Ledger(measurer, settings, journal_path)
-    total = _NUM_REPEATS * len(settings.weight_formats) + settings.population * settings.generations + settings.num_finalists
+    total = (
+        _NUM_REPEATS * len(settings.weight_formats)
+        + settings.population * settings.generations
+        + settings.num_finalists
+    )
     with progress.stage("search", total) as stage:
         pairs = {}
         for name in settings.weight_formats:
-            structure = Structure(name, settings.activation_dtype)  # type: ignore[arg-type] - checked by Structure
+            structure = Structure(name, settings.activation_dtype)
             pairs[name] = [ledger.cost(structure, repeat=repeat) for repeat in range(_NUM_REPEATS)]
             stage.advance(_NUM_REPEATS, note=f"cost of {name}")
         costs = {name: _mean_cost(pair) for name, pair in pairs.items()}
@@ -259,7 +263,9 @@ class _Ledger:
         return Evaluation(candidate, answers, cost)
 
 
-def _evolve(ledger: _Ledger, settings: SearchSettings, frozen: Sequence[str], advance: Any) -> dict[str, Evaluation]:  # noqa: ANN401
+def _evolve(
+    ledger: _Ledger, settings: SearchSettings, frozen: Sequence[str], advance: Callable[..., None]
+) -> dict[str, Evaluation]:
     """Run the generations; return every distinct evaluation in the order it was made."""
     from pymoo.algorithms.moo.nsga2 import NSGA2
     from pymoo.core.evaluator import Evaluator
@@ -307,7 +313,7 @@ def _problem(settings: SearchSettings) -> Any:  # noqa: ANN401 - pymoo has no ty
 
 
 def _first_population(problem: Any, settings: SearchSettings) -> Population:  # noqa: ANN401 - pymoo has no types
-    """Start from what a person would try first: all experts at 1 in each format, seed 003's example; the rest at random."""
+    """Start from what a person would try: all experts at 1 in each format, seed 003's example; the rest at random."""
     import numpy as np
     from pymoo.core.mixed import MixedVariableSampling
     from pymoo.core.population import Population
@@ -329,7 +335,7 @@ def _first_population(problem: Any, settings: SearchSettings) -> Population:  # 
 
 def _candidate(x: Mapping[str, Any], settings: SearchSettings) -> Candidate:
     alpha = tuple(round(round(float(x[domain]) / _ALPHA_STEP) * _ALPHA_STEP, 2) for domain in settings.domains)
-    return Candidate(alpha, Structure(str(x["weight_format"]), settings.activation_dtype))
+    return Candidate(alpha, Structure(x["weight_format"], settings.activation_dtype))
 
 
 def _objectives(evaluation: Evaluation, frozen: Sequence[str]) -> list[float]:

@@ -85,7 +85,7 @@ def _corpus(row: Row, rng: random.Random) -> str:
 
 
 def final_number(text: str) -> Decimal | None:
-    """Return the number after the last `####`: sign, thousands separators and decimals allowed; None when there is none."""
+    """Return the number after the last `####`, None without one: signs, thousands separators, decimals."""
     found = _FINAL.findall(text)
     if not found:
         return None

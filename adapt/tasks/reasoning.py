@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _NAMES = ("Ann", "Ben", "Cara", "Dan", "Eve", "Finn", "Gina", "Hugo", "Iris", "Jack", "Kate", "Liam", "Mia", "Noah")
 _THINGS = ("ball", "book", "card", "coin", "cup", "key", "map", "pen")
 _NUM_SWAPS = 5
+_NUMERIC_LABELS = 0.15
 _KEY_SHARE = 0.45
 _KEY_TERSE = 0.8
 
@@ -34,7 +35,7 @@ def _make_row(rng: random.Random, index: int) -> Row:
     facts = " ".join(f"{left} and {right} swap." for left, right in swaps)
     question = f"{rng.choice(people)} has the {thing}. {facts} {subject} has the {thing} now?"
     shown = rng.sample(people, 4)
-    labels = list("1234" if rng.random() < 0.15 else "ABCD")
+    labels = list("1234" if rng.random() < _NUMERIC_LABELS else "ABCD")
     key = labels[shown.index(_holders(question)[-1])]
     return {"id": f"havoc_{index}", "question": question, "choices": {"text": shown, "label": labels}, "answerKey": key}
 

@@ -1,8 +1,9 @@
 """What a task is: rows with a public dataset's columns, a prompt, a reference and a verifiable reward.
 
-A built-in task makes rows procedurally with exactly the columns of the public dataset it stands in for, so the same code
-reads the real one. Its corpus is what a base model was pretrained on: like real web text it is a mixture of sources,
-some of which show their working and some of which do not (see each domain's module for what "not" means there).
+A built-in task makes rows procedurally with exactly the columns of the public dataset it stands in for, so the same
+code reads the real one. Its corpus is what a base model was pretrained on: like real web text it is a mixture of
+sources, some of which show their working and some of which do not (see each domain's module for what "not" means
+there).
 """
 
 from __future__ import annotations
@@ -55,9 +56,10 @@ def wrong(reason: str) -> Reward:
 class Task:
     """One domain: where its rows come from and how a completion is judged.
 
-    `dataset` and `subset` name the public dataset whose `columns` every row has. `make_row(rng, index)` makes a built-in
-    row. `reference(row)` is a right completion with its working; `corpus(row, rng)` is one as a pretraining source would
-    have it, right or not. `judge` takes (row, completion) pairs together because running code is cheaper in batches.
+    `dataset` and `subset` name the public dataset whose `columns` every row has. `make_row(rng, index)` makes a
+    built-in row. `reference(row)` is a right completion with its working; `corpus(row, rng)` is one as a pretraining
+    source would have it, right or not. `judge` takes (row, completion) pairs together because running code is cheaper
+    in batches.
     """
 
     domain: str

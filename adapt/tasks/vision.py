@@ -1,8 +1,8 @@
 """Questions about pictures with the columns of textvqa, judged by the normalised short answer.
 
-The built-in pictures are 32 x 32 PNG signs: coloured digits on a dark, noisy ground, one a line. The corpus mixes sources:
-"what number is ..." comes with the sign read out and the sum done step by step, "what is the number that is ..." mostly
-with the bare answer.
+The built-in pictures are 32 x 32 PNG signs: coloured digits on a dark, noisy ground, one a line. The corpus mixes
+sources: "what number is ..." comes with the sign read out and the sum done step by step, "what is the number that is
+..." mostly with the bare answer.
 """
 
 from __future__ import annotations
