@@ -25,7 +25,7 @@ class Profile:
     num_processes: int
     num_memory_processes: int
     num_retries: int
-    warmup_window: int
+    warmup_window_s: float
     warmup_max_s: float
     prefill: Series
     ttft: Series
@@ -35,7 +35,7 @@ class Profile:
 
     def plan(self) -> dict[str, Any]:
         """The worker's part of the plan, as JSON values."""
-        wanted = ("warmup_window", "warmup_max_s", "prefill", "ttft", "decode", "memory")
+        wanted = ("warmup_window_s", "warmup_max_s", "prefill", "ttft", "decode", "memory")
         return {key: value for key, value in asdict(self).items() if key in wanted}
 
     @property
@@ -50,7 +50,7 @@ _SCREEN = Profile(
     num_processes=1,
     num_memory_processes=0,
     num_retries=0,
-    warmup_window=3,
+    warmup_window_s=0.03,
     warmup_max_s=0.4,
     prefill=Series(8, 0.4, 3.0),
     ttft=Series(2, 0.0, 2.0),
@@ -63,7 +63,7 @@ _QUICK = Profile(
     num_processes=5,
     num_memory_processes=1,
     num_retries=0,
-    warmup_window=8,
+    warmup_window_s=0.1,
     warmup_max_s=3.0,
     prefill=Series(20, 0.4, 15.0),
     ttft=Series(8, 0.1, 8.0),
@@ -76,7 +76,7 @@ _STANDARD = Profile(
     num_processes=5,
     num_memory_processes=2,
     num_retries=2,
-    warmup_window=10,
+    warmup_window_s=0.25,
     warmup_max_s=6.0,
     prefill=Series(40, 6.0, 120.0),
     ttft=Series(20, 1.0, 60.0),
@@ -89,7 +89,7 @@ _RELEASE = Profile(
     num_processes=5,
     num_memory_processes=3,
     num_retries=3,
-    warmup_window=20,
+    warmup_window_s=0.5,
     warmup_max_s=60.0,
     prefill=Series(64, 58.0, 900.0),
     ttft=Series(40, 4.0, 300.0),

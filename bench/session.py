@@ -139,7 +139,7 @@ def latency_process(
 
     def read() -> dict[str, Any] | None:
         if session.card is None:
-            return cpu_reading()
+            return cpu_reading() if session.device.kind == "cpu" else None
         return gpu_reading(session.card, own_pid=pid, idle_pids=session.idle_pids)
 
     sampler = Sampler(read, interval_ms=TELEMETRY_INTERVAL_MS)
@@ -164,4 +164,6 @@ def latency_process(
 
 
 def _energy_j(session: Session) -> float | None:
-    return cpu_energy_j() if session.card is None else session.card.energy_j()
+    if session.card is not None:
+        return session.card.energy_j()
+    return cpu_energy_j() if session.device.kind == "cpu" else None

@@ -5,6 +5,7 @@ The words are those of Barrett et al., Virtual Machine Warmup Blows Hot and Cold
 
 from __future__ import annotations
 
+import math
 import statistics
 from typing import TYPE_CHECKING, Literal
 
@@ -12,8 +13,14 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 TOLERANCE = 0.02
+MIN_CALLS, MAX_CALLS = 3, 200
 
 Classification = Literal["flat", "warmup", "slowdown", "no_steady_state"]
+
+
+def calls_per_window(call_ns: int, window_s: float) -> int:
+    """As many calls as fill a window, so that its median does not jump with every interruption; within 3 and 200."""
+    return min(max(MIN_CALLS, math.ceil(window_s * 1e9 / call_ns)), MAX_CALLS)
 
 
 def window_medians(durations_ns: Sequence[int], window: int) -> list[int]:

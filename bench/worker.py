@@ -152,11 +152,13 @@ class Bench:
     def warm_up(self) -> dict[str, Any]:
         """Prefill until two windows agree, within the plan's bounds; all calls are kept."""
         plan, calls = self.request["plan"], Measured()
+        self.time_prefill(calls)
+        window = warmup.calls_per_window(calls.duration_ns[0], plan["warmup_window_s"])
         medians: list[int] = []
         while not warmup.is_steady(medians) and (len(medians) < 2 or calls.busy_s < plan["warmup_max_s"]):  # noqa: PLR2004
-            for _ in range(plan["warmup_window"]):
+            for _ in range(window):
                 self.time_prefill(calls)
-            medians = warmup.window_medians(calls.duration_ns, plan["warmup_window"])
+            medians = warmup.window_medians(calls.duration_ns[1:], window)
         return {"classification": warmup.classify(medians), "calls": as_json(calls), "window_ns": medians}
 
 

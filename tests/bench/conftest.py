@@ -56,7 +56,7 @@ def tiny_record(tiny_artifact: Path) -> Record:
     brief = dataclasses.replace(
         PROFILES["quick"],
         num_processes=2,
-        warmup_window=2,
+        warmup_window_s=0.0,
         warmup_max_s=0.1,
         prefill=Series(3, 0.0, 2.0),
         ttft=Series(2, 0.0, 2.0),

@@ -113,6 +113,17 @@ def test_witnesses_that_disagree(identify: Callable[..., Device], key: str, valu
     assert any(words in sentence for sentence in identify(**{key: value}).gpu.disagreements)
 
 
+def test_sibling_keeps_its_own_name(identify: Callable[..., Device]) -> None:
+    """A GTX 1660 SUPER is never called a GTX 1660: name and PCI device id are those of the SUPER."""
+    name = "NVIDIA GeForce GTX 1660 SUPER"
+    device = identify(name=name, cuda_name=name, pci_device_id="0x21c4")
+    wanted = load_target("gtx1660").device
+    assert device.name == name
+    assert device.name not in wanted.names
+    assert device.gpu.pci_device_id == "0x21c4" != wanted.pci_device_id
+    assert device.fingerprint != identify().fingerprint
+
+
 def test_one_witness_is_missing(identify: Callable[..., Device], run: Simulate) -> None:
     """A card that only NVML shows has one witness; a field the card lacks is None, not 0; a lost card is one line."""
     device = identify(cuda_name=None, bus_width=None, power_limit_mw=None)
@@ -157,6 +168,13 @@ def test_per_process_figure_is_withheld(session: Simulate) -> None:
     """Where the driver will not tell per process (WDDM, WSL), the whole card minus its baseline counts."""
     (series,) = session("memory", process="child na", hidden_bytes="640000000")["seen"]["vram"]
     assert (series["method"], series["peak_bytes"]) == ("nvml_device_delta", 640_000_000)
+
+
+def test_container_sees_host_numbers(session: Simulate) -> None:
+    """Our process under a number that does not exist here is found by its coming; a stranger before it is not ours."""
+    (series,) = session("memory", process="host 600000000")["seen"]["vram"]
+    assert (series["method"], series["peak_bytes"]) == ("nvml_process", 600_000_000)
+    assert series["cross_check_method"] == "nvml_device_delta"
 
 
 def test_stranger_spoils_the_baseline(session: Simulate) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from havoc_core.bench.warmup import classify, is_steady, window_medians
+from havoc_core.bench.warmup import calls_per_window, classify, is_steady, window_medians
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,11 @@ def test_steadiness_is_two_percent() -> None:
     """Two windows 2 % apart agree, 3 % apart do not."""
     assert is_steady([1000, 1020])
     assert not is_steady([1000, 1031])
+
+
+def test_windows_last_long_enough() -> None:
+    """A window holds as many calls as fill its time, but never fewer than 3 or more than 200."""
+    assert [calls_per_window(call_ns, 0.1) for call_ns in (10_000_000, 2_000_000_000, 1_000)] == [10, 3, 200]
 
 
 def test_windows_are_whole_and_robust() -> None:

@@ -58,8 +58,8 @@ def _bare_loop(artifact: Path) -> Any:
 def test_prefill_is_what_a_bare_loop_measures(benchmark: Any, text_artifact: Path) -> None:
     """The worker's prefill p50 against a bare loop's; calls take turns, so a busy machine slows both alike.
 
-    The difference is what `DecoderSession` does in Python around the run. The goal holds on a quiet machine; beside other
-    work, whose cache misses hit interpreted code hardest, it is only kept from growing.
+    What differs is the work of `DecoderSession` in Python around the run. The goal holds on a quiet machine; beside
+    other work, whose cache misses hit interpreted code hardest, it is only kept from growing.
     """
     with open_session(text_artifact, profile=PROFILES["quick"], num_threads=1) as session:
         ours, bare = Bench(session.request("latency", 0), lambda _: None), _bare_loop(text_artifact)

@@ -4,6 +4,7 @@
    is a reading this card does not support. Lines that may come more than once:
 
        process child BYTES [GROWTH_PER_MS]   the caller's own child process, whichever that is now ("na": not told)
+       process host BYTES                    the same child under a number of the host, as a container sees it
        process PID BYTES                     somebody else
        after MS key value                    holds from MS milliseconds after the library was opened
 
@@ -19,7 +20,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { LAST = -1, SUCCESS = 0, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
+enum { HOST_OFFSET = 1 << 23, /* above every number Linux gives out */ LAST = -1, SUCCESS = 0, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
 static const uint64_t NOT_AVAILABLE = ~(uint64_t)0;
 static int64_t opened_ms, child_since_ms;
 static int child_seen;
@@ -113,7 +114,8 @@ static int processes(Process *list, int capacity) {
         char who[64] = "", bytes[64] = "";
         unsigned long long growth = 0;
         sscanf(value, "%63s %63s %llu", who, bytes, &growth);
-        unsigned pid = strcmp(who, "child") ? (unsigned)strtoul(who, NULL, 0) : child_pid();
+        unsigned pid = isdigit((unsigned char)who[0]) ? (unsigned)strtoul(who, NULL, 0) : child_pid();
+        if (pid && !strcmp(who, "host")) pid += HOST_OFFSET;
         if (!pid) continue;
         list[count].pid = pid;
         list[count].used = strcmp(bytes, "na") ? strtoull(bytes, NULL, 0) : NOT_AVAILABLE;

@@ -25,7 +25,7 @@ BRIEF = dataclasses.replace(
     PROFILES["quick"],
     num_processes=1,
     num_retries=0,
-    warmup_window=2,
+    warmup_window_s=0.0,
     warmup_max_s=0.1,
     prefill=Series(3, 0.0, 2.0),
     ttft=Series(2, 0.0, 2.0),
