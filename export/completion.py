@@ -84,7 +84,9 @@ def generate_ids(
     Greedy at temperature 0, else drawn from softmax(logits / temperature), the same for the same seed and batch size.
     """
     images = images or [None] * len(rows)
-    pick = _Pick(temperature, seed)
+    _require_room(session, rows, max_new_tokens)
+    image_id = None if session.config.vision is None else session.config.vision.image_token_id
+    pick = _Pick(temperature, seed, banned_id=image_id)
     completions: list[list[int]] = [[] for _ in rows]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for start in range(0, len(order), batch_size):
@@ -95,6 +97,16 @@ def generate_ids(
         for index, completion in zip(indices, batch, strict=True):
             completions[index] = completion
     return completions
+
+
+def _require_room(session: DecoderSession, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+    longest, context = max(map(len, rows), default=0), session.config.max_seq_len
+    if max_new_tokens < 1:
+        msg = f"max_new_tokens must be at least 1, not {max_new_tokens}"
+        raise HavocError(msg)
+    if longest + max_new_tokens > context:
+        msg = f"{longest} prompt tokens and max_new_tokens {max_new_tokens} exceed the model's context of {context}"
+        raise HavocError(msg)
 
 
 def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -109,12 +121,15 @@ def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.
 
 
 class _Pick:
-    """Chooses a token a row from logits [B, V]."""
+    """Chooses a token a row from logits [B, V]; never the image token, which stands for a patch that was given."""
 
-    def __init__(self, temperature: float, seed: int) -> None:
-        self._temperature, self._rng = temperature, np.random.default_rng(seed)
+    def __init__(self, temperature: float, seed: int, banned_id: int | None) -> None:
+        self._temperature, self._rng, self._banned_id = temperature, np.random.default_rng(seed), banned_id
 
     def __call__(self, logits_BV: NDArray[np.float32]) -> NDArray[np.int64]:
+        if self._banned_id is not None:
+            logits_BV = logits_BV.copy()
+            logits_BV[:, self._banned_id] = -np.inf
         scores_BV: NDArray[np.floating] = logits_BV
         if self._temperature > 0:  # the largest of logits / T + Gumbel noise is a draw from softmax(logits / T)
             scores_BV = logits_BV / self._temperature + self._rng.gumbel(size=logits_BV.shape)

@@ -49,7 +49,9 @@ def test_a_whole_artifact_passes(artifact: Path) -> None:
     assert manifest.base_name == "talker"
 
 
-@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data", "tokenizer.json", "mixture.json", "README.md", "vision.onnx"])
+@pytest.mark.parametrize(
+    "name", ["model.onnx", "model.onnx.data", "tokenizer.json", "mixture.json", "README.md", "vision.onnx"]
+)
 def test_one_changed_byte_is_found(artifact: Path, name: str) -> None:
     """Any file of the manifest, the same size: exit code 5 and the file's name."""
     content = bytearray((artifact / name).read_bytes())

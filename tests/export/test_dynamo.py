@@ -31,7 +31,9 @@ class _Flat(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def traced(configs: dict[str, HavocConfig], source_with, tmp_path_factory: pytest.TempPathFactory) -> ort.InferenceSession:
+def traced(
+    configs: dict[str, HavocConfig], source_with, tmp_path_factory: pytest.TempPathFactory
+) -> ort.InferenceSession:
     config = configs["text"]
     model = assemble(config, source_with(config).tensors, source="test")
     attention = config.attention

@@ -23,7 +23,10 @@ def test_header_is_pinned_and_names_no_path(config: HavocConfig) -> None:
     for graph in build_graphs(config, Structure()).values():
         model = onnx.load_from_string(serialize(graph))
         assert model.ir_version == 11
-        assert {item.domain: item.version for item in model.opset_import} | {"com.microsoft": 1} == {"": 23, "com.microsoft": 1}
+        assert {item.domain: item.version for item in model.opset_import} | {"com.microsoft": 1} == {
+            "": 23,
+            "com.microsoft": 1,
+        }
         assert model.producer_name == "havoc"
         assert not model.producer_version
         assert b"/home" not in serialize(graph)
@@ -44,7 +47,10 @@ def test_inputs_and_outputs_are_those_of_genai(configs: dict[str, HavocConfig]) 
     graph = build_graphs(configs["text"], Structure())["model.onnx"].graph
     past = [f"past_key_values.{layer}.{kind}" for layer in range(2) for kind in ("key", "value")]
     assert [value.name for value in graph.inputs] == ["input_ids", "attention_mask", "position_ids", *past]
-    assert [value.name for value in graph.outputs] == ["logits", *(name.replace("past_key_values", "present") for name in past)]
+    assert [value.name for value in graph.outputs] == [
+        "logits",
+        *(name.replace("past_key_values", "present") for name in past),
+    ]
 
 
 @pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)
@@ -92,4 +98,7 @@ def test_graph_file_is_small(configs: dict[str, HavocConfig], source_with, tmp_p
     artifact = export_artifact(source_with(configs["vision"]), tmp_path / "a")
     assert sum(file.stat().st_size for file in artifact.glob("*.onnx")) < 30_000
     listed = json.loads((artifact / "manifest.json").read_text())["files"]
-    assert {file.relative_to(artifact).as_posix() for file in artifact.rglob("*") if file.is_file()} == {*listed, "manifest.json"}
+    assert {file.relative_to(artifact).as_posix() for file in artifact.rglob("*") if file.is_file()} == {
+        *listed,
+        "manifest.json",
+    }

@@ -38,9 +38,7 @@ def test_transformers_loads_it_with_the_same_logits(
     assert open_source(out).config == source.config
 
 
-def test_experts_are_folded_in(
-    text_base_directory: Path, tmp_path: Path, request: pytest.FixtureRequest
-) -> None:
+def test_experts_are_folded_in(text_base_directory: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """The Hugging Face directory and the artifact of one mixture hold the same model; the tokenizer comes along."""
     source = open_source(text_base_directory)
     basis = compute_basis(source.tensors, base_hash=source.hash)

@@ -172,7 +172,9 @@ def test_a_full_disk_is_one_line(base_directory: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_are_not_finite_are_named(configs: dict[str, HavocConfig], source_with, tmp_path: Path, value: float) -> None:
+def test_weights_that_are_not_finite_are_named(
+    configs: dict[str, HavocConfig], source_with, tmp_path: Path, value: float
+) -> None:
     """One NaN in one matrix: its name, and nothing written."""
     source = source_with(configs["text"])
     source.tensors["model.layers.1.mlp.down_proj.weight"][3, 5] = value

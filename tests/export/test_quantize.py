@@ -18,7 +18,9 @@ from havoc_core.export.quantize import dequantize_blocks, quantize_blocks
     seed=st.integers(0, 100),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_value_is_within_a_step(num_rows: int, num_columns: int, num_bits: int, block_size: int, seed: int) -> None:
+def test_every_value_is_within_a_step(
+    num_rows: int, num_columns: int, num_bits: int, block_size: int, seed: int
+) -> None:
     """Dequantized, each value differs by at most one step of its block (half, save at the clipped end of the range)."""
     weight = np.random.default_rng(seed).standard_normal((num_rows, num_columns)).astype(np.float32)
     packed, scales = quantize_blocks(weight, num_bits=num_bits, block_size=block_size)

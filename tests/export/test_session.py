@@ -41,7 +41,12 @@ def png(width: int, height: int, seed: int = 0) -> bytes:
 def prompts() -> list[Prompt]:
     texts = ["What is 12 + 30?", "the quick brown", "def f(x):", "x", "jumps over the lazy dog and more"]
     plain = [Prompt(text * times) for times in (1, 2) for text in texts]
-    return [*plain, Prompt("What is it?", png(16, 8)), Prompt("And this?", png(8, 8, 1)), Prompt("the end", png(24, 16, 2))]
+    return [
+        *plain,
+        Prompt("What is it?", png(16, 8)),
+        Prompt("And this?", png(8, 8, 1)),
+        Prompt("the end", png(24, 16, 2)),
+    ]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 64])
@@ -124,9 +129,17 @@ def test_images_for_a_text_model_are_refused(text_base_directory: Path, tmp_path
 
 
 def test_a_text_that_would_not_fit_the_context_is_refused(session: DecoderSession) -> None:
-    """A prompt too long for the context is named; one that only its continuation overruns ends there."""
-    with pytest.raises(HavocError, match="context"):
-        generate_ids(session, [[5] * 300], max_new_tokens=1)
+    """The prompt, what was asked for and the context are named, before anything runs."""
+    with pytest.raises(HavocError, match="250 prompt tokens and max_new_tokens 7 exceed the model's context of 256"):
+        generate_ids(session, [[5] * 250], max_new_tokens=7)
+    with pytest.raises(HavocError, match="at least 1"):
+        generate_ids(session, [[5]], max_new_tokens=0)
+
+
+def test_the_image_token_is_never_written(session: DecoderSession) -> None:
+    """Not even where it is the likeliest: drawn at a high temperature, every other token comes up."""
+    drawn = generate_ids(session, [[5, 6]] * 256, max_new_tokens=20, temperature=50.0, batch_size=256)
+    assert set(range(300)) - {token_id for row in drawn for token_id in row} == {3}
 
 
 def test_left_padding() -> None:

@@ -1,0 +1,134 @@
+"""What exporting buys: decode speed, candidates without re-export, folding at the speed of memory. Ratios in one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from havoc_core.adapt.expert import Expert
+from havoc_core.adapt.mixture import DenseMixture
+from havoc_core.adapt.svf import compute_basis
+from havoc_core.export.candidates import CandidateSessions
+from havoc_core.export.completion import generate_ids
+from havoc_core.export.package import export_artifact
+from havoc_core.export.session import DecoderSession
+from havoc_core.export.source import Source
+from havoc_core.model.blocks import LayerCache
+from havoc_core.model.checkpoint import assemble
+from havoc_core.model.config import HavocConfig
+from havoc_core.model.generation import decode_one, prefill, sample_tokens
+from havoc_core.model.structure import Structure
+from havoc_core.model.weights import RandomTensors
+
+NUM_PROMPT, NUM_STEPS = 512, 64
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    """The shape of the bundled model, random weights of trained scale."""
+    config = HavocConfig.nano().replace(initializer_range=0.08)
+    return Source("nano", config, RandomTensors(config), None)
+
+
+@pytest.fixture(scope="module")
+def session(source: Source, tmp_path_factory: pytest.TempPathFactory) -> DecoderSession:
+    return DecoderSession.open(export_artifact(source, tmp_path_factory.mktemp("perf") / "a"))
+
+
+def best_s(work: Callable[[], object], *, num_rounds: int = 5) -> float:
+    """The shortest of a few runs: what the code costs when the machine leaves it alone."""
+    times = []
+    for _ in range(num_rounds):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def test_decode_against_torch_eager(benchmark, source: Source, session: DecoderSession) -> None:
+    """One row at context 512: the artifact's steps against `decode_one` of the same weights in torch."""
+    model = assemble(source.config, source.tensors, source="perf")
+    ids = np.random.default_rng(0).integers(4, 512, (1, NUM_PROMPT))
+    _, past = session.prefill(ids)
+
+    def ours() -> None:
+        after = past
+        for _ in range(NUM_STEPS):
+            _, after = session.decode(ids[:, :1], None, after)
+
+    @torch.inference_mode()
+    def theirs() -> float:
+        shape = (1, 2, NUM_PROMPT + NUM_STEPS, 32)
+        cache = [LayerCache(torch.empty(shape), torch.empty(shape)) for _ in range(source.config.num_layers)]
+        prefill(model, torch.from_numpy(ids), None, None, cache)
+        start = time.perf_counter()
+        for _ in range(NUM_STEPS):
+            decode_one(model, torch.from_numpy(ids[:, 0]), None, cache)
+        return time.perf_counter() - start
+
+    eager_s = min(theirs() for _ in range(5))
+    benchmark.pedantic(ours, rounds=5, warmup_rounds=1)
+    ours_s = benchmark.stats["min"]
+    benchmark.extra_info.update(
+        ratio=eager_s / ours_s, goal=3, tok_per_s=NUM_STEPS / ours_s, torch_tok_per_s=NUM_STEPS / eager_s
+    )
+
+
+def test_batched_greedy_against_torch(benchmark, source: Source, session: DecoderSession) -> None:
+    """256 prompts of 40 to 70 tokens, 32 new ones each, in one batch: how the search scores a candidate."""
+    model = assemble(source.config, source.tensors, source="perf")
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(4, 512, rng.integers(40, 70)).tolist() for _ in range(256)]
+    ids = torch.from_numpy(rng.integers(4, 512, (256, 55)))
+    eager_s = best_s(lambda: sample_tokens(model, ids, max_new_tokens=32, temperature=0.0, eos_id=[]), num_rounds=2)
+    benchmark.pedantic(
+        lambda: generate_ids(session, rows, max_new_tokens=32, batch_size=256), rounds=2, warmup_rounds=1
+    )
+    ours_s = benchmark.stats["min"]
+    benchmark.extra_info.update(ratio=eager_s / ours_s, goal=1, tok_per_s=256 * 32 / ours_s)
+
+
+@pytest.mark.parametrize("weight_format", ["fp32", "int8"])
+def test_candidate_switch_against_export(benchmark, source: Source, tmp_path: Path, weight_format: str) -> None:
+    """Another alpha in a live session against exporting it: fold, encode and open, parity and files left out."""
+    structure = Structure(weight_format)
+    basis = compute_basis(source.tensors, base_hash=source.hash)
+    experts = [
+        _expert(source, basis, domain, seed) for seed, domain in enumerate(("math", "code", "reasoning", "vision"))
+    ]
+    alpha = (1.2, 0.8, 1.5, 0.9)
+    export_s = best_s(
+        lambda: export_artifact(source, tmp_path / "a", experts=experts, alpha=alpha, structure=structure), num_rounds=3
+    )
+    sessions = CandidateSessions(source, basis, experts)
+    benchmark.pedantic(lambda: sessions.open(alpha, structure), rounds=10, warmup_rounds=2)
+    benchmark.extra_info.update(
+        ratio=export_s / benchmark.stats["min"], goal=50, switch_ms=benchmark.stats["min"] * 1e3
+    )
+
+
+def test_fold_against_memory_bandwidth(benchmark) -> None:
+    """Folding four experts reads five rows and writes one: share of the speed at which the same bytes are copied."""
+    config = HavocConfig.nano().replace(d_model=512, mlp=HavocConfig.nano().mlp.__class__(hidden_dim=1408))
+    source = Source("wide", config, RandomTensors(config), None)
+    basis = compute_basis(source.tensors, base_hash=source.hash, precision=torch.float32)
+    experts = [
+        _expert(source, basis, domain, seed) for seed, domain in enumerate(("math", "code", "reasoning", "vision"))
+    ]
+    mixture = DenseMixture(source.tensors, basis, experts)
+    benchmark.pedantic(lambda: mixture.fold((1.2, 0.8, 1.5, 0.9)), rounds=8, warmup_rounds=2)
+    num_values = mixture.num_bytes // 4 // 2
+    origin, target = torch.ones(num_values), torch.empty(num_values)
+    copy_s = best_s(lambda: target.copy_(origin), num_rounds=8)
+    benchmark.extra_info.update(ratio=copy_s / benchmark.stats["min"], goal=0.5)
+
+
+def _expert(source: Source, basis, domain: str, seed: int) -> Expert:
+    generator = torch.Generator().manual_seed(seed)
+    deltas = {name: torch.randn(size, generator=generator) * 0.1 for name, size in basis.num_directions().items()}
+    return Expert(domain=domain, deltas=deltas, base_hash=source.hash, basis_hash=basis.hash)
