@@ -14,7 +14,10 @@ def identify_subject(artifact: Path) -> Subject:
 
     Raises `HavocError` for a folder that is no artifact, `IdentityError` for one whose bytes are not its manifest's.
     """
-    manifest = verify_hashes(artifact)
+    try:
+        manifest = verify_hashes(artifact)
+    except OSError as error:
+        raise HavocError(f"{error.filename or artifact}: {error.strerror or error}") from error
     weight_bytes = sum(file.num_bytes for name, file in manifest.files.items() if name.endswith(".data"))
     if weight_bytes == 0:
         raise HavocError(f"{artifact}: the artifact holds no weights")

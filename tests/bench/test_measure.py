@@ -107,6 +107,14 @@ def test_changed_artifact_is_refused(own_artifact: Path) -> None:
         measure(own_artifact, profile="quick")
 
 
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_artifact_is_one_line(own_artifact: Path) -> None:
+    """A file without read permission is named."""
+    (own_artifact / "model.onnx.data").chmod(0)
+    with pytest.raises(HavocError, match=r"model\.onnx\.data: Permission denied"):
+        measure(own_artifact, profile="quick")
+
+
 def test_bad_requests_are_one_line(tiny_artifact: Path, tmp_path: Path) -> None:
     """No artifact, no such provider, no threads, too long a workload: said in one line."""
     with pytest.raises(HavocError, match="no such artifact"):
