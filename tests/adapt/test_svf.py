@@ -12,6 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
 
 from havoc_core.adapt.svf import Basis, SingularValueAdapter, attach, compute_basis, fold_matrix, matrix_basis
 from havoc_core.errors import HavocError
@@ -165,6 +166,19 @@ def test_backward_makes_nothing_larger_than_activations(rows: int, columns: int,
     assert seen.shapes.isdisjoint({(rows, columns), (columns, rows)})
     assert (num_tokens, columns) in seen.shapes  # dx: the recorder does see the backward pass
     assert max(math.prod(shape) for shape in seen.shapes) <= num_tokens * max(rows, columns)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(96, 80), (80, 96), (80, 80)])
+@pytest.mark.parametrize("num_tokens", [10, 79, 81, 500])
+def test_backward_takes_the_cheaper_product(rows: int, columns: int, num_tokens: int) -> None:
+    """Beyond dx it costs the smaller of 4 T S^2 and 2 T S^2 + 2 S^3 FLOPs: by x^T dx for many tokens."""
+    model = nn.Sequential(nn.Linear(columns, rows, bias=False))
+    attach(model, compute_basis({"0.weight": model[0].weight}, targets=("0",)))
+    loss = model(torch.randn(num_tokens, columns, requires_grad=True)).square().sum()
+    with FlopCounterMode(display=False) as counter:
+        loss.backward()
+    side, dx = min(rows, columns), 2 * num_tokens * rows * columns
+    assert counter.get_total_flops() == dx + min(4 * num_tokens * side**2, 2 * num_tokens * side**2 + 2 * side**3)
 
 
 @pytest.mark.parametrize("shape", [(9, 6), (6, 9), (7, 7)])
