@@ -86,7 +86,7 @@ def image_schema(some_rows):
     place = plain.get_field_index("image")
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     strings = {"dtype": "string", "_type": "Value"}
-    features = {name: strings for name in plain.names} | {"image": {"_type": "Image"}}
+    features = dict.fromkeys(plain.names, strings) | {"image": {"_type": "Image"}}
     for name in ("question_id", "image_width", "image_height"):
         features[name] = {"dtype": "int64", "_type": "Value"}
     for name in ("question_tokens", "answers", "image_classes", "ocr_tokens"):
@@ -103,10 +103,13 @@ def data(tmp_path_factory):
     """All four datasets in the layout of the hub, small, with the exact schemas."""
     root = tmp_path_factory.mktemp("data")
     write(root / "gsm8k/main", "train", [gsm8k(n) for n in range(1000, 1200)], shards=2)
-    write(root / "gsm8k/main", "test", [gsm8k(n) for n in range(2000, 2050)] + [gsm8k(1003)])
+    write(root / "gsm8k/main", "test", [gsm8k(n) for n in (*range(2000, 2050), 1003)])
     mbpp_schema = pa.schema(
-        [("task_id", pa.int32()), ("text", pa.string()), ("code", pa.string()), ("test_list", pa.list_(pa.string()))]
-        + [("test_setup_code", pa.string()), ("challenge_test_list", pa.list_(pa.string()))]
+        [
+            ("task_id", pa.int32()),
+            *((name, pa.string()) for name in ("text", "code", "test_setup_code")),
+            *((name, pa.list_(pa.string())) for name in ("test_list", "challenge_test_list")),
+        ]
     )
     write(root / "mbpp/full", "train", MBPP_TRAIN, schema=mbpp_schema)
     write(root / "mbpp/full", "validation", [mbpp(task_id) for task_id in range(511, 531)], schema=mbpp_schema)

@@ -85,8 +85,14 @@ def test_rows_do_not_depend_on_what_was_drawn_before():
 # Frozen on purpose: other hashes would move rows between splits, so a base trained before may have seen its gate rows.
 FROZEN = {
     "math": ({"question": "1+1?", "answer": "#### 2"}, "93d90d66fd057f74"),
-    "code": ({"task_id": 1, "text": "Add.", "code": "", "test_list": ["assert f(1) == 2", "assert f(2) == 3"]}, "c4eb5a7fc1321b9a"),
-    "reasoning": ({"id": "a", "question": "Who?", "choices": {"text": ["B", "A"], "label": ["1", "2"]}}, "9511a6113b0c415e"),
+    "code": (
+        {"task_id": 1, "text": "Add.", "code": "", "test_list": ["assert f(1) == 2", "assert f(2) == 3"]},
+        "c4eb5a7fc1321b9a",
+    ),
+    "reasoning": (
+        {"id": "a", "question": "Who?", "choices": {"text": ["B", "A"], "label": ["1", "2"]}},
+        "9511a6113b0c415e",
+    ),
     "vision": ({"question": "what?", "image": Image.new("RGB", (2, 1), (1, 2, 3))}, "70409356ea02b03e"),
 }
 
@@ -101,7 +107,7 @@ def test_what_decides_the_split_is_frozen(domain):
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_thousands_of_rows_are_there(domain):
     """The smallest split of every domain gives a thousand rows and more without running dry."""
-    num_rows = 300 if domain == "vision" else 3000
+    num_rows = 300 if domain == "vision" else 2000
     assert len(rows(domain, "gate", num_rows)) == num_rows
 
 
@@ -118,7 +124,9 @@ def test_the_splits_are_about_70_15_15():
 
 def test_a_generator_that_runs_dry_says_how_many_rows_it_has():
     """Asking a generator of 40 problems for more ends with the number, not with repeated rows or for ever."""
-    small = replace(task_for("math"), make_row=lambda rng, index: {"question": f"{rng.randrange(40)}?", "answer": "#### 1"})
+    small = replace(
+        task_for("math"), make_row=lambda rng, index: {"question": f"{rng.randrange(40)}?", "answer": "#### 1"}
+    )
     found = []
     with pytest.raises(HavocError, match=r"hardly more than \d+ rows for the train split"):
         found.extend(sources_module._built_in(small, "train", 0))
@@ -242,7 +250,7 @@ def test_a_reader_cannot_be_widened():
 
 
 def test_the_search_holds_no_other_key_to_the_rows():
-    """The code of the search and of training imports no unrestricted reader of rows by name and never names the gate split."""
+    """Search, training and pretraining never ask for rows of the gate split by name."""
     room = Path(sources_module.__file__).parent.parent
     for name in ("search.py", "reinforce.py", "pretrain.py"):
         tree = ast.parse((room / name).read_text())
