@@ -4,7 +4,8 @@
     cost = measure_cost(Path("artifact"))            # a few seconds, for ranking candidates only
 
 Latency processes are only timed; memory is watched in processes of its own. A process that ran throttled or beside a
-busy neighbour is repeated, within the profile's bound, and counted. Nothing is written: the caller saves the record.
+busy neighbour is repeated, within the profile's bound, and counted. Every file is hashed first, so a load reads from a
+warm page cache. Nothing is written: the caller saves the record.
 """
 
 from __future__ import annotations
@@ -199,7 +200,9 @@ def _assembled(
         evidence="simulated" if session.device.is_simulated else "measured",
         purpose=purpose,
         subject=subject,
-        workload=session.workload,
+        workload=session.workload.model_copy(
+            update={"ttft_from": "text" if "tokenizer.json" in subject.files else "ids"}
+        ),
         device=session.device,
         host=identify_host(),
         protocol=protocol,

@@ -68,6 +68,7 @@ def test_subject_is_the_artifact(tiny_record: Record, tiny_artifact: Path) -> No
     """The record names every file of the artifact by its hash, and what its weights take."""
     manifest = json.loads((tiny_artifact / "manifest.json").read_text())
     assert tiny_record.subject.files == {name: file["sha256"] for name, file in manifest["files"].items()}
+    assert tiny_record.workload.ttft_from == "text"
     assert tiny_record.subject.weight_bytes == (tiny_artifact / "model.onnx.data").stat().st_size
 
 
