@@ -165,9 +165,11 @@ class HavocModel(nn.Module):
         """The label after each position, -100 where none counts; shifting these is cheaper than shifting logits."""
         if self.config.pad_token_id is not None:
             labels_BT = labels_BT.masked_fill(labels_BT == self.config.pad_token_id, IGNORED_LABEL)
-        if attention_mask is not None:
-            labels_BT = labels_BT.masked_fill(attention_mask == 0, IGNORED_LABEL)
-        return F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED_LABEL)
+        targets_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED_LABEL)
+        if attention_mask is None:
+            return targets_BT
+        is_real_BT = attention_mask.bool()
+        return targets_BT.masked_fill(~(is_real_BT & is_real_BT.roll(-1, dims=1)), IGNORED_LABEL)
 
     def generate(
         self,

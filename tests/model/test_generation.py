@@ -31,7 +31,7 @@ def model() -> HavocModel:
     torch.manual_seed(0)
     model = HavocModel(HavocConfig.pico(vision=VISION).replace(initializer_range=0.35, vocab_size=300)).eval()
     with torch.no_grad():
-        model.embed_tokens.weight[EOS] *= 1.5
+        model.embed_tokens.weight[EOS] *= 2.5
     return model
 
 
@@ -67,9 +67,9 @@ def test_cached_and_uncached_agree_in_batches_that_shrink(model: HavocModel) -> 
     new_BN = sample_tokens(model, *left_padded(rows, pad_id=0), max_new_tokens=24, temperature=0.0)
     expected = [greedy_without_cache(model, row, 24) for row in rows]
     assert [without_padding(row) for row in new_BN] == expected
-    lengths = {len(row) for row in expected}
-    assert min(lengths) < 8
-    assert max(lengths) == 24
+    num_written = [len(row) for row in expected]
+    assert sum(length < 8 for length in num_written) > 10
+    assert max(num_written) == 24
 
 
 def test_rows_are_padded_after_their_end(model: HavocModel) -> None:

@@ -45,6 +45,13 @@ def test_padded_steps_agree_with_single_prompts(model: HavocModel) -> None:
         assert torch.allclose(logits[row], alone[0, -2:], atol=1e-5)
 
 
+def test_positions_count_real_tokens(model: HavocModel) -> None:
+    """Padding takes no position, so a padded prompt meets the very angles it meets alone."""
+    mask = torch.tensor([[0, 0, 0, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    positions, _ = model._positions_and_mask(torch.zeros(2, 2, dtype=torch.long), mask, num_past=4)
+    assert positions.tolist() == [[1, 2], [4, 5]]
+
+
 @torch.no_grad()
 def test_a_full_mask_changes_nothing(model: HavocModel) -> None:
     """A mask of ones gives the logits of no mask."""
@@ -108,6 +115,17 @@ def test_half_precision_follows(model: HavocModel) -> None:
     logits = model.to(torch.bfloat16)(ids, mask)
     assert logits.dtype == torch.bfloat16
     assert (logits.float() - expected).abs().mean() < 0.05 * expected.std()
+
+
+def test_masked_tokens_neither_count_nor_predict(model: HavocModel) -> None:
+    """Whatever tokens pad a batch, on the left or the right, its loss is that of the real tokens alone."""
+    short, long = text_ids(5), text_ids(9)
+    expected = (4 * model.compute_loss(short)[0] + 8 * model.compute_loss(long)[0]) / 12
+    for left in (4, 0, 1):
+        mask = torch.ones(2, 9, dtype=torch.long)
+        mask[0, :left], mask[0, left + 5 :] = 0, 0
+        ids = torch.cat([torch.nn.functional.pad(short, (left, 4 - left), value=9), long])
+        assert model.compute_loss(ids, attention_mask=mask)[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_loss_of_a_sequence_of_one_is_zero(model: HavocModel) -> None:
