@@ -39,11 +39,10 @@ def weight_bytes(config: HavocConfig, structure: Structure = FULL) -> int:
 def tensor_bytes(name: str, shape: tuple[int, ...], structure: Structure) -> int:
     """Bytes of one weight: norms and biases in the activation's type, matrices in the weight format.
 
-    fp32 weights over fp16 activations are multiplied, and so stored, as fp16. Integer matrices are cut, row by row,
-    into blocks of `block_size` values (the last one padded) with one scale each; the vision projection never is.
+    Integer matrices are cut, row by row, into blocks of `block_size` values (the last one padded) with one scale each;
+    the vision projection never is.
     """
-    is_plain = structure.weight_format == "fp32" or (structure.is_quantized and name == VISION_PROJECTION)
-    if is_plain or len(shape) == 1:
+    if len(shape) == 1 or (structure.is_quantized and name == VISION_PROJECTION):
         return math.prod(shape) * structure.activation_bytes
     bits = BITS_PER_WEIGHT[structure.weight_format]
     if not structure.is_quantized:

@@ -136,14 +136,14 @@ def _continue(
         new_BN[rows.index_B, step] = torch.where(rows.has_ended_B, new_BN[rows.index_B, step], token_ids_B)
         rows.has_ended_B |= torch.isin(token_ids_B, eos_ids)
         num_alive = len(token_ids_B) - int(rows.has_ended_B.sum())
-        if num_alive == 0 or step == max_new_tokens - 1:
-            return step + 1
+        if num_alive == 0 or step + 1 == max_new_tokens:
+            break
         if num_alive < SHARE_ALIVE_BEFORE_DROPPING * len(token_ids_B):
             alive = (~rows.has_ended_B).nonzero()[:, 0]
             token_ids_B = token_ids_B[alive]
             rows.select(alive)
         logits_BV = decode_one(model, token_ids_B, rows.visible(num_prompt_tokens + step + 1), rows.cache)
-    return 0
+    return step + 1
 
 
 def sample_tokens(
