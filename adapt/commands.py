@@ -6,6 +6,7 @@ import dataclasses
 import json
 from typing import TYPE_CHECKING
 
+from ..config import load_recipe
 from ..errors import HavocError
 from ..progress import make_progress
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import argparse
     from pathlib import Path
 
+    from ..config import ExpertSettings
     from ..model.checkpoint import Base
     from ..progress import Progress
     from .basis import Basis
@@ -41,7 +43,8 @@ def handle_train(args: argparse.Namespace) -> int:
     base = load_base(args.base)
     basis = base_basis(base, args.out, progress)
     changes = {"num_steps": args.steps, "seed": args.seed}
-    settings = reinforce_settings(ExpertSettings(**{key: value for key, value in changes.items() if value is not None}))
+    changed = {key: value for key, value in changes.items() if value is not None}
+    settings = reinforce_settings(load_recipe(args.recipe).experts.model_copy(update=changed))
     expert = train_expert(
         base,
         basis,

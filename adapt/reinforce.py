@@ -332,7 +332,7 @@ def _generated_mask(new_BN: torch.Tensor, eos_id: int) -> torch.Tensor:
 
 
 def leave_one_out(rewards_PS: torch.Tensor, is_judged_PS: torch.Tensor) -> tuple[torch.Tensor, int]:
-    """Advantages [P, S]: each reward less the mean of the prompt's other judged rewards; and the number of flat prompts.
+    """Advantages [P, S]: each reward less the mean of the prompt's others judged; and the number of flat prompts.
 
     A completion that was not judged, or has no judged neighbour, gets 0.
     """

@@ -1,0 +1,1 @@
+"""The four domains: rows with public columns, verifiable rewards, a confined sandbox, disjoint splits."""

@@ -8,7 +8,7 @@ expert learns which one gets the number right.
 from __future__ import annotations
 
 import re
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from .task import RIGHT, Prompt, Reward, Row, Task, wrong
@@ -24,7 +24,8 @@ _KEY_SHARE = 0.35
 _KEY_TERSE = 0.8
 """Share of those whose corpus text gives the last line alone."""
 
-_FINAL = re.compile(r"####\s*\$?\s*([-+]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?)")
+_FINAL = re.compile(r"####[ \t]*([^\n]*)")
+_NUMBER = re.compile(r"([-+]?)\$?([-+]?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?![\d/^*]|[.,]\d|[eE]\d|[ \t]+\d)")
 
 
 def _make_row(rng: random.Random, index: int) -> Row:  # noqa: ARG001 - every task has this signature
@@ -86,13 +87,9 @@ def _corpus(row: Row, rng: random.Random) -> str:
 
 def final_number(text: str) -> Decimal | None:
     """Return the number after the last `####`, None without one: signs, thousands separators, decimals."""
-    found = _FINAL.findall(text)
-    if not found:
-        return None
-    try:
-        return Decimal(found[-1].replace(",", ""))
-    except InvalidOperation:
-        return None
+    lines = _FINAL.findall(text)
+    number = _NUMBER.match(lines[-1]) if lines else None
+    return Decimal((number[1] or number[2]) + number[3].replace(",", "")) if number else None
 
 
 def _judge(pairs: Sequence[tuple[Row, str]]) -> list[Reward]:

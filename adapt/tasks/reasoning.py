@@ -24,7 +24,7 @@ _KEY_TERSE = 0.8
 
 _START = re.compile(r"^(\w+) has the ")
 _SWAP = re.compile(r"(\w+) and (\w+) swap\.")
-_LABEL = re.compile(r"answer\s*(?:is|:)?\s*\(?([A-Za-z]|\d)\b", re.IGNORECASE)
+_LABEL = re.compile(r"(?i:answer)\s*(?:is|:)?\s*:?\s*\(?(?:([A-Z]|\d)\b|([a-z])(?=\s*(?:[.)]|$)))", re.MULTILINE)
 
 
 def _make_row(rng: random.Random, index: int) -> Row:
@@ -74,7 +74,7 @@ def chosen_position(text: str, labels: Sequence[str]) -> int | None:
     found = _LABEL.findall(text)
     if not found:
         return None
-    label = found[-1].upper()
+    label = "".join(found[-1]).upper()
     if label in labels:
         return labels.index(label)
     position = int(label) - 1 if label.isdigit() else ord(label) - ord("A")

@@ -116,7 +116,7 @@ def _prompt(row: Row) -> Prompt:
 def _reference(row: Row) -> str:
     final = f"Answer: {max(set(row['answers']), key=row['answers'].count)}"
     goal = next((goal for goal in _GOALS if goal in row["question"]), None)
-    if goal is None:
+    if goal is None or not all(digit in _DIGITS for digit in row["ocr_tokens"]):
         return final
     seen = ", ".join(f"{colour} {digit}" for colour, digit in zip(row["image_classes"], row["ocr_tokens"], strict=True))
     steps = ", ".join(f"{step}={eval_step(step)}" for step in _steps(goal, row["ocr_tokens"]))
