@@ -82,6 +82,7 @@ class DecoderSession:
         self._past_names = [name for name in inputs if name.startswith("past_key_values.")]
         self._output_names = [item.name for item in self._decoder.get_outputs()]
         self._dtype = _NUMPY_TYPES[inputs[self._past_names[0]].type]
+        self._no_features = ort.OrtValue.ortvalue_from_numpy(np.zeros((0, config.d_model), self._dtype))
 
     @classmethod
     def open(
@@ -180,7 +181,9 @@ class DecoderSession:
         self._check_ids(input_ids, num_total)
         if attention_mask is None:
             attention_mask = np.ones((num_rows, num_total), np.int64)
-        positions = np.maximum(np.cumsum(attention_mask, axis=1)[:, -num_new:] - 1, 0)
+            positions = np.tile(np.arange(past.num_tokens, num_total), (num_rows, 1))
+        else:
+            positions = np.maximum(np.cumsum(attention_mask, axis=1)[:, -num_new:] - 1, 0)
         binding = self._decoder.io_binding()
         if self._embedding is None:
             if patches is not None:
@@ -217,7 +220,7 @@ class DecoderSession:
 
     def _features(self, patches: NDArray[np.float32] | None) -> ort.OrtValue:
         if patches is None:
-            return ort.OrtValue.ortvalue_from_numpy(np.zeros((0, self.config.d_model), self._dtype))
+            return self._no_features
         assert self._vision is not None  # noqa: S101
         binding = self._vision.io_binding()
         binding.bind_cpu_input("patches", np.ascontiguousarray(patches, dtype=self._dtype))

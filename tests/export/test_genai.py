@@ -1,7 +1,7 @@
 """Text artifacts run in onnxruntime-genai unchanged, with the same greedy tokens.
 
-Its package needs `onnxruntime`, which overwrites `onnxruntime-gpu` in one environment. So it lives in one of its own, and
-HAVOC_GENAI_PYTHON names that environment's interpreter.
+Its package needs `onnxruntime`, which overwrites `onnxruntime-gpu` in one environment. So it lives in one of its own,
+and HAVOC_GENAI_PYTHON names that environment's interpreter.
 """
 
 from __future__ import annotations

@@ -70,7 +70,7 @@ def test_streamed_reference_is_the_model(config: HavocConfig, source_with) -> No
 def test_artifact_agrees_with_transformers(
     configs: dict[str, HavocConfig], source_with, tmp_path: Path, kind: str, model_class, config_class
 ) -> None:
-    """An independent implementation of the same architecture gives the artifact's logits, also past the original context."""
+    """An independent implementation gives the artifact's logits, also past the original context."""
     config = configs[kind]
     source = source_with(config)
     theirs = model_class(config_class(**config.to_hf())).eval()
