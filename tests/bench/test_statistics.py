@@ -73,7 +73,9 @@ def test_share_edges() -> None:
     """None right and all right have their exact one-sided bounds; impossible counts are refused."""
     assert share_bounds(0, 10) == Bounds(value=0.0, low=0.0, high=pytest.approx(1 - 0.05**0.1), num_samples=10)
     assert share_bounds(10, 10).low == pytest.approx(0.05**0.1)
-    assert num_right_needed(5, share=0.85) is None
+    assert num_right_needed(18, share=0.85) is None
+    assert num_right_needed(19, share=0.85) == 19
+    assert share_bounds(869, 1000).value == 0.869
     for num_right, num_rows in [(1, 0), (-1, 5), (6, 5)]:
         with pytest.raises(HavocError, match="is no share"):
             share_bounds(num_right, num_rows)
@@ -145,6 +147,34 @@ def test_rate_is_total_over_total() -> None:
     assert rate_bounds([[(100.0, 2.0)]]) == Bounds(value=50.0, low=None, high=None, num_samples=1)
 
 
+def test_rate_bounds_show_every_spread() -> None:
+    """Spread within a process, between processes, and processes of unequal length all widen the bounds as they must."""
+    within = rate_bounds([[(1.0, 1.0), (1.0, 3.0)]])
+    assert (within.low, within.high) == (pytest.approx(1 / 3), 1.0)
+    between = rate_bounds([[(1.0, 1.0)] * 3, [(1.0, 2.0)] * 3, [(1.0, 4.0)] * 3])
+    assert (between.low, between.high) == (0.25, 1.0)
+    ragged = rate_bounds([[(1.0, 2.0)], [(1.0, 2.0)] * 7, [(2.0, 4.0)] * 2])
+    assert (ragged.low, ragged.value, ragged.high, ragged.num_samples) == (0.5, 0.5, 0.5, 10)
+
+
+@pytest.mark.parametrize("episodes", [[], [[]], [[(1.0, 1.0)], []], [[(0.0, 1.0)]], [[(1.0, 0.0)]], [[(1.0, -1.0)]]])
+def test_rate_of_nothing_is_refused(episodes: list[list[tuple[float, float]]]) -> None:
+    """No episode, an empty process, or one of no tokens or no time has no rate."""
+    with pytest.raises(HavocError):
+        rate_bounds(episodes)
+
+
+def test_ratio_is_of_the_quantile_asked_for() -> None:
+    """The 90th percentile's ratio is bounded around itself, not around the smallest or the median."""
+    bounds = ratio_bounds([[1.0] * 300], [[value / 3 for value in range(1, 301)]], quantile=0.9, num_resamples=300)
+    assert bounds.value == pytest.approx(90, abs=0.5)
+    assert 80 < bounds.low <= bounds.value <= bounds.high < 97
+    assert bounds.num_samples == 600
+    for before, after in [([[0.0]], [[1.0]]), ([[1.0]], [[0.0]])]:
+        with pytest.raises(HavocError, match="positive"):
+            ratio_bounds(before, after)
+
+
 def test_ratio_of_equal_records_holds_one() -> None:
     """Two sets of one distribution give an interval around 1; a 10 % slower one lies above 1."""
     rng = np.random.default_rng(3)
@@ -170,10 +200,17 @@ def test_outliers_are_counted() -> None:
     samples = [10.0, 10.5, 11.0, 11.5, 12.0, 10.2, 10.8, 11.2, 11.8, 13.6, 30.0]
     assert num_outliers(samples) == (0, 1)
     assert num_outliers([*samples[:9], 14.2, 30.0]) == (1, 1)
+    spread = [0.0, 10.0, 20.0, 30.0, 40.0]
+    assert num_outliers([*spread * 4, 75.0]) == (1, 0)
+    assert num_outliers([*spread * 4, -30.0, 105.0]) == (1, 1)
 
 
-@pytest.mark.parametrize("samples", [[], [1.0, float("nan")], [float("inf")]], ids=["none", "nan", "inf"])
-def test_no_statistic_of_nothing(samples: list[float]) -> None:
+@pytest.mark.parametrize(
+    ("samples", "words"),
+    [([], "no samples"), ([1.0, float("nan")], "not a finite number"), ([float("inf")], "not a finite number")],
+    ids=["none", "nan", "inf"],
+)
+def test_no_statistic_of_nothing(samples: list[float], words: str) -> None:
     """Empty or non-finite samples are an error, never a number."""
-    with pytest.raises(HavocError):
+    with pytest.raises(HavocError, match=words):
         quantile_bounds(samples, quantile=0.9)

@@ -29,6 +29,7 @@ def test_classes(medians: list[int], word: str) -> None:
 def test_steadiness_is_two_percent() -> None:
     """Two windows 2 % apart agree, 3 % apart do not."""
     assert is_steady([1000, 1020])
+    assert is_steady([1000, 980])
     assert not is_steady([1000, 1031])
 
 
