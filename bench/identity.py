@@ -30,11 +30,11 @@ def record_is_intact(case: Case) -> str | None:
 def evidence_is_measured(case: Case) -> str | None:
     """Refuse simulations and projections."""
     record = case.record
-    if record.evidence != "measured":
-        return f"the record is {record.evidence}, not measured: run `havoc bench` on the target"
-    if record.device.is_simulated:
-        return f"the device is simulated ({', '.join(record.device.simulation_reasons) or 'no reason given'})"
-    return None
+    if record.evidence == "measured" and not record.device.is_simulated:
+        return None
+    reasons = "; ".join(record.device.simulation_reasons)
+    because = f" ({reasons})" if reasons else ""
+    return f"the record is {record.evidence}, not measured{because}: run `havoc bench` on the target"
 
 
 def device_kind_matches(case: Case) -> str | None:

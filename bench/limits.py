@@ -133,23 +133,14 @@ def latency_evidence(limit: Limit, records: Sequence[Record], protocol: Required
     found = bounds.quantile_bounds(samples, quantile=limit.percentile, confidence=limit.confidence)
     share_within = sum(value < limit.value for value in samples) / len(samples)
     wanted = bounds.num_samples_needed(share_within, quantile=limit.percentile, confidence=limit.confidence)
-    num_short = max(protocol.min_samples, wanted or 0) - len(samples)
     worst = max(bounds.quantile_of(sorted(values), limit.percentile) for values in per_process)
-    times_limit = (worst if found.high is None else found.high) / limit.value
-    lacking = _effort_lacking(processes, len(per_process), protocol, times_limit=times_limit)
+    lacking = _effort_lacking(processes, len(per_process), protocol, times_limit=worst / limit.value)
     if not lacking and len(samples) < protocol.min_samples:
         lacking = f"{len(samples)} samples, {protocol.min_samples} are needed"
     if not lacking and worst >= limit.value:
         lacking = f"the slowest process has p{limit.percentile * 100:g} = {worst:.4g} {metric_of(name).unit}"
-    return Evidence(
-        found.value,
-        found.low,
-        found.high,
-        len(samples),
-        len(per_process),
-        lacking,
-        num_short if num_short > 0 else None,
-    )
+    num_short = _short(max(protocol.min_samples, wanted or protocol.min_samples), len(samples))
+    return Evidence(found.value, found.low, found.high, len(samples), len(per_process), lacking, num_short)
 
 
 def throughput_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:
@@ -164,8 +155,7 @@ def throughput_evidence(limit: Limit, records: Sequence[Record], protocol: Requi
         return "no samples"
     found = bounds.rate_bounds(per_process, confidence=limit.confidence)
     slowest = min(sum(tokens for tokens, _ in runs) / sum(seconds for _, seconds in runs) for runs in per_process)
-    times_limit = limit.value / (slowest if found.low is None else found.low)
-    lacking = _effort_lacking(processes, len(per_process), protocol, times_limit=times_limit)
+    lacking = _effort_lacking(processes, len(per_process), protocol, times_limit=limit.value / slowest)
     if not lacking and slowest <= limit.value:
         lacking = f"the slowest process reaches {slowest:.4g} tok/s"
     num_runs = sum(len(runs) for runs in per_process)
@@ -195,9 +185,9 @@ def worst_time_evidence(limit: Limit, records: Sequence[Record], protocol: Requi
     loads = [process.load_ns / 1e9 for process in _processes(records)]
     if not loads:
         return "no samples"
-    short = protocol.min_processes - len(loads)
-    lacking = f"{len(loads)} processes, {protocol.min_processes} are needed" if short > 0 else ""
-    return Evidence(max(loads), max(loads), max(loads), len(loads), len(loads), lacking, short if short > 0 else None)
+    num_short = _short(protocol.min_processes, len(loads))
+    lacking = f"{len(loads)} processes, {protocol.min_processes} are needed" if num_short else ""
+    return Evidence(max(loads), max(loads), max(loads), len(loads), len(loads), lacking, num_short)
 
 
 def energy_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
@@ -223,8 +213,13 @@ def accuracy_evidence(limit: Limit, records: Sequence[Record], protocol: Require
     num_rows = sum(item.num_rows for item in counted)
     share = bounds.share_bounds(num_right, num_rows, confidence=limit.confidence)
     wanted = bounds.num_samples_needed(num_right / num_rows, quantile=limit.value, confidence=limit.confidence)
-    num_short = wanted - num_rows if wanted is not None and wanted > num_rows else None
+    num_short = None if wanted is None else _short(wanted, num_rows)
     return Evidence(share.value, share.low, share.high, num_rows, 0, "", num_short)
+
+
+def _short(num_needed: int, num_found: int) -> int | None:
+    """Count what is missing; None for nothing."""
+    return max(num_needed - num_found, 0) or None
 
 
 def _processes(records: Sequence[Record]) -> list[ProcessSamples]:

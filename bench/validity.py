@@ -191,11 +191,11 @@ def clock_is_one(case: Case) -> str | None:
 
 def not_faster_than_physics(case: Case) -> str | None:
     """Refuse a prefill or a decode step below the device's roofline: another card, other work or a wrong clock."""
-    fastest_flop_per_s, bandwidth = _peaks(case)
+    peak_flop_per_s, bandwidth = _peaks(case)
     subject, workload = case.record.subject, case.record.workload
     durations = [ns for process in case.record.samples for ns in process.prefill.duration_ns]
-    if durations and subject.num_parameters:
-        floor_s = 2 * SURE_SHARE * subject.num_parameters * workload.prompt_tokens / fastest_flop_per_s
+    if durations and subject.num_parameters and peak_flop_per_s:
+        floor_s = 2 * SURE_SHARE * subject.num_parameters * workload.prompt_tokens / peak_flop_per_s
         if min(durations) < floor_s * 1e9:
             return (
                 f"a prefill took {min(durations) / 1e6:.4g} ms, the device's peak allows {floor_s * 1e3:.4g} ms at best"
@@ -209,12 +209,14 @@ def not_faster_than_physics(case: Case) -> str | None:
     return None
 
 
-def _peaks(case: Case) -> tuple[float, float | None]:
+def _peaks(case: Case) -> tuple[float | None, float | None]:
+    """Operations and bytes a second that the device cannot exceed; None where nothing is known."""
     roofline, device = case.target.roofline, case.record.device
     if roofline is not None:
         return roofline.peak_flop_per_s, roofline.bandwidth_bytes_per_s
-    cores = device.cpu.num_logical_cores if device.kind == "cpu" else 10**6
-    return cores * CORE_OPS_PER_S, None
+    if device.kind == "cpu":
+        return device.cpu.num_logical_cores * CORE_OPS_PER_S, None
+    return None, None
 
 
 def _memory_series(record: Record) -> Iterator[tuple[str, MemorySeries]]:

@@ -17,6 +17,8 @@ samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_
 
 GOOD_FILES = {"model.onnx": "a" * 64, "model.onnx.data": "b" * 64}
 SUPER = "NVIDIA GeForce GTX 1660 SUPER"
+TWO_CALLS = {"start_ns": [0, 20_000_000], "duration_ns": [20_000_000, 20_000_000]}
+FAULT = {"id": "pid", "status": "invalid", "detail": "memory of another process was read"}
 
 # rule -> records that break it: (kind of device, changes). Each is the good record but for what is named.
 BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
@@ -72,7 +74,7 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("cpu", {"workload__context_tokens": 64}),
         ("cpu", {"workload__passes": 2}),
     ],
-    "V03": [("cpu", {"checks": [{"id": "pid", "status": "invalid", "detail": "memory of another process was read"}]})],
+    "V03": [("cpu", {"checks": [FAULT]}), ("cpu", {"checks": [FAULT, FAULT]}), ("cpu", {"checks": [FAULT] * 3})],
     "V04": [
         ("cpu", {"protocol__num_processes": 6}),
         ("cpu", {"samples__1__process": 0}),
@@ -88,7 +90,11 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("cpu", {"samples__1__decode__2__step_ns": [2_000_000] * 63}),
     ],
     "V07": [("cpu", {"samples__4__num_nonfinite_logits": 1})],
-    "V08": [("cpu", {"samples__3__num_distinct_outputs": 1}), ("cpu", {"samples__3__num_distinct_outputs": 0})],
+    "V08": [
+        ("cpu", {"samples__3__num_distinct_outputs": 1}),
+        ("cpu", {"samples__3__num_distinct_outputs": 1, "samples__3__prefill": TWO_CALLS}),
+        ("cpu", {"samples__3__num_distinct_outputs": 0}),
+    ],
     "V09": [
         ("cuda", {"telemetry__5__throttle_reasons": ["hw_thermal_slowdown"]}),
         ("cuda", {"telemetry__19__throttle_reasons": ["gpu_idle", "hw_slowdown"]}),
@@ -118,6 +124,7 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "V17": [
         ("cuda", {"samples__0__prefill__duration_ns": [600_000] * 20}),
         ("cpu", {"samples__0__prefill__duration_ns": [20] * 20}),
+        ("cuda", {"samples__0__prefill__duration_ns": [20] * 20}),
         ("cuda", {"samples__each__decode__each__step_ns": [130_000] * 127}),
     ],
 }
@@ -141,6 +148,12 @@ def target_of(kind: str) -> Target:
 
 # Of a GTX 1660: looks odd, and is right.
 ODD: list[dict[str, Any]] = [
+    {"device__gpu__cuda__memory_total_bytes": 5_800_000_000},
+    {"samples__each__num_distinct_outputs": 2},
+    {"samples__0__prefill": TWO_CALLS},
+    {"telemetry__each__sm_clock_mhz": 2000} | {f"telemetry__{place}__sm_clock_mhz": 1800 for place in range(3)},
+    {"memory__rss": [samples.memory_series(0) | {"peak_bytes": 30_000_000}]},
+    {"memory__vram__0__peak_bytes": 4_000_000_000, "memory__vram__0__cross_check_bytes": 4_200_000_000},
     {"telemetry__each__throttle_reasons": ["gpu_idle", "applications_clocks_setting"]},
     {"telemetry": []},
     {"telemetry__each__sm_clock_mhz": None},
