@@ -248,12 +248,13 @@ def pictures(run: Run) -> list[dict[str, Any]]:
         ("Prefill over time", "drift, throttling and outliers would show here", charts.latency_series(record)),
         ("Decode throughput", "one dot a run, one column a process", charts.decode_rates(record, rate_limit)),
         ("Memory", "a pass of its own, apart from the timed ones", charts.memory_timeline(record, memory_limit)),
-        ("Search", "arrows lead from the screened to the repeated score", _front_picture(run)),
+        ("Search", "arrows lead from the screened to the repeated score", front_picture(run)),
     )
     return [{"title": title, "note": note, "svg": Markup(svg)} for title, note, svg in drawn if svg]  # noqa: S704 - our own drawing
 
 
-def _front_picture(run: Run) -> str | None:
+def front_picture(run: Run) -> str | None:
+    """Draw the search's candidates, with the chosen one's accuracy on the gate split where it was scored."""
     if run.front is None:
         return None
     confirmed = [row for row in (run.scores or {}).get("rows", []) if row["kind"] == "mixture"]

@@ -79,7 +79,7 @@ class Plan:
 
 def load_config(model: str) -> HavocConfig:
     """Return the shape of a preset or of a model directory; anything else is a `HavocError`."""
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():
         return HavocConfig.from_directory(model)
     if model.lower().replace("_", "-").removeprefix("havoc-") not in PRESETS:
         raise HavocError(f"{model!r} is neither a directory nor a preset: {', '.join(PRESETS)}")

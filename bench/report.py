@@ -68,7 +68,7 @@ def write_report(
     """
     run = read_run(directory, targets=targets, command=command)
     pages = {
-        "report.html": page.html(run).encode(),
+        "report.html": _drawn(run, directory).encode(),
         "report.md": _within(page.markdown(run).encode(), MAX_MARKDOWN_BYTES),
         "junit.xml": junit(run),
         "badge.json": storage.canonical_json(badge(run.judged[0][1])) + b"\n",
@@ -95,6 +95,17 @@ def read_run(directory: Path, *, targets: Sequence[str], command: str | None = N
         previous=_previous(directory, record),
         command=command,
     )
+
+
+def _drawn(run: Run, directory: Path) -> str:
+    """Draw the page; scores or a front of another form than the pipeline writes are named, with what they lack."""
+    for name, check in ((SCORES, lambda: page.score_table(run.scores)), (FRONT, lambda: page.front_picture(run))):
+        try:
+            check()
+        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise HavocError(f"{directory / name}: not of the form that `havoc run` writes ({reason})") from error
+    return page.html(run)
 
 
 def _optional(path: Path) -> Mapping[str, Any] | None:

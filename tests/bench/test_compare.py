@@ -1,0 +1,112 @@
+"""Two records: proven changes are named, equal ones are equal, and what cannot be compared is refused."""
+
+from __future__ import annotations
+
+import random
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from havoc_core.bench.compare import Comparison, compare, decide
+from havoc_core.bench.record import Record
+from havoc_core.errors import IdentityError
+
+samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+
+
+PREFILL_ALONE = {"samples__each__decode": [], "samples__each__ttft": {}}
+
+
+def noisy(seed: int, *, factor: float = 1.0, **changes: Any) -> Record:
+    """Return a record whose prefills scatter by 2 % around 20 ms times `factor`."""
+    generator = random.Random(seed)
+    values = samples.changed(samples.document("cpu"), run_id=f"noisy-{seed}", **changes)
+    for process in values["samples"]:
+        durations = [round(20e6 * factor * generator.gauss(1, 0.02)) for _ in range(20)]
+        process["prefill"] = {"start_ns": [60_000_000 * call for call in range(20)], "duration_ns": durations}
+    return samples.sealed(values)
+
+
+def change_of(rows: list[Comparison], metric: str) -> Comparison:
+    return next(row for row in rows if row.metric == metric)
+
+
+@pytest.mark.parametrize(("factor", "change"), [(1.0, "equal"), (1.2, "worse"), (0.8, "better")])
+def test_a_change_is_named(factor: float, change: str) -> None:
+    """20 % slower or faster is proven; the same within the margin is equal, with what would have shown."""
+    row = change_of(compare(noisy(1), noisy(2, factor=factor)), "prefill_ms")
+    assert row.change == change
+    assert row.ratio == pytest.approx(factor, rel=0.02)
+    assert row.low is not None
+    assert row.high is not None
+    assert row.low <= row.ratio <= row.high
+    assert row.detectable is not None
+    assert 0 < row.detectable < 0.05
+
+
+def test_two_records_of_one_artifact_rarely_differ() -> None:
+    """A/A: of 8 pairs drawn from one distribution, none proves a change beyond the margin, at most one is undecided."""
+    pairs = [(noisy(seed, **PREFILL_ALONE), noisy(seed + 100, **PREFILL_ALONE)) for seed in range(8)]
+    changes = [change_of(compare(old, new), "prefill_ms").change for old, new in pairs]
+    assert changes.count("equal") >= 7
+    assert set(changes) <= {"equal", "undecided"}
+
+
+def test_more_is_better_for_rates() -> None:
+    """A lower throughput is worse."""
+    slower = {"samples__each__decode__each__step_ns": [3_000_000] * 127}
+    assert change_of(compare(noisy(1), noisy(2, **slower)), "decode_tok_per_s").change == "worse"
+
+
+def test_memory_and_accuracy() -> None:
+    """Peaks are compared as they are, accuracies by their interval; what one record lacks is not measured."""
+    rows = compare(noisy(1), noisy(2, memory__rss__0__peak_bytes=800_000_000, accuracy__math__num_right=700))
+    assert change_of(rows, "peak_rss_bytes").change == "worse"
+    assert change_of(rows, "accuracy/math").change == "worse"
+    assert change_of(rows, "accuracy/code").change == "equal"
+    missing = change_of(rows, "peak_vram_bytes")
+    assert (missing.change, missing.ratio, missing.old) == ("not_measured", None, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"device__name": "Other Processor"}, "device"),
+        ({"device__fingerprint": "9" * 64}, "fingerprint"),
+        ({"host__versions__onnxruntime-gpu": "1.30.0"}, "onnxruntime-gpu"),
+        ({"host__versions": {"python": "3.11.7"}}, "onnxruntime-gpu"),
+        ({"protocol__num_threads": 1}, "threads"),
+        ({"workload__prompt_tokens": 256}, "prompt tokens"),
+        ({"evidence": "simulated"}, "evidence"),
+    ],
+    ids=["device", "fingerprint", "version", "version-missing", "threads", "work", "evidence"],
+)
+def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], word: str) -> None:
+    """Another device, version or work makes the ratio meaningless: exit code 5 unless asked for."""
+    with pytest.raises(IdentityError, match=word):
+        compare(noisy(1), noisy(2, **changes))
+    assert compare(noisy(1, **PREFILL_ALONE), noisy(2, **PREFILL_ALONE, **changes), across=True)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "change"),
+    [
+        (0.96, 1.05, "equal"),
+        (0.95, 1.05, "undecided"),
+        (0.96, 1.06, "undecided"),
+        (0.8, 0.99, "better"),
+        (0.8, 1.0, "undecided"),
+        (1.01, 1.3, "worse"),
+        (1.0, 1.3, "undecided"),
+        (None, 1.3, "undecided"),
+        (0.5, None, "undecided"),
+    ],
+)
+def test_what_an_interval_proves(low: float | None, high: float | None, change: str) -> None:
+    """Equal lies within the margin, a change on one side of 1, everything else is undecided."""
+    assert decide(low, high, margin=0.05, is_lower_better=True) == change
+    mirrored = {"better": "worse", "worse": "better"}.get(change, change)
+    assert decide(low, high, margin=0.05, is_lower_better=False) == mirrored

@@ -1,0 +1,112 @@
+"""What arithmetic proves before a run: the seed's model cannot meet the seed's limits, smaller ones may."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from havoc_core.bench.plan import build_plan, load_config, prefill_ms, structures
+from havoc_core.bench.targets import Target, load_target
+from havoc_core.errors import HavocError
+from havoc_core.model.structure import Structure
+
+
+@pytest.fixture(scope="module")
+def gtx1660() -> Target:
+    return load_target("gtx1660")
+
+
+def test_the_seeds_model_is_impossible(gtx1660: Target) -> None:
+    """No structure of the 5.96 B parameter model prefills in 100 ms or fits 2 GB on a GTX 1660: proven."""
+    plan = build_plan("7b", gtx1660)
+    assert plan.is_impossible
+    assert plan.num_parameters == 5_957_685_248
+    assert {option.outlook for option in plan.options} == {"impossible"}
+    for option in plan.options:
+        floors = {figure.metric: figure.floor for figure in option.figures}
+        assert floors["prefill_ms"] > 500
+        assert floors["peak_vram_bytes"] > 2e9
+    assert "prefill_ms" in plan.conclusion
+    assert "peak_vram_bytes" in plan.conclusion
+
+
+def test_small_models_show_which_formats_can_pass(gtx1660: Target) -> None:
+    """135 M parameters pass with fp32 activations and likely not with fp16, whose products are slow on this card."""
+    plan = build_plan("edge-135m", gtx1660)
+    outlooks = {option.structure: option.outlook for option in plan.options}
+    assert not plan.is_impossible
+    assert {name for name, outlook in outlooks.items() if outlook == "possible"} == {
+        "fp32-fp32",
+        "fp16-fp32",
+        "int8-fp32",
+        "int4-fp32",
+    }
+    assert outlooks["int4-fp16"] == "unlikely"
+    assert not build_plan("edge-360m", gtx1660).is_impossible
+
+
+def test_the_floor_is_below_the_estimate(gtx1660: Target) -> None:
+    """A certain bound is never worse than what is likely."""
+    for option in build_plan("edge-360m", gtx1660).options:
+        for figure in option.figures:
+            assert figure.floor <= figure.estimate if figure.sign == "<" else figure.floor >= figure.estimate
+
+
+def test_the_floor_is_the_roofline(gtx1660: Target) -> None:
+    """512 tokens through N matrix parameters at 5.03 TFLOP/s: two operations each, and a little attention."""
+    config = load_config("edge-135m")
+    assert gtx1660.roofline is not None
+    floor, _ = prefill_ms(config, Structure("fp32", "fp32"), gtx1660.roofline, num_tokens=512)
+    matrices_alone = 1e3 * 2 * 106_000_000 * 512 / 5.03e12
+    assert matrices_alone < floor < 1.2 * matrices_alone
+
+
+def test_samples_needed_are_the_planning_table(gtx1660: Target) -> None:
+    """869 of 1000 right, and a true 90 % passes 500 rows with 95 % chance, 100 rows with a third."""
+    rows = {row["num_rows"]: row for row in build_plan("nano", gtx1660).samples["accuracy"]}
+    assert {n: row["num_right"] for n, row in rows.items()} == {100: 92, 200: 179, 500: 439, 1000: 869, 2000: 1727}
+    assert rows[500]["chance"]["0.90"] == pytest.approx(0.955, abs=0.01)
+    assert rows[100]["chance"]["0.90"] == pytest.approx(0.32, abs=0.01)
+
+
+def test_host_proves_only_memory() -> None:
+    """Peaks measured in a blink prove nothing, so on `host` only memory can be impossible."""
+    host = load_target("host")
+    plan = build_plan("7b", host)
+    for option in plan.options:
+        assert {figure.metric for figure in option.figures if figure.outlook == "impossible"} <= {"peak_rss_bytes"}
+    assert plan.is_impossible
+    assert "no proof" in plan.peaks
+
+
+def test_a_directory_is_a_model(tmp_path: Path) -> None:
+    """A Hugging Face directory is planned by its config.json alone."""
+    (tmp_path / "config.json").write_text(json.dumps(load_config("edge-135m").to_hf()))
+    assert load_config(str(tmp_path)) == load_config("edge-135m")
+
+
+@pytest.mark.parametrize("name", ["edge-1b", "", "/nowhere"])
+def test_an_unknown_model_is_one_line(name: str) -> None:
+    """A typo lists the presets."""
+    with pytest.raises(HavocError, match="edge-135m"):
+        load_config(name)
+
+
+def test_every_structure_once() -> None:
+    """Four weight formats by two activation types, without fp32 weights under fp16 activations."""
+    assert len(structures()) == len(set(structures())) == 7
+
+
+def test_planning_needs_no_torch() -> None:
+    """The edge device plans too."""
+    code = (
+        "import sys; from havoc_core.bench.plan import build_plan; from havoc_core.bench.targets import load_target\n"
+        "build_plan('7b', load_target('gtx1660'))\n"
+        "print(sorted({'torch', 'numpy', 'scipy', 'onnxruntime'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,316 @@
+"""The report: complete, offline, safe, the same bytes for the same folder, and right in a real browser."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+import runpy
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from havoc_core.bench.bounds import share_bounds
+from havoc_core.bench.device import identify_cpu
+from havoc_core.bench.history import write_index
+from havoc_core.bench.report import WRITTEN, write_report
+from havoc_core.errors import HavocError, IdentityError
+
+samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+HOSTILE = "<script>alert(1)</script> | *x* `y`"
+
+
+def scores() -> dict[str, Any]:
+    """Return a score table as the pipeline writes it."""
+
+    def row(name: str, kind: str, num_right: int) -> dict[str, Any]:
+        share = share_bounds(num_right, 1000, confidence=0.975)
+        cell = {"num_right": num_right, "num_rows": 1000, "low": share.low, "high": share.high}
+        return {"name": name, "kind": kind, "accuracy": dict.fromkeys(samples.DOMAINS, cell)}
+
+    return {"rows": [row("base", "base", 741), row("math expert", "expert", 823), row("mixture", "mixture", 912)]}
+
+
+def front() -> dict[str, Any]:
+    """Return a front as the search writes it."""
+
+    def candidate(key: str, weights: str, share: float, again: float | None) -> dict[str, Any]:
+        return {
+            "key": key,
+            "alpha": [1.0] * 4,
+            "structure": {"weight_format": weights, "activation_dtype": "fp32", "block_size": 32},
+            "cost": {"prefill_ms": 17.0, "peak_bytes": 1e8 if weights == "fp32" else 8e7, "decode_tok_per_s": 600.0},
+            "search_accuracy": dict.fromkeys(samples.DOMAINS, share),
+            "rescored_accuracy": None if again is None else dict.fromkeys(samples.DOMAINS, again),
+        }
+
+    return {
+        "evaluations": 3,
+        "noise_floor": {},
+        "frozen": ["prefill_ms"],
+        "chosen": "b",
+        "candidates": [
+            candidate("a", "fp32", 0.9, None),
+            candidate("b", "int8", 0.93, 0.91),
+            candidate("c", "int8", 0.8, None),
+        ],
+        "front": ["a", "b"],
+        "failed": [{"key": "d", "reason": "out of memory"}],
+    }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A measured folder of this machine's CPU, with scores and a front."""
+    out = tmp_path / "run"
+    cpu = identify_cpu().model_dump(mode="json")
+    samples.record("cpu", device__cpu=cpu, device__name=cpu["name"]).save(out / "record.json")
+    (out / "scores.json").write_text(json.dumps(scores()))
+    (out / "front.json").write_text(json.dumps(front()))
+    return out
+
+
+class Page(HTMLParser):
+    """Collects what a page would load, its text, and tags left open."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.loads: list[str] = []
+        self.tags: list[str] = []
+        self.ids: list[str] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.loads += [values[key] or "" for key in ("src", "href", "xlink:href", "data") if key in values]
+        self.ids += [values["id"] or ""] if "id" in values else []
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_everything_is_written(folder: Path) -> None:
+    """Seven files, each of its form and size, under checksums that `sha256sum --check` accepts."""
+    page, judgements = write_report(folder, command="havoc run --out run")
+    assert page == folder / "report.html"
+    assert [judgement.verdict for judgement in judgements] == ["pass", "not_measured"]
+    assert {path.name for path in folder.iterdir()} == {
+        *WRITTEN,
+        "record.json",
+        "scores.json",
+        "front.json",
+        "SHA256SUMS",
+    }
+    assert (folder / "report.md").stat().st_size < 60_000
+    for line in (folder / "SHA256SUMS").read_text().splitlines():
+        digest, name = line.split("  ")
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == digest
+
+
+def test_the_same_folder_gives_the_same_bytes(folder: Path) -> None:
+    """No date, no random id: a report can be rebuilt and compared."""
+    write_report(folder)
+    first = {name: (folder / name).read_bytes() for name in WRITTEN}
+    write_report(folder)
+    assert {name: (folder / name).read_bytes() for name in WRITTEN} == first
+
+
+def test_the_page_is_one_file_without_script(folder: Path) -> None:
+    """Nothing is loaded from anywhere, nothing runs, every id is there once, and the policy forbids the rest."""
+    write_report(folder)
+    text = (folder / "report.html").read_text()
+    page = Page(text)
+    assert "script" not in page.tags
+    assert [load for load in page.loads if not load.startswith("#")] == []
+    assert len(page.ids) == len(set(page.ids))
+    assert {load[1:] for load in page.loads} | set(re.findall(r"url\(#([^)]+)\)", text)) <= set(page.ids)
+    assert "default-src 'none'" in text
+    assert not re.search(r"https?://(?!www\.w3\.org/)", text)
+    assert page.tags.count("svg") == 5
+
+
+def test_the_page_says_what_it_must(folder: Path) -> None:
+    """Verdicts, every limit, every score with its interval, the search's frozen objective, the commands, the caveats."""
+    write_report(folder, command="havoc run --out run")
+    words = " ".join(" ".join(Page((folder / "report.html").read_text()).words).split())
+    for said in (
+        "Pass on this machine's CPU",
+        "Not measured on NVIDIA GeForce GTX 1660",
+        "must be < 100 ms",
+        "must be > 50 tok/s",
+        "91.2 %",
+        "math expert",
+        "frozen",
+        "out of memory",
+        "havoc run --out run",
+        "havoc bench ARTIFACT --profile standard",
+        "havoc gate DIR/record.json --target gtx1660",
+        "not a determined forger",
+        "No previous record",
+    ):
+        assert said in words
+
+
+def test_numbers_in_markdown_are_those_of_the_verdict(folder: Path) -> None:
+    """The table of a pull request holds the same verdicts, limits and figures."""
+    write_report(folder)
+    text = (folder / "report.md").read_text()
+    assert "**Pass** on `host`" in text
+    assert "**Not measured** on `gtx1660`" in text
+    assert "| prefill, 512 tokens | \\< 100 ms | 20.1 ms |" in text
+    assert text.count("| **Pass** |") == 7
+
+
+def test_junit_counts_the_undecided_as_errors(folder: Path) -> None:
+    """A limit that was not measured is an error in CI, never skipped and never green."""
+    write_report(folder)
+    suites = {suite.get("name"): suite for suite in ET.parse(folder / "junit.xml").getroot()}
+    assert [suites["host"].get(key) for key in ("tests", "failures", "errors", "skipped")] == ["7", "0", "0", "0"]
+    assert [suites["gtx1660"].get(key) for key in ("tests", "failures", "errors", "skipped")] == ["7", "0", "7", "0"]
+    assert suites["gtx1660"].find("testcase/error") is not None
+    assert suites["host"].find("testcase/skipped") is None
+
+
+def test_junit_tells_a_miss_from_doubt(folder: Path) -> None:
+    """A missed limit is a failure, an undecided one an error."""
+    cpu = identify_cpu().model_dump(mode="json")
+    changes = {"accuracy__math__num_right": 700, "accuracy__code__num_right": 850}
+    samples.record("cpu", device__cpu=cpu, **changes).save(folder / "record.json")
+    write_report(folder, targets=["host"])
+    suite = ET.parse(folder / "junit.xml").getroot()[0]
+    assert [suite.get(key) for key in ("failures", "errors")] == ["1", "1"]
+    assert json.loads((folder / "badge.json").read_text()) == {
+        "schemaVersion": 1,
+        "label": "havoc host",
+        "message": "fail",
+        "color": "red",
+    }
+
+
+def test_telemetry_is_a_table(folder: Path) -> None:
+    """One row a reading; what the device does not offer is empty, not 0."""
+    write_report(folder)
+    rows = list(csv.DictReader(io.StringIO((folder / "telemetry.csv").read_text())))
+    assert len(rows) == 20
+    assert rows[3]["temperature_c"] == "60.3"
+    assert rows[3]["sm_clock_mhz"] == ""
+
+
+def test_hostile_names_stay_text(folder: Path) -> None:
+    """Names come from files of others: no markup of theirs reaches a page or a table."""
+    samples.record("cpu", subject__name=HOSTILE, device__name=HOSTILE).save(folder / "record.json")
+    write_report(folder)
+    assert "script" not in Page((folder / "report.html").read_text()).tags
+    assert re.search(r"(?<!\\)[<>]", (folder / "report.md").read_text()) is None
+    ET.parse(folder / "junit.xml")
+
+
+def test_a_bare_record_is_enough(tmp_path: Path) -> None:
+    """Without scores, search, telemetry or even samples there is a page, and it claims nothing."""
+    bare = {
+        "samples": [],
+        "memory": {},
+        "telemetry": [],
+        "accuracy": {},
+        "subject__alpha": None,
+        "subject__num_parameters": None,
+    }
+    samples.record("cpu", **bare).save(tmp_path / "record.json")
+    _, judgements = write_report(tmp_path, targets=["host"])
+    assert judgements[0].verdict != "pass"
+    assert Page((tmp_path / "report.html").read_text()).tags.count("svg") == 0
+
+
+def test_a_gpu_record_shows_its_clocks(tmp_path: Path) -> None:
+    """Device memory, clock and temperature of a card are drawn."""
+    samples.record("cuda").save(tmp_path / "record.json")
+    write_report(tmp_path, targets=["gtx1660"])
+    text = (tmp_path / "report.html").read_text()
+    assert "VRAM, MB" in text
+    assert "core, MHz" in text
+    assert "°C" in text
+
+
+def test_the_previous_record_is_compared(tmp_path: Path) -> None:
+    """What changed in the environment since the record before is shown beside what is."""
+    before = samples.record("cpu", run_id="before", host__kernel="5.15.0")
+    before.save(tmp_path / "one" / "record.json")
+    samples.record("cpu", provenance__previous_record_sha256=before.sha256).save(tmp_path / "two" / "record.json")
+    write_report(tmp_path / "two", targets=["host"])
+    text = (tmp_path / "two" / "report.html").read_text()
+    assert "<del>Linux 5.15.0</del>" in text
+    assert text.count("<del>") == 1
+
+
+def test_bad_folders_are_one_line(tmp_path: Path, folder: Path) -> None:
+    """No record, an edited one, broken scores: a reason, an exit code, and no page half-written."""
+    with pytest.raises(HavocError, match="holds no"):
+        write_report(tmp_path / "nothing")
+    for name, text in (("scores.json", "[1]"), ("scores.json", '{"rows": [{}]}'), ("front.json", '{"candidates": 3}')):
+        kept = (folder / name).read_text()
+        (folder / name).write_text(text)
+        with pytest.raises(HavocError, match=name):
+            write_report(folder)
+        (folder / name).write_text(kept)
+    (folder / "record.json").write_text(
+        (folder / "record.json").read_text().replace('"name": "sample"', '"name": "simple"')
+    )
+    with pytest.raises(IdentityError):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+def test_the_history_of_a_folder(tmp_path: Path) -> None:
+    """Every run is a line and a row, oldest first; an unreadable record is named; building twice changes nothing."""
+    for place in (2, 1):
+        record = samples.record("cpu", run_id=f"run-{place}", created_utc=f"2026-11-2{place}T06:00:00Z")
+        record.save(tmp_path / f"run{place}" / "record.json")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "record.json").write_text("{")
+    index = write_index(tmp_path, targets=["host"])
+    lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert [line["run_id"] for line in lines] == ["run-1", "run-2"]
+    assert lines[0]["metrics"]["peak_vram_bytes"] is None
+    page = Page(index.read_text())
+    assert {"run1/report.html", "run2/report.html"} <= set(page.loads)
+    assert "broken" in page.words
+    before = index.read_bytes()
+    assert write_index(tmp_path, targets=["host"]).read_bytes() == before
+
+
+BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize("width", [1200, 390])
+def test_a_browser_shows_it(folder: Path, tmp_path: Path, width: int) -> None:
+    """A real browser without network lays the page out on desk and phone: nothing is wider than the window."""
+    write_report(folder)
+    probe = folder / "probe.html"
+    text = (
+        (folder / "report.html")
+        .read_text()
+        .replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
+    )
+    script = (
+        "<script>onload=()=>{const w=document.documentElement;document.title=[w.scrollWidth<=innerWidth,"
+        "document.querySelectorAll('svg').length,document.querySelectorAll('.limit').length].join()}</script></body>"
+    )
+    probe.write_text(text.replace("</body>", script))
+    command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1600", "--dump-dom", probe.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None
+    assert title[1] == "true,5,7"
