@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from havoc_core.bench.gpu_processes import sort_out
 from havoc_core.bench.nvml import GpuProcess
+from havoc_core.bench.record import MemorySeries
 from havoc_core.bench.vram import VramFinding, VramReading, disagreement, settle
 
 MB = 1_000_000
@@ -108,3 +109,37 @@ def test_our_process_is_told_from_strangers() -> None:
     assert (two_new.own, two_new.num_foreign) == (None, 2)
     local = sort_out([_process(50)], own_pid=7, idle_pids=(), exists=lambda _: True)
     assert (local.own, local.num_foreign) == (None, 1)
+
+
+def test_limits_are_exact() -> None:
+    """64 MB apart still agree, as do 5 % of a large peak; a peak of just the weights counts."""
+    assert disagreement(_settle([_reading(710, 346)]).series) is None
+    assert disagreement(_settle([_reading(711, 346)]).series) is not None
+    assert disagreement(_settle([_reading(2400, 2000)]).series) is None
+    assert disagreement(_settle([_reading(2401, 2000)]).series) is not None
+    assert _settle([_reading(300, 100)]).series.peak_bytes == 100 * MB
+
+
+def test_series_keeps_what_was_seen() -> None:
+    """Baseline, times since the session began, and under accounting the curve of the best sampled method."""
+    readings = [_reading(500, 150), _reading(520, 180)]
+    series = settle_at(readings, accounted_bytes=200 * MB)
+    assert series.baseline_bytes == 300 * MB
+    assert (series.time_ns, series.reading_bytes) == ((7, 8), (150 * MB, 180 * MB))
+    assert series.phase_start_ns == {"load": 6}
+    assert settle_at([_reading(500), _reading(520)], accounted_bytes=220 * MB).reading_bytes == (200 * MB, 220 * MB)
+    assert settle_at([_reading(500, None, 1)], accounted_bytes=220 * MB).reading_bytes == ()
+
+
+def settle_at(readings: list[VramReading], **changes: Any) -> MemorySeries:
+    """Settle readings taken from 17 ns on in a session that began at 10 ns."""
+    usual = {
+        "process": 0,
+        "zero_ns": 10,
+        "interval_ms": 5.0,
+        "max_gap_ms": 6.0,
+        "baseline_bytes": 300 * MB,
+        "weight_bytes": 100 * MB,
+        "phase_start_ns": {"load": 16},
+    }
+    return settle([(17 + index, reading) for index, reading in enumerate(readings)], **{**usual, **changes}).series
