@@ -140,7 +140,7 @@ def test_the_page_is_one_file_without_script(folder: Path) -> None:
 
 
 def test_the_page_says_what_it_must(folder: Path) -> None:
-    """Verdicts, every limit, every score with its interval, the search's frozen objective, the commands, the caveats."""
+    """Verdicts, limits, scores with intervals, the search's frozen objective, the commands, the caveats."""
     write_report(folder, command="havoc run --out run")
     words = " ".join(" ".join(Page((folder / "report.html").read_text()).words).split())
     for said in (

@@ -1,0 +1,210 @@
+"""The verbs that measure and judge, as a person or a script uses them: text, JSON, exit codes."""
+
+from __future__ import annotations
+
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from havoc_core.bench.device import identify_cpu
+from havoc_core.bench.doctor import examine
+from havoc_core.bench.record import load_record
+from havoc_core.cli import main
+
+samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+
+
+@pytest.fixture
+def record(tmp_path: Path) -> Path:
+    """A good record of this machine's CPU."""
+    return saved(tmp_path, "record")
+
+
+def saved(folder: Path, name: str, **changes: Any) -> Path:
+    cpu = identify_cpu().model_dump(mode="json")
+    path = folder / f"{name}.json"
+    samples.record("cpu", run_id=name, device__cpu=cpu, device__name=cpu["name"], **changes).save(path)
+    return path
+
+
+def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
+    code = main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_gate_passes_and_says_so(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Exit code 0, one line on top that says it all, and a row for every limit."""
+    code, out, err = run(capsys, "gate", record, "--target", "host")
+    assert (code, err) == (0, "")
+    assert out.startswith("PASS on host (this machine's CPU): all 7 limits proven met")
+    assert out.count("  pass  ") == 7
+    assert "\x1b" not in out
+
+
+def test_gate_names_the_missing_card(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On a record of a CPU, `gtx1660` is not measured: exit code 5."""
+    code, out, _ = run(capsys, "gate", record, "--target", "gtx1660")
+    assert code == 5
+    assert out.startswith("NOT MEASURED on gtx1660")
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"accuracy__math__num_right": 700}, 1),
+        ({"accuracy": {}}, 3),
+        ({"purpose": "screen"}, 4),
+        ({"evidence": "projected"}, 5),
+    ],
+    ids=["missed", "undecided", "invalid", "projected"],
+)
+def test_the_exit_code_is_the_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], expected: int
+) -> None:
+    """One code for each verdict, the same in text and in JSON."""
+    path = saved(tmp_path, "other", **changes)
+    code, _, _ = run(capsys, "gate", path, "--target", "host")
+    as_json, out, _ = run(capsys, "gate", path, "--target", "host", "--json")
+    assert code == as_json == json.loads(out)["exit_code"] == expected
+
+
+def test_gate_as_json(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One document with verdict, evidence, lines and findings."""
+    _, out, _ = run(capsys, "gate", record, "--target", "host", "--json")
+    document = json.loads(out)
+    assert (document["verdict"], document["evidence"], document["findings"]) == ("pass", "measured_target", [])
+    assert [line["metric"] for line in document["lines"]][:3] == ["prefill_ms", "peak_rss_bytes", "decode_tok_per_s"]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: "",
+        lambda text: "[" * 100_000,
+        lambda text: text.replace("0.02", "NaN"),
+        lambda text: text.replace('"schema_version": 1', '"schema_version": 2'),
+        lambda text: text.replace('"num_rows": 1000', '"num_rows": -1000'),
+        lambda text: text.replace('"tool"', '"tools"'),
+    ],
+    ids=["truncated", "empty", "deep", "nan", "newer", "negative", "unknown-key"],
+)
+def test_a_bad_record_is_one_line(record: Path, capsys: pytest.CaptureFixture[str], damage: Any) -> None:
+    """Usage error 2, one line on stderr that names the file, nothing on stdout."""
+    record.write_text(damage(record.read_text()))
+    code, out, err = run(capsys, "gate", record, "--target", "host")
+    assert (code, out) == (2, "")
+    assert err.count("\n") == 1
+    assert "record.json" in err
+
+
+def test_an_edited_record_is_another(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A number changed by hand: exit code 5."""
+    record.write_text(record.read_text().replace('"num_right": 900', '"num_right": 990'))
+    code, _, err = run(capsys, "gate", record, "--target", "host")
+    assert code == 5
+    assert "changed" in err
+
+
+def test_a_missing_baseline_is_no_equality(record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Comparing with a file that is not there is an error, never "no change"."""
+    code, out, err = run(capsys, "compare", tmp_path / "none.json", record)
+    assert (code, out) == (2, "")
+    assert "none.json" in err
+
+
+def test_compare(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A record equals itself; JSON gives each metric's ratio."""
+    code, out, _ = run(capsys, "compare", record, record, "--json")
+    metrics = {row["metric"]: row for row in json.loads(out)["metrics"]}
+    assert code == 0
+    assert metrics["prefill_ms"]["change"] == "equal"
+    assert metrics["peak_vram_bytes"]["ratio"] is None
+
+
+def test_plan_is_the_proof(capsys: pytest.CaptureFixture[str]) -> None:
+    """`havoc plan 7b --target gtx1660` ends with 1 and says why; a small model with 0."""
+    code, out, _ = run(capsys, "plan", "7b", "--target", "gtx1660")
+    assert code == 1
+    assert "proven impossible with every structure" in out
+    assert "869 right" in out
+    code, out, _ = run(capsys, "plan", "edge-135m", "--target", "gtx1660", "--json")
+    assert (code, json.loads(out)["is_impossible"]) == (0, False)
+
+
+def test_doctor_answers_by_trying(capsys: pytest.CaptureFixture[str]) -> None:
+    """Every question has an answer and a reason; a CPU can always be judged for `host`."""
+    code, out, _ = run(capsys, "doctor", "--json")
+    findings = json.loads(out)["findings"]
+    assert code == 0
+    assert {finding["answer"] for finding in findings} <= {"yes", "partly", "no"}
+    assert all(finding["reason"] for finding in findings)
+    answers = {(finding["topic"], finding["question"]): finding["answer"] for finding in findings}
+    assert answers["can be judged for", "host"] == "yes"
+    assert answers["can measure", "peak_rss_bytes"] == "yes"
+    assert [finding.question for finding in examine()] == [finding["question"] for finding in findings]
+
+
+def test_report_of_one_run_and_of_many(tmp_path: Path, record: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder with a record gets its pages, a folder of such folders the index."""
+    for name in ("one", "two"):
+        saved(tmp_path / "runs" / name, "record")
+    code, out, _ = run(capsys, "report", tmp_path / "runs" / "one")
+    assert (code, out.strip()) == (0, str(tmp_path / "runs" / "one" / "report.html"))
+    code, out, _ = run(capsys, "report", tmp_path / "runs", "--json")
+    assert json.loads(out) == {"index": str(tmp_path / "runs" / "index.html")}
+    code, _, err = run(capsys, "report", tmp_path / "nowhere")
+    assert code == 2
+    assert "holds no record.json" in err
+
+
+def test_bench_writes_a_record_that_the_gate_judges(
+    tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The real thing, on random weights: measured, scored, gated; accuracy is missed, speed and memory are met."""
+    out_dir = tmp_path / "run"
+    code, out, _ = run(capsys, "bench", tiny_artifact, "--n", "40", "--out", out_dir, "--quiet", "--json")
+    assert code in {0, 4}  # 4 where this machine is too busy to measure
+    document = json.loads(out)
+    assert document["metrics"]["prefill_ms"] > 0
+    assert document["metrics"]["accuracy/math"] is not None
+    record = load_record(out_dir / "record.json")
+    assert len(record.samples) == 5
+    code, out, _ = run(
+        capsys, "gate", out_dir / "record.json", "--target", "host", "--artifact", tiny_artifact, "--json"
+    )
+    verdicts = {line["metric"]: line["verdict"] for line in json.loads(out)["lines"]}
+    if code != 4:
+        assert code == 1
+        assert verdicts["accuracy/math"] == "fail"
+        assert verdicts["peak_rss_bytes"] == verdicts["decode_tok_per_s"] == "pass"
+
+
+def test_eval_agrees_with_the_record(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An artifact and its base are scored on the same rows, with exact intervals."""
+    words = ("--domain", "math", "--n", "20", "--quiet", "--json")
+    code, out, _ = run(capsys, "eval", tiny_artifact, *words)
+    scored = json.loads(out)["accuracy"]["math"]
+    assert (code, scored["num_rows"]) == (0, 20)
+    assert 0 <= scored["low"] <= scored["num_right"] / 20 <= scored["high"] <= 1
+    code, out, _ = run(capsys, "eval", tiny_artifact.parent / "base", *words)
+    assert json.loads(out)["accuracy"]["math"]["num_right"] == scored["num_right"]
+
+
+def test_the_gate_is_light(record: Path) -> None:
+    """Judging loads neither numpy nor scipy nor torch nor the runtime, so it starts at once and runs anywhere."""
+    code = (
+        "import sys; from havoc_core.cli import main\n"
+        f"code = main(['gate', {str(record)!r}, '--target', 'host', '--json'])\n"
+        "heavy = {'numpy', 'scipy', 'torch', 'onnxruntime', 'pynvml', 'matplotlib', 'rich'} & set(sys.modules)\n"
+        "print(sorted(heavy), file=sys.stderr); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr.strip() == "[]"
