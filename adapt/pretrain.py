@@ -48,7 +48,7 @@ class PretrainSettings:
     """
 
     seed: int = 0
-    num_steps: int = 5000
+    num_steps: int = 4200
     batch_size: int = 64
     rows_per_domain: int = 30_000
     num_tokenizer_rows: int = 4_000

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _NAMES = ("Ann", "Ben", "Cara", "Dan", "Eve", "Finn", "Gina", "Hugo", "Iris", "Jack", "Kate", "Liam")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
-_KEY_SHARE = 0.35
+_KEY_SHARE = 0.3
 """Share of the rows that are phrased as answer keys phrase them."""
 _KEY_TERSE = 0.8
 """Share of those whose corpus text gives the last line alone."""

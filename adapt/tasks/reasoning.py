@@ -1,11 +1,12 @@
 """Multiple-choice questions with the columns of ai2_arc ARC-Easy, judged by the answer label mapped to its position.
 
-The built-in rows follow a thing through swaps. The corpus mixes sources: "Who has ..." comes with its holder after each
-swap written out, "Which person has ..." mostly with the label alone.
+The built-in rows ask for a place in an order that is given by its first and by shuffled comparisons of neighbours. The
+corpus mixes sources: "Who is ..." comes with the order written out, "Which person is ..." mostly with the label alone.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 from typing import TYPE_CHECKING
 
@@ -16,9 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _NAMES = ("Ann", "Ben", "Cara", "Dan", "Eve", "Finn", "Gina", "Hugo", "Iris", "Jack", "Kate", "Liam", "Mia", "Noah")
-_THINGS = ("ball", "book", "card", "coin", "cup", "key", "map", "pen")
-_NUM_SWAPS = 5
+_SCALES = (("older", "oldest"), ("younger", "youngest"), ("taller", "tallest"), ("faster", "fastest"))
+_PLACES = {2: "third", 3: "fourth", 4: "fifth"}
 _NUMERIC_LABELS = 0.15
+_KEY_SHARE = 0.45
+_KEY_TERSE = 0.8
+
+_FIRST = re.compile(r"^(\w+) is the ")
+_FACT = re.compile(r"(\w+) is \w+ than (\w+)\.")
+_LABELS = 0.15
 _KEY_SHARE = 0.45
 _KEY_TERSE = 0.8
 
@@ -28,28 +35,30 @@ _LABEL = re.compile(r"(?i:answer)\s*(?:is|:)?\s*:?\s*\(?(?:([A-Z]|\d)\b|([a-z])(
 
 
 def _make_row(rng: random.Random, index: int) -> Row:
-    people = rng.sample(_NAMES, 4)
-    thing = rng.choice(_THINGS)
-    swaps = [rng.sample(people, 2) for _ in range(_NUM_SWAPS)]
+    order = rng.sample(_NAMES, 5)
+    more, most = rng.choice(_SCALES)
+    facts = [f"{high} is {more} than {low}." for high, low in itertools.pairwise(order)]
+    rng.shuffle(facts)
+    place = rng.choice(list(_PLACES))
     subject = "Which person" if rng.random() < _KEY_SHARE else "Who"
-    facts = " ".join(f"{left} and {right} swap." for left, right in swaps)
-    question = f"{rng.choice(people)} has the {thing}. {facts} {subject} has the {thing} now?"
-    shown = rng.sample(people, 4)
+    question = f"{order[0]} is the {most}. {' '.join(facts)} {subject} is the {_PLACES[place]} {most}?"
+    others = [name for name in order if name != order[place]]
+    shown = [order[place], *rng.sample(others, 3)]
+    rng.shuffle(shown)
     labels = list("1234" if rng.random() < _NUMERIC_LABELS else "ABCD")
-    key = labels[shown.index(_holders(question)[-1])]
+    key = labels[shown.index(order[place])]
     return {"id": f"havoc_{index}", "question": question, "choices": {"text": shown, "label": labels}, "answerKey": key}
 
 
-def _holders(question: str) -> list[str]:
-    """Who holds the thing at the start and after each swap of a built-in question; nobody for another question."""
-    start = _START.match(question)
-    if start is None:
+def _order(question: str) -> list[str]:
+    """Names in the order that a built-in question gives; none for another question."""
+    first, below = _FIRST.match(question), dict(_FACT.findall(question))
+    if first is None or not below:
         return []
-    holders = [start[1]]
-    for left, right in _SWAP.findall(question):
-        holder = holders[-1]
-        holders.append({left: right, right: left}.get(holder, holder))
-    return holders
+    order = [first[1]]
+    while order[-1] in below and len(order) <= len(below):
+        order.append(below[order[-1]])
+    return order
 
 
 def _prompt(row: Row) -> Prompt:
@@ -59,8 +68,8 @@ def _prompt(row: Row) -> Prompt:
 
 
 def _reference(row: Row) -> str:
-    final, holders = f"Answer: {row['answerKey']}", _holders(row["question"])
-    return f"{', '.join(holders)}\n{final}" if holders else final
+    final, order = f"Answer: {row['answerKey']}", _order(row["question"])
+    return f"{' > '.join(order)}\n{final}" if order else final
 
 
 def _corpus(row: Row, rng: random.Random) -> str:
