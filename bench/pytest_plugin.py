@@ -1,0 +1,112 @@
+"""A release gate inside somebody's pytest run.
+
+    pytest --havoc-target gtx1660 --havoc-record reports/run1/record.json    judge records that were measured before
+    pytest --havoc-target host --havoc-artifact artifact                     measure this artifact here, then judge it
+
+    def test_release(havoc_gate):
+        havoc_gate()                  # every limit proven met, or the test fails with the table
+        havoc_gate("prefill_ms")      # one limit
+
+Undecided and not measured fail as well: a gate without data is not green. Measuring beside parallel workers would
+time the neighbours, so under pytest-xdist only records are judged. pytest-benchmark's `machine_info` gets the GPU.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ..errors import HavocError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from .gate import Judgement
+    from .record import Record
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the options of the gate."""
+    group = parser.getgroup("havoc", "HAVOC release gate")
+    group.addoption("--havoc-target", metavar="NAME", default="host", help="host, gtx1660, or a TOML file (host)")
+    group.addoption("--havoc-record", metavar="FILE", action="append", type=Path, default=[], help="judge this record")
+    group.addoption("--havoc-artifact", metavar="DIR", type=Path, help="the artifact that is released")
+    group.addoption("--havoc-profile", default="quick", help="how long to measure: quick, standard, release (quick)")
+    group.addoption("--havoc-rows", metavar="N", type=int, default=1000, help="rows per domain, 0: none (1000)")
+
+
+@pytest.fixture(scope="session")
+def havoc_judgement(pytestconfig: pytest.Config) -> Judgement:
+    """The verdict on the records that were given, or on a measurement of the artifact made now."""
+    from .device import identify_cpu
+    from .gate import hash_artifact, judge
+    from .targets import load_target
+
+    artifact: Path | None = pytestconfig.getoption("--havoc-artifact")
+    try:
+        target = load_target(pytestconfig.getoption("--havoc-target"))
+        records = _records(pytestconfig, artifact)
+        files = None if artifact is None else hash_artifact(artifact)
+        return judge(records, target, artifact_files=files, this_cpu=identify_cpu())
+    except HavocError as error:
+        pytest.fail(f"havoc: {error} (exit code {error.exit_code})", pytrace=False)
+
+
+@pytest.fixture
+def havoc_gate(havoc_judgement: Judgement) -> Callable[..., None]:
+    """Fail the test unless the named limit, or every limit, is proven met on the target."""
+
+    def check(metric: str | None = None) -> None:
+        from .commands import judgement_text
+
+        lines = [line for line in havoc_judgement.lines if metric in {None, line.metric}]
+        if not lines:
+            known = ", ".join(line.metric for line in havoc_judgement.lines)
+            pytest.fail(f"havoc: {havoc_judgement.target} has no limit on {metric!r}, only on {known}", pytrace=False)
+        if any(line.verdict != "pass" for line in lines):
+            pytest.fail(judgement_text(havoc_judgement, havoc_judgement.target), pytrace=False)
+
+    return check
+
+
+def _records(config: pytest.Config, artifact: Path | None) -> list[Record]:
+    from .record import load_record
+
+    paths: list[Path] = config.getoption("--havoc-record")
+    if paths:
+        return [load_record(path) for path in paths]
+    if artifact is None:
+        raise HavocError("nothing to judge: give --havoc-record FILE or --havoc-artifact DIR")
+    if hasattr(config, "workerinput"):
+        raise HavocError("measuring beside parallel workers times the neighbours: judge records, or run without -n")
+    return [_measured(config, artifact)]
+
+
+def _measured(config: pytest.Config, artifact: Path) -> Record:
+    from .accuracy import add_accuracy, run_accuracy
+    from .measure import measure
+
+    record = measure(artifact, profile=config.getoption("--havoc-profile"))
+    num_rows: int = config.getoption("--havoc-rows")
+    return add_accuracy(record, run_accuracy(artifact, num_rows=num_rows)) if num_rows else record
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:  # noqa: ARG001
+    """Add the GPU to what pytest-benchmark knows of the machine, or why there is none."""
+    from .device import CUDA_PROVIDER, identify_device
+
+    try:
+        device = identify_device(CUDA_PROVIDER)
+    except HavocError as error:
+        machine_info["gpu"] = {"name": None, "reason": str(error)}
+        return
+    gpu = device.gpu
+    machine_info["gpu"] = {
+        "name": device.name,
+        "driver": gpu.driver_version if gpu else None,
+        "fingerprint": device.fingerprint,
+        "is_simulated": device.is_simulated,
+    }
