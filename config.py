@@ -23,7 +23,9 @@ from .errors import HavocError
 from .storage import explained
 
 if TYPE_CHECKING:
+    from .model.config import AttentionConfig as AttentionConfig  # noqa: PLC0414 - re-exported
     from .model.config import HavocConfig as HavocConfig  # noqa: PLC0414 - re-exported
+    from .model.config import MLPConfig as MLPConfig  # noqa: PLC0414 - re-exported
 
 Domain = Literal["math", "code", "reasoning", "vision"]
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
@@ -72,11 +74,11 @@ class ExpertSettings(_Section):
     domains: Domains = Field(
         default=("math", "code", "reasoning", "vision"), description="one expert each, in this order"
     )
-    num_steps: Count = Field(default=40, description="optimizer steps")
-    prompts_per_step: Count = Field(default=32, description="prompts per optimizer step")
-    samples_per_prompt: int = Field(default=4, ge=2, description="completions per prompt; their mean is the baseline")
-    learning_rate: float = Field(default=2e-3, gt=0, description="of delta = z - 1")
-    kl_coefficient: float = Field(default=0.2, ge=0, description="weight of KL(policy || base)")
+    num_steps: Count = Field(default=30, description="optimizer steps")
+    prompts_per_step: Count = Field(default=24, description="prompts per optimizer step")
+    samples_per_prompt: int = Field(default=8, ge=2, description="completions per prompt; the others' mean is the baseline")
+    learning_rate: float = Field(default=1e-2, gt=0, description="of delta = z - 1")
+    kl_coefficient: float = Field(default=0.05, ge=0, description="weight of KL(policy || base)")
     max_new_tokens: Count = Field(default=80, description="longest completion, in tokens")
     num_validation_rows: Count = Field(default=200, description="rows of the search split that pick the best step")
     seed: Seed = Field(default=0, description="seed of prompts and samples")
@@ -186,8 +188,8 @@ def _mistake(mistake: dict[str, Any]) -> str:
 
 
 def __getattr__(name: str) -> object:
-    if name == "HavocConfig":
-        from .model.config import HavocConfig
+    if name in {"HavocConfig", "AttentionConfig", "MLPConfig"}:
+        from .model import config
 
-        return HavocConfig
+        return getattr(config, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

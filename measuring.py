@@ -36,8 +36,8 @@ _NORMAL_95 = 1.959964
 _BATCH_SIZE = 128
 
 
-def search_settings(recipe: Recipe, limits: Mapping[str, tuple[str, float]]) -> SearchSettings:
-    """Translate the recipe's section into the settings of the search."""
+def search_settings(recipe: Recipe) -> SearchSettings:
+    """Translate the recipe's section into the settings of the search; the first target's limits are its constraints."""
     section = recipe.search
     return SearchSettings(
         domains=recipe.experts.domains,
@@ -45,16 +45,17 @@ def search_settings(recipe: Recipe, limits: Mapping[str, tuple[str, float]]) -> 
         population=section.population,
         generations=section.generations,
         weight_formats=section.weight_formats,
-        limits=limits,
+        limits=limits_of(recipe.gate.targets[0], recipe.experts.domains),
     )
 
 
-def limits_of(target_name: str) -> dict[str, tuple[str, float]]:
-    """Return a target's limits as constraints of the search; memory of any kind is the search's `peak_bytes`."""
+def limits_of(target_name: str, domains: Sequence[str]) -> dict[str, tuple[str, float]]:
+    """Return a target's limits on what the search measures; memory of any kind is its `peak_bytes`."""
+    measured = {*COST_OBJECTIVES, *(f"accuracy/{domain}" for domain in domains)}
     limits = {}
     for limit in load_target(target_name).limits:
         metric = "peak_bytes" if limit.metric in {"peak_rss_bytes", "peak_vram_bytes"} else limit.metric
-        if metric in COST_OBJECTIVES or metric.startswith("accuracy/"):
+        if metric in measured:
             limits[metric] = (limit.sign, limit.value)
     return limits
 

@@ -90,11 +90,10 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
 
 def claim_folder(recipe: Recipe, out: Path) -> None:
     """Bind `out` to `recipe`: a folder of another recipe is refused, so results never mix."""
-    text = recipe_toml(recipe)
     marker = out / "recipe.toml"
     if not marker.exists():
-        storage.write_text(marker, text)
-    elif marker.read_text() != text:
+        storage.write_text(marker, recipe_toml(recipe))
+    elif load_recipe(marker) != recipe:
         msg = f"{out} is the result of another recipe (see {marker}); choose another --out or remove it"
         raise HavocError(msg)
 
@@ -138,12 +137,12 @@ def search_mixture(
 ) -> SearchResult:
     """Search alpha and structure against the bench; leave the journal and `front.json`."""
     from .adapt.search import search
-    from .measuring import BenchMeasurer, limits_of, search_settings
+    from .measuring import BenchMeasurer, search_settings
 
     with BenchMeasurer(recipe, base, basis, experts) as measurer:
         result = search(
             measurer,
-            settings=search_settings(recipe, limits_of(recipe.gate.targets[0])),
+            settings=search_settings(recipe),
             journal_path=out / "search" / "journal.jsonl",
             progress=progress,
         )

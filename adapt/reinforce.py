@@ -57,13 +57,13 @@ class ReinforceSettings:
 
     seed: int = 0
     num_steps: int = 30
-    prompts_per_step: int = 32
-    samples_per_prompt: int = 4
+    prompts_per_step: int = 24
+    samples_per_prompt: int = 8
     temperature: float = 1.0
     max_new_tokens: int = 80
     num_train_rows: int = 2000
     num_validation_rows: int = 200
-    validate_every: int = 10
+    validate_every: int = 5
     max_grad_norm: float = 1.0
     optimizer: MuGrokConfig = field(default_factory=lambda: MuGrokConfig.from_phase(7))
 

@@ -34,6 +34,7 @@ COST_OBJECTIVES = ("prefill_ms", "peak_bytes", "decode_tok_per_s")
 _IS_BETTER_HIGHER = frozenset({"decode_tok_per_s"})
 _NUM_REPEATS = 2
 _ALPHA_STEP = 0.05
+_FIRST_LEVELS = (0.75, 0.5)
 _SEED_MIXTURE = (1.2, 0.8, 1.5, 0.9)
 _NO_VALUE = 1e9
 """Objective of a candidate that could not be measured; its constraint violation keeps it out of every front."""
@@ -320,6 +321,7 @@ def _first_population(problem: Any, settings: SearchSettings) -> Population:  # 
 
     size = len(settings.domains)
     known = [((1.0,) * size, name) for name in settings.weight_formats]
+    known += [((level,) * size, settings.weight_formats[0]) for level in _FIRST_LEVELS]
     if size == len(_SEED_MIXTURE):
         known.append((_SEED_MIXTURE, settings.weight_formats[0]))
     chosen = [
