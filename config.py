@@ -76,7 +76,9 @@ class ExpertSettings(_Section):
     )
     num_steps: Count = Field(default=30, description="optimizer steps")
     prompts_per_step: Count = Field(default=24, description="prompts per optimizer step")
-    samples_per_prompt: int = Field(default=8, ge=2, description="completions per prompt; the others' mean is the baseline")
+    samples_per_prompt: int = Field(
+        default=8, ge=2, description="completions per prompt; the others' mean is the baseline"
+    )
     learning_rate: float = Field(default=1e-2, gt=0, description="of delta = z - 1")
     kl_coefficient: float = Field(default=0.05, ge=0, description="weight of KL(policy || base)")
     max_new_tokens: Count = Field(default=80, description="longest completion, in tokens")
@@ -188,8 +190,8 @@ def _mistake(mistake: dict[str, Any]) -> str:
 
 
 def __getattr__(name: str) -> object:
-    if name in {"HavocConfig", "AttentionConfig", "MLPConfig"}:
-        from .model import config
+    if name in {"AttentionConfig", "HavocConfig", "MLPConfig"}:
+        from .model.config import AttentionConfig, HavocConfig, MLPConfig
 
-        return getattr(config, name)
+        return {"AttentionConfig": AttentionConfig, "HavocConfig": HavocConfig, "MLPConfig": MLPConfig}[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

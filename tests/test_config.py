@@ -42,7 +42,7 @@ def test_what_is_written_is_taken(tmp_path: Path) -> None:
 def test_the_default_recipe_is_readable(tmp_path: Path) -> None:
     """The text saved beside a result explains every key and reads back to the same settings."""
     text = recipe_toml(Recipe())
-    assert "learning_rate = 0.002 # of delta = z - 1" in text
+    assert "learning_rate = 0.01 # of delta = z - 1" in text
     assert load_recipe(written(tmp_path, text)) == Recipe()
 
 

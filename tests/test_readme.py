@@ -33,12 +33,15 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "line"), commands(), ids=[f"{page}: {line}" for page, line in commands()])
 def test_every_command_is_right(page: str, line: str) -> None:
-    """Commands of `havoc` parse, words of `make` exist, and nothing else but pip is asked for."""
+    """Commands of `havoc` parse, words of `make` and options of our pytest plugin exist; only pip beside them."""
     program, *words = shlex.split(line, comments=True)
     if program == "havoc":
         assert parse(words).verb == words[0]
     elif program == "make":
         assert set(words) <= TARGETS
+    elif program == "pytest":
+        options = (ROOT / "bench" / "pytest_plugin.py").read_text()
+        assert all(f'"{word}"' in options for word in words if word.startswith("-"))
     else:
         assert (program, words[0]) == ("pip", "install"), page
 

@@ -30,7 +30,7 @@ def test_a_limit_there_is_not(havoc_gate):
 def run(folder: Path, *words: str | Path) -> tuple[dict[str, str], str]:
     """Run the suite above in a fresh interpreter; return each test's outcome and the output."""
     (folder / "test_suite.py").write_text(SUITE)
-    command = [sys.executable, "-m", "pytest", "-p", "havoc_core.bench.pytest_plugin", "-p", "no:cacheprovider", "-rA"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     done = subprocess.run(
         [*command, *map(str, words), "test_suite.py"],
@@ -99,7 +99,7 @@ def test_workers_do_not_measure(tmp_path: Path, tiny_artifact: Path) -> None:
 def test_pytest_benchmark_learns_the_gpu(tmp_path: Path) -> None:
     """`machine_info` tells which card, or why none, beside what pytest-benchmark knows."""
     (tmp_path / "test_speed.py").write_text("def test_sum(benchmark): benchmark(sum, [1, 2])\n")
-    command = [sys.executable, "-m", "pytest", "-p", "havoc_core.bench.pytest_plugin", "-p", "no:cacheprovider", "-q"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-q"]
     command += [
         "--benchmark-json",
         "out.json",
