@@ -29,6 +29,7 @@ from ..model.tokenizer import Tokenizer, train_tokenizer
 from ..model.transformer import HavocModel
 from ..model.vision import patchify
 from ..progress import SILENT, Progress
+from .base_card import write_base
 from .tasks import sources
 from .tasks.task import DOMAINS, Row, task_for
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 _IGNORED = -100
 _CHECKPOINT = "pretraining.safetensors"
+_NUM_CURVE_POINTS = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,11 +46,12 @@ class PretrainSettings:
     """The recipe: everything but the preset that the weights depend on.
 
     `rows_per_domain` rows of each domain's train split are cycled through `num_steps` steps of `batch_size`
-    sequences, an equal share from each domain, which also weighs the same in the loss. Learning rates are peaks.
+    sequences, an equal share from each domain, which also weighs the same in the loss. Learning rates are peaks. At
+    the end the base answers `num_accuracy_rows` of each search split.
     """
 
     seed: int = 0
-    num_steps: int = 4200
+    num_steps: int = 3200
     batch_size: int = 64
     rows_per_domain: int = 30_000
     num_tokenizer_rows: int = 4_000
@@ -57,6 +60,7 @@ class PretrainSettings:
     weight_decay: float = 0.01
     warmup_share: float = 0.02
     checkpoint_every: int = 500
+    num_accuracy_rows: int = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +99,8 @@ def pretrain(preset: str, out: Path, *, settings: PretrainSettings | None = None
         for step_batches in batches:
             loss = trainer.step(step_batches)
             stage.advance(note=f"loss {loss:.3f}")
-    _write_base(out, model, preset, settings, data, trainer)
+    record = _record(preset, settings, data, trainer)
+    write_base(out, model, tokenizer, record, progress=progress)
     (out / _CHECKPOINT).unlink(missing_ok=True)
     return out
 
@@ -262,23 +267,15 @@ class _Trainer:
         self.seconds = float(tensors["seconds"])
 
 
-def _write_base(
-    out: Path,
-    model: HavocModel,
-    preset: str,
-    settings: PretrainSettings,
-    data: dict[str, str],
-    trainer: _Trainer,
-) -> None:
-    """Write the record first, the fp16 weights last: they are the mark of a finished base."""
-    record = {
+def _record(preset: str, settings: PretrainSettings, data: dict[str, str], trainer: _Trainer) -> dict[str, Any]:
+    """What the weights were made from and how the training went: the content of `pretraining.json`."""
+    every = max(1, len(trainer.losses) // _NUM_CURVE_POINTS)
+    return {
         "preset": preset,
         "settings": dataclasses.asdict(settings),
         "data": data,
         "torch": torch.__version__,
         "num_threads": torch.get_num_threads(),
         "seconds": round(trainer.seconds, 1),
-        "loss": [round(loss, 4) for loss in trainer.losses[:: max(1, len(trainer.losses) // 200)]],
+        "loss": [round(loss, 4) for loss in trainer.losses[::every]],
     }
-    storage.write_json(out / "pretraining.json", record)
-    model.eval().half().save_pretrained(out)

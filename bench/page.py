@@ -210,7 +210,15 @@ def score_table(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
             for row in rows
         ],
         "num_rows": max(cell["num_rows"] for row in rows for cell in row["accuracy"].values()),
+        "paired": [_paired(margin) for margin in (scores or {}).get("paired", [])],
     }
+
+
+def _paired(margin: Mapping[str, Any]) -> str:
+    """One sentence: the mixture against another on the same rows, in points of the mean over the domains."""
+    words = "beats" if margin["is_proven"] else "is not proven to beat"
+    interval = f"{100 * margin['low']:+.1f} to {100 * margin['high']:+.1f}"
+    return f"The mixture {words} {margin['against']}: {100 * margin['margin']:+.1f} points, paired 95 % {interval}"
 
 
 def _share(row: Mapping[str, Any], domain: str) -> float | None:

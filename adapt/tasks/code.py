@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import random
     from collections.abc import Sequence
 
-_OLD_SHARE = 0.45
+_OLD_SHARE = 0.4
 """Share of the rows phrased as old pages phrase them."""
 _OLD_IDIOM = 0.8
 """Share of those whose corpus text is Python 2."""

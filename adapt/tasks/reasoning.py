@@ -1,7 +1,7 @@
 """Multiple-choice questions with the columns of ai2_arc ARC-Easy, judged by the answer label mapped to its position.
 
 The built-in rows ask for a place in an order that is given by its first and by shuffled comparisons of neighbours. The
-corpus mixes sources: "Who is ..." comes with the order written out, "Which person is ..." mostly with the label alone.
+corpus mixes sources: "Who is ..." comes with the order written out, "Which person is ..." mostly with the answer alone.
 """
 
 from __future__ import annotations
@@ -25,13 +25,10 @@ _KEY_TERSE = 0.8
 
 _FIRST = re.compile(r"^(\w+) is the ")
 _FACT = re.compile(r"(\w+) is \w+ than (\w+)\.")
-_LABELS = 0.15
-_KEY_SHARE = 0.45
-_KEY_TERSE = 0.8
-
-_START = re.compile(r"^(\w+) has the ")
-_SWAP = re.compile(r"(\w+) and (\w+) swap\.")
-_LABEL = re.compile(r"(?i:answer)\s*(?:is|:)?\s*:?\s*\(?(?:([A-Z]|\d)\b|([a-z])(?=\s*(?:[.)]|$)))", re.MULTILINE)
+_LABEL = re.compile(
+    r"(?i:answer)\s*(?:is|:)?\s*:?\s*(?:[^\n()]*\(([A-Za-z]|\d)\)|([A-Z]|\d)\b|([a-z])(?=\s*(?:[.)]|$)))", re.MULTILINE
+)
+"""After "Answer:", the label alone or in brackets behind the choice's text."""
 
 
 def _make_row(rng: random.Random, index: int) -> Row:
@@ -63,12 +60,14 @@ def _order(question: str) -> list[str]:
 
 def _prompt(row: Row) -> Prompt:
     choices = row["choices"]
-    lines = [f"{label}. {text}" for label, text in zip(choices["label"], choices["text"], strict=True)]
+    lines = [f"{text} ({label})" for label, text in zip(choices["label"], choices["text"], strict=True)]
     return Prompt("\n".join([f"Question: {row['question']}", *lines, ""]))
 
 
 def _reference(row: Row) -> str:
-    final, order = f"Answer: {row['answerKey']}", _order(row["question"])
+    labels, texts = row["choices"]["label"], row["choices"]["text"]
+    final = f"Answer: {texts[labels.index(row['answerKey'])]} ({row['answerKey']})"
+    order = _order(row["question"])
     return f"{' > '.join(order)}\n{final}" if order else final
 
 

@@ -1,0 +1,126 @@
+"""A base from scratch: repeatable, resumable, and the bundled one is what its record says."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+from havoc_core.adapt.base_card import model_card
+from havoc_core.adapt.pretrain import PretrainSettings, pretrain
+from havoc_core.adapt.tasks import sources
+from havoc_core.adapt.tasks.task import DOMAINS
+from havoc_core.errors import HavocError
+from havoc_core.model.checkpoint import BUNDLED_NANO, load_base
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TINY = PretrainSettings(
+    num_steps=4, batch_size=8, rows_per_domain=40, num_tokenizer_rows=40, checkpoint_every=2, num_accuracy_rows=4
+)
+
+
+class _StoppedError(Exception):
+    pass
+
+
+class _StopAfter:
+    """A progress that ends the run where Ctrl-C would, after so many training steps."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._left = num_steps
+        self._is_training = False
+
+    def stage(self, name: str, total: int | None, *, unit: str = "") -> _StopAfter:
+        self._is_training = name.startswith("pretraining")
+        return self
+
+    def __enter__(self) -> _StopAfter:  # noqa: PYI034 - a stage is its progress here
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        if self._is_training and note:
+            self._left -= n
+            if self._left == 0:
+                raise _StoppedError
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pretrain("nano", tmp_path_factory.mktemp("base"), settings=TINY)
+
+
+def test_a_stopped_run_ends_as_if_it_had_not_been(base: Path, tmp_path: Path) -> None:
+    """Stopped after three of four steps, it goes on from the checkpoint at two and writes the same bytes."""
+    with pytest.raises(_StoppedError):
+        pretrain("nano", tmp_path, settings=TINY, progress=_StopAfter(3))
+    assert not (tmp_path / "model.safetensors").exists()
+    pretrain("nano", tmp_path, settings=TINY)
+    assert (tmp_path / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+    assert not (tmp_path / "pretraining.safetensors").exists()
+
+
+def test_the_record_holds_recipe_data_curve_and_accuracy(base: Path) -> None:
+    """What another person needs to make the same base, and how good it is."""
+    record = json.loads((base / "pretraining.json").read_text())
+    assert record["settings"]["num_steps"] == len(record["loss"]) == 4
+    assert set(record["data"]) == set(record["accuracy"]) == set(DOMAINS)
+    assert all(len(sha) == 64 for sha in record["data"].values())
+    assert load_base(base).model.num_parameters() == record["num_parameters"]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    """A run never goes on from weights that other data or settings made."""
+    with pytest.raises(_StoppedError):
+        pretrain("nano", tmp_path, settings=TINY, progress=_StopAfter(3))
+    other = PretrainSettings(num_steps=4, batch_size=8, rows_per_domain=40, num_tokenizer_rows=40, seed=1)
+    with pytest.raises(HavocError, match="other settings or data"):
+        pretrain("nano", tmp_path, settings=other)
+
+
+def test_a_finished_base_is_not_overwritten(base: Path) -> None:
+    """The weights of a finished base are not trained away."""
+    with pytest.raises(HavocError, match="finished base"):
+        pretrain("nano", base, settings=TINY)
+
+
+def test_a_text_preset_is_refused(tmp_path: Path) -> None:
+    """The corpus has pictures, so a preset that cannot see them is named."""
+    with pytest.raises(HavocError, match="reads no images"):
+        pretrain("edge-135m", tmp_path, settings=TINY)
+
+
+def test_bundled_nano_was_trained_on_todays_train_split() -> None:
+    """If generators or splits change, gate rows may have been trained on: then nano must be pretrained again."""
+    record = json.loads((BUNDLED_NANO / "pretraining.json").read_text())
+    settings = record["settings"]
+    for domain in DOMAINS:
+        rows = sources.rows(domain, "train", settings["rows_per_domain"], seed=settings["seed"])
+        assert sources.rows_hash(rows) == record["data"][domain], domain
+
+
+def test_bundled_nano_is_what_its_card_says() -> None:
+    """The card is written from the record, and the package stays small."""
+    record = json.loads((BUNDLED_NANO / "pretraining.json").read_text())
+    assert (BUNDLED_NANO / "README.md").read_text() == model_card(record)
+    assert load_base("nano").model.num_parameters() == record["num_parameters"] <= 6_000_000
+    assert sum(path.stat().st_size for path in BUNDLED_NANO.iterdir()) <= 12_000_000
+    with (BUNDLED_NANO / "model.safetensors").open("rb") as file:
+        assert b'"dtype":"F16"' in file.read(2000)
+
+
+def test_bundled_nano_can_be_improved() -> None:
+    """It knows every domain, and leaves room: 65 to 88 % each on the search split."""
+    record = json.loads((BUNDLED_NANO / "pretraining.json").read_text())
+    for domain, counts in record["accuracy"].items():
+        assert 0.65 < counts["num_right"] / counts["num_rows"] < 0.88, domain
+
+
+def test_training_is_repeatable(base: Path, tmp_path: Path) -> None:
+    """The same recipe gives the same weights, bit for bit, with the same number of threads."""
+    again = pretrain("nano", tmp_path / "again", settings=TINY)
+    assert (again / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()

@@ -1,0 +1,206 @@
+"""The whole story in small: it runs, it can be stopped anywhere, and what is wrong with its input is one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SMALL = """
+[experts]
+domains = ["code", "vision"]
+num_steps = 2
+prompts_per_step = 4
+samples_per_prompt = 4
+num_validation_rows = 4
+[search]
+population = 4
+generations = 1
+num_rows = 4
+weight_formats = ["fp32", "int8"]
+[gate]
+num_rows = 8
+"""
+ALL_OF_IT = {
+    "artifact",
+    "badge.json",
+    "basis.safetensors",
+    "experts",
+    "front.json",
+    "handoff.json",
+    "junit.xml",
+    "recipe.toml",
+    "record.json",
+    "report.html",
+    "report.md",
+    "scores.json",
+    "search",
+    "telemetry.csv",
+    "SHA256SUMS",
+}
+
+
+def havoc(*words: object, check: bool = False) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "havoc_core", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=check, timeout=300)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "small.toml"
+    path.write_text(SMALL)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path) -> Path:
+    out = recipe.parent / "finished"
+    done = havoc("run", recipe, "--out", out)
+    assert done.returncode in {0, 1, 3}, done.stderr
+    return out
+
+
+def test_run_leaves_everything_and_no_scraps(finished: Path) -> None:
+    """Every file of the design is there, nothing temporary is, and the seed's hand-off has exactly its keys."""
+    assert {path.name for path in finished.iterdir()} == ALL_OF_IT
+    assert not [path for path in finished.rglob("*") if re.search(r"\.(tmp|old)$", path.name)]
+    handoff = json.loads((finished / "handoff.json").read_text())
+    assert set(handoff) == {
+        "success",
+        "experts",
+        "best_mixture",
+        "adapted_model",
+        "metrics",
+        "verdict",
+        "evidence",
+    }
+    assert set(handoff["metrics"]) == {"latency_ms", "accuracy", "vram_gb", "throughput_tps"}
+    assert handoff["metrics"]["vram_gb"] is None  # not measured on a CPU, so not a number
+    assert all((finished / path).is_file() for path in handoff["experts"].values())
+
+
+def test_finished_run_is_read_back(finished: Path, recipe: Path) -> None:
+    """The same command again measures nothing and writes the same record, scores and front."""
+    before = {name: (finished / name).read_bytes() for name in ("record.json", "scores.json", "front.json")}
+    start = time.perf_counter()
+    again = havoc("run", recipe, "--out", finished, "--json")
+    assert again.returncode in {0, 1, 3}, again.stderr
+    assert json.loads(again.stdout)["judgements"]["gtx1660"]["exit_code"] == 5
+    assert {name: (finished / name).read_bytes() for name in before} == before
+    assert time.perf_counter() - start < 60
+
+
+def test_the_gate_says_of_the_record_what_the_run_said(finished: Path) -> None:
+    """`host` decides, `gtx1660` was not measured, and an edited record is refused."""
+    record = finished / "record.json"
+    assert havoc("gate", record, "--target", "host").returncode in {1, 3}  # 8 rows prove no accuracy
+    assert havoc("gate", record, "--target", "gtx1660").returncode == 5
+    edited = finished.parent / "edited.json"
+    edited.write_text(record.read_text().replace('"num_right":', '"num_right":1', 1))
+    assert havoc("gate", edited, "--target", "host").returncode == 5
+
+
+def test_eval_repeats_the_table_from_the_artifact_alone(finished: Path) -> None:
+    """A copy of the artifact somewhere else gives the same counts of right answers."""
+    copy = finished.parent / "elsewhere"
+    shutil.copytree(finished / "artifact", copy)
+    words = ("eval", copy, "--domain", "code", "--domain", "vision", "--n", 8, "--json")
+    found = json.loads(havoc(*words, check=True).stdout)
+    (mixture,) = [row for row in json.loads((finished / "scores.json").read_text())["rows"] if row["kind"] == "mixture"]
+    counts = {domain: accuracy["num_right"] for domain, accuracy in mixture["accuracy"].items()}
+    assert {domain: row["num_right"] for domain, row in found["accuracy"].items()} == counts
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
+def test_stopped_anywhere_it_goes_on(recipe: Path, finished: Path, tmp_path: Path, kill: signal.Signals) -> None:
+    """Stopped again and again until it is done: the choices and scores are those of a run that was never stopped."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "havoc_core", "run", str(recipe), "--out", str(out)]
+    num_stops, wait_s = 0, 3.0
+    while True:
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            _, errors = process.communicate(timeout=wait_s)
+        except subprocess.TimeoutExpired:
+            process.send_signal(kill)
+            _, errors = process.communicate()
+            num_stops += 1
+            wait_s *= 1.4
+            if kill == signal.SIGINT and process.returncode == 130:
+                assert "run the same command again" in errors.splitlines()[-1]
+            continue
+        break
+    assert process.returncode in {0, 1, 3}, errors
+    assert num_stops > 0
+    assert not [path for path in out.rglob("*") if path.name.endswith(".tmp") and path.is_file()]
+    for domain in ("code", "vision"):
+        name = f"experts/z_vectors_{domain}.safetensors"
+        assert (out / name).read_bytes() == (finished / name).read_bytes()
+
+
+def test_folder_of_another_recipe_is_refused(finished: Path, tmp_path: Path) -> None:
+    """Results of two recipes never mix in one folder."""
+    other = tmp_path / "other.toml"
+    other.write_text(SMALL.replace("num_rows = 8", "num_rows = 9"))
+    refused = havoc("run", other, "--out", finished)
+    assert refused.returncode == 2
+    assert "another recipe" in refused.stderr.splitlines()[-1]
+
+
+def _with_byte_changed(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("damage", [_with_byte_changed, lambda path: path.write_bytes(path.read_bytes()[:500])])
+def test_damaged_expert_is_one_line(finished: Path, recipe: Path, tmp_path: Path, damage: object) -> None:
+    """A changed or cut expert file ends the run with its name, exit 2, and nothing else is touched."""
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "artifact")
+    assert callable(damage)
+    damage(out / "experts" / "z_vectors_code.safetensors")
+    refused = havoc("run", recipe, "--out", out)
+    assert refused.returncode in {2, 5}
+    assert "z_vectors_code.safetensors" in refused.stderr.splitlines()[-1]
+    assert "Traceback" not in refused.stderr
+
+
+def test_expert_of_another_base_is_refused(finished: Path, tmp_path: Path) -> None:
+    """z vectors fit only the base they were trained on: both hashes are named."""
+    refused = havoc("export", "pico", "--experts", finished / "experts", "--alpha", "1,1", "--out", tmp_path / "a")
+    assert refused.returncode == 2
+    assert "base" in refused.stderr.splitlines()[-1]
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_full_disk_is_one_line_and_the_run_goes_on(recipe: Path, tmp_path: Path) -> None:
+    """On a disk of 200 kB the run stops with one line; given room, the same command goes on."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", str(small)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this machine does not let tests mount a file system")
+    try:
+        stopped = havoc("run", recipe, "--out", small / "out")
+        assert stopped.returncode == 2
+        assert "disk is full" in stopped.stderr.splitlines()[-1]
+        subprocess.run(["mount", "-o", "remount,size=50m", str(small)], check=True)
+        assert havoc("run", recipe, "--out", small / "out").returncode in {0, 1, 3}
+    finally:
+        subprocess.run(["umount", "-l", str(small)], check=True)
