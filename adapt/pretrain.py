@@ -51,7 +51,7 @@ class PretrainSettings:
     """
 
     seed: int = 0
-    num_steps: int = 3200
+    num_steps: int = 2600
     batch_size: int = 64
     rows_per_domain: int = 30_000
     num_tokenizer_rows: int = 4_000

@@ -91,4 +91,18 @@ def test_right_choices_stand_everywhere():
 
 def test_a_real_question_has_its_key_as_reference():
     """A row that is not built in has no working to show."""
-    assert TASK.reference(row(LETTERS, "C")) == "Answer: C"
+    assert TASK.reference(row(LETTERS, "C")) == "Answer: y"
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [("Answer: 41 cm", 1), ("answer is 41 CM.", 1), ("Answer: 41", None), ("Answer: 4 cm", 2), ("Answer: B", 1)],
+)
+def test_the_whole_text_of_a_choice_names_it(text, position):
+    """A choice may be named by its text, whole and alone; a part of one is no answer."""
+    assert chosen_position(text, LETTERS, ["45 cm", "41 cm", "4 cm", "29 cm"]) == position
+
+
+def test_text_that_looks_like_a_label_is_text_first():
+    """Where a choice reads "B", saying "B" means that choice."""
+    assert chosen_position("Answer: B", LETTERS, ["B", "x", "y", "z"]) == 0
