@@ -67,7 +67,9 @@ def add_plan(parser: Parser) -> None:
 
 def add_pretrain(parser: Parser) -> None:
     """`havoc pretrain PRESET --out DIR`."""
-    parser.add_argument("preset", metavar="PRESET", help="the shape to train: pico, nano, edge-135m, edge-360m, 7b")
+    parser.add_argument(
+        "preset", metavar="PRESET", help="the shape to train: nano, the one that reads the corpus's pictures"
+    )
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the preset's recipe)")
     _add_seed(parser)
     _add_out(parser)
@@ -113,7 +115,9 @@ def add_export(parser: Parser) -> None:
     parser.add_argument("--rule", choices=RULES, default="delta", help="how experts are mixed (default: delta)")
     parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="fp32", help="weight format (default: fp32)")
     parser.add_argument("--activations", choices=ACTIVATION_DTYPES, default="fp32", help="default: fp32")
-    parser.add_argument("--dialect", choices=DIALECTS, default="standard", help="operators of the graph")
+    parser.add_argument(
+        "--dialect", choices=DIALECTS, default="standard", help="operators of the graph; contrib is not built yet"
+    )
     parser.add_argument("--to", choices=("onnx", "hf"), default="onnx", help="artifact or Hugging Face directory")
     _add_out(parser)
     _add_output(parser)
