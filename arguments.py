@@ -253,7 +253,9 @@ def _share(text: str) -> float:
 
 
 def _temperature(text: str) -> float:
-    return _number(text, 0.0, sys.float_info.max, "a number from 0 up")
+    what = "0 (greedy) or a number from 0.001 to 1000"
+    value = _number(text, 0.0, 1000.0, what)
+    return value and _number(text, 0.001, 1000.0, what)  # logits over less, or more, are no distribution any longer
 
 
 def _mixture(text: str) -> tuple[float, ...]:

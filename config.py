@@ -91,7 +91,7 @@ class ExpertSettings(_Section):
 class SearchSettings(_Section):
     """How mixture and structure are searched (NSGA-II)."""
 
-    population: int = Field(default=8, ge=2, description="candidates per generation")
+    population: int = Field(default=8, ge=4, description="candidates per generation")
     generations: Count = Field(default=4, description="number of generations")
     num_rows: Count = Field(default=200, description="items per domain that score a candidate")
     weight_formats: WeightFormats = Field(default=("fp32", "int8", "int4"), description="structures to choose from")
@@ -105,7 +105,7 @@ class ExportSettings(_Section):
     """What is written for deployment."""
 
     weights: WeightFormat | None = Field(default=None, description="weight format; left out: what the search chose")
-    dialect: Literal["standard", "contrib"] = Field(default="standard", description="operators of the graph")
+    dialect: Literal["standard"] = Field(default="standard", description="operators of the graph")
 
 
 class BenchSettings(_Section):

@@ -11,9 +11,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import onnxruntime
+
 from .adapt.search import COST_OBJECTIVES, Answers, Candidate, SearchSettings
 from .adapt.tasks import sources
 from .adapt.tasks.evaluation import Accuracy, score
+from .bench.device import identify_cpu
 from .bench.measure import measure_cost
 from .bench.targets import load_target
 from .errors import MeasurementError
@@ -36,7 +39,7 @@ _NORMAL_95 = 1.959964
 _BATCH_SIZE = 128
 
 
-def search_settings(recipe: Recipe) -> SearchSettings:
+def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert]) -> SearchSettings:
     """Translate the recipe's section into the settings of the search; the first target's limits are its constraints."""
     section = recipe.search
     return SearchSettings(
@@ -46,6 +49,17 @@ def search_settings(recipe: Recipe) -> SearchSettings:
         generations=section.generations,
         weight_formats=section.weight_formats,
         limits=limits_of(recipe.gate.targets[0], recipe.experts.domains),
+        measured={
+            "base": base.weight_hash,
+            "experts": {expert.domain: expert.hash for expert in experts},
+            "rule": section.rule,
+            "num_rows": section.num_rows,
+            "num_validation_rows": recipe.experts.num_validation_rows,
+            "max_new_tokens": recipe.experts.max_new_tokens,
+            "data": recipe.data.model_dump(mode="json"),
+            "device": identify_cpu().model_dump(mode="json"),
+            "onnxruntime": onnxruntime.__version__,
+        },
     )
 
 

@@ -63,6 +63,7 @@ def handle_search(args: argparse.Namespace) -> int:
             "gate": recipe.gate.model_copy(update={"targets": (args.target,)}),
         }
     )
+    require_inputs(recipe)
     progress = make_progress(quiet=args.quiet)
     base = load_base(args.base)
     basis = base_basis(base, args.out, progress)
@@ -77,8 +78,9 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
     from .bench.report import write_report
     from .model.checkpoint import load_base
 
-    claim_folder(recipe, out)
+    require_inputs(recipe)
     base = load_base(recipe.model.base)
+    claim_folder(recipe, out)
     basis, experts = train_experts(recipe, base, out, progress)
     result = search_mixture(recipe, base, basis, experts, out, progress)
     artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
@@ -88,10 +90,25 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
     return list(zip(recipe.gate.targets, judgements, strict=True))
 
 
+def require_inputs(recipe: Recipe) -> None:
+    """Refuse targets and data that cannot be read before minutes of work and before anything is written."""
+    from .bench.targets import load_target
+
+    for name in recipe.gate.targets:
+        load_target(name)
+    data = recipe.data.directory
+    if data is not None and not data.is_dir():
+        msg = f'{str(data)!r}: no such directory of data sets; correct data.source or leave it "builtin"'
+        raise HavocError(msg)
+
+
 def claim_folder(recipe: Recipe, out: Path) -> None:
     """Bind `out` to `recipe`: a folder of another recipe is refused, so results never mix."""
     marker = out / "recipe.toml"
     if not marker.exists():
+        if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
+            msg = f"{out} holds files and is not the result of a run (no {marker.name} in it); choose another --out"
+            raise HavocError(msg)
         storage.write_text(marker, recipe_toml(recipe))
     elif load_recipe(marker) != recipe:
         msg = f"{out} is the result of another recipe (see {marker}); choose another --out or remove it"
@@ -102,7 +119,7 @@ def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> 
     """Compute the basis and train one expert a domain; those whose file is there are read back."""
     from .adapt.commands import base_basis, reinforce_settings
     from .adapt.expert import expert_path, save_expert
-    from .adapt.reinforce import train_expert
+    from .adapt.reinforce import forget_training, train_expert
 
     basis = base_basis(base, out, progress)
     folder = out / "experts"
@@ -119,6 +136,7 @@ def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> 
                 progress=progress,
             )
             save_expert(expert, folder)
+            forget_training(folder, domain)
     return basis, read_experts(recipe, folder, base, basis)
 
 
@@ -142,7 +160,7 @@ def search_mixture(
     with BenchMeasurer(recipe, base, basis, experts) as measurer:
         result = search(
             measurer,
-            settings=search_settings(recipe),
+            settings=search_settings(recipe, base, experts),
             journal_path=out / "search" / "journal.jsonl",
             progress=progress,
         )

@@ -37,7 +37,7 @@ def handle_train(args: argparse.Namespace) -> int:
     """Train one expert of a base and write its file."""
     from ..model.checkpoint import load_base
     from .expert import save_expert
-    from .reinforce import train_expert
+    from .reinforce import forget_training, train_expert
 
     progress = make_progress(quiet=args.quiet)
     base = load_base(args.base)
@@ -56,6 +56,7 @@ def handle_train(args: argparse.Namespace) -> int:
         progress=progress,
     )
     path = save_expert(expert, args.out)
+    forget_training(args.out, args.domain)
     score = dict(expert.score or {})
     if args.json:
         print(json.dumps({"expert": str(path), "domain": args.domain, "score": score}))

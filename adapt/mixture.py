@@ -68,6 +68,8 @@ def _check(experts: Sequence[Expert], alpha: Sequence[float], rule: str) -> None
         raise HavocError(f"alpha has {len(alpha)} weights for {len(experts)} experts ({domains})")
     if not all(math.isfinite(weight) for weight in alpha):
         raise HavocError(f"alpha {list(alpha)} holds a weight that is not finite")
+    if not math.isfinite(sum(map(abs, alpha))):
+        raise HavocError(f"alpha {list(alpha)} sums to more than a number can hold; choose smaller weights")
     origins = {(expert.base_hash, expert.basis_hash) for expert in experts}
     if len(origins) > 1:
         raise HavocError(f"the experts come from {len(origins)} different bases or basis files and cannot be mixed")

@@ -132,6 +132,15 @@ def train_expert(
         return run.expert()
 
 
+def forget_training(checkpoint_dir: Path, domain: str) -> None:
+    """Remove the state of a finished training, once its expert file is written."""
+    _state_path(checkpoint_dir, domain).unlink(missing_ok=True)
+
+
+def _state_path(checkpoint_dir: Path, domain: str) -> Path:
+    return checkpoint_dir / f"training_{domain}.safetensors"
+
+
 class _Run:
     """The state of one training: deltas, optimizer, best validation, and the trace of every step."""
 
@@ -147,7 +156,7 @@ class _Run:
         self._base, self._adapter, self._domain, self._settings = base, adapter, domain, settings
         self._basis = basis
         self._optimizer = MuonGrokfast(adapter.parameters(), settings.optimizer)
-        self._state_path = checkpoint_dir / f"training_{domain}.safetensors"
+        self._state_path = _state_path(checkpoint_dir, domain)
         self._key = storage.sha256_json(
             {"base": base.weight_hash, "basis": basis.hash, "domain": domain, "settings": dataclasses.asdict(settings)}
         )
@@ -255,7 +264,10 @@ class _Run:
             msg = f"{self._state_path}: not a training state ({error}); remove it to start again"
             raise HavocError(msg) from error
         if metadata.get("key") != self._key:
-            return
+            msg = (
+                f"{self._state_path} is a training of another base or other settings; remove it or choose another --out"
+            )
+            raise HavocError(msg)
         progress = json.loads(metadata["progress"])
         self.num_done, self._best_score, self._trace = progress["done"], progress["best"], progress["trace"]
         self._adapter.load({n.removeprefix("delta."): t for n, t in tensors.items() if n.startswith("delta.")})

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import storage
-from ..errors import HavocError
+from ..errors import HavocError, MeasurementError
 from ..model.structure import ActivationDtype, Structure, WeightFormat
 from ..progress import SILENT, Progress
 from .tasks.task import DOMAINS
@@ -68,7 +68,11 @@ class Measurer(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSettings:
-    """What the course of a search depends on. `limits` are the constraints: metric to (comparison, value)."""
+    """What the course of a search depends on. `limits` are the constraints: metric to (comparison, value).
+
+    `measured` names what the measurer measures and on what (base, experts, rule, rows, device): plain JSON values, so
+    that a journal of anything else is refused.
+    """
 
     domains: tuple[str, ...] = DOMAINS
     seed: int = 0
@@ -79,6 +83,7 @@ class SearchSettings:
     alpha_max: float = 2.0
     num_finalists: int = 3
     limits: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
+    measured: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse a search that cannot run."""
@@ -165,11 +170,19 @@ def search(
         + settings.num_finalists
     )
     with progress.stage("search", total) as stage:
-        pairs = {}
+        pairs, failures = {}, {}
         for name in settings.weight_formats:
-            structure = Structure(name, settings.activation_dtype)
-            pairs[name] = [ledger.cost(structure, repeat=repeat) for repeat in range(_NUM_REPEATS)]
+            try:
+                pairs[name] = ledger.costs(Structure(name, settings.activation_dtype))
+            except HavocError as error:
+                failures[name] = str(error)
             stage.advance(_NUM_REPEATS, note=f"cost of {name}")
+        if not pairs:
+            msg = (
+                f"none of the structures could be measured; {settings.weight_formats[0]} failed with: "
+                + (failures[settings.weight_formats[0]])
+            )
+            raise MeasurementError(msg)
         costs = {name: _mean_cost(pair) for name, pair in pairs.items()}
         floor = {metric: max(_range(pair, metric) for pair in pairs.values()) for metric in COST_OBJECTIVES}
         frozen = tuple(metric for metric in COST_OBJECTIVES if _range(list(costs.values()), metric) <= floor[metric])
@@ -225,7 +238,10 @@ class _Ledger:
         """Measure the cost of a structure once per `repeat`; non-finite or non-positive values are refused."""
 
         def measure() -> dict[str, Any]:
-            cost = {metric: float(value) for metric, value in self._measurer.cost(structure).items()}
+            try:
+                cost = {metric: float(value) for metric, value in self._measurer.cost(structure).items()}
+            except HavocError as error:
+                return {"kind": "cost", "structure": dataclasses.asdict(structure), "reason": str(error)}
             bad = [
                 metric
                 for metric in COST_OBJECTIVES
@@ -237,12 +253,22 @@ class _Ledger:
             return {"kind": "cost", "structure": dataclasses.asdict(structure), "cost": cost}
 
         key = f"cost:{storage.sha256_json(dataclasses.asdict(structure))[:16]}:{repeat}"
-        cost: dict[str, float] = self._entry(key, measure)["cost"]
+        entry = self._entry(key, measure)
+        if "reason" in entry:
+            raise MeasurementError(entry["reason"])
+        cost: dict[str, float] = entry["cost"]
         return cost
+
+    def costs(self, structure: Structure) -> list[dict[str, float]]:
+        """Measure a structure as often as its noise needs; one that failed before fails again with the same reason."""
+        return [self.cost(structure, repeat=repeat) for repeat in range(_NUM_REPEATS)]
 
     def evaluate(self, candidate: Candidate, *, sample: int = 0) -> Evaluation:
         """Measure a candidate; a `HavocError` becomes an infeasible candidate with its reason."""
-        cost = _mean_cost([self.cost(candidate.structure, repeat=repeat) for repeat in range(_NUM_REPEATS)])
+        try:
+            cost = _mean_cost(self.costs(candidate.structure))
+        except HavocError as error:
+            return Evaluation(candidate, {}, {}, str(error))
 
         def measure() -> dict[str, Any]:
             described = {

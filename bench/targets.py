@@ -298,6 +298,8 @@ def _read_toml(path: Path) -> Mapping[str, object]:
             data = file.read(MAX_TARGETS_BYTES + 1)
     except OSError as error:
         raise HavocError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the name
+        raise HavocError(f"{str(path)!r}: no file can be called so ({error})") from error
     if len(data) > MAX_TARGETS_BYTES:
         raise HavocError(f"{path}: larger than {MAX_TARGETS_BYTES} bytes, so it is no targets file")
     try:

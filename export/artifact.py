@@ -87,7 +87,7 @@ def read_manifest(directory: Path) -> ArtifactManifest:
         raise HavocError(msg)
     try:
         return _parse(document)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         msg = f"{path}: damaged manifest ({type(error).__name__}: {error}); export the artifact again"
         raise HavocError(msg) from error
 

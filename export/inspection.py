@@ -23,7 +23,7 @@ def inspect_directory(directory: Path) -> dict[str, Any]:
     dtypes = set()
     for name in source.tensors:
         tensor = source.tensors[name]
-        if not bool(torch.isfinite(tensor).all()):
+        if not bool(torch.isfinite(tensor.float()).all()):
             msg = f"{directory}: tensor {name} holds NaN or Inf; the file is damaged or training diverged"
             raise HavocError(msg)
         dtypes.add(str(tensor.dtype).removeprefix("torch."))

@@ -35,7 +35,7 @@ from .parity import ParityCase, ParityReport, StreamedModel, compare, drift
 from .probe import fingerprint
 from .session import DecoderSession
 from .source import Source, open_source
-from .tape import CPU_ACCURACY_LEVEL, IR_VERSION, OPSET
+from .tape import CPU_ACCURACY_LEVELS, IR_VERSION, OPSET
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -192,7 +192,7 @@ def _manifest(
     logits: dict[str, Any],
 ) -> ArtifactManifest:
     level = (
-        {"accuracy_level": CPU_ACCURACY_LEVEL}
+        {"accuracy_level": CPU_ACCURACY_LEVELS[structure.weight_format]}
         if structure.is_quantized and structure.activation_dtype == "fp32"
         else {}
     )

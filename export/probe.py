@@ -85,5 +85,8 @@ def fingerprint_distance(stored: Mapping[str, Any], found: Mapping[str, Any]) ->
     logits = stored.get("logits")
     if not same_input or not isinstance(logits, dict) or logits.keys() != found["logits"].keys():
         return float("inf")
-    largest = max(abs(float(logits[index]) - value) for index, value in found["logits"].items())
+    try:
+        largest = max(abs(float(logits[index]) - value) for index, value in found["logits"].items())
+    except (TypeError, ValueError, OverflowError):  # what is stored is no number
+        return float("inf")
     return float(largest / max(float(found["spread"]), 1e-6))

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
 OPSET = 23
 IR_VERSION = 11
 CONTRIB = "com.microsoft"
-CPU_ACCURACY_LEVEL = 4
-"""MatMulNBits on the CPU quantizes activations to int8: measured 13 times faster at decode than level 0."""
+CPU_ACCURACY_LEVELS = {"int8": 4, "int4": 1}
+"""How exactly MatMulNBits multiplies on the CPU.
+
+At level 4 it quantizes activations to int8, which decodes int8 weights several times faster and moves logits by about
+2 % of their spread; with int4 weights it moved those of the trained nano by 6 %, and its fp32 kernel is fast without.
+"""
 
 Attribute = int | float | str | list[int]
 Dimensions = list[int | str]
@@ -101,8 +105,10 @@ class GraphTape:
         weight = self.layout[source]
         if weight.form == "blocks":
             rows, columns = weight.source_shape
-            level = {} if self.structure.activation_dtype == "fp16" else {"accuracy_level": CPU_ACCURACY_LEVEL}
-            bits = NUM_BITS[self.structure.weight_format]
+            name_of_format = self.structure.weight_format
+            is_fp32 = self.structure.activation_dtype == "fp32"
+            level = {"accuracy_level": CPU_ACCURACY_LEVELS[name_of_format]} if is_fp32 else {}
+            bits = NUM_BITS[name_of_format]
             sizes = {"K": columns, "N": rows, "bits": bits, "block_size": self.structure.block_size, **level}
             return self.op(name, "MatMulNBits", [x, *self.stored(source)], domain=CONTRIB, output=output, **sizes)
         matrix = self._in_activation(source)

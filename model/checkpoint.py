@@ -125,9 +125,10 @@ def _as_float32(name: str, tensor: Tensor, *, source: object) -> Tensor:
         raise HavocError(
             f"{source}: tensor {name} is {tensor.dtype}; quantized checkpoints are not read, only floating point"
         )
-    if not bool(torch.isfinite(tensor).all()):
+    converted = tensor.to(torch.float32, copy=True)
+    if not bool(torch.isfinite(converted).all()):  # asked of fp32, which a float64 may overflow
         raise HavocError(f"{source}: tensor {name} holds NaN or Inf; the file is damaged or training diverged")
-    return tensor.to(torch.float32, copy=True)
+    return converted
 
 
 def _require_tied(tensors: Mapping[str, Tensor], *, source: object) -> None:

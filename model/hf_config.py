@@ -206,7 +206,10 @@ def _refuse_unsupported(fields: dict[str, Any], model_type: str) -> None:
         raise HavocError(
             f"sliding_window = {fields['sliding_window']!r} is not supported; HAVOC attends to the full context"
         )
-    other_layers = sorted({str(layer) for layer in fields.get("layer_types") or []} - {"full_attention"})
+    layers = fields.get("layer_types") or []
+    if not isinstance(layers, list):
+        raise HavocError(f"layer_types must be a list of names, not {layers!r}")
+    other_layers = sorted({str(layer) for layer in layers} - {"full_attention"})
     if other_layers:
         raise HavocError(f"layer_types {', '.join(other_layers)} are not supported; HAVOC computes full_attention only")
     own = sorted({"vision", "qkv_bias", "qk_norm"} & {name for name, value in fields.items() if value is not None})
@@ -255,7 +258,7 @@ _SCALING_FIELDS = ("factor", "low_freq_factor", "high_freq_factor", "original_ma
 
 def _read_scaling(rope: dict[str, Any], fields: dict[str, Any]) -> RopeScaling | None:
     rope_type = rope.get("rope_type", "default")
-    if rope_type not in {"default", "llama3"}:
+    if rope_type not in ("default", "llama3"):  # a tuple: what JSON gives may be unhashable
         raise HavocError(f"rope_type {rope_type!r} is not supported; HAVOC computes 'default' and 'llama3'")
     if rope.get("partial_rotary_factor", 1) != 1:
         raise HavocError(

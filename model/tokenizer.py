@@ -75,7 +75,10 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no special token is added or recognised."""
-        return list(self.backend.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self.backend.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # the Rust binding raises bare Exception
+            raise HavocError(f"the tokenizer cannot read the text ({error})") from error
 
     def encode_prompt(self, text: str, num_patches: int = 0) -> list[int]:
         """Ids a model is prompted with: [bos] + [image] * num_patches + text."""
@@ -130,9 +133,9 @@ def _special_id(backend: tokenizers.Tokenizer, directory: Path, role: str) -> in
             )
         return token_id
     config = _fields(directory / "config.json")
-    numbered: Any = (
-        config.get("vision", {}).get("image_token_id") if role == "image" else config.get(f"{role}_token_id")
-    )
+    vision = config.get("vision")
+    images = vision if isinstance(vision, dict) else {}
+    numbered: Any = images.get("image_token_id") if role == "image" else config.get(f"{role}_token_id")
     first = numbered[0] if isinstance(numbered, list) and numbered else numbered
     return first if type(first) is int else None
 

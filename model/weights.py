@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 SAFETENSORS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+_FLOAT_TYPES = frozenset({"F64", "F32", "F16", "BF16"})
 _FORMER_BUFFERS = ("rotary_emb.inv_freq", "self_attn.masked_bias", "self_attn.bias")
 
 
@@ -50,6 +51,10 @@ class StoredTensors(Mapping[str, Tensor]):
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, read from the header."""
         return tuple(self._open(self._file_of[name]).get_slice(name).get_shape())
+
+    def dtype(self, name: str) -> str:
+        """Stored type of one tensor as safetensors names it, read from the header: F32, BF16, I8 and so on."""
+        return str(self._open(self._file_of[name]).get_slice(name).get_dtype())
 
     def _open(self, file: Path) -> Any:  # noqa: ANN401 - safetensors has no types
         if file not in self._files:
@@ -141,7 +146,7 @@ def weight_hash(tensors: Mapping[str, Tensor] | str | Path) -> str:
 
 
 def require_tensors(tensors: Mapping[str, Tensor], config: HavocConfig, *, source: object) -> None:
-    """Refuse, by name, a tensor that is missing, extra or of another shape than the config's; reads headers only."""
+    """Refuse, by name, a tensor that is missing, extra, not floating point or of another shape; reads headers only."""
     expected = tensor_shapes(config)
     found = set(tensors) - ({HEAD} if config.tie_word_embeddings else set())
     for problem, names in (("is missing", set(expected) - found), ("is not part of this model", found - set(expected))):
@@ -153,3 +158,7 @@ def require_tensors(tensors: Mapping[str, Tensor], config: HavocConfig, *, sourc
         has = tensors.shape(name) if isinstance(tensors, StoredTensors | RandomTensors) else tuple(tensors[name].shape)
         if has != shape:
             raise HavocError(f"{source}: tensor {name} has shape {list(has)}, the config says {list(shape)}")
+        if isinstance(tensors, StoredTensors) and (dtype := tensors.dtype(name)) not in _FLOAT_TYPES:
+            raise HavocError(
+                f"{source}: tensor {name} is {dtype}; quantized checkpoints are not read, only floating point"
+            )

@@ -138,7 +138,7 @@ def test_the_choices_are_those_of_the_rooms() -> None:
         ("export nano --alpha 1,2,x,4 --out a", "is not a list of numbers like 1.2,0.8,1.5,0.9"),
         ("export nano --alpha nan,1,1,1 --out a", "is not a list of numbers"),
         ("export nano --alpha 1,,1 --out a", "is not a list of numbers"),
-        ("generate nano --prompt x --temperature inf", "is not a number from 0 up"),
+        ("generate nano --prompt x --temperature inf", "is not 0 (greedy) or a number from 0.001 to 1000"),
         ("compare a.json b.json --margin 5%", "is not a number from 0 to 1"),
         ("compare a.json", "RECORD"),
         ("gate --target host", "required: RECORD"),
@@ -326,3 +326,11 @@ def test_parsers_take_no_abbreviations() -> None:
     parser, parsers = cli.make_parser()
     assert not any(p.allow_abbrev for p in (parser, *parsers.values()))
     assert isinstance(parser, argparse.ArgumentParser)
+
+
+@pytest.mark.parametrize("temperature", ["1e-320", "1e308", "-1", "nan"])
+def test_temperature_that_leaves_no_distribution(temperature: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Logits divided by it would be infinite or all alike."""
+    with pytest.raises(SystemExit, match="2"):
+        parse(["generate", "nano", "--prompt", "x", f"--temperature={temperature}"])
+    assert "0 (greedy) or a number from 0.001 to 1000" in capsys.readouterr().err

@@ -204,3 +204,31 @@ def test_full_disk_is_one_line_and_the_run_goes_on(recipe: Path, tmp_path: Path)
         assert havoc("run", recipe, "--out", small / "out").returncode in {0, 1, 3}
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('[gate]\ntargets = ["nope"]', "unknown target 'nope'"),
+        ('[data]\nsource = "/no/such"', "'/no/such': no such directory"),
+        ('[model]\nbase = "/no/such"', "/no/such: no such directory"),
+    ],
+    ids=["target", "data", "base"],
+)
+def test_a_wrong_name_is_told_before_any_work(tmp_path: Path, text: str, words: str) -> None:
+    """Not after minutes of training, and the folder stays free for the corrected recipe."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(text)
+    done = havoc("run", recipe, "--out", tmp_path / "out")
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert words in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    """What HAVOC did not write it does not write into."""
+    (tmp_path / "mine.txt").write_text("mine")
+    done = havoc("run", "--out", tmp_path)
+    assert done.returncode == 2
+    assert "is not the result of a run" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

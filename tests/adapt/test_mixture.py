@@ -206,3 +206,11 @@ def test_truncation_is_a_slice_and_is_optimal(shape: tuple[int, int], rank: int)
     torch.testing.assert_close(left @ right, (u[:, :rank] * s[:rank]) @ vt[:rank], atol=1e-7, rtol=1e-7)
     with pytest.raises(HavocError, match="outside 1"):
         low_rank_factors(weight, matrix, delta, rank=0)
+
+
+def test_weights_that_overflow_are_refused(basis: Basis) -> None:
+    """Each weight is finite, their sum is not."""
+    deltas = {name: torch.zeros(size) for name, size in basis.num_directions().items()}
+    experts = [Expert(domain=d, deltas=deltas, base_hash="a" * 64, basis_hash=basis.hash) for d in ("math", "code")]
+    with pytest.raises(HavocError, match="smaller weights"):
+        mix(experts, [1e308, 1e308])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING
 
@@ -138,3 +139,27 @@ def test_front_document_is_plain_json(tmp_path: Path) -> None:
     chosen = next(c for c in document["candidates"] if c["key"] == document["chosen"])
     assert set(chosen["cost"]) == set(COST_OBJECTIVES)
     assert chosen["rescored_accuracy"] is not None
+
+
+def test_structure_that_cannot_be_measured_is_infeasible(tmp_path: Path) -> None:
+    """One format that does not export loses its candidates, with its reason, and the search goes on."""
+
+    class NoInt4(KnownLandscape):
+        def cost(self, structure: Structure) -> Mapping[str, float]:
+            if structure.weight_format == "int4":
+                msg = "int4 does not agree with torch"
+                raise HavocError(msg)
+            return super().cost(structure)
+
+    result = search(NoInt4(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")
+    assert {entry["reason"] for entry in result.to_json()["failed"]} == {"int4 does not agree with torch"}
+    assert all(evaluation.candidate.structure.weight_format != "int4" for evaluation in result.front)
+
+
+def test_journal_of_another_base_or_device_is_refused(tmp_path: Path) -> None:
+    """What is measured, and on what, belongs to the journal: answers of other experts are never taken over."""
+    path = tmp_path / "journal.jsonl"
+    search(KnownLandscape(), settings=SETTINGS, journal_path=path)
+    other = dataclasses.replace(SETTINGS, measured={"base": "another"})
+    with pytest.raises(HavocError, match="other settings"):
+        search(KnownLandscape(), settings=other, journal_path=path)

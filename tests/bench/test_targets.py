@@ -179,3 +179,9 @@ def test_metrics_say_their_direction() -> None:
     assert set(lower.values()) == {True}
     assert not metric_of("decode_tok_per_s").is_lower_better
     assert not metric_of("accuracy/math").is_lower_better
+
+
+def test_a_name_no_file_can_have() -> None:
+    """A recipe may hold a NUL."""
+    with pytest.raises(HavocError, match="no file can be called so"):
+        load_target("a\0.toml")

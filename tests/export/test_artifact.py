@@ -175,3 +175,17 @@ def test_damage_anywhere_in_the_manifest_never_crashes(artifact: Path, whole: Pa
         verify_hashes(artifact, read_manifest(artifact))
     except HavocError as error:
         assert "\n" not in str(error)
+
+
+def test_numbers_that_are_none_in_the_manifest(artifact: Path) -> None:
+    """A count beyond every number is a damaged manifest; a stored logit that is no number is another model."""
+    manifest = artifact / "manifest.json"
+    document = json.loads(manifest.read_text())
+    for value in (None, [1], "x", 10**400):
+        document["fingerprint"]["logits"]["0"] = value
+        manifest.write_text(json.dumps(document))
+        with pytest.raises(IdentityError, match="stored logits"):
+            verify_artifact(artifact)
+    manifest.write_text(json.dumps(document | {"num_parameters": float("inf")}).replace("Infinity", "1e999"))
+    with pytest.raises(HavocError, match="damaged manifest"):
+        read_manifest(artifact)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from havoc_core.adapt.expert import Expert, save_expert
 from havoc_core.cli import main
@@ -115,3 +118,18 @@ def test_verify_refuses_what_is_not_the_artifact(source: Source, base_directory:
     assert run("verify", out) == 5
     assert "the file was changed" in capsys.readouterr().err
     assert run("verify", tmp_path / "none") == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool, torch.complex64, torch.float8_e4m3fn])
+def test_quantized_base_is_neither_imported_nor_exported(
+    text_base_directory: Path, tmp_path: Path, dtype: torch.dtype, capsys
+) -> None:
+    """Integers that stand for weights would be folded as they are: a wrong model without a word."""
+    base = Path(shutil.copytree(text_base_directory, tmp_path / "base"))
+    state = load_file(base / "model.safetensors")
+    state["model.norm.weight"] = state["model.norm.weight"].to(dtype)
+    save_file(state, base / "model.safetensors")
+    for words in (("import", base), ("export", base, "--out", tmp_path / "out")):
+        assert run(*words) == 2
+        assert "quantized checkpoints are not read" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

@@ -156,7 +156,7 @@ def test_former_buffers_are_left_out(directory: Path) -> None:
         (lambda state: state["model.norm.weight"].fill_(torch.nan), r"model\.norm\.weight holds NaN or Inf"),
         (
             lambda state: state.update({"model.norm.weight": torch.ones(32, dtype=torch.int8)}),
-            r"model\.norm\.weight is torch\.int8; quantized",
+            r"model\.norm\.weight is I8; quantized",
         ),
     ],
     ids=["missing", "three missing", "extra", "shape", "nan", "quantized"],

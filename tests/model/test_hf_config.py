@@ -193,3 +193,15 @@ def test_several_ends() -> None:
     config = HavocConfig.from_hf(SMOLLM2_135M | {"eos_token_id": [2, 7]})
     assert config.eos_token_ids == (2, 7)
     assert config.to_hf()["eos_token_id"] == [2, 7]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"layer_types": 5}, {"rope_parameters": {"rope_type": ["default"]}}, {"rope_parameters": {"rope_type": {}}}],
+    ids=["layer_types", "rope_type list", "rope_type object"],
+)
+def test_values_of_a_foreign_type_are_named(fields: dict[str, Any]) -> None:
+    """JSON may hold a list or a number where a name belongs: one line, not a TypeError."""
+    (name,) = fields
+    with pytest.raises(HavocError, match="layer_types|rope_type"):
+        HavocConfig.from_hf({key: value for key, value in SMOLLM2_135M.items() if key != name} | fields)

@@ -126,3 +126,18 @@ def test_too_few_ids_are_refused() -> None:
     """The bytes and the special tokens need 260 ids."""
     with pytest.raises(HavocError, match="4 special tokens and 256 bytes, not 259 ids"):
         train_tokenizer(CORPUS, 259)
+
+
+def test_vision_null_in_the_config_is_no_image_token(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """A text model may say `"vision": null`."""
+    tokenizer.save(tmp_path)
+    (tmp_path / "tokenizer_config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps({"vision": None, "eos_token_id": 2}))
+    assert Tokenizer.load(tmp_path).image_id is None
+
+
+def test_a_tokenizer_that_cannot_encode_is_one_line() -> None:
+    """A word list whose unknown word is not in it fails only when it meets text."""
+    backend = tokenizers.Tokenizer(tokenizers.models.WordLevel({"<eos>": 0}, unk_token="none"))
+    with pytest.raises(HavocError, match="cannot read the text"):
+        Tokenizer(backend, pad_id=0, bos_id=None, eos_id=0, image_id=None).encode("hello")
