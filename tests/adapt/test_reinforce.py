@@ -30,10 +30,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from havoc_core.adapt.svf import Basis
+    from havoc_core.adapt.tasks.task import Row
     from havoc_core.model.checkpoint import Base
 
 SMALL = ReinforceSettings(
-    num_steps=4, prompts_per_step=6, samples_per_prompt=4, num_train_rows=40, num_validation_rows=8, validate_every=2
+    num_steps=4, prompts_per_step=12, samples_per_prompt=4, num_train_rows=40, num_validation_rows=8, validate_every=2
 )
 
 
@@ -45,6 +46,11 @@ def base() -> Base:
 @pytest.fixture(scope="module")
 def basis(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Basis:
     return base_basis(base, tmp_path_factory.mktemp("basis"), SILENT)
+
+
+def undecided_rows() -> list[Row]:
+    """Rows that the base answers sometimes right and sometimes wrong, so that samples differ in reward."""
+    return [row for row in sources.rows("math", "train", 60) if "Find the" in row["question"]][:8]
 
 
 @given(st.lists(st.lists(st.sampled_from([0.0, 1.0]), min_size=4, max_size=4), min_size=1, max_size=6))
@@ -65,7 +71,7 @@ def test_unjudged_completion_gets_no_advantage_and_moves_no_baseline() -> None:
 
 def test_gradient_is_that_of_the_formula(base: Base, basis: Basis) -> None:
     """Without KL, the loss is -mean(A log pi) over the sampled tokens, recomputed here one completion at a time."""
-    rows = sources.rows("math", "train", 6)
+    rows = undecided_rows()
     with attach(base.model, basis) as adapter:
         rollout = sample_rollout(base, "math", rows, SMALL, seed=5)
         loss, _ = policy_loss(base, adapter, rollout, kl_coefficient=0.0)
@@ -90,7 +96,7 @@ def test_gradient_is_that_of_the_formula(base: Base, basis: Basis) -> None:
 
 def test_kl_of_the_base_with_itself_is_zero(base: Base, basis: Basis) -> None:
     """Before the first step the policy is the base, so the KL term is 0."""
-    rows = sources.rows("math", "train", 6)
+    rows = undecided_rows()
     with attach(base.model, basis) as adapter:
         rollout = sample_rollout(base, "math", rows, SMALL, seed=5)
         _, kl = policy_loss(base, adapter, rollout, kl_coefficient=1.0)
