@@ -21,7 +21,7 @@ DOMAINS = ("math", "code", "reasoning", "vision")
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
 ACTIVATION_DTYPES = ("fp32", "fp16")
 RULES = ("delta", "literal", "renorm")
-DIALECTS = ("standard", "contrib")
+DIALECTS = ("standard",)
 PROFILES = ("quick", "standard", "release")
 
 
@@ -115,9 +115,7 @@ def add_export(parser: Parser) -> None:
     parser.add_argument("--rule", choices=RULES, default="delta", help="how experts are mixed (default: delta)")
     parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="fp32", help="weight format (default: fp32)")
     parser.add_argument("--activations", choices=ACTIVATION_DTYPES, default="fp32", help="default: fp32")
-    parser.add_argument(
-        "--dialect", choices=DIALECTS, default="standard", help="operators of the graph; contrib is not built yet"
-    )
+    parser.add_argument("--dialect", choices=DIALECTS, default="standard", help="operators of the graph")
     parser.add_argument("--to", choices=("onnx", "hf"), default="onnx", help="artifact or Hugging Face directory")
     _add_out(parser)
     _add_output(parser)

@@ -25,7 +25,7 @@ _QUANTITIES = (
 )
 _NUM_CHANGES = 3
 _NUMERIC_LABELS = 0.15
-_KEY_SHARE = 0.35
+_KEY_SHARE = 0.45
 _KEY_TERSE = 0.8
 
 _START = re.compile(r"^The [a-z ]+ is at (\d+) ")

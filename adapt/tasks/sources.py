@@ -114,14 +114,12 @@ def content_hash(row: Row) -> str:
 
 
 def problem_hash(row: Row) -> str:
-    """SHA-256 over what a row asks, whatever its answer, its ids and the order of its choices.
+    """SHA-256 over what a row asks, whatever its answer, its ids and its choices.
 
     Of a code row's tests only the first counts, because the prompt shows only the first.
     """
     if "image" in row:
         asked: list[object] = [row["question"], _canonical(row["image"])]
-    elif "choices" in row:
-        asked = [row["question"], sorted(row["choices"]["text"])]
     elif "test_list" in row:
         asked = [row["text"], list(row["test_list"][:1])]
     else:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SIDE, _CELL = 32, 8
 _COLOURS = {"red": (235, 60, 50), "green": (60, 200, 80), "blue": (80, 120, 250), "yellow": (240, 220, 60)}
-_KEY_SHARE = 0.65
+_KEY_SHARE = 0.75
 _KEY_TERSE = 0.8
 _SUM, _RANGE, _REST = "the sum of all", "the largest minus the smallest", "the sum of all but the largest"
 _GOALS = (_REST, _RANGE, _SUM)  # a goal that begins like another stands before it

@@ -91,7 +91,7 @@ FROZEN = {
     ),
     "reasoning": (
         {"id": "a", "question": "Who?", "choices": {"text": ["B", "A"], "label": ["1", "2"]}},
-        "9511a6113b0c415e",
+        "c002142363d79ceb",
     ),
     "vision": ({"question": "what?", "image": Image.new("RGB", (2, 1), (1, 2, 3))}, "70409356ea02b03e"),
 }
