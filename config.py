@@ -36,7 +36,7 @@ Domains = Annotated[tuple[Domain, ...], Field(strict=False, min_length=1)]
 WeightFormats = Annotated[tuple[WeightFormat, ...], Field(strict=False, min_length=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
 
 class _Section(BaseModel):

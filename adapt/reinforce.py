@@ -161,6 +161,7 @@ class _Run:
             {"base": base.weight_hash, "basis": basis.hash, "domain": domain, "settings": dataclasses.asdict(settings)}
         )
         self.num_done = 0
+        self._num_skipped = 0
         self._best = adapter.snapshot()
         self._best_score: dict[str, Any] = {"num_right": -1, "num_rows": 0, "step": 0}
         self._trace: list[dict[str, Any]] = []
@@ -171,7 +172,7 @@ class _Run:
         if not self._trace:
             return ""
         last = self._trace[-1]
-        return f"reward {last['reward']:.2f} kl {last['kl']:.3f} best {self._best_share():.1%}"
+        return f"reward {last['reward']:.2f} kl {last['kl'] or 0.0:.3f} best {self._best_share():.1%}"
 
     def _best_share(self) -> float:
         return float(self._best_score["num_right"] / max(1, self._best_score["num_rows"]))
@@ -210,7 +211,9 @@ class _Run:
             raise HavocError(msg)
         loss, kl = policy_loss(self._base, self._adapter, rollout, kl_coefficient=settings.optimizer.kl_coefficient)
         self._optimizer.zero_grad(set_to_none=True)
-        if loss is not None:
+        is_finite = loss is None or bool(torch.isfinite(loss))
+        self._count_skip(is_finite=is_finite)
+        if loss is not None and is_finite:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(self._adapter.parameters(), settings.max_grad_norm)
             self._optimizer.step()
@@ -220,12 +223,22 @@ class _Run:
             {
                 "step": self.num_done,
                 "reward": rollout.rewards.mean().item(),
-                "kl": kl,
-                "loss": 0.0 if loss is None else loss.item(),
+                "kl": kl if is_finite else None,
+                "loss": None if loss is None or not is_finite else loss.item(),
                 "flat_groups": rollout.num_flat_groups,
                 "failed": rollout.num_failed,
             }
         )
+
+    def _count_skip(self, *, is_finite: bool) -> None:
+        """Never step on NaN or Inf: count such losses, and stop after too many in a row with the deltas as they are."""
+        self._num_skipped = 0 if is_finite else self._num_skipped + 1
+        if self._num_skipped >= self._settings.optimizer.max_consecutive_skips:
+            msg = (
+                f"the policy loss was not finite {self._num_skipped} times in a row: lower the learning rate; "
+                "the last good state is kept"
+            )
+            raise MeasurementError(msg)
 
     def expert(self) -> Expert:
         """Return the best state as an expert file's content."""
@@ -378,9 +391,6 @@ def policy_loss(
     kl_BN = (log_p_BNV.exp() * (log_p_BNV - log_base_BNV)).sum(dim=2)
     kl_B = (kl_BN * weight_BN).sum(dim=1) / weight_BN.sum(dim=1)
     loss = (policy + kl_coefficient * kl_B.sum()) / len(rollout.advantages)
-    if not torch.isfinite(loss):
-        msg = f"the policy loss is {loss.item()}: lower the learning rate; the last good state is kept"
-        raise MeasurementError(msg)
     return loss, kl_B.mean().item()
 
 

@@ -12,6 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from havoc_core.adapt import reinforce
 from havoc_core.adapt.commands import base_basis
 from havoc_core.adapt.reinforce import (
     ReinforceSettings,
@@ -22,7 +23,7 @@ from havoc_core.adapt.reinforce import (
 )
 from havoc_core.adapt.svf import attach
 from havoc_core.adapt.tasks import sources
-from havoc_core.errors import HavocError
+from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.model.checkpoint import load_base
 from havoc_core.progress import SILENT
 
@@ -173,3 +174,19 @@ def test_settings_that_cannot_train_are_refused(field: str, value: float, words:
     """One line with the number and what it must be."""
     with pytest.raises(HavocError, match=words):
         dataclasses.replace(SMALL, **{field: value})
+
+
+def test_non_finite_losses_are_skipped_counted_and_end_the_run(
+    base: Base, basis: Basis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NaN never reaches the deltas; ten in a row end the training."""
+    steps = []
+
+    def broken(*_: object, **__: object) -> tuple[torch.Tensor, float]:
+        steps.append(1)
+        return torch.tensor(float("nan"), requires_grad=True), float("nan")
+
+    monkeypatch.setattr(reinforce, "policy_loss", broken)
+    with pytest.raises(MeasurementError, match="10 times in a row"):
+        train_expert(base, basis, "math", settings=dataclasses.replace(SMALL, num_steps=20), checkpoint_dir=tmp_path)
+    assert len(steps) == 10
