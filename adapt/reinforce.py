@@ -202,7 +202,7 @@ class _Run:
         rng = random.Random(f"{settings.seed}:{self._domain}:{self.num_done}")
         chosen = rng.sample(rows, min(settings.prompts_per_step, len(rows)))
         rollout = sample_rollout(self._base, self._domain, chosen, settings, seed=rng.getrandbits(48))
-        if self.num_done == 0 and rollout.num_flat_groups == len(chosen):
+        if self.num_done == 0 and bool(rollout.rewards.min() == rollout.rewards.max()):
             share = rollout.rewards.mean().item()
             msg = (
                 f"every sampled {self._domain} reward is equal ({share:.0%} right in {len(rollout.rewards)}): "

@@ -21,7 +21,7 @@ SMALL = """
 [experts]
 domains = ["code", "vision"]
 num_steps = 2
-prompts_per_step = 4
+prompts_per_step = 12
 samples_per_prompt = 4
 num_validation_rows = 4
 [search]
