@@ -174,8 +174,8 @@ def matrix_basis(
 
 
 def _eigh(gram_SS: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues [S], rising, and eigenvectors [S, S]; on a CPU by NumPy's LAPACK, the faster one there."""
-    if gram_SS.device.type != "cpu" or gram_SS.dtype not in {torch.float32, torch.float64}:
+    """Eigenvalues [S], rising, and eigenvectors [S, S]; float64 on a CPU by NumPy's LAPACK, the faster there."""
+    if gram_SS.device.type != "cpu" or gram_SS.dtype != torch.float64:
         eigenvalues_S, vectors_SS = torch.linalg.eigh(gram_SS)
         return eigenvalues_S, vectors_SS
     found = np.linalg.eigh(gram_SS.numpy())
