@@ -18,6 +18,7 @@ from .datafile import encoded_initializers
 from .encode import encode
 from .graph import build_graphs, serialize
 from .layout import Layout, plan_layout
+from .options import DEFAULT_OPTIONS, GraphOptions
 from .session import CPU, DecoderSession
 from .source import Source, open_source
 
@@ -55,13 +56,14 @@ class CandidateSessions:
         experts: Sequence[Expert],
         *,
         rule: MixingRule = "delta",
+        options: GraphOptions = DEFAULT_OPTIONS,
         provider: str = CPU,
         num_threads: int | None = None,
     ) -> None:
         """Compute every expert's dense delta once; holds K + 2 copies of the adapted weights."""
         self._source = open_source(base)
         self._mixture = DenseMixture(self._source.tensors, basis, experts, rule=rule)
-        self._provider, self._num_threads = provider, num_threads
+        self._options, self._provider, self._num_threads = options, provider, num_threads
         self._shared: dict[Structure, _Shared] = {}
         directory = self._source.directory
         has_tokenizer = directory is not None and (directory / "tokenizer.json").is_file()
@@ -98,7 +100,7 @@ class CandidateSessions:
         if structure not in self._shared:
             config, tensors = self._source.config, self._source.tensors
             layout = plan_layout(config, structure)
-            models = build_graphs(config, structure)
+            models = build_graphs(config, structure, self._options)
             items = encoded_initializers(tensors, config, structure, layout)
             self._shared[structure] = _Shared(
                 graphs={name: serialize(model) for name, model in models.items()},

@@ -21,6 +21,7 @@ from ..errors import HavocError
 from ..model.tensors import EMBEDDING, FINAL_NORM, HEAD, VISION_PROJECTION
 from . import session
 from .layout import NUM_BITS, ROPE_COS, ROPE_SIN, Layout, plan_layout
+from .options import DEFAULT_OPTIONS, GraphOptions
 from .tape import CONTRIB, Dimensions, GraphTape
 
 if TYPE_CHECKING:
@@ -28,13 +29,15 @@ if TYPE_CHECKING:
     from ..model.structure import Structure
 
 
-def build_graphs(config: HavocConfig, structure: Structure, *, num_logits: int = 1) -> dict[str, ir.Model]:
+def build_graphs(
+    config: HavocConfig, structure: Structure, options: GraphOptions = DEFAULT_OPTIONS
+) -> dict[str, ir.Model]:
     """Build every graph of an artifact by file name: the decoder, and for vision configurations its two companions.
 
-    `num_logits` 1 computes the head for the last position only (logits fp32 [B, 1, V]), 0 for all (fp32 [B, T, V]).
+    Logits of the last position are fp32 [B, 1, V], those of all positions fp32 [B, T, V].
     """
     layout = plan_layout(config, structure)
-    graphs = {session.DECODER: build_graph(config, structure, layout=layout, num_logits=num_logits)}
+    graphs = {session.DECODER: build_graph(config, structure, options, layout=layout)}
     if config.vision is not None:
         graphs[session.EMBEDDING] = build_embedding_graph(config, structure, layout=layout)
         graphs[session.VISION] = build_vision_graph(config, structure, layout=layout)
@@ -42,12 +45,11 @@ def build_graphs(config: HavocConfig, structure: Structure, *, num_logits: int =
 
 
 def build_graph(
-    config: HavocConfig, structure: Structure, *, layout: Layout | None = None, num_logits: int = 1
+    config: HavocConfig, structure: Structure, options: GraphOptions = DEFAULT_OPTIONS, *, layout: Layout | None = None
 ) -> ir.Model:
     """Build the decoder: ids (embeddings in vision configurations), mask, positions, past to logits, present."""
     graph = GraphTape(structure, layout or plan_layout(config, structure))
-    decoder = _Decoder(config, graph)
-    return decoder.build(num_logits=num_logits)
+    return _Decoder(config, graph, options).build()
 
 
 def build_embedding_graph(config: HavocConfig, structure: Structure, *, layout: Layout | None = None) -> ir.Model:
@@ -121,11 +123,12 @@ def _embed(graph: GraphTape, config: HavocConfig, ids_BT: ir.Value) -> ir.Value:
 class _Decoder:
     """The decoder's nodes, block by block, in the order of the forward pass."""
 
-    def __init__(self, config: HavocConfig, graph: GraphTape) -> None:
+    def __init__(self, config: HavocConfig, graph: GraphTape, options: GraphOptions) -> None:
         self.config = config
         self.graph = graph
+        self.options = options
 
-    def build(self, *, num_logits: int) -> ir.Model:
+    def build(self) -> ir.Model:
         graph, config = self.graph, self.config
         if config.vision is None:
             x_BTD = _embed(graph, config, graph.input("input_ids", ir.DataType.INT64, ["batch", "sequence"]))
@@ -138,7 +141,7 @@ class _Decoder:
         for layer in range(config.num_layers):
             x_BTD, present = self._block(layer, x_BTD)
             presents += present
-        return graph.finish("havoc", [self._head(x_BTD, num_logits), *presents])
+        return graph.finish("havoc", [self._head(x_BTD), *presents])
 
     def _allowed(self, x_BTD: ir.Value, mask_BS: ir.Value) -> ir.Value:
         """Which key each query may see, bool [B, 1, T, S]."""
@@ -216,9 +219,9 @@ class _Decoder:
         tables = [graph.part(ROPE_COS), graph.part(ROPE_SIN)]
         return graph.op(f"{name}_rotated", "RotaryEmbedding", [x, *tables, self.position_ids], num_heads=num_heads)
 
-    def _head(self, x_BTD: ir.Value, num_logits: int) -> ir.Value:
+    def _head(self, x_BTD: ir.Value) -> ir.Value:
         graph, config = self.graph, self.config
-        if num_logits == 1:
+        if self.options.logits == "last":
             x_BTD = graph.op("last_position", "Gather", [x_BTD, graph.constant("last", [-1])], axis=1)
         normed = self._norm("final_norm", x_BTD, FINAL_NORM)
         source = EMBEDDING if config.tie_word_embeddings else HEAD
@@ -226,6 +229,5 @@ class _Decoder:
         logits = graph.linear("head", normed, source, output="" if is_half else "logits")
         if is_half:
             logits = graph.op("logits_fp32", "Cast", [logits], output="logits", to=int(ir.DataType.FLOAT))
-        return graph.typed(
-            logits, ir.DataType.FLOAT, ["batch", "num_logits" if num_logits == 0 else 1, config.vocab_size]
-        )
+        num_logits = 1 if self.options.logits == "last" else "sequence"
+        return graph.typed(logits, ir.DataType.FLOAT, ["batch", num_logits, config.vocab_size])

@@ -31,6 +31,7 @@ from .fold import FoldedTensors
 from .genai import genai_config
 from .graph import build_graphs, serialize
 from .layout import DATA_FILE, plan_layout
+from .options import DEFAULT_OPTIONS, GraphOptions
 from .parity import ParityCase, ParityReport, StreamedModel, compare, drift
 from .probe import fingerprint
 from .session import DecoderSession
@@ -100,6 +101,7 @@ def export_artifact(
     alpha: Sequence[float] = (),
     rule: MixingRule = "delta",
     structure: Structure | None = None,
+    options: GraphOptions = DEFAULT_OPTIONS,
     basis: Basis | None = None,
     progress: Progress = SILENT,
 ) -> Path:
@@ -111,13 +113,14 @@ def export_artifact(
     """
     source = open_source(base)
     structure = structure or Structure()
+    options = options.fitted(source.config.max_seq_len)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
     folded = FoldedTensors(source.tensors, mixture.deltas(source, basis), basis)
     with new_directory(out, marker=MANIFEST) as folder:
-        _write_model(folder, source.config, structure, folded, progress)
+        _write_model(folder, source.config, structure, options, folded, progress)
         tokenizer = _write_companions(folder, source, mixture)
         session, report, moved = _prove(folder, source.config, structure, folded, tokenizer, progress)
-        manifest = _manifest(source, mixture, structure, report, moved, fingerprint(session))
+        manifest = _manifest(source, mixture, structure, options, report, moved, fingerprint(session))
         del session  # unmaps the data file before its folder is renamed
         write_text(folder / "README.md", model_card(source, mixture.weights, structure, manifest))
         write_json(folder / MANIFEST, _with_files(folder, manifest).to_json())
@@ -125,11 +128,16 @@ def export_artifact(
 
 
 def _write_model(
-    folder: Path, config: HavocConfig, structure: Structure, tensors: FoldedTensors, progress: Progress
+    folder: Path,
+    config: HavocConfig,
+    structure: Structure,
+    options: GraphOptions,
+    tensors: FoldedTensors,
+    progress: Progress,
 ) -> None:
     layout = plan_layout(config, structure)
     write_data_file(folder / DATA_FILE, tensors, config=config, structure=structure, layout=layout, progress=progress)
-    for name, graph in build_graphs(config, structure).items():
+    for name, graph in build_graphs(config, structure, options).items():
         write_bytes(folder / name, serialize(graph))
 
 
@@ -187,6 +195,7 @@ def _manifest(
     source: Source,
     mixture: Mixture,
     structure: Structure,
+    options: GraphOptions,
     report: ParityReport,
     moved: ParityCase,
     logits: dict[str, Any],
@@ -211,7 +220,13 @@ def _manifest(
             "activation_dtype": structure.activation_dtype,
             "block_size": str(structure.block_size),
         },
-        graph={"dialect": "standard", "opset": OPSET, "ir_version": IR_VERSION, "logits": "last token", **level},
+        graph={
+            "dialect": options.dialect,
+            "opset": OPSET,
+            "ir_version": IR_VERSION,
+            **options.to_json(),
+            **level,
+        },
         versions={
             "havoc": __version__,
             "onnxruntime": runtime,

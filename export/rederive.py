@@ -15,6 +15,7 @@ from .datafile import encoded_initializers
 from .fold import FoldedTensors
 from .graph import build_graphs, serialize
 from .layout import DATA_FILE, NUM_BITS, plan_layout
+from .options import GraphOptions, options_of
 from .package import EXPERTS_FOLDER, Mixture
 from .source import open_source
 from .verify import Check
@@ -60,7 +61,7 @@ def rederive(
     mixture = Mixture(experts=tuple(experts), alpha=tuple(manifest.alpha.values()), rule=manifest.rule)  # type: ignore[arg-type]
     structure = structure_of(manifest)
     config = HavocConfig.from_directory(directory)
-    _require_graphs(directory, config, structure)
+    _require_graphs(directory, config, structure, options_of(manifest))
     tensors = FoldedTensors(source.tensors, mixture.deltas(source, None))
     num_same, num_items, largest = 0, 0, 0.0
     layout = plan_layout(config, structure)
@@ -91,8 +92,8 @@ def _require_same(what: str, name: str, found: str, expected: str) -> None:
         raise IdentityError(msg)
 
 
-def _require_graphs(directory: Path, config: HavocConfig, structure: Structure) -> None:
-    for name, model in build_graphs(config, structure).items():
+def _require_graphs(directory: Path, config: HavocConfig, structure: Structure, options: GraphOptions) -> None:
+    for name, model in build_graphs(config, structure, options).items():
         if (directory / name).read_bytes() != serialize(model):
             msg = f"{directory / name}: not the graph that this version of HAVOC builds for this configuration"
             raise IdentityError(msg)

@@ -1,0 +1,94 @@
+"""How a graph is written: its operators, its cache, which logits it computes. No torch.
+
+The choice does not change what the model is, nor a byte of its weights: one data file serves every graph.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..errors import HavocError
+
+if TYPE_CHECKING:
+    from .artifact import ArtifactManifest
+
+Dialect = Literal["standard", "contrib"]
+Cache = Literal["dynamic", "static"]
+Logits = Literal["last", "all"]
+
+DIALECTS: tuple[Dialect, ...] = ("standard", "contrib")
+CACHES: tuple[Cache, ...] = ("dynamic", "static")
+LOGITS: tuple[Logits, ...] = ("last", "all")
+
+_LOGITS_NAMES: dict[Logits, str] = {"last": "last token", "all": "every token"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphOptions:
+    """One way to write the graph of a decoder.
+
+    `dialect` names the operators: ONNX's own, or ONNX Runtime's fused ones. A `dynamic` cache grows by concatenation, a
+    `static` one holds `cache_len` tokens (None: the whole context) in buffers that never move. `logits` of the `last`
+    token, or of `all`.
+    """
+
+    dialect: Dialect = "standard"
+    cache: Cache = "dynamic"
+    logits: Logits = "last"
+    cache_len: int | None = None
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("dialect", self.dialect, DIALECTS),
+            ("cache", self.cache, CACHES),
+            ("logits", self.logits, LOGITS),
+        ):
+            if value not in known:
+                msg = f"no {what} is called {value!r}; there are {', '.join(known)}"
+                raise HavocError(msg)
+        if self.cache_len is not None and self.cache == "dynamic":
+            msg = f"a cache length of {self.cache_len} needs a static cache: a dynamic one grows with the text"
+            raise HavocError(msg)
+        if self.cache_len is not None and (type(self.cache_len) is not int or self.cache_len < 1):
+            msg = f"a cache of {self.cache_len!r} tokens holds nothing: give at least 1"
+            raise HavocError(msg)
+
+    def fitted(self, max_seq_len: int) -> GraphOptions:
+        """The same options with the cache's length as a number; one longer than the context is a `HavocError`."""
+        if self.cache == "dynamic":
+            return self
+        if self.cache_len is not None and self.cache_len > max_seq_len:
+            msg = f"a cache of {self.cache_len} tokens is longer than the model's context of {max_seq_len}"
+            raise HavocError(msg)
+        return replace(self, cache_len=self.cache_len or max_seq_len)
+
+    def to_json(self) -> dict[str, Any]:
+        """The keys kept in the manifest; those of a static cache only where there is one."""
+        document: dict[str, Any] = {"dialect": self.dialect, "logits": _LOGITS_NAMES[self.logits]}
+        return document if self.cache == "dynamic" else {**document, "cache": "static", "cache_len": self.cache_len}
+
+    def __str__(self) -> str:
+        """Name the choice the way tables and file names do: `contrib-static-last`."""
+        return f"{self.dialect}-{self.cache}-{self.logits}"
+
+
+DEFAULT_OPTIONS = GraphOptions()
+"""Standard operators, a cache that grows, the logits of the last token."""
+
+
+def options_of(manifest: ArtifactManifest) -> GraphOptions:
+    """The options an artifact's graph was written with; unknown ones are a `HavocError`."""
+    graph = manifest.graph
+    logits = {name: key for key, name in _LOGITS_NAMES.items()}.get(graph.get("logits", "last token"))
+    if logits is None:
+        msg = (
+            f"the manifest's graph computes the logits of {graph['logits']!r}; there are {list(_LOGITS_NAMES.values())}"
+        )
+        raise HavocError(msg)
+    return GraphOptions(
+        dialect=graph.get("dialect", "standard"),
+        cache=graph.get("cache", "dynamic"),
+        logits=logits,
+        cache_len=graph.get("cache_len"),
+    )
