@@ -99,6 +99,18 @@ def test_rate_bounds_agree_with_the_vectorised_ones() -> None:
     assert ours.high == pytest.approx(theirs.high, rel=2e-3)
 
 
+def test_many_episodes_cost_no_more_than_some() -> None:
+    """Beyond 64 episodes a process, neighbours are joined: same estimate, and the spread of means stays what it was."""
+    generator = random.Random(5)
+    many = [[(127.0, generator.gauss(0.3, 0.03)) for _ in range(640)] for _ in range(5)]
+    assert [len(bounds._blocks(episodes)) for episodes in (many[0], many[0][:64], many[0][:65], [])] == [64, 64, 64, 0]
+    assert sum(seconds for _, seconds in bounds._blocks(many[0])) == pytest.approx(sum(s for _, s in many[0]))
+    ours, theirs = bounds.rate_bounds(many, confidence=0.95), statistics.rate_bounds(many, confidence=0.95)
+    assert ours.value == pytest.approx(theirs.value)
+    assert ours.low == pytest.approx(theirs.low, rel=1e-3)
+    assert ours.high == pytest.approx(theirs.high, rel=1e-3)
+
+
 def test_one_run_bounds_no_rate() -> None:
     """A single figure has no spread, so it proves nothing."""
     assert bounds.rate_bounds([[(127.0, 0.3)]], confidence=0.95) == bounds.Bounds(127.0 / 0.3, None, None)
