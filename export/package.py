@@ -215,11 +215,7 @@ def _manifest(
         alpha=mixture.weights,
         rule=mixture.rule,
         expert_hashes={expert.domain: expert.hash for expert in mixture.experts},
-        structure={
-            "weight_format": structure.weight_format,
-            "activation_dtype": structure.activation_dtype,
-            "block_size": str(structure.block_size),
-        },
+        structure={name: str(value) for name, value in structure.to_fields().items()},
         graph={
             "dialect": options.dialect,
             "opset": OPSET,

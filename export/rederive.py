@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..adapt.expert import load_expert
-from ..errors import HavocError, IdentityError
+from ..errors import IdentityError
 from ..model.config import HavocConfig
 from ..model.structure import Structure
 from ..progress import SILENT, Progress
@@ -34,12 +34,7 @@ TOLERANCE = 1e-4
 
 def structure_of(manifest: ArtifactManifest) -> Structure:
     """The structure the manifest names; an unknown one is a `HavocError`."""
-    fields = manifest.structure
-    try:
-        return Structure(fields["weight_format"], fields["activation_dtype"], int(fields["block_size"]))  # type: ignore[arg-type]
-    except (KeyError, ValueError) as error:
-        msg = f"the manifest's structure {fields} cannot be read ({error})"
-        raise HavocError(msg) from error
+    return Structure.from_fields(manifest.structure)
 
 
 def rederive(

@@ -24,11 +24,15 @@ def num_parameters(config: HavocConfig) -> int:
     return sum(math.prod(shape) for shape in tensor_shapes(config).values())
 
 
-def num_layer_matmul_parameters(config: HavocConfig) -> int:
-    """Weights that every token is multiplied with: the projections of all layers, without tables, head and vision."""
+def num_layer_matmul_parameters(config: HavocConfig, structure: Structure = FULL) -> int:
+    """Weights that every token is multiplied with: the projections of all layers, without tables, head and vision.
+
+    A projection of truncated rank r counts as its two factors, r (M + N).
+    """
     apart = {EMBEDDING, HEAD, VISION_PROJECTION}
-    matrices = (shape for name, shape in tensor_shapes(config).items() if len(shape) > 1 and name not in apart)
-    return sum(math.prod(shape) for shape in matrices)
+    matrices = ((name, shape) for name, shape in tensor_shapes(config).items() if len(shape) > 1 and name not in apart)
+    kept = ((shape, structure.kept_rank(name, shape)) for name, shape in matrices)
+    return sum(math.prod(shape) if rank is None else rank * sum(shape) for shape, rank in kept)
 
 
 def weight_bytes(config: HavocConfig, structure: Structure = FULL) -> int:
@@ -39,17 +43,27 @@ def weight_bytes(config: HavocConfig, structure: Structure = FULL) -> int:
 def tensor_bytes(name: str, shape: tuple[int, ...], structure: Structure) -> int:
     """Bytes of one weight: norms and biases in the activation's type, matrices in the weight format.
 
-    Integer matrices are cut, row by row, into blocks of `block_size` values (the last one padded) with one scale each;
-    the vision projection never is.
+    Integer matrices are cut, row by row, into blocks of `block_size` values (the last one padded) with one scale each,
+    and a zero point where they are not symmetric; the vision projection never is. A projection of truncated rank is two
+    matrices.
     """
     if len(shape) == 1 or (structure.is_quantized and name == VISION_PROJECTION):
         return math.prod(shape) * structure.activation_bytes
+    num_rows, num_columns = shape
+    rank = structure.kept_rank(name, (num_rows, num_columns))
+    if rank is None:
+        return _matrix_bytes(num_rows, num_columns, structure)
+    return _matrix_bytes(rank, num_columns, structure) + _matrix_bytes(num_rows, rank, structure)
+
+
+def _matrix_bytes(num_rows: int, num_columns: int, structure: Structure) -> int:
+    """Bytes of one stored matrix; the zero points of a row are packed like its values."""
     bits = BITS_PER_WEIGHT[structure.weight_format]
     if not structure.is_quantized:
-        return math.prod(shape) * bits // 8
-    num_rows, num_columns = shape
-    num_blocks = num_rows * math.ceil(num_columns / structure.block_size)
-    return num_blocks * (structure.block_size * bits // 8 + structure.activation_bytes)
+        return num_rows * num_columns * bits // 8
+    num_blocks = math.ceil(num_columns / structure.block_size)
+    zero_points = 0 if structure.is_symmetric else math.ceil(num_blocks * bits / 8)
+    return num_rows * (num_blocks * (structure.block_size * bits // 8 + structure.activation_bytes) + zero_points)
 
 
 def kv_bytes_per_token(config: HavocConfig, structure: Structure = FULL) -> int:
@@ -58,22 +72,29 @@ def kv_bytes_per_token(config: HavocConfig, structure: Structure = FULL) -> int:
     return 2 * config.num_layers * attention.num_kv_heads * attention.head_dim * structure.activation_bytes
 
 
-def prefill_flops(config: HavocConfig, num_tokens: int, *, num_past: int = 0, has_all_logits: bool = False) -> int:
+def prefill_flops(
+    config: HavocConfig,
+    num_tokens: int,
+    structure: Structure = FULL,
+    *,
+    num_past: int = 0,
+    has_all_logits: bool = False,
+) -> int:
     """Operations to read T tokens after P others; the head runs on the last token, or on all.
 
     2 T (layer weights) + 4 (layers N H) (T P + T (T + 1) / 2) + 2 D V.
     """
     attention = config.attention
     num_pairs = num_tokens * num_past + num_tokens * (num_tokens + 1) // 2
-    layers = 2 * num_tokens * num_layer_matmul_parameters(config)
+    layers = 2 * num_tokens * num_layer_matmul_parameters(config, structure)
     scores_and_values = 4 * config.num_layers * attention.num_heads * attention.head_dim * num_pairs
     head = 2 * config.d_model * config.vocab_size * (num_tokens if has_all_logits else 1)
     return layers + scores_and_values + head
 
 
-def decode_flops(config: HavocConfig, num_past: int) -> int:
+def decode_flops(config: HavocConfig, num_past: int, structure: Structure = FULL) -> int:
     """Operations to write one token after P others."""
-    return prefill_flops(config, 1, num_past=num_past)
+    return prefill_flops(config, 1, structure, num_past=num_past)
 
 
 def vision_flops(config: HavocConfig, num_patches: int) -> int:

@@ -2,27 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from ..errors import HavocError
 
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
 WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 ActivationDtype = Literal["fp32", "fp16"]
+Quantizer = Literal["rtn", "hqq", "k_quant"]
 
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("fp32", "fp16", "int8", "int4")
 ACTIVATION_DTYPES: tuple[ActivationDtype, ...] = ("fp32", "fp16")
+BLOCK_SIZES: tuple[int, ...] = (16, 32, 64, 128, 256)
+QUANTIZERS: tuple[Quantizer, ...] = ("rtn", "hqq", "k_quant")
+"""How scales and zero points are chosen: round to nearest, half-quadratic, or llama.cpp's weighted least squares."""
 
 BITS_PER_WEIGHT: dict[WeightFormat, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True)
 class Structure:
-    """One choice of formats. Integer weights come in blocks of `block_size` that share one scale."""
+    """One choice of formats. Integer weights come in blocks of `block_size` that share one scale.
+
+    Symmetric blocks have the zero point in the middle of the range, others one of their own. `rank_fraction` below 1
+    stores each projection of the layers as two factors of that share of its directions.
+    """
 
     weight_format: WeightFormat = "fp32"
     activation_dtype: ActivationDtype = "fp32"
     block_size: int = 32
+    is_symmetric: bool = True
+    quantizer: Quantizer = "rtn"
+    rank_fraction: float = 1.0
 
     def __post_init__(self) -> None:
         if self.weight_format not in WEIGHT_FORMATS:
@@ -33,8 +48,47 @@ class Structure:
             raise HavocError(
                 f"no activation dtype is called {self.activation_dtype!r}; there are {', '.join(ACTIVATION_DTYPES)}"
             )
-        if self.block_size not in {16, 32, 64, 128, 256}:
+        if self.block_size not in BLOCK_SIZES:
             raise HavocError(f"block_size must be 16, 32, 64, 128 or 256, not {self.block_size!r}")
+        if self.quantizer not in QUANTIZERS:
+            raise HavocError(f"no quantizer is called {self.quantizer!r}; there are {', '.join(QUANTIZERS)}")
+        if type(self.rank_fraction) not in {int, float} or not 0 < self.rank_fraction <= 1:
+            raise HavocError(f"rank_fraction must be above 0 and at most 1, not {self.rank_fraction!r}")
+        self._check_quantizer()
+
+    def _check_quantizer(self) -> None:
+        options = {name: getattr(self, name) for name in ("block_size", "is_symmetric", "quantizer")}
+        named = ", ".join(f"{name} {value}" for name, value in options.items() if value != _DEFAULTS[name])
+        if named and not self.is_quantized:
+            raise HavocError(f"{self.weight_format} weights are not quantized, but {named} was asked for; leave it out")
+        if self.quantizer == "hqq" and self.weight_format != "int4":
+            raise HavocError(f"the quantizer hqq makes int4 weights, not {self.weight_format}; use rtn or k_quant")
+        if self.quantizer != "rtn" and self.is_symmetric:
+            raise HavocError(f"the quantizer {self.quantizer} chooses zero points: ask for asymmetric blocks with it")
+
+    @classmethod
+    def from_fields(cls, document: Mapping[str, Any]) -> Self:
+        """Read what `to_fields` wrote, values as they were or as text; a damaged one is a `HavocError`."""
+        try:
+            unknown = sorted(set(document) - set(_DEFAULTS))
+            if unknown:
+                raise HavocError(f"a structure has no {', '.join(unknown)}")
+            return cls(
+                document["weight_format"],
+                document["activation_dtype"],
+                int(document["block_size"]),
+                {"True": True, "False": False}[str(document.get("is_symmetric", True))],
+                document.get("quantizer", "rtn"),
+                float(document.get("rank_fraction", 1.0)),
+            )
+        except (KeyError, ValueError, TypeError) as error:
+            msg = f"the structure {dict(document)} cannot be read ({type(error).__name__}: {error})"
+            raise HavocError(msg) from error
+
+    def to_fields(self) -> dict[str, Any]:
+        """Name every choice: formats and block size always, the others where they are not the default."""
+        document = asdict(self)
+        return {name: document[name] for name in document if name in _ALWAYS or document[name] != _DEFAULTS[name]}
 
     @property
     def is_quantized(self) -> bool:
@@ -46,6 +100,35 @@ class Structure:
         """Bytes of one activation, one scale, or one cached key value."""
         return 4 if self.activation_dtype == "fp32" else 2
 
+    def kept_rank(self, name: str, shape: tuple[int, ...]) -> int | None:
+        """Directions r = ceil(rank_fraction min(M, N)) kept of the tensor `name` [M, N]; None where it stays whole.
+
+        Only the layers' projections are factored, and only below break-even, r (M + N) < M N; integer rows are counted
+        with the padding of their last block.
+        """
+        if self.rank_fraction == 1 or not name.endswith("_proj.weight"):
+            return None
+        num_rows, num_columns = shape
+        rank = math.ceil(round(self.rank_fraction * min(shape), 9))
+        factored = num_rows * self._stored_length(rank) + rank * self._stored_length(num_columns)
+        return rank if factored < num_rows * self._stored_length(num_columns) else None
+
+    def _stored_length(self, num_columns: int) -> int:
+        return -(-num_columns // self.block_size) * self.block_size if self.is_quantized else num_columns
+
     def __str__(self) -> str:
-        """Name the structure the way tables and file names do: `int4-fp32`."""
-        return f"{self.weight_format}-{self.activation_dtype}"
+        """Name the structure the way tables and file names do: `int4-fp32`, `int4a-hqq-b64-fp32-r0.50`."""
+        quantizer = "" if self.quantizer == "rtn" else f"-{self.quantizer}"
+        block = "" if self.block_size == _DEFAULTS["block_size"] else f"-b{self.block_size}"
+        weights = f"{self.weight_format}{'' if self.is_symmetric else 'a'}{quantizer}{block}"
+        return f"{weights}-{self.activation_dtype}{self._rank_name()}"
+
+    def _rank_name(self) -> str:
+        if self.rank_fraction == 1:
+            return ""
+        short = f"{self.rank_fraction:.2f}"
+        return f"-r{short if float(short) == self.rank_fraction else self.rank_fraction}"
+
+
+_DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Structure)}
+_ALWAYS = ("weight_format", "activation_dtype", "block_size")

@@ -1,11 +1,18 @@
-"""Structures: four weight formats, two activation types, nothing else."""
+"""Structures: weight formats, activation types, how blocks are chosen, how many directions are kept."""
 
 from __future__ import annotations
 
+import json
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from havoc_core.errors import HavocError
-from havoc_core.model.structure import ACTIVATION_DTYPES, WEIGHT_FORMATS, Structure
+from havoc_core.model.structure import ACTIVATION_DTYPES, BLOCK_SIZES, QUANTIZERS, WEIGHT_FORMATS, Structure
+
+PROJECTION = "model.layers.0.mlp.up_proj.weight"
 
 
 def test_every_combination_has_a_name() -> None:
@@ -22,9 +29,95 @@ def test_every_combination_has_a_name() -> None:
         (("int3",), "no weight format is called 'int3'; there are fp32, fp16, int8, int4"),
         (("int4", "bf16"), "no activation dtype is called 'bf16'; there are fp32, fp16"),
         (("int4", "fp32", 33), "block_size must be 16, 32, 64, 128 or 256, not 33"),
+        (("fp16", "fp32", 64), "fp16 weights are not quantized, but block_size 64 was asked for"),
+        (("fp32", "fp32", 32, False), "fp32 weights are not quantized, but is_symmetric False was asked for"),
+        (("fp32", "fp32", 32, True, "hqq"), "fp32 weights are not quantized, but quantizer hqq was asked for"),
+        (("int4", "fp32", 32, False, "awq"), "no quantizer is called 'awq'; there are rtn, hqq, k_quant"),
+        (("int8", "fp32", 32, False, "hqq"), "the quantizer hqq makes int4 weights, not int8; use rtn or k_quant"),
+        (("int4", "fp32", 32, True, "k_quant"), "the quantizer k_quant chooses zero points: ask for asymmetric"),
+        (("int4", "fp32", 32, True, "rtn", 0.0), "rank_fraction must be above 0 and at most 1, not 0.0"),
+        (("int4", "fp32", 32, True, "rtn", 1.5), "rank_fraction must be above 0 and at most 1, not 1.5"),
+        (("int4", "fp32", 32, True, "rtn", math.nan), "rank_fraction must be above 0 and at most 1, not nan"),
+        (("int4", "fp32", 32, True, "rtn", "half"), "rank_fraction must be above 0 and at most 1, not 'half'"),
     ],
 )
 def test_others_are_refused(arguments: tuple[object, ...], message: str) -> None:
-    """An unknown format is refused with the list of the known ones."""
+    """An unknown format is refused with the list of the known ones, an option that would do nothing by its name."""
     with pytest.raises(HavocError, match=message):
         Structure(*arguments)
+
+
+def everything() -> list[Structure]:
+    """Every structure there is, at three rank fractions."""
+    formats = [
+        *(("fp32", 32, True, "rtn"), ("fp16", 32, True, "rtn")),
+        *(("int8", size, *how) for size in BLOCK_SIZES for how in ((True, "rtn"), (False, "rtn"), (False, "k_quant"))),
+        *(("int4", size, True, "rtn") for size in BLOCK_SIZES),
+        *(("int4", size, False, quantizer) for size in BLOCK_SIZES for quantizer in QUANTIZERS),
+    ]
+    return [
+        Structure(weights, activations, *how, rank)
+        for weights, *how in formats
+        for activations in ACTIVATION_DTYPES
+        for rank in (1.0, 0.5, 0.505)
+    ]
+
+
+def test_names_say_what_is_unusual() -> None:
+    """Defaults keep the short name; every deviation is in it, and no two structures share one."""
+    assert str(Structure("int4", "fp32", 64, False, "hqq")) == "int4a-hqq-b64-fp32"
+    assert str(Structure("int8", "fp16", rank_fraction=0.5)) == "int8-fp16-r0.50"
+    assert str(Structure("int8", is_symmetric=False)) == "int8a-fp32"
+    structures = everything()
+    assert len({str(structure) for structure in structures}) == len(structures) == 222
+
+
+def test_fields_come_back() -> None:
+    """What is written is read back, from JSON with its own types and from text alone; defaults write three keys."""
+    assert list(Structure("int4").to_fields()) == ["weight_format", "activation_dtype", "block_size"]
+    for structure in everything():
+        written = json.loads(json.dumps(structure.to_fields()))
+        assert Structure.from_fields(written) == structure
+        assert Structure.from_fields({name: str(value) for name, value in written.items()}) == structure
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weight_format": "int3"}, "no weight format is called 'int3'"),
+        ({"block_size": "many"}, "cannot be read"),
+        ({"is_symmetric": "maybe"}, "cannot be read"),
+        ({"rank_fraction": "half"}, "cannot be read"),
+        ({"kv_dtype": "int8"}, "a structure has no kv_dtype"),
+    ],
+)
+def test_damaged_fields_are_refused(change: dict[str, str], message: str) -> None:
+    """A value that cannot be read, or a choice this version does not know, is one line."""
+    written = {"weight_format": "int4", "activation_dtype": "fp32", "block_size": "32"}
+    with pytest.raises(HavocError, match=message):
+        Structure.from_fields({**written, **change})
+    with pytest.raises(HavocError, match="cannot be read"):
+        Structure.from_fields({"weight_format": "int4"})
+
+
+@given(num_rows=st.integers(1, 600), num_columns=st.integers(1, 600), fraction=st.floats(0.001, 1))
+def test_factors_are_smaller_than_the_matrix(num_rows: int, num_columns: int, fraction: float) -> None:
+    """r is ceil(fraction min(M, N)) below break-even; at or beyond it the matrix stays whole."""
+    shape = (num_rows, num_columns)
+    rank = Structure("fp32", rank_fraction=fraction).kept_rank(PROJECTION, shape)
+    wanted = math.ceil(round(fraction * min(shape), 9))
+    if fraction < 1 and wanted * (num_rows + num_columns) < num_rows * num_columns:
+        assert rank == wanted
+    else:
+        assert rank is None
+
+
+def test_only_projections_are_factored() -> None:
+    """Tables, head, vision and norms stay whole; so does an integer matrix whose padded factors would be larger."""
+    quarter = Structure("int4", rank_fraction=0.25)
+    assert quarter.kept_rank(PROJECTION, (352, 128)) == 32
+    assert quarter.kept_rank(PROJECTION, (32, 32)) is None
+    assert Structure("fp16", rank_fraction=0.25).kept_rank(PROJECTION, (32, 32)) == 8
+    for name in ("model.embed_tokens.weight", "lm_head.weight", "vision.projection.weight"):
+        assert quarter.kept_rank(name, (352, 128)) is None
+    assert quarter.kept_rank("model.norm.weight", (128,)) is None
