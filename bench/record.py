@@ -7,6 +7,7 @@ edits, not a determined forger. The parts are defined in `schema.py` and re-expo
 
 from __future__ import annotations
 
+import hashlib
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -130,7 +131,11 @@ class Record(Part):
 
 def seal_of(document: dict[str, Any]) -> str:
     """SHA-256 over the canonical JSON of a record's document without its own `sha256`."""
-    return storage.sha256_json({key: value for key, value in document.items() if key != "sha256"})
+    return storage.sha256_json(_content_of(document))
+
+
+def _content_of(document: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in document.items() if key != "sha256"}
 
 
 def load_record(path: Path) -> Record:
@@ -146,15 +151,15 @@ def load_record(path: Path) -> Record:
         raise HavocError(msg)
     _refuse_newer(path, document["schema_version"])
     try:
-        record = Record.model_validate_json(json.dumps(document))
-        intact = document.get("sha256") == seal_of(document)
+        sealed = storage.canonical_json(_content_of(document))  # as long as the record: made once, hashed and parsed
+        record = Record.model_validate_json(sealed)
     except (ValidationError, ValueError, RecursionError) as error:
         msg = f"{path}: not a valid record: {_one_line(error)}"
         raise HavocError(msg) from error
-    if not intact:
+    if document.get("sha256") != hashlib.sha256(sealed).hexdigest():
         msg = f"{path}: the record was changed after it was written (its seal does not match); measure again"
         raise IdentityError(msg)
-    return record
+    return record.model_copy(update={"sha256": document["sha256"]})
 
 
 def _refuse_gigantic(path: Path) -> None:

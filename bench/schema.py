@@ -30,7 +30,7 @@ CheckStatus = Literal["ok", "warning", "invalid", "unavailable"]
 class Part(BaseModel):
     """Base of every part of a record: frozen, strict types, unknown keys and non-finite numbers refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False, defer_build=True)
 
 
 class Tool(Part):
