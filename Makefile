@@ -6,11 +6,14 @@
 #   make types    mypy --strict
 #   make bench    tests/perf: speed and memory, as ratios within one run
 #   make fmt      let ruff mend what it can
+#   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
 
 PYTHON ?= python3
 BIN := .venv/bin
+GENAI := .venv/genai/bin/python
+export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 
-.PHONY: help demo test lint types bench fmt
+.PHONY: help demo test lint types bench fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +40,13 @@ bench: .venv/dev
 fmt: .venv/dev
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# Its onnxruntime would overwrite onnxruntime-gpu in .venv.
+genai: $(GENAI)
+
+$(GENAI): | $(BIN)/pip
+	@$(PYTHON) -m venv .venv/genai
+	.venv/genai/bin/pip install --disable-pip-version-check "onnxruntime-genai>=0.9" || { rm -r .venv/genai; exit 1; }
 
 # A stamp per group of dependencies; a changed pyproject.toml installs again (what fits already stays).
 .venv/lab .venv/dev: pyproject.toml | $(BIN)/pip

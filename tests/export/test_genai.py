@@ -18,7 +18,7 @@ from havoc_core.export.package import export_artifact
 from havoc_core.export.session import DecoderSession
 from havoc_core.model.structure import Structure
 
-PYTHON = os.environ.get("HAVOC_GENAI_PYTHON")
+PYTHON = os.environ.get("HAVOC_GENAI_PYTHON") or None
 NUM_NEW = 24
 GENERATE = """
 import json, sys
@@ -40,7 +40,7 @@ print(json.dumps({"ids": found, "prompt": prompt, "text": tokenizer.decode(promp
 """
 
 
-@pytest.mark.skipif(PYTHON is None, reason="HAVOC_GENAI_PYTHON does not name an interpreter with onnxruntime-genai")
+@pytest.mark.skipif(PYTHON is None, reason="no environment with onnxruntime-genai: `make genai` makes one")
 @pytest.mark.parametrize("weight_format", ["fp32", "int8", "int4"])
 def test_the_same_greedy_tokens(text_base_directory: Path, tmp_path: Path, weight_format: str) -> None:
     """genai opens the folder as it is and continues every prompt as the session does; its tokenizer reads the text."""
