@@ -29,7 +29,7 @@ def encode(weight: StoredWeight, array: NDArray[Any], structure: Structure) -> l
     if array.shape != weight.source_shape:
         msg = f"{weight.source}: shape {list(array.shape)}, the configuration says {list(weight.source_shape)}"
         raise HavocError(msg)
-    peak = float(np.abs(array).max()) if array.size else 0.0
+    peak = float(np.maximum(array.max(), -array.min())) if array.size else 0.0
     if not np.isfinite(peak):
         msg = f"{weight.source}: holds NaN or Inf, so it is not exported"
         raise HavocError(msg)
