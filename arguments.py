@@ -117,15 +117,17 @@ def add_export(parser: Parser) -> None:
     parser.add_argument("--activations", choices=ACTIVATION_DTYPES, default="fp32", help="default: fp32")
     parser.add_argument("--dialect", choices=DIALECTS, default="standard", help="operators of the graph")
     parser.add_argument("--to", choices=("onnx", "hf"), default="onnx", help="artifact or Hugging Face directory")
+    parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this private key (PEM, elliptic curve)")
     _add_out(parser)
     _add_output(parser)
 
 
 def add_verify(parser: Parser) -> None:
-    """`havoc verify ARTIFACT [--base BASE --experts DIR]`."""
+    """`havoc verify ARTIFACT [--base BASE --experts DIR] [--public-key PEM]`."""
     _add_artifact(parser)
     parser.add_argument("--base", metavar="BASE", help="fold again from this base and compare")
-    parser.add_argument("--experts", type=Path, metavar="DIR", help="the experts to fold again")
+    parser.add_argument("--experts", type=Path, metavar="DIR", help="the experts to fold again (default: its own)")
+    parser.add_argument("--public-key", type=Path, metavar="PEM", help="check its signature by this key")
     _add_output(parser)
 
 

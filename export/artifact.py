@@ -17,6 +17,7 @@ from ..errors import HavocError, IdentityError
 from ..storage import read_json, sha256_file
 
 MANIFEST = "manifest.json"
+SIGNATURE = "model.sig"
 FORMAT_NAME = "havoc-artifact"
 FORMAT_VERSION = 1
 

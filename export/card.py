@@ -1,34 +1,69 @@
-"""The model card (`README.md`) of an artifact: what it is, how it was checked, how to run it."""
+"""The model card (`README.md`) of what was exported: what it is, how to run it, how it was checked, its limits."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
+    from ..model.config import HavocConfig
     from ..model.structure import Structure
     from .artifact import ArtifactManifest
+    from .companions import Licence
     from .source import Source
 
+_RANDOM = "**The weights are random**: fit for measuring cost, not for answers.\n\n"
+_GENAI = """
+or, with [onnxruntime-genai](https://onnxruntime.ai/docs/genai/), which reads this folder as it is:
 
-def model_card(source: Source, alpha: Mapping[str, float], structure: Structure, manifest: ArtifactManifest) -> str:
-    """Markdown; every figure comes from the manifest, so the card cannot say anything else."""
+```python
+import onnxruntime_genai as og
+
+model = og.Model(".")
+tokenizer = og.Tokenizer(model)
+parameters = og.GeneratorParams(model)
+parameters.set_search_options(max_length={length})
+generator = og.Generator(model, parameters)
+generator.append_tokens(tokenizer.encode("..."))
+while not generator.is_done():
+    generator.generate_next_token()
+print(tokenizer.decode(generator.get_sequence(0)))
+```
+"""
+
+
+def model_card(
+    source: Source,
+    alpha: Mapping[str, float],
+    structure: Structure,
+    manifest: ArtifactManifest,
+    licence: Licence,
+    *,
+    reads_text: bool,
+    has_genai: bool,
+) -> str:
+    """Card of an artifact, in Markdown; every figure comes from the manifest, so the card cannot say anything else."""
     config = source.config
-    kind = "text and vision" if config.vision is not None else "text"
-    random_note = "\n**The weights are random**: fit for measuring cost, not for answers.\n" if source.is_random else ""
-    return f"""---
-library_name: onnxruntime
-pipeline_tag: {"image-text-to-text" if config.vision is not None else "text-generation"}
-tags: [havoc, onnx]
----
+    return f"""{_front_matter(config, licence, library="onnxruntime", tags="havoc, onnx")}
 # {source.name}, {structure.weight_format} weights, {structure.activation_dtype} activations
-{random_note}
-A {kind} decoder of {manifest.num_parameters:,} parameters ({config.num_layers} layers, width {config.d_model},
-{config.attention.num_heads} query and {config.attention.num_kv_heads} key-value heads, {config.vocab_size:,} tokens,
-context {config.max_seq_len:,}), exported by HAVOC {manifest.versions["havoc"]}.
 
-| made from | |
+{_RANDOM if source.is_random else ""}{_sentence(config, manifest.num_parameters)}
+as an ONNX graph by HAVOC {manifest.versions["havoc"]}.
+
+## Run it
+
+```sh
+pip install havoc-core
+{'havoc generate . --prompt "..."' if reads_text else "# no tokenizer came with the base: token ids in, logits out"}
+havoc bench . --out report        # latency, throughput, memory on this machine
+```
+{_GENAI.format(length=min(config.max_seq_len, 256)) if reads_text and has_genai else ""}
+`model.onnx` is a plain graph: any program that uses ONNX Runtime can run it.
+
+## What it was made from
+
+| | |
 |---|---|
 | base | {source.name}, weights SHA-256 `{manifest.base_hash}` |
 | mixture | {_mixture(alpha, manifest.rule)} |
@@ -36,18 +71,62 @@ context {config.max_seq_len:,}), exported by HAVOC {manifest.versions["havoc"]}.
 | activations | {structure.activation_dtype} |
 | graph | {manifest.graph["dialect"]} dialect, opset {manifest.graph["opset"]}, IR {manifest.graph["ir_version"]} |
 
-## Checked against torch when it was written
+`manifest.json` lists the SHA-256 of every file, `bom.cdx.json` is its bill of materials (CycloneDX 1.6), `mixture.json`
+{_folding(alpha)}. `havoc verify . --base BASE` hashes every file, folds the weights again and compares the logits.
+
+## How it was checked
+
+Against torch, over the stored weights, when it was written:
 
 {_parity_table(manifest)}
 
-## Run
+## Limits
 
-    havoc verify DIR
-    havoc generate DIR --prompt "..."
-    havoc bench DIR --out report
+{_limits(config, manifest, structure)}
 
-`manifest.json` lists the SHA-256 of every file; `mixture.json` and `experts/` are enough to fold the weights again.
+## Licence
+
+{_licence(source, licence)}
 """
+
+
+def huggingface_card(source: Source, alpha: Mapping[str, float], rule: str, dtype: str, licence: Licence) -> str:
+    """Card of a Hugging Face directory that holds the folded model."""
+    config = source.config
+    return f"""{_front_matter(config, licence, library="transformers", tags="havoc")}
+# {source.name}, {"mixture folded in" if alpha else "as exported"}, {dtype}
+
+{_RANDOM if source.is_random else ""}The weights of {source.name}, SHA-256 `{source.hash}`.
+Mixture: {_mixture(alpha, rule)}.
+
+`mixture.json` says what they were folded from; `havoc import .` checks the directory and says what it is.
+
+## Licence
+
+{_licence(source, licence)}
+"""
+
+
+def _front_matter(config: HavocConfig, licence: Licence, *, library: str, tags: str) -> str:
+    """What a model page is indexed by; a licence without an identifier is `other` with a link to its text."""
+    lines = ["---", f"library_name: {library}"]
+    lines += [f"pipeline_tag: {'image-text-to-text' if config.vision is not None else 'text-generation'}"]
+    lines += [f"tags: [{tags}]"]
+    if licence.identifier or licence.file:
+        lines += [f"license: {licence.identifier or 'other'}"]
+    if licence.file and licence.identifier in {None, "other"}:
+        lines += ["license_name: see-file", f"license_link: {licence.file}"]
+    return "\n".join([*lines, "---"])
+
+
+def _sentence(config: HavocConfig, num_parameters: int) -> str:
+    kind = "text and vision" if config.vision is not None else "text"
+    attention = config.attention
+    return (
+        f"A {kind} decoder of {num_parameters:,} parameters ({config.num_layers} layers, width {config.d_model},\n"
+        f"{attention.num_heads} query and {attention.num_kv_heads} key-value heads, {config.vocab_size:,} tokens, "
+        f"context {config.max_seq_len:,}), written"
+    )
 
 
 def _mixture(alpha: Mapping[str, float], rule: str) -> str:
@@ -56,8 +135,15 @@ def _mixture(alpha: Mapping[str, float], rule: str) -> str:
     return ", ".join(f"{domain} {weight:g}" for domain, weight in alpha.items()) + f" (rule {rule})"
 
 
+def _folding(alpha: Mapping[str, float]) -> str:
+    return "and `experts/` are enough to fold the weights again" if alpha else "names the base"
+
+
 def _blocks(structure: Structure) -> str:
-    return f", symmetric, blocks of {structure.block_size}" if structure.is_quantized else ""
+    if not structure.is_quantized:
+        return ""
+    symmetry = "symmetric" if structure.is_symmetric else "asymmetric"
+    return f", {symmetry}, blocks of {structure.block_size}, {structure.quantizer}"
 
 
 def _parity_table(manifest: ArtifactManifest) -> str:
@@ -68,3 +154,29 @@ def _parity_table(manifest: ArtifactManifest) -> str:
         for case in [*manifest.parity["cases"], drift]
     ]
     return "\n".join(lines)
+
+
+def _limits(config: HavocConfig, manifest: ArtifactManifest, structure: Structure) -> str:
+    return "\n".join(f"- {line}" for line in _limit_lines(config, manifest, structure))
+
+
+def _limit_lines(config: HavocConfig, manifest: ArtifactManifest, structure: Structure) -> Iterator[str]:
+    yield f"At most {config.max_seq_len:,} tokens of prompt and answer together."
+    drift = manifest.parity["format_drift"]
+    if structure.is_quantized:
+        share = f"{drift['top1_share']:.1%} of the next tokens on random input"
+        yield f"{structure.weight_format} weights keep {share}; what that costs in answers only an evaluation shows."
+    if structure.activation_dtype == "fp16":
+        yield "Activations beyond 65,504 overflow in fp16; the check above found none on its inputs."
+    yield "How fast it is and how often it is right stands nowhere here: `havoc bench` measures, `havoc gate` judges."
+
+
+def _licence(source: Source, licence: Licence) -> str:
+    where = f"; the text is in `{licence.file}`" if licence.file else ""
+    if licence.identifier:
+        return f"That of the base, {source.name}: {licence.identifier}{where}."
+    if licence.file:
+        return f"That of the base, {source.name}: see `{licence.file}`."
+    if source.is_random:
+        return "Random weights are nobody's work."
+    return f"That of the base, {source.name}. Its directory names none: ask whoever made it before you publish this."

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..adapt.tasks.task import DOMAINS
 from ..errors import HavocError
 from ..progress import make_progress
-from .artifact import MANIFEST, ArtifactManifest, read_manifest
+from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
 
 if TYPE_CHECKING:
     import argparse
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..adapt.expert import Expert
+    from .signature import Signer
     from .source import Source
     from .verify import Check
 
@@ -30,6 +31,7 @@ def handle_export(args: argparse.Namespace) -> int:
     if args.dialect != "standard":
         msg = f"--dialect {args.dialect} is not complete yet; the standard dialect runs on every provider"
         raise HavocError(msg)
+    signer = _signer(args.sign)
     source = open_source(args.base)
     experts, alpha = _experts(args.experts, args.alpha, source)
     progress = make_progress(quiet=args.quiet)
@@ -46,6 +48,7 @@ def handle_export(args: argparse.Namespace) -> int:
             alpha=alpha,
             rule=args.rule,
             weight_format=args.weights,
+            signer=signer,
             progress=progress,
         )
         _print(args.json, {"directory": str(out), "format": "hf"}, [f"Hugging Face directory: {out}"])
@@ -55,13 +58,29 @@ def handle_export(args: argparse.Namespace) -> int:
 
     structure = Structure(args.weights, args.activations)
     out = export_artifact(
-        source, args.out, experts=experts, alpha=alpha, rule=args.rule, structure=structure, progress=progress
+        source,
+        args.out,
+        experts=experts,
+        alpha=alpha,
+        rule=args.rule,
+        structure=structure,
+        signer=signer,
+        progress=progress,
     )
     manifest = read_manifest(out)
     _print(
         args.json, {"directory": str(out), "format": "onnx", "manifest": manifest.to_json()}, _summary(out, manifest)
     )
     return 0
+
+
+def _signer(private_key: Path | None) -> Signer | None:
+    """Read the key before anything is done that a wrong one would waste."""
+    if private_key is None:
+        return None
+    from .signature import load_signer
+
+    return load_signer(private_key)
 
 
 def _experts(
@@ -103,27 +122,62 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
 
 
 def handle_verify(args: argparse.Namespace) -> int:
-    """Hash, open and run an artifact; with its base at hand fold it again and compare."""
+    """Hash, open and run an artifact, check its signature; with its base at hand fold it again and compare."""
     from .verify import verify_artifact
 
-    manifest, checks = verify_artifact(args.artifact)
-    base = args.base or (manifest.base_name if manifest.base_name == "nano" or manifest.has_random_weights else None)
-    note = None
-    if base is None:
-        note = f"not folded again: give --base DIR (the base is {manifest.base_name}, {manifest.base_hash[:16]})"
-    elif _has_torch():
+    base = _base_of(args)
+    manifest, checks = verify_artifact(args.artifact, public_key=args.public_key)
+    notes = []
+    if args.public_key is None and (args.artifact / SIGNATURE).exists():
+        notes.append("signed, but by whom was not checked: give --public-key PEM")
+    if base is not None:
         from .rederive import rederive
 
         progress = make_progress(quiet=args.quiet)
         checks += rederive(args.artifact, manifest, base, experts_directory=args.experts, progress=progress)
-    elif args.base:
+    elif _has_torch():
+        notes.append(f"not folded again: give --base DIR (it is {manifest.base_name}, {manifest.base_hash[:16]})")
+    else:
+        notes.append("not folded again: this installation has no torch")
+    document = {"directory": str(args.artifact), "checks": [vars(check) for check in checks], "notes": notes}
+    _print(args.json, document, [*map(_line, checks), *(f"note         {note}" for note in notes), "verified"])
+    return 0
+
+
+def _base_of(args: argparse.Namespace) -> str | None:
+    """The base to fold again from: the one given, or one that HAVOC itself holds; what cannot be used is refused."""
+    manifest = read_manifest(args.artifact)
+    base: str | None = args.base
+    if base is not None and not _has_torch():
         msg = 'folding again needs torch: pip install "havoc-core[lab]"'
         raise HavocError(msg)
-    else:
-        note = "not folded again: this installation has no torch"
-    document = {"directory": str(args.artifact), "checks": [vars(check) for check in checks], "note": note}
-    _print(args.json, document, [*map(_line, checks), *([f"note         {note}"] if note else []), "verified"])
-    return 0
+    if base is None and _has_torch():
+        base = _own_base(manifest)
+    if args.experts is None:
+        return base
+    if not manifest.alpha:
+        msg = f"--experts {args.experts}: the artifact was made without experts; leave the option out"
+        raise HavocError(msg)
+    if not args.experts.is_dir():
+        msg = f"--experts {args.experts}: no such directory"
+        raise HavocError(msg)
+    if base is None:
+        msg = f"--experts {args.experts}: folding again needs the base too: give --base DIR"
+        raise HavocError(msg)
+    return base
+
+
+def _own_base(manifest: ArtifactManifest) -> str | None:
+    """A preset's random weights, or the bundled base if it is the very one; another base may have the same name."""
+    from ..model.config import PRESETS
+    from .source import open_source
+
+    name = manifest.base_name
+    if name not in PRESETS:
+        return None
+    if name == "nano":
+        return None if manifest.has_random_weights or open_source(name).hash != manifest.base_hash else name
+    return name if manifest.has_random_weights else None
 
 
 def _line(check: Check) -> str:

@@ -12,9 +12,11 @@ from ..model.checkpoint import generation_fields
 from ..model.tensors import tensor_shapes
 from ..model.weights import INDEX_FILE, SAFETENSORS_FILE
 from ..progress import SILENT, Progress
-from ..storage import new_directory, write_bytes, write_json
+from ..storage import new_directory, write_bytes, write_json, write_text
+from .card import huggingface_card
+from .companions import carry, licence_of
 from .fold import FoldedTensors
-from .package import TOKENIZER_FILES, Mixture, mixture_document
+from .package import Mixture, mixture_document
 from .source import Source, open_source
 
 if TYPE_CHECKING:
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..adapt.expert import Expert
     from ..adapt.mixture import MixingRule
+    from .signature import Signer
 
 MAX_SHARD_BYTES = 1 << 30
 _MARKER = "mixture.json"  # only HAVOC writes it, so another tool's directory is never replaced
@@ -40,6 +43,7 @@ def export_huggingface(
     rule: MixingRule = "delta",
     weight_format: str = "fp32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
+    signer: Signer | None = None,
     progress: Progress = SILENT,
 ) -> Path:
     """Fold and write `config.json`, safetensors (in shards where large), tokenizer and `mixture.json`; return `out`."""
@@ -51,10 +55,12 @@ def export_huggingface(
         name = str(dtype).removeprefix("torch.")
         write_json(folder / "config.json", source.config.to_hf() | {"torch_dtype": name, "dtype": name})
         write_json(folder / "generation_config.json", generation_fields(source.config))
-        for file in [] if source.directory is None else [source.directory / name for name in TOKENIZER_FILES]:
-            if file.is_file():
-                write_bytes(folder / file.name, file.read_bytes())
+        carry(source.directory, folder)
+        card = huggingface_card(source, mixture.weights, rule, name, licence_of(source.directory))
+        write_text(folder / "README.md", card)
         write_json(folder / _MARKER, mixture_document(source, mixture))
+        if signer is not None:
+            signer.sign(folder, name=out.resolve().name)
     return out
 
 

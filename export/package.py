@@ -6,12 +6,13 @@ graphs are opened in ONNX Runtime and compared with torch; only then is the mani
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from .. import __version__
 from ..adapt.expert import save_expert
@@ -25,14 +26,16 @@ from ..model.tokenizer import Tokenizer
 from ..progress import SILENT, Progress
 from ..storage import new_directory, sha256_file, write_bytes, write_json, write_text
 from .artifact import MANIFEST, ArtifactFile, ArtifactManifest
+from .bom import BOM_FILE, bill_of_materials
 from .card import model_card
+from .companions import carry, licence_of
 from .datafile import StoredWeights, write_data_file
 from .fold import FoldedTensors
 from .genai import genai_config
 from .graph import build_graphs, serialize
 from .layout import DATA_FILE, plan_layout
 from .options import DEFAULT_OPTIONS, GraphOptions
-from .parity import ParityCase, ParityReport, StreamedModel, compare, drift
+from .parity import ParityCase, ParityReport, StreamedModel, compare, drift, reference_logits
 from .probe import fingerprint
 from .session import DecoderSession
 from .source import Source, open_source
@@ -48,18 +51,12 @@ if TYPE_CHECKING:
     from ..adapt.svf import Basis
     from ..model.checkpoint import Base
     from ..model.config import HavocConfig
-
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "LICENSE",
-)
-"""Files of a base that are carried along unchanged where they exist."""
+    from .layout import Layout
+    from .signature import Signer
 
 EXPERTS_FOLDER = "experts"
+_MAX_PACKED_BYTES = 1 << 29
+"""Above so many bytes of weights, ONNX Runtime's packed copy of them would decide what memory an export takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,13 +100,15 @@ def export_artifact(
     structure: Structure | None = None,
     options: GraphOptions = DEFAULT_OPTIONS,
     basis: Basis | None = None,
+    signer: Signer | None = None,
     progress: Progress = SILENT,
 ) -> Path:
     """Fold `experts` with weights `alpha` into `base` and write the artifact folder `out`; return it.
 
-    Without experts the base itself is exported. `basis` saves computing it again. An existing artifact at `out` is
-    replaced when the new one is whole. Raises `MeasurementError` when the graph does not agree with torch,
-    `HavocError` for anything wrong with the input or the disk; nothing is left behind then.
+    Without experts the base itself is exported. `basis` saves computing it again. With a `signer` the artifact is
+    signed before it appears. An existing artifact at `out` is replaced when the new one is whole. Raises
+    `MeasurementError` when the graph does not agree with torch, `HavocError` for anything wrong with the input or the
+    disk; nothing is left behind then.
     """
     source = open_source(base)
     structure = structure or Structure()
@@ -122,8 +121,9 @@ def export_artifact(
         session, report, moved = _prove(folder, source.config, structure, folded, tokenizer, progress)
         manifest = _manifest(source, mixture, structure, options, report, moved, fingerprint(session))
         del session  # unmaps the data file before its folder is renamed
-        write_text(folder / "README.md", model_card(source, mixture.weights, structure, manifest))
-        write_json(folder / MANIFEST, _with_files(folder, manifest).to_json())
+        _write_papers(folder, source, mixture, structure, manifest)
+        if signer is not None:
+            signer.sign(folder, name=out.resolve().name)
     return out
 
 
@@ -148,14 +148,30 @@ def _write_companions(folder: Path, source: Source, mixture: Mixture) -> Tokeniz
     write_json(folder / "generation_config.json", generation_fields(config))
     if config.vision is None:
         write_json(folder / "genai_config.json", genai_config(config))
-    carried = [] if source.directory is None else [source.directory / name for name in TOKENIZER_FILES]
-    for file in carried:
-        if file.is_file():
-            write_bytes(folder / file.name, file.read_bytes())
+    carry(source.directory, folder)
     for expert in mixture.experts:
         save_expert(expert, folder / EXPERTS_FOLDER)
     write_json(folder / "mixture.json", mixture_document(source, mixture))
     return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+
+
+def _write_papers(
+    folder: Path, source: Source, mixture: Mixture, structure: Structure, manifest: ArtifactManifest
+) -> None:
+    """Model card, bill of materials and, last, the manifest: each lists what was written before it."""
+    licence = licence_of(source.directory)
+    reads_text, has_genai = ((folder / name).is_file() for name in ("tokenizer.json", "genai_config.json"))
+    card = model_card(source, mixture.weights, structure, manifest, licence, reads_text=reads_text, has_genai=has_genai)
+    write_text(folder / "README.md", card)
+    files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+    manifest = replace(manifest, files={name: _file(path) for name, path in files.items()})
+    write_json(folder / BOM_FILE, bill_of_materials(source.config, manifest, licence))
+    manifest = replace(manifest, files={**manifest.files, BOM_FILE: _file(folder / BOM_FILE)})
+    write_json(folder / MANIFEST, manifest.to_json())
+
+
+def _file(path: Path) -> ArtifactFile:
+    return ArtifactFile(sha256=sha256_file(path), num_bytes=path.stat().st_size)
 
 
 def mixture_document(source: Source, mixture: Mixture) -> dict[str, Any]:
@@ -179,16 +195,27 @@ def _prove(
     tokenizer: Tokenizer | None,
     progress: Progress,
 ) -> tuple[DecoderSession, ParityReport, ParityCase]:
-    """Hold the graphs just written against torch over the stored weights, and those against the exact fold."""
-    with progress.stage("compare with torch", 2) as stage:
-        graphs = {path.name: path for path in sorted(folder.glob("*.onnx"))}
-        session = DecoderSession(config, graphs, tokenizer=tokenizer)
-        stored = StreamedModel(config, StoredWeights(folder / DATA_FILE, plan_layout(config, structure), structure))
-        report = compare(stored, session, structure)
-        stage.advance(note=f"largest difference {report.max_abs_diff:.1e}")
-        moved = drift(stored, StreamedModel(config, folded), config)
-        stage.advance(note=f"the format moves logits by {moved.mean_relative_diff:.1e} of their spread")
+    """Hold the graphs just written against torch over the stored weights, and those against the exact fold.
+
+    The references come first and leave only their logits, so that no weight is held twice at any time.
+    """
+    layout = plan_layout(config, structure)
+    stored = StoredWeights(folder / DATA_FILE, layout, structure)
+    with progress.stage("torch over the stored weights", config.num_layers, unit="layers") as stage:
+        expected = reference_logits(StreamedModel(config, stored, on_layer=stage.advance), config)
+    graphs = {path.name: path for path in sorted(folder.glob("*.onnx"))}
+    session = DecoderSession(config, graphs, tokenizer=tokenizer, packs_weights=_is_packed(layout, structure))
+    report = compare(expected, session, structure, progress=progress)
+    with progress.stage("torch over the exact weights", config.num_layers, unit="layers") as stage:
+        is_exact = structure.weight_format == "fp32" and all(torch.equal(stored[name], folded[name]) for name in stored)
+        exact = StreamedModel(config, folded, on_layer=stage.advance)
+        moved = drift(expected, expected if is_exact else reference_logits(exact, config), config)
     return session, report, moved
+
+
+def _is_packed(layout: Layout, structure: Structure) -> bool:
+    """Whether the runtime may copy the weights into its own order: quantized products are slow without, floats not."""
+    return structure.is_quantized and layout.num_bytes <= _MAX_PACKED_BYTES
 
 
 def _manifest(
@@ -239,12 +266,3 @@ def _installed(name: str) -> str | None:
         return version(name)
     except ModuleNotFoundError:
         return None
-
-
-def _with_files(folder: Path, manifest: ArtifactManifest) -> ArtifactManifest:
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    files = {
-        path.relative_to(folder).as_posix(): ArtifactFile(sha256=sha256_file(path), num_bytes=path.stat().st_size)
-        for path in paths
-    }
-    return ArtifactManifest(**{**vars(manifest), "files": files})

@@ -12,6 +12,7 @@ from ..errors import IdentityError
 from .artifact import ArtifactManifest, verify_hashes
 from .probe import fingerprint, fingerprint_distance
 from .session import CPU, DecoderSession
+from .signature import verify_signature
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -31,11 +32,18 @@ class Check:
     finding: str
 
 
-def verify_artifact(directory: Path, *, provider: str = CPU) -> tuple[ArtifactManifest, list[Check]]:
-    """Hash every file, open the graphs, run the fingerprint's input; the first thing that is wrong is raised."""
+def verify_artifact(
+    directory: Path, *, provider: str = CPU, public_key: Path | None = None
+) -> tuple[ArtifactManifest, list[Check]]:
+    """Hash every file, check the signature by `public_key` where one is given, open the graphs, run the fingerprint.
+
+    The first thing that is wrong is raised, and nothing is opened before every byte of it was found right.
+    """
     manifest = verify_hashes(directory)
     num_bytes = sum(file.num_bytes for file in manifest.files.values())
     checks = [Check(name="hashes", finding=f"{len(manifest.files)} files, {num_bytes:,} bytes")]
+    if public_key is not None:
+        checks.append(Check(name="signature", finding=verify_signature(directory, manifest, public_key)))
     session = DecoderSession.open(directory, provider=provider)
     checks.append(Check(name="graph", finding=f"{manifest.graph.get('dialect')} dialect opens on {provider}"))
     weight_format = manifest.structure.get("weight_format", "fp32")

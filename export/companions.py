@@ -1,0 +1,87 @@
+"""What comes along from the base unchanged: tokenizer, chat template, licence. No torch.
+
+A base is input from somewhere else. A link in it may lead to another file of the same download (the hub's cache is made
+of such links), but not out of it: what is carried along is published with the artifact.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ..errors import HavocError
+from ..storage import explained, write_bytes
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
+
+_README_BYTES = 1 << 16
+_FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---", re.DOTALL)
+_LICENCE_LINE = re.compile(r"^license:[ \t]*['\"]?([A-Za-z0-9.+-]{1,64})['\"]?[ \t]*$", re.MULTILINE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Licence:
+    """The terms of a base: the identifier its model card names, and the file that holds the text; None: not said."""
+
+    identifier: str | None = None
+    file: str | None = None
+
+
+def carry(directory: Path | None, folder: Path) -> None:
+    """Copy tokenizer, chat template and licence of a base into `folder`; one that is no plain file is refused."""
+    if directory is None:
+        return
+    for name in TOKENIZER_FILES + LICENCE_FILES:
+        if (content := _content(directory / name)) is not None:
+            write_bytes(folder / name, content)
+
+
+def licence_of(directory: Path | None) -> Licence:
+    """The licence that a base's directory names in the front matter of `README.md`, and its file."""
+    if directory is None:
+        return Licence()
+    named = None
+    readme = directory / "README.md"
+    if readme.is_file():
+        try:
+            with readme.open("rb") as file:
+                text = file.read(_README_BYTES).decode("utf-8", errors="replace")
+        except OSError as error:
+            raise explained(error, readme) from error
+        front = _FRONT_MATTER.match(text)
+        named = _LICENCE_LINE.search(front[1]) if front else None
+    texts = [name for name in LICENCE_FILES if name.startswith("LICENSE") and (directory / name).is_file()]
+    return Licence(identifier=named[1] if named else None, file=texts[0] if texts else None)
+
+
+def _content(file: Path) -> bytes | None:
+    """Bytes of a file of the base, None where there is none."""
+    if not file.exists() and not file.is_symlink():
+        return None
+    home, target = file.parent.resolve(), file.resolve()
+    is_hub_blob = target.parent == home.parent.parent / "blobs"
+    if target.parent != home and not is_hub_blob:
+        msg = f"{file}: a link that leads out of the directory; copy the file to where the link is"
+        raise HavocError(msg)
+    if not target.is_file():
+        msg = f"{file}: not a regular file"
+        raise HavocError(msg)
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise explained(error, file) from error
