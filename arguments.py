@@ -132,12 +132,14 @@ def add_verify(parser: Parser) -> None:
 
 
 def add_eval(parser: Parser) -> None:
-    """`havoc eval ARTIFACT|BASE [--domain math] [--n 1000]`."""
+    """`havoc eval ARTIFACT|BASE [--domain math] [--n 1000] [--seed 0]`."""
     _add_model_or_artifact(parser)
     parser.add_argument("--domain", choices=DOMAINS, action="append", help="repeat for several (default: all four)")
     parser.add_argument("--n", type=_positive, default=1000, metavar="N", help="items per domain (default: 1000)")
     parser.add_argument("--split", choices=("search", "gate"), default="gate", help="default: gate")
+    parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
     _add_data(parser)
+    parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of the built-in rows (default: 0)")
     _add_output(parser)
 
 

@@ -270,6 +270,8 @@ def handle_eval(args: argparse.Namespace) -> int:
         domains=tuple(args.domain or ()),
         num_rows=args.n,
         split=args.split,
+        seed=args.seed,
+        max_new_tokens=args.max_new_tokens,
         data_dir=args.data,
         online=args.online,
         progress=_progress(args),

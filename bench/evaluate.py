@@ -30,25 +30,36 @@ def evaluate(
     domains: Sequence[str] = (),
     num_rows: int = 1000,
     split: str = "gate",
+    seed: int = 0,
+    max_new_tokens: int = MAX_NEW_TOKENS,
     data_dir: Path | None = None,
     online: bool = False,
     progress: Progress = SILENT,
 ) -> dict[str, dict[str, Any]]:
     """Score `model`, an artifact's folder, a base's folder or a preset; no `domains` means all it can read.
 
+    `seed` makes the built-in rows and their splits, so a recipe's own seed and completion length repeat its scores.
     Returns for each domain num_right, num_rows, num_failed (counted as not right), and the 95 % interval low, high.
     """
-    source: dict[str, Any] = {"num_rows": num_rows, "split": split, "data_dir": data_dir, "online": online}
+    source: dict[str, Any] = {
+        "num_rows": num_rows,
+        "split": split,
+        "seed": seed,
+        "data_dir": data_dir,
+        "online": online,
+    }
     if (Path(model) / MANIFEST).is_file():
-        run = run_accuracy(Path(model), domains=domains or None, progress=progress, **source)
+        run = run_accuracy(
+            Path(model), domains=domains or None, max_new_tokens=max_new_tokens, progress=progress, **source
+        )
         return {
             domain: _row(found.num_right, found.num_rows, found.num_failed) for domain, found in run.domains.items()
         }
-    return _evaluate_base(model, domains, progress, source)
+    return _evaluate_base(model, domains, max_new_tokens, progress, source)
 
 
 def _evaluate_base(
-    model: str, domains: Sequence[str], progress: Progress, source: dict[str, Any]
+    model: str, domains: Sequence[str], max_new_tokens: int, progress: Progress, source: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     from ..adapt.tasks.evaluation import score
     from ..adapt.tasks.sources import rows
@@ -58,21 +69,20 @@ def _evaluate_base(
     base = load_base(model)
     wanted = tuple(domains) or tuple(d for d in DOMAINS if base.config.vision is not None or d != "vision")
     found = {}
-    with progress.stage("score", source["num_rows"] * len(wanted), unit="rows") as stage:
+    num_rows, split = source["num_rows"], source["split"]
+    picked = {name: source[name] for name in ("seed", "data_dir", "online")}
+    with progress.stage("score", num_rows * len(wanted), unit="rows") as stage:
         for domain in wanted:
 
             def generate(prompts: Sequence[Prompt], domain: str = domain) -> list[str]:
                 texts: list[str] = []
                 for start in range(0, len(prompts), _CHUNK_ROWS):
                     chunk = prompts[start : start + _CHUNK_ROWS]
-                    texts += generate_text(base.model, base.tokenizer, chunk, max_new_tokens=MAX_NEW_TOKENS)
+                    texts += generate_text(base.model, base.tokenizer, chunk, max_new_tokens=max_new_tokens)
                     stage.advance(len(chunk), note=domain)
                 return texts
 
-            some_rows = rows(
-                domain, source["split"], source["num_rows"], data_dir=source["data_dir"], online=source["online"]
-            )
-            scores = score(generate, domain, some_rows)
+            scores = score(generate, domain, rows(domain, split, num_rows, **picked))
             found[domain] = _row(sum(scores.right), len(scores.right), scores.failed)
     return found
 
