@@ -203,13 +203,13 @@ def _prove(
     stored = StoredWeights(folder / DATA_FILE, layout, structure)
     with progress.stage("torch over the stored weights", config.num_layers, unit="layers") as stage:
         expected = reference_logits(StreamedModel(config, stored, on_layer=stage.advance), config)
-    graphs = {path.name: path for path in sorted(folder.glob("*.onnx"))}
-    session = DecoderSession(config, graphs, tokenizer=tokenizer, packs_weights=_is_packed(layout, structure))
-    report = compare(expected, session, structure, progress=progress)
     with progress.stage("torch over the exact weights", config.num_layers, unit="layers") as stage:
         is_exact = structure.weight_format == "fp32" and all(torch.equal(stored[name], folded[name]) for name in stored)
         exact = StreamedModel(config, folded, on_layer=stage.advance)
         moved = drift(expected, expected if is_exact else reference_logits(exact, config), config)
+    graphs = {path.name: path for path in sorted(folder.glob("*.onnx"))}
+    session = DecoderSession(config, graphs, tokenizer=tokenizer, packs_weights=_is_packed(layout, structure))
+    report = compare(expected, session, structure, progress=progress)
     return session, report, moved
 
 

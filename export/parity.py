@@ -11,7 +11,7 @@ itself moves the logits from the fp32 fold is reported beside it, as drift.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ..errors import MeasurementError
 from ..model.blocks import RotaryEmbedding, TransformerBlock
 from ..model.tensors import EMBEDDING, FINAL_NORM, HEAD, VISION_PROJECTION, module_name
+from ..progress import SILENT, Progress
 from .probe import Probe, make_probe
 
 if TYPE_CHECKING:
@@ -108,28 +109,34 @@ class ParityReport:
         return {"limit": asdict(self.limit), "cases": [case.to_json() for case in self.cases]}
 
 
-def compare(reference: Reference, session: DecoderSession, structure: Structure) -> ParityReport:
-    """Run every case and hold it against the format's limit; above it, or not finite, is a `MeasurementError`."""
+def compare(
+    expected_BTV: NDArray[np.float32], session: DecoderSession, structure: Structure, *, progress: Progress = SILENT
+) -> ParityReport:
+    """Run every case and hold it against the format's limit; above it, or not finite, is a `MeasurementError`.
+
+    `expected_BTV` are the `reference_logits` of the weights that the session computes with.
+    """
     probe = make_probe(session.config)
-    expected_BTV = reference_logits(reference, probe)
     limit = LIMITS[structure.weight_format, structure.activation_dtype]
     cases = []
-    for name, actual, expected in _runs(session, probe, expected_BTV):
-        case = _compared(name, actual, expected)
-        _require(case, limit)
-        cases.append(case)
+    with progress.stage("compare with torch", None) as stage:
+        for name, actual, expected in _runs(session, probe, expected_BTV):
+            case = _compared(name, actual, expected)
+            _require(case, limit)
+            cases.append(case)
+            stage.advance(note=f"{name}: largest difference {case.max_abs_diff:.1e}")
     return ParityReport(cases=tuple(cases), limit=limit)
 
 
-def drift(reference: Reference, exact: Reference, config: HavocConfig) -> ParityCase:
-    """How far the stored weights move the logits from those of the exact ones, in torch on both sides."""
+def drift(stored_BTV: NDArray[np.float32], exact_BTV: NDArray[np.float32], config: HavocConfig) -> ParityCase:
+    """How far the stored weights move the `reference_logits` from those of the exact ones, in torch on both sides."""
+    real = make_probe(config).mask == 1
+    return _compared("drift", stored_BTV[real], exact_BTV[real])
+
+
+def reference_logits(reference: Reference, config: HavocConfig) -> NDArray[np.float32]:
+    """Full logits [B, T, V] of the sequences all cases read, from torch."""
     probe = make_probe(config)
-    real = probe.mask == 1
-    return _compared("drift", reference_logits(reference, probe)[real], reference_logits(exact, probe)[real])
-
-
-def reference_logits(reference: Reference, probe: Probe) -> NDArray[np.float32]:
-    """Full logits [B, T, V] of the probe from torch."""
     patches = None if probe.patches is None else torch.from_numpy(probe.patches)
     with torch.inference_mode():
         logits = reference(torch.from_numpy(probe.ids), torch.from_numpy(probe.mask), patches=patches)
@@ -235,9 +242,11 @@ def _require(case: ParityCase, limit: Limit) -> None:
 class StreamedModel:
     """A decoder's forward pass over tensors read one layer at a time: a reference for bases of any size."""
 
-    def __init__(self, config: HavocConfig, tensors: Mapping[str, Tensor]) -> None:
-        """`tensors` by Hugging Face name; each is asked for once a call."""
-        self._config, self._tensors = config, tensors
+    def __init__(
+        self, config: HavocConfig, tensors: Mapping[str, Tensor], *, on_layer: Callable[[], object] = lambda: None
+    ) -> None:
+        """`tensors` by Hugging Face name, each asked for once a call (a tied table twice); `on_layer` ends a layer."""
+        self._config, self._tensors, self._on_layer = config, tensors, on_layer
 
     @torch.inference_mode()
     def __call__(
@@ -254,6 +263,7 @@ class StreamedModel:
         x_BTD = self._embed(input_ids, patches)
         for layer in range(config.num_layers):
             x_BTD, _ = self._block(layer)(x_BTD, rotary, additive_B1TT)
+            self._on_layer()
         x_BTD = F.rms_norm(x_BTD, (config.d_model,), self._fp32(FINAL_NORM), config.norm_eps)
         return F.linear(x_BTD, self._fp32(EMBEDDING if config.tie_word_embeddings else HEAD))
 

@@ -58,13 +58,16 @@ class DecoderSession:
         provider: str = CPU,
         num_threads: int | None = None,
         weights: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
+        packs_weights: bool = True,
     ) -> None:
         """Open `graphs` by file name; see `open` for the usual way.
 
         `weights` gives initializers by graph and name, in the graph's dtype and shape. They replace the ones in the
-        data file and are not copied before the runtime packs them.
+        data file and are not copied before the runtime packs them. Without `packs_weights` the runtime computes with
+        the mapped file alone: it holds no second copy in its own order, and quantized products are slow.
         """
         _require_provider(provider)
+        self._packs_weights = packs_weights
         self.config = config
         self.tokenizer = tokenizer
         self.provider = provider
@@ -116,6 +119,9 @@ class DecoderSession:
         options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
         if num_threads is not None:
             options.intra_op_num_threads = num_threads
+        if not self._packs_weights:
+            options.add_session_config_entry("session.disable_prepacking", "1")
+            options.enable_cpu_mem_arena = False  # it would keep every unpacked matrix
         if weights:
             values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
             options.add_external_initializers(list(weights), values)

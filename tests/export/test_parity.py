@@ -11,9 +11,10 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 
 from havoc_core.errors import MeasurementError
 from havoc_core.export.package import export_artifact
-from havoc_core.export.parity import LIMITS, StreamedModel, compare
+from havoc_core.export.parity import LIMITS, StreamedModel, compare, reference_logits
 from havoc_core.export.probe import make_probe
 from havoc_core.export.session import DecoderSession
+from havoc_core.export.source import Source
 from havoc_core.model.checkpoint import assemble
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.structure import Structure
@@ -21,11 +22,15 @@ from havoc_core.model.structure import Structure
 CASES = ["prefill", "empty past", "single steps", "chunked prefill", "left-padded batch", "left-padded steps"]
 
 
+def logits_of_model(config: HavocConfig, source: Source) -> np.ndarray:
+    return reference_logits(assemble(config, source.tensors, source="test"), config)
+
+
 def test_fp32_agrees_with_the_model_within_1e_4(config: HavocConfig, source_with, tmp_path: Path) -> None:
     """HavocModel itself against ONNX Runtime, on every kind of decoder and every way of running it."""
     source = source_with(config)
     session = DecoderSession.open(export_artifact(source, tmp_path / "a"))
-    report = compare(assemble(config, source.tensors, source="test"), session, Structure())
+    report = compare(logits_of_model(config, source), session, Structure())
     assert [case.name for case in report.cases] == CASES
     assert report.max_abs_diff < 1e-4
     assert report.top1_share == 1.0
@@ -92,7 +97,7 @@ def test_a_wrong_weight_is_noticed(configs: dict[str, HavocConfig], source_with,
     wrong = np.ascontiguousarray(source.tensors[name].numpy().T * 1.001)
     session = DecoderSession.open(artifact, weights={name: wrong})
     with pytest.raises(MeasurementError, match=r"prefill: largest difference .* allowed 0.0001"):
-        compare(assemble(config, source.tensors, source="test"), session, Structure())
+        compare(logits_of_model(config, source), session, Structure())
 
 
 def test_a_logit_that_is_not_finite_is_noticed(configs: dict[str, HavocConfig], source_with, tmp_path: Path) -> None:
@@ -103,4 +108,4 @@ def test_a_logit_that_is_not_finite_is_noticed(configs: dict[str, HavocConfig], 
     bad = np.full(config.d_model, np.nan, np.float32)
     session = DecoderSession.open(artifact, weights={"model.norm.weight": bad})
     with pytest.raises(MeasurementError, match="not finite"):
-        compare(assemble(config, source.tensors, source="test"), session, Structure())
+        compare(logits_of_model(config, source), session, Structure())
