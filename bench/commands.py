@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from .compare import Comparison
     from .gate import Judgement
     from .limits import Line
     from .plan import Option
@@ -169,12 +170,19 @@ def handle_compare(args: argparse.Namespace) -> int:
             DASH if row.ratio is None else f"{row.ratio:.3f}",
             DASH if row.low is None or row.high is None else f"{row.low:.3f} {DASH} {row.high:.3f}",
             row.change,
-            f"would show {row.detectable:.1%}" if row.detectable and row.change in {"equal", "undecided"} else "",
+            _would_show(row),
         ]
         for row in rows
     ]
     print(table(("metric", "old", "new", "ratio", "95 % interval", "change", ""), cells, numbers=(1, 2, 3, 4)))
     return 0
+
+
+def _would_show(row: Comparison) -> str:
+    """Beside every "no change": the least change that these samples would have shown."""
+    if row.change not in {"equal", "undecided"}:
+        return ""
+    return "too few samples to show any" if row.detectable is None else f"would show {row.detectable:.1%}"
 
 
 def handle_report(args: argparse.Namespace) -> int:

@@ -7,18 +7,19 @@ devices, versions or work are refused unless asked for: their ratio is not a cha
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import IdentityError
-from . import statistics
+from . import bounds, ratios
+from .limits import highest_bytes
 from .targets import metric_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .record import Record
+    from .schema import MemorySeries
 
 Change = Literal["better", "worse", "equal", "undecided", "not_measured"]
 CONFIDENCE = 0.95
@@ -56,8 +57,8 @@ def compare(old: Record, new: Record, *, margin: float = 0.05, across: bool = Fa
         _timing("prefill_ms", old, new, margin, lambda process: process.prefill_ms),
         _timing("ttft_ms", old, new, margin, lambda process: process.ttft_ms),
         _timing("decode_tok_per_s", old, new, margin, lambda process: process.decode_tok_per_s),
-        _memory("peak_vram_bytes", old.memory.peak_vram_bytes, new.memory.peak_vram_bytes, margin),
-        _memory("peak_rss_bytes", old.memory.peak_rss_bytes, new.memory.peak_rss_bytes, margin),
+        _memory("peak_vram_bytes", old.memory.vram, new.memory.vram, margin),
+        _memory("peak_rss_bytes", old.memory.rss, new.memory.rss, margin),
     ]
     domains = sorted(old.accuracy.keys() | new.accuracy.keys())
     return [*found, *(_accuracy(domain, old, new, margin) for domain in domains)]
@@ -91,12 +92,8 @@ def _timing(name: str, old: Record, new: Record, margin: float, read: Callable[[
     before, after = ([samples for process in record.samples if (samples := read(process))] for record in (old, new))
     if not before or not after:
         return _missing(name, _median(before), _median(after))
-    found = statistics.ratio_bounds(before, after, confidence=_ONE_SIDED)
-    flat = [value for samples in before for value in samples]
-    variation = statistics.variation(flat)
-    num_samples = min(len(flat), sum(len(samples) for samples in after))
-    detectable = None if variation is None else statistics.minimal_detectable_effect(variation, num_samples)
-    return _row(name, _median(before), _median(after), found.low, found.high, margin, detectable)
+    found = ratios.ratio_bounds(before, after, confidence=_ONE_SIDED)
+    return _row(name, _median(before), _median(after), found.low, found.high, margin)
 
 
 def _median(processes: Sequence[Sequence[float]]) -> float | None:
@@ -104,32 +101,31 @@ def _median(processes: Sequence[Sequence[float]]) -> float | None:
     return values[len(values) // 2] if values else None
 
 
-def _memory(name: str, old: int | None, new: int | None, margin: float) -> Comparison:
-    """Peaks are single worst cases: their ratio stands for itself, and within the margin it is equal."""
-    if old is None or new is None:
-        return _missing(name, old, new)
-    ratio = new / old
-    is_close = abs(ratio - 1) <= margin
-    return _row(
-        name, old, new, None if is_close else ratio, None if is_close else ratio, margin, None, is_close=is_close
-    )
+def _memory(name: str, before: Sequence[MemorySeries], after: Sequence[MemorySeries], margin: float) -> Comparison:
+    """Compare the worst peaks; the interval is what the peaks of the processes and the sampling gap leave open."""
+    if not before or not after:
+        return _missing(name, *(max((item.peak_bytes for item in side), default=None) for side in (before, after)))
+    (old_least, old), (new_least, new) = _peak_range(before), _peak_range(after)
+    worst_old, worst_new = (max(item.peak_bytes for item in side) for side in (before, after))
+    return _row(name, worst_old, worst_new, new_least / old, new / old_least, margin)
+
+
+def _peak_range(series: Sequence[MemorySeries]) -> tuple[float, float]:
+    return float(min(item.peak_bytes for item in series)), max(highest_bytes(item) for item in series)
 
 
 def _accuracy(domain: str, old: Record, new: Record, margin: float) -> Comparison:
-    """Ratio of two shares; the interval is that of two independent proportions on the log scale (Katz et al., 1978)."""
+    """Ratio of two shares of unpaired rows, from the exact bounds of each."""
     name, before, after = f"accuracy/{domain}", old.accuracy.get(domain), new.accuracy.get(domain)
-    shares = [None if item is None else item.num_right / item.num_rows for item in (before, after)]
-    if before is None or after is None or not before.num_right or not after.num_right:
-        return _missing(name, *shares)
-    error = math.sqrt(1 / before.num_right - 1 / before.num_rows + 1 / after.num_right - 1 / after.num_rows)
-    ratio = (after.num_right / after.num_rows) / (before.num_right / before.num_rows)
-    spread = 1.959963984540054 * error
-    detectable = 2.8 * error
-    return _row(name, shares[0], shares[1], ratio * math.exp(-spread), ratio * math.exp(spread), margin, detectable)
+    if before is None or after is None:
+        return _missing(name, *(None if item is None else item.num_right / item.num_rows for item in (before, after)))
+    shares = [bounds.share_bounds(item.num_right, item.num_rows, confidence=_ONE_SIDED) for item in (before, after)]
+    low, high = ratios.ratio_of_shares(*shares) or (None, None)
+    return _row(name, shares[0].value, shares[1].value, low, high, margin)
 
 
 def _missing(name: str, old: float | None, new: float | None) -> Comparison:
-    return _row(name, old, new, None, None, 0.0, None, change="not_measured")
+    return _row(name, old, new, None, None, 0.0, change="not_measured")
 
 
 def _row(
@@ -139,26 +135,21 @@ def _row(
     low: float | None,
     high: float | None,
     margin: float,
-    detectable: float | None,
     *,
-    is_close: bool = False,
     change: Change | None = None,
 ) -> Comparison:
     metric = metric_of(name)
-    decided = change or (
-        "equal" if is_close else decide(low, high, margin=margin, is_lower_better=metric.is_lower_better)
-    )
     return Comparison(
         metric=name,
         title=metric.title,
         unit=metric.unit,
         old=old,
         new=new,
-        ratio=new / old if old and new else None,
+        ratio=new / old if old and new is not None else None,
         low=low,
         high=high,
-        change=decided,
-        detectable=detectable,
+        change=change or decide(low, high, margin=margin, is_lower_better=metric.is_lower_better),
+        detectable=ratios.detectable_change(low, high, confidence=_ONE_SIDED) if low and high else None,
     )
 
 

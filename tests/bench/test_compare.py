@@ -63,7 +63,7 @@ def test_more_is_better_for_rates() -> None:
 
 def test_memory_and_accuracy() -> None:
     """Peaks are compared as they are, accuracies by their interval; what one record lacks is not measured."""
-    rows = compare(noisy(1), noisy(2, memory__rss__0__peak_bytes=800_000_000, accuracy__math__num_right=700))
+    rows = compare(noisy(1), noisy(2, memory__rss__each__peak_bytes=800_000_000, accuracy__math__num_right=700))
     assert change_of(rows, "peak_rss_bytes").change == "worse"
     assert change_of(rows, "accuracy/math").change == "worse"
     assert change_of(rows, "accuracy/code").change == "equal"
