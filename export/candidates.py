@@ -19,7 +19,8 @@ from .encode import encode
 from .graph import build_graphs, serialize
 from .layout import Layout, plan_layout
 from .options import DEFAULT_OPTIONS, GraphOptions
-from .session import CPU, DecoderSession
+from .runtime import CPU
+from .session import DecoderSession
 from .source import Source, open_source
 
 if TYPE_CHECKING:

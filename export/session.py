@@ -2,24 +2,26 @@
 
     B batch, T new tokens, P past tokens, S = P + T, D model, V vocab, R image patches
 
-The past stays on the device as ONNX Runtime values: what one step returns is bound to the next, unread by Python. The
-provider that was asked for is the one that runs, or an error says so: ONNX Runtime by itself falls back to the CPU in
-silence.
+The past stays on the device: what one step returns is bound to the next, unread by Python. By default ONNX Runtime
+allocates it anew at every step; given a capacity, it lies in buffers that steps write into.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import onnxruntime as ort
 
-from ..errors import HavocError, IdentityError
+from ..errors import HavocError
 from ..model.config import HavocConfig
 from ..model.tokenizer import Tokenizer
 from .artifact import check_files, read_manifest
+from .binding import BoundCall
+from .options import DEFAULT_OPTIONS, GraphOptions, options_of
+from .past import CacheLayout, KeyValueBuffers, Past
+from .runtime import CPU, DEVICES, open_graph, placement, require_provider, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,22 +30,8 @@ if TYPE_CHECKING:
 
     from .completion import PromptLike
 
-CPU = "CPUExecutionProvider"
 DECODER, EMBEDDING, VISION = "model.onnx", "embedding.onnx", "vision.onnx"
-_DEVICES = {"CUDAExecutionProvider": "cuda", CPU: "cpu"}
-_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-
-
-@dataclass(frozen=True)
-class Past:
-    """Keys and values of every layer, [B, num_kv_heads, P, head_dim] each, alternating, on the session's device."""
-
-    values: tuple[ort.OrtValue, ...]
-
-    @property
-    def num_tokens(self) -> int:
-        """P, padding included."""
-        return int(self.values[0].shape()[2])
+_NUMPY_TYPES: dict[str, type[np.float32 | np.float16]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class DecoderSession:
@@ -54,38 +42,52 @@ class DecoderSession:
         config: HavocConfig,
         graphs: Mapping[str, Path | bytes],
         *,
+        options: GraphOptions = DEFAULT_OPTIONS,
         tokenizer: Tokenizer | None = None,
         provider: str = CPU,
+        provider_options: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         weights: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
         packs_weights: bool = True,
     ) -> None:
-        """Open `graphs` by file name; see `open` for the usual way.
+        """Open `graphs` by file name; see `open` for the usual way. `options` are those the graphs were built with.
 
         `weights` gives initializers by graph and name, in the graph's dtype and shape. They replace the ones in the
         data file and are not copied before the runtime packs them. Without `packs_weights` the runtime computes with
         the mapped file alone: it holds no second copy in its own order, and quantized products are slow.
         """
-        _require_provider(provider)
-        self._packs_weights = packs_weights
+        require_provider(provider)
         self.config = config
         self.tokenizer = tokenizer
         self.provider = provider
-        self._device = _DEVICES[provider]
+        self._sessions: dict[str, ort.InferenceSession] = {}
         self._weights: list[ort.OrtValue] = []  # alias the caller's arrays and keep them alive
-        weights = weights or {}
-        sessions = {
-            name: self._open(graph, num_threads if name == DECODER else 1, weights.get(name, {}))
-            for name, graph in graphs.items()
-        }
-        self._decoder = sessions[DECODER]
-        self._embedding = sessions.get(EMBEDDING)
-        self._vision = sessions.get(VISION)
+        for name, graph in graphs.items():
+            self._sessions[name], values = open_graph(
+                graph,
+                provider=provider,
+                num_threads=num_threads if name == DECODER else 1,
+                weights=(weights or {}).get(name, {}),
+                packs_weights=packs_weights,
+                provider_options=provider_options or {},
+            )
+            self._weights += values
+        self._decoder = self._sessions[DECODER]
+        self._embedding = self._sessions.get(EMBEDDING)
+        self._vision = self._sessions.get(VISION)
         inputs = {item.name: item for item in self._decoder.get_inputs()}
         self._past_names = [name for name in inputs if name.startswith("past_key_values.")]
+        self._has_positions = "position_ids" in inputs
         self._output_names = [item.name for item in self._decoder.get_outputs()]
-        self._dtype = _NUMPY_TYPES[inputs[self._past_names[0]].type]
-        self._no_features = ort.OrtValue.ortvalue_from_numpy(np.zeros((0, config.d_model), self._dtype))
+        self._cache_len = options.cache_len if options.cache == "static" else None
+        self._cache = CacheLayout(
+            num_tensors=len(self._past_names),
+            num_kv_heads=config.attention.num_kv_heads,
+            head_dim=config.attention.head_dim,
+            dtype=_NUMPY_TYPES[inputs[self._past_names[0]].type],
+            device=DEVICES[provider],
+        )
+        self._no_features = ort.OrtValue.ortvalue_from_numpy(np.zeros((0, config.d_model), self._cache.dtype))
 
     @classmethod
     def open(
@@ -93,13 +95,15 @@ class DecoderSession:
         directory: Path | str,
         *,
         provider: str = CPU,
+        provider_options: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         weights: Mapping[str, NDArray[Any]] | None = None,
     ) -> Self:
         """Open an artifact folder after checking its manifest, sizes and links (hashes are `verify`'s work).
 
-        `num_threads` None leaves the choice to ONNX Runtime; `weights` replaces initializers of the decoder by name. A
-        provider this machine lacks is an `IdentityError`; a damaged folder or graph is a `HavocError`.
+        `num_threads` None leaves the choice to ONNX Runtime; `weights` replaces initializers of the decoder by name;
+        `provider_options` are added to those that `runtime` sets. A provider this machine lacks is an `IdentityError`;
+        a damaged folder or graph is a `HavocError`.
         """
         directory = Path(directory)
         manifest = read_manifest(directory)
@@ -108,49 +112,44 @@ class DecoderSession:
         tokenizer = Tokenizer.load(directory) if "tokenizer.json" in manifest.files else None
         names = [DECODER] if config.vision is None else [DECODER, EMBEDDING, VISION]
         graphs = {name: directory / name for name in names}
-        replaced = {DECODER: weights or {}}
-        return cls(config, graphs, tokenizer=tokenizer, provider=provider, num_threads=num_threads, weights=replaced)
+        return cls(
+            config,
+            graphs,
+            options=options_of(manifest),
+            tokenizer=tokenizer,
+            provider=provider,
+            provider_options=provider_options,
+            num_threads=num_threads,
+            weights={DECODER: weights or {}},
+        )
 
-    def _open(
-        self, graph: Path | bytes, num_threads: int | None, weights: Mapping[str, NDArray[Any]]
-    ) -> ort.InferenceSession:
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        if num_threads is not None:
-            options.intra_op_num_threads = num_threads
-        if not self._packs_weights:
-            options.add_session_config_entry("session.disable_prepacking", "1")
-            options.enable_cpu_mem_arena = False  # it would keep every unpacked matrix
-        if weights:
-            values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
-            options.add_external_initializers(list(weights), values)
-            self._weights += values
-        source = graph if isinstance(graph, bytes) else str(graph)
-        label = "graph" if isinstance(graph, bytes) else str(graph)
-        try:
-            session = ort.InferenceSession(source, options, providers=[self.provider])
-        except Exception as error:
-            msg = f"{label}: ONNX Runtime cannot open it ({_first_line(error)})"
-            raise HavocError(msg) from error
-        if session.get_providers()[0] != self.provider:
-            msg = f"{label}: asked for {self.provider}, ONNX Runtime would run on {session.get_providers()[0]}"
-            raise IdentityError(msg)
-        session.disable_fallback()
-        return session
+    @property
+    def provider_options(self) -> dict[str, str]:
+        """The options that ONNX Runtime says the provider runs with."""
+        return {name: str(value) for name, value in self._decoder.get_provider_options()[self.provider].items()}
 
     def placement(self) -> dict[str, list[str]]:
-        """Which provider runs each node of the decoder, as ONNX Runtime recorded it: provider to sorted node names."""
-        nodes: dict[str, list[str]] = {}
-        for part in self._decoder.get_provider_graph_assignment_info():
-            nodes.setdefault(part.ep_name, []).extend(node.name for node in part.get_nodes())
-        return {name: sorted(found) for name, found in nodes.items()}
+        """Which provider runs each node of every graph, as ONNX Runtime recorded it: provider to `graph:/node`."""
+        return placement(self._sessions)
 
-    def empty_past(self, num_rows: int) -> Past:
-        """A past of no tokens for a batch of `num_rows`."""
-        attention = self.config.attention
-        empty = np.zeros((num_rows, attention.num_kv_heads, 0, attention.head_dim), self._dtype)
-        return Past(tuple(ort.OrtValue.ortvalue_from_numpy(empty) for _ in self._past_names))
+    def empty_past(self, num_rows: int, *, capacity: int | None = None) -> Past:
+        """A past of no tokens for a batch of `num_rows`.
+
+        With a capacity in tokens (always, when the cache is static) keys and values lie in buffers allocated here, and
+        extending allocates nothing. Then a past is valid until the second extension after it, with a static cache
+        until an earlier past is extended; several generations at once need an empty past each.
+        """
+        if self._cache_len is not None:
+            if capacity is not None and capacity > self._cache_len:
+                msg = f"{capacity} tokens do not fit this artifact's static cache of {self._cache_len}"
+                raise HavocError(msg)
+            capacity = self._cache_len
+        if capacity is not None:
+            buffers = KeyValueBuffers(self._cache, num_rows, capacity, is_static=self._cache_len is not None)
+            return Past(num_rows=num_rows, num_tokens=0, buffers=buffers)
+        empty = np.zeros(self._cache.shape(num_rows, 0), self._cache.dtype)
+        held = tuple(ort.OrtValue.ortvalue_from_numpy(empty) for _ in self._past_names)
+        return Past(num_rows=num_rows, num_tokens=0, held=held)
 
     def prefill(
         self,
@@ -184,44 +183,63 @@ class DecoderSession:
         """
         num_rows, num_new = input_ids.shape
         num_total = past.num_tokens + num_new
-        self._check_ids(input_ids, num_total)
+        self._check(input_ids, past, patches)
         if attention_mask is None:
-            attention_mask = np.ones((num_rows, num_total), np.int64)
-            positions = np.tile(np.arange(past.num_tokens, num_total), (num_rows, 1))
+            positions = np.arange(past.num_tokens, num_total)[None]
         else:
             positions = np.maximum(np.cumsum(attention_mask, axis=1)[:, -num_new:] - 1, 0)
+        if past.buffers is None:
+            return self._extend_held(input_ids, attention_mask, positions, past, patches)
+        past.buffers.require_room(num_total)
+        call = past.buffers.calls.get(num_new) or self._bind_call(past.buffers, num_new)
+        logits, side = call.run(input_ids, attention_mask, positions, past, self._features(patches))
+        present = Past(num_rows=num_rows, num_tokens=num_total, buffers=past.buffers, side=side)
+        return logits[:, -1].copy(), present
+
+    def _bind_call(self, buffers: KeyValueBuffers, num_new: int) -> BoundCall:
+        """Bind a new number of new tokens; single steps stay bound, of all others the last."""
+        for other in [size for size in buffers.calls if size != 1]:
+            del buffers.calls[other]
+        buffers.calls[num_new] = BoundCall(self._decoder, self._embedding, self.config, buffers, num_new)
+        return buffers.calls[num_new]
+
+    def _extend_held(
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64] | None,
+        positions: NDArray[np.int64],
+        past: Past,
+        patches: NDArray[np.float32] | None,
+    ) -> tuple[NDArray[np.float32], Past]:
+        num_rows, num_new = input_ids.shape
+        num_total = past.num_tokens + num_new
+        if attention_mask is None:
+            attention_mask = np.ones((num_rows, num_total), np.int64)
         binding = self._decoder.io_binding()
         if self._embedding is None:
-            if patches is not None:
-                msg = "this model reads text only: patches cannot be read"
-                raise HavocError(msg)
             binding.bind_cpu_input("input_ids", np.ascontiguousarray(input_ids))
         else:
-            binding.bind_ortvalue_input("inputs_embeds", self._embed(input_ids, patches))
+            binding.bind_ortvalue_input("inputs_embeds", self._embed(self._embedding, input_ids, patches))
         binding.bind_cpu_input("attention_mask", np.ascontiguousarray(attention_mask))
-        binding.bind_cpu_input("position_ids", np.ascontiguousarray(positions))
-        for name, value in zip(self._past_names, past.values, strict=True):
+        if self._has_positions:
+            positions = np.ascontiguousarray(np.broadcast_to(positions, input_ids.shape))
+            binding.bind_cpu_input("position_ids", positions)
+        for name, value in zip(self._past_names, past.held, strict=True):
             binding.bind_ortvalue_input(name, value)
         for name in self._output_names:
-            binding.bind_output(name, "cpu" if name == "logits" else self._device)
-        self._run(self._decoder, binding)
+            binding.bind_output(name, "cpu" if name == "logits" else self._cache.device)
+        run(self._decoder, binding)
         logits, *present = binding.get_outputs()
-        return logits.numpy()[:, -1], Past(tuple(present))
+        return logits.numpy()[:, -1], Past(num_rows=num_rows, num_tokens=num_total, held=tuple(present))
 
-    def _embed(self, input_ids: NDArray[np.int64], patches: NDArray[np.float32] | None) -> ort.OrtValue:
-        assert self._embedding is not None  # noqa: S101
-        assert self.config.vision is not None  # noqa: S101
-        if input_ids.shape[1] > 1 or patches is not None:
-            num_image_tokens = int((input_ids == self.config.vision.image_token_id).sum())
-            num_patches = 0 if patches is None else len(patches)
-            if num_image_tokens != num_patches:
-                msg = f"{num_patches} patches for {num_image_tokens} image tokens; every image token takes one patch"
-                raise HavocError(msg)
-        binding = self._embedding.io_binding()
+    def _embed(
+        self, embedding: ort.InferenceSession, input_ids: NDArray[np.int64], patches: NDArray[np.float32] | None
+    ) -> ort.OrtValue:
+        binding = embedding.io_binding()
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(input_ids))
         binding.bind_ortvalue_input("image_features", self._features(patches))
-        binding.bind_output("inputs_embeds", self._device)
-        self._run(self._embedding, binding)
+        binding.bind_output("inputs_embeds", self._cache.device)
+        run(embedding, binding)
         return binding.get_outputs()[0]
 
     def _features(self, patches: NDArray[np.float32] | None) -> ort.OrtValue:
@@ -229,35 +247,48 @@ class DecoderSession:
             return self._no_features
         assert self._vision is not None  # noqa: S101
         binding = self._vision.io_binding()
-        binding.bind_cpu_input("patches", np.ascontiguousarray(patches, dtype=self._dtype))
-        binding.bind_output("image_features", self._device)
-        self._run(self._vision, binding)
+        binding.bind_cpu_input("patches", np.ascontiguousarray(patches, dtype=self._cache.dtype))
+        binding.bind_output("image_features", self._cache.device)
+        run(self._vision, binding)
         return binding.get_outputs()[0]
 
-    def _check_ids(self, input_ids: NDArray[np.int64], num_total: int) -> None:
-        if num_total > self.config.max_seq_len:
+    def _check(self, input_ids: NDArray[np.int64], past: Past, patches: NDArray[np.float32] | None) -> None:
+        """Raise a `HavocError` unless ids and images fit the model and the past."""
+        num_rows, num_new = input_ids.shape
+        if past.num_tokens + num_new > self.config.max_seq_len:
+            num_total = past.num_tokens + num_new
             msg = f"{num_total} tokens exceed the model's context of {self.config.max_seq_len}; shorten the prompt"
             raise HavocError(msg)
         if input_ids.size == 0:
             msg = "the prompt is empty; give at least one token"
             raise HavocError(msg)
+        if num_rows != past.num_rows:
+            msg = f"{num_rows} rows of token ids for a past of {past.num_rows} rows"
+            raise HavocError(msg)
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= self.config.vocab_size:
             msg = f"token id {low if low < 0 else high} is outside the vocabulary of {self.config.vocab_size}"
             raise HavocError(msg)
+        if patches is not None or (self.config.vision is not None and num_new > 1):
+            self._check_images(input_ids, patches)
 
-    @staticmethod
-    def _run(session: ort.InferenceSession, binding: ort.IOBinding) -> None:
-        try:
-            session.run_with_iobinding(binding)
-        except Exception as error:
-            msg = f"ONNX Runtime failed while running the model ({_first_line(error)})"
-            raise HavocError(msg) from error
+    def _check_images(self, input_ids: NDArray[np.int64], patches: NDArray[np.float32] | None) -> None:
+        if self.config.vision is None:
+            msg = "this model reads text only: patches cannot be read"
+            raise HavocError(msg)
+        num_image_tokens = int((input_ids == self.config.vision.image_token_id).sum())
+        num_patches = 0 if patches is None else len(patches)
+        if num_image_tokens != num_patches:
+            msg = f"{num_patches} patches for {num_image_tokens} image tokens; every image token takes one patch"
+            raise HavocError(msg)
 
     def keep_rows(self, past: Past, rows: NDArray[np.int64]) -> Past:
         """The past of some rows only, in the order of `rows`."""
-        kept = (np.take(_on_host(value), rows, axis=0) for value in past.values)
-        return Past(tuple(ort.OrtValue.ortvalue_from_numpy(array, self._device, 0) for array in kept))
+        if past.buffers is not None:
+            return past.buffers.kept(past, rows)
+        kept = (np.take(array, rows, axis=0) for array in past.arrays())
+        held = tuple(ort.OrtValue.ortvalue_from_numpy(array, self._cache.device, 0) for array in kept)
+        return Past(num_rows=len(rows), num_tokens=past.num_tokens, held=held)
 
     def generate_text(
         self,
@@ -274,20 +305,3 @@ class DecoderSession:
         return generate_text(
             self, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature, seed=seed
         )
-
-
-def _on_host(value: ort.OrtValue) -> NDArray[Any]:
-    """The values as an array; on the CPU without a copy."""
-    return np.from_dlpack(value._ortvalue) if value.device_name() == "cpu" else value.numpy()  # noqa: SLF001
-
-
-def _require_provider(provider: str) -> None:
-    available = [name for name in ort.get_available_providers() if name in _DEVICES]
-    if provider not in available:
-        msg = f"execution provider {provider!r} is not in this ONNX Runtime; there are {', '.join(available)}"
-        raise IdentityError(msg)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:300] if lines else type(error).__name__

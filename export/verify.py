@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from ..errors import IdentityError
 from .artifact import ArtifactManifest, verify_hashes
 from .probe import fingerprint, fingerprint_distance
-from .session import CPU, DecoderSession
+from .runtime import CPU
+from .session import DecoderSession
 from .signature import verify_signature
 
 if TYPE_CHECKING:

@@ -87,11 +87,71 @@ def test_sampling_is_repeatable_and_follows_the_distribution(session: DecoderSes
     assert np.abs(counts[likely] / 512 - expected[likely]).max() < 0.1
 
 
+@pytest.mark.parametrize("splits", [(17,), (1,) * 6, (9, 1, 7), (8, 8, 1, 1)], ids=str)
+@pytest.mark.parametrize("num_rows", [1, 3])
+def test_buffers_change_where_the_past_lies_and_nothing_else(
+    session: DecoderSession, splits: tuple[int, ...], num_rows: int
+) -> None:
+    """Logits and every key and value, bit for bit those of a past that the runtime allocates; padding included."""
+    rng = np.random.default_rng(0)
+    ids = rng.integers(4, 300, (num_rows, sum(splits)))
+    mask = np.ones_like(ids)
+    mask[1:, : splits[0] // 3] = 0
+    for masks in (None, mask):
+        ours, theirs, start = session.empty_past(num_rows, capacity=20), session.empty_past(num_rows), 0
+        for size in splits:
+            new, seen = ids[:, start : start + size], None if masks is None else masks[:, : start + size]
+            ours_logits, ours = session.extend(new, seen, ours)
+            theirs_logits, theirs = session.extend(new, seen, theirs)
+            assert np.array_equal(ours_logits, theirs_logits)
+            assert all(map(np.array_equal, ours.arrays(), theirs.arrays()))
+            start += size
+
+
+def test_images_and_dropped_rows_go_through_buffers(session: DecoderSession) -> None:
+    """Patches reach their tokens, a row taken out leaves the others as they were."""
+    ids = np.array([[5, 3, 3, 9], [6, 3, 3, 8]])
+    patches = np.random.default_rng(0).uniform(-1, 1, (4, 192)).astype(np.float32)
+    ours, theirs = session.empty_past(2, capacity=8), session.empty_past(2)
+    found = []
+    for empty in (ours, theirs):
+        logits, past = session.extend(ids, None, empty, patches)
+        last, _ = session.extend(ids[1:, :1], None, session.keep_rows(past, np.array([1])))
+        found.append((logits, last))
+    assert all(map(np.array_equal, *found))
+
+
+def test_steps_into_buffers_allocate_nothing_that_stays(session: DecoderSession) -> None:
+    """What a step returns lies where it was allocated: in one buffer, then in the other, then in the first.
+
+    A past is not touched by its own extension, so it can be extended again.
+    """
+    past = session.empty_past(1, capacity=40)
+    places = []
+    for _ in range(4):
+        _, past = session.extend(np.array([[5]]), None, past)
+        places.append(past.values[0].data_ptr())
+    assert places[0] == places[2] != places[1] == places[3]
+    first, second = (session.extend(np.array([[5]]), None, past)[0] for _ in range(2))
+    assert np.array_equal(first, second)
+
+
+def test_a_past_that_is_full_is_refused(session: DecoderSession) -> None:
+    """The tokens, the room and the rows are named before the runtime writes beyond a buffer."""
+    past = session.empty_past(1, capacity=4)
+    with pytest.raises(HavocError, match="5 tokens do not fit a past of 4"):
+        session.extend(np.array([[5] * 5]), None, past)
+    with pytest.raises(HavocError, match="2 rows of token ids for a past of 1"):
+        session.extend(np.array([[5], [5]]), None, past)
+
+
 def test_every_node_runs_on_the_provider_that_was_asked_for(session: DecoderSession) -> None:
-    """The runtime's own record of the placement, node by node."""
+    """The runtime's own record of the placement, node by node, of every graph."""
     placement = session.placement()
     assert set(placement) == {"CPUExecutionProvider"}
-    assert len(placement["CPUExecutionProvider"]) > 20
+    nodes = placement["CPUExecutionProvider"]
+    assert len(nodes) > 20
+    assert {name.partition(":")[0] for name in nodes} == {"model.onnx", "embedding.onnx", "vision.onnx"}
 
 
 def test_a_provider_this_machine_lacks_is_refused(artifact: Path) -> None:

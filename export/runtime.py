@@ -1,0 +1,116 @@
+"""Opening graphs in ONNX Runtime on the provider that was asked for, or saying why not. No torch.
+
+ONNX Runtime by itself falls back to the CPU in silence: with its CUDA build on a machine without CUDA libraries the
+session opens and runs, on the CPU. So what it would run on is compared with what was asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import onnxruntime as ort
+
+from ..errors import HavocError, IdentityError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+DEVICES = {CUDA: "cuda", CPU: "cpu"}
+"""Where a provider's tensors live, in ONNX Runtime's words."""
+
+DEFAULT_OPTIONS: dict[str, dict[str, str]] = {
+    CPU: {},
+    CUDA: {
+        "arena_extend_strategy": "kSameAsRequested",  # the default doubles and never gives back
+        "use_tf32": "0",  # a product that rounds its factors to 10 bits is not fp32
+    },
+}
+"""Options of each provider that a session sets unless the caller says otherwise."""
+
+
+def open_graph(
+    graph: Path | bytes,
+    *,
+    provider: str,
+    num_threads: int | None,
+    weights: Mapping[str, NDArray[Any]],
+    packs_weights: bool,
+    provider_options: Mapping[str, str],
+) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
+    """Open one graph; also return the values that alias `weights`, which must live as long as the session.
+
+    A graph that does not load is a `HavocError`; one that would run on another provider an `IdentityError`.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if num_threads is not None:
+        options.intra_op_num_threads = num_threads
+    if not packs_weights:
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.enable_cpu_mem_arena = False  # it would keep every unpacked matrix
+    values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    if values:
+        options.add_external_initializers(list(weights), values)
+    source = graph if isinstance(graph, bytes) else str(graph)
+    label = "graph" if isinstance(graph, bytes) else str(graph)
+    if provider == CUDA:
+        _preload_cuda()
+    try:
+        providers = [(provider, {**DEFAULT_OPTIONS[provider], **provider_options})]
+        session = ort.InferenceSession(source, options, providers=providers)
+    except Exception as error:
+        msg = f"{label}: ONNX Runtime cannot open it ({_first_line(error)})"
+        raise HavocError(msg) from error
+    if session.get_providers()[0] != provider:
+        msg = f"{label}: asked for {provider}, ONNX Runtime would run on {session.get_providers()[0]}"
+        raise IdentityError(msg)
+    session.disable_fallback()
+    return session, values
+
+
+def require_provider(provider: str) -> None:
+    """Raise an `IdentityError` unless this build of ONNX Runtime has `provider`."""
+    available = [name for name in ort.get_available_providers() if name in DEVICES]
+    if provider not in available:
+        msg = f"execution provider {provider!r} is not in this ONNX Runtime; there are {', '.join(available)}"
+        raise IdentityError(msg)
+
+
+def placement(sessions: Mapping[str, ort.InferenceSession]) -> dict[str, list[str]]:
+    """Which provider runs each node, as ONNX Runtime recorded it: provider to sorted `graph:/node` names."""
+    nodes: dict[str, list[str]] = {}
+    for graph, session in sessions.items():
+        for part in session.get_provider_graph_assignment_info():
+            nodes.setdefault(part.ep_name, []).extend(f"{graph}:{node.name}" for node in part.get_nodes())
+    return {name: sorted(found) for name, found in nodes.items()}
+
+
+def run(session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions | None = None) -> None:
+    """Run a bound session; whatever ONNX Runtime raises becomes a one-line `HavocError`."""
+    try:
+        session.run_with_iobinding(binding, options)
+    except Exception as error:
+        msg = f"ONNX Runtime failed while running the model ({_first_line(error)})"
+        raise HavocError(msg) from error
+
+
+@functools.cache
+def _preload_cuda() -> None:
+    """Load CUDA's libraries from where pip puts them, once; what it prints must not mix with what a command prints."""
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(sys.stderr):
+            ort.preload_dlls(cudnn=False, msvc=False)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0][:300] if lines else type(error).__name__
