@@ -166,6 +166,10 @@ class DenseMixture:
                 torch.mv(rows.T, self._coefficients(alpha, name), out=folded)
         return dict(self._folded)
 
+    def deltas(self, alpha: Sequence[float]) -> dict[str, Tensor]:
+        """The mixture's delta [R] by name, as `mix` computes it."""
+        return mix(self._experts, alpha, rule=self._rule, singular_values=self._singular_values)
+
     def _coefficients(self, alpha: Sequence[float], name: str) -> Tensor:
         """Weights [K + 1] of the base and of each expert's dense delta."""
         if self._rule == "delta":

@@ -15,7 +15,8 @@ import onnx_ir as ir
 from ..adapt.mixture import DenseMixture
 from ..model.tokenizer import Tokenizer
 from .datafile import encoded_initializers
-from .encode import encode
+from .encode import encode, encode_factors
+from .fold import FoldedTensors
 from .graph import build_graphs, serialize
 from .layout import Layout, plan_layout
 from .options import DEFAULT_OPTIONS, GraphOptions
@@ -63,7 +64,7 @@ class CandidateSessions:
     ) -> None:
         """Compute every expert's dense delta once; holds K + 2 copies of the adapted weights."""
         self._source = open_source(base)
-        self._mixture = DenseMixture(self._source.tensors, basis, experts, rule=rule)
+        self._mixture, self._basis = DenseMixture(self._source.tensors, basis, experts, rule=rule), basis
         self._options, self._provider, self._num_threads = options, provider, num_threads
         self._shared: dict[Structure, _Shared] = {}
         directory = self._source.directory
@@ -85,11 +86,17 @@ class CandidateSessions:
     def encoded(self, alpha: Sequence[float], structure: Structure) -> dict[int, NDArray[Any]]:
         """The adapted weights of `alpha` as the structure stores them, by offset in the data file."""
         layout = self._shared_of(structure).layout
+        deltas = self._mixture.deltas(alpha) if layout.num_factored else {}
+        mixed = FoldedTensors(self._source.tensors, deltas, self._basis)
         encoded: dict[int, NDArray[Any]] = {}
         for name, folded in self._mixture.fold(alpha).items():
             weight = layout[name]
-            for item, array in zip(weight.initializers, encode(weight, folded.numpy(), structure), strict=True):
-                encoded[item.offset_bytes] = array
+            if weight.factors:
+                factors = mixed.factors(name, rank=weight.factors[0].source_shape[0])
+                arrays = encode_factors(weight, factors, structure)
+            else:
+                arrays = encode(weight, folded, structure)
+            encoded |= {item.offset_bytes: array for item, array in zip(weight.initializers, arrays, strict=True)}
         return encoded
 
     def folded(self, alpha: Sequence[float]) -> dict[str, Tensor]:
@@ -99,10 +106,11 @@ class CandidateSessions:
 
     def _shared_of(self, structure: Structure) -> _Shared:
         if structure not in self._shared:
-            config, tensors = self._source.config, self._source.tensors
+            config = self._source.config
             layout = plan_layout(config, structure)
             models = build_graphs(config, structure, self._options)
-            items = encoded_initializers(tensors, config, structure, layout)
+            base = FoldedTensors(self._source.tensors, {}, self._basis)
+            items = encoded_initializers(base, config, structure, layout)
             self._shared[structure] = _Shared(
                 graphs={name: serialize(model) for name, model in models.items()},
                 layout=layout,

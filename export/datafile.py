@@ -12,9 +12,9 @@ from torch import Tensor
 
 from ..model.tensors import HEAD
 from ..progress import SILENT, Progress
-from .encode import encode, rope_arrays
+from .encode import encode, encode_factors, rope_arrays
 from .layout import NUM_BITS, ROPE_COS, ROPE_SIN
-from .quantize import dequantize_blocks
+from .quantize import Blocks, dequantize_blocks
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,23 +23,32 @@ if TYPE_CHECKING:
 
     from ..model.config import HavocConfig
     from ..model.structure import Structure
-    from .layout import Initializer, Layout
+    from .fold import FoldedTensors
+    from .layout import Initializer, Layout, StoredWeight
 
 
 def encoded_initializers(
-    tensors: Mapping[str, Tensor], config: HavocConfig, structure: Structure, layout: Layout
+    tensors: FoldedTensors, config: HavocConfig, structure: Structure, layout: Layout
 ) -> Iterator[tuple[Initializer, NDArray[Any]]]:
     """Every initializer with its values, in file order; each source tensor is asked for once and then dropped."""
     tables = rope_arrays(config)
     for weight in layout.weights:
-        table = tables.get(weight.source)
-        array = tensors[weight.source].to(torch.float32).numpy() if table is None else table
-        yield from zip(weight.initializers, encode(weight, array, structure), strict=True)
+        yield from zip(weight.initializers, _encoded(weight, tensors, tables, structure), strict=True)
+
+
+def _encoded(
+    weight: StoredWeight, tensors: FoldedTensors, tables: Mapping[str, Tensor], structure: Structure
+) -> list[NDArray[Any]]:
+    if weight.factors:
+        rank = weight.factors[0].source_shape[0]
+        return encode_factors(weight, tensors.factors(weight.source, rank=rank), structure)
+    table = tables.get(weight.source)
+    return encode(weight, tensors[weight.source] if table is None else table, structure)
 
 
 def write_data_file(
     path: Path,
-    tensors: Mapping[str, Tensor],
+    tensors: FoldedTensors,
     *,
     config: HavocConfig,
     structure: Structure,
@@ -65,21 +74,26 @@ class StoredWeights(Mapping[str, Tensor]):
     """The weights of a data file as the fp32 tensors they stand for: what the graphs should compute with."""
 
     def __init__(self, path: Path, layout: Layout, structure: Structure) -> None:
-        """Map `path`; nothing is read until asked for."""
+        """Map `path`; nothing is read until asked for, and a tensor stored as it is needed is not copied."""
         self._layout, self._structure = layout, structure
-        self._bytes = np.memmap(path, np.uint8, mode="r")
+        self._bytes = np.memmap(path, np.uint8, mode="c")
         self._sources = [weight.source for weight in layout.weights if weight.source not in {ROPE_COS, ROPE_SIN}]
 
     def __getitem__(self, source: str) -> Tensor:
         weight = self._layout[source]
+        if weight.factors:
+            first_RN, second_MR = (self._matrix(factor) for factor in weight.factors)
+            return second_MR @ first_RN
+        return self._matrix(weight)
+
+    def _matrix(self, weight: StoredWeight) -> Tensor:
         arrays = [self._stored(item) for item in weight.initializers]
         if weight.form == "blocks":
+            blocks = Blocks(arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None)  # noqa: PLR2004 - zero points
             num_bits = NUM_BITS[self._structure.weight_format]
-            packed, scales = arrays
-            rows = dequantize_blocks(packed, scales, num_bits=num_bits, num_columns=weight.source_shape[1])
-            return torch.from_numpy(rows)
-        array = arrays[0].T if weight.form == "transposed" else arrays[0]
-        return torch.from_numpy(np.array(array, dtype=np.float32, order="C"))
+            return torch.from_numpy(dequantize_blocks(blocks, num_bits=num_bits, num_columns=weight.source_shape[1]))
+        tensor = torch.from_numpy(arrays[0]).to(torch.float32)
+        return tensor.t().contiguous() if weight.form == "transposed" else tensor
 
     def _stored(self, item: Initializer) -> NDArray[Any]:
         part = self._bytes[item.offset_bytes : item.offset_bytes + item.num_bytes]

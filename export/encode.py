@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
+import torch
 
 from ..errors import HavocError
 from ..model.rope import rope_tables
-from .layout import NUM_BITS, ROPE_COS, ROPE_SIN
+from .layout import ROPE_COS, ROPE_SIN
 from .quantize import quantize_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from ..model.config import HavocConfig
     from ..model.structure import Structure
@@ -21,36 +23,55 @@ if TYPE_CHECKING:
 FP16_MAX = 65504.0
 
 
-def encode(weight: StoredWeight, array: NDArray[Any], structure: Structure) -> list[NDArray[Any]]:
+def encode(weight: StoredWeight, tensor: Tensor, structure: Structure) -> list[NDArray[Any]]:
     """One array per initializer of `weight`, in its dtype and shape, C-contiguous; the values come in `source_shape`.
 
     A value that is not finite, or beyond fp16 where fp16 is stored, is a `HavocError` that names the tensor.
     """
-    if array.shape != weight.source_shape:
-        msg = f"{weight.source}: shape {list(array.shape)}, the configuration says {list(weight.source_shape)}"
+    if tuple(tensor.shape) != weight.source_shape:
+        msg = f"{weight.source}: shape {list(tensor.shape)}, the configuration says {list(weight.source_shape)}"
         raise HavocError(msg)
-    peak = float(np.maximum(array.max(), -array.min())) if array.size else 0.0
-    if not np.isfinite(peak):
+    peak = _peak(tensor)
+    if not math.isfinite(peak):
         msg = f"{weight.source}: holds NaN or Inf, so it is not exported"
         raise HavocError(msg)
-    if weight.form == "blocks":
-        values = np.ascontiguousarray(array, dtype=np.float32)
-        num_bits = NUM_BITS[structure.weight_format]
-        packed, scales = quantize_blocks(values, num_bits=num_bits, block_size=structure.block_size)
-        return [packed, _as(weight, scales, weight.initializers[1].dtype, float(scales.max()))]
-    stored = array.T if weight.form == "transposed" else array
-    return [_as(weight, stored, weight.initializers[0].dtype, peak)]
+    if weight.form != "blocks":
+        stored = tensor.t() if weight.form == "transposed" else tensor
+        return [_as(weight, stored, weight.initializers[0].dtype, peak)]
+    blocks = quantize_blocks(tensor, structure)
+    scales = torch.from_numpy(blocks.scales)
+    largest = _peak(scales)
+    if not math.isfinite(largest):
+        msg = f"{weight.source}: its values span too wide a range for blocks (largest {peak:g}); store it as fp32"
+        raise HavocError(msg)
+    encoded = [blocks.packed, _as(weight, scales, weight.initializers[1].dtype, largest)]
+    return encoded if blocks.zero_points is None else [*encoded, blocks.zero_points]
 
 
-def _as(weight: StoredWeight, array: NDArray[Any], dtype: str, peak: float) -> NDArray[Any]:
+def encode_factors(weight: StoredWeight, factors: tuple[Tensor, Tensor], structure: Structure) -> list[NDArray[Any]]:
+    """The arrays of a weight stored as two factors, `_in` [r, N] and `_out` [M, r]."""
+    pairs = zip(weight.factors, factors, strict=True)
+    return [array for factor, tensor in pairs for array in encode(factor, tensor, structure)]
+
+
+def _peak(tensor: Tensor) -> float:
+    """The largest absolute value, NaN where there is one; no copy of the tensor is made."""
+    if not tensor.numel():
+        return 0.0
+    least, most = torch.aminmax(tensor)
+    return max(float(most), -float(least)) if math.isfinite(float(most)) else math.nan
+
+
+def _as(weight: StoredWeight, tensor: Tensor, dtype: str, peak: float) -> NDArray[Any]:
     if dtype == "float16" and peak > FP16_MAX:
         advice = "choose --weights fp32 or --activations fp32"
         msg = f"{weight.source}: largest value {peak:g} is beyond fp16 ({FP16_MAX:g}); {advice}"
         raise HavocError(msg)
-    return np.ascontiguousarray(array, dtype=dtype)
+    array: NDArray[Any] = tensor.to(getattr(torch, dtype)).contiguous().numpy()
+    return array
 
 
-def rope_arrays(config: HavocConfig) -> dict[str, NDArray[np.float32]]:
+def rope_arrays(config: HavocConfig) -> dict[str, Tensor]:
     """The two RoPE tables by the name the layout stores them under, fp32 [max_seq_len, head_dim / 2]."""
     cosine, sine = rope_tables(config.attention, config.max_seq_len)
-    return {ROPE_COS: cosine, ROPE_SIN: sine}
+    return {ROPE_COS: torch.from_numpy(cosine), ROPE_SIN: torch.from_numpy(sine)}

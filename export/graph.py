@@ -20,7 +20,7 @@ import onnx_ir as ir
 from ..errors import HavocError
 from ..model.tensors import EMBEDDING, FINAL_NORM, HEAD, VISION_PROJECTION
 from . import session
-from .layout import NUM_BITS, ROPE_COS, ROPE_SIN, Layout, plan_layout
+from .layout import NUM_BITS, ROPE_COS, ROPE_SIN, Layout, StoredWeight, plan_layout
 from .options import DEFAULT_OPTIONS, GraphOptions
 from .tape import CONTRIB, Dimensions, GraphTape
 
@@ -98,26 +98,39 @@ def _embed(graph: GraphTape, config: HavocConfig, ids_BT: ir.Value) -> ir.Value:
         if graph.part(EMBEDDING).dtype == graph.activation:
             return rows
         return graph.op("embed_tokens/cast", "Cast", [rows], to=int(graph.activation))
-    num_rows, num_blocks = weight.initializers[1].shape
-    scales = graph.reshaped(EMBEDDING, 1, f"{EMBEDDING}_row_scales", (num_rows, num_blocks, 1))
-    blocks = graph.op(
-        "embed_tokens/blocks",
-        "GatherBlockQuantized",
-        [graph.part(EMBEDDING), ids_BT, scales],
-        domain=CONTRIB,
-        gather_axis=0,
-        quantize_axis=2,
-        block_size=graph.structure.block_size,
-        bits=NUM_BITS[graph.structure.weight_format],
-    )
-    padded_len = num_blocks * graph.structure.block_size
-    padded = graph.op("embed_tokens/rows", "Reshape", [blocks, graph.constant("rows", [0, 0, padded_len])])
+    padded_len = weight.initializers[1].shape[1] * graph.structure.block_size
+    padded = _block_rows(graph, weight, ids_BT, padded_len)
     if padded_len == config.d_model:
         return padded
     start, end, axis = (
         graph.constant(name, [value]) for name, value in (("zero", 0), ("d_model", config.d_model), ("last_axis", 2))
     )
     return graph.op("embed_tokens", "Slice", [padded, start, end, axis])
+
+
+def _block_rows(graph: GraphTape, weight: StoredWeight, ids_BT: ir.Value, padded_len: int) -> ir.Value:
+    """Rows of a quantized table with their padding; zero points are packed by row, so such a table is read as rows."""
+    (num_rows, num_blocks), num_bytes = weight.initializers[1].shape, weight.initializers[0].num_bytes
+    if graph.structure.is_symmetric:
+        scales = graph.reshaped(EMBEDDING, 1, f"{EMBEDDING}_row_scales", (num_rows, num_blocks, 1))
+        inputs, axis, name = [graph.part(EMBEDDING), ids_BT, scales], 2, "embed_tokens/blocks"
+    else:
+        packed = graph.reshaped(EMBEDDING, 0, f"{EMBEDDING}_rows", (num_rows, num_bytes // num_rows))
+        inputs, axis = [packed, ids_BT, graph.part(EMBEDDING, 1), graph.part(EMBEDDING, 2)], 1
+        name = "embed_tokens/rows"
+    rows = graph.op(
+        name,
+        "GatherBlockQuantized",
+        inputs,
+        domain=CONTRIB,
+        gather_axis=0,
+        quantize_axis=axis,
+        block_size=graph.structure.block_size,
+        bits=NUM_BITS[graph.structure.weight_format],
+    )
+    if axis == 1:
+        return rows
+    return graph.op("embed_tokens/rows", "Reshape", [rows, graph.constant("rows", [0, 0, padded_len])])
 
 
 class _Decoder:

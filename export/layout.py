@@ -7,7 +7,7 @@ table that two graphs use (the tied embedding, the scales of its two readers) li
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import HavocError
@@ -26,8 +26,9 @@ ROPE_SIN = "rope.sin_cache"
 _PAGE_BYTES = 4096  # large tensors start on a page, so that the runtime maps them in place
 _CACHE_LINE_BYTES = 64
 
-Form = Literal["plain", "transposed", "blocks"]
-"""`plain` as the base stores it; `transposed` [K, N] for MatMul; `blocks` quantized rows with their scales."""
+Form = Literal["plain", "transposed", "blocks", "factors"]
+"""`plain` as the base stores it; `transposed` [K, N] for MatMul; `blocks` quantized rows with their scales; `factors`
+two matrices whose product it is, each in a form of its own."""
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
 NUM_BITS = {"int8": 8, "int4": 4}
@@ -53,12 +54,16 @@ class Initializer:
 
 @dataclass(frozen=True, kw_only=True)
 class StoredWeight:
-    """One tensor of the base (`source` is its Hugging Face name) and the initializers that hold it."""
+    """One tensor of the base (`source` is its Hugging Face name) and the initializers that hold it.
+
+    A projection [M, N] of truncated rank r has two factors, `_in` [r, N] and `_out` [M, r], and their initializers.
+    """
 
     source: str
     source_shape: tuple[int, ...]
     form: Form
     initializers: tuple[Initializer, ...]
+    factors: tuple[StoredWeight, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,11 @@ class Layout:
     def __contains__(self, source: object) -> bool:
         """Whether a source tensor is stored."""
         return any(weight.source == source for weight in self.weights)
+
+    @property
+    def num_factored(self) -> int:
+        """How many projections are stored as two factors."""
+        return sum(weight.form == "factors" for weight in self.weights)
 
     @property
     def num_bytes(self) -> int:
@@ -103,13 +113,30 @@ def plan_layout(config: HavocConfig, structure: Structure) -> Layout:
 
 
 def _place(source: str, shape: tuple[int, ...], structure: Structure, end_bytes: int) -> tuple[StoredWeight, int]:
+    rank = structure.kept_rank(source, shape)
+    if rank is None:
+        return _place_whole(source, shape, structure, end_bytes)
+    num_rows, num_columns = shape
+    first, end_bytes = _place_whole(f"{source}_in", (rank, num_columns), structure, end_bytes)
+    second, end_bytes = _place_whole(f"{source}_out", (num_rows, rank), structure, end_bytes)
+    weight = StoredWeight(
+        source=source,
+        source_shape=shape,
+        form="factors",
+        initializers=(*first.initializers, *second.initializers),
+        factors=(first, second),
+    )
+    return weight, end_bytes
+
+
+def _place_whole(source: str, shape: tuple[int, ...], structure: Structure, end_bytes: int) -> tuple[StoredWeight, int]:
     form = _form(source, shape, structure)
     placed: list[Initializer] = []
     for name, dtype, stored_shape in _parts(source, shape, form, structure):
         item = Initializer(name=name, dtype=dtype, shape=stored_shape, offset_bytes=0)
         unit = _PAGE_BYTES if item.num_bytes >= _PAGE_BYTES else _CACHE_LINE_BYTES
         offset_bytes = -(-end_bytes // unit) * unit
-        placed.append(Initializer(name=name, dtype=dtype, shape=stored_shape, offset_bytes=offset_bytes))
+        placed.append(replace(item, offset_bytes=offset_bytes))
         end_bytes = offset_bytes + item.num_bytes
     return StoredWeight(source=source, source_shape=shape, form=form, initializers=tuple(placed)), end_bytes
 
@@ -133,7 +160,9 @@ def _parts(
         num_blocks = -(-columns // structure.block_size)
         num_bits = NUM_BITS[structure.weight_format]
         packed = (rows, num_blocks, structure.block_size * num_bits // 8)
-        return [(f"{source}_Q{num_bits}", "uint8", packed), (f"{source}_scales", activation, (rows, num_blocks))]
+        parts = [(f"{source}_Q{num_bits}", "uint8", packed), (f"{source}_scales", activation, (rows, num_blocks))]
+        zero_points = (f"{source}_zero_points", "uint8", (rows, -(-num_blocks * num_bits // 8)))
+        return parts if structure.is_symmetric else [*parts, zero_points]
     is_matrix = len(shape) == 2 and not source.startswith("rope.")  # noqa: PLR2004 - a matrix has two dimensions
     dtype = "float16" if is_matrix and structure.weight_format == "fp16" else activation
     return [(source, dtype, shape[::-1] if form == "transposed" else shape)]

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from .layout import DATA_FILE, NUM_BITS, Initializer, Layout
+from .layout import DATA_FILE, NUM_BITS, Initializer, Layout, StoredWeight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,22 +68,24 @@ class GraphTape:
         op_type: str,
         inputs: Sequence[ir.Value | None],
         outputs: Sequence[str],
+        *,
+        domain: str = "",
         **attributes: Attribute,
     ) -> Sequence[ir.Value]:
-        """Append one node with several outputs."""
+        """Append one node with several outputs; one named "" is not wanted."""
         values = [ir.val(output) for output in outputs]
-        return self._tape.op_multi_out(op_type, inputs, attributes, outputs=values, name=f"/{name}")
+        return self._tape.op_multi_out(op_type, inputs, attributes, domain=domain, outputs=values, name=f"/{name}")
 
     def constant(self, name: str, value: int | Sequence[int]) -> ir.Value:
         """An int64 scalar or vector kept inside the graph file."""
         return self._initializer(f"const.{name}", ir.tensor(np.asarray(value, dtype=np.int64), name=f"const.{name}"))
 
-    def stored(self, source: str) -> list[ir.Value]:
+    def stored(self, weight: StoredWeight) -> list[ir.Value]:
         """The initializers of one stored weight, as references into the data file."""
-        return [self.part(source, index) for index in range(len(self.layout[source].initializers))]
+        return [self._initializer(item.name, _reference(item)) for item in weight.initializers]
 
     def part(self, source: str, index: int = 0) -> ir.Value:
-        """One initializer of a stored weight: its only one, or of a quantized one the blocks (0) or scales (1)."""
+        """One initializer: its only one, or of a quantized weight the blocks (0), scales (1) or zero points (2)."""
         item = self.layout[source].initializers[index]
         return self._initializer(item.name, _reference(item))
 
@@ -103,6 +105,12 @@ class GraphTape:
     def linear(self, name: str, x: ir.Value, source: str, *, output: str = "") -> ir.Value:
         """`x W^T` for a stored weight [out, in], in whatever form the layout stores it."""
         weight = self.layout[source]
+        *firsts, last = weight.factors or (weight,)
+        for factor in firsts:
+            x = self._product(f"{name}/in", x, factor)
+        return self._product(name, x, last, output=output)
+
+    def _product(self, name: str, x: ir.Value, weight: StoredWeight, *, output: str = "") -> ir.Value:
         if weight.form == "blocks":
             rows, columns = weight.source_shape
             name_of_format = self.structure.weight_format
@@ -110,17 +118,13 @@ class GraphTape:
             level = {"accuracy_level": CPU_ACCURACY_LEVELS[name_of_format]} if is_fp32 else {}
             bits = NUM_BITS[name_of_format]
             sizes = {"K": columns, "N": rows, "bits": bits, "block_size": self.structure.block_size, **level}
-            return self.op(name, "MatMulNBits", [x, *self.stored(source)], domain=CONTRIB, output=output, **sizes)
-        matrix = self._in_activation(source)
+            return self.op(name, "MatMulNBits", [x, *self.stored(weight)], domain=CONTRIB, output=output, **sizes)
+        (matrix,) = self.stored(weight)
+        if matrix.dtype != self.activation:
+            matrix = self.op(f"{weight.source}.cast", "Cast", [matrix], to=int(self.activation))
         if weight.form == "plain":  # a table that is also gathered by row: used in place, never transposed into a copy
             return self.op(name, "FusedMatMul", [x, matrix], domain=CONTRIB, output=output, transB=1)
         return self.op(name, "MatMul", [x, matrix], output=output)
-
-    def _in_activation(self, source: str) -> ir.Value:
-        matrix = self.part(source)
-        if matrix.dtype == self.activation:
-            return matrix
-        return self.op(f"{source}.cast", "Cast", [matrix], to=int(self.activation))
 
     def typed(self, value: ir.Value, dtype: ir.DataType, shape: Dimensions) -> ir.Value:
         """Declare dtype and shape of an output value."""
