@@ -83,6 +83,7 @@ def _nvml_witness(nvml: Nvml, card: Card) -> GpuWitness:
         name=card.name() or "unknown",
         uuid_sha256=_hash_text(card.uuid()),
         compute_capability=card.compute_capability(),
+        num_sms=card.num_sms(),
         memory_total_bytes=card.memory_total_bytes(),
         library_sha256=_hash_library(nvml.library_file),
     )
@@ -109,6 +110,7 @@ def disagreements(
         "name": (nvml.name, cuda.name),
         "UUID": (nvml.uuid_sha256, cuda.uuid_sha256),
         "compute capability": (nvml.compute_capability, cuda.compute_capability),
+        "multiprocessors": (nvml.num_sms, cuda.num_sms),
         "memory bus": (card.bus_width_bits(), cuda_bus_width_bits),
     }
     found = [
@@ -232,11 +234,6 @@ def runtime_package() -> str:
             f"pip uninstall -y {' '.join(found)}, then install one of them"
         )
     return found[0]
-
-
-def memory_available_bytes() -> int | None:
-    """Memory a new process can have without swapping; None off Linux."""
-    return _meminfo_bytes("MemAvailable")
 
 
 def swap_used_bytes() -> int | None:

@@ -21,6 +21,7 @@ FOREIGN_CPU_SHARE = 0.25
 STEAL_SHARE = 0.10
 DRIFT_SHARE = 0.10
 SWAP_BYTES = 64_000_000
+MAJOR_PAGE_FAULTS = 100
 PARENT_CPU_SHARE = 0.01
 FULL_SHARE = 0.95
 HARMLESS = frozenset({"gpu_idle", "applications_clocks_setting", "display_clock_setting"})
@@ -38,6 +39,8 @@ def attempt_problems(attempt: Attempt) -> list[str]:
         problems.append(f"other processes used {attempt.samples.foreign_cpu_share:.0%} of the CPU")
     if (attempt.samples.steal_share or 0.0) > STEAL_SHARE:
         problems.append(f"the hypervisor took {attempt.samples.steal_share:.0%} of the CPU")
+    if attempt.samples.warmup.classification == "no_steady_state":
+        problems.append("no two windows of calls agreed, so it was never warm")
     return problems
 
 
@@ -47,7 +50,7 @@ def session_checks(
     memory: Memory,
     device: Device,
     is_contention_invalid: bool,
-    num_retries: int,
+    retry_reasons: Sequence[str],
     swap_growth_bytes: int | None,
 ) -> tuple[Check, ...]:
     """All checks of one session, in the order they are shown."""
@@ -59,7 +62,8 @@ def session_checks(
         _drift(processes),
         _numbers(processes),
         _swap(swap_growth_bytes),
-        _retries(num_retries),
+        _paging(processes),
+        _retries(retry_reasons),
         _parent(attempts),
         _telemetry(attempts),
         *_device_memory(memory, device),
@@ -135,9 +139,24 @@ def _swap(growth_bytes: int | None) -> Check:
     return Check(id="swap", status=status, detail=detail, value=float(growth_bytes), limit=float(SWAP_BYTES))
 
 
-def _retries(num_retries: int) -> Check:
-    detail = f"{num_retries} processes were repeated because the device was throttled or contended"
-    return Check(id="retries", status="warning" if num_retries else "ok", detail=detail, value=float(num_retries))
+def _paging(processes: Sequence[ProcessSamples]) -> Check:
+    """Look for pages that had to come from the disk: memory was short, though nothing may have been swapped out."""
+    faults = [process.major_page_faults for process in processes if process.major_page_faults is not None]
+    if not faults:
+        return Check(id="paging", status="unavailable", detail="the system does not count page faults")
+    worst = max(faults)
+    return Check(
+        id="paging",
+        status="warning" if worst > MAJOR_PAGE_FAULTS else "ok",
+        detail=f"a timed process waited for at most {worst} pages from the disk",
+        value=float(worst),
+        limit=float(MAJOR_PAGE_FAULTS),
+    )
+
+
+def _retries(reasons: Sequence[str]) -> Check:
+    detail = f"{len(reasons)} processes were repeated" + (f": {reasons[0]}" if reasons else "")
+    return Check(id="retries", status="warning" if reasons else "ok", detail=detail[:500], value=float(len(reasons)))
 
 
 def _parent(attempts: Sequence[Attempt]) -> Check:
@@ -172,4 +191,7 @@ def _device_memory(memory: Memory, device: Device) -> list[Check]:
         return [Check(id="vram", status="invalid", detail=detail, value=float(peak), limit=FULL_SHARE * total)]
     if apart := [words for series in memory.vram if (words := disagreement(series))]:
         return [Check(id="vram", status="invalid", detail=f"two methods disagree: {apart[0]}", value=float(peak))]
-    return [Check(id="vram", status="ok", detail=f"peak {peak} bytes by {memory.vram[0].method}", value=float(peak))]
+    detail = f"peak {peak} bytes by {memory.vram[0].method}"
+    if memory.vram_caveat:
+        return [Check(id="vram", status="warning", detail=f"{detail}: {memory.vram_caveat}"[:500], value=float(peak))]
+    return [Check(id="vram", status="ok", detail=detail, value=float(peak))]

@@ -4,8 +4,8 @@
     cost = measure_cost(Path("artifact"))            # a few seconds, for ranking candidates only
 
 Latency processes are only timed; memory is watched in processes of its own. A process that ran throttled or beside a
-busy neighbour is repeated, within the profile's bound, and counted. Every file is hashed first, so a load reads from a
-warm page cache. Nothing is written: the caller saves the record.
+busy neighbour is repeated, within the profile's bound, and counted. Every file is hashed first, so they load from a
+warm page cache; one more process tells the cold start apart. Nothing is written: the caller saves the record.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .. import __version__, storage
+from .. import storage
 from ..errors import MeasurementError
 from ..progress import SILENT
 from . import warmup
@@ -27,15 +27,16 @@ from .findings import attempt_problems, session_checks
 from .memory import RSS_INTERVAL_MS, VRAM_INTERVAL_MS, MemoryWatch, joined, memory_process
 from .profiles import profile_named
 from .record import Record
-from .schema import Energy, Memory, Protocol, Provenance, Tool
-from .session import TELEMETRY_INTERVAL_MS, Attempt, Session, latency_process, open_session
-from .subject import identify_subject
+from .schema import Energy, Memory, Protocol, Provenance
+from .session import TELEMETRY_INTERVAL_MS, Attempt, Session, cold_start, latency_process, open_session
+from .subject import file_states, identify_subject, require_unchanged
+from .tool import identify_tool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..progress import Progress, Stage
-    from .schema import ProcessSamples, Purpose, Subject, Workload
+    from .schema import ColdStart, ProcessSamples, Purpose, Subject, Workload
 
 _ENVIRONMENT = (
     "CUDA_LAUNCH_BLOCKING",
@@ -92,38 +93,44 @@ def run_session(
 ) -> Record:
     """Carry out every process of an open session and return the sealed record."""
     profile = session.profile
-    subject = identify_subject(session.artifact)
+    subject, states = identify_subject(session.artifact), file_states(session.artifact)
     swap_before = swap_used_bytes()
-    with progress.stage("measure", profile.num_processes + profile.num_memory_processes, unit="processes") as stage:
-        attempts, num_retries = _latency_processes(session, stage)
+    num_stages = profile.num_processes + profile.num_memory_processes + 1
+    with progress.stage("measure", num_stages, unit="processes") as stage:
+        attempts, reasons = _latency_processes(session, stage)
         memories = []
         for process in range(profile.num_memory_processes):
             memories.append(memory_process(session, process, weight_bytes=subject.weight_bytes))
             stage.advance(note=_memory_note(memories[-1]))
+        cold = cold_start(session)
+        stage.advance(note=f"cold start {(cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9:.2f} s")
+    require_unchanged(session.artifact, states)
     return _assembled(
         session,
         subject=subject,
         attempts=attempts,
         memory=joined(memories),
+        cold=cold,
         purpose=purpose,
-        num_retries=num_retries,
+        retry_reasons=reasons,
         swap_before_bytes=swap_before,
         previous=previous,
     )
 
 
-def _latency_processes(session: Session, stage: Stage) -> tuple[list[Attempt], int]:
-    """Every latency process, repeated while it is disturbed and the profile allows it; and how often that was."""
-    attempts, num_retries = [], 0
+def _latency_processes(session: Session, stage: Stage) -> tuple[list[Attempt], list[str]]:
+    """Every latency process, repeated while it is disturbed and the profile allows it; and why each was repeated."""
+    attempts: list[Attempt] = []
+    reasons: list[str] = []
     for process in range(session.profile.num_processes):
         attempt = latency_process(session, process)
-        while num_retries < session.profile.num_retries and (problems := attempt_problems(attempt)):
-            num_retries += 1
+        while len(reasons) < session.profile.num_retries and (problems := attempt_problems(attempt)):
+            reasons.append(f"process {process}: {problems[0]}")
             stage.advance(0, note=f"repeating: {problems[0]}")
             attempt = latency_process(session, process)
         attempts.append(attempt)
         stage.advance(note=_note(attempt.samples))
-    return attempts, num_retries
+    return attempts, reasons
 
 
 def measure_cost(
@@ -151,8 +158,9 @@ def measure_cost(
             subject=subject,
             attempts=[attempt],
             memory=memory,
+            cold=None,
             purpose="screen",
-            num_retries=0,
+            retry_reasons=(),
             swap_before_bytes=swap_before,
             previous=None,
         )
@@ -177,26 +185,27 @@ def _assembled(
     subject: Subject,
     attempts: Sequence[Attempt],
     memory: Memory,
+    cold: ColdStart | None,
     purpose: Purpose,
-    num_retries: int,
+    retry_reasons: Sequence[str],
     swap_before_bytes: int | None,
     previous: Record | None,
 ) -> Record:
     swap_after = swap_used_bytes()
-    protocol = _protocol(session, num_retries)
+    protocol = _protocol(session, attempts, retry_reasons)
     now = datetime.now(UTC)
     checks = session_checks(
         attempts,
         memory=memory,
         device=session.device,
         is_contention_invalid=session.profile.is_contention_invalid,
-        num_retries=num_retries,
+        retry_reasons=retry_reasons,
         swap_growth_bytes=None if swap_after is None or swap_before_bytes is None else swap_after - swap_before_bytes,
     )
     return Record(
         run_id=f"{now:%Y%m%d-%H%M%S}-{secrets.token_hex(3)}",
         created_utc=f"{now:%Y-%m-%dT%H:%M:%SZ}",
-        tool=Tool(version=__version__),
+        tool=identify_tool(),
         evidence="simulated" if session.device.is_simulated else "measured",
         purpose=purpose,
         subject=subject,
@@ -207,6 +216,7 @@ def _assembled(
         host=identify_host(),
         protocol=protocol,
         samples=tuple(attempt.samples for attempt in attempts),
+        cold_start=cold,
         memory=memory,
         telemetry=tuple(point for attempt in attempts for point in attempt.telemetry),
         energy=_energy(session, attempts),
@@ -220,20 +230,23 @@ def _assembled(
     ).sealed()
 
 
-def _protocol(session: Session, num_retries: int) -> Protocol:
+def _protocol(session: Session, attempts: Sequence[Attempt], retry_reasons: Sequence[str]) -> Protocol:
     environment = {**ENVIRONMENT_DEFAULTS, **os.environ}
     profile = session.profile
     return Protocol(
         profile=profile.name,
         provider=session.provider,
+        provider_options=attempts[0].provider_options,
         num_processes=profile.num_processes,
         num_threads=session.num_threads,
         min_busy_s=profile.prefill.min_busy_s + profile.ttft.min_busy_s + profile.decode.min_busy_s,
         warmup_tolerance=warmup.TOLERANCE,
         io_binding=True,
+        kv_cache="preallocated",
         memory_interval_ms=RSS_INTERVAL_MS if session.card is None else VRAM_INTERVAL_MS,
         telemetry_interval_ms=TELEMETRY_INTERVAL_MS,
-        num_retries=num_retries,
+        num_retries=len(retry_reasons),
+        retry_reasons=tuple(retry_reasons),
         environment={
             **{name: environment[name][:100] for name in _ENVIRONMENT if name in environment},
             **{name: "set" for name in _PRESENCE_ONLY if environment.get(name)},

@@ -1,7 +1,8 @@
 """The memory pass: one fresh process that loads, runs once and then steadily, while its memory is watched from outside.
 
 Resident memory is the kernel's own high-water mark of each phase (`vm_hwm`: no sampling gap), or a sampled maximum
-where the kernel keeps none. Device memory goes through the ladder of `vram.py`.
+where the kernel keeps none. Device memory goes through the ladder of `vram.py`; the card is also looked at before the
+process comes and after it went, so that nobody else's memory counts as its own or hides it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from .child import run_worker
 from .gpu_processes import sort_out
 from .instruments import Sampler, process_rss_bytes, thinned
 from .schema import Memory, MemorySeries
-from .vram import VramReading, settle
+from .vram import CROSS_CHECK_BYTES, VramReading, arena_series, settle
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 RSS_INTERVAL_MS = 10.0
 VRAM_INTERVAL_MS = 5.0
 _BASELINE_WAIT_S = 0.2
+_SETTLE_S = 2.0  # a driver may take a moment to free what a dead process held
 PHASES = ("load", "first_run", "steady")
 
 
@@ -33,10 +35,12 @@ class MemoryWatch:
 
     def __init__(self, session: Session) -> None:
         self._session = session
-        self._baseline_bytes = _idle_device_bytes(session.card)
+        self._before = _looks(session.card, 2)
+        self._after: list[tuple[int, VramReading]] = []
         self._rss = Sampler(self._read_rss, interval_ms=RSS_INTERVAL_MS)
         self._vram = Sampler(self._read_vram, interval_ms=VRAM_INTERVAL_MS)
         self._pid: int | None = None
+        self._listed_pid: int | None = None
         self._phases: dict[str, int] = {}
 
     def on_start(self, pid: int) -> None:
@@ -60,13 +64,19 @@ class MemoryWatch:
         if self._session.card is not None:
             self._vram.__exit__(kind, error, trace)
         self._rss.__exit__(kind, error, trace)
+        if error is None:
+            self._after = _settled(self._session.card, self._before)
 
     def _read_rss(self) -> int | None:
         return None if self._pid is None else process_rss_bytes(self._pid)
 
     def _read_vram(self) -> VramReading | None:
         card, pid = self._session.card, self._pid
-        return None if card is None or pid is None else _look(card, pid, self._session.idle_pids)
+        if card is None or pid is None:
+            return None
+        reading, listed_pid = _look(card, pid, self._session.idle_pids)
+        self._listed_pid = listed_pid or self._listed_pid
+        return reading
 
     def memory(self, process: int, result: dict[str, Any], *, weight_bytes: int) -> Memory:
         """What was seen, together with the kernel's own peaks that the child reported in `result`."""
@@ -75,18 +85,24 @@ class MemoryWatch:
         if card is None:
             return seen.model_copy(update={"vram_reason": _no_card_reason(self._session)})
         finding = settle(
-            self._vram.readings,
+            [*self._before, *self._vram.readings, *self._after],
             process=process,
             zero_ns=self._session.zero_ns,
             interval_ms=VRAM_INTERVAL_MS,
             max_gap_ms=self._vram.max_gap_ms,
-            baseline_bytes=self._baseline_bytes,
-            accounted_bytes=card.accounted_peak_bytes(self._pid) if self._pid and card.is_accounting() else None,
+            baseline_bytes=_least_bytes(self._before),
+            settled_bytes=_least_bytes(self._after),
+            accounted_bytes=self._accounted_bytes(card),
             weight_bytes=weight_bytes,
             phase_start_ns=self._phases,
         )
         series = () if finding.series is None else (finding.series,)
-        return seen.model_copy(update={"vram": series, "vram_reason": finding.reason})
+        return seen.model_copy(update={"vram": series, "vram_reason": finding.reason, "vram_caveat": finding.caveat})
+
+    def _accounted_bytes(self, card: Card) -> int | None:
+        """The driver's own maximum, by the number under which it lists our process."""
+        pid = self._listed_pid or self._pid
+        return card.accounted_peak_bytes(pid) if pid and card.is_accounting() else None
 
     def _resident(self, process: int, result: dict[str, Any]) -> Memory:
         by_kernel = {phase: peak for phase, peak in result.get("phase_peak_bytes", {}).items() if peak}
@@ -111,7 +127,10 @@ class MemoryWatch:
 
 
 def memory_process(session: Session, process: int, *, weight_bytes: int) -> Memory:
-    """Run one process of the memory pass and return what was seen of it."""
+    """Run one process of the memory pass and return what was seen of it.
+
+    Where the driver gives no figure of a card's memory, one more process asks the runtime's allocator.
+    """
     with MemoryWatch(session) as watch:
         result = run_worker(
             session.request("memory", process),
@@ -119,7 +138,20 @@ def memory_process(session: Session, process: int, *, weight_bytes: int) -> Memo
             on_start=watch.on_start,
             listen=watch.listen,
         )
-    return watch.memory(process, result, weight_bytes=weight_bytes)
+    memory = watch.memory(process, result, weight_bytes=weight_bytes)
+    if session.device.kind == "cpu" or memory.vram:
+        return memory
+    return _with_arena(session, memory, process, weight_bytes=weight_bytes)
+
+
+def _with_arena(session: Session, memory: Memory, process: int, *, weight_bytes: int) -> Memory:
+    """Add the lower bound of the runtime's own allocator; the reason for having no better figure is its caveat."""
+    result = run_worker(session.request("arena", process), timeout_s=session.profile.timeout_s)
+    series = arena_series(result["arena_bytes"], process=process, weight_bytes=weight_bytes)
+    if series is None:
+        return memory
+    caveat = f"only the runtime's allocator is known, which proves no pass: {memory.vram_reason}"
+    return memory.model_copy(update={"vram": (series,), "vram_reason": None, "vram_caveat": caveat[:500]})
 
 
 def joined(memories: list[Memory]) -> Memory:
@@ -131,29 +163,58 @@ def joined(memories: list[Memory]) -> Memory:
         vram=vram if all(memory.vram for memory in memories) else (),
         rss_reason=None if rss else next((memory.rss_reason for memory in memories if memory.rss_reason), None),
         vram_reason=next((memory.vram_reason for memory in memories if memory.vram_reason), None),
+        vram_caveat=next((memory.vram_caveat for memory in memories if memory.vram_caveat), None),
     )
 
 
-def _look(card: Card, pid: int, idle_pids: Collection[int]) -> VramReading:
+def _look(card: Card, pid: int | None, idle_pids: Collection[int]) -> tuple[VramReading, int | None]:
+    """What the card holds now, and the number under which it lists our process; `pid` None while there is none."""
     used_bytes, processes = card.memory_used_bytes(), card.processes()
     if processes is None:
-        return VramReading(device_used_bytes=used_bytes, own_used_bytes=None, num_others=None)
+        return VramReading(device_used_bytes=used_bytes, own_used_bytes=None, num_others=None), None
+    if pid is None:
+        return VramReading(device_used_bytes=used_bytes, own_used_bytes=None, num_others=len(processes)), None
     found = sort_out(processes, own_pid=pid, idle_pids=idle_pids)
-    return VramReading(
+    reading = VramReading(
         device_used_bytes=used_bytes,
         own_used_bytes=found.own.used_bytes if found.own else None,
         num_others=found.num_foreign + found.num_drawing,
+        is_own_listed=found.own is not None,
     )
+    return reading, found.own.pid if found.own else None
 
 
-def _idle_device_bytes(card: Card | None) -> int | None:
-    """What the card holds before our process is there: the lower of two looks, a moment apart."""
-    if card is None:
-        return None
-    first = card.memory_used_bytes()
-    time.sleep(_BASELINE_WAIT_S)
-    second = card.memory_used_bytes()
-    return None if first is None or second is None else min(first, second)
+def _looks(card: Card | None, count: int) -> list[tuple[int, VramReading]]:
+    """A few looks at a card without our process, a moment apart."""
+    looks: list[tuple[int, VramReading]] = []
+    while card is not None and len(looks) < count:
+        if looks:
+            time.sleep(_BASELINE_WAIT_S)
+        looks.append((time.perf_counter_ns(), _look(card, None, ())[0]))
+    return looks
+
+
+def _settled(card: Card | None, before: Collection[tuple[int, VramReading]]) -> list[tuple[int, VramReading]]:
+    """The first look at which the card is as it was before our process came, or the last one after a while."""
+    deadline = time.monotonic() + _SETTLE_S
+    while True:
+        looks = _looks(card, 1)
+        drift_bytes = abs((_least_bytes(looks) or 0) - (_least_bytes(before) or 0))
+        is_as_before = drift_bytes <= CROSS_CHECK_BYTES and _most_others(looks) <= _most_others(before)
+        if is_as_before or time.monotonic() > deadline:
+            return looks
+        time.sleep(_BASELINE_WAIT_S)
+
+
+def _most_others(looks: Collection[tuple[int, VramReading]]) -> int:
+    return max((reading.num_others or 0 for _, reading in looks), default=0)
+
+
+def _least_bytes(looks: Collection[tuple[int, VramReading]]) -> int | None:
+    """Memory of the whole card, the lowest of some looks."""
+    return min(
+        (reading.device_used_bytes for _, reading in looks if reading.device_used_bytes is not None), default=None
+    )
 
 
 def _no_card_reason(session: Session) -> str:

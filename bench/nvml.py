@@ -29,6 +29,10 @@ THROTTLE_REASONS = {
     0x200: "board_limit",
     0x400: "reliability",
 }
+CORES_PER_SM = {  # fp32 cores of one multiprocessor by compute capability: helper_cuda.h of the CUDA samples
+    **dict.fromkeys(("6.0", "7.0", "7.2", "7.5", "8.0"), 64),
+    **dict.fromkeys(("5.0", "5.2", "5.3", "6.1", "6.2", "8.6", "8.7", "8.9", "9.0", "10.0", "10.3", "12.0"), 128),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +72,14 @@ class Card:
         answer = self._ask("nvmlDeviceGetCudaComputeCapability")
         return None if answer is None else f"{answer[0]}.{answer[1]}"
 
+    def num_sms(self) -> int | None:
+        """Multiprocessors, from the cores NVML counts and the cores one has at this compute capability."""
+        num_cores, num_per_sm = (
+            self._number("nvmlDeviceGetNumGpuCores"),
+            CORES_PER_SM.get(self.compute_capability() or ""),
+        )
+        return None if num_cores is None or num_per_sm is None or num_cores % num_per_sm else num_cores // num_per_sm
+
     def memory_total_bytes(self) -> int | None:
         """Size of the card's memory."""
         info = self._memory()
@@ -82,11 +94,6 @@ class Card:
         version_2 = getattr(self.library, "nvmlMemory_v2", None)
         info = None if version_2 is None else self._ask("nvmlDeviceGetMemoryInfo", version_2)
         return info if info is not None else self._ask("nvmlDeviceGetMemoryInfo")
-
-    def is_memory_version_2(self) -> bool:
-        """Whether `memory_used_bytes` leaves out the driver's own reservation."""
-        version_2 = getattr(self.library, "nvmlMemory_v2", None)
-        return version_2 is not None and self._ask("nvmlDeviceGetMemoryInfo", version_2) is not None
 
     def processes(self) -> tuple[GpuProcess, ...] | None:
         """Every process that computes or draws on the card; None when the driver keeps the list to itself."""

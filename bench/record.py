@@ -18,6 +18,7 @@ from ..errors import HavocError, IdentityError
 from .schema import (
     Calls,
     Check,
+    ColdStart,
     Cpu,
     Device,
     DomainAccuracy,
@@ -51,6 +52,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Calls",
     "Check",
+    "ColdStart",
     "Cpu",
     "Device",
     "DomainAccuracy",
@@ -96,6 +98,7 @@ class Record(Part):
     host: Host
     protocol: Protocol
     samples: tuple[ProcessSamples, ...] = ()
+    cold_start: ColdStart | None = None
     memory: Memory = Memory()
     telemetry: tuple[TelemetryPoint, ...] = ()
     energy: Energy | None = None

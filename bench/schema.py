@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
 
 PositiveNs = Annotated[int, Field(gt=0, lt=2**62)]
 TimestampNs = Annotated[int, Field(ge=0, lt=2**62)]
@@ -34,14 +34,20 @@ class Part(BaseModel):
 
 
 class Tool(Part):
-    """What wrote the record."""
+    """What wrote the record; commit and dirtiness only where it ran from a checkout."""
 
     name: Text = "havoc-core"
     version: Text
+    git_commit: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{40,64}$")] | None = None
+    is_git_dirty: bool | None = None
 
 
 class Subject(Part):
-    """The artifact that was measured, down to the hash of each of its files."""
+    """The artifact that was measured, down to the hash of each of its files.
+
+    `config` and `structure` are its shape and formats in full, what the roofline of a measurement is computed from;
+    `graph` is how it was written: dialect, opset, kind of cache.
+    """
 
     name: Text
     files: dict[RelativeName, Sha256]
@@ -56,6 +62,9 @@ class Subject(Part):
     alpha: dict[Text, float] | None = None
     rule: Text | None = None
     has_random_weights: bool = False
+    structure: dict[Text, Text] | None = None
+    graph: dict[Text, JsonValue] | None = None
+    config: dict[Text, JsonValue] | None = None
 
 
 class Workload(Part):
@@ -150,7 +159,11 @@ class Host(Part):
 
 
 class Protocol(Part):
-    """How it was measured."""
+    """How it was measured.
+
+    `kv_cache` is "preallocated" where keys and values stay in buffers bound once, "allocated" where the runtime makes
+    new ones at every step, and null in records older than the field.
+    """
 
     profile: Text
     provider: Text
@@ -162,9 +175,11 @@ class Protocol(Part):
     timer: Text = "perf_counter_ns"
     is_gc_off: bool = True
     io_binding: bool = False
+    kv_cache: Literal["preallocated", "allocated"] | None = None
     memory_interval_ms: Annotated[float, Field(gt=0)] | None = None
     telemetry_interval_ms: Annotated[float, Field(gt=0)] | None = None
     num_retries: Count = 0
+    retry_reasons: tuple[Text, ...] = ()
     environment: dict[Text, Text] = {}
 
 
@@ -239,6 +254,20 @@ class ProcessSamples(Part):
         return [rate for episode in self.decode if (rate := episode.tok_per_s) is not None]
 
 
+class ColdStart(Part):
+    """A process of its own that started with the artifact's files out of the page cache, where that could be had.
+
+    `page_cache` is what the load proved by the bytes it fetched from the disk, whatever was asked for. `startup_ns` is
+    the time from starting the process to its first look at the artifact: interpreter and imports, never cold here.
+    """
+
+    page_cache: Literal["cold", "warm", "unknown"]
+    read_bytes: Bytes | None = None
+    startup_ns: PositiveNs
+    load_ns: PositiveNs
+    first_call_ns: PositiveNs
+
+
 class MemorySeries(Part):
     """Bytes over time in one process, the highest reading of each phase, and how they were read."""
 
@@ -257,12 +286,16 @@ class MemorySeries(Part):
 
 
 class Memory(Part):
-    """Memory passes, apart from the timed ones. An empty list means not measured; `*_reason` says why."""
+    """Memory passes, apart from the timed ones. An empty list means not measured; `*_reason` says why.
+
+    `vram_caveat` is what the figure rests on where it was not the driver's own of that one process.
+    """
 
     rss: tuple[MemorySeries, ...] = ()
     vram: tuple[MemorySeries, ...] = ()
     rss_reason: Text | None = None
     vram_reason: Text | None = None
+    vram_caveat: Text | None = None
 
     @property
     def peak_rss_bytes(self) -> int | None:

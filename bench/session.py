@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from ..errors import HavocError
 from .child import run_worker
 from .cuda_driver import CudaCard, open_cuda_card
-from .device import CPU_PROVIDER, CUDA_PROVIDER, identify_device, num_physical_cores
+from .device import CPU_PROVIDER, CUDA_PROVIDER, identify_device, num_physical_cores, runtime_package
 from .instruments import Sampler, cpu_energy_j, cpu_reading, gpu_reading, telemetry_points
 from .nvml import Card, Nvml, open_nvml
-from .schema import Device, ProcessSamples, TelemetryPoint, Workload
+from .schema import ColdStart, Device, ProcessSamples, TelemetryPoint, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,6 +79,7 @@ def open_session(
         raise HavocError(f"unknown provider {provider!r}: choose {CPU_PROVIDER} or {CUDA_PROVIDER}")
     if num_threads is not None and num_threads < 1:
         raise HavocError(f"{num_threads} threads cannot compute: give at least 1")
+    runtime_package()  # two of them in one environment overwrite each other: refused before anything runs
     device = device or identify_device(provider)
     session = Session(
         artifact=artifact,
@@ -112,6 +113,7 @@ class Attempt:
     decode_span_s: float
     decode_tokens: int
     parent_cpu_share: float
+    provider_options: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
 
@@ -151,16 +153,34 @@ def latency_process(
     share = (time.process_time() - cpu_before) / (time.perf_counter() - wall_before)
     begin, end = energy["decode"], energy["end"]
     joules = None if begin[1] is None or end[1] is None or end[1] <= begin[1] else end[1] - begin[1]
-    samples = result.pop("samples", None) or result
     return Attempt(
-        samples=ProcessSamples.model_validate(samples, strict=False),
+        samples=ProcessSamples.model_validate(result.pop("samples"), strict=False),
         telemetry=tuple(telemetry_points(sampler.readings, process=process, zero_ns=session.zero_ns)),
         decode_joules=joules,
         decode_span_s=(end[0] - begin[0]) / 1e9,
         decode_tokens=end[2],
         parent_cpu_share=share,
-        extra=result if samples is not result else {},
+        provider_options=result.pop("provider_options"),
+        extra=result,
     )
+
+
+def cold_start(session: Session) -> ColdStart:
+    """Run one process that loads and calls the artifact once, out of the page cache where that can be had."""
+    started_ns = loading_ns = 0
+
+    def start(_pid: int) -> None:
+        nonlocal started_ns
+        started_ns = time.perf_counter_ns()
+
+    def listen(event: dict[str, Any]) -> None:
+        nonlocal loading_ns
+        loading_ns = event["t_ns"]
+
+    result = run_worker(
+        session.request("cold_start", 0), timeout_s=session.profile.timeout_s, on_start=start, listen=listen
+    )
+    return ColdStart.model_validate({**result, "startup_ns": max(loading_ns - started_ns, 1)}, strict=False)
 
 
 def _energy_j(session: Session) -> float | None:

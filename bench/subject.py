@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path, PurePath
 
-from ..errors import HavocError
+from ..errors import HavocError, IdentityError
 from ..export.artifact import verify_hashes
+from ..model.config import HavocConfig
 from .schema import Subject
 
 
@@ -35,4 +36,27 @@ def identify_subject(artifact: Path) -> Subject:
         alpha=dict(manifest.alpha) or None,
         rule=manifest.rule,
         has_random_weights=manifest.has_random_weights,
+        structure=manifest.structure,
+        graph=manifest.graph,
+        config=HavocConfig.from_directory(artifact).to_hf(),
     )
+
+
+def file_states(artifact: Path) -> dict[str, tuple[int, ...]]:
+    """What changes when somebody replaces or rewrites a file of the artifact: inode, size and time of every one."""
+    try:
+        found = {file.name: file.stat() for file in artifact.iterdir()}
+    except OSError as error:
+        raise HavocError(f"{error.filename or artifact}: {error.strerror or error}") from error
+    return {name: (state.st_ino, state.st_size, state.st_mtime_ns) for name, state in found.items()}
+
+
+def require_unchanged(artifact: Path, before: dict[str, tuple[int, ...]]) -> None:
+    """Raise `IdentityError` where the artifact is no longer as `file_states` saw it: another was timed."""
+    try:
+        now = file_states(artifact)
+    except HavocError as error:
+        raise IdentityError(f"the artifact went away while it was measured ({error}): measure it again") from error
+    changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+    if changed:
+        raise IdentityError(f"{artifact / changed[0]} changed while the artifact was measured: measure it again")

@@ -3,7 +3,8 @@
     1 nvml_accounting       the driver's own per-process maximum: no sampling gap
     2 nvml_process          per-process figures, sampled
     3 nvml_device_delta     the whole card minus its idle baseline, sampled, only while nobody else is on it
-    4 (allocator statistics may fail a limit but never pass one, so they are no method here)
+    4 ort_arena             what the runtime's allocator holds: blind to kernels and context, so it may fail a limit but
+                            never pass one (`memory.py` asks for it only where the others are silent)
 
 None, 0, or less than the weights is unavailable, never a number. Everything here is pure: readings in, a series out.
 """
@@ -17,27 +18,33 @@ from .instruments import thinned
 from .schema import MemorySeries
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 CROSS_CHECK_BYTES = 64_000_000
 CROSS_CHECK_SHARE = 0.05
+ARENA = "ort_arena"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VramReading:
-    """One look at the card: the whole of it, our process on it, and how many others there are (None: not told)."""
+    """One look at the card: the whole of it, our process on it, and how many others there are (None: not told).
+
+    Our process may be listed without a figure, and is not listed at all before, after, and in some containers.
+    """
 
     device_used_bytes: int | None
     own_used_bytes: int | None
     num_others: int | None
+    is_own_listed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class VramFinding:
-    """The series of the best method that gave a number, or the reason why none did."""
+    """The series of the best method that gave a number, or the reason why none did; `caveat` is what it rests on."""
 
     series: MemorySeries | None
     reason: str | None = None
+    caveat: str | None = None
 
 
 def settle(
@@ -48,13 +55,18 @@ def settle(
     interval_ms: float,
     max_gap_ms: float | None,
     baseline_bytes: int | None,
+    settled_bytes: int | None,
     accounted_bytes: int | None,
     weight_bytes: int,
     phase_start_ns: dict[str, int],
 ) -> VramFinding:
-    """Choose the best method that answered, and hold it against the next best."""
+    """Choose the best method that answered, and hold it against the next best.
+
+    `baseline_bytes` is what the whole card held before our process came, `settled_bytes` after it went: where the two
+    differ by more than methods may, somebody else came or went, whatever the list of processes said.
+    """
     own = [(t, r.own_used_bytes) for t, r in readings if r.own_used_bytes]
-    foreign = any(r.num_others != 0 for _, r in readings)
+    foreign = _strangers(readings, baseline_bytes, settled_bytes)
     device = [
         (t, max(r.device_used_bytes - baseline_bytes, 0))
         for t, r in readings
@@ -70,9 +82,7 @@ def settle(
     too_small = [name for name, (peak, _) in methods.items() if peak < weight_bytes]
     usable = {name: found for name, found in methods.items() if name not in too_small}
     if not usable:
-        return VramFinding(
-            series=None, reason=_why_none(methods, too_small, foreign=foreign, weight_bytes=weight_bytes)
-        )
+        return VramFinding(series=None, reason=_why_none(too_small, foreign=foreign, weight_bytes=weight_bytes))
     (name, (peak, series)), *others = usable.items()
     other = others[0] if others else None
     thin = thinned(series)
@@ -89,7 +99,30 @@ def settle(
         cross_check_method=other[0] if other else None,
         cross_check_bytes=other[1][0] if other else None,
     )
-    return VramFinding(series=finding)
+    return VramFinding(series=finding, caveat=_caveat(name, readings))
+
+
+def _strangers(
+    readings: Sequence[tuple[int, VramReading]], baseline_bytes: int | None, settled_bytes: int | None
+) -> str | None:
+    """Why the whole card is not ours alone, as a sentence; None when nothing speaks against it."""
+    if any(reading.num_others for _, reading in readings):
+        return "other processes are on the card"
+    if any(reading.num_others is None for _, reading in readings):
+        return "the driver does not list the processes on the card, so other processes may be there"
+    if baseline_bytes is None or settled_bytes is None:
+        return None
+    if abs(settled_bytes - baseline_bytes) <= CROSS_CHECK_BYTES:
+        return None
+    return f"the card held {baseline_bytes} bytes before and {settled_bytes} after: other processes came or went"
+
+
+def _caveat(method: str, readings: Sequence[tuple[int, VramReading]]) -> str | None:
+    if method != "nvml_device_delta":
+        return None
+    if any(reading.is_own_listed for _, reading in readings):
+        return "the driver withholds the figures of single processes (as Windows and WSL do)"
+    return "the driver lists no process (as in some containers), so only the card's equal idle memory speaks for nobody"
 
 
 def disagreement(series: MemorySeries) -> str | None:
@@ -102,9 +135,16 @@ def disagreement(series: MemorySeries) -> str | None:
     return f"{series.method} says {series.peak_bytes} bytes, {series.cross_check_method} {series.cross_check_bytes}"
 
 
-def _why_none(methods: Mapping[str, object], too_small: list[str], *, foreign: bool, weight_bytes: int) -> str:
+def _why_none(too_small: Sequence[str], *, foreign: str | None, weight_bytes: int) -> str:
     if too_small:
         return f"{', '.join(too_small)} gave less than the {weight_bytes} bytes of weights"
-    if foreign and not methods:
-        return "the driver gives no per-process figure, and other processes are (or may be) on the card"
+    if foreign:
+        return f"the driver gives no figure of this process, and {foreign}"
     return "NVML gives no memory figure for this process"
+
+
+def arena_series(arena_bytes: int | None, *, process: int, weight_bytes: int) -> MemorySeries | None:
+    """The allocator's peak as a lower bound; None where it is silent or holds less than the weights."""
+    if not arena_bytes or arena_bytes < weight_bytes:
+        return None
+    return MemorySeries(process=process, method=ARENA, baseline_bytes=0, peak_bytes=arena_bytes)

@@ -2,7 +2,8 @@
 
 It is a fresh process with its own session and loads as little as it can: what it costs is what the artifact costs.
 Times are `perf_counter_ns`, whose clock all processes of a machine share. Inputs are drawn, and outputs checked,
-outside the timed span; the garbage collector is off inside it.
+outside the timed span; the garbage collector is off inside it. Keys and values stay in buffers that were allocated
+once: no call is charged for allocating them.
 
     B = 1 batch, T prompt tokens, V vocab
 """
@@ -14,10 +15,12 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,12 +29,14 @@ from ..errors import HavocError
 from ..export.session import DecoderSession
 from . import warmup
 from .own_process import CpuShare, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
+from .page_cache import disk_read_bytes, put_out, state_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
+    from ..export.past import Past
     from ..model.config import HavocConfig
 
 Emit = Callable[[dict[str, Any]], None]
@@ -58,7 +63,7 @@ class Measured:
 class Bench:
     """One open artifact, its inputs, and what was noticed about its outputs."""
 
-    def __init__(self, request: dict[str, Any], emit: Emit) -> None:
+    def __init__(self, request: dict[str, Any], emit: Emit, *, profile: Path | None = None) -> None:
         self.request = request
         self.emit = emit
         self.workload = request["workload"]
@@ -66,31 +71,38 @@ class Bench:
         self.rng = np.random.default_rng([self.workload["seed"], request["process"]])
         self.num_nonfinite_logits = 0
         self.outputs: set[bytes] = set()
-        self.session = self._open()
-        self._require_context()
+        self.session = self._open(profile)
+        self.past = self.session.empty_past(1, capacity=self._require_context())
         self.plain_ids = plain_ids(self.session.config)
 
-    def _open(self) -> DecoderSession:
+    def _open(self, profile: Path | None) -> DecoderSession:
         begin = time.perf_counter_ns()
         session = DecoderSession.open(
-            self.request["artifact"], provider=self.request["provider"], num_threads=self.request["num_threads"]
+            self.request["artifact"],
+            provider=self.request["provider"],
+            num_threads=self.request["num_threads"],
+            profile=profile,
         )
         self.load_ns = time.perf_counter_ns() - begin
         return session
 
-    def _require_context(self) -> None:
-        needed = max(self.workload["prompt_tokens"], self.workload["context_tokens"] + self.workload["decode_tokens"])
+    def _require_context(self) -> int:
+        """Tokens the longest call of the workload needs; a `HavocError` where the model has fewer."""
+        needed: int = max(
+            self.workload["prompt_tokens"], self.workload["context_tokens"] + self.workload["decode_tokens"]
+        )
         has = self.session.config.max_seq_len
         if needed > has:
             raise HavocError(f"the workload needs {needed} tokens of context, this model has {has}")
+        return needed
+
+    def prefill(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], Past]:
+        """Read a prompt [1, T] into the buffers, over what the call before left there."""
+        return self.session.extend(ids, None, self.past)
 
     def mark(self, name: str, **values: object) -> None:
         """Tell the parent that a phase begins now."""
         self.emit({"event": "mark", "name": name, "t_ns": time.perf_counter_ns(), **values})
-
-    def now_ns(self) -> int:
-        """Nanoseconds since this bench began."""
-        return time.perf_counter_ns() - self.zero_ns
 
     def prompt(self, num_tokens: int) -> NDArray[np.int64]:
         """Uniform random ids [1, T] of plain tokens, new for every call."""
@@ -105,7 +117,7 @@ class Bench:
         """One prefill of a new prompt, to its last-token logits on the host."""
         ids = self.prompt(self.workload["prompt_tokens"])
         begin = time.perf_counter_ns()
-        logits, _past = self.session.prefill(ids)
+        logits, _past = self.prefill(ids)
         end = time.perf_counter_ns()
         into.add(begin - self.zero_ns, end - self.zero_ns)
         self.check(logits)
@@ -119,7 +131,7 @@ class Bench:
         if tokenizer is not None:
             encoded = (tokenizer.encode(text) * num_tokens)[:num_tokens]
             ids = np.array([encoded or ids[0].tolist()], dtype=np.int64)
-        logits, _past = self.session.prefill(ids)
+        logits, _past = self.prefill(ids)
         token = int(logits[0].argmax())
         if tokenizer is not None:
             tokenizer.decode([token])
@@ -131,7 +143,7 @@ class Bench:
         """Decode greedily after a new context: the first token comes with the prefill, others take timed steps."""
         ids = self.prompt(self.workload["context_tokens"])
         begin = before = time.perf_counter_ns()
-        logits, past = self.session.prefill(ids)
+        logits, past = self.prefill(ids)
         token_ids = logits.argmax(axis=-1)[:, None]
         after = time.perf_counter_ns()
         prefill_ns = max(after - before, 1)
@@ -216,7 +228,7 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     decode.extend(bench.time_episode() for _ in rounds(plan["decode"], lambda: busy_s(decode)))
     bench.mark("end", num_tokens=sum(episode["num_tokens"] for episode in decode))
     gc.enable()
-    return {
+    samples = {
         "process": request["process"],
         "load_ns": bench.load_ns,
         "cold_ns": cold.duration_ns[0],
@@ -230,6 +242,26 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "busy_ns": sum(prefill.duration_ns) + sum(ttft.duration_ns) + round(busy_s(decode) * 1e9),
         **cpu.since(),
         **{key: value - usage[key] for key, value in own_usage().items()},
+    }
+    return {"samples": samples, "provider_options": bench.session.provider_options}
+
+
+def measure_cold_start(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """Put the artifact out of the page cache, load it and call it once; what was read from the disk is counted."""
+    files = [file for file in Path(request["artifact"]).iterdir() if file.is_file()]
+    num_file_bytes = sum(file.stat().st_size for file in files if ".onnx" in file.name)
+    put_out(files)
+    before = disk_read_bytes()
+    emit({"event": "mark", "name": "load", "t_ns": time.perf_counter_ns()})
+    bench, first = Bench(request, emit), Measured()
+    bench.time_prefill(first)
+    after = disk_read_bytes()
+    read_bytes = None if before is None or after is None else after - before
+    return {
+        "page_cache": state_of(read_bytes, num_file_bytes),
+        "read_bytes": read_bytes,
+        "load_ns": bench.load_ns,
+        "first_call_ns": first.duration_ns[0],
     }
 
 
@@ -260,11 +292,22 @@ def measure_memory(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     return {"baseline_bytes": baseline, "phase_peak_bytes": peaks, "phase_start_ns": marks}
 
 
+def measure_arena(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+    """The most the runtime's allocator held for the provider while it read and wrote once, by its own profile."""
+    with tempfile.TemporaryDirectory(prefix="havoc-profile-") as folder:
+        bench = Bench(request, emit, profile=Path(folder) / "arena")
+        bench.time_prefill(Measured())
+        bench.time_episode()
+        events = json.loads(bench.session.end_profiling().read_bytes())
+    held = (event["args"] for event in events if event.get("args", {}).get("provider") == request["provider"])
+    return {"arena_bytes": max((int(node.get("mem_arena_held", 0)) for node in held), default=0) or None}
+
+
 def measure_cost(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """The samples of a short latency run, and the peak resident set of the same process: enough to rank by."""
     baseline = rss_bytes()
-    samples = measure_latency(request, emit)
-    return {"samples": samples, "baseline_bytes": baseline, "peak_bytes": peak_rss_bytes()}
+    measured = measure_latency(request, emit)
+    return {**measured, "baseline_bytes": baseline, "peak_bytes": peak_rss_bytes()}
 
 
 def score(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -277,6 +320,8 @@ def score(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
 TASKS: dict[str, Callable[[dict[str, Any], Emit], dict[str, Any]]] = {
     "latency": measure_latency,
     "memory": measure_memory,
+    "cold_start": measure_cold_start,
+    "arena": measure_arena,
     "cost": measure_cost,
     "accuracy": score,
 }

@@ -44,9 +44,11 @@ def open_graph(
     weights: Mapping[str, NDArray[Any]],
     packs_weights: bool,
     provider_options: Mapping[str, str],
+    profile: Path | None = None,
 ) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
     """Open one graph; also return the values that alias `weights`, which must live as long as the session.
 
+    `profile` begins the name of the file to which every node's time and memory are written while it is set.
     A graph that does not load is a `HavocError`; one that would run on another provider an `IdentityError`.
     """
     options = ort.SessionOptions()
@@ -57,6 +59,8 @@ def open_graph(
     if not packs_weights:
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False  # it would keep every unpacked matrix
+    if profile is not None:
+        options.enable_profiling, options.profile_file_prefix = True, str(profile)
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
     if values:
         options.add_external_initializers(list(weights), values)

@@ -49,6 +49,7 @@ class DecoderSession:
         num_threads: int | None = None,
         weights: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
         packs_weights: bool = True,
+        profile: Path | None = None,
     ) -> None:
         """Open `graphs` by file name; see `open` for the usual way. `options` are those the graphs were built with.
 
@@ -70,6 +71,7 @@ class DecoderSession:
                 weights=(weights or {}).get(name, {}),
                 packs_weights=packs_weights,
                 provider_options=provider_options or {},
+                profile=profile if name == DECODER else None,
             )
             self._weights += values
         self._decoder = self._sessions[DECODER]
@@ -79,7 +81,7 @@ class DecoderSession:
         self._past_names = [name for name in inputs if name.startswith("past_key_values.")]
         self._has_positions = "position_ids" in inputs
         self._output_names = [item.name for item in self._decoder.get_outputs()]
-        self._cache_len = options.cache_len if options.cache == "static" else None
+        self.options = options.fitted(config.max_seq_len)
         self._cache = CacheLayout(
             num_tensors=len(self._past_names),
             num_kv_heads=config.attention.num_kv_heads,
@@ -98,12 +100,13 @@ class DecoderSession:
         provider_options: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         weights: Mapping[str, NDArray[Any]] | None = None,
+        profile: Path | None = None,
     ) -> Self:
         """Open an artifact folder after checking its manifest, sizes and links (hashes are `verify`'s work).
 
         `num_threads` None leaves the choice to ONNX Runtime; `weights` replaces initializers of the decoder by name;
-        `provider_options` are added to those that `runtime` sets. A provider this machine lacks is an `IdentityError`;
-        a damaged folder or graph is a `HavocError`.
+        `provider_options` are added to those that `runtime` sets, where `profile` is explained too. A provider this
+        machine lacks is an `IdentityError`; a damaged folder or graph is a `HavocError`.
         """
         directory = Path(directory)
         manifest = read_manifest(directory)
@@ -121,12 +124,17 @@ class DecoderSession:
             provider_options=provider_options,
             num_threads=num_threads,
             weights={DECODER: weights or {}},
+            profile=profile,
         )
 
     @property
     def provider_options(self) -> dict[str, str]:
         """The options that ONNX Runtime says the provider runs with."""
         return {name: str(value) for name, value in self._decoder.get_provider_options()[self.provider].items()}
+
+    def end_profiling(self) -> Path:
+        """Write what was recorded since `open(profile=...)` of the decoder's nodes, and return the JSON file."""
+        return Path(self._decoder.end_profiling())
 
     def placement(self) -> dict[str, list[str]]:
         """Which provider runs each node of every graph, as ONNX Runtime recorded it: provider to `graph:/node`."""
@@ -139,13 +147,13 @@ class DecoderSession:
         extending allocates nothing. Then a past is valid until the second extension after it, with a static cache
         until an earlier past is extended; several generations at once need an empty past each.
         """
-        if self._cache_len is not None:
-            if capacity is not None and capacity > self._cache_len:
-                msg = f"{capacity} tokens do not fit this artifact's static cache of {self._cache_len}"
-                raise HavocError(msg)
-            capacity = self._cache_len
+        cache_len = self.options.cache_len
+        if cache_len is not None and capacity is not None and capacity > cache_len:
+            msg = f"{capacity} tokens do not fit this artifact's static cache of {cache_len}"
+            raise HavocError(msg)
+        capacity = cache_len or capacity
         if capacity is not None:
-            buffers = KeyValueBuffers(self._cache, num_rows, capacity, is_static=self._cache_len is not None)
+            buffers = KeyValueBuffers(self._cache, num_rows, capacity, is_static=cache_len is not None)
             return Past(num_rows=num_rows, num_tokens=0, buffers=buffers)
         empty = np.zeros(self._cache.shape(num_rows, 0), self._cache.dtype)
         held = tuple(ort.OrtValue.ortvalue_from_numpy(empty) for _ in self._past_names)
@@ -181,12 +189,37 @@ class DecoderSession:
         Ids outside the vocabulary, a sequence longer than the context, or images that do not match the image tokens
         are a `HavocError`.
         """
+        logits_BNV, present = self._extend(input_ids, attention_mask, past, patches)
+        return logits_BNV[:, -1].copy(), present
+
+    def extend_all(
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64] | None,
+        past: Past,
+        patches: NDArray[np.float32] | None = None,
+    ) -> tuple[NDArray[np.float32], Past]:
+        """As `extend`, with the logits of every new token, fp32 [B, T, V]; needs a graph that computes them all."""
+        if self.options.logits == "last":
+            msg = "this artifact computes the logits of the last token only; export it with --logits all"
+            raise HavocError(msg)
+        logits_BTV, present = self._extend(input_ids, attention_mask, past, patches)
+        return logits_BTV.copy(), present
+
+    def _extend(
+        self,
+        input_ids: NDArray[np.int64],
+        attention_mask: NDArray[np.int64] | None,
+        past: Past,
+        patches: NDArray[np.float32] | None,
+    ) -> tuple[NDArray[np.float32], Past]:
         num_rows, num_new = input_ids.shape
         num_total = past.num_tokens + num_new
         self._check(input_ids, past, patches)
         if attention_mask is None:
             positions = np.arange(past.num_tokens, num_total)[None]
         else:
+            self._check_mask(attention_mask, past, num_new)
             positions = np.maximum(np.cumsum(attention_mask, axis=1)[:, -num_new:] - 1, 0)
         if past.buffers is None:
             return self._extend_held(input_ids, attention_mask, positions, past, patches)
@@ -194,7 +227,7 @@ class DecoderSession:
         call = past.buffers.calls.get(num_new) or self._bind_call(past.buffers, num_new)
         logits, side = call.run(input_ids, attention_mask, positions, past, self._features(patches))
         present = Past(num_rows=num_rows, num_tokens=num_total, buffers=past.buffers, side=side)
-        return logits[:, -1].copy(), present
+        return logits, present
 
     def _bind_call(self, buffers: KeyValueBuffers, num_new: int) -> BoundCall:
         """Bind a new number of new tokens; single steps stay bound, of all others the last."""
@@ -230,7 +263,7 @@ class DecoderSession:
             binding.bind_output(name, "cpu" if name == "logits" else self._cache.device)
         run(self._decoder, binding)
         logits, *present = binding.get_outputs()
-        return logits.numpy()[:, -1], Past(num_rows=num_rows, num_tokens=num_total, held=tuple(present))
+        return logits.numpy(), Past(num_rows=num_rows, num_tokens=num_total, held=tuple(present))
 
     def _embed(
         self, embedding: ort.InferenceSession, input_ids: NDArray[np.int64], patches: NDArray[np.float32] | None
@@ -271,6 +304,14 @@ class DecoderSession:
             raise HavocError(msg)
         if patches is not None or (self.config.vision is not None and num_new > 1):
             self._check_images(input_ids, patches)
+
+    def _check_mask(self, attention_mask: NDArray[np.int64], past: Past, num_new: int) -> None:
+        """Raise a `HavocError` for padding where the contrib dialect's kernel cannot take it."""
+        if self.options.dialect == "standard" or past.num_tokens == 0 or num_new == 1:
+            return
+        if not attention_mask[:, -num_new:].all():
+            msg = f"padding among {num_new} new tokens after {past.num_tokens}: the contrib dialect takes it at the start"
+            raise HavocError(f"{msg} only; read the whole padding in the first chunk")
 
     def _check_images(self, input_ids: NDArray[np.int64], patches: NDArray[np.float32] | None) -> None:
         if self.config.vision is None:

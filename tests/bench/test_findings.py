@@ -28,7 +28,13 @@ def attempt(tiny_record: Record) -> Callable[..., Attempt]:
     """A calm attempt whose samples and surroundings a test changes by name."""
 
     def make(*, telemetry: tuple[TelemetryPoint, ...] = (), parent: float = 0.001, **samples: Any) -> Attempt:
-        calm = {"foreign_cpu_share": 0.02, "steal_share": 0.0, "num_nonfinite_logits": 0}
+        calm = {
+            "foreign_cpu_share": 0.02,
+            "steal_share": 0.0,
+            "num_nonfinite_logits": 0,
+            "major_page_faults": 0,
+            "warmup": Warmup(classification="flat", calls=Calls()),
+        }
         return Attempt(
             samples=tiny_record.samples[0].model_copy(update={**calm, **samples}),
             telemetry=telemetry or (TelemetryPoint(t_ns=1, process=0, cpu_clock_mhz=2600.0),),
@@ -50,7 +56,7 @@ def checks(tiny_record: Record, attempt: Callable[..., Attempt]) -> Callable[...
             "memory": tiny_record.memory,
             "device": tiny_record.device,
             "is_contention_invalid": True,
-            "num_retries": 0,
+            "retry_reasons": (),
             "swap_growth_bytes": 0,
         }
         return {check.id: check for check in session_checks([one or attempt()], **{**usual, **changes})}
@@ -78,6 +84,15 @@ def test_calm_session_is_ok(checks: Callable[..., dict[str, Check]], attempt: Ca
         ({"steal_share": 0.2}, "cpu_contention", "ok", "the hypervisor took 20% of the CPU"),
         ({"num_nonfinite_logits": 3}, "finite_logits", "invalid", None),
         ({"warmup": Warmup(classification="slowdown", calls=Calls())}, "warmup", "warning", None),
+        (
+            {"warmup": Warmup(classification="no_steady_state", calls=Calls())},
+            "warmup",
+            "warning",
+            "no two windows of calls agreed, so it was never warm",
+        ),
+        ({"major_page_faults": 101}, "paging", "warning", None),
+        ({"major_page_faults": 100}, "paging", "ok", None),
+        ({"major_page_faults": None}, "paging", "unavailable", None),
         ({"prefill": _calls(*[100] * 4, *[130] * 4)}, "drift", "warning", None),
         ({"prefill": _calls(*[100] * 4, *[105] * 4)}, "drift", "ok", None),
         ({"parent": 0.5}, "parent_asleep", "warning", None),
@@ -123,7 +138,9 @@ def test_swap_and_repetitions(checks: Callable[..., dict[str, Check]], attempt: 
     """Growing swap invalidates, unknown swap is said, repetitions are counted, missing telemetry too."""
     assert checks(swap_growth_bytes=10**9)["swap"].status == "invalid"
     assert checks(swap_growth_bytes=None)["swap"].status == "unavailable"
-    assert checks(num_retries=2)["retries"].value == 2.0
+    repeated = checks(retry_reasons=("process 0: the device throttled (x)", "process 3: another"))["retries"]
+    assert (repeated.status, repeated.value) == ("warning", 2.0)
+    assert "process 0: the device throttled" in repeated.detail
     assert checks(replace(attempt(), telemetry=()))["telemetry"].status == "unavailable"
 
 
@@ -133,15 +150,15 @@ def test_device_memory_is_judged(checks: Callable[..., dict[str, Check]], tiny_r
     witness = GpuWitness(name="card", memory_total_bytes=6_000_000_000)
     card = cpu.model_copy(update={"kind": "cuda", "gpu": Gpu(nvml=witness, cuda=None)})
 
-    def status(**vram: Any) -> str:
+    def status(caveat: str | None = None, **vram: Any) -> str:
         usual = {"process": 0, "method": "nvml_process", "baseline_bytes": 0, "peak_bytes": 10**9}
         series = (MemorySeries(**{**usual, **vram}),) if vram else ()
-        return checks(device=card, memory=Memory(vram=series, vram_reason=None if vram else "nobody told"))[
-            "vram"
-        ].status
+        memory = Memory(vram=series, vram_reason=None if vram else "nobody told", vram_caveat=caveat)
+        return checks(device=card, memory=memory)["vram"].status
 
     assert status() == "unavailable"
     assert status(cross_check_method="nvml_device_delta", cross_check_bytes=2 * 10**9) == "invalid"
     assert status(peak_bytes=5_900_000_000) == "invalid"
     assert status(cross_check_method="nvml_device_delta", cross_check_bytes=1_010_000_000) == "ok"
+    assert status("only the allocator is known", method="ort_arena") == "warning"
     assert "vram" not in checks(device=cpu)

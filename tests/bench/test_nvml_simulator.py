@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from havoc_core.bench.gate import judge
-from havoc_core.bench.record import Device, Record
+from havoc_core.bench.record import Device, Record, load_record, seal_of
 from havoc_core.bench.targets import load_target
+from havoc_core.cli import main
+from havoc_core.errors import HavocError
 
 SOURCES = Path(__file__).parent / "nvml_simulator"
 COMPILER = shutil.which("gcc") or shutil.which("cc")
@@ -59,8 +61,8 @@ def run(libraries: Path, tmp_path: Path) -> Simulate:
 def session(run: Simulate, tiny_artifact: Path) -> Simulate:
     """Measure the tiny artifact under the simulator: `session(mode, scenario changes)`."""
 
-    def start(mode: str, *, add: tuple[str, ...] = (), **replace: str | None) -> Any:
-        return run(str(SOURCES / "simulated_session.py"), str(tiny_artifact), mode, add=add, **replace)
+    def start(*mode: str, add: tuple[str, ...] = (), **replace: str | None) -> Any:
+        return run(str(SOURCES / "simulated_session.py"), str(tiny_artifact), *mode, add=add, **replace)
 
     return start
 
@@ -105,6 +107,7 @@ def test_two_witnesses_agree(identify: Callable[..., Device]) -> None:
         ("cuda_uuid", "0" * 32, "different UUIDs"),
         ("cuda_cc", "8.6", "compute capability: NVML 7.5, CUDA 8.6"),
         ("cuda_bus_width", "256", "memory bus: NVML 192, CUDA 256"),
+        ("cuda_sms", "24", "multiprocessors: NVML 22, CUDA 24"),
         ("cuda_memory", "4000000000", "memory: NVML 6442450944, CUDA 4000000000"),
     ],
 )
@@ -126,8 +129,9 @@ def test_sibling_keeps_its_own_name(identify: Callable[..., Device]) -> None:
 
 def test_one_witness_is_missing(identify: Callable[..., Device], run: Simulate) -> None:
     """A card that only NVML shows has one witness; a field the card lacks is None, not 0; a lost card is one line."""
-    device = identify(cuda_name=None, bus_width=None, power_limit_mw=None)
+    device = identify(cuda_name=None, bus_width=None, power_limit_mw=None, num_cores=None)
     assert device.gpu.cuda is None
+    assert device.gpu.nvml.num_sms is None
     assert device.gpu.bus_width_bits is None
     assert device.gpu.power_limit_w is None
     lost = run("-c", IDENTIFY, cuda_name=None, lost="1")
@@ -135,19 +139,31 @@ def test_one_witness_is_missing(identify: Callable[..., Device], run: Simulate) 
     assert "GPU was lost" in lost["message"]
 
 
-def test_simulated_record_never_passes(session: Simulate) -> None:
-    """A whole record made on the simulator is marked so, and the gate ends with 5 whatever it holds."""
-    record = Record.model_validate(session("record")["seen"], strict=False)
+@pytest.mark.parametrize("name", ["NVIDIA GeForce GTX 1660", "NVIDIA GeForce GTX 1660 SUPER"])
+def test_simulated_record_never_passes(
+    session: Simulate, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """A whole record made on the simulator is marked so; the gate ends with 5, and calling it measured is refused."""
+    document = session("record", name=name, cuda_name=name)["seen"]
+    record = Record.model_validate(document, strict=False)
     assert record.is_intact()
-    assert record.evidence == "simulated"
+    assert (record.evidence, record.device.name) == ("simulated", name)
     (series,) = record.memory.vram
     assert (series.method, series.cross_check_method) == ("nvml_process", "nvml_device_delta")
     assert series.peak_bytes == series.cross_check_bytes == 500_000_000
     assert series.baseline_bytes == 310_000_000
+    assert series.max_gap_ms is not None
     assert record.energy is None or record.energy.method == "nvml_total_energy"
     judgement = judge([record], load_target("gtx1660"))
-    assert judgement.exit_code == 5
-    assert judgement.evidence == "simulated"
+    assert (judgement.exit_code, judgement.evidence) == (5, "simulated")
+    record.save(tmp_path / "record.json")
+    assert main(["gate", str(tmp_path / "record.json"), "--target", "gtx1660"]) == 5
+    assert "NOT MEASURED" in capsys.readouterr().out
+    document["evidence"] = "measured"
+    document["sha256"] = seal_of(document)
+    (tmp_path / "record.json").write_text(json.dumps(document))
+    with pytest.raises(HavocError, match="a simulated device cannot give measured evidence"):
+        load_record(tmp_path / "record.json")
 
 
 def test_growing_memory_peaks_at_its_end(session: Simulate) -> None:
@@ -164,10 +180,42 @@ def test_accounting_is_believed_first(session: Simulate) -> None:
     assert (series["cross_check_method"], series["cross_check_bytes"]) == ("nvml_process", 500_000_000)
 
 
+@pytest.mark.parametrize("told", ["0", None])
+def test_silent_accounting_is_passed_over(session: Simulate, told: str | None) -> None:
+    """Accounting that is on but knows nothing of the process leaves the next method its place."""
+    (series,) = session("memory", accounting="1", accounted_peak=told)["seen"]["vram"]
+    assert (series["method"], series["peak_bytes"]) == ("nvml_process", 500_000_000)
+
+
+def test_accounting_knows_a_container_by_its_host_number(session: Simulate) -> None:
+    """The driver accounts under the number it lists, which inside a container is not ours."""
+    changes = {"process": "host 600000000", "accounting": "1", "accounted_peak": "610000000"}
+    (series,) = session("memory", **changes)["seen"]["vram"]
+    assert (series["method"], series["peak_bytes"]) == ("nvml_accounting", 610_000_000)
+
+
 def test_per_process_figure_is_withheld(session: Simulate) -> None:
-    """Where the driver will not tell per process (WDDM, WSL), the whole card minus its baseline counts."""
-    (series,) = session("memory", process="child na", hidden_bytes="640000000")["seen"]["vram"]
+    """Where the driver will not tell per process (WDDM, WSL), the whole card minus its baseline counts, and says so."""
+    seen = session("memory", process="child na", hidden_bytes="640000000")["seen"]
+    (series,) = seen["vram"]
     assert (series["method"], series["peak_bytes"]) == ("nvml_device_delta", 640_000_000)
+    assert "Windows and WSL" in seen["vram_caveat"]
+
+
+def test_no_process_is_listed(session: Simulate) -> None:
+    """A driver that lists nobody, as in some containers, leaves the whole card, with a caveat of its own."""
+    seen = session("memory", hide_processes="1")["seen"]
+    (series,) = seen["vram"]
+    assert (series["method"], series["peak_bytes"]) == ("nvml_device_delta", 500_000_000)
+    assert "containers" in seen["vram_caveat"]
+
+
+def test_card_that_changed_hands_is_not_subtracted(session: Simulate) -> None:
+    """Somebody who left while our process ran made the baseline too high: no difference is taken from it."""
+    gone = "until 700 process 1 900000000"
+    seen = session("memory", process="child na", hidden_bytes="640000000", hide_processes="1", add=(gone,))["seen"]
+    assert [series["method"] for series in seen["vram"]] == ["ort_arena"]
+    assert "other processes came or went" in seen["vram_caveat"]
 
 
 def test_container_sees_host_numbers(session: Simulate) -> None:
@@ -178,19 +226,19 @@ def test_container_sees_host_numbers(session: Simulate) -> None:
 
 
 def test_stranger_spoils_the_baseline(session: Simulate) -> None:
-    """With a stranger on the card and no per-process figures there is no number, only a reason."""
+    """With a stranger on the card and no per-process figures only the allocator speaks, and it can pass nothing."""
     stranger = f"process {os.getpid()} 900000000"
     seen = session("memory", process="child na", hidden_bytes="640000000", add=(stranger,))["seen"]
-    assert seen["vram"] == []
-    assert "other processes" in seen["vram_reason"]
+    assert [series["method"] for series in seen["vram"]] == ["ort_arena"]
+    assert "other processes are on the card" in seen["vram_caveat"]
 
 
 @pytest.mark.parametrize("told", ["0", "1000"])
 def test_impossible_memory_is_no_number(session: Simulate, told: str) -> None:
     """Zero, or less than the weights, is unavailable and never a small number."""
     seen = session("memory", process=f"child {told}")["seen"]
-    assert seen["vram"] == []
-    assert seen["vram_reason"]
+    assert [series["method"] for series in seen["vram"]] == ["ort_arena"]
+    assert "bytes of weights" in seen["vram_caveat"] or "no memory figure" in seen["vram_caveat"]
 
 
 def test_throttling_and_strangers_are_noticed(session: Simulate) -> None:
@@ -201,14 +249,27 @@ def test_throttling_and_strangers_are_noticed(session: Simulate) -> None:
     assert strange["telemetry"][0]["sm_clock_mhz"] == 1785
 
 
+def test_a_throttled_window_is_repeated_and_counted(session: Simulate) -> None:
+    """Throttling that ends is measured again; one that stays ends in an invalid record, after a bounded number."""
+    passing = session("record", "40", add=("until 1000 throttle 0x40",))["seen"]
+    assert 1 <= passing["protocol"]["num_retries"] == len(passing["protocol"]["retry_reasons"]) <= 40
+    assert "hw_thermal_slowdown" in passing["protocol"]["retry_reasons"][0]
+    status = {check["id"]: check["status"] for check in passing["checks"]}
+    assert (status["throttling"], status["retries"]) == ("ok", "warning")
+    staying = session("record", "1", throttle="0x40")["seen"]
+    assert staying["protocol"]["num_retries"] == 1
+    assert {check["id"]: check["status"] for check in staying["checks"]}["throttling"] == "invalid"
+
+
 def test_idle_reasons_are_harmless(session: Simulate) -> None:
     """A card that says "idle" between calls did not throttle."""
     calm = session("latency", throttle="0x1")["seen"]
     assert not [problem for problem in calm["problems"] if "CPU" not in problem]
 
 
-def test_lost_card_ends_the_measurement(session: Simulate) -> None:
+@pytest.mark.parametrize("mode", ["memory", "latency"])
+def test_lost_card_ends_the_measurement(session: Simulate, mode: str) -> None:
     """A card that disappears in mid-run is an invalid measurement (exit 4), not a zero."""
-    answer = session("memory", add=("after 600 lost 1",))
+    answer = session(mode, add=("after 300 lost 1",))
     assert answer["error"] == "MeasurementError"
     assert "GPU was lost" in answer["message"]

@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from havoc_core.bench.gpu_processes import sort_out
+from havoc_core.bench.limits import LOWER_BOUND_METHODS
 from havoc_core.bench.nvml import GpuProcess
 from havoc_core.bench.record import MemorySeries
-from havoc_core.bench.vram import VramFinding, VramReading, disagreement, settle
+from havoc_core.bench.vram import VramFinding, VramReading, arena_series, disagreement, settle
 
 MB = 1_000_000
 
@@ -22,6 +23,7 @@ def _settle(readings: list[VramReading], **changes: Any) -> VramFinding:
         "interval_ms": 5.0,
         "max_gap_ms": 6.0,
         "baseline_bytes": 300 * MB,
+        "settled_bytes": 300 * MB,
         "accounted_bytes": None,
         "weight_bytes": 100 * MB,
         "phase_start_ns": {"load": 1},
@@ -66,6 +68,34 @@ def test_strangers_close_the_whole_card() -> None:
         assert finding.series is None
         assert "other processes" in finding.reason
         assert _settle([_reading(900, 410, others)]).series.cross_check_method is None
+
+
+def test_a_card_that_does_not_come_back_was_not_ours_alone() -> None:
+    """Whatever the process list says: more or less than before by over 64 MB means that somebody came or went."""
+    for settled, is_ours in ((236, True), (235, False), (364, True), (365, False), (None, True)):
+        finding = _settle([_reading(400), _reading(720)], settled_bytes=None if settled is None else settled * MB)
+        assert (finding.series is not None) is is_ours
+        if not is_ours:
+            assert f"held 300000000 bytes before and {settled}000000 after" in finding.reason
+
+
+def test_the_whole_card_comes_with_a_caveat() -> None:
+    """It says whether the driver kept back a figure or the whole list; better methods need no such words."""
+    listed = VramReading(device_used_bytes=720 * MB, own_used_bytes=None, num_others=0, is_own_listed=True)
+    assert "Windows and WSL" in _settle([listed]).caveat
+    assert "containers" in _settle([_reading(720)]).caveat
+    assert _settle([_reading(720, 410)]).caveat is None
+    assert _settle([_reading(720)], accounted_bytes=410 * MB).caveat is None
+
+
+def test_the_allocator_is_a_lower_bound() -> None:
+    """What the arena held is kept under a name the gate passes nothing by; silence or less than the weights is None."""
+    series = arena_series(150 * MB, process=1, weight_bytes=150 * MB)
+    assert (series.method, series.peak_bytes) == ("ort_arena", 150 * MB)
+    assert series.method in LOWER_BOUND_METHODS
+    assert arena_series(None, process=0, weight_bytes=1) is None
+    assert arena_series(0, process=0, weight_bytes=1) is None
+    assert arena_series(150 * MB - 1, process=0, weight_bytes=150 * MB) is None
 
 
 def test_nothing_is_never_zero() -> None:
@@ -139,6 +169,7 @@ def settle_at(readings: list[VramReading], **changes: Any) -> MemorySeries:
         "interval_ms": 5.0,
         "max_gap_ms": 6.0,
         "baseline_bytes": 300 * MB,
+        "settled_bytes": 300 * MB,
         "weight_bytes": 100 * MB,
         "phase_start_ns": {"load": 16},
     }

@@ -7,6 +7,7 @@
        process host BYTES                    the same child under a number of the host, as a container sees it
        process PID BYTES                     somebody else
        after MS key value                    holds from MS milliseconds after the library was opened
+       until MS key value                    holds until then
 
    It is found only by a search path, has no kernel driver beneath it and is not NVIDIA's: what is measured on it is
    simulated. */
@@ -20,10 +21,11 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { HOST_OFFSET = 1 << 23, /* above every number Linux gives out */ LAST = -1, SUCCESS = 0, NOT_SUPPORTED = 3, INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
+enum { HOST_OFFSET = 1 << 23, /* above every number Linux gives out */ LAST = -1, SUCCESS = 0, NOT_SUPPORTED = 3, NOT_FOUND = 6, INSUFFICIENT_SIZE = 7, GPU_IS_LOST = 15 };
 static const uint64_t NOT_AVAILABLE = ~(uint64_t)0;
 static int64_t opened_ms, child_since_ms;
 static int child_seen;
+static unsigned told_pid; /* the number under which the child was listed last */
 static int handle;
 
 typedef struct { unsigned pid; unsigned long long used; unsigned gpu_instance, compute_instance; } Process;
@@ -57,6 +59,9 @@ static int find(const char *key, int index, char *value, size_t size) {
         line[strcspn(line, "\r\n")] = 0;
         if (sscanf(text, "after %lld %n", &from_ms, &used) == 1 && used) {
             if (now_ms() - opened_ms < from_ms) continue;
+            text += used;
+        } else if (sscanf(text, "until %lld %n", &from_ms, &used) == 1 && used) {
+            if (now_ms() - opened_ms >= from_ms) continue;
             text += used;
         }
         if (strncmp(text, key, length) || text[length] != ' ') continue;
@@ -117,6 +122,7 @@ static int processes(Process *list, int capacity) {
         unsigned pid = isdigit((unsigned char)who[0]) ? (unsigned)strtoul(who, NULL, 0) : child_pid();
         if (pid && !strcmp(who, "host")) pid += HOST_OFFSET;
         if (!pid) continue;
+        if (!isdigit((unsigned char)who[0])) told_pid = pid;
         list[count].pid = pid;
         list[count].used = strcmp(bytes, "na") ? strtoull(bytes, NULL, 0) : NOT_AVAILABLE;
         if (growth) list[count].used += growth * (unsigned long long)(now_ms() - child_since_ms);
@@ -155,6 +161,7 @@ static int plain(const char *key, unsigned *value) {
     return *value = (unsigned)wide, SUCCESS;
 }
 int nvmlDeviceGetMemoryBusWidth(void *d, unsigned *v) { return (void)d, plain("bus_width", v); }
+int nvmlDeviceGetNumGpuCores(void *d, unsigned *v) { return (void)d, plain("num_cores", v); }
 int nvmlDeviceGetPersistenceMode(void *d, unsigned *v) { return (void)d, plain("persistence", v); }
 int nvmlDeviceGetPowerUsage(void *d, unsigned *v) { return (void)d, plain("power_mw", v); }
 int nvmlDeviceGetEnforcedPowerLimit(void *d, unsigned *v) { return (void)d, plain("power_limit_mw", v); }
@@ -230,7 +237,7 @@ int nvmlDeviceGetComputeRunningProcesses_v3(void *d, unsigned *count, Process *l
     (void)d;
     if (is_lost()) return GPU_IS_LOST;
     if (number("no_process_list", &absent) && absent) return NOT_SUPPORTED;
-    if (!found) return *count = 0, SUCCESS;
+    if (!found || (number("hide_processes", &absent) && absent)) return *count = 0, SUCCESS;
     if (!list || *count < (unsigned)found) return *count = (unsigned)found, INSUFFICIENT_SIZE;
     memcpy(list, own, (size_t)found * sizeof *own);
     return *count = (unsigned)found, SUCCESS;
@@ -240,9 +247,10 @@ int nvmlDeviceGetGraphicsRunningProcesses_v3(void *d, unsigned *count, Process *
 }
 int nvmlDeviceGetAccountingStats(void *d, unsigned pid, Accounting *stats) {
     unsigned long long peak = 0;
-    (void)d, (void)pid;
+    (void)d;
     memset(stats, 0, sizeof *stats);
     if (is_lost()) return GPU_IS_LOST;
+    if (pid != told_pid) return NOT_FOUND;
     if (!number("accounted_peak", &peak)) return NOT_SUPPORTED;
     return stats->max_memory = peak, SUCCESS;
 }

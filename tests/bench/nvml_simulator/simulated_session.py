@@ -1,6 +1,6 @@
 """Measure an artifact on the CPU while the simulated card is watched; one JSON document out: what was seen, or why not.
 
-simulated_session.py ARTIFACT record|memory|latency
+simulated_session.py ARTIFACT record|memory|latency [NUM_RETRIES]
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from havoc_core.errors import HavocError
 BRIEF = dataclasses.replace(
     PROFILES["quick"],
     num_processes=1,
-    num_retries=0,
     warmup_window_s=0.0,
     warmup_max_s=0.1,
     prefill=Series(3, 0.0, 2.0),
@@ -50,12 +49,13 @@ def see(session: Session, mode: str) -> dict[str, Any]:
     }
 
 
-def main(artifact: str, mode: str) -> None:
+def main(artifact: str, mode: str, num_retries: str = "0") -> None:
     """Print what was seen, or the type and words of the error."""
     try:
         device = identify_device(CUDA_PROVIDER)
+        profile = dataclasses.replace(BRIEF, num_retries=int(num_retries))
         with open_session(
-            Path(artifact), profile=BRIEF, provider=CPU_PROVIDER, device=device, workload=WORKLOAD, num_threads=1
+            Path(artifact), profile=profile, provider=CPU_PROVIDER, device=device, workload=WORKLOAD, num_threads=1
         ) as session:
             print(json.dumps({"device": device.model_dump(mode="json"), "seen": see(session, mode)}))
     except HavocError as error:
