@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 NUM_RESAMPLES = 2000
 MAX_BLOCKS = 64
 MOST_SAMPLES = 1_000_000
-_NEGLIGIBLE_SIGMAS = 12.0
-_BISECTIONS = 50
+_BISECTIONS = 52  # as many as a double has digits
 _WIDEST_T = 1e4
 
 
@@ -59,9 +58,9 @@ def _tail(count: int, num_trials: int, probability: float) -> float:
         + (num_trials - count) * math.log1p(-probability)
     )
     total = 0.0
-    for successes in range(count, -1, -1):
+    for successes in reversed(range(count + 1)):
         total += term
-        if term < 1e-18 * total:
+        if term <= 1e-18 * total:
             break
         term *= successes / ((num_trials - successes + 1) * odds)
     return min(total, 1.0)
@@ -71,8 +70,7 @@ def upper_rank(num_samples: int, *, quantile: float, confidence: float) -> int |
     """Smallest rank (from 1) whose order statistic lies above the quantile with `confidence`; None when none does."""
     if binomial_cdf(num_samples - 1, num_trials=num_samples, probability=quantile) < confidence:
         return None
-    spread = _NEGLIGIBLE_SIGMAS * math.sqrt(num_samples * quantile * (1 - quantile))
-    low, high = max(0, int(num_samples * quantile - spread)), num_samples
+    low, high = 0, num_samples
     while high - low > 1:
         middle = (low + high) // 2
         if binomial_cdf(middle - 1, num_trials=num_samples, probability=quantile) >= confidence:
@@ -158,7 +156,7 @@ def rate_bounds(processes: Sequence[Sequence[tuple[float, float]]], *, confidenc
 def _blocks(episodes: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Sum neighbours, so that at most `MAX_BLOCKS` of almost equal length remain."""
     num_blocks = min(len(episodes), MAX_BLOCKS)
-    edges = [len(episodes) * index // max(num_blocks, 1) for index in range(num_blocks + 1)]
+    edges = [len(episodes) * index // num_blocks for index in range(num_blocks + 1)]
     parts = (episodes[begin:end] for begin, end in itertools.pairwise(edges))
     return [(sum(amount for amount, _ in part), sum(seconds for _, seconds in part)) for part in parts]
 
@@ -203,7 +201,7 @@ def student_t(degrees: int, *, confidence: float) -> float:
     Without any freedom it is `_WIDEST_T`, which is as good as infinite.
     """
     low, high = 0.0, _WIDEST_T
-    for _ in range(2 * _BISECTIONS):
+    for _ in range(_BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if _student_cdf(middle, degrees) < confidence else (low, middle)
     return high
@@ -231,8 +229,6 @@ def num_samples_needed(share_within: float, *, quantile: float, confidence: floa
 
     None when that share does not exceed the quantile, or a million samples would not do.
     """
-    if share_within <= quantile:
-        return None
 
     def is_enough(num_samples: int) -> bool:
         return proves_share(int(share_within * num_samples), num_samples, share=quantile, confidence=confidence)

@@ -144,7 +144,7 @@ def latency_evidence(limit: Limit, records: Sequence[Record], protocol: Required
     lacking = lacking or _processes_lacking(limit, figures, per_process)
     is_split = min(figures) < limit.value
     doubt = f"only some processes miss the limit: the fastest has {_figure(limit, min(figures))}" if is_split else ""
-    num_short = max(protocol.min_samples - num_within, (wanted or 0) - len(samples), 0) or None
+    num_short = max(protocol.min_samples - num_within, (wanted or len(samples)) - len(samples), 0) or None
     return Evidence(found.value, found.low, found.high, len(samples), len(per_process), lacking, num_short, doubt)
 
 

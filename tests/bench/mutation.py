@@ -1,0 +1,136 @@
+"""Mutants of a module: its syntax tree with one operator, constant, branch or word of a verdict changed.
+
+Loaded with `runpy`, because tests are no package.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import signal
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+COMPARISONS: dict[type[ast.cmpop], tuple[type[ast.cmpop], ...]] = {
+    ast.Lt: (ast.LtE, ast.GtE),
+    ast.LtE: (ast.Lt, ast.Gt),
+    ast.Gt: (ast.GtE, ast.LtE),
+    ast.GtE: (ast.Gt, ast.Lt),
+    ast.Eq: (ast.NotEq,),
+    ast.NotEq: (ast.Eq,),
+    ast.Is: (ast.IsNot,),
+    ast.IsNot: (ast.Is,),
+    ast.In: (ast.NotIn,),
+    ast.NotIn: (ast.In,),
+}
+ARITHMETIC: dict[type[ast.operator], type[ast.operator]] = {
+    ast.Add: ast.Sub,
+    ast.Sub: ast.Add,
+    ast.Mult: ast.Div,
+    ast.Div: ast.Mult,
+}
+SWAPPED_CALLS = {"max": "min", "min": "max", "any": "all", "all": "any"}
+
+
+def mutants(tree: ast.Module) -> Iterator[str]:
+    """Change one node of the module's functions at a time; yield what was changed while it is changed."""
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        for node in [node for statement in function.body for node in ast.walk(statement)]:
+            yield from changed(node, function.name)
+    for table in (
+        node.value for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)
+    ):
+        for node in [node for row in table.elts if isinstance(row, ast.Call) for node in [row, *row.args]]:
+            yield from changed(node, "table")
+        for place, row in enumerate(list(table.elts)):
+            del table.elts[place]
+            yield f"table: dropped: {ast.unparse(row)[:60]}"
+            table.elts.insert(place, row)
+
+
+def changed(node: ast.AST, where: str) -> Iterator[str]:
+    """Change a node in every way there is, one at a time."""
+    for change, apply in changes_of(node):
+        kept = {key: list(value) if isinstance(value, list) else value for key, value in vars(node).items()}
+        apply(node)
+        yield f"{where}: {change}: {ast.unparse(node)[:60]}"
+        vars(node).update(kept)
+
+
+def changes_of(node: ast.AST) -> list[tuple[str, Callable[[Any], None]]]:
+    """List the ways to change one node, each with a function that does it in place."""
+    found: list[tuple[str, Callable[[Any], None]]] = []
+    if isinstance(node, ast.Compare):
+        for place, operator in enumerate(node.ops):
+            for other in COMPARISONS[type(operator)]:
+                found.append(
+                    (
+                        f"{type(operator).__name__} -> {other.__name__}",
+                        lambda n, p=place, o=other: n.ops.__setitem__(p, o()),
+                    )
+                )
+    if isinstance(node, ast.BoolOp):
+        other = ast.Or if isinstance(node.op, ast.And) else ast.And
+        found.append((f"{type(node.op).__name__} -> {other.__name__}", lambda n, o=other: setattr(n, "op", o())))
+    if isinstance(node, ast.BinOp) and type(node.op) in ARITHMETIC:
+        other_op = ARITHMETIC[type(node.op)]
+        found.append((f"{type(node.op).__name__} -> {other_op.__name__}", lambda n, o=other_op: setattr(n, "op", o())))
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not):
+        found.append(("drop not", lambda n: setattr(n, "op", ast.UAdd()) or setattr(n, "operand", as_bool(n.operand))))
+    if isinstance(node, (ast.If, ast.IfExp)):
+        for value in (True, False):
+            found.append((f"if -> {value}", lambda n, v=value: setattr(n, "test", ast.Constant(v))))
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in SWAPPED_CALLS:
+        found.append(
+            (
+                f"{node.func.id} -> {SWAPPED_CALLS[node.func.id]}",
+                lambda n: setattr(n, "func", ast.Name(SWAPPED_CALLS[n.func.id], ast.Load())),
+            )
+        )
+    if isinstance(node, ast.Constant) and isinstance(node.value, int) and not isinstance(node.value, bool):
+        found.append((f"{node.value} + 1", lambda n: setattr(n, "value", n.value + 1)))
+    if isinstance(node, ast.Constant) and node.value in {
+        "pass",
+        "fail",
+        "inconclusive",
+        "invalid",
+        "not_measured",
+        "gate",
+    }:
+        word = "fail" if node.value == "pass" else "pass"
+        found.append((f"{node.value} -> {word}", lambda n, w=word: setattr(n, "value", w)))
+    return found
+
+
+def as_bool(node: ast.expr) -> ast.expr:
+    return ast.Call(func=ast.Name("bool", ast.Load()), args=[node], keywords=[])
+
+
+def loaded(module: types.ModuleType, tree: ast.Module) -> dict[str, Any]:
+    """Return the namespace of a changed module, without touching the real one."""
+    twin = types.ModuleType(module.__name__)
+    twin.__dict__.update(__package__=module.__package__, __file__=module.__file__)
+    sys.modules[module.__name__] = twin  # dataclasses look their module up by name
+    try:
+        exec(compile(ast.fix_missing_locations(tree), str(module.__file__), "exec"), twin.__dict__)
+    finally:
+        sys.modules[module.__name__] = module
+    return twin.__dict__
+
+
+@contextlib.contextmanager
+def at_most(*, seconds: float) -> Iterator[None]:
+    """Raise `TimeoutError` when the block computes longer; a loop that a mutant made endless ends so."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
