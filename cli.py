@@ -30,6 +30,8 @@ from .storage import explained
 
 EXIT_DEFECT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 70, 130, 141, 143
 
+_LINE_CHARS = 1500  # of a message; a hostile file may put anything into one
+
 _LAB_PACKAGES = frozenset(
     {"torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "matplotlib", "jinja2"}
 )
@@ -228,15 +230,8 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
 
 def _handler(name: str) -> Callable[[argparse.Namespace], int]:
     verb = next(verb for verb in VERBS if verb.name == name)
-    try:
-        module = importlib.import_module(f".{verb.module}", __package__)
-    except ModuleNotFoundError as error:
-        if error.name != f"{__package__}.{verb.module}":
-            raise
-        module = None
-    handler: Callable[[argparse.Namespace], int] | None = getattr(module, verb.handler, None)
-    if handler is None:
-        raise HavocError(f"{name} is not built yet")
+    module = importlib.import_module(f".{verb.module}", __package__)
+    handler: Callable[[argparse.Namespace], int] = getattr(module, verb.handler)
     return handler
 
 
@@ -298,7 +293,9 @@ def _stdout_is_gone() -> bool:
 
 
 def _say(text: str) -> None:
-    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in " ".join(text.splitlines()))
+    text = " ".join(text.splitlines())
+    text = text if len(text) <= _LINE_CHARS else f"{text[:_LINE_CHARS]}..."
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     with contextlib.suppress(OSError):
         print(f"havoc: {line}", file=sys.stderr, flush=True)
 

@@ -7,6 +7,7 @@ last and is the commit mark. Disk-full and permission errors become one-line `Ha
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import glob
@@ -50,9 +51,10 @@ def sha256_file(path: Path) -> str:
 
 
 def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is any of six types
-    """Parse a JSON file; a missing, unreadable, non-UTF-8, too deep or malformed one, or one with NaN, is refused."""
+    """Parse a JSON file; a missing, unreadable, malformed or too deep one is refused; so are NaN and a key twice."""
     try:
-        return json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
+        text = _decoded(path.read_bytes())
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_a_key_twice)
     except FileNotFoundError:
         msg = f"{path}: no such file"
         raise HavocError(msg) from None
@@ -61,6 +63,23 @@ def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is any of six types
     except (ValueError, RecursionError) as error:
         msg = f"{path}: not valid JSON ({str(error) or 'nested too deep'})"
         raise HavocError(msg) from error
+
+
+def _decoded(data: bytes) -> str:
+    if data.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        msg = "it starts with a byte order mark: save it as UTF-8 without one"
+        raise ValueError(msg)
+    return data.decode("utf-8")
+
+
+def _refuse_a_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Readers disagree about which of the two counts, so nobody can say what such a document means."""
+    document = dict(pairs)
+    if len(document) < len(pairs):
+        names = [name for name, _ in pairs]
+        msg = f"the key {next(name for name in document if names.count(name) > 1)[:60]!r} stands twice in one object"
+        raise ValueError(msg)
+    return document
 
 
 def _refuse_constant(name: str) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import HavocError, IdentityError
 from ..storage import read_json, sha256_file
+from .companions import CHAT_TEMPLATES, TOKENIZER_FILES
 
 MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"
@@ -22,6 +23,16 @@ FORMAT_NAME = "havoc-artifact"
 FORMAT_VERSION = 1
 
 _HASH = re.compile(r"[0-9a-f]{64}")
+_READ_BY_RUNTIMES = frozenset(
+    {
+        "config.json",
+        "genai_config.json",
+        "generation_config.json",
+        "processor_config.json",
+        *TOKENIZER_FILES,
+        *CHAT_TEMPLATES,
+    }
+)
 _REQUIRED = ("config.json", "model.onnx", "model.onnx.data")
 
 
@@ -76,7 +87,7 @@ def read_manifest(directory: Path) -> ArtifactManifest:
     if not directory.is_dir():
         msg = f"{directory}: no such artifact directory"
         raise HavocError(msg)
-    if not path.exists():
+    if not path.is_file():
         msg = f"{directory}: not an artifact (no {MANIFEST}); an interrupted export leaves none, so run it again"
         raise HavocError(msg)
     document = read_json(path)
@@ -110,6 +121,9 @@ def _parse(document: dict[str, Any]) -> ArtifactManifest:
         fingerprint=dict(document["fingerprint"]),
         parity=dict(document["parity"]),
     )
+    if set(manifest.alpha) != set(manifest.expert_hashes):
+        msg = "alpha and expert_hashes name different domains"
+        raise ValueError(msg)
     missing = [name for name in _REQUIRED if name not in manifest.files]
     if missing:
         msg = f"{', '.join(missing)} not listed"
@@ -176,9 +190,10 @@ def _refuse_links(directory: Path, name: str) -> None:
 
 
 def _refuse_unlisted(directory: Path, manifest: ArtifactManifest) -> None:
-    """A graph or data file that the manifest does not list could be loaded without ever being hashed."""
+    """What a runtime would load or obey, though the manifest does not list it, would never be hashed."""
     for path in sorted(directory.iterdir()):
-        if path.name.endswith((".onnx", ".data")) and path.name not in manifest.files:
+        is_read = path.name.endswith((".onnx", ".data")) or path.name in _READ_BY_RUNTIMES
+        if is_read and path.name not in manifest.files:
             msg = f"{path}: not listed in {MANIFEST}; remove it"
             raise HavocError(msg)
 

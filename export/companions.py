@@ -24,9 +24,8 @@ TOKENIZER_FILES = (
     "vocab.json",
     "merges.txt",
     "tokenizer.model",
-    "chat_template.jinja",
-    "chat_template.json",
 )
+CHAT_TEMPLATES = ("chat_template.jinja", "chat_template.json")
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt", "USE_POLICY.md")
 
 _README_BYTES = 1 << 16
@@ -43,12 +42,24 @@ class Licence:
 
 
 def carry(directory: Path | None, folder: Path) -> None:
-    """Copy tokenizer, chat template and licence of a base into `folder`; one that is no plain file is refused."""
+    """Copy tokenizer, chat template and licence of a base into `folder`; what may not be carried is refused."""
+    for file in carried_files(directory):
+        try:
+            content = file.read_bytes()
+        except OSError as error:
+            raise explained(error, file) from error
+        write_bytes(folder / file.name, content)
+
+
+def carried_files(directory: Path | None) -> list[Path]:
+    """Files of a base that go with it; one that is no regular file, or is not in that directory, is a `HavocError`."""
     if directory is None:
-        return
-    for name in TOKENIZER_FILES + LICENCE_FILES:
-        if (content := _content(directory / name)) is not None:
-            write_bytes(folder / name, content)
+        return []
+    files = [directory / name for name in TOKENIZER_FILES + CHAT_TEMPLATES + LICENCE_FILES]
+    found = [file for file in files if file.exists() or file.is_symlink()]
+    for file in found:
+        _require_inside(file)
+    return found
 
 
 def licence_of(directory: Path | None) -> Licence:
@@ -69,10 +80,7 @@ def licence_of(directory: Path | None) -> Licence:
     return Licence(identifier=named[1] if named else None, file=texts[0] if texts else None)
 
 
-def _content(file: Path) -> bytes | None:
-    """Bytes of a file of the base, None where there is none."""
-    if not file.exists() and not file.is_symlink():
-        return None
+def _require_inside(file: Path) -> None:
     home, target = file.parent.resolve(), file.resolve()
     is_hub_blob = target.parent == home.parent.parent / "blobs"
     if target.parent != home and not is_hub_blob:
@@ -81,7 +89,3 @@ def _content(file: Path) -> bytes | None:
     if not target.is_file():
         msg = f"{file}: not a regular file"
         raise HavocError(msg)
-    try:
-        return file.read_bytes()
-    except OSError as error:
-        raise explained(error, file) from error

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
 import torch
 
+from ..errors import HavocError
 from ..model.checkpoint import generation_fields
 from ..model.tensors import tensor_shapes
 from ..model.weights import INDEX_FILE, SAFETENSORS_FILE
 from ..progress import SILENT, Progress
-from ..storage import new_directory, write_bytes, write_json, write_text
+from ..storage import new_directory, read_json, write_bytes, write_json, write_text
 from .card import huggingface_card
 from .companions import carry, licence_of
 from .fold import FoldedTensors
-from .package import Mixture, mixture_document
+from .package import Mixture, mixture_document, require_companions
 from .source import Source, open_source
 
 if TYPE_CHECKING:
@@ -48,13 +49,14 @@ def export_huggingface(
 ) -> Path:
     """Fold and write `config.json`, safetensors (in shards where large), tokenizer and `mixture.json`; return `out`."""
     source, dtype = open_source(base), _DTYPES[weight_format]
+    require_companions(source)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
     tensors = FoldedTensors(source.tensors, mixture.deltas(source, None))
     with new_directory(out, marker=_MARKER) as folder:
         _write_weights(folder, source, tensors, dtype, max_shard_bytes, progress)
         name = str(dtype).removeprefix("torch.")
         write_json(folder / "config.json", source.config.to_hf() | {"torch_dtype": name, "dtype": name})
-        write_json(folder / "generation_config.json", generation_fields(source.config))
+        write_json(folder / "generation_config.json", _generation(source))
         carry(source.directory, folder)
         card = huggingface_card(source, mixture.weights, rule, name, licence_of(source.directory))
         write_text(folder / "README.md", card)
@@ -62,6 +64,15 @@ def export_huggingface(
         if signer is not None:
             signer.sign(folder, name=out.resolve().name)
     return out
+
+
+def _generation(source: Source) -> dict[str, Any]:
+    """How the base is sampled, as it says itself, with every end of text that its two files name."""
+    file = None if source.directory is None else source.directory / "generation_config.json"
+    ours = generation_fields(source.config)
+    if file is None or not file.exists():
+        return ours
+    return {**ours, **read_json(file), "eos_token_id": ours["eos_token_id"]}
 
 
 def _write_weights(
@@ -79,13 +90,21 @@ def _write_weights(
     with progress.stage("write weights", num_bytes, unit="bytes") as stage:
         for index, names in enumerate(shards, start=1):
             file = SAFETENSORS_FILE if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-            shard = {name: tensors[name].to(dtype).contiguous() for name in names}
+            shard = {name: _finite(name, tensors[name].to(dtype)).contiguous() for name in names}
             write_bytes(folder / file, safetensors.torch.save(shard, metadata={"format": "pt"}))
             weight_map |= dict.fromkeys(names, file)
             stage.advance(sum(tensor.nbytes for tensor in shard.values()), note=file)
     if len(shards) > 1:
         index_document = {"metadata": {"total_size": num_bytes}, "weight_map": weight_map}
         write_bytes(folder / INDEX_FILE, json.dumps(index_document, indent=2).encode())
+
+
+def _finite(name: str, tensor: Tensor) -> Tensor:
+    if not bool(torch.isfinite(tensor).all()):
+        kind = str(tensor.dtype).removeprefix("torch.")
+        msg = f"{name}: holds NaN, Inf or a value beyond {kind}, so it is not exported"
+        raise HavocError(msg)
+    return tensor
 
 
 def _shards(source: Source, item_bytes: int, max_shard_bytes: int) -> list[list[str]]:

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..errors import HavocError
-from ..model.tensors import EMBEDDING, HEAD, tensor_shapes
-from ..model.tokenizer import Tokenizer
+from ..model.tensors import tensor_shapes
+from ..model.tokenizer import load_tokenizer
+from .companions import CHAT_TEMPLATES, carried_files, licence_of
 from .source import open_source
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from ..model.tokenizer import Tokenizer
 
 
 def inspect_directory(directory: Path) -> dict[str, Any]:
@@ -27,8 +30,8 @@ def inspect_directory(directory: Path) -> dict[str, Any]:
             msg = f"{directory}: tensor {name} holds NaN or Inf; the file is damaged or training diverged"
             raise HavocError(msg)
         dtypes.add(str(tensor.dtype).removeprefix("torch."))
-    if config.tie_word_embeddings and HEAD in source.tensors:
-        _require_tied(source.tensors[HEAD], source.tensors[EMBEDDING], directory)
+    carried_files(directory)
+    tokenizer, licence = load_tokenizer(directory, num_rows=config.vocab_size), licence_of(directory)
     scaling = attention.rope_scaling
     return {
         "directory": str(directory),
@@ -44,22 +47,14 @@ def inspect_directory(directory: Path) -> dict[str, Any]:
         "tied_head": config.tie_word_embeddings,
         "vision": "none" if config.vision is None else f"patches of {config.vision.patch_size} pixels",
         "stored_as": ", ".join(sorted(dtypes)),
-        "tokenizer": _tokenizer(directory, config.vocab_size),
+        "tokenizer": _tokenizer(tokenizer, directory),
+        "licence": licence.identifier or licence.file or "not named",
         "weight_hash": source.hash,
     }
 
 
-def _require_tied(head: torch.Tensor, table: torch.Tensor, directory: Path) -> None:
-    if not torch.equal(head, table):
-        msg = f"{directory}: {HEAD} differs from {EMBEDDING}, but the config says tie_word_embeddings = true"
-        raise HavocError(msg)
-
-
-def _tokenizer(directory: Path, vocab_size: int) -> str:
-    if not (directory / "tokenizer.json").is_file():
+def _tokenizer(tokenizer: Tokenizer | None, directory: Path) -> str:
+    if tokenizer is None:
         return "none: it cannot read text"
-    num_ids = Tokenizer.load(directory).vocab_size
-    if num_ids > vocab_size:
-        msg = f"{directory}: the tokenizer has {num_ids} ids, the model's table {vocab_size} rows"
-        raise HavocError(msg)
-    return f"{num_ids:,} ids"
+    has_template = any((directory / name).is_file() for name in CHAT_TEMPLATES)
+    return f"{tokenizer.vocab_size:,} ids" + (", with a chat template" if has_template else "")

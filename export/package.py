@@ -22,13 +22,13 @@ from ..errors import HavocError
 from ..model.checkpoint import generation_fields
 from ..model.structure import Structure
 from ..model.tensors import tensor_shapes
-from ..model.tokenizer import Tokenizer
+from ..model.tokenizer import load_tokenizer
 from ..progress import SILENT, Progress
 from ..storage import new_directory, sha256_file, write_bytes, write_json, write_text
 from .artifact import MANIFEST, ArtifactFile, ArtifactManifest
 from .bom import BOM_FILE, bill_of_materials
 from .card import model_card
-from .companions import carry, licence_of
+from .companions import carried_files, carry, licence_of
 from .datafile import StoredWeights, write_data_file
 from .fold import FoldedTensors
 from .genai import genai_config
@@ -112,13 +112,14 @@ def export_artifact(
     """
     source = open_source(base)
     structure = structure or Structure()
+    require_companions(source)
     options = options.fitted(source.config.max_seq_len)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
     folded = FoldedTensors(source.tensors, mixture.deltas(source, basis), basis)
     with new_directory(out, marker=MANIFEST) as folder:
         _write_model(folder, source.config, structure, options, folded, progress)
-        tokenizer = _write_companions(folder, source, mixture)
-        session, report, moved = _prove(folder, source.config, structure, folded, tokenizer, progress)
+        _write_companions(folder, source, mixture)
+        session, report, moved = _prove(folder, source.config, structure, folded, progress)
         manifest = _manifest(source, mixture, structure, options, report, moved, fingerprint(session))
         del session  # unmaps the data file before its folder is renamed
         _write_papers(folder, source, mixture, structure, manifest)
@@ -141,8 +142,15 @@ def _write_model(
         write_bytes(folder / name, serialize(graph))
 
 
-def _write_companions(folder: Path, source: Source, mixture: Mixture) -> Tokenizer | None:
-    """Configurations, tokenizer and mixture; returns the tokenizer where the base has one."""
+def require_companions(source: Source) -> None:
+    """Read what goes along with the weights before they are folded, which may take long."""
+    carried_files(source.directory)
+    if source.directory is not None:
+        load_tokenizer(source.directory, num_rows=source.config.vocab_size)
+
+
+def _write_companions(folder: Path, source: Source, mixture: Mixture) -> None:
+    """Configurations, tokenizer, experts and mixture."""
     config = source.config
     write_json(folder / "config.json", config.to_hf())
     write_json(folder / "generation_config.json", generation_fields(config))
@@ -152,7 +160,6 @@ def _write_companions(folder: Path, source: Source, mixture: Mixture) -> Tokeniz
     for expert in mixture.experts:
         save_expert(expert, folder / EXPERTS_FOLDER)
     write_json(folder / "mixture.json", mixture_document(source, mixture))
-    return Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
 
 
 def _write_papers(
@@ -192,7 +199,6 @@ def _prove(
     config: HavocConfig,
     structure: Structure,
     folded: FoldedTensors,
-    tokenizer: Tokenizer | None,
     progress: Progress,
 ) -> tuple[DecoderSession, ParityReport, ParityCase]:
     """Hold the graphs just written against torch over the stored weights, and those against the exact fold.
@@ -208,7 +214,7 @@ def _prove(
         exact = StreamedModel(config, folded, on_layer=stage.advance)
         moved = drift(expected, expected if is_exact else reference_logits(exact, config), config)
     graphs = {path.name: path for path in sorted(folder.glob("*.onnx"))}
-    session = DecoderSession(config, graphs, tokenizer=tokenizer, packs_weights=_is_packed(layout, structure))
+    session = DecoderSession(config, graphs, packs_weights=_is_packed(layout, structure))
     report = compare(expected, session, structure, progress=progress)
     return session, report, moved
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..adapt.expert import load_expert
+from ..adapt.expert import expert_path, load_expert
 from ..errors import IdentityError
 from ..model.config import HavocConfig
 from ..model.structure import Structure
@@ -75,7 +75,7 @@ def rederive(
 
 
 def _expert(folder: Path, domain: str, manifest: ArtifactManifest) -> Expert:
-    path = folder / f"z_vectors_{domain}.safetensors"
+    path = expert_path(folder, domain)
     expert = load_expert(path, base_hash=manifest.base_hash)
     _require_same(f"{domain} expert", str(path), expert.hash, manifest.expert_hashes.get(domain, ""))
     return expert

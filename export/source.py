@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from ..errors import HavocError
 from ..model.checkpoint import BUNDLED_NANO, Base
 from ..model.config import PRESETS, HavocConfig
-from ..model.weights import RandomTensors, open_tensors, require_tensors, weight_hash
+from ..model.weights import RandomTensors, open_tensors, require_tensors, require_tied, weight_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,4 +68,5 @@ def _open_directory(directory: Path, name: str) -> Source:
     config = HavocConfig.from_directory(directory)
     tensors = open_tensors(directory)
     require_tensors(tensors, config, source=directory)
+    require_tied(tensors, config, source=directory)
     return Source(name, config, tensors, directory)

@@ -19,10 +19,18 @@ from torch import Tensor
 from ..errors import HavocError
 from ..storage import write_bytes, write_json
 from .config import PRESETS, HavocConfig
-from .tensors import EMBEDDING, HEAD, module_name, tensor_name, tensor_shapes
-from .tokenizer import Tokenizer
+from .tensors import EMBEDDING, module_name, tensor_name, tensor_shapes
+from .tokenizer import Tokenizer, load_tokenizer
 from .transformer import HavocModel
-from .weights import INDEX_FILE, SAFETENSORS_FILE, RandomTensors, open_tensors, require_tensors, weight_hash
+from .weights import (
+    INDEX_FILE,
+    SAFETENSORS_FILE,
+    RandomTensors,
+    open_tensors,
+    require_tensors,
+    require_tied,
+    weight_hash,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -87,11 +95,7 @@ def load_base(path_or_preset: str | Path) -> Base:
         raise HavocError(f"{directory}: no such directory, and no preset is called so (there are {', '.join(PRESETS)})")
     config = HavocConfig.from_directory(directory)
     stored = open_tensors(directory)
-    tokenizer = Tokenizer.load(directory) if (directory / "tokenizer.json").is_file() else None
-    if tokenizer is not None and tokenizer.vocab_size > config.vocab_size:
-        raise HavocError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, the model's table {config.vocab_size} rows"
-        )
+    tokenizer = load_tokenizer(directory, num_rows=config.vocab_size)
     return Base(assemble(config, stored, source=directory), config, weight_hash(stored), directory, tokenizer)
 
 
@@ -112,7 +116,7 @@ def assemble(config: HavocConfig, tensors: Mapping[str, Tensor], *, source: obje
         model = HavocModel(config)
     state = {module_name(name): _as_float32(name, tensors[name], source=source) for name in tensor_shapes(config)}
     if config.tie_word_embeddings:
-        _require_tied(tensors, source=source)
+        require_tied(tensors, config, source=source)
         state["lm_head.weight"] = state[module_name(EMBEDDING)]
     model.load_state_dict(state, strict=True, assign=True)
     if config.tie_word_embeddings:
@@ -129,11 +133,6 @@ def _as_float32(name: str, tensor: Tensor, *, source: object) -> Tensor:
     if not bool(torch.isfinite(converted).all()):  # asked of fp32, which a float64 may overflow
         raise HavocError(f"{source}: tensor {name} holds NaN or Inf; the file is damaged or training diverged")
     return converted
-
-
-def _require_tied(tensors: Mapping[str, Tensor], *, source: object) -> None:
-    if HEAD in tensors and not torch.equal(tensors[HEAD], tensors[EMBEDDING]):
-        raise HavocError(f"{source}: {HEAD} differs from {EMBEDDING}, but the config says tie_word_embeddings = true")
 
 
 def _read_torch_file(file: Path) -> dict[str, Tensor]:

@@ -253,15 +253,32 @@ class HavocConfig:
 
     @classmethod
     def from_directory(cls, path: str | Path) -> HavocConfig:
-        """Read `config.json` of a Hugging Face directory."""
-        file = Path(path) / "config.json"
-        fields = read_json(file)
-        _require(isinstance(fields, dict), f"{file}: must be a JSON object")
+        """Read `config.json` of a Hugging Face directory, and the ends of text in its `generation_config.json`."""
+        from .hf_config import with_generation
+
+        file, other = Path(path) / "config.json", Path(path) / "generation_config.json"
+        fields = _read_object(file)
         try:
-            return cls.from_hf(fields)
+            config = cls.from_hf(fields)
         except HavocError as error:
             raise HavocError(f"{file}: {error}") from error
+        if not other.exists():
+            return config
+        fields = _read_object(other)
+        try:
+            return with_generation(config, fields)
+        except HavocError as error:
+            raise HavocError(f"{other}: {error}") from error
 
     def replace(self, **changes: Any) -> HavocConfig:  # noqa: ANN401 - the fields of this class, checked by it
         """A copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
+
+
+def _read_object(file: Path) -> dict[str, Any]:
+    if file.exists() and not file.is_file():  # reading a pipe would wait for ever
+        raise HavocError(f"{file}: not a regular file")
+    fields = read_json(file)
+    if not isinstance(fields, dict):
+        raise HavocError(f"{file}: must be a JSON object")
+    return fields

@@ -51,11 +51,14 @@ _WITHOUT_EFFECT = frozenset(
         "attn_implementation",
         "chunk_size_feed_forward",
         "dtype",
+        "finetuning_task",
         "id2label",
         "is_llama_config",
         "label2id",
         "layer_types",
+        "max_sequence_length",
         "max_window_layers",
+        "model_max_length",
         "name_or_path",
         "output_attentions",
         "output_hidden_states",
@@ -65,15 +68,51 @@ _WITHOUT_EFFECT = frozenset(
         "sep_token_id",
         "sliding_window",
         "task_specific_params",
+        "tf_legacy_loss",
+        "tokenizer_class",
         "torch_dtype",
+        "torchscript",
         "transformers.js_config",
         "transformers_version",
         "unk_token_id",
         "unsloth_fixed",
         "unsloth_version",
+        "use_bfloat16",
         "use_cache",
     }
 )
+_SAMPLING = frozenset(
+    {
+        "bad_words_ids",
+        "begin_suppress_tokens",
+        "decoder_start_token_id",
+        "diversity_penalty",
+        "do_sample",
+        "early_stopping",
+        "encoder_no_repeat_ngram_size",
+        "exponential_decay_length_penalty",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "length_penalty",
+        "max_length",
+        "min_length",
+        "no_repeat_ngram_size",
+        "num_beam_groups",
+        "num_beams",
+        "num_return_sequences",
+        "output_scores",
+        "remove_invalid_values",
+        "repetition_penalty",
+        "return_dict_in_generate",
+        "suppress_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "typical_p",
+    }
+)
+"""How a text is sampled, which files from before `generation_config.json` say here; the logits are the same."""
+
 _ONLY_VALUE: dict[str, Any] = {
     "hidden_act": "silu",
     "mlp_bias": False,
@@ -87,6 +126,8 @@ _ONLY_VALUE: dict[str, Any] = {
     "add_cross_attention": False,
     "use_mrope": False,
     "use_qk_norm": False,
+    "pruned_heads": {},
+    "tie_encoder_decoder": False,
 }
 
 
@@ -131,6 +172,15 @@ def read(fields: dict[str, Any]) -> HavocConfig:
         bos_token_id=fields.get("bos_token_id"),
         eos_token_id=_read_eos(fields.get("eos_token_id")),
     )
+
+
+def with_generation(config: HavocConfig, fields: dict[str, Any]) -> HavocConfig:
+    """The config with the ends of text that `generation_config.json` names too: chat models name theirs only there."""
+    named = _read_eos(fields.get("eos_token_id"))
+    more = named if isinstance(named, tuple) else () if named is None else (named,)
+    if set(more) <= set(config.eos_token_ids):
+        return config
+    return config.replace(eos_token_id=tuple(dict.fromkeys([*config.eos_token_ids, *more])))
 
 
 def write(config: HavocConfig) -> dict[str, Any]:
@@ -198,11 +248,13 @@ def _refuse_unsupported(fields: dict[str, Any], model_type: str) -> None:
                 raise HavocError(
                     f"{name} = {value!r} is not supported; HAVOC computes {name} = {_ONLY_VALUE[name]!r} only"
                 )
-        elif name not in _TRANSLATED | _WITHOUT_EFFECT and value is not None:
+        elif name not in _TRANSLATED | _WITHOUT_EFFECT | _SAMPLING and value is not None:
             raise HavocError(
                 f"unknown field {name!r} (= {str(value)[:60]}) may change the numbers; remove it if it does not"
             )
-    if fields.get("sliding_window") is not None and fields.get("use_sliding_window") is not False:
+    # only Qwen has the switch, and there it is off where the file is silent
+    is_off = fields.get("use_sliding_window", None if model_type.startswith("qwen") else True) in {None, False}
+    if fields.get("sliding_window") is not None and not is_off:
         raise HavocError(
             f"sliding_window = {fields['sliding_window']!r} is not supported; HAVOC attends to the full context"
         )

@@ -25,6 +25,19 @@ SPECIAL_TOKENS = (PAD, BOS, EOS, IMAGE)
 NUM_BYTES = 256
 
 
+def load_tokenizer(directory: str | Path, *, num_rows: int) -> Tokenizer | None:
+    """The tokenizer of a base, None where it has none; one with more ids than the model's `num_rows` is refused."""
+    file = Path(directory) / "tokenizer.json"
+    if not file.exists() and not file.is_symlink():
+        return None
+    tokenizer = Tokenizer.load(directory)
+    if tokenizer.vocab_size > num_rows:
+        raise HavocError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, the model's table {num_rows} rows"
+        )
+    return tokenizer
+
+
 @dataclass(frozen=True)
 class Tokenizer:
     """A loaded `tokenizer.json` with the ids of its special tokens; None where there is no such token."""
@@ -40,7 +53,7 @@ class Tokenizer:
         """Read `tokenizer.json`; special tokens are those `tokenizer_config.json` names, else `config.json`."""
         file = Path(directory) / "tokenizer.json"
         if not file.is_file():
-            raise HavocError(f"{file}: no such file")
+            raise HavocError(f"{file}: {'not a regular file' if file.exists() else 'no such file'}")
         try:
             backend = tokenizers.Tokenizer.from_file(str(file))
         except Exception as error:  # the Rust binding raises bare Exception for every kind of damage
@@ -141,5 +154,5 @@ def _special_id(backend: tokenizers.Tokenizer, directory: Path, role: str) -> in
 
 
 def _fields(file: Path) -> dict[str, Any]:
-    fields = read_json(file) if file.is_file() else {}
+    fields = read_json(file) if file.exists() else {}
     return fields if isinstance(fields, dict) else {}

@@ -240,12 +240,20 @@ def test_a_defect_shows_its_traceback_when_asked() -> None:
     assert quiet.returncode == loud.returncode == 70
 
 
-def test_a_verb_that_is_not_there_says_so() -> None:
-    """A missing handler is no traceback, and a handler whose own import fails is not called missing."""
-    missing = run_python(ending("pass"), "plan", "nano", "--target", "host")
-    assert (missing.returncode, missing.stderr) == (2, "havoc: error: plan is not built yet\n")
+def test_a_handler_whose_import_fails_is_a_defect() -> None:
+    """Not taken for a missing extra: its name is no package of ours."""
     broken = run_python(ending("import torch_of_another_world"), "doctor")
     assert broken.returncode == 70
+
+
+def test_a_line_stays_readable(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A file that puts a megabyte where a number belongs does not fill the screen."""
+    (tmp_path / "config.json").write_text('{"model_type": "' + "x" * 1_000_000 + '"}')
+    assert main(["import", str(tmp_path)]) == 2
+    line = capsys.readouterr().err
+    assert len(line) < 2000
+    assert line.startswith(f"havoc: error: {tmp_path / 'config.json'}: ")
+    assert line.endswith("...\n")
 
 
 @pytest.mark.parametrize(
