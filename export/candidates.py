@@ -65,7 +65,8 @@ class CandidateSessions:
         """Compute every expert's dense delta once; holds K + 2 copies of the adapted weights."""
         self._source = open_source(base)
         self._mixture, self._basis = DenseMixture(self._source.tensors, basis, experts, rule=rule), basis
-        self._options, self._provider, self._num_threads = options, provider, num_threads
+        self._options = options.fitted(self._source.config.max_seq_len)
+        self._provider, self._num_threads = provider, num_threads
         self._shared: dict[Structure, _Shared] = {}
         directory = self._source.directory
         has_tokenizer = directory is not None and (directory / "tokenizer.json").is_file()
@@ -77,6 +78,7 @@ class CandidateSessions:
         return DecoderSession(
             self._source.config,
             shared.graphs,
+            options=self._options,
             tokenizer=self._tokenizer,
             provider=self._provider,
             num_threads=self._num_threads,

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .options import DEFAULT_OPTIONS, GraphOptions
+
 if TYPE_CHECKING:
     from ..model.config import HavocConfig
 
 
-def genai_config(config: HavocConfig) -> dict[str, Any]:
-    """The document for a text decoder with `position_ids` and a growing past; greedy by default, context bounded.
+def genai_config(config: HavocConfig, options: GraphOptions = DEFAULT_OPTIONS) -> dict[str, Any]:
+    """The document for a text decoder; greedy by default.
 
-    `max_length` is the context: the runtime sizes its cache by it.
+    `max_length` is the context, or the length of a static cache: the runtime sizes its cache by it, and in a static one
+    passes the same buffers as past and present. The contrib dialect counts positions itself.
     """
     attention = config.attention
+    max_length = options.fitted(config.max_seq_len).cache_len or config.max_seq_len
+    positions = {} if options.dialect == "contrib" else {"position_ids": "position_ids"}
     eos = list(config.eos_token_ids)
     model_type = config.to_hf()["model_type"]
     first_eos = eos[0] if eos else 0
@@ -29,7 +34,7 @@ def genai_config(config: HavocConfig) -> dict[str, Any]:
                 "inputs": {
                     "input_ids": "input_ids",
                     "attention_mask": "attention_mask",
-                    "position_ids": "position_ids",
+                    **positions,
                     "past_key_names": "past_key_values.%d.key",
                     "past_value_names": "past_key_values.%d.value",
                 },
@@ -52,12 +57,12 @@ def genai_config(config: HavocConfig) -> dict[str, Any]:
             "do_sample": False,
             "early_stopping": True,
             "length_penalty": 1.0,
-            "max_length": config.max_seq_len,
+            "max_length": max_length,
             "min_length": 0,
             "no_repeat_ngram_size": 0,
             "num_beams": 1,
             "num_return_sequences": 1,
-            "past_present_share_buffer": False,
+            "past_present_share_buffer": options.cache == "static",
             "repetition_penalty": 1.0,
             "temperature": 1.0,
             "top_k": 1,

@@ -1,14 +1,11 @@
-"""The ONNX graph of a HAVOC decoder, written node by node in the `standard` dialect (opset 23, IR 11).
+"""The ONNX graphs of an artifact, written node by node: the decoder, and for vision models its two companions.
 
 One graph serves prefill, chunked prefill, single steps and left-padded batches: the past has a dynamic length, zero
-included. Names of inputs and outputs are those of onnxruntime-genai. Nothing is traced, so no source path and no
-library version enters the file, and the weights are references into the data file planned by `layout`: the bytes
-depend on configuration and structure only.
+included, or stands in a static cache. Names of inputs and outputs are those of onnxruntime-genai. Nothing is traced,
+so no source path and no library version enters the file, and the weights are references into the data file planned by
+`layout`: the bytes depend on configuration, structure and options only.
 
-    B batch, T new tokens, P past tokens, S = P + T, D model, H head dim, V vocab, R image patches
-
-`LessOrEqual(key, query) and (real or key == query)`: a padding query sees itself, so that no row of scores is empty
-and no NaN enters the cache; real queries never see padding.
+    B batch, T new tokens, D model, V vocab, R image patches
 """
 
 from __future__ import annotations
@@ -18,15 +15,27 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from ..errors import HavocError
-from ..model.tensors import EMBEDDING, FINAL_NORM, HEAD, VISION_PROJECTION
+from ..model.tensors import EMBEDDING, VISION_PROJECTION
 from . import session
-from .layout import NUM_BITS, ROPE_COS, ROPE_SIN, Layout, StoredWeight, plan_layout
+from .contrib import ContribDecoder
+from .layout import NUM_BITS, Layout, StoredWeight, plan_layout
 from .options import DEFAULT_OPTIONS, GraphOptions
-from .tape import CONTRIB, Dimensions, GraphTape
+from .standard import StandardDecoder, StaticStandardDecoder
+from .tape import CONTRIB, GraphTape
 
 if TYPE_CHECKING:
     from ..model.config import HavocConfig, VisionConfig
     from ..model.structure import Structure
+    from .decoder import DecoderGraph
+    from .options import Cache, Dialect
+
+
+_DECODERS: dict[tuple[Dialect, Cache], type[DecoderGraph]] = {
+    ("standard", "dynamic"): StandardDecoder,
+    ("standard", "static"): StaticStandardDecoder,
+    ("contrib", "dynamic"): ContribDecoder,
+    ("contrib", "static"): ContribDecoder,
+}
 
 
 def build_graphs(
@@ -41,6 +50,9 @@ def build_graphs(
     if config.vision is not None:
         graphs[session.EMBEDDING] = build_embedding_graph(config, structure, layout=layout)
         graphs[session.VISION] = build_vision_graph(config, structure, layout=layout)
+    for model in graphs.values():
+        model.ir_version = options.ir_version
+        model.graph.opset_imports[""] = options.opset
     return graphs
 
 
@@ -49,7 +61,11 @@ def build_graph(
 ) -> ir.Model:
     """Build the decoder: ids (embeddings in vision configurations), mask, positions, past to logits, present."""
     graph = GraphTape(structure, layout or plan_layout(config, structure))
-    return _Decoder(config, graph, options).build()
+    if config.vision is None:
+        x_BTD = _embed(graph, config, graph.input("input_ids", ir.DataType.INT64, ["batch", "sequence"]))
+    else:
+        x_BTD = graph.input("inputs_embeds", graph.activation, ["batch", "sequence", config.d_model])
+    return _DECODERS[options.dialect, options.cache](config, graph, options).build(x_BTD)
 
 
 def build_embedding_graph(config: HavocConfig, structure: Structure, *, layout: Layout | None = None) -> ir.Model:
@@ -131,116 +147,3 @@ def _block_rows(graph: GraphTape, weight: StoredWeight, ids_BT: ir.Value, padded
     if axis == 1:
         return rows
     return graph.op("embed_tokens/rows", "Reshape", [rows, graph.constant("rows", [0, 0, padded_len])])
-
-
-class _Decoder:
-    """The decoder's nodes, block by block, in the order of the forward pass."""
-
-    def __init__(self, config: HavocConfig, graph: GraphTape, options: GraphOptions) -> None:
-        self.config = config
-        self.graph = graph
-        self.options = options
-
-    def build(self) -> ir.Model:
-        graph, config = self.graph, self.config
-        if config.vision is None:
-            x_BTD = _embed(graph, config, graph.input("input_ids", ir.DataType.INT64, ["batch", "sequence"]))
-        else:
-            x_BTD = graph.input("inputs_embeds", graph.activation, ["batch", "sequence", config.d_model])
-        mask_BS = graph.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
-        self.position_ids = graph.input("position_ids", ir.DataType.INT64, ["batch", "sequence"])
-        self.allowed = self._allowed(x_BTD, mask_BS)
-        presents: list[ir.Value] = []
-        for layer in range(config.num_layers):
-            x_BTD, present = self._block(layer, x_BTD)
-            presents += present
-        return graph.finish("havoc", [self._head(x_BTD), *presents])
-
-    def _allowed(self, x_BTD: ir.Value, mask_BS: ir.Value) -> ir.Value:
-        """Which key each query may see, bool [B, 1, T, S]."""
-        graph = self.graph
-        zero, one = graph.constant("scalar_zero", 0), graph.constant("scalar_one", 1)
-        num_new = graph.op("num_new", "Squeeze", [graph.op("num_new_1", "Shape", [x_BTD], start=1, end=2)])
-        num_total = graph.op("num_total", "Squeeze", [graph.op("num_total_1", "Shape", [mask_BS], start=1, end=2)])
-        key_S = graph.op("key_index", "Range", [zero, num_total, one])
-        query_T = graph.op("query_index", "Range", [graph.op("num_past", "Sub", [num_total, num_new]), num_total, one])
-        query_T1 = graph.op("query_column", "Unsqueeze", [query_T, graph.constant("axis_1", [1])])
-        causal_TS = graph.op("causal", "LessOrEqual", [key_S, query_T1])
-        itself_TS = graph.op("itself", "Equal", [key_S, query_T1])
-        real_BS = graph.op("real", "Cast", [mask_BS], to=int(ir.DataType.BOOL))
-        real_B11S = graph.op("real_keys", "Unsqueeze", [real_BS, graph.constant("axes_1_2", [1, 2])])
-        visible = graph.op("visible", "Or", [real_B11S, itself_TS])
-        return graph.op("allowed", "And", [causal_TS, visible])
-
-    def _norm(self, name: str, x: ir.Value, source: str) -> ir.Value:
-        scale = self.graph.part(source)
-        return self.graph.op(name, "RMSNormalization", [x, scale], axis=-1, epsilon=self.config.norm_eps)
-
-    def _block(self, layer: int, x_BTD: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
-        graph, source = self.graph, f"model.layers.{layer}."
-        name = f"layers.{layer}"
-        normed = self._norm(f"{name}/input_norm", x_BTD, source + "input_layernorm.weight")
-        attended, present = self._attention(layer, normed)
-        x_BTD = graph.op(f"{name}/attention_residual", "Add", [x_BTD, attended])
-        normed = self._norm(f"{name}/post_attention_norm", x_BTD, source + "post_attention_layernorm.weight")
-        gate = graph.linear(f"{name}/mlp/gate", normed, source + "mlp.gate_proj.weight")
-        up = graph.linear(f"{name}/mlp/up", normed, source + "mlp.up_proj.weight")
-        silu = graph.op(f"{name}/mlp/silu", "Mul", [gate, graph.op(f"{name}/mlp/sigmoid", "Sigmoid", [gate])])
-        hidden = graph.op(f"{name}/mlp/gated", "Mul", [silu, up])
-        down = graph.linear(f"{name}/mlp/down", hidden, source + "mlp.down_proj.weight")
-        return graph.op(f"{name}/mlp_residual", "Add", [x_BTD, down]), present
-
-    def _attention(self, layer: int, x_BTD: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
-        graph, attention = self.graph, self.config.attention
-        name, source = f"layers.{layer}/attention", f"model.layers.{layer}.self_attn."
-        q = self._rotated(layer, "q", x_BTD, attention.num_heads)
-        k = self._rotated(layer, "k", x_BTD, attention.num_kv_heads)
-        v = self._projected(layer, "v", x_BTD)
-        cache: Dimensions = ["batch", attention.num_kv_heads, "past", attention.head_dim]
-        past = [graph.input(f"past_key_values.{layer}.{kind}", graph.activation, cache) for kind in ("key", "value")]
-        outputs = [f"{name}/heads", f"present.{layer}.key", f"present.{layer}.value"]
-        heads, *present = graph.ops(
-            f"{name}/Attention",
-            "Attention",
-            [q, k, v, self.allowed, *past],
-            outputs,
-            q_num_heads=attention.num_heads,
-            kv_num_heads=attention.num_kv_heads,
-        )
-        cache[2] = "total"
-        present = [graph.typed(value, graph.activation, cache) for value in present]
-        return graph.linear(f"{name}/o", heads, source + "o_proj.weight"), present
-
-    def _projected(self, layer: int, kind: str, x_BTD: ir.Value) -> ir.Value:
-        name, source = f"layers.{layer}/attention/{kind}", f"model.layers.{layer}.self_attn.{kind}_proj."
-        projected = self.graph.linear(name, x_BTD, source + "weight")
-        if not self.config.attention.qkv_bias:
-            return projected
-        return self.graph.op(f"{name}_bias", "Add", [projected, self.graph.part(source + "bias")])
-
-    def _rotated(self, layer: int, kind: str, x_BTD: ir.Value, num_heads: int) -> ir.Value:
-        """Queries or keys [B, T, heads * H], normalised per head where Qwen3 does, rotated."""
-        graph, attention = self.graph, self.config.attention
-        name = f"layers.{layer}/attention/{kind}"
-        x = self._projected(layer, kind, x_BTD)
-        if attention.qk_norm:
-            split = graph.constant(f"{kind}_heads", [0, 0, num_heads, attention.head_dim])
-            x = graph.op(f"{name}_split", "Reshape", [x, split])
-            x = self._norm(f"{name}_norm", x, f"model.layers.{layer}.self_attn.{kind}_norm.weight")
-            joined = graph.constant(f"{kind}_joined", [0, 0, num_heads * attention.head_dim])
-            x = graph.op(f"{name}_join", "Reshape", [x, joined])
-        tables = [graph.part(ROPE_COS), graph.part(ROPE_SIN)]
-        return graph.op(f"{name}_rotated", "RotaryEmbedding", [x, *tables, self.position_ids], num_heads=num_heads)
-
-    def _head(self, x_BTD: ir.Value) -> ir.Value:
-        graph, config = self.graph, self.config
-        if self.options.logits == "last":
-            x_BTD = graph.op("last_position", "Gather", [x_BTD, graph.constant("last", [-1])], axis=1)
-        normed = self._norm("final_norm", x_BTD, FINAL_NORM)
-        source = EMBEDDING if config.tie_word_embeddings else HEAD
-        is_half = graph.activation == ir.DataType.FLOAT16
-        logits = graph.linear("head", normed, source, output="" if is_half else "logits")
-        if is_half:
-            logits = graph.op("logits_fp32", "Cast", [logits], output="logits", to=int(ir.DataType.FLOAT))
-        num_logits = 1 if self.options.logits == "last" else "sequence"
-        return graph.typed(logits, ir.DataType.FLOAT, ["batch", num_logits, config.vocab_size])

@@ -21,6 +21,9 @@ DIALECTS: tuple[Dialect, ...] = ("standard", "contrib")
 CACHES: tuple[Cache, ...] = ("dynamic", "static")
 LOGITS: tuple[Logits, ...] = ("last", "all")
 
+MIN_CACHE_LEN = 32
+"""The shortest static cache, in tokens: it must hold the sequences that parity reads."""
+
 _LOGITS_NAMES: dict[Logits, str] = {"last": "last token", "all": "every token"}
 
 
@@ -51,17 +54,28 @@ class GraphOptions:
             msg = f"a cache length of {self.cache_len} needs a static cache: a dynamic one grows with the text"
             raise HavocError(msg)
         if self.cache_len is not None and (type(self.cache_len) is not int or self.cache_len < 1):
-            msg = f"a cache of {self.cache_len!r} tokens holds nothing: give at least 1"
+            msg = f"the length of a cache must be a positive number of tokens, not {self.cache_len!r}"
             raise HavocError(msg)
 
     def fitted(self, max_seq_len: int) -> GraphOptions:
         """The same options with the cache's length as a number; one longer than the context is a `HavocError`."""
         if self.cache == "dynamic":
             return self
-        if self.cache_len is not None and self.cache_len > max_seq_len:
-            msg = f"a cache of {self.cache_len} tokens is longer than the model's context of {max_seq_len}"
+        least = min(MIN_CACHE_LEN, max_seq_len)
+        if self.cache_len is not None and not least <= self.cache_len <= max_seq_len:
+            msg = f"a cache of {self.cache_len} tokens: give {least} to {max_seq_len}, the model's context"
             raise HavocError(msg)
         return replace(self, cache_len=self.cache_len or max_seq_len)
+
+    @property
+    def opset(self) -> int:
+        """The version of ONNX's operators that the graph is written in."""
+        return 22 if self.dialect == "contrib" else 24 if self.cache == "static" else 23
+
+    @property
+    def ir_version(self) -> int:
+        """The version of the file format, the oldest that holds the graph."""
+        return 10 if self.dialect == "contrib" else 11
 
     def to_json(self) -> dict[str, Any]:
         """The keys kept in the manifest; those of a static cache only where there is one."""

@@ -11,7 +11,7 @@ itself moves the logits from the fp32 fold is reported beside it, as drift.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from ..model.config import HavocConfig
     from ..model.structure import Structure
+    from .past import Past
     from .session import DecoderSession
 
 CHUNKS = (7, 1, 9)
@@ -148,30 +149,62 @@ def _runs(
     session: DecoderSession, probe: Probe, expected_BTV: NDArray[np.float32]
 ) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
     """Each case's name, its logits [positions, V], and torch's at the same positions."""
-    num_prompt = probe.ids.shape[1] // 2
-    rows = range(len(probe.ids))
-    alone = [session.prefill(*_alone(probe, row))[0][0] for row in rows]
-    yield "prefill", np.stack(alone), expected_BTV[:, -1]
-    first = probe.ids[:1, :1]
-    logits, past = session.prefill(first)
-    yield "empty past", logits, expected_BTV[:1, 0]
+    num_tokens, rows = probe.ids.shape[1], range(len(probe.ids))
+    alone = [_read_row(session, probe, expected_BTV, row, []) for row in rows]
+    actual, expected = (np.concatenate(parts) for parts in zip(*alone, strict=True))
+    yield "prefill", actual, expected
+    yield "empty past", *_read(session, probe.ids[:1, :1], None, None, expected_BTV[:1], [])
     plain = 0 if session.config.vision is None else 1
-    own = expected_BTV[plain, probe.mask[plain] == 1]
-    ids, _ = probe.row(plain)
-    steps, past = [], session.empty_past(1)
-    for position in range(ids.shape[1]):
-        logits, past = session.decode(ids[:, position : position + 1], None, past)
-        steps.append(logits[0])
-    yield "single steps", np.stack(steps), own
-    yield "chunked prefill", *_chunked(session, ids, own)
-    padded = [session.prefill(probe.ids, probe.mask, probe.patches)[0]]
-    yield "left-padded batch", padded[0], expected_BTV[:, -1]
-    yield "left-padded steps", *_padded_steps(session, probe, expected_BTV, max(num_prompt, _last_image(probe)))
+    yield "single steps", *_read_row(session, probe, expected_BTV, plain, range(1, num_tokens))
+    yield "chunked prefill", *_read_row(session, probe, expected_BTV, plain, np.cumsum(CHUNKS).tolist())
+    yield "left-padded batch", *_read(session, probe.ids, probe.mask, probe.patches, expected_BTV, [])
+    first_step = max(num_tokens // 2, _last_image(probe))
+    steps = range(first_step, num_tokens)
+    yield "left-padded steps", *_read(session, probe.ids, probe.mask, probe.patches, expected_BTV, steps)
 
 
-def _alone(probe: Probe, row: int) -> tuple[NDArray[np.int64], None, NDArray[np.float32] | None]:
+def _read_row(
+    session: DecoderSession, probe: Probe, expected_BTV: NDArray[np.float32], row: int, cuts: Sequence[int]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """`_read` one row alone and unpadded."""
     ids, image = probe.row(row)
-    return ids, None, image
+    return _read(session, ids, None, image, expected_BTV[row : row + 1, probe.mask[row] == 1], cuts)
+
+
+def _read(
+    session: DecoderSession,
+    ids_BT: NDArray[np.int64],
+    mask_BT: NDArray[np.int64] | None,
+    patches: NDArray[np.float32] | None,
+    expected_BTV: NDArray[np.float32],
+    cuts: Sequence[int],
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Logits at every real position that the graph answers, read in pieces between `cuts`, and torch's there."""
+    num_tokens = ids_BT.shape[1]
+    bounds = [0, *(cut for cut in cuts if cut < num_tokens), num_tokens]
+    past, actual, expected = session.empty_past(len(ids_BT)), [], []
+    for start, stop in itertools.pairwise(bounds):
+        seen = None if mask_BT is None else mask_BT[:, :stop]
+        logits_BNV, past = _extended(session, ids_BT[:, start:stop], seen, past, patches if start == 0 else None)
+        answered = slice(stop - logits_BNV.shape[1], stop)
+        real_BN = np.ones(logits_BNV.shape[:2], np.bool_) if mask_BT is None else mask_BT[:, answered] == 1
+        actual.append(logits_BNV[real_BN])
+        expected.append(expected_BTV[:, answered][real_BN])
+    return np.concatenate(actual), np.concatenate(expected)
+
+
+def _extended(
+    session: DecoderSession,
+    ids_BT: NDArray[np.int64],
+    mask_BS: NDArray[np.int64] | None,
+    past: Past,
+    patches: NDArray[np.float32] | None,
+) -> tuple[NDArray[np.float32], Past]:
+    """Logits [B, 1 or T, V], whichever the graph computes, and the past."""
+    if session.options.logits == "all":
+        return session.extend_all(ids_BT, mask_BS, past, patches)
+    logits_BV, past = session.extend(ids_BT, mask_BS, past, patches)
+    return logits_BV[:, None], past
 
 
 def _last_image(probe: Probe) -> int:
@@ -182,31 +215,6 @@ def _last_image(probe: Probe) -> int:
         if image is not None
     ]
     return max(ends, default=1)
-
-
-def _chunked(
-    session: DecoderSession, ids: NDArray[np.int64], own: NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    bounds = [0, *(bound for bound in np.cumsum(CHUNKS).tolist() if bound < ids.shape[1]), ids.shape[1]]
-    past, chunks = session.empty_past(1), []
-    for start, stop in itertools.pairwise(bounds):
-        logits, past = session.extend(ids[:, start:stop], None, past)
-        chunks.append(logits[0])
-    return np.stack(chunks), own[[bound - 1 for bound in bounds[1:]]]
-
-
-def _padded_steps(
-    session: DecoderSession, probe: Probe, expected_BTV: NDArray[np.float32], num_prompt: int
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    num_tokens = probe.ids.shape[1]
-    logits, past = session.prefill(probe.ids[:, :num_prompt], probe.mask[:, :num_prompt], probe.patches)
-    actual, columns = [logits], [num_prompt - 1]
-    for column in range(num_prompt, num_tokens):
-        logits, past = session.decode(probe.ids[:, column : column + 1], probe.mask[:, : column + 1], past)
-        actual.append(logits)
-        columns.append(column)
-    real = probe.mask[:, columns] == 1
-    return np.stack(actual, axis=1)[real], expected_BTV[:, columns][real]
 
 
 def _compared(name: str, actual: NDArray[np.float32], expected: NDArray[np.float32]) -> ParityCase:

@@ -307,10 +307,15 @@ class DecoderSession:
 
     def _check_mask(self, attention_mask: NDArray[np.int64], past: Past, num_new: int) -> None:
         """Raise a `HavocError` for padding where the contrib dialect's kernel cannot take it."""
-        if self.options.dialect == "standard" or past.num_tokens == 0 or num_new == 1:
+        if self.options.dialect == "standard":
             return
-        if not attention_mask[:, -num_new:].all():
-            msg = f"padding among {num_new} new tokens after {past.num_tokens}: the contrib dialect takes it at the start"
+        if (np.diff(attention_mask, axis=1) < 0).any():
+            msg = "padding behind a token: rows are padded on the left"
+            raise HavocError(msg)
+        if past.num_tokens > 0 and num_new > 1 and not attention_mask[:, -num_new:].all():
+            msg = (
+                f"padding among {num_new} new tokens after {past.num_tokens}: the contrib dialect takes it at the start"
+            )
             raise HavocError(f"{msg} only; read the whole padding in the first chunk")
 
     def _check_images(self, input_ids: NDArray[np.int64], patches: NDArray[np.float32] | None) -> None:
