@@ -39,7 +39,7 @@ from .parity import ParityCase, ParityReport, StreamedModel, compare, drift, ref
 from .probe import fingerprint
 from .session import DecoderSession
 from .source import Source, open_source
-from .tape import CPU_ACCURACY_LEVELS, IR_VERSION, OPSET
+from .tape import CPU_ACCURACY_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -118,8 +118,8 @@ def export_artifact(
     folded = FoldedTensors(source.tensors, mixture.deltas(source, basis), basis)
     with new_directory(out, marker=MANIFEST) as folder:
         _write_model(folder, source.config, structure, options, folded, progress)
-        _write_companions(folder, source, mixture)
-        session, report, moved = _prove(folder, source.config, structure, folded, progress)
+        _write_companions(folder, source, mixture, options)
+        session, report, moved = _prove(folder, source.config, structure, options, folded, progress)
         manifest = _manifest(source, mixture, structure, options, report, moved, fingerprint(session))
         del session  # unmaps the data file before its folder is renamed
         _write_papers(folder, source, mixture, structure, manifest)
@@ -149,13 +149,13 @@ def require_companions(source: Source) -> None:
         load_tokenizer(source.directory, num_rows=source.config.vocab_size)
 
 
-def _write_companions(folder: Path, source: Source, mixture: Mixture) -> None:
+def _write_companions(folder: Path, source: Source, mixture: Mixture, options: GraphOptions) -> None:
     """Configurations, tokenizer, experts and mixture."""
     config = source.config
     write_json(folder / "config.json", config.to_hf())
     write_json(folder / "generation_config.json", generation_fields(config))
     if config.vision is None:
-        write_json(folder / "genai_config.json", genai_config(config))
+        write_json(folder / "genai_config.json", genai_config(config, options))
     carry(source.directory, folder)
     for expert in mixture.experts:
         save_expert(expert, folder / EXPERTS_FOLDER)
@@ -198,6 +198,7 @@ def _prove(
     folder: Path,
     config: HavocConfig,
     structure: Structure,
+    options: GraphOptions,
     folded: FoldedTensors,
     progress: Progress,
 ) -> tuple[DecoderSession, ParityReport, ParityCase]:
@@ -214,7 +215,7 @@ def _prove(
         exact = StreamedModel(config, folded, on_layer=stage.advance)
         moved = drift(expected, expected if is_exact else reference_logits(exact, config), config)
     graphs = {path.name: path for path in sorted(folder.glob("*.onnx"))}
-    session = DecoderSession(config, graphs, packs_weights=_is_packed(layout, structure))
+    session = DecoderSession(config, graphs, options=options, packs_weights=_is_packed(layout, structure))
     report = compare(expected, session, structure, progress=progress)
     return session, report, moved
 
@@ -251,10 +252,11 @@ def _manifest(
         structure={name: str(value) for name, value in structure.to_fields().items()},
         graph={
             "dialect": options.dialect,
-            "opset": OPSET,
-            "ir_version": IR_VERSION,
+            "opset": options.opset,
+            "ir_version": options.ir_version,
             **options.to_json(),
             **level,
+            **_factored(source.config, structure),
         },
         versions={
             "havoc": __version__,
@@ -265,6 +267,15 @@ def _manifest(
         fingerprint=logits,
         parity={**report.to_json(), "format_drift": moved.to_json()},
     )
+
+
+def _factored(config: HavocConfig, structure: Structure) -> dict[str, str]:
+    """How many projections are stored as two factors, where the structure asks for any."""
+    if structure.rank_fraction == 1:
+        return {}
+    layout = plan_layout(config, structure)
+    num_projections = sum(weight.source.endswith("_proj.weight") for weight in layout.weights)
+    return {"factored": f"{layout.num_factored} of {num_projections} projections"}
 
 
 def _installed(name: str) -> str | None:
