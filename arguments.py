@@ -20,6 +20,8 @@ from .errors import HavocError
 DOMAINS = ("math", "code", "reasoning", "vision")
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
 ACTIVATION_DTYPES = ("fp32", "fp16")
+BLOCK_SIZES = (16, 32, 64, 128, 256)
+QUANTIZERS = ("rtn", "hqq", "k-quant")
 RULES = ("delta", "literal", "renorm")
 DIALECTS = ("standard",)
 PROFILES = ("quick", "standard", "release")
@@ -115,11 +117,22 @@ def add_export(parser: Parser) -> None:
     parser.add_argument("--rule", choices=RULES, default="delta", help="how experts are mixed (default: delta)")
     parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="fp32", help="weight format (default: fp32)")
     parser.add_argument("--activations", choices=ACTIVATION_DTYPES, default="fp32", help="default: fp32")
+    _add_blocks(parser)
     parser.add_argument("--dialect", choices=DIALECTS, default="standard", help="operators of the graph")
     parser.add_argument("--to", choices=("onnx", "hf"), default="onnx", help="artifact or Hugging Face directory")
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this private key (PEM, elliptic curve)")
     _add_out(parser)
     _add_output(parser)
+
+
+def _add_blocks(parser: Parser) -> None:
+    size_help = "weights that share a scale in int8 and int4 (default: 32)"
+    parser.add_argument("--block-size", type=int, choices=BLOCK_SIZES, default=32, help=size_help)
+    parser.add_argument("--asymmetric", action="store_true", help="give each block a zero point of its own")
+    quantizer_help = "how a block's scale is chosen; hqq and k-quant need --asymmetric (default: rtn)"
+    parser.add_argument("--quantizer", choices=QUANTIZERS, default="rtn", help=quantizer_help)
+    rank_help = "share of each projection's rank to keep, as two factors where they are smaller (default: 1)"
+    parser.add_argument("--rank", type=float, default=1.0, metavar="F", help=rank_help)
 
 
 def add_verify(parser: Parser) -> None:

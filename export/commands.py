@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapt.tasks.task import DOMAINS
 from ..errors import HavocError
+from ..model.structure import Structure
 from ..progress import make_progress
 from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
 
@@ -32,14 +33,15 @@ def handle_export(args: argparse.Namespace) -> int:
         msg = f"--dialect {args.dialect} is not complete yet; the standard dialect runs on every provider"
         raise HavocError(msg)
     signer = _signer(args.sign)
+    structure = _structure(args)
     source = open_source(args.base)
     experts, alpha = _experts(args.experts, args.alpha, source)
     progress = make_progress(quiet=args.quiet)
     if args.to == "hf":
         from .huggingface import export_huggingface
 
-        if args.weights not in {"fp32", "fp16"} or args.activations != "fp32":
-            msg = f"--to hf stores fp32 or fp16 weights, not {args.weights} weights with {args.activations} activations"
+        if structure not in (Structure(), Structure("fp16")):
+            msg = f"--to hf stores whole fp32 or fp16 weights, not {structure.description}"
             raise HavocError(msg)
         out = export_huggingface(
             source,
@@ -53,10 +55,8 @@ def handle_export(args: argparse.Namespace) -> int:
         )
         _print(args.json, {"directory": str(out), "format": "hf"}, [f"Hugging Face directory: {out}"])
         return 0
-    from ..model.structure import Structure
     from .package import export_artifact
 
-    structure = Structure(args.weights, args.activations)
     out = export_artifact(
         source,
         args.out,
@@ -72,6 +72,11 @@ def handle_export(args: argparse.Namespace) -> int:
         args.json, {"directory": str(out), "format": "onnx", "manifest": manifest.to_json()}, _summary(out, manifest)
     )
     return 0
+
+
+def _structure(args: argparse.Namespace) -> Structure:
+    quantizer = args.quantizer.replace("-", "_")
+    return Structure(args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank)
 
 
 def _signer(private_key: Path | None) -> Signer | None:
@@ -105,7 +110,8 @@ def _experts(
 def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
     num_bytes = sum(file.num_bytes for file in manifest.files.values())
     mixture = ", ".join(f"{domain} {weight:g}" for domain, weight in manifest.alpha.items())
-    structure = manifest.structure
+    structure = Structure.from_fields(manifest.structure)
+    factored = f", {manifest.graph['factored']} as two factors" if "factored" in manifest.graph else ""
     worst = max(case["max_abs_diff"] for case in manifest.parity["cases"])
     drift = manifest.parity["format_drift"]
     moved = f"moves logits by {drift['mean_relative_diff']:.1e} of their spread"
@@ -114,7 +120,7 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
         f"artifact    {out}",
         f"base        {manifest.base_name}{kind}, {manifest.base_hash[:16]}",
         f"mixture     {f'{mixture} (rule {manifest.rule})' if mixture else 'none: the base itself'}",
-        f"structure   {structure['weight_format']} weights, {structure['activation_dtype']} activations",
+        f"structure   {structure.description}{factored}",
         f"size        {manifest.num_parameters:,} parameters, {num_bytes:,} bytes",
         f"parity      largest difference to torch {worst:.1e} over {len(manifest.parity['cases'])} ways of running it",
         f"format      {moved}, keeps {drift['top1_share']:.1%} of top-1",

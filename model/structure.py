@@ -57,14 +57,22 @@ class Structure:
         self._check_quantizer()
 
     def _check_quantizer(self) -> None:
-        options = {name: getattr(self, name) for name in ("block_size", "is_symmetric", "quantizer")}
-        named = ", ".join(f"{name} {value}" for name, value in options.items() if value != _DEFAULTS[name])
-        if named and not self.is_quantized:
-            raise HavocError(f"{self.weight_format} weights are not quantized, but {named} was asked for; leave it out")
+        if not self.is_quantized and (named := self._blocks_asked_for()):
+            raise HavocError(
+                f"{self.weight_format} weights have no blocks, but {named} was asked for; leave it out or take int8 "
+                "or int4"
+            )
         if self.quantizer == "hqq" and self.weight_format != "int4":
             raise HavocError(f"the quantizer hqq makes int4 weights, not {self.weight_format}; use rtn or k_quant")
         if self.quantizer != "rtn" and self.is_symmetric:
-            raise HavocError(f"the quantizer {self.quantizer} chooses zero points: ask for asymmetric blocks with it")
+            raise HavocError(f"the quantizer {self.quantizer} chooses zero points: ask for asymmetric blocks as well")
+
+    def _blocks_asked_for(self) -> str:
+        """What is unusual about the blocks, in words."""
+        size = [] if self.block_size == _DEFAULTS["block_size"] else [f"block size {self.block_size}"]
+        symmetry = [] if self.is_symmetric else ["asymmetric blocks"]
+        quantizer = [] if self.quantizer == _DEFAULTS["quantizer"] else [f"the quantizer {self.quantizer}"]
+        return " and ".join([*size, *symmetry, *quantizer])
 
     @classmethod
     def from_fields(cls, document: Mapping[str, Any]) -> Self:
@@ -89,6 +97,14 @@ class Structure:
         """Name every choice: formats and block size always, the others where they are not the default."""
         document = asdict(self)
         return {name: document[name] for name in document if name in _ALWAYS or document[name] != _DEFAULTS[name]}
+
+    @property
+    def description(self) -> str:
+        """The structure in words: `int4 weights (asymmetric blocks of 64, hqq), fp32 activations`."""
+        symmetry = "symmetric" if self.is_symmetric else "asymmetric"
+        blocks = f" ({symmetry} blocks of {self.block_size}, {self.quantizer})" if self.is_quantized else ""
+        rank = "" if self.rank_fraction == 1 else f", {self.rank_fraction:g} of the rank"
+        return f"{self.weight_format} weights{blocks}, {self.activation_dtype} activations{rank}"
 
     @property
     def is_quantized(self) -> bool:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from havoc_core import arguments
 from havoc_core.errors import HavocError
 from havoc_core.model.structure import ACTIVATION_DTYPES, BLOCK_SIZES, QUANTIZERS, WEIGHT_FORMATS, Structure
 
@@ -29,12 +30,15 @@ def test_every_combination_has_a_name() -> None:
         (("int3",), "no weight format is called 'int3'; there are fp32, fp16, int8, int4"),
         (("int4", "bf16"), "no activation dtype is called 'bf16'; there are fp32, fp16"),
         (("int4", "fp32", 33), "block_size must be 16, 32, 64, 128 or 256, not 33"),
-        (("fp16", "fp32", 64), "fp16 weights are not quantized, but block_size 64 was asked for"),
-        (("fp32", "fp32", 32, False), "fp32 weights are not quantized, but is_symmetric False was asked for"),
-        (("fp32", "fp32", 32, True, "hqq"), "fp32 weights are not quantized, but quantizer hqq was asked for"),
+        (("fp16", "fp32", 64), "fp16 weights have no blocks, but block size 64 was asked for"),
+        (("fp32", "fp32", 32, False), "fp32 weights have no blocks, but asymmetric blocks was asked for"),
+        (
+            ("fp32", "fp32", 32, True, "hqq"),
+            "no blocks, but the quantizer hqq was asked for; leave it out or take int8 or int4",
+        ),
         (("int4", "fp32", 32, False, "awq"), "no quantizer is called 'awq'; there are rtn, hqq, k_quant"),
         (("int8", "fp32", 32, False, "hqq"), "the quantizer hqq makes int4 weights, not int8; use rtn or k_quant"),
-        (("int4", "fp32", 32, True, "k_quant"), "the quantizer k_quant chooses zero points: ask for asymmetric"),
+        (("int4", "fp32", 32, True, "k_quant"), "the quantizer k_quant chooses zero points: ask for asymmetric blocks"),
         (("int4", "fp32", 32, True, "rtn", 0.0), "rank_fraction must be above 0 and at most 1, not 0.0"),
         (("int4", "fp32", 32, True, "rtn", 1.5), "rank_fraction must be above 0 and at most 1, not 1.5"),
         (("int4", "fp32", 32, True, "rtn", math.nan), "rank_fraction must be above 0 and at most 1, not nan"),
@@ -70,6 +74,20 @@ def test_names_say_what_is_unusual() -> None:
     assert str(Structure("int8", is_symmetric=False)) == "int8a-fp32"
     structures = everything()
     assert len({str(structure) for structure in structures}) == len(structures) == 222
+
+
+def test_the_command_line_offers_what_there_is() -> None:
+    """The parser names its choices itself, so that `--help` imports nothing; they are the same."""
+    assert arguments.WEIGHT_FORMATS == WEIGHT_FORMATS
+    assert arguments.BLOCK_SIZES == BLOCK_SIZES
+    assert tuple(name.replace("-", "_") for name in arguments.QUANTIZERS) == QUANTIZERS
+
+
+def test_a_structure_is_described_in_words() -> None:
+    """What a person reads in a summary: format, blocks, activations, rank."""
+    assert Structure().description == "fp32 weights, fp32 activations"
+    asked = Structure("int4", "fp16", 64, False, "hqq", 0.5)
+    assert asked.description == "int4 weights (asymmetric blocks of 64, hqq), fp16 activations, 0.5 of the rank"
 
 
 def test_fields_come_back() -> None:
