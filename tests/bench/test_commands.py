@@ -113,13 +113,6 @@ def test_an_edited_record_is_another(record: Path, capsys: pytest.CaptureFixture
     assert "changed" in err
 
 
-def test_a_missing_baseline_is_no_equality(record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Comparing with a file that is not there is an error, never "no change"."""
-    code, out, err = run(capsys, "compare", tmp_path / "none.json", record)
-    assert (code, out) == (2, "")
-    assert "none.json" in err
-
-
 def test_compare(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A record equals itself; JSON gives each metric's ratio."""
     code, out, _ = run(capsys, "compare", record, record, "--json")
