@@ -23,7 +23,9 @@ ACTIVATION_DTYPES = ("fp32", "fp16")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 QUANTIZERS = ("rtn", "hqq", "k-quant")
 RULES = ("delta", "literal", "renorm")
-DIALECTS = ("standard",)
+DIALECTS = ("standard", "contrib", "auto")
+CACHES = ("dynamic", "static")
+LOGITS = ("last", "all")
 PROFILES = ("quick", "standard", "release")
 
 
@@ -118,7 +120,7 @@ def add_export(parser: Parser) -> None:
     parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="fp32", help="weight format (default: fp32)")
     parser.add_argument("--activations", choices=ACTIVATION_DTYPES, default="fp32", help="default: fp32")
     _add_blocks(parser)
-    parser.add_argument("--dialect", choices=DIALECTS, default="standard", help="operators of the graph")
+    _add_graph(parser)
     parser.add_argument("--to", choices=("onnx", "hf"), default="onnx", help="artifact or Hugging Face directory")
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this private key (PEM, elliptic curve)")
     _add_out(parser)
@@ -133,6 +135,18 @@ def _add_blocks(parser: Parser) -> None:
     parser.add_argument("--quantizer", choices=QUANTIZERS, default="rtn", help=quantizer_help)
     rank_help = "share of each projection's rank to keep, as two factors where they are smaller (default: 1)"
     parser.add_argument("--rank", type=float, default=1.0, metavar="F", help=rank_help)
+
+
+def _add_graph(parser: Parser) -> None:
+    dialect_help = "operators of the graph; auto: the best for --for (default: standard)"
+    parser.add_argument("--dialect", choices=DIALECTS, default="standard", help=dialect_help)
+    device_help = "where the graph will run (default: cpu)"
+    parser.add_argument("--for", dest="device", choices=("cpu", "cuda"), default="cpu", help=device_help)
+    cache_help = "a cache that grows, or one of fixed length that is written in place (default: dynamic)"
+    parser.add_argument("--cache", choices=CACHES, default="dynamic", help=cache_help)
+    length_help = "tokens that a static cache holds (default: the model's context)"
+    parser.add_argument("--cache-len", type=_positive, metavar="N", help=length_help)
+    parser.add_argument("--logits", choices=LOGITS, default="last", help="of the last token, or of every one")
 
 
 def add_verify(parser: Parser) -> None:

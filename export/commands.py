@@ -11,6 +11,7 @@ from ..errors import HavocError
 from ..model.structure import Structure
 from ..progress import make_progress
 from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
+from .options import DEFAULT_OPTIONS, GraphOptions, choose_dialect, options_of
 
 if TYPE_CHECKING:
     import argparse
@@ -29,9 +30,7 @@ def handle_export(args: argparse.Namespace) -> int:
     """Fold and write an artifact, or with `--to hf` a Hugging Face directory."""
     from .source import open_source
 
-    if args.dialect != "standard":
-        msg = f"--dialect {args.dialect} is not complete yet; the standard dialect runs on every provider"
-        raise HavocError(msg)
+    options = _graph_options(args)
     signer = _signer(args.sign)
     structure = _structure(args)
     source = open_source(args.base)
@@ -64,6 +63,7 @@ def handle_export(args: argparse.Namespace) -> int:
         alpha=alpha,
         rule=args.rule,
         structure=structure,
+        options=options,
         signer=signer,
         progress=progress,
     )
@@ -77,6 +77,15 @@ def handle_export(args: argparse.Namespace) -> int:
 def _structure(args: argparse.Namespace) -> Structure:
     quantizer = args.quantizer.replace("-", "_")
     return Structure(args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank)
+
+
+def _graph_options(args: argparse.Namespace) -> GraphOptions:
+    dialect = choose_dialect(args.dialect, device=args.device, activation_dtype=args.activations)
+    options = GraphOptions(dialect=dialect, cache=args.cache, logits=args.logits, cache_len=args.cache_len)
+    if args.to == "hf" and options != DEFAULT_OPTIONS:
+        msg = "--to hf writes weights and no graph: --dialect, --cache and --logits have nothing to change"
+        raise HavocError(msg)
+    return options
 
 
 def _signer(private_key: Path | None) -> Signer | None:
@@ -121,6 +130,7 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
         f"base        {manifest.base_name}{kind}, {manifest.base_hash[:16]}",
         f"mixture     {f'{mixture} (rule {manifest.rule})' if mixture else 'none: the base itself'}",
         f"structure   {structure.description}{factored}",
+        f"graph       {options_of(manifest).description}, opset {manifest.graph['opset']}",
         f"size        {manifest.num_parameters:,} parameters, {num_bytes:,} bytes",
         f"parity      largest difference to torch {worst:.1e} over {len(manifest.parity['cases'])} ways of running it",
         f"format      {moved}, keeps {drift['top1_share']:.1%} of top-1",

@@ -106,13 +106,17 @@ def test_the_choices_are_those_of_the_rooms() -> None:
     from havoc_core import config
     from havoc_core.adapt import mixture
     from havoc_core.adapt.tasks.task import DOMAINS
+    from havoc_core.export import options
     from havoc_core.model.structure import WEIGHT_FORMATS
 
     assert get_args(config.Domain) == arguments.DOMAINS == DOMAINS
     assert get_args(config.WeightFormat) == arguments.WEIGHT_FORMATS == tuple(WEIGHT_FORMATS)
     assert get_args(config.Rule) == arguments.RULES
     assert set(arguments.RULES) == set(get_args(mixture.MixingRule))
-    assert config.ExportSettings.model_fields["dialect"].annotation.__args__ == arguments.DIALECTS
+    assert (*options.DIALECTS, "auto") == arguments.DIALECTS
+    assert options.CACHES == arguments.CACHES
+    assert options.LOGITS == arguments.LOGITS
+    assert set(get_args(config.ExportSettings.model_fields["dialect"].annotation)) <= set(options.DIALECTS)
     assert config.BenchSettings.model_fields["profile"].annotation.__args__ == arguments.PROFILES
 
 
