@@ -204,11 +204,16 @@ class DeviceRule(Part):
 
 
 class Roofline(Part):
-    """The device's peaks on paper; `practical_*` are for estimates only and never prove anything."""
+    """The device's peaks on paper; `practical_*` are for estimates only and never prove anything.
+
+    `on_chip_bytes` is what caches and registers hold together, from where nothing is read again; the default is more
+    than any card's.
+    """
 
     fp32_flop_per_s: Positive
     fp16_flop_per_s: Positive
     bandwidth_bytes_per_s: Positive
+    on_chip_bytes: Positive = 256e6
     practical_fp16_matmul_flop_per_s: Positive | None = None
     practical_share: Annotated[float, Field(gt=0, le=1)] = 0.5
 

@@ -10,6 +10,8 @@ import itertools
 import statistics
 from typing import TYPE_CHECKING
 
+from . import physics
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -24,11 +26,6 @@ CROSS_CHECK_SHARE = 0.05
 CLOCK_DROP_SHARE = 0.10
 MIN_DISTINCT_OUTPUTS = 2
 STEAL_SHARE = 0.25
-# The least share of a decoder's parameters that every token passes through; the rest may be an embedding table of which
-# one row is read (Gemma 3 270M has the largest known: 63 %).
-SURE_SHARE = 1 / 3
-# More than any core does: two AMX tile products of 2048 8-bit operations each a cycle, at 6.5 GHz.
-CORE_OPS_PER_S = 2 * 2048 * 6.5e9
 
 
 def purpose_is_release(case: Case) -> str | None:
@@ -157,7 +154,7 @@ def memory_holds_the_weights(case: Case) -> str | None:
     """Refuse a peak smaller than what must have been loaded: a failed reading, or GB stored as bytes."""
     weight_bytes = case.record.subject.weight_bytes
     for kind, series in _memory_series(case.record):
-        least = weight_bytes if kind == "VRAM" else int(weight_bytes * SURE_SHARE)
+        least = weight_bytes if kind == "VRAM" else int(weight_bytes * physics.SURE_SHARE)
         if series.peak_bytes < least:
             peak = f"peak {kind} of {series.peak_bytes} bytes"
             return f"process {series.process}: {peak} cannot hold {weight_bytes} bytes of weights"
@@ -191,32 +188,16 @@ def clock_is_one(case: Case) -> str | None:
 
 def not_faster_than_physics(case: Case) -> str | None:
     """Refuse a prefill or a decode step below the device's roofline: another card, other work or a wrong clock."""
-    peak_flop_per_s, bandwidth = _peaks(case)
-    subject, workload = case.record.subject, case.record.workload
     durations = [ns for process in case.record.samples for ns in process.prefill.duration_ns]
-    if durations and subject.num_parameters and peak_flop_per_s:
-        floor_s = 2 * SURE_SHARE * subject.num_parameters * workload.prompt_tokens / peak_flop_per_s
-        if min(durations) < floor_s * 1e9:
-            return (
-                f"a prefill took {min(durations) / 1e6:.4g} ms, the device's peak allows {floor_s * 1e3:.4g} ms at best"
-            )
+    floor_s = physics.prefill_floor_s(case)
+    if durations and min(durations) < floor_s * 1e9:
+        return f"a prefill took {min(durations) / 1e6:.4g} ms, the device's peak allows {floor_s * 1e3:.4g} ms at best"
     steps = [ns for process in case.record.samples for episode in process.decode for ns in episode.step_ns]
-    if steps and bandwidth:
-        floor_s = SURE_SHARE * subject.weight_bytes / bandwidth
-        if statistics.median(steps) < floor_s * 1e9:
-            typical_ms = statistics.median(steps) / 1e6
-            return f"a token took {typical_ms:.4g} ms, the memory allows {floor_s * 1e3:.4g} ms at best"
+    floor_s = physics.step_floor_s(case)
+    if steps and statistics.median(steps) < floor_s * 1e9:
+        typical_ms = statistics.median(steps) / 1e6
+        return f"a token took {typical_ms:.4g} ms, the device allows {floor_s * 1e3:.4g} ms at best"
     return None
-
-
-def _peaks(case: Case) -> tuple[float | None, float | None]:
-    """Operations and bytes a second that the device cannot exceed; None where nothing is known."""
-    roofline, device = case.target.roofline, case.record.device
-    if roofline is not None:
-        return roofline.peak_flop_per_s, roofline.bandwidth_bytes_per_s
-    if device.kind == "cpu":
-        return device.cpu.num_logical_cores * CORE_OPS_PER_S, None
-    return None, None
 
 
 def _memory_series(record: Record) -> Iterator[tuple[str, MemorySeries]]:

@@ -267,9 +267,9 @@ def test_idle_reasons_are_harmless(session: Simulate) -> None:
     assert not [problem for problem in calm["problems"] if "CPU" not in problem]
 
 
-@pytest.mark.parametrize("mode", ["memory", "latency"])
-def test_lost_card_ends_the_measurement(session: Simulate, mode: str) -> None:
+@pytest.mark.parametrize(("mode", "after_ms"), [("memory", 500), ("latency", 150)])
+def test_lost_card_ends_the_measurement(session: Simulate, mode: str, after_ms: int) -> None:
     """A card that disappears in mid-run is an invalid measurement (exit 4), not a zero."""
-    answer = session(mode, add=("after 300 lost 1",))
+    answer = session(mode, add=(f"after {after_ms} lost 1",))
     assert answer["error"] == "MeasurementError"
     assert "GPU was lost" in answer["message"]
