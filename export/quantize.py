@@ -86,12 +86,51 @@ def row_slices(num_rows: int, num_columns: int) -> Iterator[slice]:
 
 
 def _round_to_nearest(weight_NK: Tensor, out: Arrays, structure: Structure) -> None:
+    if structure.is_symmetric and _round_symmetric(weight_NK, out, BITS_PER_WEIGHT[structure.weight_format]):
+        return
     (num_rows, num_columns), (packed, scales, zero_points) = weight_NK.shape, out
     padded_KN = torch.zeros(scales.shape[1] * structure.block_size, num_rows)
     padded_KN[:num_columns] = weight_NK.t()
     quantize = native.quantize_matmul_8bits if structure.weight_format == "int8" else native.quantize_matmul_4bits
     sizes = structure.block_size, num_rows, num_columns
     quantize(packed, padded_KN.numpy(), scales, zero_points, *sizes, structure.is_symmetric)
+
+
+def _round_symmetric(weight_NK: Tensor, out: Arrays, num_bits: int) -> bool:
+    """Write the very bytes of the native quantizer, three times faster; False where they are out of reach.
+
+    The value furthest from zero becomes the lowest step, whatever its sign; halves are rounded up. Out of reach are
+    scales too small for a reciprocal, and the half byte that the native one leaves behind an odd row of int4.
+    """
+    packed, scales, _ = out
+    (num_rows, num_columns), size = weight_NK.shape, packed.shape[2] * 8 // num_bits
+    if num_columns * num_bits % 8:
+        return False
+    padded_NK = np.zeros((num_rows, scales.shape[1] * size), np.float32)
+    torch.from_numpy(padded_NK)[:, :num_columns] = weight_NK
+    starts, middle = np.arange(0, padded_NK.size, size), np.float32(1 << (num_bits - 1))
+    high, low = (extreme.reduceat(padded_NK.reshape(-1), starts) for extreme in (np.maximum, np.minimum))
+    furthest = np.where(high > -low, high, low).reshape(scales.shape)
+    np.divide(furthest, -middle, out=scales)
+    with np.errstate(over="ignore"):
+        inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
+    if not np.isfinite(inverse).all():
+        return False
+    x_NGS = padded_NK.reshape(*scales.shape, size)
+    x_NGS *= inverse[:, :, None]
+    x_NGS += middle
+    x_NGS += np.float32(0.5)
+    values = np.minimum(x_NGS, 2 * middle - np.float32(0.5), out=x_NGS).astype(np.uint8)
+    values.reshape(num_rows, -1)[:, num_columns:] = 0
+    packed[:] = values if num_bits == 8 else _pairs(values)  # noqa: PLR2004 - bits
+    return True
+
+
+def _pairs(values: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Two neighbours in a byte, the first in its low half."""
+    both = values.view("<u2")
+    pairs: NDArray[np.uint8] = (both | both >> 4).astype(np.uint8)
+    return pairs
 
 
 def _fit_blocks(weight_NK: Tensor, out: Arrays, fit: Fit, num_bits: int) -> None:

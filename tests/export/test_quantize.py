@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from onnxruntime.capi import _pybind_state as native
 
 from havoc_core.export.quantize import Blocks, dequantize_blocks, quantize_blocks
 from havoc_core.model.structure import BITS_PER_WEIGHT, BLOCK_SIZES, Structure
@@ -212,3 +213,39 @@ def test_int8_moves_weights_little_at_the_width_of_the_bundled_model() -> None:
         for weight_format, limit in (("int8", 0.006), ("int4", 0.1)):
             back = restored(weight, Structure(weight_format))
             assert np.linalg.norm(back - weight) / np.linalg.norm(weight) < limit
+
+
+def native_rtn(weight: NDArray[np.float32], num_bits: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """What ONNX Runtime's own quantizer writes."""
+    num_rows, num_columns = weight.shape
+    num_blocks = -(-num_columns // size)
+    packed = np.zeros((num_rows, num_blocks, size * num_bits // 8), np.uint8)
+    scales, zeros = np.zeros((num_rows, num_blocks), np.float32), np.zeros((num_rows, num_blocks), np.uint8)
+    padded = np.zeros((num_blocks * size, num_rows), np.float32)
+    padded[:num_columns] = weight.T
+    quantize = native.quantize_matmul_8bits if num_bits == 8 else native.quantize_matmul_4bits
+    quantize(packed, padded, scales, zeros, size, num_rows, num_columns, True)
+    return packed, scales
+
+
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 300),
+    size=st.sampled_from(BLOCK_SIZES),
+    power=st.integers(-44, 4),
+    grid=st.sampled_from([None, 2.0, 8.0]),
+)
+@settings(max_examples=60, deadline=None)
+def test_rtn_writes_the_native_quantizers_bytes(
+    seed: int, rows: int, columns: int, size: int, power: int, grid: float | None
+) -> None:
+    """Ties, denormal scales, blocks of zeros and rows that end within a block or a byte included."""
+    weight = np.random.default_rng(seed).standard_normal((rows, columns))
+    weight = (weight if grid is None else np.round(weight * grid) / grid) * 10.0**power
+    weight = weight.astype(np.float32)
+    for weight_format, num_bits in (("int4", 4), ("int8", 8)):
+        blocks = quantize_blocks(torch.from_numpy(weight), Structure(weight_format, block_size=size))
+        packed, scales = native_rtn(weight, num_bits, size)
+        assert np.array_equal(blocks.packed, packed)
+        assert np.array_equal(blocks.scales, scales)
