@@ -187,11 +187,13 @@ def as_json(calls: Measured) -> dict[str, list[int]]:
     return {"start_ns": calls.start_ns, "duration_ns": calls.duration_ns}
 
 
-def rounds(plan: dict[str, Any], spent_s: Callable[[], float]) -> Iterator[int]:
+def rounds(
+    plan: dict[str, Any], spent_s: Callable[[], float], *, now: Callable[[], float] = time.perf_counter
+) -> Iterator[int]:
     """Count rounds until both the least number and the least busy time are reached, or the longest time has passed."""
-    begin, count = time.perf_counter(), 0
+    begin, count = now(), 0
     while count < plan["min_calls"] or spent_s() < plan["min_busy_s"]:
-        if count >= 2 and time.perf_counter() - begin > plan["max_s"]:  # noqa: PLR2004 - two calls are the least series
+        if count >= 2 and now() - begin > plan["max_s"]:  # noqa: PLR2004 - two calls are the least series
             return
         yield count
         count += 1

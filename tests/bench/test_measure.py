@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ import pytest
 from havoc_core.bench.measure import measure, measure_cost
 from havoc_core.bench.profiles import PROFILES, profile_named
 from havoc_core.bench.record import Record, Workload, load_record
+from havoc_core.bench.subject import file_states, require_unchanged
+from havoc_core.bench.tool import identify_tool
 from havoc_core.errors import HavocError, IdentityError
+from havoc_core.model.config import HavocConfig
 
 
 def test_record_holds_what_was_asked(tiny_record: Record) -> None:
@@ -56,6 +60,25 @@ def test_record_names_no_machine(tiny_record: Record) -> None:
     for name in names - {None, "", "root", "/", "localhost"}:
         assert not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)
     assert "/tmp" not in text
+
+
+def test_cold_start_stands_apart(tiny_record: Record) -> None:
+    """A process of its own, and what it read from the disk decides whether it may be called cold."""
+    cold = tiny_record.cold_start
+    assert (cold.page_cache == "unknown") or (cold.page_cache == "cold") is (cold.read_bytes > 0)
+    assert cold.startup_ns > 10_000_000
+    assert min(cold.load_ns, cold.first_call_ns) > 0
+
+
+def test_protocol_says_how(tiny_record: Record, tiny_artifact: Path) -> None:
+    """Preallocated cache, provider options, repetitions; the tool by its commit; the model by its whole shape."""
+    protocol = tiny_record.protocol
+    assert (protocol.io_binding, protocol.kv_cache, protocol.is_gc_off) == (True, "preallocated", True)
+    assert (protocol.provider_options, protocol.num_retries, protocol.retry_reasons) == ({}, 0, ())
+    assert tiny_record.tool == identify_tool()
+    assert HavocConfig.from_hf(dict(tiny_record.subject.config)) == HavocConfig.from_directory(tiny_artifact)
+    manifest = json.loads((tiny_artifact / "manifest.json").read_text())
+    assert (tiny_record.subject.structure, tiny_record.subject.graph) == (manifest["structure"], manifest["graph"])
 
 
 def test_parent_sleeps(tiny_record: Record) -> None:
@@ -106,6 +129,19 @@ def test_changed_artifact_is_refused(own_artifact: Path) -> None:
     data.write_bytes(content)
     with pytest.raises(IdentityError, match=r"model\.onnx\.data"):
         measure(own_artifact, profile="quick")
+
+
+def test_artifact_that_changes_meanwhile_is_refused(own_artifact: Path) -> None:
+    """Rewritten, replaced, or gone while children measured: exit 5, no record of nobody knows what."""
+    states = file_states(own_artifact)
+    require_unchanged(own_artifact, states)
+    graph = own_artifact / "model.onnx"
+    graph.write_bytes(graph.read_bytes())
+    with pytest.raises(IdentityError, match=r"model\.onnx changed while the artifact was measured"):
+        require_unchanged(own_artifact, states)
+    shutil.rmtree(own_artifact)
+    with pytest.raises(IdentityError, match="went away while it was measured"):
+        require_unchanged(own_artifact, states)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")

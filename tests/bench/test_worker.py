@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import subprocess
 import sys
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from havoc_core.bench.own_process import CpuShare, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
-from havoc_core.bench.profiles import PROFILES
+from havoc_core.bench.profiles import PROFILES, Series
 from havoc_core.bench.record import Workload
 from havoc_core.bench.session import open_session
-from havoc_core.bench.worker import Bench, Measured, plain_ids, rounds
+from havoc_core.bench.worker import Bench, Measured, measure_latency, plain_ids, rounds
 
 
 def test_worker_loads_little() -> None:
@@ -43,6 +45,87 @@ def test_broken_logits_are_counted(tiny_artifact: Path, small_workload: Workload
     bench.check(np.array([[1.0, 2.0, 3.0]], dtype=np.float32))
     assert bench.num_nonfinite_logits == 4
     assert len(bench.outputs) == 2
+
+
+BRIEF = replace(
+    PROFILES["quick"],
+    warmup_window_s=0.0,
+    warmup_max_s=0.1,
+    prefill=Series(3, 0.0, 2.0),
+    ttft=Series(2, 0.0, 2.0),
+    decode=Series(2, 0.0, 2.0),
+)
+
+
+def test_no_garbage_is_collected_while_calls_are_timed(tiny_artifact: Path, small_workload: Workload) -> None:
+    """The collector runs before the first counted call and after the last one, and not between them."""
+    marks: dict[str, bool] = {}
+
+    def emit(event: dict[str, object]) -> None:
+        marks[str(event["name"])] = gc.isenabled()
+
+    with open_session(tiny_artifact, profile=BRIEF, workload=small_workload, num_threads=1) as session:
+        measure_latency(session.request("latency", 0), emit)
+    assert marks == {
+        "load": True,
+        "first_run": True,
+        "warmup": True,
+        "prefill": False,
+        "ttft": False,
+        "decode": False,
+        "end": False,
+    }
+    assert gc.isenabled()
+
+
+def test_reused_buffers_change_no_answer(tiny_artifact: Path, small_workload: Workload) -> None:
+    """Prefills and decode steps in buffers that earlier calls filled give the logits of a fresh past."""
+    with open_session(tiny_artifact, profile=BRIEF, workload=small_workload, num_threads=1) as session:
+        bench = Bench(session.request("latency", 0), lambda _: None)
+    bench.time_episode()
+    bench.time_prefill(Measured())
+    ids = bench.prompt(16)
+    ours, ours_past = bench.prefill(ids)
+    theirs, theirs_past = bench.session.prefill(ids)
+    np.testing.assert_array_equal(ours, theirs)
+    step = bench.prompt(1)
+    ours, theirs = (bench.session.decode(step, None, past)[0] for past in (ours_past, theirs_past))
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+def test_every_graph_must_run_on_the_provider(tiny_artifact: Path, small_workload: Workload) -> None:
+    """The proof of placement covers embedding and vision, not the decoder alone."""
+    with open_session(tiny_artifact, profile=BRIEF, workload=small_workload, num_threads=1) as session:
+        placement = Bench(session.request("latency", 0), lambda _: None).session.placement()
+    assert set(placement) == {"CPUExecutionProvider"}
+    graphs = {node.partition(":")[0] for node in placement["CPUExecutionProvider"]}
+    assert graphs == {"model.onnx", "embedding.onnx", "vision.onnx"}
+
+
+def test_busy_time_of_a_release_is_reached() -> None:
+    """Played on a clock that each call moves: 600 s busy over the five processes, whatever a call takes."""
+    release = PROFILES["release"]
+    for call_s in (0.004, 0.1, 3.0):
+        total_s = 0.0
+        for series in (release.prefill, release.ttft, release.decode):
+            clock = Clock()
+            for _ in rounds(asdict(series), lambda clock=clock: clock.busy_s, now=lambda clock=clock: clock.now_s):
+                clock.work(call_s)
+            assert clock.now_s < series.max_s
+            total_s += clock.busy_s
+        assert release.num_processes * total_s >= 600
+
+
+@dataclass
+class Clock:
+    """Time that passes only by working, a tenth of it outside the calls."""
+
+    busy_s: float = 0.0
+    now_s: float = 0.0
+
+    def work(self, call_s: float) -> None:
+        self.busy_s += call_s
+        self.now_s += 1.1 * call_s
 
 
 def test_rounds_meet_both_minima_or_stop() -> None:
