@@ -151,7 +151,11 @@ def new_directory(path: Path, *, marker: str) -> Iterator[Path]:
 
 
 def _named(path: Path) -> Path:
-    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would follow a link at the end
+    if path.is_symlink():
+        link, path = path, Path(os.path.realpath(path))  # written where the link leads; the link stays
+        if path.is_symlink():
+            raise HavocError(f"{link}: a link that leads to itself; choose another --out")
+    absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() gives up on a loop of links
     if not absolute.name:
         raise HavocError(f"{path}: cannot be written; name a folder or file inside it")
     return path if path.name and path.name != ".." else absolute

@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from ..errors import HavocError
-from ..storage import read_json, write_json, write_text
+from ..storage import explained, read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -55,7 +55,9 @@ class Tokenizer:
         if not file.is_file():
             raise HavocError(f"{file}: {'not a regular file' if file.exists() else 'no such file'}")
         try:
-            backend = tokenizers.Tokenizer.from_file(str(file))
+            backend = tokenizers.Tokenizer.from_buffer(file.read_bytes())
+        except OSError as error:
+            raise explained(error, file) from error
         except Exception as error:  # the Rust binding raises bare Exception for every kind of damage
             raise HavocError(f"{file}: not a tokenizer ({error})") from error
         backend.no_padding()

@@ -250,6 +250,15 @@ def test_a_handler_whose_import_fails_is_a_defect() -> None:
     assert broken.returncode == 70
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no shell with >&-")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-"])
+def test_closed_streams_are_no_defect(closed: str) -> None:
+    """Started by a daemon without stdout or stderr, a command does its work and its exit code says how it went."""
+    command = f"{sys.executable} -m havoc_core"
+    for words, code in (("plan nano --target host", 0), ("plan nowhere --target host", 2)):
+        assert subprocess.run(f"{command} {words} {closed}", shell=True, capture_output=True).returncode == code
+
+
 def test_a_line_stays_readable(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """A file that puts a megabyte where a number belongs does not fill the screen."""
     (tmp_path / "config.json").write_text('{"model_type": "' + "x" * 1_000_000 + '"}')

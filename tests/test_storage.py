@@ -349,6 +349,28 @@ def test_the_working_directory_may_be_filled(tmp_path: Path, monkeypatch: pytest
     assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["here", "here/m"]
 
 
+@pytest.mark.parametrize("has_target", [True, False])
+def test_a_link_is_written_through(tmp_path: Path, has_target: bool) -> None:
+    """`out -> /large/disk/out` stays a link, what it leads to is written whole, and nothing is left beside either."""
+    (tmp_path / "disk").mkdir()
+    if has_target:
+        (tmp_path / "disk" / "out").mkdir()
+    (tmp_path / "out").symlink_to("disk/out")
+    with new_directory(tmp_path / "out", marker="m") as building:
+        write_text(building / "m", "x")
+    assert (tmp_path / "out").is_symlink()
+    assert (tmp_path / "disk" / "out" / "m").read_text() == "x"
+    assert left_behind(tmp_path) == left_behind(tmp_path / "disk") == []
+
+
+def test_a_link_that_leads_to_itself_is_refused(tmp_path: Path) -> None:
+    """One line, nothing written."""
+    (tmp_path / "out").symlink_to("out")
+    with pytest.raises(HavocError), new_directory(tmp_path / "out", marker="m"):
+        pytest.fail("the body must not run")
+    assert left_behind(tmp_path) == []
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
 def test_two_writers_of_one_folder_are_told_apart(tmp_path: Path) -> None:
     """The second is refused while the first still writes, and the first is not disturbed."""
