@@ -25,7 +25,7 @@ from ..model.tensors import tensor_shapes
 from ..model.tokenizer import load_tokenizer
 from ..progress import SILENT, Progress
 from ..storage import new_directory, sha256_file, write_bytes, write_json, write_text
-from .artifact import MANIFEST, ArtifactFile, ArtifactManifest
+from .artifact import MANIFEST, ArtifactFile, ArtifactManifest, refuse_files_of_others
 from .bom import BOM_FILE, bill_of_materials
 from .card import model_card
 from .companions import carried_files, carry, licence_of
@@ -115,14 +115,16 @@ def export_artifact(
     require_companions(source)
     options = options.fitted(source.config.max_seq_len)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
-    folded = FoldedTensors(source.tensors, mixture.deltas(source, basis), basis)
+    refuse_files_of_others(out)
     with new_directory(out, marker=MANIFEST) as folder:
-        _write_model(folder, source.config, structure, options, folded, progress)
+        source.read_hash(progress)
+        folded = FoldedTensors(source.tensors, mixture.deltas(source, basis), basis)
+        data_sha256 = _write_model(folder, source.config, structure, options, folded, progress)
         _write_companions(folder, source, mixture, options)
         session, report, moved = _prove(folder, source.config, structure, options, folded, progress)
         manifest = _manifest(source, mixture, structure, options, report, moved, fingerprint(session))
         del session  # unmaps the data file before its folder is renamed
-        _write_papers(folder, source, mixture, structure, manifest)
+        _write_papers(folder, source, mixture, structure, manifest, {DATA_FILE: data_sha256})
         if signer is not None:
             signer.sign(folder, name=out.resolve().name)
     return out
@@ -135,11 +137,12 @@ def _write_model(
     options: GraphOptions,
     tensors: FoldedTensors,
     progress: Progress,
-) -> None:
-    layout = plan_layout(config, structure)
-    write_data_file(folder / DATA_FILE, tensors, config=config, structure=structure, layout=layout, progress=progress)
+) -> str:
+    """Write data file and graphs; return the data file's SHA-256."""
     for name, graph in build_graphs(config, structure, options).items():
         write_bytes(folder / name, serialize(graph))
+    layout, path = plan_layout(config, structure), folder / DATA_FILE
+    return write_data_file(path, tensors, config=config, structure=structure, layout=layout, progress=progress)
 
 
 def require_companions(source: Source) -> None:
@@ -163,22 +166,30 @@ def _write_companions(folder: Path, source: Source, mixture: Mixture, options: G
 
 
 def _write_papers(
-    folder: Path, source: Source, mixture: Mixture, structure: Structure, manifest: ArtifactManifest
+    folder: Path,
+    source: Source,
+    mixture: Mixture,
+    structure: Structure,
+    manifest: ArtifactManifest,
+    hashes: dict[str, str],
 ) -> None:
-    """Model card, bill of materials and, last, the manifest: each lists what was written before it."""
+    """Model card, bill of materials and, last, the manifest: each lists what was written before it.
+
+    `hashes` are the SHA-256 of files that were hashed as they were written.
+    """
     licence = licence_of(source.directory)
     reads_text, has_genai = ((folder / name).is_file() for name in ("tokenizer.json", "genai_config.json"))
     card = model_card(source, mixture.weights, structure, manifest, licence, reads_text=reads_text, has_genai=has_genai)
     write_text(folder / "README.md", card)
     files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    manifest = replace(manifest, files={name: _file(path) for name, path in files.items()})
+    manifest = replace(manifest, files={name: _file(path, hashes.get(name)) for name, path in files.items()})
     write_json(folder / BOM_FILE, bill_of_materials(source.config, manifest, licence))
     manifest = replace(manifest, files={**manifest.files, BOM_FILE: _file(folder / BOM_FILE)})
     write_json(folder / MANIFEST, manifest.to_json())
 
 
-def _file(path: Path) -> ArtifactFile:
-    return ArtifactFile(sha256=sha256_file(path), num_bytes=path.stat().st_size)
+def _file(path: Path, sha256: str | None = None) -> ArtifactFile:
+    return ArtifactFile(sha256=sha256 or sha256_file(path), num_bytes=path.stat().st_size)
 
 
 def mixture_document(source: Source, mixture: Mixture) -> dict[str, Any]:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ..progress import Progress
+
 
 @dataclass(frozen=True)
 class Source:
@@ -39,6 +41,13 @@ class Source:
     def hash(self) -> str:
         """SHA-256 of the weights, as experts and records name the base."""
         return weight_hash(self.tensors)
+
+    def read_hash(self, progress: Progress) -> str:
+        """Return `hash`, and show how far its reading is, which takes a minute where the base has gigabytes."""
+        if "hash" not in vars(self):
+            with progress.stage("hash the base", len(self.tensors), unit="tensors") as stage:
+                vars(self)["hash"] = weight_hash(self.tensors, on_tensor=stage.advance)
+        return self.hash
 
 
 def open_source(base: Source | Base | Path | str) -> Source:

@@ -6,7 +6,7 @@ Nothing here holds more than one tensor, so a base larger than memory can be has
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -143,8 +143,11 @@ class RandomTensors(Mapping[str, Tensor]):
         return self._shapes[name]
 
 
-def weight_hash(tensors: Mapping[str, Tensor] | str | Path) -> str:
-    """Hex SHA-256 of the tensors (or of a directory's): name, type, shape and bytes of each, in order of name."""
+def weight_hash(tensors: Mapping[str, Tensor] | str | Path, *, on_tensor: Callable[[], object] = lambda: None) -> str:
+    """Hex SHA-256 of the tensors (or of a directory's): name, type, shape and bytes of each, in order of name.
+
+    `on_tensor` is called after each.
+    """
     if not isinstance(tensors, Mapping):
         tensors = open_tensors(tensors)
     digest = hashlib.sha256()
@@ -152,6 +155,7 @@ def weight_hash(tensors: Mapping[str, Tensor] | str | Path) -> str:
         tensor = tensors[name].detach().cpu().contiguous()
         digest.update(f"{name} {str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}\n".encode())
         digest.update(tensor.view(torch.uint8).numpy().data if tensor.ndim else tensor.numpy().tobytes())
+        on_tensor()
     return digest.hexdigest()
 
 
