@@ -114,6 +114,12 @@ def record_text(record: Record) -> str:
     """Return what a record measured, as a table of figures without any verdict."""
     rows = [[name, show(value, _UNITS.get(name, "share"))] for name, value in measured(record).items()]
     lines = [table(("measured", record.device.name), rows, numbers=(1,))]
+    if (cold := record.cold_start) is not None:
+        seconds = (cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9
+        lines.append(
+            f"\ncold start, {cold.page_cache} page cache: {show(seconds, 's')} to the first prefill, of which "
+            f"{show(cold.load_ns / 1e9, 's')} to load and {show(cold.first_call_ns / 1e6, 'ms')} for the first call"
+        )
     doubts = [f"{check.status}: {check.id}: {check.detail}" for check in record.checks if check.status != "ok"]
     return "\n".join([*lines, *([""] if doubts else []), *doubts])
 
@@ -265,7 +271,7 @@ def handle_doctor(args: argparse.Namespace) -> int:
     for finding in findings:
         rows.append(["" if finding.topic == topic else finding.topic, finding.question, finding.answer, finding.reason])
         topic = finding.topic
-    print(table(("", "", "", ""), rows))
+    print(table(("about", "question", "answer", "because"), rows))
     return 0
 
 

@@ -24,15 +24,22 @@ from .device import (
     swap_used_bytes,
 )
 from .figures import show
-from .instruments import cpu_energy_j, cpu_reading, process_rss_bytes
+from .instruments import RAPL_PACKAGE, cpu_energy_j, cpu_reading, process_rss_bytes
 from .nvml import Card, Nvml, open_nvml
+from .page_cache import disk_read_bytes
 from .rules import RULES, Case
 from .targets import BUNDLED, read_targets
+from .tool import identify_tool
 
 if TYPE_CHECKING:
     from .record import Device, Record
 
 Answer = Literal["yes", "partly", "no"]
+# y = Neg(x) as an ONNX file of 60 bytes: whether a provider runs anything at all is found out by running it.
+_SMALLEST_GRAPH = (
+    b'\x08\x08:2\n\x0b\n\x01x\x12\x01y"\x03Neg\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
+    b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
+)
 LAB_PACKAGES = ("torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "matplotlib", "jinja2")
 
 
@@ -59,7 +66,9 @@ def examine() -> list[Finding]:
             *_runtime(),
             *_graphics(nvml, card),
             *_metrics(card),
+            _sandbox(),
             *_targets(),
+            _tool(),
             *_packages(),
         ]
 
@@ -109,8 +118,27 @@ def _runtime() -> list[Finding]:
     elif isinstance(card := open_cuda_card(), str):
         found.append(Finding("runtime", "runs on NVIDIA GPUs", "no", f"{package} could, but {card}"))
     else:
-        found.append(Finding("runtime", "runs on NVIDIA GPUs", "yes", f"CUDA driver {card.driver_version}"))
+        reason = provider_problem(CUDA_PROVIDER)
+        answer: Answer = "yes" if reason is None else "no"
+        text = f"a graph ran on {card.name}, CUDA driver {card.driver_version}"
+        found.append(Finding("runtime", "runs on NVIDIA GPUs", answer, reason or text))
     return found
+
+
+def provider_problem(provider: str) -> str | None:
+    """Open the smallest graph on a provider and run it: why that does not work, as a sentence; None where it does."""
+    import numpy as np
+
+    from ..export.runtime import open_graph
+
+    try:
+        session, _ = open_graph(
+            _SMALLEST_GRAPH, provider=provider, num_threads=1, weights={}, packs_weights=True, provider_options={}
+        )
+        answer = session.run(None, {"x": np.ones(1, dtype=np.float32)})
+    except Exception as error:  # noqa: BLE001 - whatever the runtime raises is the answer
+        return f"{provider} was tried: {' '.join(str(error).split())[:300]}"
+    return None if float(answer[0][0]) == -1.0 else f"{provider} computes -1 as {answer[0][0]}"
 
 
 def _graphics(nvml: Nvml | str, card: Card | None) -> list[Finding]:
@@ -145,13 +173,14 @@ def _identity() -> list[Finding]:
 
 
 def _metrics(card: Card | None) -> list[Finding]:
-    timed = Finding("can measure", "prefill_ms, decode_tok_per_s, ttft_ms, load_s", "yes", "monotonic clock, CPU")
+    timed = Finding("can measure", "prefill_ms, decode_tok_per_s, ttft_ms, load_s", "yes", "monotonic clock")
     own = process_rss_bytes(os.getpid())
     rss = "sampled from outside and kept by the kernel" if own else f"{sys.platform} shows no process's resident set"
     energy = cpu_energy_j()
     reading = cpu_reading()
     return [
         timed,
+        Finding("can measure", "cold start", *_cold_start()),
         Finding("can measure", "peak_rss_bytes", "yes" if own else "no", rss),
         _vram(card),
         Finding("can measure", "energy_j_per_tok", *_energy(card, energy)),
@@ -159,15 +188,28 @@ def _metrics(card: Card | None) -> list[Finding]:
     ]
 
 
+def _cold_start() -> tuple[Answer, str]:
+    if hasattr(os, "posix_fadvise") and disk_read_bytes() is not None:
+        return "yes", "files can be put out of the page cache, and reads from the disk are counted"
+    return "partly", f"{sys.platform} does not count a process's reads, so a start is recorded as warm or unknown"
+
+
 def _vram(card: Card | None) -> Finding:
     if card is None:
         return Finding("can measure", "peak_vram_bytes", "no", "no NVIDIA card answers through NVML")
+    return Finding("can measure", "peak_vram_bytes", *_vram_method(card))
+
+
+def _vram_method(card: Card) -> tuple[Answer, str]:
+    """Name the best rung of the ladder this card and driver offer."""
+    processes = card.processes()
     if card.is_accounting():
-        return Finding("can measure", "peak_vram_bytes", "yes", "the driver accounts for each process, without a gap")
-    if card.driver_model() == "WDDM":
-        return Finding("can measure", "peak_vram_bytes", "partly", "WDDM hides processes: whole device minus idle only")
-    remedy = "sampled; `nvidia-smi --accounting-mode=1` as root would leave no gap"
-    return Finding("can measure", "peak_vram_bytes", "yes", remedy)
+        return "yes", "the driver accounts for each process, without a gap"
+    if processes is None:
+        return "partly", "the driver lists no process: only the runtime's allocator is known, which proves no pass"
+    if card.driver_model() == "WDDM" or any(process.used_bytes is None for process in processes):
+        return "partly", "the driver withholds figures of processes: whole card minus idle, while nobody else is on it"
+    return "yes", "sampled per process; `nvidia-smi --accounting-mode=1` as root would leave no gap"
 
 
 def _energy(card: Card | None, cpu_joules: float | None) -> tuple[Answer, str]:
@@ -175,7 +217,9 @@ def _energy(card: Card | None, cpu_joules: float | None) -> tuple[Answer, str]:
         return "yes", "the card counts energy"
     if cpu_joules is not None:
         return "yes", "the processor counts energy (RAPL)"
-    return "no", "no energy counter can be read (RAPL needs root or read rights on /sys/class/powercap)"
+    if RAPL_PACKAGE.exists():
+        return "no", f"the processor counts energy, but only root may read {RAPL_PACKAGE}"
+    return "no", "this system shows no energy counter; virtual machines rarely do"
 
 
 def _telemetry(card: Card | None, reading: dict[str, Any] | None) -> tuple[Answer, str]:
@@ -222,6 +266,32 @@ def _bare_record(device: Device) -> Record:
     from .record import Record as AnyRecord
 
     return AnyRecord.model_construct(device=device, evidence="measured")
+
+
+def _sandbox() -> Finding:
+    """Accuracy of code needs to run what the model wrote; the other domains need nothing."""
+    from ..adapt.tasks.sandbox import enforced
+
+    try:
+        layers = enforced(allow_unconfined=False)
+    except (HavocError, OSError) as error:
+        return Finding("can measure", "accuracy/code", "no", str(error))
+    missing = [name.replace("_", " ") for name, is_on in layers.items() if not is_on]
+    if missing:
+        return Finding(
+            "can measure", "accuracy/code", "partly", f"generated code is confined but for {', '.join(missing)}"
+        )
+    return Finding("can measure", "accuracy/code", "yes", f"generated code is confined: {', '.join(layers)}")
+
+
+def _tool() -> Finding:
+    tool = identify_tool()
+    if tool.git_commit is None:
+        return Finding("installed", "havoc-core", "yes", tool.version)
+    changed = ", with changes of its own" if tool.is_git_dirty else ""
+    return Finding(
+        "installed", "havoc-core", "yes", f"{tool.version} from a checkout of {tool.git_commit[:12]}{changed}"
+    )
 
 
 def _packages() -> list[Finding]:

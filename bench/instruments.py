@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .nvml import Card
 
 MAX_SERIES = 600
+RAPL_PACKAGE = Path("/sys/class/powercap/intel-rapl:0/energy_uj")
 Reading = TypeVar("Reading")
 
 
@@ -137,7 +138,7 @@ def _cpu_temperature_c() -> float | None:
 
 def cpu_energy_j() -> float | None:
     """Energy counter of the first CPU package (RAPL), where the system lets us read it; it wraps at times."""
-    microjoules = _number(Path("/sys/class/powercap/intel-rapl:0/energy_uj"))
+    microjoules = _number(RAPL_PACKAGE)
     return None if microjoules is None else microjoules / 1e6
 
 

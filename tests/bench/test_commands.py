@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from havoc_core.bench.device import identify_cpu
-from havoc_core.bench.doctor import examine
+from havoc_core.bench.doctor import examine, provider_problem
 from havoc_core.bench.record import load_record
 from havoc_core.cli import main
 
@@ -143,6 +143,13 @@ def test_doctor_answers_by_trying(capsys: pytest.CaptureFixture[str]) -> None:
     assert answers["can be judged for", "host"] == "yes"
     assert answers["can measure", "peak_rss_bytes"] == "yes"
     assert [finding.question for finding in examine()] == [finding["question"] for finding in findings]
+
+
+def test_doctor_runs_a_graph_before_it_says_that_one_runs() -> None:
+    """A provider is tried, not looked up: the CPU computes, one that is not there gives its reason in a line."""
+    assert provider_problem("CPUExecutionProvider") is None
+    reason = provider_problem("CUDAExecutionProvider")
+    assert reason is None or (reason.startswith("CUDAExecutionProvider was tried: ") and "\n" not in reason)
 
 
 def test_report_of_one_run_and_of_many(tmp_path: Path, record: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -273,3 +273,19 @@ def test_lost_card_ends_the_measurement(session: Simulate, mode: str, after_ms: 
     answer = session(mode, add=(f"after {after_ms} lost 1",))
     assert answer["error"] == "MeasurementError"
     assert "GPU was lost" in answer["message"]
+
+
+def test_doctor_tells_a_simulated_card(run: Simulate) -> None:
+    """It names what the card would offer, that it is no real one, and that no graph runs on it."""
+    found = run("-m", "havoc_core", "doctor", "--json", accounting="1")["findings"]
+    answers = {finding["question"]: (finding["answer"], finding["reason"]) for finding in found}
+    assert answers["first witness: NVML"] == ("yes", "NVIDIA GeForce GTX 1660, driver 580.95.05")
+    assert answers["second witness: CUDA driver"][0] == "yes"
+    assert answers["identity proven"][0] == "no"
+    assert "simulated" in answers["identity proven"][1]
+    assert answers["peak_vram_bytes"] == ("yes", "the driver accounts for each process, without a gap")
+    assert answers["runs on NVIDIA GPUs"][0] == "no"
+    assert answers["gtx1660"][0] == "no"
+    withheld = run("-m", "havoc_core", "doctor", "--json", process="77 na")["findings"]
+    vram = next(finding for finding in withheld if finding["question"] == "peak_vram_bytes")
+    assert (vram["answer"], "withholds" in vram["reason"]) == ("partly", True)
