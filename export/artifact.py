@@ -209,3 +209,21 @@ def verify_hashes(directory: Path, manifest: ArtifactManifest | None = None) -> 
             msg = f"{directory / name}: the file was changed ({hashes})"
             raise IdentityError(msg)
     return manifest
+
+
+def refuse_files_of_others(directory: Path) -> None:
+    """Refuse to replace an artifact into whose folder somebody put files of their own: they would be gone with it.
+
+    What begins with a dot is a system's or a downloader's own. A folder without a manifest is not looked at here, and
+    neither is one with a damaged manifest: exporting again is how it is mended.
+    """
+    try:
+        manifest = read_manifest(directory)
+    except HavocError:
+        return
+    ours = {MANIFEST, SIGNATURE, *manifest.files}
+    for path in sorted(directory.rglob("*")):
+        name = path.relative_to(directory).as_posix()
+        if not name.startswith(".") and not path.is_dir() and name not in ours:
+            msg = f"{directory} also holds {name}, which no export wrote: move it away or choose another --out"
+            raise HavocError(msg)

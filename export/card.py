@@ -56,7 +56,7 @@ as an ONNX graph by HAVOC {manifest.versions["havoc"]}.
 ```sh
 pip install havoc-core
 {'havoc generate . --prompt "..."' if reads_text else "# no tokenizer came with the base: token ids in, logits out"}
-havoc bench . --out report        # latency, throughput, memory on this machine
+havoc bench . --out ../report     # latency, throughput, memory on this machine
 ```
 {_GENAI.format(length=min(config.max_seq_len, 256)) if reads_text and has_genai else ""}
 `model.onnx` is a plain graph: any program that uses ONNX Runtime can run it.

@@ -109,9 +109,13 @@ def _experts(
         raise HavocError(msg)
     from ..adapt.expert import expert_path, load_experts
 
+    if not directory.is_dir():
+        msg = f"--experts {directory}: no such directory"
+        raise HavocError(msg)
     found = [domain for domain in DOMAINS if expert_path(directory, domain).is_file()]
     if len(found) != len(alpha):
-        msg = f"--alpha has {len(alpha)} weights, {directory} holds {len(found)} experts ({', '.join(found) or 'none'})"
+        held = ", ".join(found) or "none"
+        msg = f"--alpha needs one weight for each expert: {len(alpha)} given, {directory} holds {len(found)} ({held})"
         raise HavocError(msg)
     return load_experts(directory, found, base_hash=source.hash), tuple(alpha)
 

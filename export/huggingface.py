@@ -14,6 +14,7 @@ from ..model.tensors import tensor_shapes
 from ..model.weights import INDEX_FILE, SAFETENSORS_FILE
 from ..progress import SILENT, Progress
 from ..storage import new_directory, read_json, write_bytes, write_json, write_text
+from .artifact import MANIFEST
 from .card import huggingface_card
 from .companions import carry, licence_of
 from .fold import FoldedTensors
@@ -52,6 +53,9 @@ def export_huggingface(
     require_companions(source)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
     tensors = FoldedTensors(source.tensors, mixture.deltas(source, None))
+    if (out / MANIFEST).exists():
+        msg = f"{out} is an artifact, not a Hugging Face directory: choose another --out"
+        raise HavocError(msg)
     with new_directory(out, marker=_MARKER) as folder:
         _write_weights(folder, source, tensors, dtype, max_shard_bytes, progress)
         name = str(dtype).removeprefix("torch.")

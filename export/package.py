@@ -113,6 +113,7 @@ def export_artifact(
     source = open_source(base)
     structure = structure or Structure()
     require_companions(source)
+    plan_layout(source.config, structure)  # a structure that this model cannot have is refused before any work
     options = options.fitted(source.config.max_seq_len)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
     refuse_files_of_others(out)

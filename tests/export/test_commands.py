@@ -90,10 +90,11 @@ def test_to_hf(text_base_directory: Path, tmp_path: Path, capsys) -> None:
     [
         (["--alpha", "1,1"], "--experts DIR is missing"),
         (["--experts", "EXPERTS"], "--alpha is missing"),
-        (["--experts", "EXPERTS", "--alpha", "1"], "--alpha has 1 weights, "),
+        (["--experts", "nowhere", "--alpha", "1"], "--experts nowhere: no such directory"),
+        (["--experts", "EXPERTS", "--alpha", "1"], "one weight for each expert: 1 given, "),
         (["--weights", "fp32", "--activations", "fp16"], "fp16"),
     ],
-    ids=["no-experts", "no-alpha", "short-alpha", "rounded"],
+    ids=["no-experts", "no-alpha", "no-folder", "short-alpha", "rounded"],
 )
 def test_half_a_request_is_refused(
     base_directory: Path, experts_directory: Path, tmp_path: Path, capsys, words: list[str], message: str
