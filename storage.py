@@ -50,16 +50,24 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path) -> Any:  # noqa: ANN401 - JSON is any of six types
-    """Parse a JSON file; a missing, unreadable, malformed or too deep one is refused; so are NaN and a key twice."""
+def read_json(path: Path, *, max_bytes: int | None = None) -> Any:  # noqa: ANN401 - JSON is any of six types
+    """Parse a JSON file; a missing, unreadable, malformed or too deep one is refused; so are NaN and a key twice.
+
+    No more than `max_bytes` are read, however large or endless the file is; one that holds more is refused.
+    """
     try:
-        text = _decoded(path.read_bytes())
+        with path.open("rb") as file:
+            data = file.read() if max_bytes is None else file.read(max_bytes + 1)
+        if max_bytes is not None and len(data) > max_bytes:
+            msg = f"{path}: more than {max_bytes} bytes; no such document is that large"
+            raise HavocError(msg)
+        text = _decoded(data)
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_a_key_twice)
     except FileNotFoundError:
         msg = f"{path}: no such file"
         raise HavocError(msg) from None
     except OSError as error:
-        raise explained(error, path) from error
+        raise unreadable(error, path) from error
     except (ValueError, RecursionError) as error:
         msg = f"{path}: not valid JSON ({str(error) or 'nested too deep'})"
         raise HavocError(msg) from error
@@ -315,6 +323,11 @@ def _blamed(error: OSError, path: Path, temporary: Path) -> HavocError:
     other = error.filename if isinstance(error.filename, str) else ""
     is_ours = not other or temporary.name in other
     return explained(error, path if is_ours else other)
+
+
+def unreadable(error: OSError, path: Path | str) -> HavocError:
+    """Why `path` could not be read, in one line."""
+    return HavocError(f"{path}: cannot be read ({error.strerror or error})")
 
 
 def explained(error: OSError, path: Path | str) -> HavocError:

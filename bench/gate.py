@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import HavocError
 from ..export.artifact import verify_hashes
+from ..storage import unreadable
 from .limits import Line, Verdict, judge_limit, line_without_data
 from .rules import RULES, Case, Exit
 
@@ -167,6 +168,10 @@ def evidence_class(records: Sequence[Record], findings: Sequence[Finding]) -> Ev
 def hash_artifact(directory: Path) -> dict[str, str]:
     """SHA-256 of every file of an artifact, read anew, by relative name.
 
-    Raises `HavocError` (exit 2) for a folder that is no artifact, `IdentityError` (exit 5) for one with a changed byte.
+    Raises `HavocError` (exit 2) for a folder that is no artifact or may not be read, `IdentityError` (exit 5) for one
+    with a changed byte.
     """
-    return {name: file.sha256 for name, file in verify_hashes(directory).files.items()}
+    try:
+        return {name: file.sha256 for name, file in verify_hashes(directory).files.items()}
+    except OSError as error:
+        raise unreadable(error, error.filename or directory) from error

@@ -147,8 +147,7 @@ def load_record(path: Path) -> Record:
     Raises `HavocError` (exit 2) for a file that is no record of a known schema, `IdentityError` (exit 5) for one whose
     content no longer matches its seal.
     """
-    _refuse_gigantic(path)
-    document = storage.read_json(path)
+    document = storage.read_json(path, max_bytes=MAX_RECORD_BYTES)
     if not isinstance(document, dict) or "schema_version" not in document:
         msg = f"{path}: not a HAVOC record (no schema_version)"
         raise HavocError(msg)
@@ -163,16 +162,6 @@ def load_record(path: Path) -> Record:
         msg = f"{path}: the record was changed after it was written (its seal does not match); measure again"
         raise IdentityError(msg)
     return record.model_copy(update={"sha256": document["sha256"]})
-
-
-def _refuse_gigantic(path: Path) -> None:
-    try:
-        size_bytes = path.stat().st_size
-    except OSError:
-        return
-    if size_bytes > MAX_RECORD_BYTES:
-        msg = f"{path}: {size_bytes} bytes; a record has at most {MAX_RECORD_BYTES}"
-        raise HavocError(msg)
 
 
 def _refuse_newer(path: Path, version: object) -> None:

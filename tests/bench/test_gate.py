@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import runpy
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -213,6 +218,24 @@ def test_a_folder_without_a_manifest_is_no_artifact(tmp_path: Path) -> None:
     with pytest.raises(HavocError) as caught:
         hash_artifact(tmp_path)
     assert caught.value.exit_code == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such rights there")
+def test_an_artifact_that_may_not_be_read_is_one_line(tiny_artifact: Path) -> None:
+    """Without the right to read a file or the folder: a reason and exit code 2, no traceback."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+        artifact = Path(shutil.copytree(tiny_artifact, Path(folder) / "artifact"))
+        Path(folder).chmod(0o755)
+        artifact.chmod(0o755)
+        (artifact / "model.onnx.data").chmod(0)
+        stack.callback(artifact.chmod, 0o700)
+        if os.geteuid() == 0:  # root may read everything
+            stack.callback(os.seteuid, 0)
+            os.seteuid(65534)
+        with pytest.raises(HavocError, match="cannot be read") as caught:
+            hash_artifact(artifact)
+    assert type(caught.value) is HavocError
+    assert "\n" not in str(caught.value)
 
 
 def test_a_real_short_record_is_undecided_at_best(tiny_record: Record) -> None:

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from havoc_core.bench import record as record_module
-from havoc_core.bench.record import MAX_RECORD_BYTES, Record, json_schema, load_record, seal_of
+from havoc_core.bench.record import Record, json_schema, load_record, seal_of
 from havoc_core.errors import HavocError, IdentityError
 
 REMOVE = object()
@@ -228,12 +228,16 @@ def test_truncated_record_is_refused(saved: Path) -> None:
     _refused(saved, "not valid JSON")
 
 
-def test_gigantic_file_is_refused_unread(tmp_path: Path) -> None:
-    """A file beyond the size limit is refused by its size alone."""
+def test_a_gigantic_or_endless_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No more is read than a record can have: a file beyond the limit, and one whose size nobody knows."""
+    monkeypatch.setattr(record_module, "MAX_RECORD_BYTES", 1000)
     path = tmp_path / "record.json"
-    with path.open("wb") as file:
-        file.truncate(MAX_RECORD_BYTES + 1)
-    _refused(path, str(MAX_RECORD_BYTES + 1))
+    path.write_bytes(b" " * 1001)
+    _refused(path, "more than 1000 bytes")
+    path.write_bytes(b" " * 1000)
+    _refused(path, "not valid JSON")
+    if Path("/dev/zero").exists():
+        _refused(Path("/dev/zero"), "more than 1000 bytes")
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
