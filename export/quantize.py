@@ -107,7 +107,7 @@ def _round_symmetric(weight_NK: Tensor, out: Arrays, num_bits: int) -> bool:
     if num_columns * num_bits % 8:
         return False
     padded_NK = np.zeros((num_rows, scales.shape[1] * size), np.float32)
-    torch.from_numpy(padded_NK)[:, :num_columns] = weight_NK
+    padded_NK[:, :num_columns] = weight_NK.to(torch.float32).numpy()
     starts, middle = np.arange(0, padded_NK.size, size), np.float32(1 << (num_bits - 1))
     high, low = (extreme.reduceat(padded_NK.reshape(-1), starts) for extreme in (np.maximum, np.minimum))
     furthest = np.where(high > -low, high, low).reshape(scales.shape)
