@@ -27,7 +27,7 @@ RSS_INTERVAL_MS = 10.0
 VRAM_INTERVAL_MS = 5.0
 _BASELINE_WAIT_S = 0.2
 _SETTLE_S = 2.0  # a driver may take a moment to free what a dead process held
-PHASES = ("load", "first_run", "steady")
+PHASES = ("load", "first_run", "decode", "steady")
 
 
 class MemoryWatch:

@@ -278,7 +278,7 @@ class MemorySeries(Part):
     baseline_bytes: Bytes
     peak_bytes: PositiveBytes
     phase_peak_bytes: dict[Literal["start", "load", "first_run", "steady"], PositiveBytes] = {}
-    phase_start_ns: dict[Literal["start", "load", "first_run", "steady"], TimestampNs] = {}
+    phase_start_ns: dict[Literal["start", "load", "first_run", "decode", "steady"], TimestampNs] = {}
     time_ns: tuple[TimestampNs, ...] = ()
     reading_bytes: tuple[Bytes, ...] = ()
     cross_check_method: Text | None = None

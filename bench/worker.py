@@ -268,7 +268,10 @@ def measure_cold_start(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 
 def measure_memory(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Load, first run, steady state, each with the highest resident set the kernel saw; the parent samples too."""
+    """Load, first run, steady state, each with the highest resident set the kernel saw; the parent samples too.
+
+    Within the first run it is marked where decoding begins.
+    """
     marks: dict[str, int] = {}
     peaks: dict[str, int | None] = {}
 
@@ -283,6 +286,8 @@ def measure_memory(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     peaks["load"] = peak_rss_bytes()
     begin("first_run")
     bench.time_prefill(Measured())
+    marks["decode"] = time.perf_counter_ns()
+    emit({"event": "mark", "name": "decode", "t_ns": marks["decode"]})
     bench.time_episode()
     peaks["first_run"] = peak_rss_bytes()
     begin("steady")
