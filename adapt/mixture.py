@@ -15,7 +15,8 @@ M rows, N columns, R directions, K experts, E elements of all adapted matrices t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
 import torch
@@ -32,6 +33,7 @@ MixingRule = Literal["delta", "literal", "renorm"]
 MIXING_RULES: Final[tuple[MixingRule, ...]] = get_args(MixingRule)
 
 _SMALLEST_NORM_SHARE = 1e-6
+_PIECE_VALUES = 1 << 20
 
 
 def mix(
@@ -158,13 +160,24 @@ class DenseMixture:
         Where alpha changes nothing (rule delta, all 0) the base comes back bit for bit.
         """
         _check(self._experts, alpha, self._rule)
-        for name, rows in self._rows.items():
-            folded = self._folded[name].view(-1)
-            if self._rule == "delta" and not any(alpha):
-                folded.copy_(rows[0])
-            else:
-                torch.mv(rows.T, self._coefficients(alpha, name), out=folded)
+        if self._rule == "delta" and not any(alpha):
+            for name, rows in self._rows.items():
+                self._folded[name].view(-1).copy_(rows[0])
+            return dict(self._folded)
+        pieces = [piece for name in self._rows for piece in self._pieces(alpha, name)]
+        num_threads = torch.get_num_threads()
+        own, *others = [pieces[first::num_threads] for first in range(num_threads)]
+        with ThreadPoolExecutor(num_threads) as pool:  # BLAS gives a matrix-vector product of this shape one thread
+            finished = pool.map(_weighted_sums, others)
+            _weighted_sums(own)
+            list(finished)
         return dict(self._folded)
+
+    def _pieces(self, alpha: Sequence[float], name: str) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """The rows [K + 1, n], their coefficients [K + 1] and the result [n] of one matrix, n values at a time."""
+        coefficients, folded = self._coefficients(alpha, name), self._folded[name].view(-1)
+        for rows, result in zip(self._rows[name].split(_PIECE_VALUES, dim=1), folded.split(_PIECE_VALUES), strict=True):
+            yield rows, coefficients, result
 
     def deltas(self, alpha: Sequence[float]) -> dict[str, Tensor]:
         """The mixture's delta [R] by name, as `mix` computes it."""
@@ -177,6 +190,11 @@ class DenseMixture:
         constant, weighted = _parts(self._experts, alpha, name)
         scale = _scale(self._rule, constant + weighted, self._singular_values[name], name)
         return torch.tensor([scale * constant, *(scale * weight for weight in alpha)])
+
+
+def _weighted_sums(pieces: Sequence[tuple[Tensor, Tensor, Tensor]]) -> None:
+    for rows, coefficients, result in pieces:
+        torch.mv(rows.T, coefficients, out=result)
 
 
 def _dense_rows(tensor: Tensor, matrix: MatrixBasis, experts: Sequence[Expert], name: str) -> Tensor:

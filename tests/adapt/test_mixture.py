@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from havoc_core.adapt import mixture as mixture_module
 from havoc_core.adapt.basis import Basis, compute_basis, matrix_basis
 from havoc_core.adapt.expert import Expert
 from havoc_core.adapt.mixture import (
@@ -148,6 +149,27 @@ def test_dense_fold_returns_to_the_base_bit_for_bit(
     assert all(torch.equal(again[name], copies[name]) for name in NAMES)
     assert [w.data_ptr() for w in again.values()] == addresses
     assert mixture.num_bytes == 6 * sum(tensor.nbytes for tensor in tensors.values())
+
+
+def test_the_fold_does_not_depend_on_threads(
+    tensors: dict[str, Tensor], basis: Basis, experts: list[Expert], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cut into pieces of a few values and shared among threads, it is the same sum, bit for bit for any of them."""
+    monkeypatch.setattr(mixture_module, "_PIECE_VALUES", 7)
+    mixture = DenseMixture(tensors, basis, experts)
+    num_threads, folded = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            folded.append({name: tensor.clone() for name, tensor in mixture.fold(SEED_ALPHA).items()})
+    finally:
+        torch.set_num_threads(num_threads)
+    for name, tensor in mix(experts, SEED_ALPHA).items():
+        matrix = basis.matrices[name]
+        assert torch.allclose(
+            folded[0][name], fold_matrix(tensors[name], matrix.factor, matrix.side, tensor), atol=1e-5
+        )
+        assert all(torch.equal(folded[0][name], other[name]) for other in folded[1:])
 
 
 def test_experts_may_adapt_different_matrices(tensors: dict[str, Tensor], basis: Basis, experts: list[Expert]) -> None:
