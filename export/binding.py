@@ -40,13 +40,17 @@ class BoundCall:
         embedding: ort.InferenceSession | None,
         config: HavocConfig,
         buffers: KeyValueBuffers,
-        num_new: int,
+        shape: tuple[int, int],
         *,
         graph_id: int | None = None,
     ) -> None:
-        """Bind everything but the past; with a `graph_id` the step is captured as a CUDA graph of that number."""
-        layout, num_rows = buffers.layout, buffers.num_rows
-        self._decoder, self._embedding, self._buffers, self._num_new = decoder, embedding, buffers, num_new
+        """Bind everything but the past of calls of `shape` [B, T].
+
+        `graph_id` numbers the CUDA graph they are captured in; -1 keeps them out of any.
+        """
+        layout, (num_rows, num_new) = buffers.layout, shape
+        self._decoder, self._embedding, self._buffers = decoder, embedding, buffers
+        self._num_rows, self._num_new = shape
         self._io = decoder.io_binding()
         self._ids = Staged((num_rows, num_new), layout.device)
         self._positions = Staged((num_rows, num_new), layout.device)
@@ -63,9 +67,8 @@ class BoundCall:
             self._bind_embedding(embedding, np.zeros((num_rows, num_new, config.d_model), layout.dtype))
         num_logits = 1 if decoder.get_outputs()[0].shape[1] == 1 else num_new
         self._host_logits = np.zeros((num_rows, num_logits, config.vocab_size), np.float32)
-        self._logits = ort.OrtValue.ortvalue_from_numpy(
-            self._host_logits, "cpu" if graph_id is None else layout.device, 0
-        )
+        is_captured = graph_id is not None and graph_id >= 0  # then everything it touches must stay on the device
+        self._logits = ort.OrtValue.ortvalue_from_numpy(self._host_logits, layout.device if is_captured else "cpu", 0)
         self._io.bind_ortvalue_output("logits", self._logits)
         self._bound_past: tuple[int, int] | None = None
         self._bound_mask: int | None = None
@@ -101,12 +104,12 @@ class BoundCall:
 
     def _bind_mask(self, mask: NDArray[np.int64] | None, num_total: int) -> None:
         if self._mask is not None:
-            self._mask.write(np.ones((self._buffers.num_rows, num_total), np.int64) if mask is None else mask)
+            self._mask.write(np.ones((self._num_rows, num_total), np.int64) if mask is None else mask)
         elif mask is not None:
             self._io.bind_cpu_input("attention_mask", np.ascontiguousarray(mask))
             self._bound_mask = None
         elif self._bound_mask != num_total:
-            ones, shape = self._buffers.ones, (self._buffers.num_rows, num_total)
+            ones, shape = self._buffers.ones, (self._num_rows, num_total)
             self._io.bind_input(
                 "attention_mask", self._buffers.layout.device, 0, np.int64, shape, ones.value.data_ptr()
             )

@@ -100,12 +100,13 @@ def generate_ids(
 
 
 def _require_room(session: DecoderSession, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
-    longest, context = max(map(len, rows), default=0), session.config.max_seq_len
+    longest, context = max(map(len, rows), default=0), session.max_tokens
+    what = "the model's context" if session.options.cache == "dynamic" else "the artifact's static cache"
     if max_new_tokens < 1:
         msg = f"max_new_tokens must be at least 1, not {max_new_tokens}"
         raise HavocError(msg)
     if longest + max_new_tokens > context:
-        msg = f"{longest} prompt tokens and max_new_tokens {max_new_tokens} exceed the model's context of {context}"
+        msg = f"{longest} prompt tokens and max_new_tokens {max_new_tokens} exceed {what} of {context}"
         raise HavocError(msg)
 
 
@@ -152,7 +153,8 @@ def _generate_batch(
     mask = np.concatenate((prompt_mask, np.ones((num_rows, max_new_tokens), np.int64)), axis=1)
     alive = np.arange(num_rows)
     is_open = np.ones(num_rows, np.bool_)
-    logits, past = session.prefill(ids, prompt_mask, patches)
+    empty = session.empty_past(num_rows, capacity=width + max_new_tokens)
+    logits, past = session.extend(ids, prompt_mask, empty, patches)
     for step in range(max_new_tokens):
         token_ids = pick(logits)
         new_BN[alive, step] = token_ids

@@ -6,7 +6,7 @@ GroupQueryAttention rotates queries and keys itself, by their place in the row, 
 padding only behind a row (`seqlens_k` counts the row's real tokens), the fast kernels among it without exception. So
 every row of new tokens is turned left until its padding, which stands in front, is behind; the keys of a row then lie
 at its own positions without a gap, and a past token is never padding. Only the first tokens of a row may be padding:
-a chunk of several tokens after others must be all real.
+a chunk of several tokens after others must be all real, and of one row, which the kernel demands.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ buffer, which a step reads and appends to.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -83,20 +84,22 @@ class Staged:
 
 
 class KeyValueBuffers:
-    """Room for `capacity` tokens of `num_rows` rows; what is bound to it is remembered by the number of new tokens."""
+    """Room for `capacity` tokens of `num_rows` rows or fewer; what is bound to it is remembered by rows and tokens."""
 
     def __init__(self, layout: CacheLayout, num_rows: int, capacity: int, *, is_static: bool) -> None:
         self.layout = layout
         self.num_rows = num_rows
         self.capacity = capacity
         self.is_static = is_static
-        count = int(np.prod(layout.shape(num_rows, capacity)))
-        num_sides = 1 if is_static else 2
-        zeros = [[np.zeros(count, layout.dtype) for _ in range(layout.num_tensors)] for _ in range(num_sides)]
-        self.sides = [[ort.OrtValue.ortvalue_from_numpy(array, layout.device, 0) for array in side] for side in zeros]
+        count, num_sides = math.prod(layout.shape(num_rows, capacity)), 1 if is_static else 2
+        self._host = [[np.zeros(count, layout.dtype) for _ in range(layout.num_tensors)] for _ in range(num_sides)]
+        self.sides = [[ort.OrtValue.ortvalue_from_numpy(array, layout.device, 0) for array in s] for s in self._host]
+        self._is_aliased = layout.device == "cpu"
+        if not self._is_aliased:
+            self._host = []
         self.pointers = [[int(value.data_ptr()) for value in side] for side in self.sides]
         self.ones = Staged((num_rows, capacity), layout.device, fill=1)
-        self.calls: dict[int, BoundCall] = {}
+        self.calls: dict[tuple[int, int], BoundCall] = {}
 
     def require_room(self, num_total: int) -> None:
         """Raise a `HavocError` unless `num_total` tokens fit."""
@@ -112,18 +115,21 @@ class KeyValueBuffers:
     def arrays(self, past: Past) -> list[NDArray[Any]]:
         """The filled part of one side on the host, [B, num_kv_heads, P, head_dim] each."""
         shape = self.shape(past.num_rows, past.num_tokens)
-        count = int(np.prod(shape))
-        return [on_host(value)[:count].reshape(shape)[:, :, : past.num_tokens] for value in self.sides[past.side]]
+        whole = [on_host(value)[: math.prod(shape)].reshape(shape) for value in self.sides[past.side]]
+        return [array[:, :, : past.num_tokens] for array in whole]
 
     def kept(self, past: Past, rows: NDArray[np.int64]) -> Past:
-        """The past of some rows, in buffers of their own."""
-        fewer = KeyValueBuffers(self.layout, len(rows), self.capacity, is_static=self.is_static)
-        shape = fewer.shape(len(rows), past.num_tokens)
-        for value, array in zip(fewer.sides[0], self.arrays(past), strict=True):
-            flat = np.zeros(value.shape(), self.layout.dtype)
-            flat[: int(np.prod(shape))].reshape(shape)[:, :, : past.num_tokens] = array[rows]
-            value.update_inplace(flat)
-        return Past(num_rows=len(rows), num_tokens=past.num_tokens, buffers=fewer)
+        """The past of some rows: on the other side, in a static cache in place of all."""
+        side = 0 if self.is_static else 1 - past.side
+        shape = self.shape(past.num_rows, past.num_tokens)
+        for index, value in enumerate(self.sides[past.side]):
+            kept = on_host(value)[: math.prod(shape)].reshape(shape)[rows].reshape(-1)
+            if self._is_aliased:
+                self._host[side][index][: len(kept)] = kept
+            else:
+                behind = np.zeros(math.prod(value.shape()) - len(kept), self.layout.dtype)
+                self.sides[side][index].update_inplace(np.concatenate((kept, behind)))
+        return Past(num_rows=len(rows), num_tokens=past.num_tokens, buffers=self, side=side)
 
 
 def on_host(value: ort.OrtValue) -> NDArray[Any]:

@@ -8,6 +8,7 @@ allocates it anew at every step; given a capacity, it lies in buffers that steps
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -61,6 +62,12 @@ class DecoderSession:
         self.config = config
         self.tokenizer = tokenizer
         self.provider = provider
+        self.options = options.fitted(config.max_seq_len)
+        self._has_cuda_graphs = (provider_options or {}).get("enable_cuda_graph", "0") == "1"
+        self._graph_ids = itertools.count()
+        if self._has_cuda_graphs and options.cache == "dynamic":
+            msg = "enable_cuda_graph captures the steps of a static cache; export with --cache static"
+            raise HavocError(msg)
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._weights: list[ort.OrtValue] = []  # alias the caller's arrays and keep them alive
         for name, graph in graphs.items():
@@ -70,7 +77,7 @@ class DecoderSession:
                 num_threads=num_threads if name == DECODER else 1,
                 weights=(weights or {}).get(name, {}),
                 packs_weights=packs_weights,
-                provider_options=provider_options or {},
+                provider_options=_options_of_graph(name, provider_options or {}),
                 profile=profile if name == DECODER else None,
             )
             self._weights += values
@@ -81,7 +88,6 @@ class DecoderSession:
         self._past_names = [name for name in inputs if name.startswith("past_key_values.")]
         self._has_positions = "position_ids" in inputs
         self._output_names = [item.name for item in self._decoder.get_outputs()]
-        self.options = options.fitted(config.max_seq_len)
         self._cache = CacheLayout(
             num_tensors=len(self._past_names),
             num_kv_heads=config.attention.num_kv_heads,
@@ -105,8 +111,9 @@ class DecoderSession:
         """Open an artifact folder after checking its manifest, sizes and links (hashes are `verify`'s work).
 
         `num_threads` None leaves the choice to ONNX Runtime; `weights` replaces initializers of the decoder by name;
-        `provider_options` are added to those that `runtime` sets, where `profile` is explained too. A provider this
-        machine lacks is an `IdentityError`; a damaged folder or graph is a `HavocError`.
+        `provider_options` are added to those that `runtime` sets, where `profile` is explained too; with
+        `enable_cuda_graph` "1" the steps of a static cache are captured. A provider this machine lacks is an
+        `IdentityError`; a damaged folder or graph is a `HavocError`.
         """
         directory = Path(directory)
         manifest = read_manifest(directory)
@@ -126,6 +133,11 @@ class DecoderSession:
             weights={DECODER: weights or {}},
             profile=profile,
         )
+
+    @property
+    def max_tokens(self) -> int:
+        """The longest text, prompt included: the model's context, or a static cache's length."""
+        return self.options.cache_len or self.config.max_seq_len
 
     @property
     def provider_options(self) -> dict[str, str]:
@@ -216,25 +228,30 @@ class DecoderSession:
         num_rows, num_new = input_ids.shape
         num_total = past.num_tokens + num_new
         self._check(input_ids, past, patches)
+        if self.options.dialect == "contrib":
+            self._check_padding(input_ids.shape, attention_mask, past)
         if attention_mask is None:
             positions = np.arange(past.num_tokens, num_total)[None]
         else:
-            self._check_mask(attention_mask, past, num_new)
             positions = np.maximum(np.cumsum(attention_mask, axis=1)[:, -num_new:] - 1, 0)
         if past.buffers is None:
             return self._extend_held(input_ids, attention_mask, positions, past, patches)
         past.buffers.require_room(num_total)
-        call = past.buffers.calls.get(num_new) or self._bind_call(past.buffers, num_new)
+        call = past.buffers.calls.get(input_ids.shape) or self._bind_call(past.buffers, input_ids.shape)
         logits, side = call.run(input_ids, attention_mask, positions, past, self._features(patches))
         present = Past(num_rows=num_rows, num_tokens=num_total, buffers=past.buffers, side=side)
         return logits, present
 
-    def _bind_call(self, buffers: KeyValueBuffers, num_new: int) -> BoundCall:
-        """Bind a new number of new tokens; single steps stay bound, of all others the last."""
-        for other in [size for size in buffers.calls if size != 1]:
+    def _bind_call(self, buffers: KeyValueBuffers, shape: tuple[int, int]) -> BoundCall:
+        """Bind calls of a new shape [B, T]; single steps of all rows stay bound, of all other shapes the last."""
+        for other in [other for other in buffers.calls if other != (buffers.num_rows, 1)]:
             del buffers.calls[other]
-        buffers.calls[num_new] = BoundCall(self._decoder, self._embedding, self.config, buffers, num_new)
-        return buffers.calls[num_new]
+        graph_id = None
+        if self._has_cuda_graphs:
+            graph_id = next(self._graph_ids) if shape[1] == 1 else -1
+        call = BoundCall(self._decoder, self._embedding, self.config, buffers, shape, graph_id=graph_id)
+        buffers.calls[shape] = call
+        return call
 
     def _extend_held(
         self,
@@ -305,14 +322,21 @@ class DecoderSession:
         if patches is not None or (self.config.vision is not None and num_new > 1):
             self._check_images(input_ids, patches)
 
-    def _check_mask(self, attention_mask: NDArray[np.int64], past: Past, num_new: int) -> None:
-        """Raise a `HavocError` for padding where the contrib dialect's kernel cannot take it."""
-        if self.options.dialect == "standard":
+    def _check_padding(self, shape: tuple[int, int], mask_BS: NDArray[np.int64] | None, past: Past) -> None:
+        """Raise a `HavocError` for what GroupQueryAttention does not read: see `contrib`."""
+        num_rows, num_new = shape
+        is_chunk = past.num_tokens > 0 and num_new > 1
+        if is_chunk and num_rows > 1:
+            msg = (
+                f"{num_new} new tokens in each of {num_rows} rows after {past.num_tokens}: the contrib dialect goes on"
+            )
+            raise HavocError(f"{msg} with one row, or one token a row; read the whole prompts at once")
+        if mask_BS is None:
             return
-        if (np.diff(attention_mask, axis=1) < 0).any():
+        if (np.diff(mask_BS, axis=1) < 0).any():
             msg = "padding behind a token: rows are padded on the left"
             raise HavocError(msg)
-        if past.num_tokens > 0 and num_new > 1 and not attention_mask[:, -num_new:].all():
+        if is_chunk and not mask_BS[:, -num_new:].all():
             msg = (
                 f"padding among {num_new} new tokens after {past.num_tokens}: the contrib dialect takes it at the start"
             )
@@ -351,3 +375,8 @@ class DecoderSession:
         return generate_text(
             self, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature, seed=seed
         )
+
+
+def _options_of_graph(name: str, options: Mapping[str, str]) -> dict[str, str]:
+    """Provider options of one graph: only the decoder's steps keep their shapes, so only they can be captured."""
+    return {key: value for key, value in options.items() if name == DECODER or key != "enable_cuda_graph"}

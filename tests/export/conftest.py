@@ -68,7 +68,9 @@ def random_experts(source: Source, basis: Basis, domains: tuple[str, ...] = ("ma
     return experts
 
 
-TALKING = HavocConfig.pico(vision=VisionConfig(image_token_id=3)).replace(vocab_size=300, max_seq_len=256)
+TALKING = HavocConfig.pico(vision=VisionConfig(image_token_id=3)).replace(
+    vocab_size=300, max_seq_len=256, attention=replace(PICO.attention, head_dim=16)
+)
 
 
 @pytest.fixture(params=list(CONFIGS))
@@ -80,6 +82,14 @@ def config(request: pytest.FixtureRequest) -> HavocConfig:
 @pytest.fixture(scope="session")
 def configs() -> dict[str, HavocConfig]:
     return CONFIGS
+
+
+@pytest.fixture(scope="session")
+def with_wide_heads() -> Callable[[HavocConfig], HavocConfig]:
+    """`with_wide_heads(config)`: the same decoder with heads that GroupQueryAttention can rotate."""
+    return lambda config: config.replace(
+        attention=replace(config.attention, head_dim=-(-config.attention.head_dim // 16) * 16)
+    )
 
 
 @pytest.fixture(scope="session")

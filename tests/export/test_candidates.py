@@ -11,9 +11,10 @@ from havoc_core.adapt.expert import Expert
 from havoc_core.adapt.svf import Basis
 from havoc_core.adapt.tasks.task import Prompt
 from havoc_core.export.candidates import CandidateSessions
+from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
 from havoc_core.export.session import DecoderSession
-from havoc_core.export.source import Source
+from havoc_core.export.source import Source, open_source
 from havoc_core.model.structure import Structure
 
 STRUCTURES = [Structure(), Structure("fp16"), Structure("int8"), Structure("int4"), Structure("fp16", "fp16")]
@@ -42,6 +43,19 @@ def test_difference_to_a_fresh_export_is_zero(
         ours, _ = live.decode(ids[:, :1], None, our_past)
         theirs, _ = fresh.decode(ids[:, :1], None, their_past)
         assert np.array_equal(ours, theirs)
+
+
+@pytest.mark.parametrize("options", [GraphOptions(cache="static"), GraphOptions(dialect="contrib")], ids=str)
+def test_candidates_are_written_as_the_export_is(
+    base_directory: Path, basis: Basis, experts: list[Expert], tmp_path: Path, options: GraphOptions
+) -> None:
+    """A candidate in another dialect or over a static cache is the export of the same, every bit."""
+    sessions = CandidateSessions(base_directory, basis, experts, options=options, num_threads=1)
+    written = Source("folded", open_source(base_directory).config, sessions.folded((1.3, 0.6)), base_directory)
+    fresh = DecoderSession.open(export_artifact(written, tmp_path / "a", options=options), num_threads=1)
+    live = sessions.open((1.3, 0.6), Structure())
+    assert live.options == fresh.options
+    assert np.array_equal(live.prefill(IDS)[0], fresh.prefill(IDS)[0])
 
 
 def test_the_mixture_is_that_of_an_export_of_the_experts(

@@ -11,10 +11,20 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
 from havoc_core.export.session import DecoderSession
+from havoc_core.export.source import Source
 from havoc_core.model.checkpoint import assemble
 from havoc_core.model.config import HavocConfig
+
+CHUNKS = (9, 1, 7)
+VARIANTS = [
+    GraphOptions(),
+    GraphOptions(cache="static"),
+    GraphOptions(dialect="contrib"),
+    GraphOptions(dialect="contrib", cache="static"),
+]
 
 
 class _Flat(nn.Module):
@@ -31,11 +41,15 @@ class _Flat(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def traced(
-    configs: dict[str, HavocConfig], source_with, tmp_path_factory: pytest.TempPathFactory
-) -> ort.InferenceSession:
-    config = configs["text"]
-    model = assemble(config, source_with(config).tensors, source="test")
+def source(configs: dict[str, HavocConfig], source_with, with_wide_heads) -> Source:
+    made: Source = source_with(with_wide_heads(configs["text"]))
+    return made
+
+
+@pytest.fixture(scope="module")
+def traced(source: Source, tmp_path_factory: pytest.TempPathFactory) -> ort.InferenceSession:
+    config = source.config
+    model = assemble(config, source.tensors, source="test")
     attention = config.attention
     past = [torch.randn(2, attention.num_kv_heads, 5, attention.head_dim) for _ in range(2 * config.num_layers)]
     shapes = ({0: "batch", 1: "new"}, {0: "batch", 1: "total"}, tuple({0: "batch", 2: "past"} for _ in past))
@@ -57,17 +71,18 @@ def traced(
     return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("splits", [(17,), (1,) * 6, (9, 1, 7)], ids=["prefill", "steps", "chunks"])
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.mark.parametrize("splits", [(17,), (1,) * 6, CHUNKS], ids=["prefill", "steps", "chunks"])
 def test_both_graphs_agree(
-    traced: ort.InferenceSession, configs: dict[str, HavocConfig], source_with, tmp_path: Path, splits: tuple[int, ...]
+    traced: ort.InferenceSession, source: Source, tmp_path: Path, splits: tuple[int, ...], options: GraphOptions
 ) -> None:
     """Logits and every key and value, on prefill from an empty past, single steps and chunks, with left padding."""
-    config = configs["text"]
-    session = DecoderSession.open(export_artifact(source_with(config), tmp_path / "a"))
-    ids = np.random.default_rng(1).integers(0, config.vocab_size, (2, sum(splits)))
+    session = DecoderSession.open(export_artifact(source, tmp_path / "a", options=options))
+    is_one_row = options.dialect == "contrib" and splits == CHUNKS  # GroupQueryAttention continues one row at a time
+    ids = np.random.default_rng(1).integers(0, source.config.vocab_size, (1 if is_one_row else 2, sum(splits)))
     mask = np.ones_like(ids)
-    mask[1, : splits[0] // 3] = 0
-    past = session.empty_past(2)
+    mask[1:, : splits[0] // 3] = 0
+    past = session.empty_past(len(ids))
     theirs_past = [value.numpy() for value in past.values]
     start = 0
     for size in splits:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from havoc_core.export.completion import generate_ids
+from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
 from havoc_core.export.session import DecoderSession
 from havoc_core.model.structure import Structure
@@ -41,10 +42,24 @@ print(json.dumps({"ids": found, "prompt": prompt, "text": tokenizer.decode(promp
 
 
 @pytest.mark.skipif(PYTHON is None, reason="no environment with onnxruntime-genai: `make genai` makes one")
-@pytest.mark.parametrize("weight_format", ["fp32", "int8", "int4"])
-def test_the_same_greedy_tokens(text_base_directory: Path, tmp_path: Path, weight_format: str) -> None:
+@pytest.mark.parametrize(
+    ("weight_format", "options"),
+    [
+        ("fp32", GraphOptions()),
+        ("int8", GraphOptions()),
+        ("int4", GraphOptions()),
+        ("fp32", GraphOptions(logits="all")),
+        ("fp32", GraphOptions(cache="static", cache_len=64)),
+        ("fp32", GraphOptions(dialect="contrib")),
+        ("int4", GraphOptions(dialect="contrib", cache="static", cache_len=64)),
+    ],
+    ids=str,
+)
+def test_the_same_greedy_tokens(
+    text_base_directory: Path, tmp_path: Path, weight_format: str, options: GraphOptions
+) -> None:
     """genai opens the folder as it is and continues every prompt as the session does; its tokenizer reads the text."""
-    artifact = export_artifact(text_base_directory, tmp_path / "a", structure=Structure(weight_format))
+    artifact = export_artifact(text_base_directory, tmp_path / "a", structure=Structure(weight_format), options=options)
     rows = [[1, 20, 30, 40], [1, 99, 98, 97, 96, 95, 94], [1, 250]]
     session = DecoderSession.open(artifact)
     ours = generate_ids(session, rows, max_new_tokens=NUM_NEW, eos_ids=session.config.eos_token_ids)

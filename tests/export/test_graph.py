@@ -11,8 +11,10 @@ import onnx
 import onnxruntime as ort
 import pytest
 
+from havoc_core.errors import HavocError
 from havoc_core.export.graph import build_graphs, serialize
 from havoc_core.export.layout import DATA_FILE, plan_layout
+from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.structure import WEIGHT_FORMATS, Structure
@@ -33,6 +35,41 @@ def test_header_is_pinned_and_names_no_path(config: HavocConfig) -> None:
         assert b"/home" not in serialize(graph)
         assert b".py" not in serialize(graph)
         assert not any(node.doc_string or node.metadata_props for node in model.graph.node)
+
+
+@pytest.mark.parametrize(
+    ("options", "opset", "ir_version", "operators"),
+    [
+        (GraphOptions(), 23, 11, {"Attention", "RMSNormalization", "RotaryEmbedding"}),
+        (GraphOptions(cache="static"), 24, 11, {"Attention", "RMSNormalization", "RotaryEmbedding", "TensorScatter"}),
+        (
+            GraphOptions(dialect="contrib"),
+            22,
+            10,
+            {"GroupQueryAttention", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"},
+        ),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["text", "vision"])
+def test_each_dialect_is_written_in_its_own_operators(
+    configs: dict[str, HavocConfig], with_wide_heads, kind, options: GraphOptions, opset, ir_version, operators
+) -> None:
+    """The header is the oldest that holds the operators; none of the other dialect slips in."""
+    special = {"Attention", "RMSNormalization", "RotaryEmbedding", "TensorScatter"}
+    special |= {"GroupQueryAttention", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"}
+    graphs = build_graphs(with_wide_heads(configs[kind]), Structure(), options)
+    for graph in graphs.values():
+        model = onnx.load_from_string(serialize(graph))
+        assert (model.ir_version, {item.domain: item.version for item in model.opset_import}[""]) == (ir_version, opset)
+    found = {node.op_type for node in graphs["model.onnx"].graph}
+    assert found & special == operators
+
+
+def test_heads_that_cannot_be_rotated_are_refused(configs: dict[str, HavocConfig]) -> None:
+    """GroupQueryAttention takes heads of a multiple of 16 only: said by the exporter, not by the runtime."""
+    with pytest.raises(HavocError, match="multiple of 16, this model's have 8: use --dialect standard"):
+        build_graphs(configs["text"], Structure(), GraphOptions(dialect="contrib"))
 
 
 @pytest.mark.parametrize("weight_format", WEIGHT_FORMATS)

@@ -10,6 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from havoc_core.errors import MeasurementError
+from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
 from havoc_core.export.parity import LIMITS, StreamedModel, compare, reference_logits
 from havoc_core.export.probe import make_probe
@@ -19,6 +20,12 @@ from havoc_core.model.checkpoint import assemble
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.structure import Structure
 
+VARIANTS = [
+    GraphOptions(logits="all"),
+    GraphOptions(cache="static", logits="all"),
+    GraphOptions(dialect="contrib", logits="all"),
+    GraphOptions(dialect="contrib", cache="static"),
+]
 CASES = ["prefill", "empty past", "single steps", "chunked prefill", "left-padded batch", "left-padded steps"]
 
 
@@ -34,6 +41,36 @@ def test_fp32_agrees_with_the_model_within_1e_4(config: HavocConfig, source_with
     assert [case.name for case in report.cases] == CASES
     assert report.max_abs_diff < 1e-4
     assert report.top1_share == 1.0
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_every_way_to_write_the_graph_agrees_within_1e_4(
+    config: HavocConfig, source_with, with_wide_heads, tmp_path: Path, options: GraphOptions
+) -> None:
+    """Dialects, caches and all logits against HavocModel itself; with all logits at every position that is read."""
+    source = source_with(with_wide_heads(config))
+    session = DecoderSession.open(export_artifact(source, tmp_path / "a", options=options))
+    report = compare(logits_of_model(source.config, source), session, Structure())
+    assert [case.name for case in report.cases] == CASES
+    num_positions = {case.name: case.num_positions for case in report.cases}
+    assert num_positions["left-padded batch"] == (24 + 19 + 12 if options.logits == "all" else 3)
+    assert report.max_abs_diff < 1e-4
+
+
+@pytest.mark.parametrize(("weight_format", "activation_dtype"), sorted(LIMITS))
+@pytest.mark.parametrize("options", VARIANTS[1:], ids=str)
+def test_limits_are_those_of_the_formats(
+    configs: dict[str, HavocConfig],
+    source_with,
+    with_wide_heads,
+    tmp_path: Path,
+    options: GraphOptions,
+    weight_format: str,
+    activation_dtype: str,
+) -> None:
+    """Neither dialect nor cache needs a wider one, in fp16 either, where the CPU has kernels for all of them."""
+    source, structure = source_with(with_wide_heads(configs["text"])), Structure(weight_format, activation_dtype)
+    export_artifact(source, tmp_path / "a", structure=structure, options=options)
 
 
 @pytest.mark.parametrize(("weight_format", "activation_dtype"), sorted(LIMITS))

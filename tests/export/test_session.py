@@ -15,10 +15,17 @@ from PIL import Image
 from havoc_core.adapt.tasks.task import Prompt
 from havoc_core.errors import HavocError, IdentityError
 from havoc_core.export.completion import generate_ids, left_padded
+from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
 from havoc_core.export.session import DecoderSession
 from havoc_core.model.checkpoint import load_base
 from havoc_core.model.generation import generate_text
+
+VARIANTS = [
+    GraphOptions(dialect="contrib"),
+    GraphOptions(dialect="contrib", cache="static", cache_len=200),
+    GraphOptions(cache="static", logits="all"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +126,70 @@ def test_images_and_dropped_rows_go_through_buffers(session: DecoderSession) -> 
         last, _ = session.extend(ids[1:, :1], None, session.keep_rows(past, np.array([1])))
         found.append((logits, last))
     assert all(map(np.array_equal, *found))
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_every_way_to_write_the_graph_gives_the_same_text(
+    base_directory: Path, session: DecoderSession, tmp_path: Path, options: GraphOptions
+) -> None:
+    """Dialects and caches, text and images in one padded batch whose rows end one by one: the same completions."""
+    other = DecoderSession.open(export_artifact(base_directory, tmp_path / "a", options=options), num_threads=1)
+    assert other.options == options.fitted(256)
+    assert other.generate_text(prompts(), max_new_tokens=20) == session.generate_text(prompts(), max_new_tokens=20)
+
+
+def test_a_static_cache_does_not_move(base_directory: Path, tmp_path: Path) -> None:
+    """Past and present are one buffer, of the manifest's length; what does not fit is refused in one line."""
+    for dialect in ("standard", "contrib"):
+        options = GraphOptions(dialect=dialect, cache="static", cache_len=40)
+        session = DecoderSession.open(export_artifact(base_directory, tmp_path / dialect, options=options))
+        past = session.empty_past(1)
+        places = set()
+        for size in (7, 1, 1, 3):
+            _, past = session.extend(np.full((1, size), 5), None, past)
+            places |= {tuple(past.buffers.pointers[past.side])}
+        assert len(places) == 1
+        with pytest.raises(HavocError, match="41 tokens do not fit a static cache of 40"):
+            session.prefill(np.full((1, 41), 5))
+        with pytest.raises(
+            HavocError, match="30 prompt tokens and max_new_tokens 11 exceed the artifact's static cache"
+        ):
+            generate_ids(session, [[5] * 30], max_new_tokens=11)
+        with pytest.raises(HavocError, match="50 tokens do not fit this artifact's static cache of 40"):
+            session.empty_past(1, capacity=50)
+
+
+def test_the_contrib_dialect_says_which_padding_it_takes(base_directory: Path, tmp_path: Path) -> None:
+    """Padding at the start of a row only, further chunks for one row only; what would need more is explained."""
+    options = GraphOptions(dialect="contrib")
+    session = DecoderSession.open(export_artifact(base_directory, tmp_path / "a", options=options))
+    mask = np.array([[1, 1, 1, 1], [0, 0, 0, 1]])
+    _, past = session.extend(np.full((2, 2), 5), mask[:, :2], session.empty_past(2))
+    with pytest.raises(HavocError, match="2 new tokens in each of 2 rows after 2"):
+        session.extend(np.full((2, 2), 5), None, past)
+    with pytest.raises(HavocError, match="padding among 2 new tokens after 2"):
+        session.extend(np.full((1, 2), 5), mask[1:], session.keep_rows(past, np.array([1])))
+    with pytest.raises(HavocError, match="padding behind a token"):
+        session.prefill(np.full((1, 2), 5), np.array([[1, 0]]))
+
+
+def test_logits_of_every_token(base_directory: Path, session: DecoderSession, tmp_path: Path) -> None:
+    """`extend_all` gives each position's; a graph that computes the last only says how to get the others."""
+    artifact = export_artifact(base_directory, tmp_path / "a", options=GraphOptions(logits="all"))
+    every = DecoderSession.open(artifact, num_threads=1)
+    ids = np.random.default_rng(0).integers(4, 300, (2, 9))
+    for capacity in (None, 9):
+        logits, _ = every.extend_all(ids, None, every.empty_past(2, capacity=capacity))
+        each = [session.prefill(ids[:, : stop + 1])[0] for stop in range(9)]
+        assert np.abs(logits - np.stack(each, axis=1)).max() < 1e-4
+    with pytest.raises(HavocError, match="--logits all"):
+        session.extend_all(ids, None, session.empty_past(2))
+
+
+def test_capture_of_steps_needs_a_static_cache(artifact: Path) -> None:
+    """Shapes that grow cannot be captured as a CUDA graph; said before anything is opened."""
+    with pytest.raises(HavocError, match="--cache static"):
+        DecoderSession.open(artifact, provider_options={"enable_cuda_graph": "1"})
 
 
 def test_steps_into_buffers_allocate_nothing_that_stays(session: DecoderSession) -> None:
