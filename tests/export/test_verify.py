@@ -1,0 +1,149 @@
+"""`havoc verify` checks all it can, says what it could not check, and uses what it was given or refuses it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from havoc_core.adapt.expert import Expert, save_expert
+from havoc_core.cli import main
+from havoc_core.export import commands
+from havoc_core.export.package import export_artifact
+from havoc_core.export.source import Source
+from havoc_core.model.structure import Structure
+
+
+def run(*words: object) -> int:
+    return main([str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def plain(text_base_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_artifact(text_base_directory, tmp_path_factory.mktemp("verify") / "plain")
+
+
+@pytest.fixture(scope="module")
+def mixed(source: Source, experts: list[Expert], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("verify") / "mixed"
+    return export_artifact(source, out, experts=experts, alpha=(0.5, 0.5), structure=Structure("int8"))
+
+
+@pytest.fixture
+def experts_directory(experts: list[Expert], tmp_path: Path) -> Path:
+    for expert in experts:
+        save_expert(expert, tmp_path / "experts")
+    return tmp_path / "experts"
+
+
+def checks(capsys: pytest.CaptureFixture[str]) -> tuple[list[str], list[str]]:
+    document = json.loads(capsys.readouterr().out)
+    return [check["name"] for check in document["checks"]], document["notes"]
+
+
+def test_with_base_and_experts_everything_is_checked(
+    mixed: Path, base_directory: Path, experts_directory: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Hashes, graph, fingerprint, and the fold from the artifact's own experts or from those given."""
+    for words in ((), ("--experts", experts_directory)):
+        assert run("verify", mixed, "--base", base_directory, *words, "--json", "--quiet") == 0
+        assert checks(capsys) == (["hashes", "graph", "fingerprint", "fold"], [])
+
+
+def test_without_the_base_it_says_what_is_missing(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Verified as far as it goes, and a note that names the base."""
+    assert run("verify", plain, "--json") == 0
+    names, notes = checks(capsys)
+    assert names == ["hashes", "graph", "fingerprint"]
+    assert notes[0].startswith("not folded again: give --base DIR (it is reader, ")
+
+
+@pytest.mark.parametrize("preset", ["pico", "nano"])
+def test_what_havoc_holds_itself_needs_no_base(preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A preset's random weights and the bundled nano are folded again unasked."""
+    export_artifact(preset, tmp_path / "a")
+    assert run("verify", tmp_path / "a", "--json", "--quiet") == 0
+    assert checks(capsys) == (["hashes", "graph", "fingerprint", "fold"], [])
+
+
+def test_another_base_called_nano_is_another_base(
+    text_base_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A directory of one's own may have that name: not compared with the bundled one and called forged."""
+    base = Path(shutil.copytree(text_base_directory, tmp_path / "nano"))
+    export_artifact(base, tmp_path / "a")
+    assert run("verify", tmp_path / "a", "--json") == 0
+    assert "give --base DIR (it is nano" in checks(capsys)[1][0]
+
+
+def test_experts_that_cannot_be_used_are_refused(
+    plain: Path,
+    mixed: Path,
+    base_directory: Path,
+    experts_directory: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A missing folder, experts for an artifact without any, or without its base: one line, exit code 2."""
+    (tmp_path / "empty").mkdir()
+    for words, message in (
+        ((plain, "--experts", "/missing"), "the artifact was made without experts; leave the option out"),
+        ((mixed, "--experts", "/missing"), "--experts /missing: no such directory"),
+        ((mixed, "--experts", experts_directory), "folding again needs the base too: give --base DIR"),
+        (
+            (mixed, "--base", base_directory, "--experts", tmp_path / "empty"),
+            "z_vectors_math.safetensors: no such file",
+        ),
+        ((mixed, "--base", "/missing"), "/missing: no such directory"),
+    ):
+        capsys.readouterr()
+        assert run("verify", *words, "--quiet") == 2
+        shown = capsys.readouterr()
+        assert message in shown.err
+        assert (shown.out, len(shown.err.splitlines())) == ("", 1)
+
+
+def test_other_experts_are_exit_code_5(
+    mixed: Path, base_directory: Path, experts: list[Expert], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Experts of the same base that are not those of the artifact."""
+    for expert, name in zip(experts, ("code", "math"), strict=True):
+        save_expert(Expert(**{**vars(expert), "domain": name}), tmp_path)
+    assert run("verify", mixed, "--base", base_directory, "--experts", tmp_path, "--quiet") == 5
+    assert "the artifact was made from math expert" in capsys.readouterr().err
+
+
+def test_without_torch_it_says_so(
+    plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the device itself: all but the fold; a base that is given cannot be used and is refused."""
+    monkeypatch.setattr(commands, "_has_torch", lambda: False)
+    assert run("verify", plain, "--json") == 0
+    assert checks(capsys)[1] == ["not folded again: this installation has no torch"]
+    assert run("verify", plain, "--base", "nano") == 2
+    assert 'pip install "havoc-core[lab]"' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "x.onnx"])
+def test_a_file_that_a_runtime_would_obey_is_listed_or_refused(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Put beside an artifact without one, it would change what the model reads or says, unhashed."""
+    out = export_artifact("pico", tmp_path / "a")
+    (out / name).write_text("{}")
+    assert run("verify", out) == 2
+    assert f"{name}: not listed in manifest.json; remove it" in capsys.readouterr().err
+    (out / name).unlink()
+    (out / "notes.txt").write_text("mine")
+    assert run("verify", out, "--quiet") == 0
+
+
+def test_alpha_without_its_expert_is_a_damaged_manifest(mixed: Path, tmp_path: Path) -> None:
+    """A mixture that names a weight for an expert it does not name."""
+    artifact = Path(shutil.copytree(mixed, tmp_path / "a"))
+    document = json.loads((artifact / "manifest.json").read_text())
+    document["mixture"]["alpha"]["vision"] = 1.0
+    (artifact / "manifest.json").write_text(json.dumps(document))
+    assert run("verify", artifact) == 2
