@@ -17,7 +17,7 @@ import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .errors import HavocError
 from .storage import explained
@@ -27,13 +27,24 @@ if TYPE_CHECKING:
     from .model.config import HavocConfig as HavocConfig  # noqa: PLC0414 - re-exported
     from .model.config import MLPConfig as MLPConfig  # noqa: PLC0414 - re-exported
 
+
+def _structure_name(name: str) -> str:
+    from .model.structure import Structure
+
+    try:
+        Structure.named(name)
+    except HavocError as error:
+        raise ValueError(f"cannot be used: {error}") from error
+    return name
+
+
 Domain = Literal["math", "code", "reasoning", "vision"]
-WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
 Rule = Literal["delta", "literal", "renorm"]
 
 # TOML arrays become tuples; what they hold is checked as strictly as everything else
 Domains = Annotated[tuple[Domain, ...], Field(strict=False, min_length=1)]
-WeightFormats = Annotated[tuple[WeightFormat, ...], Field(strict=False, min_length=1)]
+StructureName = Annotated[str, AfterValidator(_structure_name)]
+StructureNames = Annotated[tuple[StructureName, ...], Field(strict=False, min_length=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -94,7 +105,7 @@ class SearchSettings(_Section):
     population: int = Field(default=8, ge=4, description="candidates per generation")
     generations: Count = Field(default=4, description="number of generations")
     num_rows: Count = Field(default=200, description="items per domain that score a candidate")
-    weight_formats: WeightFormats = Field(default=("fp32", "int8", "int4"), description="structures to choose from")
+    weight_formats: StructureNames = Field(default=("fp32", "int8", "int4"), description="structures to choose from")
     rule: Rule = Field(default="delta", description="how experts are mixed")
     seed: Seed = Field(default=0, description="seed of the search")
 
@@ -104,7 +115,7 @@ class SearchSettings(_Section):
 class ExportSettings(_Section):
     """What is written for deployment."""
 
-    weights: WeightFormat | None = Field(default=None, description="weight format; left out: what the search chose")
+    weights: StructureName | None = Field(default=None, description="structure; left out: what the search chose")
     dialect: Literal["standard"] = Field(default="standard", description="operators of the graph")
 
 

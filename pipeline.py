@@ -178,9 +178,8 @@ def export_mixture(
     progress: Progress,
 ) -> Path:
     """Fold the chosen mixture and write the artifact, unless it is there already."""
-    import dataclasses
-
     from .export.package import export_artifact
+    from .model.structure import Structure
 
     artifact = out / "artifact"
     if (artifact / "manifest.json").exists():
@@ -188,7 +187,7 @@ def export_mixture(
     candidate = result.chosen.candidate
     structure = candidate.structure
     if recipe.export.weights is not None:
-        structure = dataclasses.replace(structure, weight_format=recipe.export.weights)
+        structure = Structure.named(recipe.export.weights, structure.activation_dtype)
     return export_artifact(
         base,
         artifact,

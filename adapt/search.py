@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from .. import storage
 from ..errors import HavocError, MeasurementError
-from ..model.structure import ActivationDtype, Structure, WeightFormat
+from ..model.structure import ActivationDtype, Structure
 from ..progress import SILENT, Progress
 from .tasks.task import DOMAINS
 
@@ -49,7 +49,7 @@ class Candidate:
 
     def key(self) -> str:
         """Name the candidate in the journal."""
-        return storage.sha256_json({"alpha": self.alpha, "structure": dataclasses.asdict(self.structure)})[:16]
+        return storage.sha256_json({"alpha": self.alpha, "structure": self.structure.to_fields()})[:16]
 
 
 Answers = Mapping[str, Sequence[bool]]
@@ -78,7 +78,7 @@ class SearchSettings:
     seed: int = 0
     population: int = 8
     generations: int = 4
-    weight_formats: tuple[WeightFormat, ...] = ("fp32", "int8", "int4")
+    weight_formats: tuple[str, ...] = ("fp32", "int8", "int4")
     activation_dtype: ActivationDtype = "fp32"
     alpha_max: float = 2.0
     num_finalists: int = 3
@@ -90,6 +90,8 @@ class SearchSettings:
         if self.population < 4 or self.generations < 1:  # noqa: PLR2004
             msg = f"population {self.population} and generations {self.generations}: at least 4 and 1 are needed"
             raise HavocError(msg)
+        for name in self.weight_formats:
+            Structure.named(name, self.activation_dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +151,7 @@ def _summary(evaluation: Evaluation, rescored: Mapping[str, Evaluation]) -> dict
     return {
         "key": key,
         "alpha": list(evaluation.candidate.alpha),
-        "structure": dataclasses.asdict(evaluation.candidate.structure),
+        "structure": evaluation.candidate.structure.to_fields(),
         "cost": dict(evaluation.cost),
         "search_accuracy": evaluation.accuracy,
         "rescored_accuracy": None if again is None else again.accuracy,
@@ -173,7 +175,7 @@ def search(
         pairs, failures = {}, {}
         for name in settings.weight_formats:
             try:
-                pairs[name] = ledger.costs(Structure(name, settings.activation_dtype))
+                pairs[name] = ledger.costs(Structure.named(name, settings.activation_dtype))
             except HavocError as error:
                 failures[name] = str(error)
             stage.advance(_NUM_REPEATS, note=f"cost of {name}")
@@ -241,18 +243,18 @@ class _Ledger:
             try:
                 cost = {metric: float(value) for metric, value in self._measurer.cost(structure).items()}
             except HavocError as error:
-                return {"kind": "cost", "structure": dataclasses.asdict(structure), "reason": str(error)}
+                return {"kind": "cost", "structure": structure.to_fields(), "reason": str(error)}
             bad = [
                 metric
                 for metric in COST_OBJECTIVES
                 if not (math.isfinite(cost.get(metric, 0)) and cost.get(metric, 0) > 0)
             ]
             if bad:
-                msg = f"the cost of {structure.weight_format} has no usable {', '.join(bad)}: {cost}"
+                msg = f"the cost of {structure} has no usable {', '.join(bad)}: {cost}"
                 raise HavocError(msg)
-            return {"kind": "cost", "structure": dataclasses.asdict(structure), "cost": cost}
+            return {"kind": "cost", "structure": structure.to_fields(), "cost": cost}
 
-        key = f"cost:{storage.sha256_json(dataclasses.asdict(structure))[:16]}:{repeat}"
+        key = f"cost:{storage.sha256_json(structure.to_fields())[:16]}:{repeat}"
         entry = self._entry(key, measure)
         if "reason" in entry:
             raise MeasurementError(entry["reason"])
@@ -275,7 +277,7 @@ class _Ledger:
                 "kind": "evaluation",
                 "sample": sample,
                 "alpha": list(candidate.alpha),
-                "structure": dataclasses.asdict(candidate.structure),
+                "structure": candidate.structure.to_fields(),
             }
             try:
                 answers = self._measurer.answers(candidate, sample=sample)
@@ -363,7 +365,7 @@ def _first_population(problem: Any, settings: SearchSettings) -> Population:  # 
 
 def _candidate(x: Mapping[str, Any], settings: SearchSettings) -> Candidate:
     alpha = tuple(round(round(float(x[domain]) / _ALPHA_STEP) * _ALPHA_STEP, 2) for domain in settings.domains)
-    return Candidate(alpha, Structure(x["weight_format"], settings.activation_dtype))
+    return Candidate(alpha, Structure.named(x["weight_format"], settings.activation_dtype))
 
 
 def _objectives(evaluation: Evaluation, frozen: Sequence[str]) -> list[float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -73,6 +74,24 @@ class Structure:
         symmetry = [] if self.is_symmetric else ["asymmetric blocks"]
         quantizer = [] if self.quantizer == _DEFAULTS["quantizer"] else [f"the quantizer {self.quantizer}"]
         return " and ".join([*size, *symmetry, *quantizer])
+
+    @classmethod
+    def named(cls, name: str, activation_dtype: ActivationDtype = "fp32") -> Self:
+        """The structure that `str` names so, `activation_dtype` where the name leaves it out: `int4a-hqq-b64-r0.50`."""
+        found = _NAME.fullmatch(name)
+        if found is None:
+            raise HavocError(
+                f"no structure is called {name!r}; a name is a weight format ({', '.join(WEIGHT_FORMATS)}) and what is "
+                "unusual about it, such as int4-b64, int4a-hqq or int8-r0.50"
+            )
+        return cls(
+            found["weights"],  # type: ignore[arg-type]
+            found["activations"] or activation_dtype,  # type: ignore[arg-type]
+            int(found["block"] or _DEFAULTS["block_size"]),
+            not found["asymmetric"],
+            (found["quantizer"] or "rtn").replace("-", "_"),  # type: ignore[arg-type]
+            float(found["rank"] or 1),
+        )
 
     @classmethod
     def from_fields(cls, document: Mapping[str, Any]) -> Self:
@@ -147,4 +166,9 @@ class Structure:
 
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Structure)}
+_NAME = re.compile(
+    r"(?P<weights>fp32|fp16|int8|int4)(?P<asymmetric>a)?(-(?P<quantizer>rtn|hqq|k[-_]quant))?(-b(?P<block>\d{1,4}))?"
+    r"(-(?P<activations>fp32|fp16))?(-r(?P<rank>\d{0,3}\.?\d{1,20}(e-\d{1,3})?))?",
+    re.ASCII,
+)
 _ALWAYS = ("weight_format", "activation_dtype", "block_size")

@@ -12,7 +12,10 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {"ground": 0, "model": 1, "adapt": 2, "export": 3, "bench": 4, "roof": 5}
 GROUND = {"__init__", "errors", "storage", "progress", "config"}  # other modules at the root are the roof
-LAZY = {("config", "model.config")}  # re-exports HavocConfig for those who look for it there, on first use
+LAZY = {
+    ("config", "model.config"),  # re-exports HavocConfig for those who look for it there, on first use
+    ("config", "model.structure"),  # knows which names of structures a recipe may use
+}
 
 EDGE_BLOCKED = (
     "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib jinja2 transformers".split()

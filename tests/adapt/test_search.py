@@ -54,6 +54,17 @@ def test_search_comes_close_to_the_known_optimum(tmp_path: Path) -> None:
     assert len({evaluation.candidate.structure.weight_format for evaluation in result.front}) > 1
 
 
+def test_structures_are_given_by_name(tmp_path: Path) -> None:
+    """Block sizes, zero points, quantizers and ranks are searched like formats; what is no structure is refused."""
+    names = ("fp32", "int4a-hqq-b64", "int8-r0.50")
+    settings = dataclasses.replace(SETTINGS, weight_formats=names)
+    result = search(KnownLandscape(), settings=settings, journal_path=tmp_path / "journal.jsonl")
+    structures = {evaluation.candidate.structure for evaluation in result.evaluations}
+    assert structures == {Structure.named(name) for name in names}
+    with pytest.raises(HavocError, match="no structure is called 'int5'"):
+        dataclasses.replace(SETTINGS, weight_formats=("fp32", "int5"))
+
+
 def test_objective_inside_its_noise_is_frozen_and_named(tmp_path: Path) -> None:
     """Throughput is the same for every format here, so the search must not optimise its noise."""
     result = search(KnownLandscape(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")

@@ -83,6 +83,33 @@ def test_the_command_line_offers_what_there_is() -> None:
     assert tuple(name.replace("-", "_") for name in arguments.QUANTIZERS) == QUANTIZERS
 
 
+def test_a_name_is_read_back() -> None:
+    """Every name is its structure again; in a recipe the activations may be left out, and k-quant written so."""
+    for structure in everything():
+        assert Structure.named(str(structure)) == structure
+    assert Structure.named("int4a-hqq-b64-r0.5", "fp16") == Structure("int4", "fp16", 64, False, "hqq", 0.5)
+    assert Structure.named("int8a-k-quant") == Structure("int8", "fp32", 32, False, "k_quant")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("int3", "no structure is called 'int3'; a name is a weight format"),
+        ("int4-b64-hqq", "no structure is called"),
+        ("int4-b٦٤", "no structure is called"),
+        ("int4 ", "no structure is called"),
+        ("int4-b48", "block_size must be"),
+        ("int4-hqq", "chooses zero points"),
+        ("fp32a", "fp32 weights have no blocks"),
+        ("fp32-r2", "rank_fraction must be above 0 and at most 1, not 2.0"),
+    ],
+)
+def test_other_names_are_refused(name: str, message: str) -> None:
+    """What is no name, or names what cannot be, is one line."""
+    with pytest.raises(HavocError, match=message):
+        Structure.named(name)
+
+
 def test_a_structure_is_described_in_words() -> None:
     """What a person reads in a summary: format, blocks, activations, rank."""
     assert Structure().description == "fp32 weights, fp32 activations"
