@@ -1,70 +1,29 @@
 """Pictures of one measurement as inline SVG: latency, memory, decode, and the search's front.
 
-Colours are written as CSS variables of the page, so one picture serves light and dark; text stays text. The same record
-gives the same bytes. Sizes are for one column of a phone, and for two columns on a desk.
+Sizes are for one column of a phone, and for two columns on a desk.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import re
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from .bounds import quantile_of
+from .drawing import ACCENT, BAD, GOOD, HEIGHT_IN, INK, MUTED, SERIES, drawing_board
+from .figures import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from matplotlib.axes import Axes
 
     from .record import Record
-    from .schema import TelemetryPoint
+    from .schema import MemorySeries, TelemetryPoint
+    from .searched import Candidate, Front
 
-INK, MUTED, GRID, ACCENT, GOOD, BAD, WARN, SURFACE = (f"#0{digit}0{digit}0{digit}" for digit in range(1, 9))
-SERIES = ("#111101", "#111102", "#111103", "#111104", "#111105", "#111106")
-_VARIABLES = {
-    INK: "--ink",
-    MUTED: "--muted",
-    GRID: "--grid",
-    ACCENT: "--accent",
-    GOOD: "--good",
-    BAD: "--bad",
-    WARN: "--warn",
-    SURFACE: "--surface",
-    **{colour: f"--series-{index}" for index, colour in enumerate(SERIES)},
-}
-_WIDTH_IN, _HEIGHT_IN = 5.2, 2.9
 _MOST_POINTS = 1500
 _MOST_BARS = 60
-_STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "font.size": 9.5,
-    "axes.edgecolor": GRID,
-    "axes.labelcolor": MUTED,
-    "axes.titlecolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.6,
-    "text.color": INK,
-    "xtick.color": GRID,
-    "ytick.color": GRID,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "xtick.major.size": 0,
-    "ytick.major.size": 0,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-}
 
 
 def latency_histogram(record: Record, limit_ms: float | None) -> str | None:
@@ -72,7 +31,7 @@ def latency_histogram(record: Record, limit_ms: float | None) -> str | None:
     samples = sorted(ms for process in record.samples for ms in process.prefill_ms)
     if not samples:
         return None
-    with _drawing("histogram") as (figure, axes):
+    with drawing_board("histogram") as (figure, axes):
         axes.hist(samples, bins=min(_MOST_BARS, max(8, int(len(samples) ** 0.5) * 2)), color=ACCENT, alpha=0.85)
         axes.grid(visible=False, axis="x")
         for quantile, style in ((0.5, "-"), (0.9, "--")):
@@ -94,40 +53,41 @@ def latency_series(record: Record) -> str | None:
     if not any(process.prefill.duration_ns for process in record.samples):
         return None
     tracks = _telemetry_tracks(record)
-    height = _HEIGHT_IN + 0.9 * len(tracks)
-    with _drawing("series", rows=1 + len(tracks), height=height) as (figure, every_axes):
+    height = HEIGHT_IN + 0.9 * len(tracks)
+    with drawing_board("series", rows=1 + len(tracks), height=height) as (figure, every_axes):
         top, *below = every_axes if isinstance(every_axes, list) else [every_axes]
         offset_s = 0.0
         for index, process in enumerate(record.samples):
-            starts, durations = _thinned(process.prefill.start_ns, process.prefill.duration_ns)
-            if not starts:
+            if not process.prefill.duration_ns:
                 continue
-            first_ns = process.prefill.start_ns[0]
-            times_s = [offset_s + (start - first_ns) / 1e9 for start in starts]
             colour = SERIES[index % len(SERIES)]
+            begin_ns, end_ns = process.prefill.start_ns[0], process.prefill.start_ns[-1]
+            starts, durations = _thinned(process.prefill.start_ns, process.prefill.duration_ns)
+            times_s = [offset_s + (start - begin_ns) / 1e9 for start in starts]
             top.plot(times_s, [ns / 1e6 for ns in durations], ".", color=colour, markersize=3, alpha=0.8)
-            top.annotate(
-                f"{process.process}", (times_s[0], 1.0), xycoords=("data", "axes fraction"), color=colour, fontsize=8.5
-            )
+            above = {"xycoords": ("data", "axes fraction"), "ha": "left", "va": "bottom", "fontsize": 8.5}
+            top.annotate(f"{process.process}", (times_s[0], 1.01), color=colour, **above)
             for axes, (_, read) in zip(below, tracks, strict=True):
-                points = [
-                    (point.t_ns, value)
-                    for point in record.telemetry
-                    if point.process == process.process and (value := read(point)) is not None
-                ]
-                axes.plot(
-                    [offset_s + (t - first_ns) / 1e9 for t, _ in points],
-                    [value for _, value in points],
-                    color=colour,
-                    linewidth=1,
-                )
-            offset_s = times_s[-1] + 0.02 * max(1.0, times_s[-1])
+                points = _readings(record, process.process, read, begin_ns, end_ns)
+                moments_s = [offset_s + (t_ns - begin_ns) / 1e9 for t_ns, _ in points]
+                axes.plot(moments_s, [value for _, value in points], ".-", color=colour, linewidth=1, markersize=2)
+            offset_s += 1.04 * (end_ns - begin_ns) / 1e9
         top.set_ylabel("prefill, ms")
-        top.set_ylim(bottom=0)
         for axes, (label, _) in zip(below, tracks, strict=True):
             axes.set_ylabel(label)
         (below[-1] if below else top).set_xlabel("seconds of measurement, one colour a process")
     return figure.svg
+
+
+def _readings(
+    record: Record, process: int, read: Callable[[TelemetryPoint], float | None], begin_ns: int, end_ns: int
+) -> list[tuple[int, float]]:
+    """Readings while the process was timed; of a short one, which has none, the nearest before and after."""
+    every = [(p.t_ns, value) for p in record.telemetry if p.process == process and (value := read(p)) is not None]
+    earlier = [point for point in every if point[0] < begin_ns][-1:]
+    later = [point for point in every if point[0] > end_ns][:1]
+    inside = [point for point in every if begin_ns <= point[0] <= end_ns]
+    return inside or [(min(max(t_ns, begin_ns), end_ns), value) for t_ns, value in earlier + later]
 
 
 def _clock_mhz(point: TelemetryPoint) -> float | None:
@@ -148,7 +108,7 @@ def decode_rates(record: Record, limit: float | None) -> str | None:
     per_process = [(process.process, process.decode_tok_per_s) for process in record.samples]
     if not any(rates for _, rates in per_process):
         return None
-    with _drawing("decode") as (figure, axes):
+    with drawing_board("decode") as (figure, axes):
         for index, (process, rates) in enumerate(per_process):
             colour = SERIES[index % len(SERIES)]
             axes.plot([process] * len(rates), rates, "o", color=colour, markersize=4.5, alpha=0.55)
@@ -174,99 +134,106 @@ def decode_rates(record: Record, limit: float | None) -> str | None:
 
 
 def memory_timeline(record: Record, limit_bytes: float | None) -> str | None:
-    """Memory over time, device memory where there is any, with the beginning of load, first run and steady state."""
+    """Memory over time, device memory where there is any, with marks where load, prefill and decode begin."""
     series = [item for item in (record.memory.vram or record.memory.rss) if item.time_ns]
     if not series:
         return None
     worst = max(series, key=lambda item: item.peak_bytes)
-    with _drawing("memory") as (figure, axes):
+    begin_ns, peak_mb = worst.time_ns[0], worst.peak_bytes / 1e6
+    with drawing_board("memory") as (figure, axes):
         times, sizes = _thinned(worst.time_ns, worst.reading_bytes)
-        axes.fill_between(
-            [t / 1e9 for t in times], [size / 1e6 for size in sizes], color=ACCENT, alpha=0.22, linewidth=0
-        )
-        axes.plot([t / 1e9 for t in times], [size / 1e6 for size in sizes], color=ACCENT, linewidth=1.4)
-        axes.axhline(worst.peak_bytes / 1e6, color=INK, linewidth=0.9, linestyle="--")
-        axes.set_ylim(0, 1.3 * worst.peak_bytes / 1e6)
-        axes.text(
-            0.995,
-            worst.peak_bytes / 1e6,
-            f"peak {worst.peak_bytes / 1e6:,.0f} MB",
-            transform=axes.get_yaxis_transform(),
-            ha="right",
-            va="bottom",
-            fontsize=8.5,
-        )
-        for phase, start_ns in worst.phase_start_ns.items():
-            axes.axvline(start_ns / 1e9, color=MUTED, linewidth=0.7, linestyle=":")
-            axes.annotate(
-                phase.replace("_", " "),
-                (start_ns / 1e9, 0.02),
-                xycoords=("data", "axes fraction"),
-                color=MUTED,
-                fontsize=8,
-                rotation=90,
-                ha="right",
-                va="bottom",
-            )
+        times_s, sizes_mb = [(t - begin_ns) / 1e9 for t in times], [size / 1e6 for size in sizes]
+        axes.fill_between(times_s, sizes_mb, color=ACCENT, alpha=0.22, linewidth=0)
+        axes.plot(times_s, sizes_mb, color=ACCENT, linewidth=1.4)
+        axes.axhline(peak_mb, color=INK, linewidth=0.9, linestyle="--", label=f"peak {peak_mb:,.0f} MB")
+        axes.set_ylim(0, 1.3 * peak_mb)
+        axes.set_xlim(0, max(times_s) or 1.0)
+        _mark_phases(axes, worst, begin_ns, max(times_s) or 1.0)
         if limit_bytes is not None and limit_bytes <= 1.3 * worst.peak_bytes:
-            axes.axhline(limit_bytes / 1e6, color=BAD, linewidth=1.4)
-        axes.set_xlabel(f"seconds in process {worst.process}, by {worst.method}")
+            axes.axhline(limit_bytes / 1e6, color=BAD, linewidth=1.4, label=f"limit {limit_bytes / 1e6:,.0f} MB")
+        axes.legend(loc="lower right")
+        axes.set_xlabel(f"seconds in process {worst.process}, by {printable(worst.method)}")
         axes.set_ylabel("VRAM, MB" if record.memory.vram else "RSS, MB")
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     return figure.svg
+
+
+_PHASE_WORDS = {"load": "load", "first_run": "prefill", "decode": "decode", "steady": "again"}
+_LEAST_APART = 0.15  # of the width: nearer words would run into each other
+
+
+def _mark_phases(axes: Axes, series: MemorySeries, begin_ns: int, width_s: float) -> None:
+    """Draw a line where each phase begins, its word above the plot, moved right where phases are short."""
+    free_from = 0.0
+    for phase, start_ns in sorted(series.phase_start_ns.items(), key=lambda item: item[1]):
+        if phase not in _PHASE_WORDS:
+            continue
+        begin_s = max((start_ns - begin_ns) / 1e9, 0.0)
+        axes.axvline(begin_s, color=MUTED, linewidth=0.8, linestyle=":")
+        place = max(begin_s / width_s, free_from)
+        free_from = place + _LEAST_APART
+        axes.annotate(
+            _PHASE_WORDS[phase],
+            xy=(begin_s, 1.0),
+            xycoords=("data", "axes fraction"),
+            xytext=(place, 1.06),
+            textcoords="axes fraction",
+            color=MUTED,
+            fontsize=8,
+            arrowprops={"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkA": 0, "shrinkB": 0},
+        )
 
 
 def history(name: str, unit: str, runs: Sequence[Mapping[str, Any]]) -> str | None:
     """One metric over all runs in their order, one colour a device; None where fewer than two runs have it."""
     scale, label = {"bytes": (1e6, "MB"), "share": (0.01, "%")}.get(unit, (1.0, unit))
     points = [
-        (place, run["metrics"][name] / scale, run["fingerprint"])
-        for place, run in enumerate(runs)
+        (place, run["metrics"][name] / scale, (run["device"], run["fingerprint"]))
+        for place, run in enumerate(runs, start=1)
         if run["metrics"].get(name) is not None
     ]
     if len(points) < 2:  # noqa: PLR2004 - one run has no history
         return None
-    devices = list(dict.fromkeys(fingerprint for _, _, fingerprint in points))
-    with _drawing(f"history-{name.replace('/', '-')}", height=2.2) as (figure, axes):
+    devices = list(dict.fromkeys(device for _, _, device in points))
+    with drawing_board(f"history-{name.replace('/', '-')}", height=2.2) as (figure, axes):
         for index, device in enumerate(devices):
-            own = [(place, value) for place, value, fingerprint in points if fingerprint == device]
+            own = [(place, value) for place, value, found in points if found == device]
             colour = SERIES[index % len(SERIES)]
-            axes.plot(*zip(*own, strict=True), "o-", color=colour, markersize=4.5, linewidth=1.2)
+            axes.plot(
+                *zip(*own, strict=True),
+                "o-",
+                color=colour,
+                markersize=4.5,
+                linewidth=1.2,
+                label=printable(device[0])[:40],
+            )
         axes.set_ylim(bottom=0, top=1.15 * max(value for _, value, _ in points))
-        axes.set_xlim(-0.4, len(runs) - 0.6)
+        axes.set_xlim(0.6, len(runs) + 0.4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("run, oldest first")
         axes.set_ylabel(label)
+        axes.legend(loc="lower right")
     return figure.svg
 
 
-def pareto_front(front: Mapping[str, Any], confirmed_mean: float | None) -> str | None:
+def pareto_front(front: Front, confirmed_mean: float | None) -> str | None:
     """Every candidate by cost and mean accuracy; arrows lead from the screened accuracy to the one scored again."""
-    candidates = front.get("candidates") or []
-    if not candidates:
+    if not front.candidates:
         return None
-    objective = _widest_objective(candidates, front.get("frozen") or [])
-    on_front, chosen = set(front.get("front") or []), front.get("chosen")
-    formats = sorted({candidate["structure"]["weight_format"] for candidate in candidates})
+    objective = _widest_objective(front)
     label, scale = _OBJECTIVE_LABELS.get(objective, (objective, 1.0))
-    candidates = [{**item, "x": item["cost"][objective] / scale} for item in candidates]
-    with _drawing("pareto") as (figure, axes):
-        for index, weight_format in enumerate(formats):
-            group = [item for item in candidates if item["structure"]["weight_format"] == weight_format]
-            _scatter_candidates(axes, group, on_front, SERIES[index % len(SERIES)])
-            axes.plot([], [], "o", color=SERIES[index % len(SERIES)], markersize=5, label=weight_format)
-        for item in candidates:
-            if item.get("rescored_accuracy"):
-                start, end = _mean(item["search_accuracy"]), _mean(item["rescored_accuracy"])
-                _arrow(axes, item["x"], start, end, MUTED)
-        best = next((item for item in candidates if item["key"] == chosen), None)
-        if best is not None:
-            cost, seen = best["x"], _mean(best.get("rescored_accuracy") or best["search_accuracy"])
-            axes.plot(cost, seen, "*", color=GOOD, markersize=13, label="chosen", zorder=5)
-            if confirmed_mean is not None:
-                _arrow(axes, cost, seen, confirmed_mean, GOOD)
-                axes.plot(cost, confirmed_mean, "D", color=GOOD, markersize=5.5, label="gate split", zorder=6)
-        axes.set_xlabel(label)
+    formats = sorted({candidate.structure.weight_format for candidate in front.candidates})
+    colours = {name: SERIES[index % len(SERIES)] for index, name in enumerate(formats)}
+    with drawing_board("pareto") as (figure, axes):
+        _front_line(axes, front, objective, scale)
+        for candidate in front.candidates:
+            colour = colours[candidate.structure.weight_format]
+            _candidate(axes, candidate, candidate.cost[objective] / scale, colour, is_best=candidate.key in front.front)
+        for name, colour in colours.items():
+            axes.plot([], [], "o", color=colour, markersize=5, label=printable(name))
+        for chosen in [candidate for candidate in front.candidates if candidate.key == front.chosen][:1]:
+            _chosen(axes, chosen, chosen.cost[objective] / scale, confirmed_mean)
+        axes.set_xlabel(printable(label))
         axes.set_ylabel("mean accuracy, %")
         axes.margins(x=0.12, y=0.12)
         axes.legend(loc="best", ncols=2, columnspacing=1.0, handletextpad=0.3)
@@ -280,37 +247,59 @@ _OBJECTIVE_LABELS = {
 }
 
 
-def _scatter_candidates(axes: Axes, group: Sequence[Mapping[str, Any]], on_front: set[str], colour: str) -> None:
-    for item in group:
-        is_best = item["key"] in on_front
-        axes.plot(
-            item["x"],
-            _mean(item["search_accuracy"]),
-            "o",
-            color=colour,
-            alpha=0.9 if is_best else 0.35,
-            markersize=6 if is_best else 4,
-            markeredgecolor=INK if is_best else colour,
-            markeredgewidth=0.8 if is_best else 0,
-        )
+def _front_line(axes: Axes, front: Front, objective: str, scale: float) -> None:
+    """Join what nothing else beats in every objective at once."""
+    best = [(item.cost[objective] / scale, _mean(item)) for item in front.candidates if item.key in front.front]
+    if best:
+        axes.plot(*zip(*sorted(best), strict=True), "-", color=MUTED, linewidth=1, alpha=0.6, label="front")
 
 
-def _widest_objective(candidates: Sequence[Mapping[str, Any]], frozen: Sequence[str]) -> str:
-    names: list[str] = [name for name in candidates[0]["cost"] if name not in frozen] or list(candidates[0]["cost"])
+def _candidate(axes: Axes, item: Candidate, x: float, colour: str, *, is_best: bool) -> None:
+    axes.plot(
+        x,
+        _mean(item),
+        "o",
+        color=colour,
+        alpha=0.9 if is_best else 0.35,
+        markersize=6 if is_best else 4,
+        markeredgecolor=INK if is_best else colour,
+        markeredgewidth=0.8 if is_best else 0,
+    )
+    if item.rescored_accuracy:
+        _arrow(axes, x, _mean(item), _mean(item, is_rescored=True), INK)
+
+
+def _chosen(axes: Axes, item: Candidate, x: float, confirmed_mean: float | None) -> None:
+    seen = _mean(item, is_rescored=item.rescored_accuracy is not None)
+    axes.plot(x, seen, "*", color=GOOD, markersize=13, label="chosen", zorder=5)
+    if confirmed_mean is not None:
+        _arrow(axes, x, seen, confirmed_mean, GOOD)
+        axes.plot(x, confirmed_mean, "D", color=GOOD, markersize=5.5, label="gate split", zorder=6)
+
+
+def _widest_objective(front: Front) -> str:
+    every = list(front.candidates[0].cost)
 
     def spread(name: str) -> float:
-        values = [float(item["cost"][name]) for item in candidates]
+        values = [item.cost[name] for item in front.candidates]
         return (max(values) - min(values)) / max(values)
 
-    return max(names, key=spread)
+    return max([name for name in every if name not in front.frozen] or every, key=spread)
 
 
 def _arrow(axes: Axes, x: float, start: float, end: float, colour: str) -> None:
-    axes.annotate("", (x, end), (x, start), arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.1})
+    axes.annotate(
+        "",
+        (x, end),
+        (x, start),
+        arrowprops={"arrowstyle": "->", "color": colour, "linewidth": 1.1, "shrinkA": 0, "shrinkB": 0},
+    )
 
 
-def _mean(by_domain: Mapping[str, float]) -> float:
-    return 100 * sum(by_domain.values()) / len(by_domain)
+def _mean(item: Candidate, *, is_rescored: bool = False) -> float:
+    """Mean accuracy over the domains in percent, as screened or as scored again."""
+    shares = (item.rescored_accuracy if is_rescored else None) or item.search_accuracy
+    return 100 * sum(shares.values()) / len(shares)
 
 
 def _thinned(times: Sequence[int], values: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -320,41 +309,3 @@ def _thinned(times: Sequence[int], values: Sequence[int]) -> tuple[list[int], li
         max(range(start, min(start + step, len(times))), key=values.__getitem__) for start in range(0, len(times), step)
     ]
     return [times[pick] for pick in picks], [values[pick] for pick in picks]
-
-
-class _Drawing:
-    """What a `_drawing` block leaves behind."""
-
-    svg = ""
-
-
-@contextlib.contextmanager
-def _drawing(name: str, *, rows: int = 1, height: float = _HEIGHT_IN) -> Iterator[tuple[_Drawing, Any]]:
-    """Give axes to draw on (a list when `rows` > 1); afterwards the drawing's `svg` is set."""
-    drawing = _Drawing()
-    with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure = Figure(figsize=(_WIDTH_IN, height), layout="constrained")
-        ratios = [3.0, *[1.0] * (rows - 1)]
-        axes = figure.subplots(rows, 1, sharex=True, squeeze=False, gridspec_kw={"height_ratios": ratios})[:, 0]
-        yield drawing, axes[0] if rows == 1 else list(axes)
-        drawing.svg = _inline(figure, name)
-
-
-def _inline(figure: Figure, name: str) -> str:
-    """Return the figure as an `<svg>` element whose ids are its own and whose colours are the page's."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'\sid="([^"]+)"', rf' id="{name}-\1"', text)
-    text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
-    text = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{name}-\1"', text)
-    text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r"(font: [\d.]+px )[^;\"]+", r"\1var(--font)", text)
-    text = re.sub(
-        r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*"', lambda m: m[1] or m[2], text, count=1
-    )
-    for colour, variable in _VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
-    return text.strip()

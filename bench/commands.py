@@ -5,19 +5,19 @@ Each prints one table for a person, or with --json one document; the verdict is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError
-from .figures import DASH, count, show, show_interval
+from .figures import DASH, count, measured, printable, show, show_interval, unit_of
 from .tables import emphasis, table
 from .targets import load_target
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
 
     from .compare import Comparison
     from .gate import Judgement
@@ -47,7 +47,7 @@ def handle_gate(args: argparse.Namespace) -> int:
 def judgement_text(judgement: Judgement, title: str) -> str:
     """Return a verdict as a table of limits under one line that says it all."""
     word = judgement.verdict.replace("_", " ").upper()
-    head = f"{emphasis(word, judgement.verdict)} on {judgement.target} ({title}): {judgement.reason}"
+    head = f"{emphasis(word, judgement.verdict)} on {judgement.target} ({title}): {printable(judgement.reason)}"
     if judgement.findings:
         rows = [[finding.rule, finding.sentence, finding.reason] for finding in judgement.findings]
         body = table(("rule", "must hold", "but"), rows)
@@ -73,16 +73,14 @@ def _line_cells(line: Line) -> list[str]:
 def handle_bench(args: argparse.Namespace) -> int:
     """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
     from .measure import measure
-    from .record import load_record
 
     out: Path = args.out
     progress = _progress(args)
-    previous_path = latest_record(out)
     record = measure(
         args.artifact,
         profile=args.profile,
         provider=args.provider,
-        previous=None if previous_path is None else load_record(previous_path),
+        previous=previous_record(out),
         progress=progress,
     )
     if args.n:
@@ -103,17 +101,22 @@ def handle_bench(args: argparse.Namespace) -> int:
     return 4 if broken else 0
 
 
-def latest_record(out: Path) -> Path | None:
-    """Return the newest record of an earlier run: the one this run replaces, or of a neighbouring folder."""
+def previous_record(out: Path) -> Record | None:
+    """Return the newest sound record of an earlier run: the one this run replaces, or of a neighbouring folder."""
+    from .record import load_record
+
     places = [out / "record.json", *out.resolve().parent.glob("*/record.json")]
     found = [path for path in places if path.is_file()]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(HavocError):  # a broken neighbour is no reason not to measure
+            return load_record(path)
+    return None
 
 
 def record_text(record: Record) -> str:
     """Return what a record measured, as a table of figures without any verdict."""
-    rows = [[name, show(value, _UNITS.get(name, "share"))] for name, value in measured(record).items()]
-    lines = [table(("measured", record.device.name), rows, numbers=(1,))]
+    rows = [[name, show(value, unit_of(name))] for name, value in measured(record).items()]
+    lines = [table(("measured", printable(record.device.name)), rows, numbers=(1,))]
     if (cold := record.cold_start) is not None:
         seconds = (cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9
         lines.append(
@@ -122,36 +125,6 @@ def record_text(record: Record) -> str:
         )
     doubts = [f"{check.status}: {check.id}: {check.detail}" for check in record.checks if check.status != "ok"]
     return "\n".join([*lines, *([""] if doubts else []), *doubts])
-
-
-_UNITS = {
-    "prefill_ms": "ms",
-    "ttft_ms": "ms",
-    "load_s": "s",
-    "decode_tok_per_s": "tok/s",
-    "peak_rss_bytes": "bytes",
-    "peak_vram_bytes": "bytes",
-    "energy_j_per_tok": "J/tok",
-}
-
-
-def measured(record: Record) -> dict[str, float | None]:
-    """Each metric's figure: medians of times, the rate over all runs, worst peaks, shares; None for the unmeasured."""
-    processes = record.samples
-    return {
-        "prefill_ms": _median([ms for process in processes for ms in process.prefill_ms]),
-        "ttft_ms": _median([ms for process in processes for ms in process.ttft_ms]),
-        "load_s": max((process.load_ns / 1e9 for process in processes), default=None),
-        "decode_tok_per_s": _median([rate for process in processes for rate in process.decode_tok_per_s]),
-        "peak_rss_bytes": record.memory.peak_rss_bytes,
-        "peak_vram_bytes": record.memory.peak_vram_bytes,
-        "energy_j_per_tok": record.energy.joules / record.energy.num_tokens if record.energy else None,
-        **{f"accuracy/{domain}": item.num_right / item.num_rows for domain, item in record.accuracy.items()},
-    }
-
-
-def _median(values: Sequence[float]) -> float | None:
-    return sorted(values)[len(values) // 2] if values else None
 
 
 def _checks(record: Record) -> list[dict[str, Any]]:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from .record import Record
+
 DASH = "\N{EN DASH}"
+REPLACED = "\N{REPLACEMENT CHARACTER}"
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _MANY = 1000
@@ -41,6 +49,46 @@ def show_interval(low: float | None, high: float | None, unit: str) -> str:
 def count(number: int, noun: str) -> str:
     """Write a count with its noun: "1 sample", "1,200 samples", "2 processes"."""
     return f"{number:,} {noun if number == 1 else noun + ('es' if noun.endswith('s') else 's')}"
+
+
+_UNITS = {
+    "prefill_ms": "ms",
+    "ttft_ms": "ms",
+    "load_s": "s",
+    "decode_tok_per_s": "tok/s",
+    "peak_rss_bytes": "bytes",
+    "peak_vram_bytes": "bytes",
+    "energy_j_per_tok": "J/tok",
+}
+
+
+def unit_of(metric: str) -> str:
+    """Return the unit that a metric of `measured` is in."""
+    return _UNITS.get(metric, "share")
+
+
+def measured(record: Record) -> dict[str, float | None]:
+    """Each metric's figure: medians of times, the rate over all runs, worst peaks, shares; None for the unmeasured."""
+    processes = record.samples
+    return {
+        "prefill_ms": _median([ms for process in processes for ms in process.prefill_ms]),
+        "ttft_ms": _median([ms for process in processes for ms in process.ttft_ms]),
+        "load_s": max((process.load_ns / 1e9 for process in processes), default=None),
+        "decode_tok_per_s": _median([rate for process in processes for rate in process.decode_tok_per_s]),
+        "peak_rss_bytes": record.memory.peak_rss_bytes,
+        "peak_vram_bytes": record.memory.peak_vram_bytes,
+        "energy_j_per_tok": record.energy.joules / record.energy.num_tokens if record.energy else None,
+        **{f"accuracy/{domain}": item.num_right / item.num_rows for domain, item in record.accuracy.items()},
+    }
+
+
+def _median(values: Sequence[float]) -> float | None:
+    return sorted(values)[len(values) // 2] if values else None
+
+
+def printable(text: str) -> str:
+    """Return text of somebody else's file without characters that steer a terminal or break a page."""
+    return "".join(letter if letter.isprintable() else REPLACED for letter in text)
 
 
 def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from . import charts
-from .figures import DASH, count, show, show_interval
+from .figures import DASH, count, measured, printable, show, show_interval, unit_of
 from .targets import metric_of
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from .limits import Line
     from .record import Record
     from .report import Run
+    from .searched import Front, Margin, Score, Scores
 
 WORDS = {
     "pass": "Pass",
@@ -89,8 +91,10 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters["cell"] = markdown_cell
+    environment.filters["prose"] = prose
     return environment
 
 
@@ -102,6 +106,11 @@ def markdown_cell(text: str) -> str:
     return flat
 
 
+def prose(text: str) -> Markup:
+    """Escape a sentence and set what stands between backticks as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(printable(text)))))  # noqa: S704 - escaped here
+
+
 def content(run: Run) -> dict[str, Any]:
     """Everything both templates say, as strings and plain lists."""
     record = run.record
@@ -111,6 +120,10 @@ def content(run: Run) -> dict[str, Any]:
         "created": _utc(record.created_utc),
         "facts": facts(record),
         "verdicts": [verdict(target.title, judgement) for target, judgement in run.judged],
+        "figures": [
+            (name, show(value, unit_of(name))) for name, value in measured(record).items() if value is not None
+        ],
+        "is_judged": any(not judgement.findings for _, judgement in run.judged),
         "scores": score_table(run.scores),
         "environment": environment_rows(record, run.previous),
         "has_previous": run.previous is not None,
@@ -187,61 +200,51 @@ def bar(line: Line) -> dict[str, float] | None:
     }
 
 
-def score_table(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def score_table(scores: Scores | None) -> dict[str, Any] | None:
     """Base, experts and mixture by domain; the best of each column is marked."""
-    rows = (scores or {}).get("rows")
-    if not rows:
+    if scores is None or not scores.rows:
         return None
-    domains = list(dict.fromkeys(domain for row in rows for domain in row["accuracy"]))
-    shares = {(row["name"], domain): _share(row, domain) for row in rows for domain in domains}
-    means = {row["name"]: _mean(row, domains) for row in rows}
-    best = {domain: max((shares[row["name"], domain] or 0.0) for row in rows) for domain in domains}
-    best_mean = max((mean or 0.0) for mean in means.values())
+    domains = scores.domains
+    cells = [cell for row in scores.rows for cell in row.accuracy.values()]
+    best = {
+        domain: max(row.accuracy[domain].share for row in scores.rows if domain in row.accuracy) for domain in domains
+    }
+    means = [row.mean(domains) for row in scores.rows]
+    best_mean = max((mean for mean in means if mean is not None), default=None)
     return {
         "domains": domains,
         "rows": [
             {
-                "name": row["name"],
-                "kind": row["kind"],
-                "cells": [_score_cell(row["accuracy"].get(domain), best[domain]) for domain in domains],
-                "mean": show(means[row["name"]], "share"),
-                "is_best": means[row["name"]] == best_mean,
+                "name": row.name,
+                "kind": row.kind,
+                "cells": [_score_cell(row.accuracy.get(domain), best[domain]) for domain in domains],
+                "mean": show(mean, "share"),
+                "is_best": mean is not None and mean == best_mean,
             }
-            for row in rows
+            for row, mean in zip(scores.rows, means, strict=True)
         ],
-        "num_rows": max(cell["num_rows"] for row in rows for cell in row["accuracy"].values()),
-        "paired": [_paired(margin) for margin in (scores or {}).get("paired", [])],
+        "num_rows": max(cell.num_rows for cell in cells),
+        "paired": [_paired(margin) for margin in scores.paired],
     }
 
 
-def _paired(margin: Mapping[str, Any]) -> str:
+def _paired(margin: Margin) -> str:
     """One sentence: the mixture against another on the same rows, in points of the mean over the domains."""
-    words = "beats" if margin["is_proven"] else "is not proven to beat"
-    interval = f"{100 * margin['low']:+.1f} to {100 * margin['high']:+.1f}"
-    return f"The mixture {words} {margin['against']}: {100 * margin['margin']:+.1f} points, paired 95 % {interval}"
+    words = "beats" if margin.is_proven else "is not proven to beat"
+    interval = f"{100 * margin.low:+.1f} to {100 * margin.high:+.1f}"
+    return f"The mixture {words} {margin.against}: {100 * margin.margin:+.1f} points, paired 95 % {interval}"
 
 
-def _share(row: Mapping[str, Any], domain: str) -> float | None:
-    cell = row["accuracy"].get(domain)
-    return None if cell is None else cell["num_right"] / cell["num_rows"]
-
-
-def _mean(row: Mapping[str, Any], domains: list[str]) -> float | None:
-    shares = [share for domain in domains if (share := _share(row, domain)) is not None]
-    return sum(shares) / len(shares) if len(shares) == len(domains) else None
-
-
-def _score_cell(cell: Mapping[str, Any] | None, best: float) -> dict[str, Any]:
+def _score_cell(cell: Score | None, best: float) -> dict[str, Any]:
     if cell is None:
         return {"value": DASH, "interval": "", "share": 0.0, "low": 0.0, "width": 0.0, "is_best": False}
-    share = cell["num_right"] / cell["num_rows"]
     return {
-        "value": show(share, "share"),
-        "interval": show_interval(cell["low"], cell["high"], "share"),
-        "share": round(100 * share, 2),
-        "low": round(100 * cell["low"], 2),
-        "width": round(100 * (cell["high"] - cell["low"]), 2),
-        "is_best": share == best,
+        "value": show(cell.share, "share"),
+        "interval": show_interval(cell.low, cell.high, "share"),
+        "share": round(100 * cell.share, 2),
+        "low": round(100 * cell.low, 2),
+        "width": round(100 * (cell.high - cell.low), 2),
+        "is_best": cell.share == best,
     }
 
 
@@ -265,21 +268,21 @@ def front_picture(run: Run) -> str | None:
     """Draw the search's candidates, with the chosen one's accuracy on the gate split where it was scored."""
     if run.front is None:
         return None
-    confirmed = [row for row in (run.scores or {}).get("rows", []) if row["kind"] == "mixture"]
-    domains = list(confirmed[-1]["accuracy"]) if confirmed else []
-    mean = _mean(confirmed[-1], domains) if domains else None
+    confirmed = [row for row in run.scores.rows if row.kind == "mixture"] if run.scores else []
+    mean = confirmed[-1].mean(list(confirmed[-1].accuracy)) if confirmed else None
     return charts.pareto_front(run.front, None if mean is None else 100 * mean)
 
 
-def search_notes(front: Mapping[str, Any] | None) -> list[str]:
+def search_notes(front: Front | None) -> list[str]:
     """What to know of the search beside its picture."""
-    if not front:
+    if front is None:
         return []
-    notes = [f"{front.get('evaluations', len(front.get('candidates', [])))} candidates evaluated"]
-    if front.get("frozen"):
-        notes.append(f"frozen, because their differences stay inside the noise: {', '.join(front['frozen'])}")
-    if front.get("failed"):
-        notes.append(f"{len(front['failed'])} candidates failed: {front['failed'][0]['reason']}")
+    num_evaluated = len(front.candidates) if front.evaluations is None else front.evaluations
+    notes = [f"{count(num_evaluated, 'candidate')} evaluated"]
+    if front.frozen:
+        notes.append(f"frozen, because their differences stay inside the noise: {', '.join(front.frozen)}")
+    if front.failed:
+        notes.append(f"{count(len(front.failed), 'candidate')} failed: {front.failed[0].reason}")
     return notes
 
 
@@ -289,6 +292,8 @@ def facts(record: Record) -> list[tuple[str, str]]:
     alpha = ", ".join(f"{domain} {weight:g}" for domain, weight in (subject.alpha or {}).items())
     effort = (protocol.profile, count(protocol.num_processes, "fresh process"), count(protocol.num_threads, "thread"))
     weight_bytes = show(subject.weight_bytes, "bytes")
+    cold = record.cold_start
+    cold_s = None if cold is None else (cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9
     return [
         ("Device", record.device.name),
         ("Weights", f"{subject.weight_format}, {weight_bytes}, {subject.activation_dtype} activations"),
@@ -296,6 +301,7 @@ def facts(record: Record) -> list[tuple[str, str]]:
         ("Mixture", f"{alpha} ({subject.rule})" if alpha else "none"),
         ("Work", f"{workload.prompt_tokens} tokens in, {workload.decode_tokens} out, batch {workload.batch_size}"),
         ("Protocol", ", ".join(effort)),
+        *([("Cold start", f"{show(cold_s, 's')} to the first prefill, {cold.page_cache} page cache")] if cold else []),
     ]
 
 
@@ -335,8 +341,11 @@ def _environment_of(record: Record) -> dict[str, str]:
 def commands(run: Run) -> list[str]:
     """Return the lines that repeat the run: how it was made, how it was measured, how it is judged."""
     protocol = run.record.protocol
-    measure = f"havoc bench ARTIFACT --profile {protocol.profile} --provider {protocol.provider} --out DIR"
-    gates = [f"havoc gate DIR/record.json --target {target.name}" for target, _ in run.judged]
+    num_rows = max((item.num_rows for item in run.record.accuracy.values()), default=0)
+    measure = (
+        f"havoc bench ARTIFACT --profile {protocol.profile} --provider {protocol.provider} --n {num_rows} --out DIR"
+    )
+    gates = [f"havoc gate DIR/record.json --target {target.name} --artifact ARTIFACT" for target, _ in run.judged]
     return [*([run.command] if run.command else []), measure, *gates]
 
 

@@ -35,12 +35,12 @@ from .schema import (
     Protocol,
     Provenance,
     Purpose,
-    RelativeName,
     Sha256,
     Subject,
     TelemetryPoint,
     Tool,
     Warmup,
+    Word,
     Workload,
 )
 
@@ -103,7 +103,7 @@ class Record(Part):
     telemetry: tuple[TelemetryPoint, ...] = ()
     energy: Energy | None = None
     checks: tuple[Check, ...] = ()
-    accuracy: dict[RelativeName, DomainAccuracy] = Field(default_factory=dict)
+    accuracy: dict[Word, DomainAccuracy] = Field(default_factory=dict)
     provenance: Provenance
     sha256: Sha256 | None = None
 

@@ -15,19 +15,21 @@ import hashlib
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from .. import storage
 from ..errors import HavocError
 from . import page
 from .device import identify_cpu
+from .figures import printable
 from .gate import Judgement, judge
 from .record import Record, load_record
+from .searched import Front, Scores, read_front, read_scores
 from .targets import Target, load_target
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
 WRITTEN = ("report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv")
 RECORD, SCORES, FRONT, SUMS = "record.json", "scores.json", "front.json", "SHA256SUMS"
@@ -53,8 +55,8 @@ class Run:
 
     record: Record
     judged: tuple[tuple[Target, Judgement], ...]
-    scores: Mapping[str, Any] | None = None
-    front: Mapping[str, Any] | None = None
+    scores: Scores | None = None
+    front: Front | None = None
     previous: Record | None = None
     command: str | None = None
 
@@ -68,7 +70,7 @@ def write_report(
     """
     run = read_run(directory, targets=targets, command=command)
     pages = {
-        "report.html": _drawn(run, directory).encode(),
+        "report.html": page.html(run).encode(),
         "report.md": _within(page.markdown(run).encode(), MAX_MARKDOWN_BYTES),
         "junit.xml": junit(run),
         "badge.json": storage.canonical_json(badge(run.judged[0][1])) + b"\n",
@@ -90,31 +92,11 @@ def read_run(directory: Path, *, targets: Sequence[str], command: str | None = N
     return Run(
         record=record,
         judged=tuple((target, judge([record], target, this_cpu=cpu)) for target in loaded),
-        scores=_optional(directory / SCORES),
-        front=_optional(directory / FRONT),
+        scores=read_scores(directory / SCORES),
+        front=read_front(directory / FRONT),
         previous=_previous(directory, record),
         command=command,
     )
-
-
-def _drawn(run: Run, directory: Path) -> str:
-    """Draw the page; scores or a front of another form than the pipeline writes are named, with what they lack."""
-    for name, check in ((SCORES, lambda: page.score_table(run.scores)), (FRONT, lambda: page.front_picture(run))):
-        try:
-            check()
-        except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-            reason = f"{type(error).__name__}: {error}"
-            raise HavocError(f"{directory / name}: not of the form that `havoc run` writes ({reason})") from error
-    return page.html(run)
-
-
-def _optional(path: Path) -> Mapping[str, Any] | None:
-    if not path.is_file():
-        return None
-    document = storage.read_json(path)
-    if not isinstance(document, dict):
-        raise HavocError(f"{path}: not a JSON object")
-    return document
 
 
 def _previous(directory: Path, record: Record) -> Record | None:
@@ -144,7 +126,9 @@ def junit(run: Run) -> bytes:
             case = ET.SubElement(suite, "testcase", classname=f"havoc.{target.name}", name=line.metric)
             if outcome != "pass":
                 kind = "failure" if outcome == "fail" else "error"
-                ET.SubElement(case, kind, type=line.verdict, message=line.reason).text = judgement.reason
+                ET.SubElement(case, kind, type=line.verdict, message=printable(line.reason)).text = printable(
+                    judgement.reason
+                )
     ET.indent(root)
     return b'<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root) + b"\n"
 

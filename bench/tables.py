@@ -6,6 +6,8 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
+from .figures import printable
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -31,9 +33,10 @@ STYLES = {
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
     """Lay rows out under `columns`, those in `numbers` aligned right; plain text where no terminal is."""
+    safe = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
-        return _rich(columns, rows, numbers)
-    return _plain(columns, rows, numbers)
+        return _rich(columns, safe, numbers)
+    return _plain(columns, safe, numbers)
 
 
 def emphasis(text: str, word: str) -> str:
