@@ -146,10 +146,11 @@ def test_a_manifest_of_another_shape_is_refused(artifact: Path, change, match: s
     refused(artifact, HavocError, match)
 
 
-def test_an_external_path_in_a_rehashed_graph_is_refused(artifact: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("target", [b"../../../secret", b"/proc/self/maps", b"a/../../secret/"])
+def test_an_external_path_in_a_rehashed_graph_is_refused(artifact: Path, tmp_path: Path, target: bytes) -> None:
     """A forged graph that points its weights elsewhere, with a manifest forged to match, still does not open."""
     content = (artifact / "model.onnx").read_bytes()
-    forged = content.replace(b"model.onnx.data", b"../../../secret")
+    forged = content.replace(b"model.onnx.data", target)
     assert forged != content
     (artifact / "model.onnx").write_bytes(forged)
     (tmp_path / "secret").write_bytes((artifact / "model.onnx.data").read_bytes())

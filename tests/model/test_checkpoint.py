@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+import transformers
 from torch import Tensor
 
 from havoc_core.errors import HavocError
@@ -252,3 +254,58 @@ def test_what_is_no_base_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(HavocConfig.pico().to_hf()))
     with pytest.raises(HavocError, match=r"holds neither model\.safetensors nor model\.safetensors\.index\.json"):
         load_base(tmp_path)
+
+
+# --- what other tools write
+
+
+def in_old_spelling(directory: Path) -> None:
+    """Rewrite config.json as transformers before version 5 wrote it."""
+    path = directory / "config.json"
+    fields = json.loads(path.read_text())
+    rope = fields.pop("rope_parameters")
+    fields |= {"rope_theta": rope.pop("rope_theta"), "torch_dtype": fields.pop("dtype")}
+    fields["rope_scaling"] = None if rope["rope_type"] == "default" else rope
+    path.write_text(json.dumps(fields))
+
+
+FOREIGN: dict[str, tuple[type[transformers.PreTrainedConfig], dict[str, Any]]] = {
+    "llama3 rope": (
+        transformers.LlamaConfig,
+        {
+            "head_dim": 20,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 5e5,
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 32,
+            },
+        },
+    ),
+    "tied qwen2": (transformers.Qwen2Config, {"tie_word_embeddings": True}),
+    "qwen3 with its own head_dim": (transformers.Qwen3Config, {"head_dim": 16}),
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("is_old", [False, True], ids=["new", "old"])
+@pytest.mark.parametrize("name", FOREIGN)
+def test_their_shards_in_either_spelling(tmp_path: Path, name: str, is_old: bool) -> None:
+    """Sharded by transformers, config old or new: the same logits below 1e-5, far beyond the original context."""
+    kind, changes = FOREIGN[name]
+    sizes = {"vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 6, "num_key_value_heads": 2, "max_position_embeddings": 256}
+    torch.manual_seed(0)
+    theirs = transformers.AutoModelForCausalLM.from_config(kind(**sizes, **changes), dtype=torch.float32).eval()
+    for parameter in theirs.parameters():
+        parameter.add_(torch.randn_like(parameter) * 0.05)
+    theirs.save_pretrained(tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("model-*.safetensors"))) > 1
+    if is_old:
+        in_old_spelling(tmp_path)
+    ids = torch.randint(0, 97, (2, 200), generator=torch.Generator().manual_seed(1))
+    theirs_BTV = theirs(ids).logits
+    assert theirs_BTV.std() > 0.1
+    assert (HavocModel.load_pretrained(tmp_path)(ids) - theirs_BTV).abs().max() < 1e-5

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 from havoc_core.errors import HavocError
 from havoc_core.model.config import HavocConfig, RopeScaling, VisionConfig
@@ -144,10 +147,29 @@ def test_vision_makes_it_havoc() -> None:
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ({"rope_interleaved": True}, "rope_interleaved = True"),
         ({"logit_scale": 0.5}, "unknown field 'logit_scale'"),
+        ({"attention_multiplier": 0.1}, "unknown field 'attention_multiplier'"),
+        ({"embedding_multiplier": 12.0}, "unknown field 'embedding_multiplier'"),
+        ({"residual_multiplier": 0.2}, "unknown field 'residual_multiplier'"),
+        ({"logits_scaling": 8.0}, "unknown field 'logits_scaling'"),
+        ({"final_logit_softcapping": 30.0}, "unknown field 'final_logit_softcapping'"),
+        ({"query_pre_attn_scalar": 256}, "unknown field 'query_pre_attn_scalar'"),
+        ({"clip_qkv": 8.0}, "unknown field 'clip_qkv'"),
+        ({"no_rope_layers": [1, 0]}, "unknown field 'no_rope_layers'"),
+        ({"num_experts": 8}, "unknown field 'num_experts'"),
+        ({"pruned_heads": {"0": [1]}}, "pruned_heads = .* is not supported"),
+        ({"hidden_act": "gelu_pytorch_tanh"}, "hidden_act = 'gelu_pytorch_tanh'"),
         ({"quantization_config": {"bits": 4}}, "unknown field 'quantization_config'"),
         ({"auto_map": {"AutoModel": "code.Model"}}, "unknown field 'auto_map'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn' is not supported"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear'"),
+        ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),
+        ({"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "rope_type 'longrope'"),
+        ({"rope_parameters": {"rope_type": "proportional"}}, "rope_type 'proportional'"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor = 0.5"),
+        ({"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "unknown RoPE field 'full_attention'"),
+        ({"model_type": "qwen2", "use_sliding_window": True}, "use_sliding_window = True"),
+        ({"model_type": "qwen3", "layer_types": ["sliding_attention"]}, "layer_types sliding_attention"),
+        ({"model_type": "qwen3", "attention_bias": True}, "attention_bias = True"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 2.0}}, "needs low_freq_factor, high_freq_factor"),
         ({"rope_scaling": {**LLAMA3, "attention_factor": 2.0}}, "unknown RoPE field 'attention_factor'"),
         ({"rope_scaling": [8]}, "rope_scaling must be a JSON object"),
@@ -205,3 +227,69 @@ def test_values_of_a_foreign_type_are_named(fields: dict[str, Any]) -> None:
     (name,) = fields
     with pytest.raises(HavocError, match="layer_types|rope_type"):
         HavocConfig.from_hf({key: value for key, value in SMOLLM2_135M.items() if key != name} | fields)
+
+
+HARMLESS: dict[str, Any] = {
+    "_attn_implementation": "eager",
+    "_name_or_path": "somewhere/else",
+    "attention_dropout": 0.1,
+    "bad_words_ids": [[1]],
+    "do_sample": True,
+    "max_length": 20,
+    "max_sequence_length": 2048,
+    "num_beams": 4,
+    "pruned_heads": {},
+    "repetition_penalty": 1.2,
+    "temperature": 0.7,
+    "tokenizer_class": "LlamaTokenizer",
+    "torchscript": False,
+    "unsloth_version": "2025.1",
+    "use_bfloat16": False,
+    "use_cache": False,
+    "something_null": None,
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_changes_no_number_is_accepted(name: str) -> None:
+    """Training, sampling and bookkeeping fields of older and of other tools' files."""
+    assert HavocConfig.from_hf(SMOLLM2_135M | {name: HARMLESS[name]}) == HavocConfig.from_hf(SMOLLM2_135M)
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_qwens_window_is_off_where_the_file_is_silent(model_type: str) -> None:
+    """As in transformers: a window that is named but not switched on is none. Llama has no switch: there it counts."""
+    fields = {key: value for key, value in QWEN25_05B.items() if key != "use_sliding_window"}
+    silent = HavocConfig.from_hf(fields | {"model_type": model_type})
+    assert silent == HavocConfig.from_hf(fields | {"model_type": model_type, "sliding_window": None})
+
+
+@pytest.mark.parametrize("kind", [transformers.LlamaConfig, transformers.Qwen2Config, transformers.Qwen3Config])
+def test_every_field_that_transformers_writes_is_known(kind: type[transformers.PreTrainedConfig]) -> None:
+    """Its defaults, all of them, are read; its own small config reads back with the same shape."""
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    config = kind(**sizes, num_attention_heads=4, num_key_value_heads=2)
+    ours = HavocConfig.from_hf(config.to_dict())
+    assert HavocConfig.from_hf(ours.to_hf()) == ours
+    again = kind(**ours.to_hf())
+    assert (again.head_dim if hasattr(again, "head_dim") else 8) == ours.attention.head_dim
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [(7, (2, 7)), ([2, 7, 9], (2, 7, 9)), (2, 2), ([2], 2), (None, 2)],
+    ids=["another", "several", "the same", "the same in a list", "none"],
+)
+def test_ends_of_text_of_chat_models(tmp_path: Path, named: object, expected: object) -> None:
+    """Chat models name the end of a turn in generation_config.json alone: both files count."""
+    (tmp_path / "config.json").write_text(json.dumps(HavocConfig.pico().to_hf()))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": named, "temperature": 0.6}))
+    assert HavocConfig.from_directory(tmp_path).eos_token_id == expected
+
+
+def test_an_end_of_text_beyond_the_table_is_refused(tmp_path: Path) -> None:
+    """With the name of the file that says it."""
+    (tmp_path / "config.json").write_text(json.dumps(HavocConfig.pico().to_hf()))
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 64}')
+    with pytest.raises(HavocError, match=r"generation_config\.json: eos_token_id 64 is not in the vocabulary"):
+        HavocConfig.from_directory(tmp_path)
