@@ -95,6 +95,20 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(msg)
 
 
+def require_writable(folder: Path) -> None:
+    """Raise a `HavocError` where nothing could be written into `folder`, before long work is done for it.
+
+    Nothing is made or changed: the folder, or the nearest one above it that exists, is asked for its rights.
+    """
+    nearest = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link at the end
+    while not nearest.exists():
+        nearest = nearest.parent
+    if not nearest.is_dir():
+        raise HavocError(f"{nearest}: a file, not a folder; choose another --out")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise HavocError(f"{nearest}: no permission to write into it; choose another --out or change the rights")
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace `path` by `data` atomically; missing parent folders are made."""
     with open_atomic(path) as file:

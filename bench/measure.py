@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .. import storage
-from ..errors import MeasurementError
+from ..errors import HavocError, MeasurementError
 from ..progress import SILENT
 from . import warmup
 from .child import ENVIRONMENT_DEFAULTS
@@ -92,18 +92,13 @@ def run_session(
     session: Session, *, purpose: Purpose, previous: Record | None = None, progress: Progress = SILENT
 ) -> Record:
     """Carry out every process of an open session and return the sealed record."""
-    profile = session.profile
     subject, states = identify_subject(session.artifact), file_states(session.artifact)
     swap_before = swap_used_bytes()
-    num_stages = profile.num_processes + profile.num_memory_processes + 1
-    with progress.stage("measure", num_stages, unit="processes") as stage:
-        attempts, reasons = _latency_processes(session, stage)
-        memories = []
-        for process in range(profile.num_memory_processes):
-            memories.append(memory_process(session, process, weight_bytes=subject.weight_bytes))
-            stage.advance(note=_memory_note(memories[-1]))
-        cold = cold_start(session)
-        stage.advance(note=f"cold start {(cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9:.2f} s")
+    try:
+        attempts, reasons, memories, cold = _all_processes(session, subject, progress)
+    except HavocError:
+        require_unchanged(session.artifact, states)  # another artifact in its place is the reason to be told
+        raise
     require_unchanged(session.artifact, states)
     return _assembled(
         session,
@@ -116,6 +111,23 @@ def run_session(
         swap_before_bytes=swap_before,
         previous=previous,
     )
+
+
+def _all_processes(
+    session: Session, subject: Subject, progress: Progress
+) -> tuple[list[Attempt], list[str], list[Memory], ColdStart]:
+    """Latency, then memory, then the cold start, one process after another."""
+    profile = session.profile
+    num_stages = profile.num_processes + profile.num_memory_processes + 1
+    with progress.stage("measure", num_stages, unit="processes") as stage:
+        attempts, reasons = _latency_processes(session, stage)
+        memories = []
+        for process in range(profile.num_memory_processes):
+            memories.append(memory_process(session, process, weight_bytes=subject.weight_bytes))
+            stage.advance(note=_memory_note(memories[-1]))
+        cold = cold_start(session)
+        stage.advance(note=f"cold start {(cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9:.2f} s")
+    return attempts, reasons, memories, cold
 
 
 def _latency_processes(session: Session, stage: Stage) -> tuple[list[Attempt], list[str]]:

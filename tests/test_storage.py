@@ -496,3 +496,17 @@ def test_kill_9_never_loses_a_committed_entry(tmp_path: Path) -> None:
         assert len(numbers) - 2 <= acknowledged < len(numbers)
         assert len(numbers) > num_before
         num_before = len(numbers)
+
+
+def test_a_place_that_cannot_be_written_is_found_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder that can be made passes and is not made; a file in its way, or rights that are missing, are named."""
+    storage.require_writable(tmp_path / "new" / "folder")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(HavocError, match="file: a file, not a folder"):
+        storage.require_writable(tmp_path / "file" / "run")
+    monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+    with pytest.raises(HavocError, match="no permission to write into it"):
+        storage.require_writable(tmp_path / "new")
