@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import storage
 from ..errors import HavocError
 from .figures import DASH, count, measured, printable, show, show_interval, unit_of
 from .tables import emphasis, table
@@ -75,6 +76,7 @@ def handle_bench(args: argparse.Namespace) -> int:
     from .measure import measure
 
     out: Path = args.out
+    storage.require_writable(out)  # or minutes of measuring would be lost
     progress = _progress(args)
     record = measure(
         args.artifact,
