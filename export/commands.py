@@ -30,18 +30,15 @@ def handle_export(args: argparse.Namespace) -> int:
     """Fold and write an artifact, or with `--to hf` a Hugging Face directory."""
     from .source import open_source
 
-    options = _graph_options(args)
     signer = _signer(args.sign)
     structure = _structure(args)
     source = open_source(args.base)
+    options = _graph_options(args, source.config.attention.head_dim)
     experts, alpha = _experts(args.experts, args.alpha, source)
     progress = make_progress(quiet=args.quiet)
     if args.to == "hf":
         from .huggingface import export_huggingface
 
-        if structure not in (Structure(), Structure("fp16")):
-            msg = f"--to hf stores whole fp32 or fp16 weights, not {structure.description}"
-            raise HavocError(msg)
         out = export_huggingface(
             source,
             args.out,
@@ -75,12 +72,17 @@ def handle_export(args: argparse.Namespace) -> int:
 
 
 def _structure(args: argparse.Namespace) -> Structure:
+    """The structure that is asked for; what cannot be, or not with `--to hf`, is refused before a base is opened."""
     quantizer = args.quantizer.replace("-", "_")
-    return Structure(args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank)
+    structure = Structure(args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank)
+    if args.to == "hf" and structure not in (Structure(), Structure("fp16")):
+        msg = f"--to hf stores whole fp32 or fp16 weights, not {structure.description}"
+        raise HavocError(msg)
+    return structure
 
 
-def _graph_options(args: argparse.Namespace) -> GraphOptions:
-    dialect = choose_dialect(args.dialect, device=args.device, activation_dtype=args.activations)
+def _graph_options(args: argparse.Namespace, head_dim: int) -> GraphOptions:
+    dialect = choose_dialect(args.dialect, device=args.device, activation_dtype=args.activations, head_dim=head_dim)
     options = GraphOptions(dialect=dialect, cache=args.cache, logits=args.logits, cache_len=args.cache_len)
     if args.to == "hf" and options != DEFAULT_OPTIONS:
         msg = "--to hf writes weights and no graph: --dialect, --cache and --logits have nothing to change"

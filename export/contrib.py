@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from ..errors import HavocError
 from ..model.tensors import FINAL_NORM
 from .decoder import DecoderGraph
 from .layout import ROPE_COS, ROPE_SIN
+from .options import require_heads
 from .tape import CONTRIB
-
-HEAD_DIM_UNIT = 16
-"""What a head's width must be a multiple of for GroupQueryAttention to rotate it (ONNX Runtime 1.31 checks it)."""
 
 
 class ContribDecoder(DecoderGraph):
@@ -28,10 +25,8 @@ class ContribDecoder(DecoderGraph):
 
     def build(self, x_BTD: ir.Value) -> ir.Model:
         """See `DecoderGraph.build`; heads that the kernel cannot rotate are a `HavocError`."""
-        graph, head_dim = self.graph, self.config.attention.head_dim
-        if head_dim % HEAD_DIM_UNIT:
-            msg = f"GroupQueryAttention rotates heads of a multiple of {HEAD_DIM_UNIT}, this model's have {head_dim}"
-            raise HavocError(f"{msg}: use --dialect standard")
+        require_heads(self.config.attention.head_dim)
+        graph = self.graph
         mask_BS = graph.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
         self._count(x_BTD, mask_BS)
         x_BTD = self._turned("turned", x_BTD, graph.op("num_pads", "Sub", [self.num_new, self.num_real_B1]))

@@ -101,35 +101,53 @@ DEFAULT_OPTIONS = GraphOptions()
 
 
 BEST_DIALECT: dict[tuple[Device, ActivationDtype], Dialect] = {
-    ("cpu", "fp32"): "standard",  # as fast: prefill 296 ms against GroupQueryAttention's 291, a step 9.9 and 10.0
-    ("cpu", "fp16"): "standard",  # both convert to fp32 inside
+    ("cpu", "fp32"): "standard",  # prefill 120 ms, a step 3.2; GroupQueryAttention 126 and 3.7
+    ("cpu", "fp16"): "contrib",  # prefill 122 ms, a step 3.3; standard 131 and 3.6
     ("cuda", "fp32"): "standard",  # GroupQueryAttention has no fp32 kernel in the CUDA provider
-    ("cuda", "fp16"): "contrib",  # its flash, memory-efficient and decode kernels are GroupQueryAttention's
+    ("cuda", "fp16"): "contrib",  # flash, memory-efficient and decoding attention are its kernels
 }
-"""What each execution provider really runs, by device and activation dtype.
+"""What each execution provider really runs best, by device and activation dtype.
 
-From ONNX Runtime 1.31: its kernel registrations, and on a CPU a 26.7 M parameter decoder, prefill of 512 tokens and
-steps after 512. The CUDA rows were read, not timed.
+The CPU's rows are measured: prefill of 512 tokens and a step after them, of a decoder of 26.7 M parameters on one
+thread of ONNX Runtime 1.31. The CUDA rows are read from its kernels, and were not timed.
 """
 
+HEAD_DIM_UNIT = 16
+"""What a head's width must be a multiple of for GroupQueryAttention to rotate it (ONNX Runtime 1.31 checks it)."""
 
-def choose_dialect(name: Dialect | Literal["auto"], *, device: Device, activation_dtype: ActivationDtype) -> Dialect:
-    """Take `auto` from the table; a dialect whose operators `device` does not run in that dtype is a `HavocError`."""
-    best = BEST_DIALECT[device, activation_dtype]
+
+def choose_dialect(
+    name: Dialect | Literal["auto"], *, device: Device, activation_dtype: ActivationDtype, head_dim: int
+) -> Dialect:
+    """Take `auto` from the table, where the heads allow it.
+
+    A dialect whose operators `device` does not run in that dtype, or not with such heads, is a `HavocError`.
+    """
+    is_rotatable = head_dim % HEAD_DIM_UNIT == 0
+    if name == "auto":
+        return BEST_DIALECT[device, activation_dtype] if is_rotatable else "standard"
     if name == "contrib" and (device, activation_dtype) == ("cuda", "fp32"):
         msg = "the contrib dialect does not run in fp32 on CUDA: GroupQueryAttention has fp16 kernels only there"
         raise HavocError(f"{msg}; use --dialect standard or --activations fp16")
-    return best if name == "auto" else name
+    if name == "contrib":
+        require_heads(head_dim)
+    return name
+
+
+def require_heads(head_dim: int) -> None:
+    """Raise a `HavocError` unless GroupQueryAttention can rotate heads of this width."""
+    if head_dim % HEAD_DIM_UNIT:
+        msg = f"GroupQueryAttention rotates heads of a multiple of {HEAD_DIM_UNIT}, this model's have {head_dim}"
+        raise HavocError(f"{msg}: use --dialect standard")
 
 
 def options_of(manifest: ArtifactManifest) -> GraphOptions:
     """The options an artifact's graph was written with; unknown ones are a `HavocError`."""
     graph = manifest.graph
-    logits = {name: key for key, name in _LOGITS_NAMES.items()}.get(graph.get("logits", "last token"))
+    found = graph.get("logits", _LOGITS_NAMES["last"])
+    logits = next((key for key, name in _LOGITS_NAMES.items() if name == found), None)
     if logits is None:
-        msg = (
-            f"the manifest's graph computes the logits of {graph['logits']!r}; there are {list(_LOGITS_NAMES.values())}"
-        )
+        msg = f"the manifest's graph computes the logits of {found!r}; there are {list(_LOGITS_NAMES.values())}"
         raise HavocError(msg)
     return GraphOptions(
         dialect=graph.get("dialect", "standard"),
