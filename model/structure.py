@@ -54,15 +54,12 @@ class Structure:
         if self.quantizer not in QUANTIZERS:
             raise HavocError(f"no quantizer is called {self.quantizer!r}; there are {', '.join(QUANTIZERS)}")
         if type(self.rank_fraction) not in {int, float} or not 0 < self.rank_fraction <= 1:
-            raise HavocError(f"rank_fraction must be above 0 and at most 1, not {self.rank_fraction!r}")
+            raise HavocError(f"the share of the rank to keep must be above 0 and at most 1, not {self.rank_fraction!r}")
         self._check_quantizer()
 
     def _check_quantizer(self) -> None:
         if not self.is_quantized and (named := self._blocks_asked_for()):
-            raise HavocError(
-                f"{self.weight_format} weights have no blocks, but {named} was asked for; leave it out or take int8 "
-                "or int4"
-            )
+            raise HavocError(f"{self.weight_format} weights have no blocks: leave out {named}, or take int8 or int4")
         if self.quantizer == "hqq" and self.weight_format != "int4":
             raise HavocError(f"the quantizer hqq makes int4 weights, not {self.weight_format}; use rtn or k_quant")
         if self.quantizer != "rtn" and self.is_symmetric:

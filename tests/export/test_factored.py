@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from havoc_core import cli
 from havoc_core.adapt.expert import Expert
 from havoc_core.adapt.svf import Basis
-from havoc_core.errors import HavocError, IdentityError
+from havoc_core.errors import IdentityError
 from havoc_core.export.artifact import read_manifest
 from havoc_core.export.candidates import CandidateSessions
 from havoc_core.export.datafile import StoredWeights
@@ -176,7 +177,31 @@ def test_every_block_format_agrees_with_torch(
     )
 
 
-def test_a_rank_that_keeps_nothing_is_refused() -> None:
-    """Zero directions are no model."""
-    with pytest.raises(HavocError, match="rank_fraction must be above 0"):
-        Structure(rank_fraction=0.0)
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--quantizer", "hqq"), "hqq chooses zero points: ask for asymmetric blocks as well"),
+        (("--weights", "fp16", "--block-size", "64"), "fp16 weights have no blocks: leave out block size 64"),
+        (("--rank", "1.5"), "the share of the rank to keep must be above 0 and at most 1, not 1.5"),
+        (("--rank", "0.5", "--to", "hf"), "--to hf stores whole fp32 or fp16 weights, not"),
+    ],
+)
+def test_the_command_refuses_before_it_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
+) -> None:
+    """What does not fit together is one line and exit 2, before the base is even looked for."""
+    weights = () if "--weights" in options or "--rank" in options else ("--weights", "int4")
+    assert cli.main(["export", "nowhere", *weights, *options, "--out", str(tmp_path / "a")]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "a").exists()
+
+
+def test_the_command_says_what_it_wrote(
+    base_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The summary names blocks, quantizer and rank, and how many projections became two factors."""
+    options = "--weights int4 --block-size 16 --asymmetric --quantizer k-quant --rank 0.4".split()
+    assert cli.main(["export", str(base_directory), *options, "--out", str(tmp_path / "a"), "--quiet"]) == 0
+    described = "int4 weights (asymmetric blocks of 16, k_quant), fp32 activations, 0.4 of the rank"
+    assert f"{described}, 14 of 14 projections as two factors" in capsys.readouterr().out
+    assert structure_of(read_manifest(tmp_path / "a")) == Structure("int4", "fp32", 16, False, "k_quant", 0.4)

@@ -30,19 +30,31 @@ def test_every_combination_has_a_name() -> None:
         (("int3",), "no weight format is called 'int3'; there are fp32, fp16, int8, int4"),
         (("int4", "bf16"), "no activation dtype is called 'bf16'; there are fp32, fp16"),
         (("int4", "fp32", 33), "block_size must be 16, 32, 64, 128 or 256, not 33"),
-        (("fp16", "fp32", 64), "fp16 weights have no blocks, but block size 64 was asked for"),
-        (("fp32", "fp32", 32, False), "fp32 weights have no blocks, but asymmetric blocks was asked for"),
+        (("fp16", "fp32", 64), "fp16 weights have no blocks: leave out block size 64, or take int8 or int4"),
+        (("fp32", "fp32", 32, False), "fp32 weights have no blocks: leave out asymmetric blocks, or take"),
         (
-            ("fp32", "fp32", 32, True, "hqq"),
-            "no blocks, but the quantizer hqq was asked for; leave it out or take int8 or int4",
+            ("fp32", "fp32", 32, False, "hqq"),
+            "no blocks: leave out asymmetric blocks and the quantizer hqq, or take int8",
         ),
         (("int4", "fp32", 32, False, "awq"), "no quantizer is called 'awq'; there are rtn, hqq, k_quant"),
         (("int8", "fp32", 32, False, "hqq"), "the quantizer hqq makes int4 weights, not int8; use rtn or k_quant"),
         (("int4", "fp32", 32, True, "k_quant"), "the quantizer k_quant chooses zero points: ask for asymmetric blocks"),
-        (("int4", "fp32", 32, True, "rtn", 0.0), "rank_fraction must be above 0 and at most 1, not 0.0"),
-        (("int4", "fp32", 32, True, "rtn", 1.5), "rank_fraction must be above 0 and at most 1, not 1.5"),
-        (("int4", "fp32", 32, True, "rtn", math.nan), "rank_fraction must be above 0 and at most 1, not nan"),
-        (("int4", "fp32", 32, True, "rtn", "half"), "rank_fraction must be above 0 and at most 1, not 'half'"),
+        (
+            ("int4", "fp32", 32, True, "rtn", 0.0),
+            "the share of the rank to keep must be above 0 and at most 1, not 0.0",
+        ),
+        (
+            ("int4", "fp32", 32, True, "rtn", 1.5),
+            "the share of the rank to keep must be above 0 and at most 1, not 1.5",
+        ),
+        (
+            ("int4", "fp32", 32, True, "rtn", math.nan),
+            "the share of the rank to keep must be above 0 and at most 1, not nan",
+        ),
+        (
+            ("int4", "fp32", 32, True, "rtn", "half"),
+            "the share of the rank to keep must be above 0 and at most 1, not 'half'",
+        ),
     ],
 )
 def test_others_are_refused(arguments: tuple[object, ...], message: str) -> None:
@@ -101,7 +113,7 @@ def test_a_name_is_read_back() -> None:
         ("int4-b48", "block_size must be"),
         ("int4-hqq", "chooses zero points"),
         ("fp32a", "fp32 weights have no blocks"),
-        ("fp32-r2", "rank_fraction must be above 0 and at most 1, not 2.0"),
+        ("fp32-r2", "the share of the rank to keep must be above 0 and at most 1, not 2.0"),
     ],
 )
 def test_other_names_are_refused(name: str, message: str) -> None:
