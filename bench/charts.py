@@ -158,7 +158,7 @@ def memory_timeline(record: Record, limit_bytes: float | None) -> str | None:
     return figure.svg
 
 
-_PHASE_WORDS = {"load": "load", "first_run": "prefill", "decode": "decode", "steady": "again"}
+_PHASE_WORDS = {"load": "load", "first_run": "prefill", "decode": "decode", "steady": "steady"}
 _LEAST_APART = 0.15  # of the width: nearer words would run into each other
 
 
@@ -185,34 +185,40 @@ def _mark_phases(axes: Axes, series: MemorySeries, begin_ns: int, width_s: float
 
 
 def history(name: str, unit: str, runs: Sequence[Mapping[str, Any]]) -> str | None:
-    """One metric over all runs in their order, one colour a device; None where fewer than two runs have it."""
-    scale, label = {"bytes": (1e6, "MB"), "share": (0.01, "%")}.get(unit, (1.0, unit))
+    """One metric over all runs in their order, one colour a device; None where fewer than two runs have it.
+
+    What was simulated or projected is hollow, and never joined to what was measured.
+    """
+    scale, unit_word = {"bytes": (1e6, "MB"), "share": (0.01, "%")}.get(unit, (1.0, unit))
     points = [
-        (place, run["metrics"][name] / scale, (run["device"], run["fingerprint"]))
+        (place, run["metrics"][name] / scale, (run["device"], run["fingerprint"], run["evidence"]))
         for place, run in enumerate(runs, start=1)
         if run["metrics"].get(name) is not None
     ]
     if len(points) < 2:  # noqa: PLR2004 - one run has no history
         return None
-    devices = list(dict.fromkeys(device for _, _, device in points))
+    kinds = list(dict.fromkeys(kind for _, _, kind in points))
     with drawing_board(f"history-{name.replace('/', '-')}", height=2.2) as (figure, axes):
-        for index, device in enumerate(devices):
-            own = [(place, value) for place, value, found in points if found == device]
-            colour = SERIES[index % len(SERIES)]
+        for index, kind in enumerate(kinds):
+            own = [(place, value) for place, value, found in points if found == kind]
+            device, _, evidence = kind
+            is_measured = evidence == "measured"
+            label = printable(device)[:40] + ("" if is_measured else f", {evidence}")
+            style = {"color": SERIES[index % len(SERIES)], "fillstyle": "full" if is_measured else "none"}
             axes.plot(
                 *zip(*own, strict=True),
-                "o-",
-                color=colour,
+                "o-" if is_measured else "o:",
                 markersize=4.5,
                 linewidth=1.2,
-                label=printable(device[0])[:40],
+                label=label,
+                **style,
             )
         axes.set_ylim(bottom=0, top=1.15 * max(value for _, value, _ in points))
         axes.set_xlim(0.6, len(runs) + 0.4)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("run, oldest first")
-        axes.set_ylabel(label)
-        axes.legend(loc="lower right")
+        axes.set_ylabel(unit_word)
+        axes.legend(loc="best")
     return figure.svg
 
 

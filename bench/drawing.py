@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import re
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
@@ -78,7 +79,11 @@ def drawing_board(name: str, *, rows: int = 1, height: float = HEIGHT_IN) -> Ite
 def _inline(figure: Figure, name: str) -> str:
     """Return the figure as an `<svg>` element whose ids are its own and whose colours are the page's."""
     buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing from font"
+        )  # the reader's browser has its own fonts
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     text = buffer.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
@@ -86,7 +91,7 @@ def _inline(figure: Figure, name: str) -> str:
     text = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", text)
     text = re.sub(r'xlink:href="#([^"]+)"', rf'xlink:href="#{name}-\1"', text)
     text = re.sub(r"<style[^>]*>.*?</style>", "", text, flags=re.DOTALL)
-    text = re.sub(r"(font: [\d.]+px )[^;\"]+", r"\1var(--font)", text)
+    text = re.sub(r"(font: [\d.]+px |font-family: )[^;\"]+", r"\1var(--font)", text)
     text = re.sub(
         r'(<svg[^>]*?) width="[^"]*" height="[^"]*"|(<svg[^>]*?) height="[^"]*"', lambda m: m[1] or m[2], text, count=1
     )

@@ -146,7 +146,7 @@ def verdict(title: str, judgement: Any) -> dict[str, Any]:  # noqa: ANN401 - a J
         "reason": judgement.reason,
         "is_judged": not judgement.findings,
         "lines": [limit_row(line) for line in judgement.lines],
-        "findings": [f"{finding.rule} {finding.sentence} {finding.reason}" for finding in judgement.findings],
+        "findings": [f"{finding.rule}: {finding.sentence} Not so: {finding.reason}" for finding in judgement.findings],
     }
 
 

@@ -17,11 +17,15 @@ from typing import Any
 from xml.etree import ElementTree as ET
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from havoc_core.bench import charts, page
 from havoc_core.bench.bounds import share_bounds
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.history import write_index
 from havoc_core.bench.report import WRITTEN, write_report
+from havoc_core.bench.searched import read_front, read_scores
 from havoc_core.errors import HavocError, IdentityError
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
@@ -101,8 +105,8 @@ class Page(HTMLParser):
 
 def test_everything_is_written(folder: Path) -> None:
     """Seven files, each of its form and size, under checksums that `sha256sum --check` accepts."""
-    page, judgements = write_report(folder, command="havoc run --out run")
-    assert page == folder / "report.html"
+    written, judgements = write_report(folder, command="havoc run --out run")
+    assert written == folder / "report.html"
     assert [judgement.verdict for judgement in judgements] == ["pass", "not_measured"]
     assert {path.name for path in folder.iterdir()} == {
         *WRITTEN,
@@ -129,14 +133,14 @@ def test_the_page_is_one_file_without_script(folder: Path) -> None:
     """Nothing is loaded from anywhere, nothing runs, every id is there once, and the policy forbids the rest."""
     write_report(folder)
     text = (folder / "report.html").read_text()
-    page = Page(text)
-    assert "script" not in page.tags
-    assert [load for load in page.loads if not load.startswith("#")] == []
-    assert len(page.ids) == len(set(page.ids))
-    assert {load[1:] for load in page.loads} | set(re.findall(r"url\(#([^)]+)\)", text)) <= set(page.ids)
+    shown = Page(text)
+    assert "script" not in shown.tags
+    assert [load for load in shown.loads if not load.startswith("#")] == []
+    assert len(shown.ids) == len(set(shown.ids))
+    assert {load[1:] for load in shown.loads} | set(re.findall(r"url\(#([^)]+)\)", text)) <= set(shown.ids)
     assert "default-src 'none'" in text
     assert not re.search(r"https?://(?!www\.w3\.org/)", text)
-    assert page.tags.count("svg") == 5
+    assert shown.tags.count("svg") == 5
 
 
 def test_the_page_says_what_it_must(folder: Path) -> None:
@@ -231,6 +235,27 @@ def test_a_bare_record_is_enough(tmp_path: Path) -> None:
     assert Page((tmp_path / "report.html").read_text()).tags.count("svg") == 0
 
 
+def test_a_record_that_nobody_judges_still_shows_its_figures(tmp_path: Path) -> None:
+    """On another device no limit is judged, yet what was measured is on the page, and said to prove nothing."""
+    samples.record("cpu").save(tmp_path / "record.json")
+    write_report(tmp_path, targets=["gtx1660"])
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "Measured here, judged nowhere" in text
+        assert "499 tok/s" in text
+    write_report(tmp_path, targets=["gtx1660", "host"])
+
+
+def test_control_characters_break_no_page(tmp_path: Path) -> None:
+    """A bell or an escape in a name is shown as replaced; every page stays well-formed."""
+    name = "GTX\x00\x07\x1b[31m 1660\nfake: line"
+    samples.record("cpu", device__name=name, subject__name=name, host__kernel=name).save(tmp_path / "record.json")
+    write_report(tmp_path, targets=["gtx1660"])
+    ET.parse(tmp_path / "junit.xml")
+    for written in ("report.html", "report.md", "junit.xml"):
+        assert not re.search(r"[\x00-\x08\x0b-\x1f]", (tmp_path / written).read_text())
+
+
 def test_a_gpu_record_shows_its_clocks(tmp_path: Path) -> None:
     """Device memory, clock and temperature of a card are drawn."""
     samples.record("cuda").save(tmp_path / "record.json")
@@ -256,7 +281,16 @@ def test_bad_folders_are_one_line(tmp_path: Path, folder: Path) -> None:
     """No record, an edited one, broken scores: a reason, an exit code, and no page half-written."""
     with pytest.raises(HavocError, match="holds no"):
         write_report(tmp_path / "nothing")
-    for name, text in (("scores.json", "[1]"), ("scores.json", '{"rows": [{}]}'), ("front.json", '{"candidates": 3}')):
+    bad_score = json.dumps(scores()).replace("741", "1741")
+    for name, text in (
+        ("scores.json", "[1]"),
+        ("scores.json", '{"rows": [{}]}'),
+        ("scores.json", bad_score),
+        ("front.json", '{"candidates": 3}'),
+        ("front.json", json.dumps(front()).replace('"prefill_ms": 17.0', '"prefill_ms": 0.0')),
+        ("front.json", json.dumps(front()).replace('"prefill_ms": 17.0, ', "", 1)),
+        ("front.json", "{"),
+    ):
         kept = (folder / name).read_text()
         (folder / name).write_text(text)
         with pytest.raises(HavocError, match=name):
@@ -281,14 +315,46 @@ def test_the_history_of_a_folder(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [line["run_id"] for line in lines] == ["run-1", "run-2"]
     assert lines[0]["metrics"]["peak_vram_bytes"] is None
-    page = Page(index.read_text())
-    assert {"run1/report.html", "run2/report.html"} <= set(page.loads)
-    assert "broken" in page.words
+    shown = Page(index.read_text())
+    assert {"run1/report.html", "run2/report.html"} <= set(shown.loads)
+    assert "broken" in shown.words
     before = index.read_bytes()
     assert write_index(tmp_path, targets=["host"]).read_bytes() == before
 
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data(), document=st.sampled_from([scores, front]))
+def test_no_companion_of_a_record_surprises(tmp_path: Path, data: st.DataObject, document: Any) -> None:
+    """Scores or a front with any value replaced by any other are drawn, or refused in one line."""
+    content: dict[str, Any] = document()
+    node: Any = content
+    while True:
+        key = data.draw(st.sampled_from(sorted(node))) if isinstance(node, dict) else 0
+        if not isinstance(node[key], dict | list) or not node[key] or data.draw(st.booleans()):
+            node[key] = data.draw(_values)
+            break
+        node = node[key]
+    path = tmp_path / "fuzzed.json"
+    path.write_text(json.dumps(content))
+    try:
+        found = read_scores(path) if document is scores else read_front(path)
+        if document is scores:
+            page.score_table(found)
+        elif found is not None:
+            charts.pareto_front(found, 90.0)
+            page.search_notes(found)
+    except HavocError as error:
+        assert "\n" not in str(error)
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
