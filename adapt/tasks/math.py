@@ -11,11 +11,10 @@ import re
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from .task import RIGHT, Prompt, Reward, Row, Task, wrong
+from .task import RIGHT, Prompt, Reward, Row, Task, one_by_one, wrong
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
 
 _NAMES = ("Ann", "Ben", "Cara", "Dan", "Eve", "Finn", "Gina", "Hugo", "Iris", "Jack", "Kate", "Liam")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
@@ -92,10 +91,6 @@ def final_number(text: str) -> Decimal | None:
     return Decimal((number[1] or number[2]) + number[3].replace(",", "")) if number else None
 
 
-def _judge(pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
-    return [_judge_one(row, completion) for row, completion in pairs]
-
-
 def _judge_one(row: Row, completion: str) -> Reward:
     expected, given = final_number(row["answer"]), final_number(completion)
     if given is None:
@@ -112,5 +107,5 @@ TASK = Task(
     prompt=_prompt,
     reference=_reference,
     corpus=_corpus,
-    judge=_judge,
+    judge=one_by_one(_judge_one),
 )

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from .math import eval_step
-from .task import RIGHT, Prompt, Reward, Row, Task, wrong
+from .task import RIGHT, Prompt, Reward, Row, Task, one_by_one, wrong
 
 if TYPE_CHECKING:
     import random
@@ -106,10 +106,6 @@ def chosen_position(text: str, labels: Sequence[str], texts: Sequence[str] = ())
     return position if 0 <= position < len(labels) else None
 
 
-def _judge(pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
-    return [_judge_one(row, completion) for row, completion in pairs]
-
-
 def _judge_one(row: Row, completion: str) -> Reward:
     labels = list(row["choices"]["label"])
     given = chosen_position(completion, labels, row["choices"]["text"])
@@ -128,5 +124,5 @@ TASK = Task(
     prompt=_prompt,
     reference=_reference,
     corpus=_corpus,
-    judge=_judge,
+    judge=one_by_one(_judge_one),
 )

@@ -73,6 +73,17 @@ class Task:
     judge: Callable[[Sequence[tuple[Row, str]]], list[Reward]]
 
 
+def one_by_one(
+    judge_one: Callable[[Row, str], Reward],
+) -> Callable[[Sequence[tuple[Row, str]]], list[Reward]]:
+    """A judge of many completions that asks `judge_one` about each: for tasks where batches save nothing."""
+
+    def judge(pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
+        return [judge_one(row, completion) for row, completion in pairs]
+
+    return judge
+
+
 def task_for(domain: str) -> Task:
     """Return the task of one of `DOMAINS`; another name is a `HavocError`."""
     if domain not in DOMAINS:

@@ -12,11 +12,10 @@ import re
 from typing import TYPE_CHECKING
 
 from .math import eval_step
-from .task import RIGHT, Prompt, Reward, Row, Task, wrong
+from .task import RIGHT, Prompt, Reward, Row, Task, one_by_one, wrong
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
 
 _SIDE, _CELL = 32, 8
 _COLOURS = {"red": (235, 60, 50), "green": (60, 200, 80), "blue": (80, 120, 250), "yellow": (240, 220, 60)}
@@ -133,10 +132,6 @@ def normalised(answer: str) -> str:
     return " ".join(word for word in text.split() if word not in {"a", "an", "the"})
 
 
-def _judge(pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
-    return [_judge_one(row, completion) for row, completion in pairs]
-
-
 def _judge_one(row: Row, completion: str) -> Reward:
     given = normalised(completion.rsplit("Answer:", 1)[-1])
     if not given:
@@ -172,5 +167,5 @@ TASK = Task(
     prompt=_prompt,
     reference=_reference,
     corpus=_corpus,
-    judge=_judge,
+    judge=one_by_one(_judge_one),
 )
