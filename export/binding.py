@@ -52,11 +52,14 @@ class BoundCall:
         self._decoder, self._embedding, self._buffers = decoder, embedding, buffers
         self._num_rows, self._num_new = shape
         self._io = decoder.io_binding()
+        self._raw_io = self._io._iobinding  # noqa: SLF001 - what its wrapper adds costs as much again
         self._ids = Staged((num_rows, num_new), layout.device)
         self._positions = Staged((num_rows, num_new), layout.device)
         self._mask = Staged((num_rows, buffers.capacity), layout.device) if buffers.is_static and num_new == 1 else None
         inputs = [item.name for item in decoder.get_inputs()]
-        self._names = [name for name in inputs if name.startswith("past_key_values.")]
+        past_names = [name for name in inputs if name.startswith("past_key_values.")]
+        self._names = [(name, name.replace("past_key_values", "present", 1)) for name in past_names]
+        self._device = OrtDevice.make(layout.device, 0)._get_c_device()  # noqa: SLF001
         if "position_ids" in inputs:
             self._io.bind_ortvalue_input("position_ids", self._positions.value)
         if self._mask is not None:
@@ -109,9 +112,9 @@ class BoundCall:
             self._io.bind_cpu_input("attention_mask", np.ascontiguousarray(mask))
             self._bound_mask = None
         elif self._bound_mask != num_total:
-            ones, shape = self._buffers.ones, (self._num_rows, num_total)
-            self._io.bind_input(
-                "attention_mask", self._buffers.layout.device, 0, np.int64, shape, ones.value.data_ptr()
+            place = self._buffers.ones.value.data_ptr()
+            self._raw_io.bind_input(
+                "attention_mask", self._device, _ONNX_TYPES[np.int64], (self._num_rows, num_total), place
             )
             self._bound_mask = num_total
 
@@ -121,12 +124,12 @@ class BoundCall:
         side = 0 if buffers.is_static else 1 - past.side
         if self._bound_past == (past.side, past.num_tokens) or (buffers.is_static and self._bound_past is not None):
             return side
-        device = OrtDevice.make(buffers.layout.device, 0)._get_c_device()  # noqa: SLF001
-        dtype, bound = _ONNX_TYPES[buffers.layout.dtype], self._io._iobinding  # noqa: SLF001
+        device, dtype, bound = self._device, _ONNX_TYPES[buffers.layout.dtype], self._raw_io
         before = buffers.shape(past.num_rows, past.num_tokens)
         after = buffers.shape(past.num_rows, past.num_tokens + self._num_new)
-        for name, source, target in zip(self._names, buffers.pointers[past.side], buffers.pointers[side], strict=True):
+        places = zip(self._names, buffers.pointers[past.side], buffers.pointers[side], strict=True)
+        for (name, present), source, target in places:
             bound.bind_input(name, device, dtype, before, source)
-            bound.bind_output(name.replace("past_key_values", "present", 1), device, dtype, after, target)
+            bound.bind_output(present, device, dtype, after, target)
         self._bound_past = (past.side, past.num_tokens)
         return side
