@@ -206,8 +206,11 @@ def handle_plan(args: argparse.Namespace) -> int:
     print(table(("structure", "weights", "KV/token", *head, "outlook"), rows, numbers=right))
     print("\neach figure: certain bound / likely value\n")
     print(_samples_text(plan.samples))
-    outlook = "impossible" if plan.is_impossible else plan.options[0].outlook
-    print(f"\n{emphasis(plan.conclusion, outlook if plan.is_impossible else 'possible')}")
+    best = min((option.outlook for option in plan.options), key=("possible", "unlikely", "impossible").index)
+    print(f"\n{emphasis(plan.conclusion, best)}")
+    if plan.truncated:
+        names = ", ".join(option.structure for option in plan.truncated)
+        print(f"with ranks cut, by arithmetic alone and if its accuracy holds: {names}")
     return 1 if plan.is_impossible else 0
 
 

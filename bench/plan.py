@@ -19,14 +19,18 @@ from ..model import cost
 from ..model.config import PRESETS, HavocConfig
 from ..model.structure import ACTIVATION_DTYPES, WEIGHT_FORMATS, Structure
 from . import bounds
+from .figures import show
 from .targets import Roofline
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .targets import Limit, Target
 
 Outlook = Literal["impossible", "unlikely", "possible"]
 CUDA_CONTEXT_BYTES = 300_000_000  # measured range 287..667 MB (pytorch pull request 86509); for estimates only
 ROW_COUNTS = (100, 200, 500, 1000, 2000)
+RANK_FRACTIONS = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1)
 TRUE_SHARES = (0.88, 0.90, 0.95)
 _PROBE_SIDE = 256
 _PROBE_BYTES = 64_000_000
@@ -58,7 +62,10 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is known before a run. `is_impossible` holds when every structure is proven to miss a limit."""
+    """What is known before a run. `is_impossible` holds when every format is proven to miss a limit at full rank.
+
+    `truncated` holds what might pass with the most of the rank kept, where nothing does with all of it.
+    """
 
     model: str
     target: str
@@ -68,6 +75,7 @@ class Plan:
     decode_flops: int
     peaks: str
     options: tuple[Option, ...]
+    truncated: tuple[Option, ...]
     is_impossible: bool
     conclusion: str
     samples: dict[str, Any]
@@ -92,9 +100,15 @@ def build_plan(model: str, target: Target) -> Plan:
     roofline, are_measured = target.roofline, False
     if roofline is None:
         roofline, are_measured = probe_roofline(), True
-    options = tuple(
-        _option(config, structure, target, roofline, is_certain=not are_measured) for structure in structures()
-    )
+
+    def work_out(rank_fraction: float) -> tuple[Option, ...]:
+        return tuple(
+            _option(config, structure, target, roofline, is_certain=not are_measured)
+            for structure in structures(rank_fraction)
+        )
+
+    options = work_out(1.0)
+    can_pass = any(option.outlook == "possible" for option in options)
     workload = target.workload
     return Plan(
         model=model,
@@ -105,18 +119,29 @@ def build_plan(model: str, target: Target) -> Plan:
         decode_flops=cost.decode_flops(config, workload.context_tokens),
         peaks=_peaks_text(roofline, are_measured=are_measured),
         options=options,
+        truncated=() if can_pass else _most_rank_kept(work_out),
         is_impossible=all(option.outlook == "impossible" for option in options),
         conclusion=conclude(options),
         samples=samples_needed(target),
     )
 
 
-def structures() -> list[Structure]:
+def structures(rank_fraction: float = 1.0) -> list[Structure]:
     """Every pair of weight format and activation dtype but one: fp32 weights gain nothing from fp16 activations."""
     pairs = ((weights, activations) for weights in WEIGHT_FORMATS for activations in ACTIVATION_DTYPES)
     return [
-        Structure(weights, activations) for weights, activations in pairs if (weights, activations) != ("fp32", "fp16")
+        Structure(weights, activations, rank_fraction=rank_fraction)
+        for weights, activations in pairs
+        if (weights, activations) != ("fp32", "fp16")
     ]
+
+
+def _most_rank_kept(work_out: Callable[[float], tuple[Option, ...]]) -> tuple[Option, ...]:
+    """Structures that might pass with the most of each projection's rank kept; none where not even the least does."""
+    for rank_fraction in RANK_FRACTIONS:
+        if possible := tuple(option for option in work_out(rank_fraction) if option.outlook == "possible"):
+            return possible
+    return ()
 
 
 def _option(
@@ -182,7 +207,7 @@ def prefill_ms(
     config: HavocConfig, structure: Structure, roofline: Roofline, *, num_tokens: int
 ) -> tuple[float, float]:
     """Milliseconds to read a prompt: at the peak of the activation's type, and as good kernels do."""
-    flops = cost.prefill_flops(config, num_tokens)
+    flops = cost.prefill_flops(config, num_tokens, structure)
     read_s = cost.decode_read_bytes(config, 0, structure) / roofline.bandwidth_bytes_per_s
     peak = roofline.fp32_flop_per_s if structure.activation_dtype == "fp32" else roofline.fp16_flop_per_s
     practical = peak * roofline.practical_share
@@ -196,7 +221,7 @@ def decode_tok_per_s(
 ) -> tuple[float, float]:
     """Tokens per second at batch 1: at full bandwidth or peak arithmetic, and as good kernels do."""
     read_s = cost.decode_read_bytes(config, num_past, structure) / roofline.bandwidth_bytes_per_s
-    ceiling = 1 / max(read_s, cost.decode_flops(config, num_past) / roofline.peak_flop_per_s)
+    ceiling = 1 / max(read_s, cost.decode_flops(config, num_past, structure) / roofline.peak_flop_per_s)
     return ceiling, ceiling * roofline.practical_share
 
 
@@ -211,16 +236,36 @@ def peak_memory_bytes(config: HavocConfig, structure: Structure, target: Target)
 
 
 def conclude(options: tuple[Option, ...]) -> str:
-    """One sentence: what can pass, or which limit nothing can meet."""
+    """One sentence: what can pass, or which limits nothing meets, and how far off the best is."""
     possible = [option.structure for option in options if option.outlook == "possible"]
     if possible:
         return f"may pass: {', '.join(possible)}"
-    if any(option.outlook == "unlikely" for option in options):
-        return "likely to pass with no structure, though not proven impossible with every one"
+    is_open = any(option.outlook == "unlikely" for option in options)
+    outlooks = {"unlikely", "impossible"} if is_open else {"impossible"}
     hopeless = sorted(
-        set.intersection(*({f.metric for f in option.figures if f.outlook == "impossible"} for option in options))
+        set.intersection(*({f.metric for f in option.figures if f.outlook in outlooks} for option in options))
     )
-    return f"proven impossible with every structure{': ' + ', '.join(hopeless) if hopeless else ''}"
+    reasons = "; ".join(_at_best(metric, options, is_certain=not is_open) for metric in hopeless)
+    words = (
+        "no format is likely to pass, and none is proven impossible" if is_open else "proven impossible in every format"
+    )
+    return f"{words}{': ' + reasons if reasons else ''}"
+
+
+def _at_best(metric: str, options: tuple[Option, ...], *, is_certain: bool) -> str:
+    """Say what the best format reaches of a limit: a certain bound, or what is likely."""
+    figures = {option.structure: figure for option in options for figure in option.figures if figure.metric == metric}
+
+    def reached(name: str) -> float:
+        return figures[name].floor if is_certain else figures[name].estimate
+
+    is_lower_better = next(iter(figures.values())).sign == "<"
+    name = min(figures, key=reached) if is_lower_better else max(figures, key=reached)
+    best = figures[name]
+    words = "at best" if is_certain else "likely"
+    return (
+        f"{metric} {words} {show(reached(name), best.unit)} ({name}; must be {best.sign} {show(best.limit, best.unit)})"
+    )
 
 
 def samples_needed(target: Target) -> dict[str, Any]:
@@ -290,7 +335,9 @@ def _best_s(work: Any, *, budget_s: float = 0.08) -> float:  # noqa: ANN401 - ca
 
 def _peaks_text(roofline: Roofline, *, are_measured: bool) -> str:
     origin = "measured here just now, so no proof" if are_measured else "on paper"
+    slow = roofline.practical_fp16_matmul_flop_per_s
+    practice = f"; fp16 products reach about {slow / 1e12:.3g} TFLOP/s in practice" if slow else ""
     return (
         f"{roofline.fp32_flop_per_s / 1e12:.3g} TFLOP/s fp32, {roofline.fp16_flop_per_s / 1e12:.3g} fp16, "
-        f"{roofline.bandwidth_bytes_per_s / 1e9:.3g} GB/s ({origin})"
+        f"{roofline.bandwidth_bytes_per_s / 1e9:.3g} GB/s ({origin}{practice})"
     )
