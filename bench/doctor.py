@@ -30,6 +30,7 @@ from .page_cache import disk_read_bytes
 from .rules import RULES, Case
 from .targets import BUNDLED, read_targets
 from .tool import identify_tool
+from .windows_memory import open_counters
 
 if TYPE_CHECKING:
     from .record import Device, Record
@@ -207,6 +208,10 @@ def _vram_method(card: Card) -> tuple[Answer, str]:
         return "yes", "the driver accounts for each process, without a gap"
     if processes is None:
         return "partly", "the driver lists no process: only the runtime's allocator is known, which proves no pass"
+    if card.driver_model() == "WDDM":
+        with open_counters() as counters:
+            if counters is not None:
+                return "yes", "Windows counts each process's memory, dedicated and shared"
     if card.driver_model() == "WDDM" or any(process.used_bytes is None for process in processes):
         return "partly", "the driver withholds figures of processes: whole card minus idle, while nobody else is on it"
     return "yes", "sampled per process; `nvidia-smi --accounting-mode=1` as root would leave no gap"

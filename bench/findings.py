@@ -9,7 +9,7 @@ import statistics
 from typing import TYPE_CHECKING
 
 from .schema import Check
-from .vram import disagreement
+from .vram import CROSS_CHECK_BYTES, disagreement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -189,6 +189,9 @@ def _device_memory(memory: Memory, device: Device) -> list[Check]:
     if total and peak > FULL_SHARE * total:
         detail = f"the card was full ({peak} of {total} bytes): a driver may have moved data to system memory"
         return [Check(id="vram", status="invalid", detail=detail, value=float(peak), limit=FULL_SHARE * total)]
+    if (spilled := max(series.spilled_bytes or 0 for series in memory.vram)) > CROSS_CHECK_BYTES:
+        detail = f"{spilled} bytes of the card's lay in system memory: the driver moved what did not fit"
+        return [Check(id="vram", status="invalid", detail=detail, value=float(spilled), limit=float(CROSS_CHECK_BYTES))]
     if apart := [words for series in memory.vram if (words := disagreement(series))]:
         return [Check(id="vram", status="invalid", detail=f"two methods disagree: {apart[0]}", value=float(peak))]
     detail = f"peak {peak} bytes by {memory.vram[0].method}"

@@ -8,6 +8,8 @@ process comes and after it went, so that nobody else's memory counts as its own 
 from __future__ import annotations
 
 import time
+from contextlib import ExitStack
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from .child import run_worker
@@ -15,6 +17,7 @@ from .gpu_processes import sort_out
 from .instruments import Sampler, process_rss_bytes, thinned
 from .schema import Memory, MemorySeries
 from .vram import CROSS_CHECK_BYTES, VramReading, arena_series, settle
+from .windows_memory import ProcessCounters, open_counters
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -39,6 +42,8 @@ class MemoryWatch:
         self._after: list[tuple[int, VramReading]] = []
         self._rss = Sampler(self._read_rss, interval_ms=RSS_INTERVAL_MS)
         self._vram = Sampler(self._read_vram, interval_ms=VRAM_INTERVAL_MS)
+        self._stack = ExitStack()
+        self._windows: ProcessCounters | None = None
         self._pid: int | None = None
         self._listed_pid: int | None = None
         self._phases: dict[str, int] = {}
@@ -53,17 +58,16 @@ class MemoryWatch:
             self._phases[event["name"]] = event["t_ns"]
 
     def __enter__(self) -> Self:
-        self._rss.__enter__()
+        self._stack.enter_context(self._rss)
         if self._session.card is not None:
-            self._vram.__enter__()
+            self._windows = self._stack.enter_context(open_counters())
+            self._stack.enter_context(self._vram)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._session.card is not None:
-            self._vram.__exit__(kind, error, trace)
-        self._rss.__exit__(kind, error, trace)
+        self._stack.__exit__(kind, error, trace)
         if error is None:
             self._after = _settled(self._session.card, self._before)
 
@@ -76,7 +80,10 @@ class MemoryWatch:
             return None
         reading, listed_pid = _look(card, pid, self._session.idle_pids)
         self._listed_pid = listed_pid or self._listed_pid
-        return reading
+        usage = None if self._windows is None else self._windows.usage_bytes(pid)
+        if usage is None:
+            return reading
+        return replace(reading, windows_used_bytes=usage[0], windows_shared_bytes=usage[1])
 
     def memory(self, process: int, result: dict[str, Any], *, weight_bytes: int) -> Memory:
         """What was seen, together with the kernel's own peaks that the child reported in `result`."""

@@ -270,7 +270,10 @@ class ColdStart(Part):
 
 
 class MemorySeries(Part):
-    """Bytes over time in one process, the highest reading of each phase, and how they were read."""
+    """Bytes over time in one process, the highest reading of each phase, and how they were read.
+
+    `spilled_bytes` is what of a card's memory lay in the system's instead, where that is told (Windows).
+    """
 
     process: Count
     method: Text
@@ -284,6 +287,7 @@ class MemorySeries(Part):
     reading_bytes: tuple[Bytes, ...] = ()
     cross_check_method: Text | None = None
     cross_check_bytes: PositiveBytes | None = None
+    spilled_bytes: Bytes | None = None
 
 
 class Memory(Part):

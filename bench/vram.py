@@ -1,7 +1,8 @@
 """How much device memory a process took: ways to know, the most certain first, two of them held against each other.
 
     1 nvml_accounting       the driver's own per-process maximum: no sampling gap
-    2 nvml_process          per-process figures, sampled
+    2 nvml_process          per-process figures, sampled; where Windows keeps them from NVML, its own counters:
+      windows_process
     3 nvml_device_delta     the whole card minus its idle baseline, sampled, only while nobody else is on it
     4 ort_arena             what the runtime's allocator holds: blind to kernels and context, so it may fail a limit but
                             never pass one (`memory.py` asks for it only where the others are silent)
@@ -29,13 +30,16 @@ ARENA = "ort_arena"
 class VramReading:
     """One look at the card: the whole of it, our process on it, and how many others there are (None: not told).
 
-    Our process may be listed without a figure, and is not listed at all before, after, and in some containers.
+    Our process may be listed without a figure, and is not listed at all before, after, and in some containers. What
+    Windows counts of it comes apart: on the card, and in the system's memory.
     """
 
     device_used_bytes: int | None
     own_used_bytes: int | None
     num_others: int | None
     is_own_listed: bool = False
+    windows_used_bytes: int | None = None
+    windows_shared_bytes: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +76,12 @@ def settle(
         for t, r in readings
         if r.device_used_bytes and baseline_bytes is not None
     ]
-    methods: dict[str, tuple[int, list[tuple[int, int]]]] = {}
+    windows = [(t, r.windows_used_bytes) for t, r in readings if r.windows_used_bytes]
+    sampled = {"nvml_process": own, "windows_process": windows, "nvml_device_delta": [] if foreign else device}
+    methods = {name: (max(value for _, value in series), series) for name, series in sampled.items() if series}
     if accounted_bytes:
-        methods["nvml_accounting"] = (accounted_bytes, own or ([] if foreign else device))
-    if own:
-        methods["nvml_process"] = (max(value for _, value in own), own)
-    if device and not foreign:
-        methods["nvml_device_delta"] = (max(value for _, value in device), device)
+        best = next((series for _, series in methods.values()), [])
+        methods = {"nvml_accounting": (accounted_bytes, best), **methods}
     too_small = [name for name, (peak, _) in methods.items() if peak < weight_bytes]
     usable = {name: found for name, found in methods.items() if name not in too_small}
     if not usable:
@@ -98,6 +101,9 @@ def settle(
         reading_bytes=tuple(value for _, value in thin),
         cross_check_method=other[0] if other else None,
         cross_check_bytes=other[1][0] if other else None,
+        spilled_bytes=max(
+            (r.windows_shared_bytes for _, r in readings if r.windows_shared_bytes is not None), default=None
+        ),
     )
     return VramFinding(series=finding, caveat=_caveat(name, readings))
 

@@ -160,5 +160,7 @@ def test_device_memory_is_judged(checks: Callable[..., dict[str, Check]], tiny_r
     assert status(cross_check_method="nvml_device_delta", cross_check_bytes=2 * 10**9) == "invalid"
     assert status(peak_bytes=5_900_000_000) == "invalid"
     assert status(cross_check_method="nvml_device_delta", cross_check_bytes=1_010_000_000) == "ok"
+    assert status(spilled_bytes=64_000_001) == "invalid"
+    assert status(spilled_bytes=64_000_000) == "ok"
     assert status("only the allocator is known", method="ort_arena") == "warning"
     assert "vram" not in checks(device=cpu)

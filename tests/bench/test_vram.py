@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from hypothesis import given
@@ -86,6 +87,24 @@ def test_the_whole_card_comes_with_a_caveat() -> None:
     assert "containers" in _settle([_reading(720)]).caveat
     assert _settle([_reading(720, 410)]).caveat is None
     assert _settle([_reading(720)], accounted_bytes=410 * MB).caveat is None
+
+
+def test_windows_counts_what_nvml_may_not_say() -> None:
+    """Its per-process counters stand between NVML's and the whole card, though others draw on it; spill is kept."""
+    readings = [
+        replace(_reading(900, None, 2), windows_used_bytes=410 * MB, windows_shared_bytes=5 * MB),
+        replace(_reading(950, None, 2), windows_used_bytes=430 * MB, windows_shared_bytes=90 * MB),
+    ]
+    series = _settle(readings).series
+    assert (series.method, series.peak_bytes, series.spilled_bytes) == ("windows_process", 430 * MB, 90 * MB)
+    assert series.cross_check_method is None
+    both = _settle([replace(_reading(720, 400), windows_used_bytes=390 * MB)]).series
+    assert (both.method, both.cross_check_method, both.cross_check_bytes) == (
+        "nvml_process",
+        "windows_process",
+        390 * MB,
+    )
+    assert both.spilled_bytes is None
 
 
 def test_the_allocator_is_a_lower_bound() -> None:
