@@ -123,7 +123,9 @@ class StaticStandardDecoder(StandardDecoder):
         scalars = {name: graph.op(name, "Squeeze", [size]) for name, size in sizes.items()}
         behind = graph.op("num_behind", "Sub", [sizes["cache_len"], sizes["width"]])
         pads = graph.op("pads", "Concat", [graph.constant("no_pads", [0, 0, 0]), behind], axis=0)
-        mask_BC = graph.op("mask", "Pad", [mask_BS, pads])
+        bool_BS = graph.op("mask_bool", "Cast", [mask_BS], to=int(ir.DataType.BOOL))
+        bool_BC = graph.op("mask_padded", "Pad", [bool_BS, pads])  # CUDA pads bool, and not int64
+        mask_BC = graph.op("mask", "Cast", [bool_BC], to=int(ir.DataType.INT64))
         key_C = graph.op("key_index", "Range", [zero, scalars["cache_len"], one])
         places_BC = graph.op("places", "Mul", [mask_BC, graph.op("key_number", "Add", [key_C, one])])
         num_total = graph.op("num_total", "ReduceMax", [places_BC], keepdims=0)
