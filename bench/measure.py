@@ -235,7 +235,10 @@ def _assembled(
         checks=checks,
         provenance=Provenance(
             protocol_sha256=storage.sha256_json(
-                [protocol.model_dump(mode="json"), session.workload.model_dump(mode="json")]
+                [
+                    protocol.model_dump(mode="json", exclude={"num_retries", "retry_reasons"}),  # what was planned
+                    session.workload.model_dump(mode="json"),
+                ]
             ),
             previous_record_sha256=previous.sha256 if previous else None,
         ),
