@@ -25,6 +25,8 @@ from havoc_core.adapt.svf import attach, fold_matrix
 NAME = "model.layers.0.mlp.up_proj.weight"
 ALPHA = (1.2, 0.8, 1.5, 0.9)
 
+Row = Callable[..., None]
+
 
 def best_times_s(
     *ways: Callable[[], object], num_runs: int, clock: Callable[[], float] = time.perf_counter
@@ -55,7 +57,7 @@ def weight(rows: int, columns: int) -> Tensor:
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1024, 1024), (2048, 1024), (2048, 2048)])
-def test_basis_against_svd(benchmark: BenchmarkFixture, rows: int, columns: int) -> None:
+def test_basis_against_svd(benchmark: BenchmarkFixture, row: Row, rows: int, columns: int) -> None:
     """`eigh` of the smaller Gram matrix against `torch.linalg.svd` of the same precision; HAVOC uses float64.
 
     `fold_error` says what the precision buys: how far the weights folded with a random z (std 0.3) lie from those of a
@@ -84,21 +86,15 @@ def test_basis_against_svd(benchmark: BenchmarkFixture, rows: int, columns: int)
         float((fold_matrix(single, factor, "right", delta) - reference).norm() / reference.norm())
         for factor in (basis.factor, factors["torch.float32"])
     )
-    benchmark.extra_info |= {
-        "one_thread float64 ratio": theirs_64_s / ours_64_s,
-        "float32 ratio": theirs_32_s / ours_32_s,
-        "goal": 2,
-        "ours float64 against svd float32": theirs_32_s / ours_64_s,
-        "fold_error ours": ours,
-        "svd float32": theirs,
-    }
+    detail = f"in fp32 {theirs_32_s / ours_32_s:.2g} x; fold error {ours:.0e}, of an fp32 svd {theirs:.0e}"
+    row(f"basis against svd, fp64, {rows} x {columns}, one thread", theirs_64_s / ours_64_s, goal=2, detail=detail)
     torch.testing.assert_close(basis.factor.T @ basis.factor, torch.eye(columns), atol=1e-5, rtol=0)
     assert ours < 1e-6
     assert theirs_64_s / ours_64_s > 1.0
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(960, 960), (2560, 960), (2048, 2048)])
-def test_mixture_fold_against_recomputing(benchmark: BenchmarkFixture, rows: int, columns: int) -> None:
+def test_mixture_fold_against_recomputing(benchmark: BenchmarkFixture, row: Row, rows: int, columns: int) -> None:
     """One weighted sum of four dense deltas against U diag(s z) V^T, its factors and output at hand."""
     tensors = {NAME: weight(rows, columns)}
     basis = compute_basis(tensors, base_hash="a" * 64)
@@ -124,17 +120,13 @@ def test_mixture_fold_against_recomputing(benchmark: BenchmarkFixture, rows: int
     folded = benchmark.pedantic(mixture.fold, args=(ALPHA,), rounds=5)[NAME]
     torch.testing.assert_close(folded, recompute(), atol=1e-5, rtol=1e-4)
     num_bytes = 6 * tensors[NAME].nbytes
-    benchmark.extra_info |= {
-        "ratio": theirs_s / ours_s,
-        "one_thread ratio": theirs_one_s / ours_one_s,
-        "goal": 8,
-        "gb_per_s": num_bytes / ours_s / 1e9,
-    }
+    detail = f"one thread {theirs_one_s / ours_one_s:.3g} x; {num_bytes / ours_s / 1e9:.1f} GB/s"
+    row(f"fold of four experts against U diag(s z) V^T, {rows} x {columns}", theirs_s / ours_s, goal=8, detail=detail)
     assert theirs_one_s / ours_one_s > 2.0
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_delta_gradient_against_dense_gradient(benchmark: BenchmarkFixture, side: str) -> None:
+def test_delta_gradient_against_dense_gradient(benchmark: BenchmarkFixture, row: Row, side: str) -> None:
     """Forward and backward of one layer with the delta gradient against the same with a dense weight gradient."""
     rows, columns = (1024, 384) if side == "right" else (384, 1024)
     adapted, dense = (nn.Sequential(nn.Linear(columns, rows, bias=False)) for _ in range(2))
@@ -152,5 +144,5 @@ def test_delta_gradient_against_dense_gradient(benchmark: BenchmarkFixture, side
     benchmark.pedantic(step, args=(adapted,), rounds=1)
     assert adapted[0].weight.grad is None
     assert adapter.deltas["0.weight"].grad is not None
-    benchmark.extra_info |= {"one_thread ratio": theirs_s / ours_s, "goal": 1}
+    row(f"gradient of delta against a dense one, factor on the {side}, one thread", theirs_s / ours_s, goal=1)
     assert theirs_s / ours_s > 0.5

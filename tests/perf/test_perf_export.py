@@ -59,7 +59,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(num_threads)
 
 
-def test_decode_against_torch_eager(benchmark, source: Source, tmp_path: Path, one_thread: None) -> None:
+def test_decode_against_torch_eager(benchmark, row, source: Source, tmp_path: Path, one_thread: None) -> None:
     """One row at context 512, one thread, CPU time: the artifact's steps against `decode_one` of the same weights."""
     model = assemble(source.config, source.tensors, source="perf")
     session = DecoderSession.open(export_artifact(source, tmp_path / "a"), num_threads=1)
@@ -85,12 +85,11 @@ def test_decode_against_torch_eager(benchmark, source: Source, tmp_path: Path, o
 
     benchmark.pedantic(ours, rounds=3, warmup_rounds=1)
     eager_s, ours_s = (min(work() for _ in range(6)) for work in (theirs, ours))
-    benchmark.extra_info.update(
-        ratio=eager_s / ours_s, goal=3, tok_per_s=NUM_STEPS / ours_s, torch_tok_per_s=NUM_STEPS / eager_s
-    )
+    detail = f"{NUM_STEPS / ours_s:,.0f} and {NUM_STEPS / eager_s:,.0f} tokens per CPU second"
+    row("artifact against torch eager, nano, one thread: decode", eager_s / ours_s, goal=3, detail=detail)
 
 
-def test_batched_greedy_against_torch(benchmark, source: Source, session: DecoderSession) -> None:
+def test_batched_greedy_against_torch(benchmark, row, source: Source, session: DecoderSession) -> None:
     """256 prompts of 40 to 70 tokens, 32 new ones each, in one batch: how the search scores a candidate."""
     model = assemble(source.config, source.tensors, source="perf")
     rng = np.random.default_rng(0)
@@ -101,11 +100,12 @@ def test_batched_greedy_against_torch(benchmark, source: Source, session: Decode
         lambda: generate_ids(session, rows, max_new_tokens=32, batch_size=256), rounds=2, warmup_rounds=1
     )
     ours_s = benchmark.stats["min"]
-    benchmark.extra_info.update(ratio=eager_s / ours_s, goal=1, tok_per_s=256 * 32 / ours_s)
+    detail = f"{256 * 32 / ours_s:,.0f} tokens a second"
+    row("artifact against torch eager, nano: greedy text for 256 prompts", eager_s / ours_s, goal=1, detail=detail)
 
 
 @pytest.mark.parametrize("weight_format", ["fp32", "int8"])
-def test_candidate_switch_against_export(benchmark, source: Source, tmp_path: Path, weight_format: str) -> None:
+def test_candidate_switch_against_export(benchmark, row, source: Source, tmp_path: Path, weight_format: str) -> None:
     """Another alpha in a live session against exporting it: fold, encode and open, parity and files left out."""
     structure = Structure(weight_format)
     basis = compute_basis(source.tensors, base_hash=source.hash)
@@ -118,12 +118,12 @@ def test_candidate_switch_against_export(benchmark, source: Source, tmp_path: Pa
     )
     sessions = CandidateSessions(source, basis, experts)
     benchmark.pedantic(lambda: sessions.open(alpha, structure), rounds=10, warmup_rounds=2)
-    benchmark.extra_info.update(
-        ratio=export_s / benchmark.stats["min"], goal=50, switch_ms=benchmark.stats["min"] * 1e3
-    )
+    switch_s = benchmark.stats["min"]
+    detail = f"{switch_s * 1e3:.1f} ms, {export_s * 1e3:.0f} ms"
+    row(f"another alpha against an export, nano, {weight_format}", export_s / switch_s, goal=50, detail=detail)
 
 
-def test_fold_against_memory_bandwidth(benchmark) -> None:
+def test_fold_against_memory_bandwidth(benchmark, row) -> None:
     """Folding four experts reads five rows and writes one: share of the speed at which the same bytes are copied."""
     config = HavocConfig.nano().replace(d_model=512, mlp=HavocConfig.nano().mlp.__class__(hidden_dim=1408))
     source = Source("wide", config, RandomTensors(config), None)
@@ -136,7 +136,13 @@ def test_fold_against_memory_bandwidth(benchmark) -> None:
     num_values = mixture.num_bytes // 4 // 2
     origin, target = torch.ones(num_values), torch.empty(num_values)
     copy_s = best_s(lambda: target.copy_(origin), num_rounds=8)
-    benchmark.extra_info.update(ratio=copy_s / benchmark.stats["min"], goal=0.5)
+    share = copy_s / benchmark.stats["min"]
+    row(
+        "fold of four experts against a copy of the same bytes",
+        share,
+        goal=0.5,
+        detail=f"{mixture.num_bytes / 1e6:.0f} MB",
+    )
 
 
 def _expert(source: Source, basis, domain: str, seed: int) -> Expert:
