@@ -22,9 +22,10 @@ def judge_step(folder: Path, record: Path, target: str) -> tuple[int, str, str]:
     """Run the action's step `judge`; return its exit code, outputs and summary."""
     action = yaml.safe_load((GITHUB / "actions" / "gate" / "action.yml").read_text())
     script = next(step["run"] for step in action["runs"]["steps"] if step.get("id") == "judge")
-    commands = Path(sys.executable).parent
+    installed = folder / "havoc"  # where the step before puts HAVOC
+    installed.mkdir()
+    (installed / "bin").symlink_to(Path(sys.executable).parent)
     environment = os.environ | {
-        "PATH": f"{commands}:{os.environ['PATH']}",
         "RUNNER_TEMP": str(folder),
         "GITHUB_OUTPUT": str(folder / "output"),
         "GITHUB_STEP_SUMMARY": str(folder / "summary"),
@@ -57,14 +58,80 @@ def test_the_action_passes_and_fails_with_the_gate(tmp_path: Path) -> None:
     assert "Not judged" in summary
 
 
-@pytest.mark.parametrize("name", ["measure", "gate"])
-def test_workflows_grant_little_and_pin_what_they_use(name: str) -> None:
+WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+
+
+@pytest.mark.parametrize(
+    ("form", "paths"), [("github-workflows", WORKFLOWS), ("github-actions", [GITHUB / "actions/gate/action.yml"])]
+)
+def test_a_runner_understands_them(form: str, paths: list[Path]) -> None:
+    """Every workflow and the action are of the form that GitHub publishes."""
+    pytest.importorskip("check_jsonschema")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{form}", *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_workflows_grant_little_and_pin_what_they_use(path: Path) -> None:
     """No permission by default, every foreign action by its hash, and no input pasted into a script."""
-    text = (GITHUB / "workflows" / f"{name}.yml").read_text()
-    workflow = yaml.safe_load(text)
+    workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {}
     for job in workflow["jobs"].values():
         for step in job["steps"]:
             uses = step.get("uses", "")
             assert not uses or uses.startswith("./") or len(uses.partition("@")[2]) == 40
             assert "${{" not in step.get("run", "")
+
+
+def test_what_measures_hands_over_what_the_gate_asks_for() -> None:
+    """The upload of one workflow is the download of the other, and the action has every input it is given."""
+    measure, gate = (yaml.safe_load((GITHUB / "workflows" / f"{name}.yml").read_text()) for name in ("measure", "gate"))
+    action = yaml.safe_load((GITHUB / "actions/gate/action.yml").read_text())
+    upload = next(step for step in measure["jobs"]["measure"]["steps"] if "upload-artifact" in step.get("uses", ""))
+    steps = gate["jobs"]["gate"]["steps"]
+    download = next(step for step in steps if "download-artifact" in step.get("uses", ""))["with"]
+    asked = next(step for step in steps if step.get("id") == "gate")["with"]
+    assert download["name"] == upload["with"]["name"]
+    uploaded = [f"{download['path']}/{path}" for path in upload["with"]["path"].split()]
+    assert uploaded == [asked["record"], asked["artifact"]]
+    assert asked.keys() <= action["inputs"].keys()
+    assert gate[True]["workflow_run"]["workflows"] == [measure["name"]]  # YAML 1.1 reads `on` as true
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: Path) -> Path:
+    """A folder as the page assumes it: an artifact, a record of it that passes on `host`, own limits, a test."""
+    from havoc_core.bench.gate import hash_artifact
+
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "artifact").symlink_to(tiny_artifact)
+    cpu = identify_cpu().model_dump(mode="json")
+    record = samples.record(
+        "cpu", device__cpu=cpu, device__name=cpu["name"], subject__files=hash_artifact(tiny_artifact)
+    )
+    record.save(folder / "reports" / "run1" / "record.json")
+    page = (GITHUB.parent / "docs" / "ci.md").read_text()
+    toml, test = (page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("toml", "python"))
+    (folder / "our-limits.toml").write_text(toml.replace("Example 9000 8-Core Processor", cpu["name"]))
+    (folder / "test_release.py").write_text(test)
+    return folder
+
+
+def commands_of_the_page() -> list[str]:
+    page = (GITHUB.parent / "docs" / "ci.md").read_text()
+    return [line for block in page.split("```sh\n")[1:] for line in block.split("```")[0].splitlines()]
+
+
+MEASURES = "--havoc-rows"  # accuracy of random weights is no pass, and measuring takes a while: see test_pytest_plugin
+
+
+@pytest.mark.parametrize("command", [line for line in commands_of_the_page() if MEASURES not in line])
+def test_every_command_of_the_page_runs(command: str, project: Path) -> None:
+    """What docs/ci.md tells people to type ends in 0 on a record that passes."""
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")} | {"PATH": path}
+    done = subprocess.run(
+        ["bash", "-c", command], cwd=project, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
