@@ -66,9 +66,10 @@ def handle_search(args: argparse.Namespace) -> int:
     require_inputs(recipe)
     progress = make_progress(quiet=args.quiet)
     base = load_base(args.base)
-    basis = base_basis(base, args.out, progress)
-    experts = read_experts(recipe, args.experts, base, basis)
-    result = search_mixture(recipe, base, basis, experts, args.out, progress)
+    with storage.only_writer(args.out):
+        basis = base_basis(base, args.out, progress)
+        experts = read_experts(recipe, args.experts, base, basis)
+        result = search_mixture(recipe, base, basis, experts, args.out, progress)
     show_search(result, recipe.experts.domains, args.out, as_json=args.json)
     return 0
 
@@ -80,13 +81,14 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
 
     require_inputs(recipe)
     base = load_base(recipe.model.base)
-    claim_folder(recipe, out)
-    basis, experts = train_experts(recipe, base, out, progress)
-    result = search_mixture(recipe, base, basis, experts, out, progress)
-    artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
-    measure_artifact(recipe, base, basis, experts, artifact, out, progress)
-    _, judgements = write_report(out, targets=recipe.gate.targets, command=command)
-    write_handoff(experts, artifact, judgements[0], out)
+    with storage.only_writer(out):
+        claim_folder(recipe, out)
+        basis, experts = train_experts(recipe, base, out, progress)
+        result = search_mixture(recipe, base, basis, experts, out, progress)
+        artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
+        measure_artifact(recipe, base, basis, experts, artifact, out, progress)
+        _, judgements = write_report(out, targets=recipe.gate.targets, command=command)
+        write_handoff(experts, artifact, judgements[0], out)
     return list(zip(recipe.gate.targets, judgements, strict=True))
 
 

@@ -172,6 +172,26 @@ def new_directory(path: Path, *, marker: str) -> Iterator[Path]:
         shutil.rmtree(building, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Make `folder` and hold it while its files are written one after another; a second writer is refused meanwhile.
+
+    A folder made here is removed again when nothing was written into it.
+    """
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise explained(error, folder) from error
+    try:
+        with _locked(folder, folder):
+            yield
+    finally:
+        if is_new:
+            with contextlib.suppress(OSError):  # it holds something
+                folder.rmdir()
+
+
 def _named(path: Path) -> Path:
     if path.is_symlink():
         link, path = path, Path(os.path.realpath(path))  # written where the link leads; the link stays

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from havoc_core.storage import only_writer
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -232,3 +234,13 @@ def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert "is not the result of a run" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+def test_two_runs_in_one_folder(recipe: Path, tmp_path: Path) -> None:
+    """The second is refused before it writes, so two searches never share a journal."""
+    with only_writer(tmp_path / "run"):
+        second = havoc("run", recipe, "--out", tmp_path / "run", "--quiet")
+    assert (second.returncode, second.stderr.count("\n")) == (2, 1)
+    assert "is being written by another process" in second.stderr
+    assert list(tmp_path.iterdir()) == []

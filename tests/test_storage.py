@@ -382,6 +382,31 @@ def test_two_writers_of_one_folder_are_told_apart(tmp_path: Path) -> None:
     assert (out / "m").read_text() == "first"
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no flock")
+def test_a_folder_of_many_files_has_one_writer(tmp_path: Path) -> None:
+    """A second run into the same folder is refused while the first works, not afterwards; nothing of the lock stays."""
+    out = tmp_path / "new" / "run"
+    with storage.only_writer(out):
+        script = """
+            import sys
+            from pathlib import Path
+            from havoc_core.errors import HavocError
+            from havoc_core.storage import only_writer
+            try:
+                with only_writer(Path(sys.argv[1])):
+                    print("in")
+            except HavocError as error:
+                print(error)
+        """
+        assert run_child(script, out).communicate(timeout=60)[0] == f"{out} is being written by another process\n"
+        write_text(out / "file", "x")
+    assert run_child(script, out).communicate(timeout=60)[0] == "in\n"
+    assert [path.name for path in out.iterdir()] == ["file"]
+    with pytest.raises(KeyboardInterrupt), storage.only_writer(tmp_path / "nothing"):
+        raise KeyboardInterrupt
+    assert not (tmp_path / "nothing").exists()
+
+
 def test_without_an_exchange_the_swap_still_works(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On systems without renameat2 the old folder is moved aside, and put back when the second step fails."""
     monkeypatch.setattr(storage, "_exchange", lambda _first, _second: False)
