@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 RSS_INTERVAL_MS = 10.0
 VRAM_INTERVAL_MS = 5.0
 _BASELINE_WAIT_S = 0.2
-_SETTLE_S = 2.0  # a driver may take a moment to free what a dead process held
+_SETTLE_S = 1.0  # a driver may take a moment to free what a dead process held
 PHASES = ("load", "first_run", "decode", "steady")
 
 
