@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from havoc_core.arguments import DOMAINS
+from havoc_core.bench.targets import read_targets
 from havoc_core.cli import VERBS, parse
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError
@@ -73,9 +74,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_every_recipe_is_valid(page: Path) -> None:
-    """A recipe that is shown can be run."""
+def test_every_recipe_is_valid(page: Path, tmp_path: Path) -> None:
+    """A recipe that is shown can be run, and a targets file that is shown can be read."""
     for block in blocks(page, "toml"):
+        if ".limits]]" in block:
+            (tmp_path / "own.toml").write_text(block)
+            assert read_targets(tmp_path / "own.toml")
+            continue
         recipe = Recipe.model_validate(tomllib.loads(block))
         assert set(recipe.experts.domains) <= set(DOMAINS)
 
