@@ -5,7 +5,7 @@ stands for scale (v - zero point). Zero points are integers, for every quantizer
 back to unpacking the matrix (24 times slower for one token on a CPU, int8 not at all), and GatherBlockQuantized reads
 none. The last block of a row is padded with zeros.
 
-    rtn      round to nearest, by ONNX Runtime's own native quantizers
+    rtn      round to nearest, as ONNX Runtime's own native quantizers do, to the byte where symmetric
     hqq      half-quadratic quantization (Badri & Shaji 2023, mobiusml.github.io/hqq_blog): minimises sum |error|^0.7,
              so that outliers do not decide. Theirs fits a float zero point and leaves the scale; here the zero point
              is an integer, and the same alternation fits the scale
@@ -69,10 +69,10 @@ def quantize_blocks(weight_NK: Tensor, structure: Structure) -> Blocks:
     packed = np.zeros((num_rows, num_blocks, size * num_bits // 8), np.uint8)
     scales = np.zeros((num_rows, num_blocks), np.float32)
     zero_points = np.zeros((num_rows, -(-num_blocks * num_bits // 8)), np.uint8)
-    fit = {"hqq": _half_quadratic, "k_quant": _weighted_grid}.get(structure.quantizer)
+    fit = {"rtn": _nearest, "hqq": _half_quadratic, "k_quant": _weighted_grid}[structure.quantizer]
     for rows in row_slices(num_rows, num_columns):
         out = packed[rows], scales[rows], zero_points[rows]
-        if fit is None:
+        if structure.is_symmetric:
             _round_to_nearest(weight_NK[rows], out, structure)
         else:
             _fit_blocks(weight_NK[rows], out, fit, num_bits)
@@ -86,14 +86,14 @@ def row_slices(num_rows: int, num_columns: int) -> Iterator[slice]:
 
 
 def _round_to_nearest(weight_NK: Tensor, out: Arrays, structure: Structure) -> None:
-    if structure.is_symmetric and _round_symmetric(weight_NK, out, BITS_PER_WEIGHT[structure.weight_format]):
+    if _round_symmetric(weight_NK, out, BITS_PER_WEIGHT[structure.weight_format]):
         return
     (num_rows, num_columns), (packed, scales, zero_points) = weight_NK.shape, out
     padded_KN = torch.zeros(scales.shape[1] * structure.block_size, num_rows)
     padded_KN[:num_columns] = weight_NK.t()
     quantize = native.quantize_matmul_8bits if structure.weight_format == "int8" else native.quantize_matmul_4bits
     sizes = structure.block_size, num_rows, num_columns
-    quantize(packed, padded_KN.numpy(), scales, zero_points, *sizes, structure.is_symmetric)
+    quantize(packed, padded_KN.numpy(), scales, zero_points, *sizes, True)
 
 
 def _round_symmetric(weight_NK: Tensor, out: Arrays, num_bits: int) -> bool:
@@ -108,8 +108,7 @@ def _round_symmetric(weight_NK: Tensor, out: Arrays, num_bits: int) -> bool:
         return False
     padded_NK = np.zeros((num_rows, scales.shape[1] * size), np.float32)
     padded_NK[:, :num_columns] = weight_NK.to(torch.float32).numpy()
-    starts, middle = np.arange(0, padded_NK.size, size), np.float32(1 << (num_bits - 1))
-    high, low = (extreme.reduceat(padded_NK.reshape(-1), starts) for extreme in (np.maximum, np.minimum))
+    middle, (low, high) = np.float32(1 << (num_bits - 1)), _extremes(padded_NK, size)
     furthest = np.where(high > -low, high, low).reshape(scales.shape)
     np.divide(furthest, -middle, out=scales)
     with np.errstate(over="ignore"):
@@ -138,10 +137,11 @@ def _fit_blocks(weight_NK: Tensor, out: Arrays, fit: Fit, num_bits: int) -> None
     packed, scales, zero_points = out
     (num_rows, num_blocks), num_columns = scales.shape, weight_NK.shape[1]
     size = packed.shape[2] * 8 // num_bits
-    padded_NK = torch.zeros(num_rows, num_blocks * size)
-    padded_NK[:, :num_columns] = weight_NK
-    x_BS, top = padded_NK.numpy().reshape(-1, size), (1 << num_bits) - 1
-    low_B1, high_B1 = (bound.astype(np.float32) / np.float32(top) for bound in _range(x_BS))
+    padded_NK = np.zeros((num_rows, num_blocks * size), np.float32)
+    padded_NK[:, :num_columns] = weight_NK.to(torch.float32).numpy()
+    x_BS, top = padded_NK.reshape(-1, size), (1 << num_bits) - 1
+    low_B, high_B = _extremes(padded_NK, size)
+    low_B1, high_B1 = np.minimum(low_B, 0)[:, None] / np.float32(top), np.maximum(high_B, 0)[:, None] / np.float32(top)
     step_B1 = high_B1 - low_B1
     step_B1[step_B1 == 0] = 1
     np.divide(x_BS, step_B1, out=x_BS)
@@ -152,15 +152,22 @@ def _fit_blocks(weight_NK: Tensor, out: Arrays, fit: Fit, num_bits: int) -> None
     zero_points[:] = _packed(zero_B1.astype(np.uint8).reshape(num_rows, num_blocks), num_bits)
 
 
-def _range(x_BS: Floats) -> tuple[Floats, Floats]:
-    """Smallest and largest value of each block [B, 1], widened to hold 0, which must stay exact."""
-    return np.minimum(x_BS.min(1, keepdims=True), 0), np.maximum(x_BS.max(1, keepdims=True), 0)
+def _extremes(padded_NK: Floats, size: int) -> tuple[Floats, Floats]:
+    """Smallest and largest value of each block [B]."""
+    starts, values = np.arange(0, padded_NK.size, size), padded_NK.reshape(-1)
+    return np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
 
 
 def _offsets(x_BS: Floats, inverse_B1: Floats, zero_B1: Floats, top: int) -> Floats:
     """Whole steps [B, S] from the zero point to the nearest value that can be stored."""
     offsets_BS: Floats = np.rint(x_BS * inverse_B1)
-    return np.clip(offsets_BS, -zero_B1, top - zero_B1, out=offsets_BS)
+    np.maximum(offsets_BS, -zero_B1, out=offsets_BS)
+    return np.minimum(offsets_BS, top - zero_B1, out=offsets_BS)
+
+
+def _nearest(_x_BS: Floats, low_B1: Floats, top: int) -> tuple[Floats, Floats]:
+    """Round to nearest: the step as it is, and the zero point [B, 1] that the smallest value asks for."""
+    return np.ones_like(low_B1), np.clip(np.rint(-low_B1), 0, top)
 
 
 def _weighted_grid(x_BS: Floats, low_B1: Floats, top: int) -> tuple[Floats, Floats]:
@@ -187,24 +194,24 @@ def _weighted_grid(x_BS: Floats, low_B1: Floats, top: int) -> tuple[Floats, Floa
 def _half_quadratic(x_BS: Floats, low_B1: Floats, top: int) -> tuple[Floats, Floats]:
     """Scale and zero point [B, 1] with a small sum |scale q - x|^p, rtn's or better.
 
-    Alternates between the errors e that |e|^p shrinks (arXiv 1301.0015's generalised soft threshold) and the scale
-    that fits the rest by least squares.
+    Alternates between the part of each error that |e|^p leaves after shrinking (the generalised soft threshold of
+    hqq) and the scale that fits the rest by least squares.
     """
-    zero_B1 = np.clip(np.rint(-low_B1), 0, top)
-    scale_B1, candidate_B1 = np.ones_like(low_B1), np.ones_like(low_B1)
+    scale_B1, zero_B1 = _nearest(x_BS, low_B1, top)
+    candidate_B1 = scale_B1.copy()
     least_B1, beta = np.full_like(low_B1, np.inf), _HQQ_BETA
     for _ in range(_HQQ_STEPS):
         steps_BS = _offsets(x_BS, 1 / candidate_B1, zero_B1, top)
         error_BS = x_BS - candidate_B1 * steps_BS
         size_BS = np.abs(error_BS) + np.float32(1e-8)
-        slope_BS = np.power(size_BS, np.float32(_HQQ_NORM - 1))
+        slope_BS = np.exp(np.log(size_BS) * np.float32(_HQQ_NORM - 1))
         norm_B1 = np.einsum("bs,bs->b", size_BS, slope_BS)[:, None]
         is_better = norm_B1 < least_B1
         np.copyto(least_B1, norm_B1, where=is_better)
         np.copyto(scale_B1, candidate_B1, where=is_better)
-        shrunk_BS = np.copysign(np.maximum(size_BS - slope_BS / np.float32(beta), 0), error_BS)
+        left_BS = np.maximum(1 - slope_BS / size_BS / np.float32(beta), 0)
         squares_B1 = np.einsum("bs,bs->b", steps_BS, steps_BS)[:, None]
-        product_B1 = np.einsum("bs,bs->b", x_BS - shrunk_BS, steps_BS)[:, None]
+        product_B1 = np.einsum("bs,bs->b", x_BS - left_BS * error_BS, steps_BS)[:, None]
         is_usable = (squares_B1 > 0) & (product_B1 > 0)
         candidate_B1 = np.divide(product_B1, squares_B1, out=scale_B1.copy(), where=is_usable)
         beta *= _HQQ_KAPPA

@@ -120,6 +120,21 @@ def test_k_quant_is_better_than_onnx_runtimes(kind: str, name: str, num_bits: in
     assert weighted(weight, ours, 32) < weighted(weight, theirs, 32)
 
 
+@pytest.mark.parametrize(("name", "num_bits"), [("int4a", 4), ("int8a", 8)])
+@pytest.mark.parametrize("kind", ["gaussian", "small", "skewed", "outliers"])
+def test_asymmetric_rounding_is_the_native_quantizers(kind: str, name: str, num_bits: int) -> None:
+    """ONNX Runtime's native quantizer gives the same scales and zero points, and values that differ at ties alone."""
+    weight, size = matrices(np.random.default_rng(4))[kind], 32
+    num_rows, num_columns = weight.shape
+    packed, scales, zero_points = quantize_blocks(torch.from_numpy(weight), structure_of(name, size))
+    theirs = np.zeros_like(packed), np.zeros_like(scales), np.zeros_like(zero_points)
+    quantize = native.quantize_matmul_8bits if num_bits == 8 else native.quantize_matmul_4bits
+    quantize(theirs[0], weight.T.copy(), theirs[1], theirs[2], size, num_rows, num_columns, False)
+    assert np.allclose(scales, theirs[1], rtol=1e-6)
+    assert (zero_points == theirs[2]).mean() > 0.999
+    assert (packed == theirs[0]).mean() > 0.999
+
+
 @pytest.mark.parametrize("kind", ["gaussian", "small", "skewed", "outliers"])
 def test_hqq_is_better_than_onnx_runtimes_with_integer_zero_points(kind: str) -> None:
     """ONNX Runtime's own HQQ fits float zero points; rounded to what the fast kernels read they are rtn's again."""
