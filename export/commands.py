@@ -236,7 +236,7 @@ def handle_generate(args: argparse.Namespace) -> int:
 
     from ..adapt.tasks.task import Prompt
 
-    text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    text = _prompt(args.prompt)
     prompt = Prompt(text, None if args.image is None else _image(args.image))
     settings: dict[str, Any] = {
         "max_new_tokens": args.max_new_tokens,
@@ -256,6 +256,17 @@ def handle_generate(args: argparse.Namespace) -> int:
         (completion,) = generate_text(base.model, base.tokenizer, [prompt], **settings)
     _print(args.json, {"prompt": text, "completion": completion, "runtime": runtime}, [completion])
     return 0
+
+
+def _prompt(argument: str) -> str:
+    """The text itself, or for `-` what stands on stdin; what is no UTF-8 arrives from the shell in surrogates."""
+    try:
+        text = sys.stdin.read() if argument == "-" else argument
+        text.encode()
+    except UnicodeError as error:
+        msg = "--prompt: the text is not UTF-8"
+        raise HavocError(msg) from error
+    return text
 
 
 def _image(path: Path) -> bytes:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -134,3 +137,16 @@ def test_quantized_base_is_neither_imported_nor_exported(
         assert run(*words) == 2
         assert "quantized checkpoints are not read" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "given"),
+    [(["--prompt", "-"], b"\xff\xfe"), (["--prompt", b"\xff"], b"")],
+    ids=["stdin", "argument"],
+)
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+def test_a_prompt_that_is_no_text(words: list, given: bytes, locale: str) -> None:
+    """Bytes that are not UTF-8, from either side and in any locale, are one line and exit code 2."""
+    command = [sys.executable, "-m", "havoc_core", "generate", "nano", *words]
+    found = subprocess.run(command, input=given, capture_output=True, env={**os.environ, "LC_ALL": locale})
+    assert (found.returncode, found.stderr) == (2, b"havoc: error: --prompt: the text is not UTF-8\n")
