@@ -40,11 +40,7 @@ def encode(weight: StoredWeight, tensor: Tensor, structure: Structure) -> list[N
         return [_as(weight, stored, weight.initializers[0].dtype, peak)]
     blocks = quantize_blocks(tensor, structure)
     scales = torch.from_numpy(blocks.scales)
-    largest = _peak(scales)
-    if not math.isfinite(largest):
-        msg = f"{weight.source}: its values span too wide a range for blocks (largest {peak:g}); store it as fp32"
-        raise HavocError(msg)
-    encoded = [blocks.packed, _as(weight, scales, weight.initializers[1].dtype, largest)]
+    encoded = [blocks.packed, _as(weight, scales, weight.initializers[1].dtype, _peak(scales))]
     return encoded if blocks.zero_points is None else [*encoded, blocks.zero_points]
 
 

@@ -54,7 +54,7 @@ def test_zero_points_stand_beside_the_scales() -> None:
 
 
 def test_factors_are_stored_where_they_are_smaller() -> None:
-    """Below break-even a projection is two matrices with names of their own, elsewhere it is whole; both are counted."""
+    """Below break-even a projection is two matrices under names of their own, elsewhere it is whole; both counted."""
     config = HavocConfig.pico()
     layout = plan_layout(config, Structure(rank_fraction=0.25))
     rank = 8
