@@ -69,6 +69,10 @@ def test_decoding_is_a_prefill_of_one() -> None:
         Structure("int8", "fp16"),
         Structure("int4", "fp32"),
         Structure("int4", "fp16", block_size=64),
+        Structure("int4", "fp32", 256, False, "hqq"),
+        Structure("int8", "fp16", 16, False, "k_quant"),
+        Structure("fp16", "fp32", rank_fraction=0.3),
+        Structure("int4", "fp32", 32, False, "rtn", 0.25),
     ],
     ids=str,
 )
@@ -93,10 +97,24 @@ def test_block_scales_by_hand() -> None:
         (Structure("int8", "fp16"), 8.5),
         (Structure("int4", "fp16", block_size=64), 4.25),
         (Structure("fp16", "fp32"), 16.0),
+        (Structure("int4", "fp32", is_symmetric=False), 5.125),
+        (Structure("int8", "fp32", is_symmetric=False), 9.25),
     ):
         assert cost.tensor_bytes("model.layers.0.mlp.up_proj.weight", shape, structure) == num_weights * bits / 8
     assert cost.tensor_bytes("x", (3, 33), Structure("int4", "fp32")) == 3 * 2 * 20
     assert cost.tensor_bytes("x", (33,), Structure("int4", "fp16")) == 66
+
+
+def test_factors_cost_what_their_products_do() -> None:
+    """A projection of rank r costs 2 r (M + N) operations a token and as many weights; the head stays whole."""
+    quarter = Structure(rank_fraction=0.25)
+    up, shape, rank = "model.layers.0.mlp.up_proj.weight", (128, 64), 16
+    assert cost.tensor_bytes(up, shape, quarter) == 4 * rank * (128 + 64)
+    saved = cost.num_layer_matmul_parameters(PICO) - cost.num_layer_matmul_parameters(PICO, quarter)
+    assert saved > 0
+    assert cost.prefill_flops(PICO, 10) - cost.prefill_flops(PICO, 10, quarter) == 2 * 10 * saved
+    assert cost.decode_flops(PICO, 10) - cost.decode_flops(PICO, 10, quarter) == 2 * saved
+    assert cost.weight_bytes(PICO) - cost.weight_bytes(PICO, quarter) == 4 * saved
 
 
 def test_cache_bytes_are_the_caches() -> None:
