@@ -35,16 +35,13 @@ def is_steady(medians_ns: Sequence[int], tolerance: float = TOLERANCE) -> bool:
 
 
 def classify(medians_ns: Sequence[int], tolerance: float = TOLERANCE) -> Classification:
-    """Name the way to the steady level: unchanged, from slower, from faster, or not arrived.
-
-    It is a slowdown only if the first window was faster than every later one, so that noise is not taken for it.
-    """
+    """Name the way from the first window to the steady level: unchanged, from slower, from faster, or not arrived."""
     if not is_steady(medians_ns, tolerance):
         return "no_steady_state"
-    first, *rest = medians_ns
-    if first > rest[-1]:
-        return "flat" if _agree(first, rest[-1], 2 * tolerance) else "warmup"
-    return "flat" if _agree(first, min(rest), 2 * tolerance) or first > min(rest) else "slowdown"
+    first, level = medians_ns[0], medians_ns[-1]
+    if _agree(first, level, 2 * tolerance):
+        return "flat"
+    return "warmup" if first > level else "slowdown"
 
 
 def _agree(first: int, second: int, tolerance: float) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import runpy
 import shutil
 import signal
 import subprocess
@@ -10,11 +11,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from havoc_core.bench.record import load_record
 
+samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 Bench = Callable[..., "subprocess.Popen[str]"]
 PATIENCE_S = 60.0
 
@@ -141,7 +144,9 @@ def test_two_runtimes_at_once(tiny_artifact: Path, tmp_path: Path) -> None:
 
 
 def test_a_reader_that_went_away(bench: Bench, tiny_artifact: Path, tmp_path: Path) -> None:
-    """`havoc bench ... | head -0`: the record is written all the same, and nobody is shouted at."""
+    """`havoc bench ... | head -0`: the record is written all the same, linked to the one before, without a complaint."""
+    before = samples.record("cpu")
+    before.save(tmp_path / "before" / "record.json")
     process = bench(tiny_artifact)
     assert process.stdout is not None
     process.stdout.close()
@@ -149,4 +154,6 @@ def test_a_reader_that_went_away(bench: Bench, tiny_artifact: Path, tmp_path: Pa
     assert code == 141
     assert process.stderr is not None
     assert process.stderr.read() == ""
-    assert len(load_record(tmp_path / "run" / "record.json").samples) == 5
+    record = load_record(tmp_path / "run" / "record.json")
+    assert len(record.samples) == 5
+    assert record.provenance.previous_record_sha256 == before.sha256

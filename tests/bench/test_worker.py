@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from havoc_core.bench.own_process import CpuShare, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
 from havoc_core.bench.profiles import PROFILES, Series
@@ -91,6 +92,27 @@ def test_reused_buffers_change_no_answer(tiny_artifact: Path, small_workload: Wo
     step = bench.prompt(1)
     ours, theirs = (bench.session.decode(step, None, past)[0] for past in (ours_past, theirs_past))
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("windows_ms", "word", "num_windows"),
+    [
+        ([500, 500, 500], "flat", 2),
+        ([900, 700, 510, 505, 100], "warmup", 4),
+        ([500, 700, 710], "slowdown", 3),
+        ([500, 700] * 9, "no_steady_state", 6),
+    ],
+)
+def test_warm_up_ends_when_two_windows_agree(windows_ms: list[int], word: str, num_windows: int) -> None:
+    """At the first two windows within 2 %, or after the longest time; every call is kept, the first one apart."""
+    bench = object.__new__(Bench)
+    bench.request = {"plan": {"warmup_window_s": 1.5, "warmup_max_s": 10.0}}
+    script = iter([windows_ms[0], *(call for ms in windows_ms for call in (ms - 3, ms, ms + 90))])
+    bench.time_prefill = lambda calls: calls.add(0, next(script) * 1_000_000)
+    found = bench.warm_up()
+    assert found["classification"] == word
+    assert found["window_ns"] == [ms * 1_000_000 for ms in windows_ms[:num_windows]]
+    assert len(found["calls"]["duration_ns"]) == 1 + 3 * num_windows
 
 
 def test_every_graph_must_run_on_the_provider(tiny_artifact: Path, small_workload: Workload) -> None:
