@@ -144,7 +144,7 @@ def test_two_runtimes_at_once(tiny_artifact: Path, tmp_path: Path) -> None:
 
 
 def test_a_reader_that_went_away(bench: Bench, tiny_artifact: Path, tmp_path: Path) -> None:
-    """`havoc bench ... | head -0`: the record is written all the same, linked to the one before, without a complaint."""
+    """`havoc bench ... | head -0`: the record is written all the same, linked to the one before, silently."""
     before = samples.record("cpu")
     before.save(tmp_path / "before" / "record.json")
     process = bench(tiny_artifact)
