@@ -111,7 +111,7 @@ def gpu_compute_capability_matches(case: Case) -> str | None:
 
 
 def gpu_num_sms_matches(case: Case) -> str | None:
-    """Compare the number of multiprocessors; NVML does not know it, so the CUDA driver's word counts."""
+    """Compare the number of multiprocessors by the CUDA driver; NVML's, where it has one, must agree (I07)."""
     gpu, wanted = case.record.device.gpu, case.target.device.num_sms
     if gpu is None or wanted is None:
         return None
