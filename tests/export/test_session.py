@@ -17,6 +17,7 @@ from havoc_core.errors import HavocError, IdentityError
 from havoc_core.export.completion import generate_ids, left_padded
 from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
+from havoc_core.export.past import Past
 from havoc_core.export.session import DecoderSession
 from havoc_core.model.checkpoint import load_base
 from havoc_core.model.generation import generate_text
@@ -205,6 +206,41 @@ def test_steps_into_buffers_allocate_nothing_that_stays(session: DecoderSession)
     assert places[0] == places[2] != places[1] == places[3]
     first, second = (session.extend(np.array([[5]]), None, past)[0] for _ in range(2))
     assert np.array_equal(first, second)
+
+
+def steps_of(session: DecoderSession, past: Past, splits: tuple[int, ...], mask: np.ndarray | None) -> np.ndarray:
+    """Logits after each chunk of a fixed text in two rows."""
+    ids, start, found = np.random.default_rng(8).integers(4, 300, (2, sum(splits))), 0, []
+    for size in splits:
+        seen = None if mask is None else mask[:, : start + size]
+        logits, past = session.extend(ids[:, start : start + size], seen, past)
+        found.append(logits)
+        start += size
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("options", [GraphOptions(), *VARIANTS], ids=str)
+def test_buffers_forget_what_was_read_before(base_directory: Path, tmp_path: Path, options: GraphOptions) -> None:
+    """One set of buffers read again and again, longer and shorter, masked and not, gives what new ones give."""
+    session = DecoderSession.open(export_artifact(base_directory, tmp_path / "a", options=options), num_threads=1)
+    empty = session.empty_past(2, capacity=12)
+    padded = np.ones((2, 12), np.int64)
+    padded[1, :3] = 0
+    chunked = ((2, 2, 1), (4, 1)) if options.dialect == "standard" else ()
+    for splits in ((4, 1, 1, 1, 1, 1, 1), (4, 1), *chunked, (3, 1, 1), (4, 1, 1)):
+        for mask in (None, padded, None):
+            new = steps_of(session, session.empty_past(2, capacity=12), splits, mask)
+            assert np.array_equal(steps_of(session, empty, splits, mask), new)
+
+
+def test_rows_are_kept_beside_what_they_come_from(session: DecoderSession) -> None:
+    """Taking rows out of a past leaves it as it was, to be extended itself."""
+    ids = np.array([[5, 7, 9], [6, 8, 4]])
+    _, past = session.extend(ids, None, session.empty_past(2, capacity=8))
+    before = [array.copy() for array in past.arrays()]
+    kept = session.keep_rows(past, np.array([1]))
+    assert all(map(np.array_equal, past.arrays(), before))
+    assert all(np.array_equal(array, whole[1:]) for array, whole in zip(kept.arrays(), before, strict=True))
 
 
 def test_a_past_that_is_full_is_refused(session: DecoderSession) -> None:
