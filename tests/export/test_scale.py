@@ -16,6 +16,7 @@ from havoc_core.export.artifact import read_manifest
 from havoc_core.export.graph import build_graphs, serialize
 from havoc_core.export.layout import plan_layout
 from havoc_core.export.package import export_artifact
+from havoc_core.export.parity import LIMITS, limit_of
 from havoc_core.export.source import Source
 from havoc_core.export.verify import verify_artifact
 from havoc_core.model.config import AttentionConfig, HavocConfig, MLPConfig
@@ -126,6 +127,13 @@ def test_a_graph_does_not_hold_its_weights(weight_format: str) -> None:
     assert layout.num_bytes > 2**31
     assert max(item.offset_bytes for item in layout.initializers()) > 2**31
     assert sum(len(serialize(graph)) for graph in build_graphs(config, structure).values()) < 1e6
+
+
+def test_the_limit_grows_with_the_width() -> None:
+    """Up to a width of 1024 the table's, at 7b's 4096 four times that; limits in units of the spread stay."""
+    limits = {name: limit_of(Structure("int4"), HavocConfig.preset(name)).max_abs for name in ("edge-360m", "7b")}
+    assert limits == {"edge-360m": 1e-4, "7b": 4e-4}
+    assert limit_of(Structure("int8"), HavocConfig.preset("7b")) == LIMITS["int8", "fp32"]
 
 
 @pytest.mark.parametrize("weight_format", ["fp16", "int8", "int4"])
