@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .options import options_of
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
@@ -69,7 +71,7 @@ havoc bench . --out ../report     # latency, throughput, memory on this machine
 | mixture | {_mixture(alpha, manifest.rule)} |
 | weight format | {structure.weight_format}{_blocks(structure)} |
 | activations | {structure.activation_dtype} |
-| graph | {manifest.graph["dialect"]} dialect, opset {manifest.graph["opset"]}, IR {manifest.graph["ir_version"]} |
+| graph | {options_of(manifest).description}, opset {manifest.graph["opset"]}, IR {manifest.graph["ir_version"]} |
 
 `manifest.json` lists the SHA-256 of every file, `bom.cdx.json` is its bill of materials (CycloneDX 1.6), `mixture.json`
 {_folding(alpha)}. `havoc verify . --base BASE` hashes every file, folds the weights again and compares the logits.

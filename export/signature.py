@@ -11,6 +11,7 @@ import base64
 import contextlib
 import importlib
 import json
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from .artifact import MANIFEST, SIGNATURE
 if TYPE_CHECKING:
     from .artifact import ArtifactManifest
 
+PASSWORD_VARIABLE = "HAVOC_SIGNING_PASSWORD"  # noqa: S105 - the name of one, not one
 _MAX_REASON_CHARS = 240
 
 
@@ -50,16 +52,21 @@ class Signer:
 
 
 def load_signer(private_key: Path) -> Signer:
-    """Read an unencrypted PEM key on P-256, P-384 or P-521; anything else is a `HavocError`."""
+    """Read a PEM key on P-256, P-384 or P-521; anything else is a `HavocError`.
+
+    The password of an encrypted key is taken from the environment, where it stands in no history and no process list.
+    """
     signing = _library("signing")
-    content = _read(private_key)
-    if b"ENCRYPTED" in content:
-        msg = f"{private_key}: the key is encrypted; sign the finished artifact with `model_signing sign private-key`"
-        raise HavocError(msg)
+    password = None
+    if b"ENCRYPTED" in _read(private_key):
+        password = os.environ.get(PASSWORD_VARIABLE, "").encode()
+        if not password:
+            msg = f"{private_key}: the key is encrypted; put its password into the environment as {PASSWORD_VARIABLE}"
+            raise HavocError(msg)
     try:
-        return Signer(signing.Config().use_elliptic_key_signer(private_key=private_key))
+        return Signer(signing.Config().use_elliptic_key_signer(private_key=private_key, password=password))
     except Exception as error:  # the library lets through whatever its crypto raises for a key of another kind
-        msg = f"{private_key}: not a private key on P-256, P-384 or P-521 in PEM form ({_reason(error)})"
+        msg = f"{private_key}: not read as a private key on P-256, P-384 or P-521 in PEM form ({_reason(error)})"
         raise HavocError(msg) from error
 
 

@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from havoc_core.cli import main
 from havoc_core.export.artifact import SIGNATURE, read_manifest
 from havoc_core.export.session import DecoderSession
+from havoc_core.export.signature import PASSWORD_VARIABLE
 from havoc_core.storage import sha256_file
 
 
@@ -76,7 +77,7 @@ def test_the_signature_is_the_standards(signed: Path, keys: Path) -> None:
 
 
 def test_an_existing_artifact_is_signed_by_the_standards_command(signed: Path, keys: Path) -> None:
-    """And we verify what it signs: so a key behind a password, or a finished artifact, is no obstacle."""
+    """And we verify what it signs."""
     (signed / SIGNATURE).unlink()
     arguments = ["--signature", signed / SIGNATURE, "--private_key", keys / "theirs.pem"]
     found = model_signing("sign", "key", signed, *arguments)
@@ -130,9 +131,9 @@ def test_a_signature_that_leaves_a_file_out_is_refused(signed: Path, keys: Path,
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("locked.pem", "the key is encrypted"),
-        ("other.pem", "not a private key on P-256, P-384 or P-521"),
-        ("mine.pub", "not a private key on"),
+        ("locked.pem", "the key is encrypted; put its password into the environment as HAVOC_SIGNING_PASSWORD"),
+        ("other.pem", "not read as a private key on P-256, P-384 or P-521"),
+        ("mine.pub", "not read as a private key on"),
         ("absent.pem", "absent.pem: No such file"),
     ],
 )
@@ -143,6 +144,19 @@ def test_a_key_that_cannot_sign_is_refused_first(tmp_path: Path, keys: Path, cap
     assert message in error
     assert len(error.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_an_encrypted_key_signs_with_its_password(
+    tmp_path: Path, keys: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The password comes by the environment; a wrong one is one line and exit code 2."""
+    words = ("export", "pico", "--out", tmp_path / "a", "--sign", keys / "locked.pem", "--quiet")
+    monkeypatch.setenv(PASSWORD_VARIABLE, "wrong")
+    assert run(*words) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    monkeypatch.setenv(PASSWORD_VARIABLE, "secret")
+    assert run(*words) == 0
+    assert run("verify", tmp_path / "a", "--public-key", keys / "locked.pub", "--quiet") == 0
 
 
 @pytest.mark.parametrize("key", ["other.pub", "mine.pem", "absent.pub"])
