@@ -21,7 +21,7 @@ EDGE_BLOCKED = (
     "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib jinja2 transformers".split()
 )
 DRAWING = {
-    f"bench.{name}" for name in ("charts", "history", "page", "report")
+    f"bench.{name}" for name in ("charts", "drawing", "history", "page", "report")
 }  # for `havoc report` alone, which says what to install
 EDGE_MODULES = "errors storage progress config arguments cli __main__ export.artifact export.session".split() + [
     f"model.{name}" for name in "config cost structure tokenizer vision".split()
