@@ -30,6 +30,7 @@ _ONNX_TYPES = {np.float32: 1, np.float16: 10, np.int64: 7}  # onnx.TensorProto.D
 class BoundCall:
     """T new tokens a row into one set of buffers: ids, positions and logits stay bound, the past when it is the same.
 
+    It belongs to those buffers and does not hold them, so that both go when the last past does.
     A single token into a static cache has a mask of fixed width [B, capacity], so that every shape of the step stays
     the same; all others have the mask [B, S].
     """
@@ -49,7 +50,7 @@ class BoundCall:
         `graph_id` numbers the CUDA graph they are captured in; -1 keeps them out of any.
         """
         layout, (num_rows, num_new) = buffers.layout, shape
-        self._decoder, self._embedding, self._buffers = decoder, embedding, buffers
+        self._decoder, self._embedding = decoder, embedding
         self._num_rows, self._num_new = shape
         self._io = decoder.io_binding()
         self._raw_io = self._io._iobinding  # noqa: SLF001 - what its wrapper adds costs as much again
@@ -67,7 +68,8 @@ class BoundCall:
         if embedding is None:
             self._io.bind_ortvalue_input("input_ids", self._ids.value)
         else:
-            self._bind_embedding(embedding, np.zeros((num_rows, num_new, config.d_model), layout.dtype))
+            embeds = np.zeros((num_rows, num_new, config.d_model), layout.dtype)
+            self._bind_embedding(embedding, ort.OrtValue.ortvalue_from_numpy(embeds, layout.device, 0))
         num_logits = 1 if decoder.get_outputs()[0].shape[1] == 1 else num_new
         self._host_logits = np.zeros((num_rows, num_logits, config.vocab_size), np.float32)
         is_captured = graph_id is not None and graph_id >= 0  # then everything it touches must stay on the device
@@ -79,48 +81,45 @@ class BoundCall:
         if self._run_options is not None:
             self._run_options.add_run_config_entry("gpu_graph_id", str(graph_id))
 
-    def _bind_embedding(self, embedding: ort.InferenceSession, embeds: NDArray[np.float32 | np.float16]) -> None:
-        value = ort.OrtValue.ortvalue_from_numpy(embeds, self._buffers.layout.device, 0)
-        self._io.bind_ortvalue_input("inputs_embeds", value)
+    def _bind_embedding(self, embedding: ort.InferenceSession, embeds: ort.OrtValue) -> None:
+        self._io.bind_ortvalue_input("inputs_embeds", embeds)
         self._embedding_io = embedding.io_binding()
         self._embedding_io.bind_ortvalue_input("input_ids", self._ids.value)
-        self._embedding_io.bind_ortvalue_output("inputs_embeds", value)
+        self._embedding_io.bind_ortvalue_output("inputs_embeds", embeds)
 
     def run(
         self,
+        buffers: KeyValueBuffers,
+        past: Past,
         input_ids: NDArray[np.int64],
         mask: NDArray[np.int64] | None,
         positions: NDArray[np.int64],
-        past: Past,
         features: ort.OrtValue,
     ) -> tuple[NDArray[np.float32], int]:
-        """Logits fp32 [B, V or T, V] (valid until the next run) and the side that the new past lies on."""
+        """Logits fp32 [B, 1 or T, V] (valid until the next run) and the side of `buffers` that the new past lies on."""
         self._ids.write(input_ids)
         self._positions.write(positions)
-        self._bind_mask(mask, past.num_tokens + self._num_new)
-        side = self._bind_past(past)
+        self._bind_mask(buffers, mask, past.num_tokens + self._num_new)
+        side = self._bind_past(buffers, past)
         if self._embedding is not None:
             self._embedding_io.bind_ortvalue_input("image_features", features)
             run(self._embedding, self._embedding_io)
         run(self._decoder, self._io, self._run_options)
         return self._host_logits if self._logits.device_name() == "cpu" else self._logits.numpy(), side
 
-    def _bind_mask(self, mask: NDArray[np.int64] | None, num_total: int) -> None:
+    def _bind_mask(self, buffers: KeyValueBuffers, mask: NDArray[np.int64] | None, num_total: int) -> None:
         if self._mask is not None:
             self._mask.write(np.ones((self._num_rows, num_total), np.int64) if mask is None else mask)
         elif mask is not None:
             self._io.bind_cpu_input("attention_mask", np.ascontiguousarray(mask))
             self._bound_mask = None
         elif self._bound_mask != num_total:
-            place = self._buffers.ones.value.data_ptr()
-            self._raw_io.bind_input(
-                "attention_mask", self._device, _ONNX_TYPES[np.int64], (self._num_rows, num_total), place
-            )
+            dtype, shape = _ONNX_TYPES[np.int64], (self._num_rows, num_total)
+            self._raw_io.bind_input("attention_mask", self._device, dtype, shape, buffers.ones.value.data_ptr())
             self._bound_mask = num_total
 
-    def _bind_past(self, past: Past) -> int:
+    def _bind_past(self, buffers: KeyValueBuffers, past: Past) -> int:
         """Bind the filled buffers as past and the others as present; a static cache is both at once."""
-        buffers = self._buffers
         side = 0 if buffers.is_static else 1 - past.side
         if self._bound_past == (past.side, past.num_tokens) or (buffers.is_static and self._bound_past is not None):
             return side

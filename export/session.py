@@ -238,7 +238,7 @@ class DecoderSession:
             return self._extend_held(input_ids, attention_mask, positions, past, patches)
         past.buffers.require_room(num_total)
         call = past.buffers.calls.get(input_ids.shape) or self._bind_call(past.buffers, input_ids.shape)
-        logits, side = call.run(input_ids, attention_mask, positions, past, self._features(patches))
+        logits, side = call.run(past.buffers, past, input_ids, attention_mask, positions, self._features(patches))
         present = Past(num_rows=num_rows, num_tokens=num_total, buffers=past.buffers, side=side)
         return logits, present
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -241,6 +243,20 @@ def test_rows_are_kept_beside_what_they_come_from(session: DecoderSession) -> No
     kept = session.keep_rows(past, np.array([1]))
     assert all(map(np.array_equal, past.arrays(), before))
     assert all(np.array_equal(array, whole[1:]) for array, whole in zip(kept.arrays(), before, strict=True))
+
+
+def test_buffers_go_with_the_last_past(session: DecoderSession) -> None:
+    """Memory of a whole cache is given back at once, not when cycles are collected."""
+    gc.disable()
+    try:
+        past = session.empty_past(1, capacity=8)
+        buffers = weakref.ref(past.buffers)
+        for _ in range(3):
+            _, past = session.extend(np.array([[5]]), None, past)
+        del past
+        assert buffers() is None
+    finally:
+        gc.enable()
 
 
 def test_a_past_that_is_full_is_refused(session: DecoderSession) -> None:
