@@ -149,7 +149,7 @@ def _blocks(structure: Structure) -> str:
 
 
 def _parity_table(manifest: ArtifactManifest) -> str:
-    lines = ["| case | largest difference | mean | top-1 |", "|---|---|---|---|"]
+    lines = ["| way of running it | largest difference of a logit | mean | same next token |", "|---|---|---|---|"]
     drift = manifest.parity["format_drift"] | {"name": "format: stored weights against the exact fold"}
     lines += [
         f"| {case['name']} | {case['max_abs_diff']:.2e} | {case['mean_abs_diff']:.2e} | {case['top1_share']:.3f} |"
