@@ -107,6 +107,19 @@ def test_no_quantizer_is_worse_than_rtn(kind: str, block_size: int) -> None:
         assert weighted(weight, errors[ours], block_size) < 0.99 * weighted(weight, errors[rtn], block_size)
 
 
+@pytest.mark.parametrize("kind", ["gaussian", "small", "skewed", "outliers"])
+def test_no_single_block_is_worse_than_rtn(kind: str) -> None:
+    """What is better is kept block by block, so none pays for the others."""
+    weight = matrices(np.random.default_rng(5))[kind]
+    error = {name: (restored(weight, structure_of(name)) - weight).reshape(-1, 32) for name in FORMATS}
+    norms = {name: (np.abs(blocks).astype(np.float64) ** 0.7).sum(1) for name, blocks in error.items()}
+    assert (norms["hqq"] <= norms["int4a"] * (1 + 1e-4)).all()
+    blocks = weight.astype(np.float64).reshape(-1, 32)
+    importance = np.abs(blocks) + np.sqrt((blocks**2).mean(1, keepdims=True))
+    losses = {name: (importance * error[name] ** 2).sum(1) for name in ("k_quant", "int4a")}
+    assert (losses["k_quant"] <= losses["int4a"] * (1 + 1e-4)).all()
+
+
 @pytest.mark.parametrize(("name", "num_bits"), [("k_quant", 4), ("k_quant8", 8)])
 @pytest.mark.parametrize("kind", ["gaussian", "small", "skewed", "outliers"])
 def test_k_quant_is_better_than_onnx_runtimes(kind: str, name: str, num_bits: int) -> None:
