@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.tensors import HEAD
 from ..progress import SILENT, Progress
 from .encode import encode, encode_factors, rope_arrays
 from .layout import NUM_BITS, ROPE_COS, ROPE_SIN
@@ -104,8 +103,3 @@ class StoredWeights(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._sources)
-
-    @property
-    def is_head_tied(self) -> bool:
-        """Whether the embedding table is also the head."""
-        return HEAD not in self._sources
