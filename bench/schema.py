@@ -289,6 +289,13 @@ class MemorySeries(Part):
     cross_check_bytes: PositiveBytes | None = None
     spilled_bytes: Bytes | None = None
 
+    @model_validator(mode="after")
+    def _one_reading_each(self) -> Self:
+        if len(self.time_ns) != len(self.reading_bytes):
+            msg = f"{len(self.reading_bytes)} memory readings at {len(self.time_ns)} times"
+            raise ValueError(msg)
+        return self
+
 
 class Memory(Part):
     """Memory passes, apart from the timed ones. An empty list means not measured; `*_reason` says why.

@@ -183,6 +183,8 @@ def test_edited_record_is_refused(saved: Path, where: str, value: Any) -> None:
         (FIRST_SAMPLE, None, "integer"),
         (FIRST_SAMPLE, REMOVE, "20 start times for 19 durations"),
         ("memory/rss/0/peak_bytes", 0, "greater than 0"),
+        ("memory/rss/0/time_ns", [1, 2], "0 memory readings at 2 times"),
+        ("accuracy", {"a/b": {}}, "accuracy"),
         ("subject/files", {"/etc/passwd": "a" * 64}, "pattern"),
         ("subject/files", {"../model.onnx": "a" * 64}, "pattern"),
         ("device/is_simulated", True, "simulated device cannot give measured evidence"),

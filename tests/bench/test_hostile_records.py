@@ -1,0 +1,130 @@
+"""Whatever a sound record holds, it is judged, compared and reported, or refused in one line."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from havoc_core.bench import bounds, page, ratios
+from havoc_core.bench.compare import compare
+from havoc_core.bench.gate import judge
+from havoc_core.bench.history import entry
+from havoc_core.bench.record import Record, load_record, seal_of
+from havoc_core.bench.report import Run, junit, telemetry_csv
+from havoc_core.bench.targets import load_target
+from havoc_core.errors import HavocError
+
+samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+TARGETS = [load_target(name) for name in ("host", "gtx1660")]
+GOOD = samples.record("cpu")
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Redraw little: whether something is raised does not depend on how often."""
+    monkeypatch.setattr(bounds, "NUM_RESAMPLES", 20)
+    monkeypatch.setattr(ratios, "NUM_RESAMPLES", 20)
+
+
+def read_everything(record: Record, *, is_drawn: bool) -> None:
+    """Do all that the offline verbs do with a record; drawing takes longest."""
+    judged = tuple((target, judge([record], target, this_cpu=samples.THIS_CPU)) for target in TARGETS)
+    compare(GOOD, record, across=True)
+    compare(record, record, across=True)
+    entry("folder", record, [judgement for _, judgement in judged])
+    run = Run(record=record, judged=judged)
+    page.markdown(run)
+    junit(run)
+    telemetry_csv(record)
+    if is_drawn:
+        page.html(run)
+
+
+def places(node: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Return the path of every value of a document; of a list, its first and last."""
+    if isinstance(node, dict):
+        return [path] + [place for key in node for place in places(node[key], (*path, key))]
+    if isinstance(node, list):
+        ends = sorted({0, len(node) - 1}) if node else []
+        return [path] + [place for index in ends for place in places(node[index], (*path, index))]
+    return [path]
+
+
+_other = {
+    int: st.integers(0, 2**62 - 1) | st.sampled_from([0, 1, 2]),
+    float: st.floats(allow_nan=False, allow_infinity=False),
+    str: st.text(max_size=12) | st.sampled_from(["cuda", "cpu", "gate", "search", "screen", "a/b", "__class__"]),
+    bool: st.booleans(),
+}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_a_sealed_record_with_odd_values_never_surprises(tmp_path: Path, kind: str, data: st.DataObject) -> None:
+    """One to three values replaced by others of their type, lists emptied, parts removed, and sealed again."""
+    document = samples.record(kind).document()
+    for _ in range(data.draw(st.integers(1, 3))):
+        *parents, last = data.draw(st.sampled_from([place for place in places(document) if place]))
+        node = document
+        for key in parents:
+            node = node[key]
+        value = node[last]
+        if isinstance(value, (dict, list)):
+            node[last] = data.draw(st.sampled_from([type(value)(), None, value]))
+        else:
+            node[last] = data.draw(_other.get(type(value), st.none()) | st.none())
+    path = tmp_path / "odd.json"
+    path.write_text(json.dumps({**document, "sha256": seal_of(document)}))
+    try:
+        record = load_record(path)
+    except HavocError as error:
+        assert "\n" not in str(error)
+        return
+    read_everything(record, is_drawn=False)
+
+
+EXTREMES = {
+    "one-call": {"samples__each__prefill": {"start_ns": [0], "duration_ns": [1]}},
+    "longest-calls": {"samples__each__prefill": {"start_ns": [0], "duration_ns": [2**62 - 1]}},
+    "one-process": {"samples": [samples.process(0, "CPUExecutionProvider")], "protocol__num_processes": 1},
+    "largest-peak": {"memory__rss__each__peak_bytes": 2**62 - 1},
+    "smallest-weights": {"subject__weight_bytes": 1, "subject__num_parameters": 0},
+    "none-right": {"accuracy__math__num_right": 0},
+    "no-versions": {"host__versions": {}},
+    "no-alpha": {"subject__alpha": {}},
+    "no-series": {"memory__rss__each__time_ns": [], "memory__rss__each__reading_bytes": []},
+    "no-clock": {"telemetry__each__cpu_clock_mhz": None, "telemetry__each__temperature_c": None},
+    "telemetry-of-nobody": {"telemetry__each__process": 99},
+    "one-phase": {"memory__rss__each__phase_start_ns": {"start": 2**61}},
+}
+
+
+@pytest.mark.parametrize("changes", EXTREMES.values(), ids=EXTREMES)
+def test_extremes_are_read(changes: dict[str, Any], tmp_path: Path) -> None:
+    """The ends of what the schema allows."""
+    samples.record("cpu", **changes).save(tmp_path / "record.json")
+    try:
+        read_everything(load_record(tmp_path / "record.json"), is_drawn=True)
+    except HavocError as error:
+        assert "\n" not in str(error)
+
+
+@given(st.lists(st.floats(1e-6, 1e13), min_size=1, max_size=20), st.floats(0.5, 0.999), st.floats(0.5, 0.999999))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@example([1e-6, 1e13], 0.5, 0.95)
+def test_bounds_take_whatever_a_record_may_hold(values: list[float], quantile: float, confidence: float) -> None:
+    """From a nanosecond to a century no quantile or confidence ends in an exception, and bounds keep their order."""
+    found = bounds.quantile_bounds(values, quantile=quantile, confidence=confidence)
+    assert found.low is None or found.low <= max(values)
+    assert found.high is None or found.high >= min(values)
+    assert bounds.next_bound(values, scatter=values, confidence=confidence) >= 0
+    if len(values) > 1:
+        assert ratios.detectable_change(min(values), max(values), confidence=0.975) >= 0
