@@ -120,8 +120,12 @@ class Attempt:
 def latency_process(
     session: Session, process: int, *, task: str = "latency", watch: MemoryWatch | None = None
 ) -> Attempt:
-    """Run one latency process; `extra` holds what the worker's task adds to its samples."""
+    """Run one latency process; `extra` holds what the worker's task adds to its samples.
+
+    Readings count from the first timed call to the last: while a model loads, a device idles at its lowest clocks.
+    """
     pid = 0
+    window: dict[str, int] = {}
     energy: dict[str, tuple[int, float | None, int]] = {}
 
     def start(started: int) -> None:
@@ -136,8 +140,10 @@ def latency_process(
             watch.listen(event)
         if event["name"] in ("decode", "end"):
             energy[event["name"]] = (event["t_ns"], _energy_j(session), event.get("num_tokens", 0))
-        if event["name"] == "end":
+        if event["name"] in ("prefill", "end"):
+            before_ns = time.perf_counter_ns()
             sampler.take()
+            window[event["name"]] = before_ns if event["name"] == "prefill" else time.perf_counter_ns()
 
     def read() -> dict[str, Any] | None:
         if session.card is None:
@@ -151,11 +157,15 @@ def latency_process(
             session.request(task, process), timeout_s=session.profile.timeout_s, on_start=start, listen=listen
         )
     share = (time.process_time() - cpu_before) / (time.perf_counter() - wall_before)
+    timed = sorted(
+        (taken for taken in sampler.readings if window["prefill"] <= taken[0] <= window["end"]),
+        key=lambda taken: taken[0],
+    )
     begin, end = energy["decode"], energy["end"]
     joules = None if begin[1] is None or end[1] is None or end[1] <= begin[1] else end[1] - begin[1]
     return Attempt(
         samples=ProcessSamples.model_validate(result.pop("samples"), strict=False),
-        telemetry=tuple(telemetry_points(sampler.readings, process=process, zero_ns=session.zero_ns)),
+        telemetry=tuple(telemetry_points(timed, process=process, zero_ns=session.zero_ns)),
         decode_joules=joules,
         decode_span_s=(end[0] - begin[0]) / 1e9,
         decode_tokens=end[2],

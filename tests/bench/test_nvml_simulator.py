@@ -249,10 +249,19 @@ def test_throttling_and_strangers_are_noticed(session: Simulate) -> None:
     assert strange["telemetry"][0]["sm_clock_mhz"] == 1785
 
 
+def test_clocks_of_a_loading_card_do_not_count(session: Simulate) -> None:
+    """A card idles at its lowest clocks while a model loads: readings begin with the first timed call."""
+    seen = session("latency", add=("until 150 sm_clock 300",))["seen"]
+    assert len(seen["telemetry"]) >= 2
+    assert {point["sm_clock_mhz"] for point in seen["telemetry"]} == {1785}
+    times = [point["t_ns"] for point in seen["telemetry"]]
+    assert times == sorted(times)
+
+
 def test_a_throttled_window_is_repeated_and_counted(session: Simulate) -> None:
     """Throttling that ends is measured again; one that stays ends in an invalid record, after a bounded number."""
-    passing = session("record", "8", add=("until 900 throttle 0x40",))["seen"]
-    assert 1 <= passing["protocol"]["num_retries"] == len(passing["protocol"]["retry_reasons"]) <= 8
+    passing = session("record", "12", add=("until 3000 throttle 0x40",))["seen"]
+    assert 1 <= passing["protocol"]["num_retries"] == len(passing["protocol"]["retry_reasons"]) <= 12
     assert "hw_thermal_slowdown" in passing["protocol"]["retry_reasons"][0]
     status = {check["id"]: check["status"] for check in passing["checks"]}
     assert (status["throttling"], status["retries"]) == ("ok", "warning")
