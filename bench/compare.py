@@ -72,6 +72,8 @@ def differences(old: Record, new: Record) -> list[str]:
         ("evidence", old.evidence, new.evidence),
         ("provider", old.protocol.provider, new.protocol.provider),
         ("threads", old.protocol.num_threads, new.protocol.num_threads),
+        ("provider options", old.protocol.provider_options, new.protocol.provider_options),
+        ("keys and values", old.protocol.kv_cache, new.protocol.kv_cache),
         *(
             (f"{name} version", old.host.versions.get(name), new.host.versions.get(name))
             for name in _versions(old, new)

@@ -81,8 +81,10 @@ def test_memory_and_accuracy() -> None:
         ({"protocol__num_threads": 1}, "threads"),
         ({"workload__prompt_tokens": 256}, "prompt tokens"),
         ({"evidence": "simulated"}, "evidence"),
+        ({"protocol__kv_cache": "preallocated"}, "keys and values None and preallocated"),
+        ({"protocol__provider_options": {"use_tf32": "1"}}, "provider options"),
     ],
-    ids=["device", "fingerprint", "version", "version-missing", "threads", "work", "evidence"],
+    ids=["device", "fingerprint", "version", "version-missing", "threads", "work", "evidence", "cache", "options"],
 )
 def test_what_cannot_be_compared_is_refused(changes: dict[str, Any], word: str) -> None:
     """Another device, version or work makes the ratio meaningless: exit code 5 unless asked for."""
