@@ -360,8 +360,8 @@ def _blamed(error: OSError, path: Path, temporary: Path) -> HavocError:
 
 
 def unreadable(error: OSError, path: Path | str) -> HavocError:
-    """Why `path` could not be read, in one line."""
-    return HavocError(f"{path}: cannot be read ({error.strerror or error})")
+    """Why `path`, or the file inside it that the system names, could not be read, in one line."""
+    return HavocError(f"{error.filename or path}: cannot be read ({error.strerror or error})")
 
 
 def explained(error: OSError, path: Path | str) -> HavocError:

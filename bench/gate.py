@@ -174,4 +174,4 @@ def hash_artifact(directory: Path) -> dict[str, str]:
     try:
         return {name: file.sha256 for name, file in verify_hashes(directory).files.items()}
     except OSError as error:
-        raise unreadable(error, error.filename or directory) from error
+        raise unreadable(error, directory) from error

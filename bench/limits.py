@@ -10,6 +10,7 @@ calls are not enough: the processes themselves must agree, measured by how much 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -134,7 +135,7 @@ def latency_evidence(limit: Limit, records: Sequence[Record], protocol: Required
     if not samples:
         return "no samples"
     found = bounds.quantile_bounds(samples, quantile=limit.percentile, confidence=limit.confidence)
-    num_within = sum(value < limit.value for value in samples)
+    num_within = sum(len(values) for values in _within(limit, per_process))
     share_within = num_within / len(samples)
     wanted = bounds.num_samples_needed(share_within, quantile=limit.percentile, confidence=limit.confidence)
     figures = [bounds.quantile_of(values, limit.percentile) for values in per_process]
@@ -155,10 +156,14 @@ def _processes_lacking(limit: Limit, figures: Sequence[float], per_process: Sequ
     """
     if max(figures) >= limit.value:
         return f"the slowest process has {_figure(limit, max(figures))}"
-    within = [[value for value in values if value < limit.value] for values in per_process]
-    scatter = [bounds.quantile_of(values, limit.percentile) for values in within]
+    scatter = [bounds.quantile_of(values, limit.percentile) for values in _within(limit, per_process)]
     likely = bounds.next_bound(figures, scatter=scatter, confidence=limit.confidence)
     return f"the processes scatter: one more may have {_figure(limit, likely)}" if likely >= limit.value else ""
+
+
+def _within(limit: Limit, per_process: Sequence[Sequence[float]]) -> list[Sequence[float]]:
+    """Keep the calls within the limit, of each process's sorted ones."""
+    return [values[: bisect_left(values, limit.value)] for values in per_process]
 
 
 def _figure(limit: Limit, value: float) -> str:

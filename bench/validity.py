@@ -6,7 +6,7 @@ does not offer (clocks of a CPU, say) breaks no rule; a quantity that contradict
 
 from __future__ import annotations
 
-import itertools
+import operator
 import statistics
 from typing import TYPE_CHECKING
 
@@ -179,10 +179,9 @@ def clock_is_one(case: Case) -> str | None:
     """Ask that calls follow one another, which durations in another unit than their start times break."""
     for process in case.record.samples:
         for name, calls in (("prefill", process.prefill), ("ttft", process.ttft)):
-            timed = list(zip(calls.start_ns, calls.duration_ns, strict=True))
-            for (start, duration), (following, _) in itertools.pairwise(timed):
-                if start + duration > following:
-                    return f"process {process.process}: {name} calls overlap, so their times are not in one unit"
+            ends_ns = map(operator.add, calls.start_ns, calls.duration_ns)
+            if any(map(operator.gt, ends_ns, calls.start_ns[1:])):
+                return f"process {process.process}: {name} calls overlap, so their times are not in one unit"
     return None
 
 

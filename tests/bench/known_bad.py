@@ -119,6 +119,7 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     "V16": [
         ("cpu", {"samples__0__prefill__start_ns": [100_000 + 21_000 * call for call in range(20)]}),
+        ("cpu", {"samples__0__prefill__start_ns": [15_000_000 * call for call in range(20)]}),
         ("cpu", {"samples__0__ttft__start_ns": [100_000 + 21_000 * call for call in range(20)]}),
     ],
     "V17": [
