@@ -12,6 +12,7 @@ import contextlib
 import importlib
 import json
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 PASSWORD_VARIABLE = "HAVOC_SIGNING_PASSWORD"  # noqa: S105 - the name of one, not one
 _MAX_REASON_CHARS = 240
+_CHANGED = re.compile(r"Hash mismatch for \\?'(.+?)\\?'")
 
 
 @dataclass(frozen=True)
@@ -123,4 +125,7 @@ def _read(path: Path) -> bytes:
 
 
 def _reason(error: Exception) -> str:
-    return (" ".join(str(error).split()) or type(error).__name__)[:_MAX_REASON_CHARS]
+    """The library's words in one line; of a changed file its name, not the raw bytes of both digests."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    changed = _CHANGED.search(text)
+    return f"{changed[1]} is not as it was signed" if changed else text[:_MAX_REASON_CHARS]

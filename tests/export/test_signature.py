@@ -102,7 +102,7 @@ def forge_manifest(artifact: Path) -> None:
     ("damage", "key", "message"),
     [
         (lambda artifact: None, "theirs", "not a signature of these files by"),
-        (forge_manifest, "mine", "Hash mismatch for 'manifest.json'"),
+        (forge_manifest, "mine", "(manifest.json is not as it was signed)"),
         (lambda artifact: (artifact / "extra.txt").write_text("x"), "mine", "Extra files"),
         (lambda artifact: (artifact / SIGNATURE).unlink(), "mine", "not signed (no file model.sig)"),
         (lambda artifact: (artifact / SIGNATURE).write_text("{}"), "mine", "not a signature of these files by"),
