@@ -10,6 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup, escape
 
 from . import charts
+from .circumstances import caveats, commands, environment_rows, facts
 from .figures import DASH, count, measured, printable, show, show_interval, unit_of
 from .targets import metric_of
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from .limits import Line
-    from .record import Record
     from .report import Run
     from .searched import Front, Margin, Score, Scores
 
@@ -284,84 +284,3 @@ def search_notes(front: Front | None) -> list[str]:
     if front.failed:
         notes.append(f"{count(len(front.failed), 'candidate')} failed: {front.failed[0].reason}")
     return notes
-
-
-def facts(record: Record) -> list[tuple[str, str]]:
-    """The few facts a reader wants before any number."""
-    subject, protocol, workload = record.subject, record.protocol, record.workload
-    alpha = ", ".join(f"{domain} {weight:g}" for domain, weight in (subject.alpha or {}).items())
-    effort = (protocol.profile, count(protocol.num_processes, "fresh process"), count(protocol.num_threads, "thread"))
-    weight_bytes = show(subject.weight_bytes, "bytes")
-    cold = record.cold_start
-    cold_s = None if cold is None else (cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9
-    return [
-        ("Device", record.device.name),
-        ("Weights", f"{subject.weight_format}, {weight_bytes}, {subject.activation_dtype} activations"),
-        ("Parameters", f"{subject.num_parameters:,}" if subject.num_parameters else DASH),
-        ("Mixture", f"{alpha} ({subject.rule})" if alpha else "none"),
-        ("Work", f"{workload.prompt_tokens} tokens in, {workload.decode_tokens} out, batch {workload.batch_size}"),
-        ("Protocol", ", ".join(effort)),
-        *([("Cold start", f"{show(cold_s, 's')} to the first prefill, {cold.page_cache} page cache")] if cold else []),
-    ]
-
-
-def environment_rows(record: Record, previous: Record | None) -> list[dict[str, str]]:
-    """Machine and versions, with what the previous record had where it differs."""
-    before = _environment_of(previous) if previous is not None else {}
-    now = _environment_of(record)
-    return [{"name": name, "value": value, "before": _changed(before, name, value)} for name, value in now.items()]
-
-
-def _changed(before: Mapping[str, str], name: str, value: str) -> str:
-    return before[name] if name in before and before[name] != value else ""
-
-
-def _environment_of(record: Record) -> dict[str, str]:
-    device, host = record.device, record.host
-    gpu = device.gpu
-    rows: dict[str, object | None] = {
-        "device": device.name,
-        "provider": record.protocol.provider,
-        "CPU": f"{device.cpu.name}, {device.cpu.num_usable_cores} of {device.cpu.num_logical_cores} cores",
-        "CPU features": " ".join(device.cpu.features),
-        "GPU driver": gpu.driver_version if gpu else None,
-        "GPU compute capability": gpu.cuda.compute_capability if gpu and gpu.cuda else None,
-        "GPU power limit": f"{gpu.power_limit_w:g} W" if gpu and gpu.power_limit_w else None,
-        "system": f"{host.os} {host.kernel}",
-        "container": host.container,
-        "memory": show(host.ram_bytes, "bytes"),
-        "swap": show(host.swap_bytes, "bytes"),
-        "CPU governor": host.cpu_governor,
-        **{f"{name} version": version for name, version in sorted(host.versions.items())},
-        "havoc-core version": record.tool.version,
-    }
-    return {name: str(value) for name, value in rows.items() if value}
-
-
-def commands(run: Run) -> list[str]:
-    """Return the lines that repeat the run: how it was made, how it was measured, how it is judged."""
-    protocol = run.record.protocol
-    num_rows = max((item.num_rows for item in run.record.accuracy.values()), default=0)
-    measure = (
-        f"havoc bench ARTIFACT --profile {protocol.profile} --provider {protocol.provider} --n {num_rows} --out DIR"
-    )
-    gates = [f"havoc gate DIR/record.json --target {target.name} --artifact ARTIFACT" for target, _ in run.judged]
-    return [*([run.command] if run.command else []), measure, *gates]
-
-
-def caveats(record: Record) -> list[str]:
-    """What a careful reader must know, the record's own doubts first."""
-    found = [f"{check.id}: {check.detail}" for check in record.checks if check.status in {"warning", "unavailable"}]
-    if record.subject.has_random_weights:
-        found.append(
-            "The weights are random: speed and memory are real, accuracy is not a property of a trained model."
-        )
-    if record.evidence != "measured":
-        found.append(f"This record is {record.evidence}: it can never pass a gate.")
-    if record.protocol.num_retries:
-        found.append(f"{count(record.protocol.num_retries, 'window')} had to be measured again.")
-    found.append("Hashes detect accidents and edits, not a determined forger; no consumer card attests its identity.")
-    found.append(
-        "Bounds are one-sided at 95 %; 2 GB means 2,000,000,000 bytes; accuracy counts undecided rows as wrong."
-    )
-    return found

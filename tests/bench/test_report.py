@@ -268,13 +268,14 @@ def test_a_gpu_record_shows_its_clocks(tmp_path: Path) -> None:
 
 def test_the_previous_record_is_compared(tmp_path: Path) -> None:
     """What changed in the environment since the record before is shown beside what is."""
-    before = samples.record("cpu", run_id="before", host__kernel="5.15.0")
+    before = samples.record("cpu", run_id="before", host__kernel="5.15.0", host__container="docker")
     before.save(tmp_path / "one" / "record.json")
     samples.record("cpu", provenance__previous_record_sha256=before.sha256).save(tmp_path / "two" / "record.json")
     write_report(tmp_path / "two", targets=["host"])
     text = (tmp_path / "two" / "report.html").read_text()
     assert "<del>Linux 5.15.0</del>" in text
-    assert text.count("<del>") == 1
+    assert "<del>docker</del>" in text  # and now there is none
+    assert text.count("<del>") == 2
 
 
 def test_bad_folders_are_one_line(tmp_path: Path, folder: Path) -> None:

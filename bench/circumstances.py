@@ -1,0 +1,99 @@
+"""What a report says around its numbers: the facts of the run, its environment, how to repeat it, and the caveats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .figures import DASH, count, show
+
+if TYPE_CHECKING:
+    from .record import Record
+    from .report import Run
+
+
+def facts(record: Record) -> list[tuple[str, str]]:
+    """The few facts a reader wants before any number."""
+    subject, protocol, workload = record.subject, record.protocol, record.workload
+    alpha = ", ".join(f"{domain} {weight:g}" for domain, weight in (subject.alpha or {}).items())
+    effort = (protocol.profile, count(protocol.num_processes, "fresh process"), count(protocol.num_threads, "thread"))
+    weight_bytes = show(subject.weight_bytes, "bytes")
+    cold = record.cold_start
+    cold_s = None if cold is None else (cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9
+    return [
+        ("Device", record.device.name),
+        ("Weights", f"{subject.weight_format}, {weight_bytes}, {subject.activation_dtype} activations"),
+        ("Parameters", f"{subject.num_parameters:,}" if subject.num_parameters else DASH),
+        ("Mixture", f"{alpha} ({subject.rule})" if alpha else "none"),
+        ("Work", f"{workload.prompt_tokens} tokens in, {workload.decode_tokens} out, batch {workload.batch_size}"),
+        ("Protocol", ", ".join(effort)),
+        *([("Cold start", f"{show(cold_s, 's')} to the first prefill, {cold.page_cache} page cache")] if cold else []),
+    ]
+
+
+def environment_rows(record: Record, previous: Record | None) -> list[dict[str, str]]:
+    """Machine and versions, with what the previous record had where it differs, a dash for what one of them lacks."""
+    now = _environment_of(record)
+    before = now if previous is None else _environment_of(previous)
+    rows = ((name, now.get(name, DASH), before.get(name, DASH)) for name in dict.fromkeys([*now, *before]))
+    return [{"name": name, "value": value, "before": was if was != value else ""} for name, value, was in rows]
+
+
+def _environment_of(record: Record) -> dict[str, str]:
+    device, host, protocol, tool = record.device, record.host, record.protocol, record.tool
+    gpu = device.gpu
+    options = ", ".join(f"{name} {value}" for name, value in sorted(protocol.provider_options.items()))
+    graph = record.subject.graph or {}
+    rows: dict[str, object | None] = {
+        "device": device.name,
+        "provider": protocol.provider,
+        "provider options": options,
+        "keys and values": protocol.kv_cache,
+        "graph": ", ".join(
+            f"{name} {graph[name]}" for name in ("dialect", "cache", "logits", "opset") if name in graph
+        ),
+        "CPU": f"{device.cpu.name}, {device.cpu.num_usable_cores} of {device.cpu.num_logical_cores} cores",
+        "CPU features": " ".join(device.cpu.features),
+        "GPU driver": gpu.driver_version if gpu else None,
+        "GPU compute capability": gpu.cuda.compute_capability if gpu and gpu.cuda else None,
+        "GPU power limit": f"{gpu.power_limit_w:g} W" if gpu and gpu.power_limit_w else None,
+        "system": f"{host.os} {host.kernel}",
+        "container": host.container,
+        "memory": show(host.ram_bytes, "bytes"),
+        "swap": show(host.swap_bytes, "bytes"),
+        "CPU governor": host.cpu_governor,
+        **{f"{name} version": version for name, version in sorted(host.versions.items())},
+        "havoc-core version": tool.version,
+        "havoc-core commit": f"{tool.git_commit}{', changed' if tool.is_git_dirty else ''}"
+        if tool.git_commit
+        else None,
+    }
+    return {name: str(value) for name, value in rows.items() if value}
+
+
+def commands(run: Run) -> list[str]:
+    """Return the lines that repeat the run: how it was made, how it was measured, how it is judged."""
+    protocol = run.record.protocol
+    num_rows = max((item.num_rows for item in run.record.accuracy.values()), default=0)
+    measure = (
+        f"havoc bench ARTIFACT --profile {protocol.profile} --provider {protocol.provider} --n {num_rows} --out DIR"
+    )
+    gates = [f"havoc gate DIR/record.json --target {target.name} --artifact ARTIFACT" for target, _ in run.judged]
+    return [*([run.command] if run.command else []), measure, *gates]
+
+
+def caveats(record: Record) -> list[str]:
+    """What a careful reader must know, the record's own doubts first."""
+    found = [f"{check.id}: {check.detail}" for check in record.checks if check.status in {"warning", "unavailable"}]
+    if record.subject.has_random_weights:
+        found.append(
+            "The weights are random: speed and memory are real, accuracy is not a property of a trained model."
+        )
+    if record.evidence != "measured":
+        found.append(f"This record is {record.evidence}: it can never pass a gate.")
+    if record.protocol.num_retries:
+        found.append(f"{count(record.protocol.num_retries, 'window')} had to be measured again.")
+    found.append("Hashes detect accidents and edits, not a determined forger; no consumer card attests its identity.")
+    found.append(
+        "Bounds are one-sided at 95 %; 2 GB means 2,000,000,000 bytes; accuracy counts undecided rows as wrong."
+    )
+    return found
