@@ -71,6 +71,8 @@ def differences(old: Record, new: Record) -> list[str]:
         ("device fingerprint", old.device.fingerprint[:12], new.device.fingerprint[:12]),
         ("evidence", old.evidence, new.evidence),
         ("provider", old.protocol.provider, new.protocol.provider),
+        ("provider options", old.protocol.provider_options, new.protocol.provider_options),
+        ("keys and values", old.protocol.kv_cache, new.protocol.kv_cache),
         ("threads", old.protocol.num_threads, new.protocol.num_threads),
         ("provider options", old.protocol.provider_options, new.protocol.provider_options),
         ("keys and values", old.protocol.kv_cache, new.protocol.kv_cache),

@@ -132,6 +132,8 @@ _COMMON: dict[str, Callable[[Record], object]] = {
     "device": lambda record: record.device.fingerprint,
     "workload": lambda record: record.workload.model_copy(update={"seed": 0}),
     "provider": lambda record: record.protocol.provider,
+    "provider options": lambda record: record.protocol.provider_options,
+    "keys and values": lambda record: (record.protocol.kv_cache, record.protocol.io_binding),
     "threads": lambda record: record.protocol.num_threads,
     "versions": lambda record: record.host.versions,
 }

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from havoc_core.bench.commands import previous_record
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.doctor import examine, provider_problem
 from havoc_core.bench.record import load_record
@@ -120,6 +121,26 @@ def test_compare(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert code == 0
     assert metrics["prefill_ms"]["change"] == "equal"
     assert metrics["peak_vram_bytes"]["ratio"] is None
+
+
+def test_compare_says_beside_no_change_what_would_have_shown(
+    record: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In the table as in JSON."""
+    other = saved(tmp_path, "other")
+    _, out, _ = run(capsys, "compare", record, other)
+    rows = [line for line in out.splitlines() if "  equal" in line or "  undecided" in line]
+    assert rows
+    assert all("would show" in line for line in rows)
+
+
+def test_a_broken_neighbour_does_not_keep_from_measuring(tmp_path: Path) -> None:
+    """The newest sound record is the previous one; a damaged one beside it is passed over."""
+    sound = saved(tmp_path / "one", "record")
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "record.json").write_text("{")
+    assert previous_record(tmp_path / "three") == load_record(sound)
+    assert previous_record(tmp_path / "nowhere" / "deep") is None
 
 
 def test_plan_is_the_proof(capsys: pytest.CaptureFixture[str]) -> None:

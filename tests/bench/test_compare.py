@@ -47,6 +47,26 @@ def test_a_change_is_named(factor: float, change: str) -> None:
     assert 0 < row.detectable < 0.05
 
 
+def test_no_change_always_says_what_would_have_shown() -> None:
+    """Beside "equal" and "undecided" stands the least change the samples would have shown, unless they show none."""
+    for row in compare(noisy(1), noisy(2)):
+        assert row.change == "not_measured" or row.detectable is not None
+    alone = {"samples": [samples.process(0, "CPUExecutionProvider")], "protocol__num_processes": 1}
+    single = alone | {"samples__0__ttft": {"start_ns": [0], "duration_ns": [20_000_000]}}
+    row = change_of(compare(samples.record("cpu", **single), samples.record("cpu", run_id="b", **single)), "ttft_ms")
+    assert (row.change, row.ratio, row.detectable) == ("undecided", 1.0, None)
+
+
+def test_all_right_twice_is_not_exactly_equal() -> None:
+    """100 of 100 in both records leaves room for a change of a few percent: the interval is no point."""
+    everything = {"accuracy__math__num_right": 100, "accuracy__math__num_rows": 100}
+    row = change_of(compare(noisy(1, **everything), noisy(2, **everything)), "accuracy/math")
+    assert row.low is not None
+    assert row.high is not None
+    assert 0.95 < row.low < 0.99
+    assert 1.01 < row.high < 1.05
+
+
 def test_two_records_of_one_artifact_rarely_differ() -> None:
     """A/A: of 8 pairs drawn from one distribution, none proves a change beyond the margin, at most one is undecided."""
     pairs = [(noisy(seed, **PREFILL_ALONE), noisy(seed + 100, **PREFILL_ALONE)) for seed in range(8)]

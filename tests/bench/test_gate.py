@@ -140,8 +140,12 @@ def test_a_record_counts_once() -> None:
         ({"workload__seed": 5}, ""),
         ({"protocol__num_threads": 1}, "threads"),
         ({"host__versions__onnxruntime-gpu": "1.30.0"}, "versions"),
+        ({"workload__prompt_tokens": 256}, "workload"),
+        ({"protocol__provider": "CUDAExecutionProvider"}, "provider"),
+        ({"protocol__provider_options": {"arena": "off"}}, "provider options"),
+        ({"protocol__kv_cache": "allocated"}, "keys and values"),
     ],
-    ids=["artifact", "device", "seed-may-differ", "threads", "versions"],
+    ids=["artifact", "device", "seed-may-differ", "threads", "versions", "workload", "provider", "options", "cache"],
 )
 def test_records_of_another_kind_do_not_join(changes: dict[str, Any], word: str) -> None:
     """Records that differ in what they measured, or with what, are refused by name; another seed is wanted."""
