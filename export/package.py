@@ -6,6 +6,7 @@ graphs are opened in ONNX Runtime and compared with torch; only then is the mani
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +43,7 @@ from .source import Source, open_source
 from .tape import CPU_ACCURACY_LEVELS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from torch import Tensor
 
@@ -117,7 +118,7 @@ def export_artifact(
     options = options.fitted(source.config.max_seq_len)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
     refuse_files_of_others(out)
-    with new_directory(out, marker=MANIFEST) as folder:
+    with new_directory(out, marker=MANIFEST) as folder, _torch_threads(torch.get_num_threads() if experts else 1):
         source.read_hash(progress)
         folded = FoldedTensors(source.tensors, mixture.deltas(source, basis), basis)
         data_sha256 = _write_model(folder, source.config, structure, options, folded, progress)
@@ -129,6 +130,20 @@ def export_artifact(
         if signer is not None:
             signer.sign(folder, name=out.resolve().name)
     return out
+
+
+@contextlib.contextmanager
+def _torch_threads(num_threads: int) -> Iterator[None]:
+    """Give torch so many threads. Folding is worth several; the rest is not, and beside other work each is waited for.
+
+    Measured for edge-135m on two busy cores: a forward pass of the probe takes 0.4 s with one, 4 s with two.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(num_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _write_model(
