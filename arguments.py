@@ -83,7 +83,7 @@ def add_pretrain(parser: Parser) -> None:
 def add_import(parser: Parser) -> None:
     """`havoc import DIR`."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="a Hugging Face model directory")
-    _add_output(parser, quiet=False)
+    _add_output(parser)
 
 
 def add_train(parser: Parser) -> None:

@@ -216,7 +216,7 @@ def handle_import(args: argparse.Namespace) -> int:
     """Check a Hugging Face directory completely and say what it is."""
     from .inspection import inspect_directory
 
-    document = inspect_directory(args.directory)
+    document = inspect_directory(args.directory, progress=make_progress(quiet=args.quiet))
     width = max(map(len, document))
     _print(
         args.json, document, [f"{name.replace('_', ' '):{width}s}  {_shown(value)}" for name, value in document.items()]

@@ -206,7 +206,7 @@ def test_a_broken_base_is_one_line(
     edit(base)
     before = contents(artifact)
     for words in (
-        ("import", base),
+        ("import", base, "--quiet"),
         ("export", base, "--out", artifact, "--quiet"),
         ("export", base, "--to", "hf", "--out", tmp_path / "hf", "--quiet"),
     ):
