@@ -43,11 +43,14 @@ print(json.dumps({"ids": found, "prompt": prompt, "text": tokenizer.decode(promp
 
 @pytest.mark.skipif(PYTHON is None, reason="no environment with onnxruntime-genai: `make genai` makes one")
 @pytest.mark.parametrize(
-    ("weight_format", "options"),
+    ("name", "options"),
     [
         ("fp32", GraphOptions()),
         ("int8", GraphOptions()),
         ("int4", GraphOptions()),
+        ("int4a-hqq-b16", GraphOptions()),
+        ("int8a-k_quant-r0.40", GraphOptions()),
+        ("int4a-k_quant-b16-r0.40", GraphOptions(dialect="contrib")),
         ("fp32", GraphOptions(logits="all")),
         ("fp32", GraphOptions(cache="static", cache_len=64)),
         ("fp32", GraphOptions(dialect="contrib")),
@@ -55,11 +58,9 @@ print(json.dumps({"ids": found, "prompt": prompt, "text": tokenizer.decode(promp
     ],
     ids=str,
 )
-def test_the_same_greedy_tokens(
-    text_base_directory: Path, tmp_path: Path, weight_format: str, options: GraphOptions
-) -> None:
+def test_the_same_greedy_tokens(text_base_directory: Path, tmp_path: Path, name: str, options: GraphOptions) -> None:
     """genai opens the folder as it is and continues every prompt as the session does; its tokenizer reads the text."""
-    artifact = export_artifact(text_base_directory, tmp_path / "a", structure=Structure(weight_format), options=options)
+    artifact = export_artifact(text_base_directory, tmp_path / "a", structure=Structure.named(name), options=options)
     rows = [[1, 20, 30, 40], [1, 99, 98, 97, 96, 95, 94], [1, 250]]
     session = DecoderSession.open(artifact)
     ours = generate_ids(session, rows, max_new_tokens=NUM_NEW, eos_ids=session.config.eos_token_ids)
