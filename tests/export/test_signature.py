@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -186,3 +188,17 @@ def test_to_hf_is_signed_too(text_base_directory: Path, keys: Path, tmp_path: Pa
     assert run("export", text_base_directory, "--to", "hf", "--out", out, "--sign", keys / "mine.pem", "--quiet") == 0
     found = model_signing("verify", "key", out, "--signature", out / SIGNATURE, "--public_key", keys / "mine.pub")
     assert found.returncode == 0, found.stderr
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="the documented commands make the key with openssl")
+def test_the_documented_commands_work(tmp_path: Path) -> None:
+    """Every line of the section on signatures in turn: key, export, verify, and the standard's own command."""
+    section = (Path(__file__).parents[2] / "docs" / "export.md").read_text().partition("## Signature")[2]
+    lines = [line for block in re.findall(r"```console\n(.*?)```", section, re.DOTALL) for line in block.splitlines()]
+    assert [line.split()[0] for line in lines] == ["openssl", "openssl", "havoc", "havoc", *["model_signing"] * 2]
+    for line in lines:
+        program, *words = shlex.split(line)
+        module = {"havoc": "havoc_core", "model_signing": "model_signing"}.get(program)
+        command = [program, *words] if module is None else [sys.executable, "-m", module, *words]
+        found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert found.returncode == 0, (line, found.stderr)
