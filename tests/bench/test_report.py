@@ -241,7 +241,7 @@ def test_a_record_that_nobody_judges_still_shows_its_figures(tmp_path: Path) -> 
     write_report(tmp_path, targets=["gtx1660"])
     for name in ("report.html", "report.md"):
         text = (tmp_path / name).read_text()
-        assert "Measured here, judged nowhere" in text
+        assert "Figures without a verdict" in text
         assert "499 tok/s" in text
     write_report(tmp_path, targets=["gtx1660", "host"])
 
