@@ -110,7 +110,7 @@ def test_the_choices_are_those_of_the_rooms() -> None:
     from havoc_core.model.structure import WEIGHT_FORMATS
 
     assert get_args(config.Domain) == arguments.DOMAINS == DOMAINS
-    assert arguments.WEIGHT_FORMATS == tuple(WEIGHT_FORMATS)
+    assert arguments.WEIGHT_FORMATS == WEIGHT_FORMATS
     assert get_args(config.Rule) == arguments.RULES
     assert set(arguments.RULES) == set(get_args(mixture.MixingRule))
     assert (*options.DIALECTS, "auto") == arguments.DIALECTS
