@@ -253,7 +253,7 @@ def test_graph_against_the_builders(benchmark, row, graphs: dict) -> None:
     prefills = alternately(*(partial(loop.run, CONTEXT) for loop in empty), num_rounds=5)
     del empty
     filled = [Loop(graphs[name], CONTEXT) for name in names]
-    steps = alternately(*(partial(loop.run, 1) for loop in filled), num_rounds=40)
+    steps = alternately(*(partial(loop.run, 1) for loop in filled), num_rounds=100)
     benchmark.pedantic(filled[0].run, args=(1,), rounds=20, warmup_rounds=2)
     name = f"graph against genai builder's, {weight_format}"
     row(
@@ -278,15 +278,15 @@ def test_graph_against_the_builders(benchmark, row, graphs: dict) -> None:
 
 
 def test_memory_after_load(benchmark, row, graphs: dict, run_child) -> None:
-    """What a process holds more after opening the graph: the tied table is there once, not twice."""
+    """What a process holds more after opening the graph. Pages of a mapped file can be taken back at any time."""
     ours, theirs = (run_child(sys.executable, "-c", LOAD, graphs[name]).said for name in ("ours", "theirs"))
     benchmark.pedantic(lambda: None)  # read from the children
     row(
-        f"resident after load against genai builder's, {graphs['format']}",
-        sum(theirs.values()) / sum(ours.values()),
+        f"anonymous memory after load against genai builder's, {graphs['format']}",
+        theirs["anon"] / ours["anon"],
         goal=1,
-        detail=f"{ours['anon'] / 1e6:.0f} + {ours['file'] / 1e6:.0f} MB anonymous + mapped, "
-        f"{theirs['anon'] / 1e6:.0f} + {theirs['file'] / 1e6:.0f} MB",
+        detail=f"{ours['anon'] / 1e6:.0f} MB and {ours['file'] / 1e6:.0f} MB of the mapped file, "
+        f"{theirs['anon'] / 1e6:.0f} MB and {theirs['file'] / 1e6:.0f} MB",
     )
 
 
