@@ -358,26 +358,43 @@ def test_no_companion_of_a_record_surprises(tmp_path: Path, data: st.DataObject,
         assert "\n" not in str(error)
 
 
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-@pytest.mark.parametrize("width", [1200, 390])
-def test_a_browser_shows_it(folder: Path, tmp_path: Path, width: int) -> None:
-    """A real browser without network lays the page out on desk and phone: nothing is wider than the window."""
-    write_report(folder)
-    probe = folder / "probe.html"
-    text = (
-        (folder / "report.html")
-        .read_text()
-        .replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
-    )
-    script = (
-        "<script>onload=()=>{const w=document.documentElement;document.title=[w.scrollWidth<=innerWidth,"
-        "document.querySelectorAll('svg').length,document.querySelectorAll('.limit').length].join()}</script></body>"
-    )
-    probe.write_text(text.replace("</body>", script))
+LOOK = """<script>onload=()=>{const w=document.documentElement,count=q=>document.querySelectorAll(q).length;
+document.title=[w.scrollWidth<=innerWidth,count('svg'),count('.limit'),getComputedStyle(document.body).backgroundColor]
+.join(';')}</script></body>"""
+
+
+def seen(page: Path, profile: Path, *, width: int, is_dark: bool = False) -> list[str]:
+    """Lay a page out in a real browser without network; return whether it fits, its pictures, limits and background."""
+    text = page.read_text().replace("default-src 'none'", "default-src 'none'; script-src 'unsafe-inline'")
+    probe = page.with_name("probe.html")
+    probe.write_text(text.replace("</body>", LOOK))
     command = [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command += [f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1600", "--dump-dom", probe.as_uri()]
+    command += ["--blink-settings=preferredColorScheme=0"] if is_dark else []
+    command += [f"--user-data-dir={profile}", f"--window-size={width},1600", "--dump-dom", probe.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title is not None
-    assert title[1] == "true,5,7"
+    return title[1].split(";")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+@pytest.mark.parametrize(("width", "is_dark"), [(1200, True), (390, False)], ids=["desk-dark", "phone"])
+def test_a_browser_shows_it(folder: Path, tmp_path: Path, width: int, *, is_dark: bool) -> None:
+    """On desk and phone nothing is wider than the window, every picture is there, and dark is dark."""
+    write_report(folder)
+    fits, num_pictures, num_limits, background = seen(
+        folder / "report.html", tmp_path / "profile", width=width, is_dark=is_dark
+    )
+    assert (fits, num_pictures, num_limits) == ("true", "5", "7")
+    assert background == ("rgb(15, 17, 21)" if is_dark else "rgb(246, 246, 243)")
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_browser_shows_the_history(tmp_path: Path) -> None:
+    """Three runs on a phone: a picture for each metric that was measured, within the window."""
+    for place in range(3):
+        created = f"2026-11-2{place}T06:00:00Z"
+        samples.record("cpu", run_id=f"run-{place}", created_utc=created).save(tmp_path / f"run{place}" / "record.json")
+    index = write_index(tmp_path, targets=["host"])
+    assert seen(index, tmp_path / "profile", width=390)[:2] == ["true", "7"]
