@@ -69,7 +69,7 @@ havoc bench . --out ../report     # latency, throughput, memory on this machine
 |---|---|
 | base | {source.name}, weights SHA-256 `{manifest.base_hash}` |
 | mixture | {_mixture(alpha, manifest.rule)} |
-| weight format | {structure.weight_format}{_blocks(structure)} |
+| weight format | {structure.weight_format}{_blocks(structure)}{_rank(structure, manifest)} |
 | activations | {structure.activation_dtype} |
 | graph | {options_of(manifest).description}, opset {manifest.graph["opset"]}, IR {manifest.graph["ir_version"]} |
 
@@ -139,6 +139,12 @@ def _mixture(alpha: Mapping[str, float], rule: str) -> str:
 
 def _folding(alpha: Mapping[str, float]) -> str:
     return "and `experts/` are enough to fold the weights again" if alpha else "names the base"
+
+
+def _rank(structure: Structure, manifest: ArtifactManifest) -> str:
+    if structure.rank_fraction == 1:
+        return ""
+    return f", {structure.rank_fraction:g} of the rank: {manifest.graph['factored']} as two factors"
 
 
 def _blocks(structure: Structure) -> str:

@@ -86,6 +86,8 @@ def test_a_factored_export_is_proved_and_derived_again(
     assert structure_of(manifest) == structure
     assert layout.num_factored > 0
     assert manifest.graph["factored"] == f"{layout.num_factored} of 14 projections"
+    card = (artifact / "README.md").read_text()
+    assert f"{structure.rank_fraction:g} of the rank: {layout.num_factored} of 14 projections as two factors" in card
     graph = (artifact / "model.onnx").read_bytes()
     assert graph.count(b"/in") >= layout.num_factored
     (check,) = rederive(artifact, manifest, base_directory)
