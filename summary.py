@@ -58,7 +58,7 @@ def show_search(result: SearchResult, domains: Sequence[str], out: Path, *, as_j
     candidate = result.chosen.candidate
     alpha = ", ".join(f"{domain} {weight:g}" for domain, weight in zip(domains, candidate.alpha, strict=True))
     accuracy = ", ".join(f"{domain} {share:.1%}" for domain, share in result.chosen.accuracy.items())
-    print(f"chosen: {alpha}; weights {candidate.structure.weight_format}")
+    print(f"chosen: {alpha}; weights {candidate.structure}")
     print(f"on fresh rows of the search split: {accuracy}")
     if result.frozen:
         print(f"frozen, because the structures do not differ beyond the noise: {', '.join(result.frozen)}")
