@@ -36,7 +36,8 @@ SWAPPED_CALLS = {"max": "min", "min": "max", "any": "all", "all": "any"}
 
 def mutants(tree: ast.Module) -> Iterator[str]:
     """Change one node of the module's functions at a time; yield what was changed while it is changed."""
-    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    for function in (node for part in (tree, *classes) for node in part.body if isinstance(node, ast.FunctionDef)):
         for node in [node for statement in function.body for node in ast.walk(statement)]:
             yield from changed(node, function.name)
     for table in (

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import itertools
 import runpy
+import tempfile
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench import bounds, gate, identity, limits, rules, validity
+from havoc_core.bench import bounds, gate, identity, limits, rules, targets, validity
 from havoc_core.bench.targets import Limit, RequiredProtocol, load_target
 from havoc_core.errors import HavocError
 
@@ -26,6 +27,15 @@ known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad
 mutation = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("mutation.py"))))
 samples = known.samples
 
+MISTAKES = runpy.run_path(str(Path(__file__).with_name("test_targets.py")))
+OWN = MISTAKES["OWN"]
+TARGET_TEXTS = [
+    OWN,
+    *(OWN.replace("below = 0.2", f"below = {edge}") for edge in (1e-6, 1000.0)),
+    OWN.replace("prefill_ms", "accuracy/math").replace('"s"', '"%"'),
+    "#" * 1_000_000,
+    *(text for text, _ in MISTAKES["MISTAKES"].values()),
+]
 LONGEST_S = 0.4
 NUM_RESAMPLES = 60  # enough to see a change, and thirty times faster
 EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=65.0)
@@ -306,6 +316,30 @@ def scatters(namespace: dict[str, Any]) -> Iterator[Any]:
         yield repr(namespace["rate_bounds"](processes, confidence=0.95))
 
 
+def answers_of_targets(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
+    """Read the bundled targets, right ones and every known mistake; tell what came of each."""
+    for name in ("prefill_ms", "load_s", "decode_tok_per_s", "peak_rss_bytes", "energy_j_per_tok", "accuracy/math"):
+        yield (repr(namespace["metric_of"](name)), namespace["metric_of"](name).is_lower_better)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "own.toml"
+        for text in [namespace["BUNDLED"].read_text(), *TARGET_TEXTS]:
+            path.write_bytes(text if isinstance(text, bytes) else text.encode())
+            for name in (str(path), f"{path}:jetson"):
+                try:
+                    target = namespace["load_target"](name)
+                    yield (repr(target), [(limit.value, limit.sign) for limit in target.limits])
+                except HavocError as error:
+                    yield str(error).replace(folder, "")
+    for name in ("host", "gtx1660"):
+        target = namespace["load_target"](name)
+        yield (repr(target), [(limit.value, limit.sign) for limit in target.limits])
+        yield target.roofline and target.roofline.peak_flop_per_s
+    for name in ("nowhere", "", "no.toml", "no.toml:x", "x:y", "a\0.toml"):
+        with pytest.raises(HavocError) as caught:
+            namespace["load_target"](name)
+        yield str(caught.value)
+
+
 MODULES: dict[types.ModuleType, Callable[..., Iterator[Any]]] = {
     limits: answers_of_limits,
     bounds: answers_of_bounds,
@@ -313,12 +347,19 @@ MODULES: dict[types.ModuleType, Callable[..., Iterator[Any]]] = {
     validity: answers_of_rules,
     rules: answers_of_rules_table,
     gate: answers_of_gate,
+    targets: answers_of_targets,
 }
 
 # Changes that cannot change an answer, each with the reason why.
 WHOLE = "times are whole nanoseconds and the roofline's floor is not, so they are never equal"
 TINY = "terms below a double's last digit are left out, or are added"
+LENGTH = "how long a message may get is no part of the verdict"
 EQUIVALENT = {
+    "targets._read_toml: 1 + 1: 2": "one byte too many is as much too many as two",
+    "targets._read_toml: 200 + 1: 201": LENGTH,
+    "targets._first_line: 120 + 1: 121": LENGTH,
+    "targets._first_line: 300 + 1: 301": LENGTH,
+    "targets._first_line: if -> False: if False:\n    return 'nested too deep'": "TOML nested so deep does not parse",
     "bounds._tail: if -> False: if False:\n    break": TINY,
     "bounds._tail: LtE -> Lt: term < 1e-18 * total": TINY,
     "bounds.student_t: Lt -> LtE: _student_cdf(middle, degrees) <= confidence": "the root lies between two doubles",
