@@ -4,7 +4,7 @@
 #   make test     all tests
 #   make lint     ruff: rules and format
 #   make types    mypy --strict
-#   make bench    tests/perf: speed and memory, as ratios within one run
+#   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=README.md puts the table there)
 #   make fmt      let ruff mend what it can
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
 
@@ -35,7 +35,7 @@ types: .venv/dev
 	$(BIN)/mypy
 
 bench: .venv/dev
-	$(BIN)/pytest tests/perf --benchmark-only --benchmark-columns=median,iqr,rounds
+	$(BIN)/pytest tests/perf --benchmark-only --benchmark-columns=median,iqr,rounds $(if $(TABLE),--perf-table=$(TABLE))
 
 fmt: .venv/dev
 	$(BIN)/ruff check --fix

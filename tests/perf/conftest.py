@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+GENAI = Path(os.environ.get("HAVOC_GENAI_PYTHON") or Path(__file__).parents[2] / ".venv" / "genai" / "bin" / "python")
+"""The interpreter of an environment of its own, since onnxruntime-genai's onnxruntime overwrites onnxruntime-gpu."""
 PACKAGES = ("onnxruntime-gpu", "onnxruntime", "torch", "transformers", "onnx-ir", "numpy")
 FIRST, LAST = "<!-- make bench -->", "<!-- /make bench -->"
 EVEN = 0.03  # what the same two programs, timed again, differ by
@@ -86,7 +88,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.section("speed and memory")
     table = "\n".join([*markdown(found), "", machine()])
     terminalreporter.line(table)
-    path = config.getoption("perf_table")
+    path = config.getoption("perf_table", None)
     if path is not None:
         _put(path, table)
 
@@ -109,9 +111,11 @@ def machine() -> str:
     memory_gib = int(facts["MemTotal"].split()[0]) / (1 << 20)
     cores = len(os.sched_getaffinity(0))
     software = ", ".join(f"{name} {found}" for name in PACKAGES if (found := _version(name)))
+    ask = "from importlib.metadata import version; print(', onnxruntime-genai', version('onnxruntime-genai'), end='')"
+    genai = subprocess.run([GENAI, "-c", ask], capture_output=True, text=True, check=False) if GENAI.exists() else None
     return (
         f"{time.strftime('%Y-%m-%d')}, {cores} cores of {facts['model name']}, {memory_gib:.0f} GiB, load "
-        f"{os.getloadavg()[2]:.1f}, Python {platform.python_version()}, {software}"
+        f"{os.getloadavg()[2]:.1f}, Python {platform.python_version()}, {software}{genai.stdout if genai else ''}"
     )
 
 
@@ -148,6 +152,19 @@ class Child:
     def peak_anon_bytes(self, *, before_s: float = float("inf")) -> int:
         """Most anonymous memory (what no file backs) in samples every 5 ms, until a moment."""
         return max(num_bytes for moment_s, num_bytes in self.anon_bytes if moment_s <= before_s)
+
+
+@pytest.fixture(scope="session")
+def genai_python() -> Path:
+    """An interpreter that runs onnxruntime-genai's model builder; without one the test is skipped with the reason."""
+    if not GENAI.exists():
+        pytest.skip(f"no environment with onnxruntime-genai at {GENAI}: `make genai` makes one")
+    builder = [GENAI, "-c", "import onnxruntime_genai.models.builder"]
+    found = subprocess.run(builder, capture_output=True, text=True, check=False)
+    if found.returncode:
+        reason = found.stderr.strip().splitlines()[-1]
+        pytest.skip(f"its builder cannot start ({reason}): {GENAI} -m pip install torch transformers onnx-ir")
+    return GENAI
 
 
 @pytest.fixture(scope="session")

@@ -4,15 +4,13 @@ Exports run in processes of their own. HAVOC's ends with a proof that the graph 
 do not have one, so both are shown: the whole export, and the part until the proof begins. "After imports" leaves out
 what Python, torch and transformers need to load. Anonymous memory is what no file backs: mapped weights are not in it.
 
-onnxruntime-genai's builder lives in an environment of its own (`make genai`, then `pip install torch transformers
-onnx-ir` there), named by HAVOC_GENAI_PYTHON.
+onnxruntime-genai's builder lives in the environment that `make genai` makes, with torch, transformers and onnx-ir
+installed there, or in the one whose interpreter HAVOC_GENAI_PYTHON names.
 """
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -37,7 +35,6 @@ from havoc_core.model.generation import decode_one, prefill
 from havoc_core.model.structure import Structure
 from havoc_core.model.transformer import HavocModel
 
-GENAI = os.environ.get("HAVOC_GENAI_PYTHON") or str(Path(__file__).parents[2] / ".venv" / "genai" / "bin" / "python")
 FORMATS = ("fp32", "int8", "int4")
 CONTEXT, NUM_NEW = 512, 64
 SAME_LEVEL = {"fp32": [], "int8": [], "int4": ["--extra_options", "accuracy_level=1"]}
@@ -106,14 +103,6 @@ print(json.dumps(dict(zip(("anon", "file"), (now - then for now, then in zip(res
 """
 
 
-def missing_builder() -> str | None:
-    """Why the builder cannot run here, in words; None where it can."""
-    if not Path(GENAI).exists():
-        return f"no environment with onnxruntime-genai at {GENAI}"
-    found = subprocess.run([GENAI, "-c", "import onnxruntime_genai.models.builder"], capture_output=True, check=False)
-    return None if found.returncode == 0 else f"its builder cannot start: {found.stderr.decode().splitlines()[-1]}"
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """edge-135m with random weights as a Hugging Face directory; any tokenizer will do."""
@@ -124,14 +113,12 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def build(base: Path, run_child) -> Callable[..., Any]:
-    """Build with onnxruntime-genai's builder in a process of its own, or skip."""
-    if reason := missing_builder():
-        pytest.skip(reason)
+def build(base: Path, genai_python: Path, run_child) -> Callable[..., Any]:
+    """Build with onnxruntime-genai's builder in a process of its own."""
 
     def built(out: Path, weight_format: str) -> Any:
         words = ["-i", base, "-o", out, "-p", weight_format, "-e", "cpu", "-c", out / "cache"]
-        return run_child(GENAI, "-W", "ignore", "-c", BUILDER, *words, *SAME_LEVEL[weight_format])
+        return run_child(genai_python, "-W", "ignore", "-c", BUILDER, *words, *SAME_LEVEL[weight_format])
 
     return built
 
