@@ -74,8 +74,6 @@ def differences(old: Record, new: Record) -> list[str]:
         ("provider options", old.protocol.provider_options, new.protocol.provider_options),
         ("keys and values", old.protocol.kv_cache, new.protocol.kv_cache),
         ("threads", old.protocol.num_threads, new.protocol.num_threads),
-        ("provider options", old.protocol.provider_options, new.protocol.provider_options),
-        ("keys and values", old.protocol.kv_cache, new.protocol.kv_cache),
         *(
             (f"{name} version", old.host.versions.get(name), new.host.versions.get(name))
             for name in _versions(old, new)
