@@ -18,7 +18,7 @@ import torch
 from .. import __version__
 from ..adapt.expert import save_expert
 from ..adapt.mixture import mix
-from ..adapt.svf import compute_basis
+from ..adapt.svf import matrix_basis
 from ..errors import HavocError
 from ..model.checkpoint import generation_fields
 from ..model.structure import Structure
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
     from ..adapt.expert import Expert
     from ..adapt.mixture import MixingRule
-    from ..adapt.svf import Basis
+    from ..adapt.svf import Basis, MatrixBasis
     from ..model.checkpoint import Base
     from ..model.config import HavocConfig
     from .layout import Layout
@@ -81,14 +81,19 @@ class Mixture:
                 raise HavocError(msg)
         values = None
         if self.rule == "renorm":
-            basis = basis or compute_basis(source.tensors, base_hash=source.hash)
-            values = {name: matrix.singular_values for name, matrix in basis.matrices.items()}
+            names = sorted({name for expert in self.experts for name in expert.deltas} & set(source.tensors))
+            values = {name: _basis_of(source, basis, name).singular_values for name in names}
         return mix(self.experts, self.alpha, rule=self.rule, singular_values=values)
 
     @property
     def weights(self) -> dict[str, float]:
         """Alpha by domain."""
         return {expert.domain: float(weight) for expert, weight in zip(self.experts, self.alpha, strict=True)}
+
+
+def _basis_of(source: Source, basis: Basis | None, name: str) -> MatrixBasis:
+    """One matrix's basis; the bases of all, computed and kept, would be larger than the base."""
+    return matrix_basis(source.tensors[name], name=name) if basis is None else basis.matrices[name]
 
 
 def export_artifact(
