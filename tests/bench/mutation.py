@@ -123,13 +123,16 @@ def loaded(module: types.ModuleType, tree: ast.Module) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def at_most(*, seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` when the block computes longer; a loop that a mutant made endless ends so."""
+    """Raise `TimeoutError` when the block computes longer; a loop that a mutant made endless ends so.
+
+    It is raised again every so often: one that falls into a destructor is swallowed there.
+    """
 
     def stop(*_: object) -> None:
         raise TimeoutError
 
     before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds)
+    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, seconds)
     try:
         yield
     finally:

@@ -397,6 +397,7 @@ def is_noticed(
         return True
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # time was up in a destructor
 @pytest.mark.parametrize("module", list(MODULES), ids=lambda module: module.__name__.rpartition(".")[2])
 def test_no_mutant_of_the_verdict_survives(module: types.ModuleType) -> None:
     """Whatever operator, constant or branch of the verdict is flipped, a known record is judged otherwise."""
