@@ -36,6 +36,7 @@ from havoc_core.model.structure import Structure
 from havoc_core.model.transformer import HavocModel
 
 FORMATS = ("fp32", "int8", "int4")
+pytestmark = pytest.mark.timeout(1200)  # rivals are slow beside other work
 CONTEXT, NUM_NEW = 512, 64
 SAME_LEVEL = {"fp32": [], "int8": [], "int4": ["--extra_options", "accuracy_level=1"]}
 """The builder lets int4 products quantize activations to int8; HAVOC's int4 does not, so neither here."""
