@@ -1,8 +1,9 @@
 """Reading an artifact on the device: its manifest, its files, their hashes. No torch, no onnx, no write.
 
 A folder is input from somewhere else. So names in the manifest must be plain relative paths, every file must be a
-regular file with one name (no symbolic and no hard link may lead the runtime out of the folder), nothing the graphs
-could load may lie there unlisted, and every byte is hashed before a session opens it.
+regular file with one name (no symbolic and no hard link may lead the runtime out of the folder), the weights of every
+graph lie in listed files, nothing a runtime obeys lies there unlisted, and every byte is hashed before a session opens
+it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Any
 from ..errors import HavocError, IdentityError
 from ..storage import read_json, sha256_file
 from .companions import CHAT_TEMPLATES, TOKENIZER_FILES
+from .external import external_locations
 
 MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"
@@ -158,8 +160,13 @@ def check_files(directory: Path, manifest: ArtifactManifest) -> None:
     """Raise unless every listed file is a regular file of the listed size inside the folder, with no other name.
 
     Cheap (no hashing): what must hold before the runtime maps the files. A missing file is a `HavocError`, a link
-    too; a file of another size an `IdentityError`.
+    too, and so is a graph with weights in a file that is not listed; a file of another size is an `IdentityError`.
     """
+    _check_kinds(directory, manifest)
+    _require_listed_weights(directory, manifest)
+
+
+def _check_kinds(directory: Path, manifest: ArtifactManifest) -> None:
     for name, expected in manifest.files.items():
         path = directory / name
         _refuse_links(directory, name)
@@ -198,16 +205,29 @@ def _refuse_unlisted(directory: Path, manifest: ArtifactManifest) -> None:
             raise HavocError(msg)
 
 
+def _require_listed_weights(directory: Path, manifest: ArtifactManifest) -> None:
+    """Weights in a file that the manifest does not list, whatever it is called, would never be hashed."""
+    for name in manifest.files:
+        if not name.endswith(".onnx"):
+            continue
+        for location in sorted(external_locations(directory / name)):
+            home = str(PurePosixPath(name).parent / location)
+            if home not in manifest.files or str(PurePosixPath(location)) != location:
+                msg = f"{directory / name}: takes weights from {location[:200]!r}, which {MANIFEST} does not list"
+                raise HavocError(f"{msg}; export the artifact again")
+
+
 def verify_hashes(directory: Path, manifest: ArtifactManifest | None = None) -> ArtifactManifest:
     """Check and hash every file; a differing byte is an `IdentityError` that names the file."""
     manifest = manifest or read_manifest(directory)
-    check_files(directory, manifest)
+    _check_kinds(directory, manifest)
     for name, expected in manifest.files.items():
         actual = sha256_file(directory / name)
         if actual != expected.sha256:
             hashes = f"SHA-256 is {actual[:16]}..., the manifest says {expected.sha256[:16]}..."
             msg = f"{directory / name}: the file was changed ({hashes})"
             raise IdentityError(msg)
+    _require_listed_weights(directory, manifest)
     return manifest
 
 

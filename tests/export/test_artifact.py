@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 from pathlib import Path
 
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from havoc_core.errors import HavocError, IdentityError
+from havoc_core.export import external
 from havoc_core.export.artifact import read_manifest, verify_hashes
 from havoc_core.export.package import export_artifact
 from havoc_core.export.session import DecoderSession
@@ -154,8 +157,77 @@ def test_an_external_path_in_a_rehashed_graph_is_refused(artifact: Path, tmp_pat
     assert forged != content
     (artifact / "model.onnx").write_bytes(forged)
     (tmp_path / "secret").write_bytes((artifact / "model.onnx.data").read_bytes())
-    with pytest.raises(HavocError, match="ONNX Runtime cannot open it"):
+    with pytest.raises(HavocError, match="which manifest.json does not list"):
         DecoderSession.open(artifact)
+
+
+def relocated(artifact: Path, location: str, *, only_first: bool = False) -> None:
+    """Let the graph take its weights from `location`, copied there, and forge the manifest to match."""
+    home = artifact / location
+    home.parent.mkdir(exist_ok=True)
+    shutil.copy(artifact / "model.onnx.data", home)
+    graph = onnx.load(artifact / "model.onnx", load_external_data=False)
+    entries = [entry for tensor in graph.graph.initializer for entry in tensor.external_data if entry.key == "location"]
+    for entry in entries[:1] if only_first else entries:
+        entry.value = location
+    store(artifact, "model.onnx", graph.SerializeToString())
+
+
+def store(artifact: Path, name: str, content: bytes) -> None:
+    """Replace a file and forge the manifest to match."""
+    (artifact / name).write_bytes(content)
+    entry = {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
+    edit(artifact, lambda d: d["files"].update({name: entry}))
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "sub/x.data", ".hid", "experts"])
+@pytest.mark.parametrize("only_first", [True, False])
+def test_weights_in_a_file_that_no_hash_covers(artifact: Path, location: str, *, only_first: bool) -> None:
+    """A graph, hashed anew, that reads a file the manifest does not list is neither verified nor opened."""
+    relocated(artifact, location, only_first=only_first)
+    refused(artifact, HavocError, f"takes weights from '{location}', which manifest.json does not list")
+    with pytest.raises(HavocError, match="which manifest.json does not list"):
+        DecoderSession.open(artifact)
+
+
+def test_weights_of_a_nested_graph_are_seen(artifact: Path) -> None:
+    """In an attribute, a branch of a branch, a function or a sparse tensor: each is a way to another file."""
+    tensor = onnx.TensorProto(data_type=1, dims=[1], data_location=1)
+    tensor.external_data.add(key="location", value="elsewhere.bin")
+    inner = onnx.GraphProto(sparse_initializer=[onnx.SparseTensorProto(values=tensor)])
+    constant = onnx.NodeProto(attribute=[onnx.AttributeProto(name="value", t=tensor)])
+    branch = onnx.NodeProto(attribute=[onnx.AttributeProto(name="then_branch", g=inner)])
+    loop = onnx.NodeProto(attribute=[onnx.AttributeProto(graphs=[onnx.GraphProto(node=[branch])])])
+    for hidden in (
+        onnx.ModelProto(graph=onnx.GraphProto(node=[constant])),
+        onnx.ModelProto(graph=onnx.GraphProto(node=[loop])),
+        onnx.ModelProto(functions=[onnx.FunctionProto(node=[loop])]),
+        onnx.ModelProto(training_info=[onnx.TrainingInfoProto(initialization=inner)]),
+    ):
+        store(artifact, "model.onnx", hidden.SerializeToString())
+        refused(artifact, HavocError, "takes weights from 'elsewhere.bin'")
+
+
+def test_every_way_to_a_tensor_is_walked() -> None:
+    """The fields that are followed are all those of onnx.proto that lead to a home of weights."""
+    for name, fields in external._MESSAGES.items():
+        held = {
+            field.number: field.message_type.name
+            for field in getattr(onnx, name).DESCRIPTOR.fields
+            if field.message_type is not None and not field.name.endswith(("metadata_props", "_binding"))
+        }
+        assert {
+            number: kind for number, kind in held.items() if kind in {*external._MESSAGES, external._ENTRY}
+        } == fields
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\0" * 100, b"\x3a\xff\x01x", b"\x08" + b"\xff" * 11, b"\x3b", b"\x3a\x02\x2a\x09"]
+)
+def test_a_graph_that_is_none(artifact: Path, content: bytes) -> None:
+    """Bytes that are no graph, hashed anew: one line, by whoever finds it first."""
+    store(artifact, "model.onnx", content)
+    refused(artifact, HavocError, "not an ONNX graph, or a damaged one|ONNX Runtime cannot open it")
 
 
 def test_another_model_has_another_fingerprint(artifact: Path) -> None:
