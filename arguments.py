@@ -179,6 +179,8 @@ def add_bench(parser: Parser) -> None:
     parser.add_argument("--n", type=_count, default=1000, metavar="N", help=accuracy_help)
     _add_data(parser)
     _add_out(parser)
+    replace_help = "measure again into a folder that holds a record; its report is removed"
+    parser.add_argument("--replace", action="store_true", help=replace_help)
     _add_output(parser)
 
 

@@ -22,7 +22,7 @@ from .schema import DomainAccuracy
 from .subject import identify_subject
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ..progress import Progress, Stage
     from .record import Record
@@ -54,6 +54,7 @@ def run_accuracy(
     seed: int = 0,
     data_dir: Path | None = None,
     online: bool = False,
+    may_be_fewer: bool = False,
     max_new_tokens: int = MAX_NEW_TOKENS,
     provider: str | None = None,
     num_threads: int | None = None,
@@ -61,8 +62,9 @@ def run_accuracy(
 ) -> AccuracyRun:
     """Score an artifact on `num_rows` rows of a split per domain; `domains` None takes all that the model can read.
 
-    Raises `HavocError` for what is no artifact or asks for rows there are not, `IdentityError` for a changed artifact,
-    `MeasurementError` when the scoring process dies.
+    With `may_be_fewer` a real data set with fewer rows is scored on all of them. Raises `HavocError` for what is no
+    artifact or asks for rows there are not, `IdentityError` for a changed artifact, `MeasurementError` when the scoring
+    process dies.
     """
     if num_rows < 1:
         raise HavocError(f"{num_rows} rows prove nothing: give at least 1")
@@ -80,6 +82,7 @@ def run_accuracy(
         "seed": seed,
         "data_dir": None if data_dir is None else str(Path(data_dir).absolute()),
         "online": online,
+        "may_be_fewer": may_be_fewer,
         "max_new_tokens": max_new_tokens,
     }
     with progress.stage("score", num_rows * len(domains or DOMAINS), unit="rows") as stage:
@@ -89,6 +92,24 @@ def run_accuracy(
     }
     right = {domain: tuple(letter == "1" for letter in letters) for domain, letters in result["right"].items()}
     return AccuracyRun(files=subject.files, domains=found, right=right)
+
+
+def require_rows(artifact: Path, num_rows: int, *, data_dir: Path | None, online: bool) -> None:
+    """Refuse data that cannot be read, or is not all there, before minutes of measuring; built-in rows always are."""
+    from ..adapt.tasks.sources import rows
+    from ..model.config import HavocConfig
+
+    if data_dir is None and not online:
+        return
+    can_see = HavocConfig.from_directory(artifact).vision is not None
+    for domain in DOMAINS:
+        if can_see or domain != "vision":
+            rows(domain, "gate", num_rows, data_dir=data_dir, online=online, may_be_fewer=True)
+
+
+def fewer_rows(num_rows: Mapping[str, int], num_asked: int) -> list[str]:
+    """Say of each domain whose data set has fewer rows than were asked for how many it has."""
+    return [f"{domain}: {there} rows, {num_asked} asked" for domain, there in num_rows.items() if there < num_asked]
 
 
 def _announcer(stage: Stage) -> Callable[[dict[str, Any]], None]:
@@ -125,6 +146,7 @@ def score_here(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) 
             seed=request["seed"],
             data_dir=data_dir,
             online=request["online"],
+            may_be_fewer=request["may_be_fewer"],
         )
 
         def generate(prompts: Sequence[Prompt], domain: str = domain) -> list[str]:

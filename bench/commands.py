@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from .plan import Option
     from .record import Record
 
+DERIVED = ("report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv", "SHA256SUMS")
+"""What `havoc report` writes beside a record."""
+
 
 def handle_gate(args: argparse.Namespace) -> int:
     """Judge records against a target; the exit code is the verdict."""
@@ -73,10 +76,18 @@ def _line_cells(line: Line) -> list[str]:
 
 def handle_bench(args: argparse.Namespace) -> int:
     """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
+    from .accuracy import add_accuracy, fewer_rows, require_rows, run_accuracy
     from .measure import measure
+    from .subject import identify_subject
 
     out: Path = args.out
+    path = out / "record.json"
+    if path.exists() and not args.replace:
+        raise HavocError(f"{out} holds a record already: choose another folder for --out, or give --replace")
     storage.require_writable(out)  # or minutes of measuring would be lost
+    if args.n:
+        identify_subject(args.artifact)
+        require_rows(args.artifact, args.n, data_dir=args.data, online=args.online)
     progress = _progress(args)
     record = measure(
         args.artifact,
@@ -86,19 +97,25 @@ def handle_bench(args: argparse.Namespace) -> int:
         progress=progress,
     )
     if args.n:
-        from .accuracy import add_accuracy, run_accuracy
-
         found = run_accuracy(
-            args.artifact, num_rows=args.n, split="gate", data_dir=args.data, online=args.online, progress=progress
+            args.artifact,
+            num_rows=args.n,
+            split="gate",
+            data_dir=args.data,
+            online=args.online,
+            may_be_fewer=True,
+            progress=progress,
         )
         record = add_accuracy(record, found)
-    path = out / "record.json"
+    for name in DERIVED:  # pages of a record that is no longer there would tell of the wrong one
+        (out / name).unlink(missing_ok=True)
     record.save(path)
+    notes = fewer_rows({domain: item.num_rows for domain, item in record.accuracy.items()}, args.n)
     broken = [check for check in record.checks if check.status == "invalid"]
     if args.json:
-        _print_json({"record": str(path), "metrics": measured(record), "checks": _checks(record)})
+        _print_json({"record": str(path), "metrics": measured(record), "checks": _checks(record), "notes": notes})
     else:
-        print(record_text(record))
+        print("\n".join([record_text(record), *([""] if notes else []), *notes]))
         print(f"\nrecord: {path}\nnext:   havoc gate {path} --target host    havoc report {out}")
     return 4 if broken else 0
 
@@ -255,6 +272,7 @@ def handle_doctor(args: argparse.Namespace) -> int:
 
 def handle_eval(args: argparse.Namespace) -> int:
     """Score an artifact or a base by domain, with exact 95 % intervals."""
+    from .accuracy import fewer_rows
     from .evaluate import evaluate
 
     rows = evaluate(
@@ -268,8 +286,11 @@ def handle_eval(args: argparse.Namespace) -> int:
         online=args.online,
         progress=_progress(args),
     )
+    notes = fewer_rows({domain: row["num_rows"] for domain, row in rows.items()}, args.n)
+    if "vision" not in rows and not args.domain:
+        notes.append("vision is left out: the model reads text only")
     if args.json:
-        _print_json({"model": args.model, "split": args.split, "accuracy": rows})
+        _print_json({"model": args.model, "split": args.split, "accuracy": rows, "notes": notes})
         return 0
     cells = [
         [
@@ -282,6 +303,8 @@ def handle_eval(args: argparse.Namespace) -> int:
         for domain, row in rows.items()
     ]
     print(table(("domain", "accuracy", "95 % interval", "right", ""), cells, numbers=(1, 2, 3)))
+    if notes:
+        print("\n" + "\n".join(notes))
     return 0
 
 

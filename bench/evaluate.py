@@ -50,7 +50,12 @@ def evaluate(
     }
     if (Path(model) / MANIFEST).is_file():
         run = run_accuracy(
-            Path(model), domains=domains or None, max_new_tokens=max_new_tokens, progress=progress, **source
+            Path(model),
+            domains=domains or None,
+            may_be_fewer=True,
+            max_new_tokens=max_new_tokens,
+            progress=progress,
+            **source,
         )
         return {
             domain: _row(found.num_right, found.num_rows, found.num_failed) for domain, found in run.domains.items()
@@ -82,7 +87,7 @@ def _evaluate_base(
                     stage.advance(len(chunk), note=domain)
                 return texts
 
-            scores = score(generate, domain, rows(domain, split, num_rows, **picked))
+            scores = score(generate, domain, rows(domain, split, num_rows, may_be_fewer=True, **picked))
             found[domain] = _row(sum(scores.right), len(scores.right), scores.failed)
     return found
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench.commands import previous_record
+from havoc_core.bench.commands import DERIVED, previous_record
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.doctor import examine, provider_problem
 from havoc_core.bench.record import load_record
+from havoc_core.bench.report import SUMS, WRITTEN
 from havoc_core.cli import main
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
@@ -206,6 +207,41 @@ def test_bench_writes_a_record_that_the_gate_judges(
         assert code == 1
         assert verdicts["accuracy/math"] == "fail"
         assert verdicts["peak_rss_bytes"] == verdicts["decode_tok_per_s"] == "pass"
+
+
+def test_bench_refuses_before_it_measures(
+    tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder that holds a record, and data that is not there, are one line (exit 2) before any process starts."""
+
+    def measure(*_: object, **__: object) -> None:
+        raise AssertionError("measured")
+
+    monkeypatch.setattr("havoc_core.bench.measure.measure", measure)
+    held = saved(tmp_path / "run", "record")
+    words = ("bench", tiny_artifact, "--quiet", "--out")
+    code, _, err = run(capsys, *words, held.parent)
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds a record already" in err
+    (tmp_path / "data").mkdir()
+    code, _, err = run(capsys, *words, tmp_path / "new", "--data", tmp_path / "data")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "no such files" in err
+    assert not (tmp_path / "new" / "record.json").exists()
+
+
+def test_replace_takes_the_old_pages_away(
+    tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With --replace no page of the old record stays beside the new one; the list is that of the report."""
+    held = saved(tmp_path / "run", "record")
+    record = load_record(held)
+    for name in DERIVED:
+        (held.parent / name).write_text("of the old record")
+    monkeypatch.setattr("havoc_core.bench.measure.measure", lambda *_, **__: record)
+    assert run(capsys, "bench", tiny_artifact, "--quiet", "--n", "0", "--replace", "--out", held.parent)[0] == 0
+    assert [path.name for path in held.parent.iterdir()] == ["record.json"]
+    assert set(DERIVED) == {*WRITTEN, SUMS}
 
 
 def test_eval_agrees_with_the_record(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -175,6 +175,11 @@ def test_real_pictures_become_small_png(data, side):
     assert image.getpixel((side // 2, side // 2))[0] > 200
 
 
+def test_a_score_may_rest_on_fewer_rows(data):
+    """Where it is asked for, a data set gives all it has; none at all stays an error."""
+    assert len(rows("code", "train", 1000, data_dir=data, may_be_fewer=True)) == 40
+
+
 def test_asking_for_more_than_there_is_names_the_number(data):
     """MBPP's train part has 374 rows, here 40: no silent shortening."""
     with pytest.raises(HavocError, match="has 40 rows for the train split and 1000 were asked for: ask for at most 40"):
