@@ -18,7 +18,7 @@ from ..errors import HavocError
 from ..model.tensors import EMBEDDING, VISION_PROJECTION
 from . import session
 from .contrib import ContribDecoder
-from .layout import NUM_BITS, Layout, plan_layout
+from .layout import NUM_BITS, Layout, StoredWeight, plan_layout
 from .options import DEFAULT_OPTIONS, GraphOptions
 from .standard import StandardDecoder, StaticStandardDecoder
 from .tape import CONTRIB, GraphTape
@@ -115,7 +115,7 @@ def _embed(graph: GraphTape, config: HavocConfig, ids_BT: ir.Value) -> ir.Value:
             return rows
         return graph.op("embed_tokens/cast", "Cast", [rows], to=int(graph.activation))
     padded_len = weight.initializers[1].shape[1] * graph.structure.block_size
-    padded = _block_rows(graph, ids_BT)
+    padded = _block_rows(graph, weight, ids_BT, padded_len)
     if padded_len == config.d_model:
         return padded
     start, end, axis = (
@@ -124,23 +124,30 @@ def _embed(graph: GraphTape, config: HavocConfig, ids_BT: ir.Value) -> ir.Value:
     return graph.op("embed_tokens", "Slice", [padded, start, end, axis])
 
 
-def _block_rows(graph: GraphTape, ids_BT: ir.Value) -> ir.Value:
-    """Rows of a quantized table with their padding [B, T, blocks * block_size].
+def _block_rows(graph: GraphTape, weight: StoredWeight, ids_BT: ir.Value, padded_len: int) -> ir.Value:
+    """Rows of a quantized table with their padding, from the very initializer that the head multiplies by.
 
-    The rows are a second view of the blocks that the head multiplies by: ONNX Runtime drops the blocks once they are
-    packed, which it could not if another node read them too.
+    A second view of the same bytes would be dropped from a CPU's memory once packed, but on a GPU it is a second copy.
+    Zero points are packed by row, so a table with them cannot be shared: it is read as rows.
     """
-    weight = graph.layout[EMBEDDING]
-    num_rows, num_bytes = weight.source_shape[0], weight.initializers[0].num_bytes
-    packed = graph.reshaped(EMBEDDING, 0, f"{EMBEDDING}_rows", (num_rows, num_bytes // num_rows))
-    quantization = [graph.part(EMBEDDING, index) for index in range(1, len(weight.initializers))]
-    return graph.op(
-        "embed_tokens/rows",
+    (num_rows, num_blocks), num_bytes = weight.initializers[1].shape, weight.initializers[0].num_bytes
+    if graph.structure.is_symmetric:
+        scales = graph.reshaped(EMBEDDING, 1, f"{EMBEDDING}_row_scales", (num_rows, num_blocks, 1))
+        inputs, axis, name = [graph.part(EMBEDDING), ids_BT, scales], 2, "embed_tokens/blocks"
+    else:
+        packed = graph.reshaped(EMBEDDING, 0, f"{EMBEDDING}_rows", (num_rows, num_bytes // num_rows))
+        inputs, axis = [packed, ids_BT, graph.part(EMBEDDING, 1), graph.part(EMBEDDING, 2)], 1
+        name = "embed_tokens/rows"
+    rows = graph.op(
+        name,
         "GatherBlockQuantized",
-        [packed, ids_BT, *quantization],
+        inputs,
         domain=CONTRIB,
         gather_axis=0,
-        quantize_axis=1,
+        quantize_axis=axis,
         block_size=graph.structure.block_size,
         bits=NUM_BITS[graph.structure.weight_format],
     )
+    if axis == 1:
+        return rows
+    return graph.op("embed_tokens/rows", "Reshape", [rows, graph.constant("rows", [0, 0, padded_len])])
