@@ -12,6 +12,7 @@ is judged by what its samples prove (`limits.py`). Verdict and exit code, first 
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 EvidenceClass = Literal["measured_target", "measured_other_device", "projected", "simulated"]
 
 DEVICE_EXIT = 5
+ROWS_RULE = "No row counts twice."
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 
@@ -124,6 +126,25 @@ def join_findings(records: Sequence[Record]) -> list[Finding]:
         if different:
             reason = f"{record.run_id} and {first.run_id} differ in {', '.join(different)}: gate them one by one"
             found.append(Finding("J02", "The records are of one kind.", reason, record.run_id, 5, "invalid"))
+    return [*found, *(Finding("J03", ROWS_RULE, reason, first.run_id, 4, "invalid") for reason in rows_apart(records))]
+
+
+def rows_apart(records: Sequence[Record]) -> list[str]:
+    """Say where two sets of rows contradict each other, or neither is the larger, so none can stand for both."""
+    domains = sorted({domain for record in records for domain in record.accuracy})
+    pairs = (
+        (domain, one, other)
+        for domain in domains
+        for one, other in itertools.combinations([r.accuracy[domain] for r in records if domain in r.accuracy], 2)
+    )
+    found = []
+    for domain, one, other in pairs:
+        scores = f"{one.num_right} of {one.num_rows} and {other.num_right} of {other.num_rows} right"
+        if one.rows_sha256 == other.rows_sha256:
+            if (one.num_right, one.num_rows) != (other.num_right, other.num_rows):
+                found.append(f"the same {domain} rows gave {scores}: gate the records one by one")
+        elif (one.split, one.num_rows) == (other.split, other.num_rows):
+            found.append(f"two sets of {domain} rows gave {scores} and may overlap: measure one larger set with --n")
     return found
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .record import ProcessSamples, Record
-    from .schema import DomainAccuracy, MemorySeries
+    from .schema import MemorySeries
     from .targets import Limit, RequiredProtocol
 
 Verdict = Literal["pass", "fail", "inconclusive", "invalid", "not_measured"]
@@ -56,7 +56,10 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The figures of one metric; `lacking` says why they may not prove a pass, `doubt` why not a miss, if so."""
+    """The figures of one metric; `lacking` says why they may not prove a pass, `doubt` why not a miss, if so.
+
+    `advice` ends the sentence of an undecided limit, where it is not that more samples would do.
+    """
 
     value: float
     low: float | None
@@ -66,6 +69,7 @@ class Evidence:
     lacking: str = ""
     num_samples_short: int | None = None
     doubt: str = ""
+    advice: str = ""
 
 
 def judge_limit(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Line:
@@ -120,7 +124,7 @@ def decide(limit: Limit, evidence: Evidence) -> tuple[Verdict, str]:
         return "inconclusive", evidence.lacking
     if is_met:
         return "pass", "proven met"
-    return "inconclusive", "the limit lies within the interval" + _more(evidence.num_samples_short)
+    return "inconclusive", "the limit lies within the interval" + (evidence.advice or _more(evidence.num_samples_short))
 
 
 def _more(num_samples_short: int | None) -> str:
@@ -230,19 +234,22 @@ def energy_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredP
 
 
 def accuracy_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
-    """Bound the share of right answers on the gate split; a row the judge could not decide counts as wrong."""
+    """Bound the share of right answers on the gate split; a row the judge could not decide counts as wrong.
+
+    Of several sets of rows only the largest counts: built-in sets of one seed are each the beginning of a larger one.
+    """
     domain = limit.metric.partition("/")[2]
     found = [record.accuracy[domain] for record in records if domain in record.accuracy]
-    gate = {item.rows_sha256: item for item in found if item.split == "gate"}
+    gate = [item for item in found if item.split == "gate"]
     if not gate:
         return f"measured on the {found[0].split} split, not on the gate split" if found else "no samples"
-    counted: list[DomainAccuracy] = list(gate.values())
-    num_right = sum(item.num_right for item in counted)
-    num_rows = sum(item.num_rows for item in counted)
+    counted = max(gate, key=lambda item: item.num_rows)  # the others may be rows of it: never added
+    num_right, num_rows = counted.num_right, counted.num_rows
     share = bounds.share_bounds(num_right, num_rows, confidence=limit.confidence)
     wanted = bounds.num_samples_needed(num_right / num_rows, quantile=limit.value, confidence=limit.confidence)
     num_short = None if wanted is None else _short(wanted, num_rows)
-    return Evidence(share.value, share.low, share.high, num_rows, 0, "", num_short)
+    advice = f": about {num_short} more rows would decide: measure again with --n {wanted}" if num_short else ""
+    return Evidence(share.value, share.low, share.high, num_rows, 0, "", num_short, advice=advice)
 
 
 def _short(num_needed: int, num_found: int) -> int | None:

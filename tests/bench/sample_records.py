@@ -152,6 +152,17 @@ def record(kind: str = "cpu", **changes: Any) -> Record:
     return sealed(changed(document(kind), **changes))
 
 
+def second(*, run_id: str = "b", **changes: Any) -> Record:
+    """Return a sealed record of the CPU from another session, every call a nanosecond longer."""
+    values = document("cpu")
+    for measured in values["samples"]:
+        for part in (measured["prefill"], measured["ttft"]):
+            part["duration_ns"] = [duration + 1 for duration in part["duration_ns"]]
+        for run in measured["decode"]:
+            run["step_ns"] = [step + 1 for step in run["step_ns"]]
+    return sealed(changed(values, run_id=run_id, **changes))
+
+
 def sealed(values: dict[str, Any]) -> Record:
     """Validate JSON values and seal them."""
     return Record.model_validate(values, strict=False).sealed()

@@ -117,7 +117,7 @@ def test_a_fault_of_the_artifact_is_invalid_but_not_another_device() -> None:
 
 def test_more_records_are_more_samples() -> None:
     """Two sessions of one artifact on one device are judged as one."""
-    found = judged(samples.record("cpu"), samples.record("cpu", run_id="second"))
+    found = judged(samples.record("cpu"), samples.second(run_id="second"))
     assert found.verdict == "pass"
     assert found.lines[0].num_samples == 2 * 100
     assert found.run_ids == ("good-cpu", "second")
@@ -130,6 +130,27 @@ def test_a_record_counts_once() -> None:
         found = judged(record, twin)
         assert (found.verdict, found.exit_code) == ("invalid", 5)
         assert [finding.rule for finding in found.findings] == ["J01"]
+
+
+ROWS_APART = {
+    "same-rows-other-counts": ({"num_right": 700}, 4),
+    "same-rows-twice": ({}, 0),
+    "as-many-other-rows": ({"rows_sha256": "f" * 64}, 4),
+    "more-rows": ({"rows_sha256": "f" * 64, "num_rows": 1001}, 0),
+    "another-split": ({"rows_sha256": "f" * 64, "split": "search"}, 0),
+}
+
+
+@pytest.mark.parametrize(("changes", "exit_code"), ROWS_APART.values(), ids=ROWS_APART)
+def test_no_row_counts_twice(changes: dict[str, Any], exit_code: int) -> None:
+    """Rows with two scores, and two sets of which neither is the larger, decide nothing, in whatever order given."""
+    pair = [samples.record("cpu"), samples.second(accuracy__math=samples.accuracy(0) | changes)]
+    for records in (pair, pair[::-1]):
+        found = judged(*records)
+        assert (found.exit_code, [finding.rule for finding in found.findings]) == (
+            exit_code,
+            ["J03"] if exit_code else [],
+        )
 
 
 @pytest.mark.parametrize(
@@ -149,7 +170,7 @@ def test_a_record_counts_once() -> None:
 )
 def test_records_of_another_kind_do_not_join(changes: dict[str, Any], word: str) -> None:
     """Records that differ in what they measured, or with what, are refused by name; another seed is wanted."""
-    found = judged(samples.record("cpu"), samples.record("cpu", run_id="second", **changes))
+    found = judged(samples.record("cpu"), samples.second(run_id="second", **changes))
     if word:
         assert found.exit_code == 5
         assert word in found.reason
@@ -159,7 +180,7 @@ def test_records_of_another_kind_do_not_join(changes: dict[str, Any], word: str)
 
 def test_one_bad_record_spoils_all() -> None:
     """A good record does not vouch for a bad one beside it."""
-    found = judged(samples.record("cpu"), samples.record("cpu", run_id="second", purpose="screen"))
+    found = judged(samples.record("cpu"), samples.second(run_id="second", purpose="screen"))
     assert (found.verdict, found.exit_code) == ("invalid", 4)
     assert [finding.run_id for finding in found.findings] == ["second"]
 

@@ -38,6 +38,13 @@ TARGET_TEXTS = [
 ]
 LONGEST_S = 0.4
 NUM_RESAMPLES = 60  # enough to see a change, and thirty times faster
+ROWS_APART: list[dict[str, Any]] = [
+    {"num_right": 700},
+    {"num_rows": 2000},
+    {"rows_sha256": "f" * 64},
+    {"rows_sha256": "f" * 64, "split": "search"},
+    {"rows_sha256": "f" * 64, "num_rows": 1001},
+]
 EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=65.0)
 
 
@@ -48,6 +55,7 @@ ENERGY = Limit(metric="energy_j_per_tok", below=1.0, unit="J/tok")
 VRAM = Limit(metric="peak_vram_bytes", below=2.0, unit="GB")
 RSS = Limit(metric="peak_rss_bytes", below=2.0, unit="GB")
 SPAN = {"method": "counter", "joules": 50.0, "num_tokens": 100, "span_s": 10.0}
+MORE_ROWS = {"num_right": 901, "num_rows": 1001, "rows_sha256": "f" * 64}
 FEW = {"samples": samples.document("cpu")["samples"][:4], "protocol__num_processes": 4}
 APART_MS = [80.0, 84.0, 88.0, 92.0, 96.0]
 NEXT_MS = bounds.next_bound(APART_MS, scatter=APART_MS, confidence=0.95)  # a limit that the next process just misses
@@ -160,7 +168,7 @@ def joined_probes() -> list[tuple[Limit, list[Any]]]:
     """Return limits with two records each, whose rows, peaks and spans join; and a card's record."""
 
     def second(**changes: Any) -> Any:
-        return samples.record("cpu", run_id="b", **changes)
+        return samples.second(**changes)
 
     spans = [
         samples.record("cpu", energy=SPAN),
@@ -168,7 +176,7 @@ def joined_probes() -> list[tuple[Limit, list[Any]]]:
         second(energy=SPAN | {"joules": 120.0}),
     ]
     return [
-        (MATH, [samples.record("cpu"), second(accuracy__math__rows_sha256="f" * 64)]),
+        (MATH, [samples.record("cpu"), second(accuracy__math=samples.accuracy(0) | MORE_ROWS)]),
         (MATH, [samples.record("cpu"), second()]),
         (MATH, [samples.record("cpu"), second(accuracy__math__split="train")]),
         (VRAM, [samples.record("cuda")]),
@@ -217,14 +225,15 @@ def answers_of_gate(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
     groups = [[cases[0]] for cases in ([case.record for name, case in CASES if name == rule] for rule in known.BAD)]
     good = samples.record("cpu")
     groups += [
-        [good, samples.record("cpu", run_id="b")],
+        [good, samples.second()],
         [good, good],
         [good, samples.record("cpu", created_utc="2026-11-22T07:00:00Z")],
-        [good, samples.record("cpu", run_id="b", device__fingerprint="9" * 64)],
-        [good, samples.record("cpu", run_id="b", workload__seed=3)],
-        [good, samples.record("cpu", run_id="b", purpose="screen")],
-        [good, samples.record("cpu", run_id="b", evidence="projected")],
-        [good, samples.record("cpu", run_id="b", evidence="simulated")],
+        [good, samples.second(device__fingerprint="9" * 64)],
+        [good, samples.second(workload__seed=3)],
+        [good, samples.second(purpose="screen")],
+        [good, samples.second(evidence="projected")],
+        [good, samples.second(evidence="simulated")],
+        *([good, samples.second(accuracy__math=samples.accuracy(0) | other)] for other in ROWS_APART),
         [samples.record("cpu", accuracy={})],
         [samples.record("cpu", accuracy__math__num_right=850)],
         [samples.record("cpu", accuracy__math__num_right=700)],

@@ -269,11 +269,21 @@ def test_only_the_gate_split_counts(split: str) -> None:
 
 
 def test_rows_count_once_however_often_they_are_scored() -> None:
-    """Two records with the same rows are one sample; with other rows they are two."""
+    """Two records with the same rows are one sample, and so are the first 1000 rows and 1001: the larger set counts."""
     again = samples.record("cpu", run_id="again")
-    other = samples.record("cpu", run_id="other", accuracy__math__rows_sha256="f" * 64)
+    more = {"num_rows": 1001, "num_right": 901, "rows_sha256": "f" * 64}
+    larger = samples.record("cpu", run_id="larger", accuracy__math={**samples.accuracy(0), **more})
     assert judge_limit(MATH, [samples.record("cpu"), again], EFFORT).num_samples == 1000
-    assert judge_limit(MATH, [samples.record("cpu"), other], EFFORT).num_samples == 2000
+    for records in ([samples.record("cpu"), larger], [larger, samples.record("cpu")]):
+        assert judge_limit(MATH, records, EFFORT).num_samples == 1001
+
+
+def test_more_rows_are_asked_for_in_one_set() -> None:
+    """What would decide is a larger measurement, not one beside it: `--n` is the number to ask for."""
+    found = line(MATH, accuracy__math__num_right=860)
+    assert found.num_samples_short is not None
+    assert f"about {found.num_samples_short} more rows would decide" in found.reason
+    assert f"--n {1000 + found.num_samples_short}" in found.reason
 
 
 def test_load_is_the_slowest_process() -> None:
