@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from . import storage
 from .config import Recipe, load_recipe, recipe_toml
@@ -86,6 +86,7 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
         basis, experts = train_experts(recipe, base, out, progress)
         result = search_mixture(recipe, base, basis, experts, out, progress)
         artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
+        storage.write_json(out / "front.json", linked(result.to_json(), artifact))
         measure_artifact(recipe, base, basis, experts, artifact, out, progress)
         _, judgements = write_report(out, targets=recipe.gate.targets, command=command)
         write_handoff(experts, artifact, judgements[0], out)
@@ -202,6 +203,15 @@ def export_mixture(
     )
 
 
+def linked(document: dict[str, Any], artifact: Path) -> dict[str, Any]:
+    """Name in a document the artifact it belongs to, so that no report shows it beside the record of another."""
+    from .bench.searched import artifact_hash
+    from .export.artifact import read_manifest
+
+    files = {name: file.sha256 for name, file in read_manifest(artifact).files.items()}
+    return {**document, "artifact_sha256": artifact_hash(files)}
+
+
 def measure_artifact(
     recipe: Recipe,
     base: Base,
@@ -231,7 +241,8 @@ def measure_artifact(
         max_new_tokens=recipe.experts.max_new_tokens,
         progress=progress,
     )
-    storage.write_json(out / "scores.json", score_table(recipe, base, basis, experts, scored.right, progress))
+    scores = score_table(recipe, base, basis, experts, scored.right, progress)
+    storage.write_json(out / "scores.json", linked(scores, artifact))
     record = measure(artifact, profile=recipe.bench.profile, progress=progress)
     add_accuracy(record, scored).save(out / "record.json")
 

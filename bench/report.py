@@ -5,7 +5,7 @@
     telemetry.csv  what the device said of itself         SHA256SUMS    of all of these and the record
 
 `record.json` is needed; `scores.json` (base, experts and mixture by domain) and `front.json` (the search) are shown
-where they exist. The same folder gives the same bytes.
+where they exist and are of the record's artifact. The same folder gives the same bytes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .device import identify_cpu
 from .figures import printable
 from .gate import Judgement, judge
 from .record import Record, load_record
-from .searched import Front, Scores, read_front, read_scores
+from .searched import Front, Scores, read_front, read_scores, why_not_its_front, why_not_its_scores
 from .targets import Target, load_target
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ _TELEMETRY_FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A measured folder, read and judged: the only input of every page."""
+    """A measured folder, read and judged: the only input of every page. `left_out` says which file is not, and why."""
 
     record: Record
     judged: tuple[tuple[Target, Judgement], ...]
@@ -59,6 +59,7 @@ class Run:
     front: Front | None = None
     previous: Record | None = None
     command: str | None = None
+    left_out: tuple[str, ...] = ()
 
 
 def write_report(
@@ -89,13 +90,21 @@ def read_run(directory: Path, *, targets: Sequence[str], command: str | None = N
     record = load_record(directory / RECORD)
     cpu = identify_cpu()
     loaded = [load_target(name) for name in targets]
+    scores, front = read_scores(directory / SCORES), read_front(directory / FRONT)
+    no_scores = None if scores is None else why_not_its_scores(scores, record)
+    no_front = None if front is None else why_not_its_front(front, record)
     return Run(
         record=record,
         judged=tuple((target, judge([record], target, this_cpu=cpu)) for target in loaded),
-        scores=read_scores(directory / SCORES),
-        front=read_front(directory / FRONT),
+        scores=None if no_scores else scores,
+        front=None if no_front else front,
         previous=_previous(directory, record),
         command=command,
+        left_out=tuple(
+            f"{what} beside the record is left out: {why}."
+            for what, why in ((f"{SCORES} (accuracy by domain)", no_scores), (f"{FRONT} (the search)", no_front))
+            if why
+        ),
     )
 
 

@@ -1,6 +1,7 @@
 """What the pipeline leaves beside a record: accuracy by domain (`scores.json`) and the search's front (`front.json`).
 
-Read strictly where a page rests on a value, while keys that no page shows may come and go.
+Read strictly where a page rests on a value, while keys that no page shows may come and go. Both name the artifact they
+belong to by `artifact_hash`, so that no page shows the search and the scores of another one beside a record.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ from .. import storage
 from ..errors import HavocError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
+
+    from .record import Record
 
 MAX_BYTES = 64_000_000
 
@@ -75,6 +79,7 @@ class Scores(_Read):
 
     rows: tuple[ScoreRow, ...] = ()
     paired: tuple[Margin, ...] = ()
+    artifact_sha256: str | None = None
 
     @property
     def domains(self) -> list[str]:
@@ -92,6 +97,7 @@ class Candidate(_Read):
     """One evaluation of the search: cost by objective, mean accuracy screened and, for some, scored again."""
 
     key: str
+    alpha: tuple[float, ...] = ()
     structure: Formats
     cost: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
     search_accuracy: Shares
@@ -113,6 +119,7 @@ class Front(_Read):
     frozen: tuple[str, ...] = ()
     failed: tuple[Failure, ...] = ()
     evaluations: Annotated[int, Field(ge=0)] | None = None
+    artifact_sha256: str | None = None
 
     @model_validator(mode="after")
     def _have_equal_objectives(self) -> Self:
@@ -129,6 +136,46 @@ def read_scores(path: Path) -> Scores | None:
 def read_front(path: Path) -> Front | None:
     """Read `front.json`; None where there is none, `HavocError` for one of another form."""
     return _read(path, Front)
+
+
+def artifact_hash(files: Mapping[str, str]) -> str:
+    """SHA-256 that stands for a whole artifact: over the names and hashes of its files, as a record's subject has."""
+    return storage.sha256_json(dict(files))
+
+
+def why_not_its_scores(scores: Scores, record: Record) -> str | None:
+    """Say why these scores are not shown beside this record: another artifact's, or other counts than its own.
+
+    Scores without a link, as they were written once, are believed where the record holds the mixture's very counts.
+    """
+    if scores.artifact_sha256 not in {None, artifact_hash(record.subject.files)}:
+        return "they are of another artifact than the record"
+    mixture = {domain: score for row in scores.rows if row.kind == "mixture" for domain, score in row.accuracy.items()}
+    for domain, score in mixture.items():
+        own = record.accuracy.get(domain)
+        if own is not None and (own.num_right, own.num_rows) != (score.num_right, score.num_rows):
+            return (
+                f"they count {score.num_right} of {score.num_rows} right in {domain} for the mixture, "
+                f"the record {own.num_right} of {own.num_rows} on the {own.split} split"
+            )
+    if scores.artifact_sha256 is None and not (mixture and mixture.keys() <= record.accuracy.keys()):
+        return "nothing shows that they are of the record's artifact"
+    return None
+
+
+def why_not_its_front(front: Front, record: Record) -> str | None:
+    """Say why this search is not shown beside this record: it led to another artifact.
+
+    A front without a link, as it was written once, is believed where its choice is the record's mixture.
+    """
+    if front.artifact_sha256 is not None:
+        is_its = front.artifact_sha256 == artifact_hash(record.subject.files)
+        return None if is_its else "it led to another artifact than the record's"
+    chosen = [dict(zip(item.search_accuracy, item.alpha, strict=False)) for item in front.candidates]
+    keys = [item.key for item in front.candidates]
+    if front.chosen in keys and record.subject.alpha and chosen[keys.index(front.chosen)] == record.subject.alpha:
+        return None
+    return "nothing shows that it led to the record's artifact"
 
 
 def _read(path: Path, form: type[_Document]) -> _Document | None:

@@ -25,7 +25,7 @@ from havoc_core.bench.bounds import share_bounds
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.history import write_index
 from havoc_core.bench.report import WRITTEN, write_report
-from havoc_core.bench.searched import read_front, read_scores
+from havoc_core.bench.searched import artifact_hash, read_front, read_scores
 from havoc_core.errors import HavocError, IdentityError
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
@@ -40,7 +40,7 @@ def scores() -> dict[str, Any]:
         cell = {"num_right": num_right, "num_rows": 1000, "low": share.low, "high": share.high}
         return {"name": name, "kind": kind, "accuracy": dict.fromkeys(samples.DOMAINS, cell)}
 
-    return {"rows": [row("base", "base", 741), row("math expert", "expert", 823), row("mixture", "mixture", 912)]}
+    return {"rows": [row("base", "base", 741), row("math expert", "expert", 823), row("mixture", "mixture", 900)]}
 
 
 def front() -> dict[str, Any]:
@@ -76,9 +76,11 @@ def folder(tmp_path: Path) -> Path:
     """A measured folder of this machine's CPU, with scores and a front."""
     out = tmp_path / "run"
     cpu = identify_cpu().model_dump(mode="json")
-    samples.record("cpu", device__cpu=cpu, device__name=cpu["name"]).save(out / "record.json")
-    (out / "scores.json").write_text(json.dumps(scores()))
-    (out / "front.json").write_text(json.dumps(front()))
+    record = samples.record("cpu", device__cpu=cpu, device__name=cpu["name"])
+    record.save(out / "record.json")
+    link = {"artifact_sha256": artifact_hash(record.subject.files)}
+    (out / "scores.json").write_text(json.dumps(scores() | link))
+    (out / "front.json").write_text(json.dumps(front() | link))
     return out
 
 
@@ -152,7 +154,7 @@ def test_the_page_says_what_it_must(folder: Path) -> None:
         "Not measured on NVIDIA GeForce GTX 1660",
         "must be < 100 ms",
         "must be > 50 tok/s",
-        "91.2 %",
+        "82.3 %",
         "math expert",
         "frozen",
         "out of memory",
@@ -163,6 +165,50 @@ def test_the_page_says_what_it_must(folder: Path) -> None:
         "No previous record",
     ):
         assert said in words
+
+
+def put(path: Path, **changes: Any) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def counted(num_right: int) -> list[dict[str, Any]]:
+    """Return score rows whose mixture has other counts than the record."""
+    share = share_bounds(num_right, 1000, confidence=0.975)
+    cell = {"num_right": num_right, "num_rows": 1000, "low": share.low, "high": share.high}
+    return [{"name": "mixture", "kind": "mixture", "accuracy": {"math": cell}}]
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("scores.json", {"artifact_sha256": "9" * 64}, "they are of another artifact"),
+        ("scores.json", {"rows": counted(1000)}, "they count 1000 of 1000 right in math"),
+        ("scores.json", {"artifact_sha256": None, "rows": counted(1000)}, "they count 1000 of 1000"),
+        ("scores.json", {"artifact_sha256": None, "rows": scores()["rows"][:2]}, "nothing shows"),
+        ("front.json", {"artifact_sha256": "9" * 64}, "it led to another artifact"),
+        ("front.json", {"artifact_sha256": None}, "nothing shows that it led"),
+    ],
+)
+def test_what_belongs_to_another_artifact_is_left_out(folder: Path, name: str, changes: Any, said: str) -> None:
+    """Scores and a search that are not the record's are not shown beside it, and the caveats say so."""
+    put(folder / name, **changes)
+    write_report(folder)
+    text = (folder / "report.md").read_text()
+    assert ("math expert" in text, "evaluated" in text) == (name != "scores.json", name != "front.json")
+    assert said in text.split("## Caveats")[1]
+
+
+def test_a_folder_from_before_the_link_shows_what_agrees(folder: Path) -> None:
+    """Without a link, the mixture's counts and the chosen weights that the record has too are believed."""
+    alpha = json.loads((folder / "record.json").read_text())["subject"]["alpha"]
+    candidates = [row | {"alpha": [alpha[domain] for domain in samples.DOMAINS]} for row in front()["candidates"]]
+    put(folder / "scores.json", artifact_sha256=None)
+    put(folder / "front.json", artifact_sha256=None, candidates=candidates)
+    write_report(folder)
+    text = (folder / "report.md").read_text()
+    assert "math expert" in text
+    assert "3 candidates evaluated" in text
+    assert "left out" not in text
 
 
 def test_numbers_in_markdown_are_those_of_the_verdict(folder: Path) -> None:
