@@ -177,9 +177,9 @@ def handle_compare(args: argparse.Namespace) -> int:
 
 
 def _would_show(row: Comparison) -> str:
-    """Beside every "no change": the least change that these samples would have shown."""
+    """Beside every "no change": the least change that these samples would have shown, or why nothing is compared."""
     if row.change not in {"equal", "undecided"}:
-        return ""
+        return row.reason
     return "too few samples to show any" if row.detectable is None else f"would show {row.detectable:.1%}"
 
 

@@ -2,18 +2,20 @@
 
 A change is proven when the 95 % interval of the ratio lies on one side of 1; two sides are equal when the interval lies
 within the margin; else it is undecided, and the smallest effect the samples could have shown is said. Records of other
-devices, versions or work are refused unless asked for: their ratio is not a change of the model.
+devices, versions or work are refused unless asked for: their ratio is not a change of the model. Records whose
+measurement is invalid are refused always. Accuracy of other rows and memory by another method are not compared.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..errors import IdentityError
+from ..errors import IdentityError, MeasurementError
 from . import bounds, ratios
 from .limits import highest_bytes
-from .targets import metric_of
+from .rules import RULES, Case
+from .targets import load_target, metric_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -28,7 +30,10 @@ _ONE_SIDED = 1 - (1 - CONFIDENCE) / 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """One metric in both records. `ratio` is new over old; `detectable` the least relative change that would show."""
+    """One metric in both records. `ratio` is new over old; `detectable` the least relative change that would show.
+
+    `reason` says why two measured figures are not compared.
+    """
 
     metric: str
     title: str
@@ -40,6 +45,7 @@ class Comparison:
     high: float | None
     change: Change
     detectable: float | None
+    reason: str = ""
 
     def document(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -49,8 +55,12 @@ class Comparison:
 def compare(old: Record, new: Record, *, margin: float = 0.05, across: bool = False) -> list[Comparison]:
     """Compare every metric both records could hold; `across` allows other devices, versions and work.
 
-    Raises `IdentityError` (exit 5) when the records are not comparable, naming what differs.
+    Raises `MeasurementError` (exit 4) where a measurement is invalid, and `IdentityError` (exit 5) when the records are
+    not comparable, naming what differs.
     """
+    for name, record in (("old", old), ("new", new)):
+        if broken := _why_invalid(record):
+            raise MeasurementError(f"the {name} record {record.run_id} is invalid ({broken}): measure it again")
     if not across and (different := differences(old, new)):
         raise IdentityError(f"not comparable: {'; '.join(different)} (--across compares them all the same)")
     found = [
@@ -62,6 +72,16 @@ def compare(old: Record, new: Record, *, margin: float = 0.05, across: bool = Fa
     ]
     domains = sorted(old.accuracy.keys() | new.accuracy.keys())
     return [*found, *(_accuracy(domain, old, new, margin) for domain in domains)]
+
+
+_MUST_HOLD = frozenset({"V03", "V05", "V07"})
+
+
+def _why_invalid(record: Record) -> str | None:
+    """Apply the rules that ask for no target: the harness's own checks, the provider of every node, finite logits."""
+    case = Case(record=record, target=load_target("host"))
+    found = ((rule.id, rule.check(case)) for rule in RULES if rule.id in _MUST_HOLD)
+    return next((f"{name}: {reason}" for name, reason in found if reason), None)
 
 
 def differences(old: Record, new: Record) -> list[str]:
@@ -107,6 +127,10 @@ def _memory(name: str, before: Sequence[MemorySeries], after: Sequence[MemorySer
     """Compare the worst peaks; the interval is what the peaks of the processes and the sampling gap leave open."""
     if not before or not after:
         return _missing(name, *(max((item.peak_bytes for item in side), default=None) for side in (before, after)))
+    methods = [", ".join(sorted({item.method for item in side})) for side in (before, after)]
+    if methods[0] != methods[1]:
+        peaks = (max(item.peak_bytes for item in side) for side in (before, after))
+        return _missing(name, *peaks, reason=f"measured by {methods[0]} and by {methods[1]}")
     (old_least, old), (new_least, new) = _peak_range(before), _peak_range(after)
     worst_old, worst_new = (max(item.peak_bytes for item in side) for side in (before, after))
     return _row(name, worst_old, worst_new, new_least / old, new / old_least, margin)
@@ -117,17 +141,23 @@ def _peak_range(series: Sequence[MemorySeries]) -> tuple[float, float]:
 
 
 def _accuracy(domain: str, old: Record, new: Record, margin: float) -> Comparison:
-    """Ratio of two shares of unpaired rows, from the exact bounds of each."""
+    """Ratio of two shares of the same rows, from the exact bounds of each as if they were unpaired."""
     name, before, after = f"accuracy/{domain}", old.accuracy.get(domain), new.accuracy.get(domain)
     if before is None or after is None:
         return _missing(name, *(None if item is None else item.num_right / item.num_rows for item in (before, after)))
+    if before.split != after.split or before.rows_sha256 != after.rows_sha256:
+        splits = f"{before.split} and {after.split} split" if before.split != after.split else "other rows"
+        both = (item.num_right / item.num_rows for item in (before, after))
+        return _missing(name, *both, reason=f"not of the same rows ({splits})")
     shares = [bounds.share_bounds(item.num_right, item.num_rows, confidence=_ONE_SIDED) for item in (before, after)]
     low, high = ratios.ratio_of_shares(*shares) or (None, None)
     return _row(name, shares[0].value, shares[1].value, low, high, margin)
 
 
-def _missing(name: str, old: float | None, new: float | None) -> Comparison:
-    return _row(name, old, new, None, None, 0.0, change="not_measured")
+def _missing(name: str, old: float | None, new: float | None, *, reason: str = "") -> Comparison:
+    """Keep both figures where they are there, but no ratio: it would be none of one quantity."""
+    row = _row(name, old, new, None, None, 0.0, change="not_measured")
+    return replace(row, ratio=None, reason=reason)
 
 
 def _row(

@@ -12,7 +12,7 @@ import pytest
 
 from havoc_core.bench.compare import Comparison, compare, decide
 from havoc_core.bench.record import Record
-from havoc_core.errors import IdentityError
+from havoc_core.errors import IdentityError, MeasurementError
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 
@@ -132,3 +132,36 @@ def test_what_an_interval_proves(low: float | None, high: float | None, change: 
     assert decide(low, high, margin=0.05, is_lower_better=True) == change
     mirrored = {"better": "worse", "worse": "better"}.get(change, change)
     assert decide(low, high, margin=0.05, is_lower_better=False) == mirrored
+
+
+@pytest.mark.parametrize(
+    ("metric", "changes", "word"),
+    [
+        ("accuracy/math", {"accuracy__math__split": "train", "accuracy__math__num_right": 999}, "gate and train split"),
+        ("accuracy/math", {"accuracy__math__rows_sha256": "9" * 64, "accuracy__math__num_right": 999}, "other rows"),
+        ("peak_rss_bytes", {"memory__rss__each__method": "allocator"}, "by allocator"),
+    ],
+    ids=["split", "rows", "memory-method"],
+)
+def test_other_rows_or_another_method_are_not_compared(metric: str, changes: dict[str, Any], word: str) -> None:
+    """Accuracy of another split or other rows, and memory by another method, is no change but not measured: why."""
+    row = change_of(compare(noisy(1), noisy(2, **changes)), metric)
+    assert (row.change, row.ratio, row.low) == ("not_measured", None, None)
+    assert row.old is not None
+    assert row.new is not None
+    assert word in row.reason
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"checks": [{"id": "throttling", "status": "invalid", "detail": "hot"}]}, "V03"),
+        ({"samples__each__nodes_by_provider": {"CPUExecutionProvider": 1, "Foo": 9}}, "V05"),
+        ({"samples__each__num_nonfinite_logits": 5}, "V07"),
+    ],
+)
+def test_an_invalid_record_is_refused(changes: dict[str, Any], word: str) -> None:
+    """A faster model that throttled, ran elsewhere or computes NaN is no better one, --across or not: exit code 4."""
+    for pair in ((noisy(1), noisy(2, **changes)), (noisy(1, **changes), noisy(2))):
+        with pytest.raises(MeasurementError, match=word):
+            compare(*pair, across=True)
