@@ -4,7 +4,8 @@
 and is imported only once the arguments are known to be right, so `havoc --help` and every typo answer at once, without
 torch or numpy. Results go to stdout, progress and errors to stderr. Exit codes are those of `errors.py`, and
 
-    70  a defect in HAVOC itself    130  interrupted    141  the reader of stdout went away    143  terminated
+    70  a defect in HAVOC itself    141  the reader of stdout went away
+    129 hung up    130  interrupted    143  terminated
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .arguments import Parser, did_you_mean
 from .errors import HavocError
 from .storage import explained
 
-EXIT_DEFECT, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 70, 130, 141, 143
+EXIT_DEFECT, EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 70, 129, 130, 141, 143
 
 _LINE_CHARS = 1500  # of a message; a hostile file may put anything into one
 
@@ -175,13 +176,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     _open_what_is_closed()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name in another encoding must not end the command
+    stops: list[BaseException] = []
     try:
-        with _terminated_like_interrupted():
-            return _run(words)
+        with _unwound_by_signals(stops):
+            return _run(words, stops)
     except BaseException as error:  # noqa: BLE001 - every end of a command is explained here
         if "--debug" in words:
             traceback.print_exc()
-        return _explain(error)
+        return _explain(stops[-1] if stops else error)
 
 
 def _open_what_is_closed() -> None:
@@ -191,10 +193,13 @@ def _open_what_is_closed() -> None:
     sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - the same
 
 
-def _run(words: Sequence[str]) -> int:
+def _run(words: Sequence[str], stops: Sequence[BaseException]) -> int:
     try:
         args = parse(words)
-        return _handler(args.verb)(args)
+        handler = _handler(args.verb)
+        if stops:
+            raise stops[-1]  # swallowed by a module that was being imported
+        return handler(args)
     finally:
         sys.stdout.flush()  # here, where a reader that went away can still be told from a failure
 
@@ -245,21 +250,33 @@ def _handler(name: str) -> Callable[[argparse.Namespace], int]:
 
 
 @contextlib.contextmanager
-def _terminated_like_interrupted() -> Iterator[None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so temporary files go away and children are ended."""
+def _unwound_by_signals(stops: list[BaseException]) -> Iterator[None]:
+    """Let SIGTERM and SIGHUP unwind the stack as Ctrl-C does, so temporary files go away and children are ended.
 
-    def stop(_signal: int, _frame: FrameType | None) -> NoReturn:
-        raise SystemExit(EXIT_TERMINATED)
+    What a signal raises is noted in `stops` too: a compiled module may swallow it while it is imported, and fail in its
+    own way, or half done. A signal that this process was told to ignore (by nohup, or in the background) stays ignored.
+    """
 
+    def stop(number: int, _frame: FrameType | None) -> NoReturn:
+        stops.append(KeyboardInterrupt() if number == signal.SIGINT else SystemExit(codes[number]))
+        raise stops[-1]
+
+    codes: dict[int, int] = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: EXIT_TERMINATED}
+    if sys.platform != "win32":
+        codes[signal.SIGHUP] = EXIT_HUNG_UP
+    before = {}
     try:
-        before = signal.signal(signal.SIGTERM, stop)
+        for number in codes:
+            if signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler):
+                before[number] = signal.signal(number, stop)
     except ValueError:  # not the main thread
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _explain(error: BaseException) -> int:

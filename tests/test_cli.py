@@ -271,7 +271,11 @@ def test_a_line_stays_readable(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 
 @pytest.mark.parametrize(
     ("number", "code", "words"),
-    [(signal.SIGINT, 130, "interrupted; run the same command again"), (signal.SIGTERM, 143, "")],
+    [
+        (signal.SIGINT, 130, "interrupted; run the same command again"),
+        (signal.SIGTERM, 143, ""),
+        *([(signal.SIGHUP, 129, "")] if sys.platform != "win32" else []),
+    ],
 )
 def test_a_stopped_command_leaves_nothing_half_written(
     number: signal.Signals, code: int, words: str, tmp_path: Path
@@ -298,6 +302,39 @@ def test_a_stopped_command_leaves_nothing_half_written(
     assert err.startswith(f"havoc: {words}" if words else "")
     assert err.count("\n") == bool(words)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
+@pytest.mark.parametrize("then", ["raise RecursionError('of its own')", "import a_module_half_imported", "pass"])
+def test_a_signal_that_a_module_swallows_still_ends_the_command(
+    name: str, code: int, then: str, tmp_path: Path
+) -> None:
+    """A compiled module that is stopped while it is imported fails in its own way; that is no defect of ours."""
+    (tmp_path / "swallowing.py").write_text(f"""
+import os, signal
+try:
+    os.kill(os.getpid(), signal.{name})
+    signal.pause()
+except BaseException:
+    pass
+{then}
+""")
+    script = ending("import swallowing\nraise RuntimeError('half a module')" if then != "pass" else "print('went on')")
+    if then == "pass":  # swallowed without a trace, by what the handler's own module imports
+        importing = "cli._handler = lambda _: (__import__('swallowing'), handle_doctor)[1]"
+        script = script.replace("sys.exit(cli.main", f"{importing}\nsys.exit(cli.main")
+    result = run_python(script, "doctor", env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert (result.returncode, result.stdout) == (code, "")
+    assert "internal error" not in result.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such signals")
+def test_an_ignored_hangup_stays_ignored() -> None:
+    """Under nohup a command outlives its terminal."""
+    script = ending("import os, signal\nos.kill(os.getpid(), signal.SIGHUP)\nprint('went on')\nreturn 0")
+    result = run_python(f"import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\n{script}", "doctor")
+    assert (result.returncode, result.stdout) == (0, "went on\n")
 
 
 @pytest.mark.parametrize(("words", "unbuffered"), [("doctor", "1"), ("doctor", ""), ("--help", "")])
