@@ -51,7 +51,7 @@ def handle_search(args: argparse.Namespace) -> int:
     """Search mixture and structure of experts that are there; write `search/journal.jsonl` and `front.json`."""
     from .adapt.commands import base_basis
     from .model.checkpoint import load_base
-    from .summary import show_search
+    from .summary import export_command, show_search
 
     recipe = load_recipe(args.recipe)
     data = {"source": str(args.data) if args.data else recipe.data.source, "online": args.online or recipe.data.online}
@@ -64,13 +64,15 @@ def handle_search(args: argparse.Namespace) -> int:
         }
     )
     require_inputs(recipe)
+    require_experts(recipe, args.experts)
     progress = make_progress(quiet=args.quiet)
     base = load_base(args.base)
     with storage.only_writer(args.out):
         basis = base_basis(base, args.out, progress)
         experts = read_experts(recipe, args.experts, base, basis)
         result = search_mixture(recipe, base, basis, experts, args.out, progress)
-    show_search(result, recipe.experts.domains, args.out, as_json=args.json)
+    command = export_command(result, recipe, base=args.base, experts=args.experts)
+    show_search(result, recipe.experts.domains, args.out, command=command, as_json=args.json)
     return 0
 
 
@@ -102,6 +104,20 @@ def require_inputs(recipe: Recipe) -> None:
     data = recipe.data.directory
     if data is not None and not data.is_dir():
         msg = f'{str(data)!r}: no such directory of data sets; correct data.source or leave it "builtin"'
+        raise HavocError(msg)
+
+
+def require_experts(recipe: Recipe, folder: Path) -> None:
+    """Refuse a folder that lacks an expert of the recipe, before the minutes that a basis takes."""
+    from .adapt.expert import expert_path
+
+    paths = {domain: expert_path(folder, domain) for domain in recipe.experts.domains}
+    missing = [domain for domain, path in paths.items() if not path.is_file()]
+    if missing:
+        msg = (
+            f"{folder} holds no expert for {', '.join(missing)} ({paths[missing[0]].name}): train it, or name in "
+            "[experts] domains of --recipe those that are there"
+        )
         raise HavocError(msg)
 
 

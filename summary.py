@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from .arguments import DOMAINS
 from .bench.figures import show, show_interval
+from .model.structure import Structure
 from .storage import read_json
 
 if TYPE_CHECKING:
@@ -17,6 +20,7 @@ if TYPE_CHECKING:
 
     from .adapt.search import SearchResult
     from .bench.gate import Judgement
+    from .config import Recipe
 
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta", "not_measured": "cyan"}
 
@@ -50,10 +54,33 @@ def show_run(out: Path, judgements: Sequence[tuple[str, Judgement]], *, as_json:
     console.print(f"\nreport: {out / 'report.html'}", highlight=False, soft_wrap=True)
 
 
-def show_search(result: SearchResult, domains: Sequence[str], out: Path, *, as_json: bool) -> None:
-    """Print what a search chose: mixture, structure, and its score on rows that did not choose it."""
+def export_command(result: SearchResult, recipe: Recipe, *, base: str, experts: Path) -> str:
+    """Return the line that exports what a search chose; alpha in the order in which `havoc export` reads experts."""
+    candidate = result.chosen.candidate
+    alpha = dict(zip(recipe.experts.domains, candidate.alpha, strict=True))
+    weights = ",".join(f"{alpha[domain]:g}" for domain in DOMAINS if domain in alpha)
+    words = ["havoc", "export", base, "--experts", str(experts), "--alpha", weights]
+    words += [] if recipe.search.rule == "delta" else ["--rule", recipe.search.rule]
+    return shlex.join([*words, *_structure_options(candidate.structure), "--out", "artifact"])
+
+
+def _structure_options(structure: Structure) -> list[str]:
+    plain = Structure()
+    words = ["--weights", structure.weight_format]
+    words += (
+        [] if structure.activation_dtype == plain.activation_dtype else ["--activations", structure.activation_dtype]
+    )
+    words += [] if structure.block_size == plain.block_size else ["--block-size", str(structure.block_size)]
+    words += [] if structure.is_symmetric else ["--asymmetric"]
+    words += [] if structure.quantizer == plain.quantizer else ["--quantizer", structure.quantizer.replace("_", "-")]
+    words += [] if structure.rank_fraction == plain.rank_fraction else ["--rank", f"{structure.rank_fraction:g}"]
+    return words
+
+
+def show_search(result: SearchResult, domains: Sequence[str], out: Path, *, command: str, as_json: bool) -> None:
+    """Print what a search chose: mixture, structure, its score on rows that did not choose it, and what to run next."""
     if as_json:
-        print(json.dumps(result.to_json()))
+        print(json.dumps({**result.to_json(), "next": command}))
         return
     candidate = result.chosen.candidate
     alpha = ", ".join(f"{domain} {weight:g}" for domain, weight in zip(domains, candidate.alpha, strict=True))
@@ -63,6 +90,7 @@ def show_search(result: SearchResult, domains: Sequence[str], out: Path, *, as_j
     if result.frozen:
         print(f"frozen, because the structures do not differ beyond the noise: {', '.join(result.frozen)}")
     print(f"{len(result.evaluations)} candidates, {len(result.front)} on the front: {out / 'front.json'}")
+    print(f"next: {command}")
 
 
 def score_table(scores: Mapping[str, Any]) -> Table:
