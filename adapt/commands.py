@@ -58,11 +58,14 @@ def handle_train(args: argparse.Namespace) -> int:
     path = save_expert(expert, args.out)
     forget_training(args.out, args.domain)
     score = dict(expert.score or {})
+    is_the_base = not any(bool(delta.any()) for delta in expert.deltas.values())
     if args.json:
-        print(json.dumps({"expert": str(path), "domain": args.domain, "score": score}))
+        print(json.dumps({"expert": str(path), "domain": args.domain, "score": score, "is_the_base": is_the_base}))
     else:
         share = score["num_right"] / score["num_rows"]
         print(f"{path}: {share:.1%} of {score['num_rows']} rows of the search split, best at step {score['step']}")
+        if is_the_base:
+            print("no step beat the base: this expert changes nothing")
     return 0
 
 
