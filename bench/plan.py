@@ -9,7 +9,6 @@ Roofline: Williams, Waterman, Patterson, CACM 52(4), 2009.
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,20 +19,18 @@ from ..model.config import PRESETS, HavocConfig
 from ..model.structure import ACTIVATION_DTYPES, WEIGHT_FORMATS, Structure
 from . import bounds
 from .figures import show
-from .targets import Roofline
+from .roofline_probe import probe_roofline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .targets import Limit, Target
+    from .targets import Limit, Roofline, Target
 
 Outlook = Literal["impossible", "unlikely", "possible"]
 CUDA_CONTEXT_BYTES = 300_000_000  # measured range 287..667 MB (pytorch pull request 86509); for estimates only
 ROW_COUNTS = (100, 200, 500, 1000, 2000)
 RANK_FRACTIONS = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1)
 TRUE_SHARES = (0.88, 0.90, 0.95)
-_PROBE_SIDE = 256
-_PROBE_BYTES = 64_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,13 +94,12 @@ def load_config(model: str) -> HavocConfig:
 def build_plan(model: str, target: Target) -> Plan:
     """Work out every structure of a model on a target."""
     config = load_config(model)
-    roofline, are_measured = target.roofline, False
-    if roofline is None:
-        roofline, are_measured = probe_roofline(), True
+    roofline, origin = (target.roofline, "on paper") if target.roofline is not None else probe_roofline()
+    is_on_paper = target.roofline is not None
 
     def work_out(rank_fraction: float) -> tuple[Option, ...]:
         return tuple(
-            _option(config, structure, target, roofline, is_certain=not are_measured)
+            _option(config, structure, target, roofline, is_certain=is_on_paper)
             for structure in structures(rank_fraction)
         )
 
@@ -117,11 +113,11 @@ def build_plan(model: str, target: Target) -> Plan:
         num_parameters=cost.num_parameters(config),
         prefill_flops=cost.prefill_flops(config, workload.prompt_tokens),
         decode_flops=cost.decode_flops(config, workload.context_tokens),
-        peaks=_peaks_text(roofline, are_measured=are_measured),
+        peaks=_peaks_text(roofline, origin) if roofline is not None else origin,
         options=options,
         truncated=() if can_pass else _most_rank_kept(work_out),
         is_impossible=all(option.outlook == "impossible" for option in options),
-        conclusion=conclude(options),
+        conclusion=conclude(options) + ("" if roofline is not None else " (by memory alone)"),
         samples=samples_needed(target),
     )
 
@@ -145,7 +141,7 @@ def _most_rank_kept(work_out: Callable[[float], tuple[Option, ...]]) -> tuple[Op
 
 
 def _option(
-    config: HavocConfig, structure: Structure, target: Target, roofline: Roofline, *, is_certain: bool
+    config: HavocConfig, structure: Structure, target: Target, roofline: Roofline | None, *, is_certain: bool
 ) -> Option:
     figures = tuple(
         figure
@@ -166,14 +162,23 @@ _WORST_FIRST: tuple[Outlook, ...] = ("impossible", "unlikely", "possible")
 
 
 def _figure(
-    limit: Limit, config: HavocConfig, structure: Structure, target: Target, roofline: Roofline, *, is_certain: bool
+    limit: Limit,
+    config: HavocConfig,
+    structure: Structure,
+    target: Target,
+    roofline: Roofline | None,
+    *,
+    is_certain: bool,
 ) -> Figure | None:
-    """Floor and estimate of one limited metric; None where arithmetic says nothing (accuracy, load, energy)."""
+    """Floor and estimate of one limited metric; None where arithmetic says nothing (accuracy, load, energy).
+
+    Nor does it say anything of times where the peaks are not known.
+    """
     workload = target.workload
-    if limit.metric in {"prefill_ms", "ttft_ms"}:
+    if roofline is not None and limit.metric in {"prefill_ms", "ttft_ms"}:
         floor, estimate = prefill_ms(config, structure, roofline, num_tokens=workload.prompt_tokens * workload.passes)
         unit = "ms"
-    elif limit.metric == "decode_tok_per_s":
+    elif roofline is not None and limit.metric == "decode_tok_per_s":
         floor, estimate = decode_tok_per_s(config, structure, roofline, num_past=workload.context_tokens)
         unit = "tok/s"
     elif limit.metric in {"peak_vram_bytes", "peak_rss_bytes"}:
@@ -304,37 +309,7 @@ def _accuracy_need(num_rows: int, share: float, confidence: float) -> dict[str, 
     return {"num_right": needed, "chance": chance}
 
 
-def probe_roofline() -> Roofline:
-    """Measure this machine's matrix-product and copy rates with numpy in a quarter of a second; an estimate."""
-    import numpy as np
-
-    rng = np.random.default_rng(0)
-    matrix = rng.standard_normal((_PROBE_SIDE, _PROBE_SIDE), dtype=np.float32)
-    source = np.ones(_PROBE_BYTES // 4, dtype=np.float32)
-    target = np.empty_like(source)
-    flop_per_s = 2 * _PROBE_SIDE**3 / _best_s(lambda: matrix @ matrix)
-    bandwidth = 2 * _PROBE_BYTES / _best_s(lambda: np.copyto(target, source))
-    return Roofline(
-        fp32_flop_per_s=flop_per_s,
-        fp16_flop_per_s=flop_per_s,
-        bandwidth_bytes_per_s=bandwidth,
-        practical_share=0.5,
-    )
-
-
-def _best_s(work: Any, *, budget_s: float = 0.08) -> float:  # noqa: ANN401 - called for its time alone
-    best, end = float("inf"), time.perf_counter() + budget_s
-    while True:
-        begin = time.perf_counter()
-        work()
-        now = time.perf_counter()
-        best = min(best, now - begin)
-        if now > end:
-            return best
-
-
-def _peaks_text(roofline: Roofline, *, are_measured: bool) -> str:
-    origin = "measured here just now, so no proof" if are_measured else "on paper"
+def _peaks_text(roofline: Roofline, origin: str) -> str:
     slow = roofline.practical_fp16_matmul_flop_per_s
     practice = f"; fp16 products reach about {slow / 1e12:.3g} TFLOP/s in practice" if slow else ""
     return (

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from havoc_core.bench.plan import build_plan, load_config, prefill_ms, structures
+from havoc_core.bench.roofline_probe import measure_rounds, roofline_of
 from havoc_core.bench.targets import Target, load_target
 from havoc_core.errors import HavocError
 from havoc_core.model.structure import Structure
@@ -88,7 +89,42 @@ def test_host_proves_only_memory() -> None:
     for option in plan.options:
         assert {figure.metric for figure in option.figures if figure.outlook == "impossible"} <= {"peak_rss_bytes"}
     assert plan.is_impossible
-    assert "no proof" in plan.peaks
+    assert "no proof" in plan.peaks or "not measurable now" in plan.peaks
+
+
+def test_rounds_that_disagree_give_no_peaks() -> None:
+    """The best round counts, times the cores; rounds more than twice apart are of a busy machine and say nothing."""
+    found, origin = roofline_of([4e10, 5e10], [8e9, 1e10], num_cores=4)
+    assert found is not None
+    assert (found.fp32_flop_per_s, found.bandwidth_bytes_per_s) == (2e11, 1e10)
+    assert "one thread times 4 cores" in origin
+    for rates in (([1e10, 5e10], [1e10, 1e10]), ([1e10, 1e10], [1e9, 1e10])):
+        found, why = roofline_of(*rates, num_cores=4)
+        assert found is None
+        assert why.startswith("not measurable now: 2 rounds")
+
+
+def test_without_peaks_only_memory_is_planned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine too busy to probe, times are left out and the plan says so; memory is arithmetic all the same."""
+    monkeypatch.setattr("havoc_core.bench.plan.probe_roofline", lambda: (None, "not measurable now: busy"))
+    plan = build_plan("nano", load_target("host"))
+    assert {figure.metric for option in plan.options for figure in option.figures} == {"peak_rss_bytes"}
+    assert plan.peaks == "not measurable now: busy"
+    assert plan.conclusion.endswith("(by memory alone)")
+    assert build_plan("7b", load_target("host")).is_impossible
+
+
+def test_the_probe_is_one_thread_in_a_process_of_its_own() -> None:
+    """The rounds of this machine are positive rates, and the probe does not load numpy here."""
+    rounds = measure_rounds()
+    assert {name: len(rates) for name, rates in rounds.items()} == {"flop_per_s": 4, "bytes_per_s": 4}
+    assert all(rate > 1e6 for rates in rounds.values() for rate in rates)
+    code = (
+        "import sys; from havoc_core.bench.roofline_probe import probe_roofline; probe_roofline()\n"
+        "print(sorted({'torch', 'numpy'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_a_directory_is_a_model(tmp_path: Path) -> None:
