@@ -189,6 +189,8 @@ def throughput_evidence(limit: Limit, records: Sequence[Record], protocol: Requi
     lacking = _effort_lacking(processes, len(per_process), protocol, times_limit=limit.value / slowest)
     if not lacking and slowest <= limit.value:
         lacking = f"the slowest process reaches {slowest:.4g} tok/s"
+    if not lacking and found.low is None:
+        lacking = f"{len(per_process)} processes cannot carry a confidence of {limit.confidence!r}: lower it"
     num_runs = sum(len(runs) for runs in per_process)
     return Evidence(found.value, found.low, found.high, num_runs, len(per_process), lacking)
 

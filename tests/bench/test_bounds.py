@@ -134,7 +134,7 @@ def test_quantile_bounds_cover_as_often_as_they_claim(quantile: float, num_sampl
 @pytest.mark.parametrize("between", [0.0, 0.02], ids=["alike", "apart"])
 def test_rate_bounds_cover_as_often_as_they_claim(between: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five processes that differ by 0 or 2 %: either bound is wrong in no more than the claimed 5 % of cases."""
-    monkeypatch.setattr(bounds, "NUM_RESAMPLES", 600)
+    monkeypatch.setattr(bounds, "NUM_RESAMPLES", 700)
     generator, trials = random.Random(11), 300
     num_high = num_low = 0
     for _ in range(trials):
@@ -157,8 +157,22 @@ def test_rate_is_total_over_total() -> None:
     assert bounds.rate_bounds([[(127.0, 0.3)]], confidence=0.95) == bounds.Bounds(127.0 / 0.3, None, None)
 
 
-def test_rate_bounds_show_every_spread() -> None:
+@pytest.mark.parametrize(
+    ("num_processes", "confidence", "is_carried"),
+    [(5, 0.95, True), (5, 0.99, False), (4, 0.95, True), (3, 0.95, False), (3, 0.9, True), (20, 1 - 1e-16, False)],
+)
+def test_no_rate_is_bounded_beyond_what_resamples_carry(
+    num_processes: int, confidence: float, is_carried: bool
+) -> None:
+    """A level that fewer than ten of 2000 resamples lie beyond would be the outermost of them, however high it is."""
+    runs = [[(127.0, 0.25 + 0.01 * (run * place % 7)) for run in range(6)] for place in range(1, num_processes + 1)]
+    found = bounds.rate_bounds(runs, confidence=confidence)
+    assert (found.low is not None, found.high is not None) == (is_carried, is_carried)
+
+
+def test_rate_bounds_show_every_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Spread within a process and between processes both widen the bounds; unequal lengths do not."""
+    monkeypatch.setattr(bounds, "TAIL_RESAMPLES", 0.0)
     within = bounds.rate_bounds([[(1.0, 1.0), (1.0, 3.0)]], confidence=0.95)
     assert (within.low, within.high) == (pytest.approx(1 / 3), 1.0)
     between = bounds.rate_bounds([[(1.0, 1.0)] * 3, [(1.0, 2.0)] * 3, [(1.0, 4.0)] * 3], confidence=0.95)

@@ -37,6 +37,7 @@ TARGET_TEXTS = [
     *(text for text, _ in MISTAKES["MISTAKES"].values()),
 ]
 LONGEST_S = 0.4
+TAIL_RESAMPLES = 0.5
 NUM_RESAMPLES = 60  # enough to see a change, and thirty times faster
 ROWS_APART: list[dict[str, Any]] = [
     {"num_right": 700},
@@ -127,6 +128,10 @@ def throughput_probes() -> list[Probe]:
         (at[50], {"samples__0__decode": [], "samples__1__decode": []}),
         (at[50], {"samples__each__decode": []}),
         (at[50], {"samples": []}),
+        *(
+            (Limit(metric="decode_tok_per_s", above=50, unit="tok/s", confidence=share), {})
+            for share in (0.9, 0.99, 1 - 1e-16)
+        ),
         (at[50], FEW),
         (at[50], {"samples__0__busy_ns": 12_999_999_999}),
         (at[50], {"samples__0__decode__0__step_ns": []}),
@@ -192,6 +197,7 @@ PROBES = [(limit, [samples.record("cpu", **change)]) for limit, change in SINGLE
 def answers_of_limits(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(bounds, "NUM_RESAMPLES", NUM_RESAMPLES)
+        patch.setattr(bounds, "TAIL_RESAMPLES", TAIL_RESAMPLES)
         for probe in PROBES:
             yield str(namespace["judge_limit"](*probe, EFFORT))
     below, above = PROBES[0][0], Limit(metric="decode_tok_per_s", above=100.0, unit="tok/s")
@@ -320,9 +326,13 @@ def scatters(namespace: dict[str, Any]) -> Iterator[Any]:
     )
     runs = [[(127.0, 1 + 0.1 * (7 * run * (index + 2) % 11)) for run in range(4 + index)] for index in range(5)]
     long = [(1.0, 1 + 0.01 * (7 * run % 11)) for run in range(131)]
-    namespace["NUM_RESAMPLES"] = NUM_RESAMPLES
+    namespace.update(NUM_RESAMPLES=NUM_RESAMPLES, TAIL_RESAMPLES=TAIL_RESAMPLES)
     for processes in (runs, runs[:1], [runs[0][:1]], [long], [long, runs[0][:2]]):
-        yield repr(namespace["rate_bounds"](processes, confidence=0.95))
+        for confidence in (0.9, 0.95, 0.99):
+            yield repr(namespace["rate_bounds"](processes, confidence=confidence))
+    for edge in (1.0, 1.0 + 1e-9):
+        namespace["TAIL_RESAMPLES"] = (1.0 - bounds.expanded_level(5, confidence=0.95)) * NUM_RESAMPLES * edge
+        yield repr(namespace["rate_bounds"](runs, confidence=0.95))
 
 
 def answers_of_targets(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:

@@ -30,6 +30,7 @@ GOOD = samples.record("cpu")
 def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Redraw little: whether something is raised does not depend on how often."""
     monkeypatch.setattr(bounds, "NUM_RESAMPLES", 20)
+    monkeypatch.setattr(bounds, "TAIL_RESAMPLES", 0.1)
     monkeypatch.setattr(ratios, "NUM_RESAMPLES", 20)
 
 
