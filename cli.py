@@ -37,6 +37,8 @@ _LINE_CHARS = 1500  # of a message; a hostile file may put anything into one
 _LAB_PACKAGES = frozenset(
     {"torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "matplotlib", "jinja2"}
 )
+_REPORT_PACKAGES = frozenset({"matplotlib", "jinja2"})
+_GOES_ON = frozenset({"run", "search", "train", "pretrain"})  # the verbs that keep what was done when interrupted
 
 
 @dataclass(frozen=True)
@@ -183,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BaseException as error:  # noqa: BLE001 - every end of a command is explained here
         if "--debug" in words:
             traceback.print_exc()
-        return _explain(stops[-1] if stops else error)
+        return _explain(stops[-1] if stops else error, words[0] if words else "")
 
 
 def _open_what_is_closed() -> None:
@@ -279,13 +281,14 @@ def _unwound_by_signals(stops: list[BaseException]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _explain(error: BaseException) -> int:
+def _explain(error: BaseException, verb: str = "") -> int:
     """Say in one line what ended the command; return the exit code."""
     match error:
         case SystemExit():
             return error.code if isinstance(error.code, int) else HavocError.exit_code
         case KeyboardInterrupt():
-            _say("interrupted; run the same command again to go on")
+            goes_on = "the same command starts anew" if verb not in _GOES_ON else "run the same command again to go on"
+            _say(f"interrupted; {goes_on}")
             return EXIT_INTERRUPTED
         case BrokenPipeError() if _stdout_is_gone():
             return EXIT_BROKEN_PIPE
@@ -293,7 +296,8 @@ def _explain(error: BaseException) -> int:
             _say(f"error: {error}")
             return error.exit_code
         case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _LAB_PACKAGES:
-            _say(f'error: this command needs {error.name}: pip install "havoc-core[lab]"')
+            extra = "report" if (error.name or "").partition(".")[0] in _REPORT_PACKAGES else "lab"
+            _say(f'error: this command needs {error.name}: pip install "havoc-core[{extra}]"')
         case OSError():
             _say(f"error: {explained(error, error.filename or 'the system')}")
         case MemoryError():

@@ -202,7 +202,8 @@ def test_alpha_is_four_numbers() -> None:
         (ModuleNotFoundError("No module named 'torch'", name="torch.nn"), 2, 'pip install "havoc-core[lab]"'),
         (ModuleNotFoundError("No module named 'numpi'", name="numpi"), 70, "internal error: ModuleNotFoundError"),
         (KeyError("x"), 70, "internal error: KeyError: 'x'; please report it"),
-        (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command starts anew"),
+        (ModuleNotFoundError("No module named 'jinja2'", name="jinja2"), 2, 'pip install "havoc-core[report]"'),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )
@@ -216,6 +217,13 @@ def test_every_end_is_one_line_and_its_exit_code(
     assert line in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+@pytest.mark.parametrize("verb", ["run", "search", "train", "pretrain"])
+def test_what_keeps_its_work_says_that_it_goes_on(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """These leave journals and checkpoints; every other verb starts anew and says so."""
+    assert cli._explain(KeyboardInterrupt(), verb) == 130
+    assert capsys.readouterr().err == "havoc: interrupted; run the same command again to go on\n"
 
 
 ENDING = """

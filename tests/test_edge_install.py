@@ -160,14 +160,20 @@ def test_text_and_accuracy(havoc: Run, artifact: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words",
-    [("report", "{run}"), ("export", "nano", "--out", "x"), ("train", "nano", "--domain", "math", "--out", "x")],
-    ids=lambda words: words[0],
+    ("extra", "words"),
+    [
+        ("report", ("report", "{run}")),
+        ("lab", ("export", "nano", "--out", "x")),
+        ("lab", ("train", "nano", "--domain", "math", "--out", "x")),
+    ],
+    ids=["report", "export", "train"],
 )
-def test_the_lab_is_asked_for_in_one_line(havoc: Run, measured: Path, words: tuple[str, ...]) -> None:
-    """A verb that needs the lab names the package and the command that brings it: exit 2, nothing written."""
+def test_what_is_missing_is_asked_for_in_one_line(
+    havoc: Run, measured: Path, extra: str, words: tuple[str, ...]
+) -> None:
+    """A verb that needs more than the edge names the package and what brings it: exit 2, nothing written."""
     done = havoc(*(word.format(run=measured.parent) for word in words))
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
-    assert 'pip install "havoc-core[lab]"' in done.stderr
+    assert f'pip install "havoc-core[{extra}]"' in done.stderr
     assert [path.name for path in measured.parent.iterdir()] == ["record.json"]
