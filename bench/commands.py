@@ -256,11 +256,13 @@ def _samples_text(samples: dict[str, Any]) -> str:
 
 def handle_doctor(args: argparse.Namespace) -> int:
     """Say what this machine can measure, what it cannot, and why."""
-    from .doctor import examine
+    from .doctor import examine, measured_device
 
     findings = examine()
     if args.json:
-        _print_json({"findings": [finding.document() for finding in findings]})
+        device = measured_device()
+        document = None if device is None else {"kind": device.kind, "name": device.name}
+        _print_json({"device": document, "findings": [finding.document() for finding in findings]})
         return 0
     topic, rows = "", []
     for finding in findings:

@@ -41,7 +41,8 @@ _SMALLEST_GRAPH = (
     b'\x08\x08:2\n\x0b\n\x01x\x12\x01y"\x03Neg\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
-LAB_PACKAGES = ("torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "matplotlib", "jinja2")
+REPORT_PACKAGES = ("matplotlib", "jinja2")
+LAB_PACKAGES = ("torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", *REPORT_PACKAGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +122,8 @@ def _runtime() -> list[Finding]:
     else:
         reason = provider_problem(CUDA_PROVIDER)
         answer: Answer = "yes" if reason is None else "no"
+        if reason is not None:
+            reason = f'{reason}; CUDA\'s libraries come with pip install "havoc-core[gpu]"'
         text = f"a graph ran on {card.name}, CUDA driver {card.driver_version}"
         found.append(Finding("runtime", "runs on NVIDIA GPUs", answer, reason or text))
     return found
@@ -259,6 +262,14 @@ def _devices() -> list[Device]:
     return found
 
 
+def measured_device() -> Device | None:
+    """The device that `bench` measures here by default, named as a record names it; None without ONNX Runtime."""
+    try:
+        return _devices()[-1]
+    except HavocError:
+        return None
+
+
 def _device_reason(target: Any, device: Device) -> str | None:  # noqa: ANN401 - a Target
     """Ask the gate's own identity rules about a device, before there is any record of it."""
     case = Case(record=_bare_record(device), target=target, this_cpu=identify_cpu())
@@ -300,8 +311,15 @@ def _tool() -> Finding:
 
 
 def _packages() -> list[Finding]:
-    missing = [name for name in LAB_PACKAGES if importlib.util.find_spec(name) is None]
+    return [
+        _extra("lab", "train, search, export", LAB_PACKAGES),
+        _extra("report", "html, markdown, junit, badge", REPORT_PACKAGES),
+    ]
+
+
+def _extra(name: str, verbs: str, packages: tuple[str, ...]) -> Finding:
+    missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if not missing:
-        return [Finding("installed", "lab: train, search, export, report", "yes", "all packages are there")]
-    reason = f"missing {', '.join(missing)}: pip install 'havoc-core[lab]'"
-    return [Finding("installed", "lab: train, search, export, report", "no", reason)]
+        return Finding("installed", f"{name}: {verbs}", "yes", "all packages are there")
+    reason = f"missing {', '.join(missing)}: pip install 'havoc-core[{name}]'"
+    return Finding("installed", f"{name}: {verbs}", "no", reason)

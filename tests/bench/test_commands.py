@@ -159,6 +159,8 @@ def test_doctor_answers_by_trying(capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, "doctor", "--json")
     findings = json.loads(out)["findings"]
     assert code == 0
+    assert json.loads(out)["device"]["kind"] in {"cpu", "cuda"}
+    assert json.loads(out)["device"]["kind"] == "cuda" or json.loads(out)["device"]["name"] == identify_cpu().name
     assert {finding["answer"] for finding in findings} <= {"yes", "partly", "no"}
     assert all(finding["reason"] for finding in findings)
     answers = {(finding["topic"], finding["question"]): finding["answer"] for finding in findings}
