@@ -122,7 +122,7 @@ def _runtime() -> list[Finding]:
     else:
         reason = provider_problem(CUDA_PROVIDER)
         answer: Answer = "yes" if reason is None else "no"
-        if reason is not None:
+        if reason is not None and "havoc-core[gpu]" not in reason:
             reason = f'{reason}; CUDA\'s libraries come with pip install "havoc-core[gpu]"'
         text = f"a graph ran on {card.name}, CUDA driver {card.driver_version}"
         found.append(Finding("runtime", "runs on NVIDIA GPUs", answer, reason or text))

@@ -76,6 +76,7 @@ def open_graph(
         raise HavocError(msg) from error
     if session.get_providers()[0] != provider:
         msg = f"{label}: asked for {provider}, ONNX Runtime would run on {session.get_providers()[0]}"
+        msg += '; CUDA\'s libraries come with pip install "havoc-core[gpu]"' if provider == CUDA else ""
         raise IdentityError(msg)
     session.disable_fallback()
     return session, values
