@@ -20,6 +20,7 @@ from ..model.config import HavocConfig
 from ..model.tokenizer import Tokenizer
 from .artifact import check_files, read_manifest
 from .binding import BoundCall
+from .interface import require_interface
 from .options import DEFAULT_OPTIONS, GraphOptions, options_of
 from .past import CacheLayout, KeyValueBuffers, Past
 from .runtime import CPU, DEVICES, open_graph, placement, require_provider, run
@@ -84,6 +85,7 @@ class DecoderSession:
         self._decoder = self._sessions[DECODER]
         self._embedding = self._sessions.get(EMBEDDING)
         self._vision = self._sessions.get(VISION)
+        require_interface(config, self._decoder, self._embedding, self._vision)
         inputs = {item.name: item for item in self._decoder.get_inputs()}
         self._past_names = [name for name in inputs if name.startswith("past_key_values.")]
         self._has_positions = "position_ids" in inputs

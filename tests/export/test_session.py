@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import io
+import json
+import shutil
 import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
@@ -21,6 +26,7 @@ from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
 from havoc_core.export.past import Past
 from havoc_core.export.session import DecoderSession
+from havoc_core.export.verify import verify_artifact
 from havoc_core.model.checkpoint import load_base
 from havoc_core.model.generation import generate_text
 
@@ -300,6 +306,84 @@ def test_wrong_input_is_one_clear_line(session: DecoderSession, ids: list[list[i
     """Ids, lengths and images that do not fit are explained before the runtime sees them."""
     with pytest.raises(HavocError, match=message):
         session.prefill(np.array(ids, np.int64))
+
+
+def store(artifact: Path, name: str, content: bytes) -> None:
+    """Replace a file of an artifact and forge its manifest to match."""
+    (artifact / name).write_bytes(content)
+    path = artifact / "manifest.json"
+    document = json.loads(path.read_text())
+    document["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
+    path.write_text(json.dumps(document))
+
+
+INT, STRING = onnx.TensorProto.INT64, onnx.TensorProto.STRING
+
+
+def graph_of(*more_inputs: onnx.ValueInfoProto) -> bytes:
+    """A graph that ONNX Runtime opens and that is no decoder: its logits are its ids."""
+    value = onnx.helper.make_tensor_value_info
+    node = onnx.helper.make_node("Identity", ["input_ids"], ["logits"])
+    inputs, outputs = [value("input_ids", INT, ["b", "t"]), *more_inputs], [value("logits", INT, ["b", "t"])]
+    model = onnx.helper.make_model(
+        onnx.helper.make_graph([node], "g", inputs, outputs), opset_imports=[onnx.helper.make_opsetid("", 21)]
+    )
+    model.ir_version = 10
+    return model.SerializeToString()
+
+
+def reordered(content: bytes) -> bytes:
+    model = onnx.ModelProto.FromString(content)
+    outputs = list(model.graph.output)
+    del model.graph.output[:]
+    model.graph.output.extend([outputs[0], *reversed(outputs[1:])])
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("name", "forge", "match"),
+    [
+        ("model.onnx", lambda _: graph_of(), "it has no input inputs_embeds"),
+        (
+            "model.onnx",
+            lambda _: graph_of(onnx.helper.make_tensor_value_info("past_key_values.0.key", STRING, ["b"])),
+            "it has no input inputs_embeds",
+        ),
+        ("model.onnx", reordered, "outputs for keys and values stand in another order"),
+        ("embedding.onnx", lambda _: graph_of(), "it has no input image_features"),
+        ("vision.onnx", lambda _: graph_of(), "it has no input patches"),
+    ],
+    ids=["identity", "strings", "order", "embedding", "vision"],
+)
+def test_a_graph_of_something_else_is_refused(artifact: Path, tmp_path: Path, name: str, forge, match: str) -> None:
+    """A graph that loads and whose hash is right, but that is no decoder of this configuration: said when opened."""
+    copy = Path(shutil.copytree(artifact, tmp_path / "forged"))
+    store(copy, name, forge((copy / name).read_bytes()))
+    with pytest.raises(HavocError, match=f"{name} is not the graph of this configuration: .*{match}") as caught:
+        verify_artifact(copy)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vision": None},
+        {"vocab_size": 299},
+        {"num_hidden_layers": 1},
+        {"num_key_value_heads": 4},
+        {"head_dim": 8},
+        {"hidden_size": 64},
+        {"vision": {"patch_size": 1, "num_channels": 1, "image_token_id": 3}},
+    ],
+    ids=str,
+)
+def test_a_configuration_of_another_model_is_refused(artifact: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    """Its graphs do not fit it, which is said before anything runs."""
+    copy = Path(shutil.copytree(artifact, tmp_path / "forged"))
+    fields = json.loads((copy / "config.json").read_text()) | changes
+    store(copy, "config.json", json.dumps(fields).encode())
+    with pytest.raises(HavocError, match="is not the graph of this configuration"):
+        verify_artifact(copy)
 
 
 def test_images_for_a_text_model_are_refused(text_base_directory: Path, tmp_path: Path) -> None:
