@@ -1,7 +1,8 @@
 """What a release must meet: a device, told apart from its siblings, and the limits on it, read from TOML.
 
 The bundled `targets.toml` holds `gtx1660` and `host`; a user's own file has the same form: one table per target. Every
-limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be mixed up; unknown keys are refused.
+limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be mixed up; unknown keys are refused, and so
+are text or true for a number and figures that no device has.
 
 Metrics and the unit each is judged in:
 
@@ -15,6 +16,7 @@ Metrics and the unit each is judged in:
 
 from __future__ import annotations
 
+import json
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -28,11 +30,14 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 BUNDLED = Path(__file__).with_name("targets.toml")
-MAX_TARGETS_BYTES = 1_000_000
+MAX_TARGETS_BYTES = 200_000
+MAX_DOTS = 32  # in one line; a dotted key is parsed in quadratic time
 MEMORY_MARGIN_SHARE = 0.03
 
 Kind = Literal["latency", "worst_time", "throughput", "memory", "energy", "accuracy"]
-Positive = Annotated[float, Field(gt=0, strict=False)]
+Positive = Annotated[float, Field(gt=0)]
+Rate = Annotated[float, Field(ge=1e6, le=1e18)]  # per second: from a microcontroller's to more than any device's
+Count = Annotated[int, Field(gt=0, le=10_000_000)]
 
 _TIME_MS = {"ms": 1.0, "s": 1e3, "us": 1e-3}
 _TIME_S = {"s": 1.0, "ms": 1e-3}
@@ -144,8 +149,8 @@ class Limit(Part):
     below: Positive | None = None
     above: Positive | None = None
     unit: Text
-    percentile: Annotated[float, Field(gt=0, lt=1)] = 0.9
-    confidence: Annotated[float, Field(ge=0.5, lt=1)] = 0.95
+    percentile: Annotated[float, Field(ge=0.01, le=0.9999)] = 0.9
+    confidence: Annotated[float, Field(ge=0.5, le=0.999999)] = 0.95
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -156,6 +161,11 @@ class Limit(Part):
             raise ValueError(f"{self.metric} is limited by `{'below' if metric.is_lower_better else 'above'}`")
         if self.unit not in metric.scales:
             raise ValueError(f"{self.metric} has no unit {self.unit!r}: choose from {', '.join(metric.scales)}")
+        if self.unit == "%" and (written := self.below or self.above or 0.0) < 1:
+            raise ValueError(
+                f"{self.metric} limit of {written:g} % is under one percent: "
+                f'write {100 * written:g}, or {written:g} with unit "share"'
+            )
         if "percentile" in self.model_fields_set and metric.kind != "latency":
             raise ValueError(f"{self.metric} has no percentile")
         if not metric.lowest <= self.value <= metric.highest:
@@ -210,12 +220,12 @@ class Roofline(Part):
     than any card's.
     """
 
-    fp32_flop_per_s: Positive
-    fp16_flop_per_s: Positive
-    bandwidth_bytes_per_s: Positive
-    on_chip_bytes: Positive = 256e6
-    practical_fp16_matmul_flop_per_s: Positive | None = None
-    practical_share: Annotated[float, Field(gt=0, le=1)] = 0.5
+    fp32_flop_per_s: Rate
+    fp16_flop_per_s: Rate
+    bandwidth_bytes_per_s: Rate
+    on_chip_bytes: Annotated[float, Field(gt=0, le=1e12)] = 256e6
+    practical_fp16_matmul_flop_per_s: Rate | None = None
+    practical_share: Annotated[float, Field(ge=1e-3, le=1)] = 0.5
 
     @property
     def peak_flop_per_s(self) -> float:
@@ -226,19 +236,19 @@ class Roofline(Part):
 class RequiredProtocol(Part):
     """The least effort a verdict on this target rests on."""
 
-    min_processes: Annotated[int, Field(gt=0)] = 5
-    min_samples: Annotated[int, Field(gt=0)] = 64
-    min_busy_s: Annotated[float, Field(ge=0, strict=False)] = 0.0
+    min_processes: Annotated[int, Field(gt=0, le=1000)] = 5
+    min_samples: Count = 64
+    min_busy_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
 
 
 class RequiredWorkload(Part):
     """The work the limits speak of; fields as in a record's workload."""
 
-    batch_size: Annotated[int, Field(gt=0)] = 1
-    prompt_tokens: Annotated[int, Field(gt=0)] = 512
-    context_tokens: Annotated[int, Field(gt=0)] = 512
-    decode_tokens: Annotated[int, Field(gt=1)] = 128
-    passes: Annotated[int, Field(gt=0)] = 1
+    batch_size: Count = 1
+    prompt_tokens: Count = 512
+    context_tokens: Count = 512
+    decode_tokens: Annotated[int, Field(gt=1, le=10_000_000)] = 128
+    passes: Count = 1
 
 
 class Target(Part):
@@ -268,9 +278,9 @@ def load_target(name: str) -> Target:
     bundled = read_targets(BUNDLED)
     if name in bundled:
         return bundled[name]
-    is_path = name.endswith(".toml") or Path(name).is_file()
+    is_path = name.endswith(".toml") or _is_file(name)
     path, _, entry = (name, "", "") if is_path else name.rpartition(":")
-    if not path or not (path.endswith(".toml") or Path(path).is_file()):
+    if not path or not (path.endswith(".toml") or _is_file(path)):
         raise HavocError(f"unknown target {name!r}: choose from {', '.join(bundled)}, or give the path of a .toml file")
     targets = read_targets(Path(path))
     if not entry and len(targets) == 1:
@@ -278,6 +288,13 @@ def load_target(name: str) -> Target:
     if entry not in targets:
         raise HavocError(f"{path} holds the targets {', '.join(targets)}: choose one with --target {path}:NAME")
     return targets[entry]
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).is_file()
+    except OSError:  # too long for any file
+        return False
 
 
 def read_targets(path: Path) -> dict[str, Target]:
@@ -292,13 +309,15 @@ def _target_of(path: Path, name: str, entry: object) -> Target:
     if not isinstance(entry, dict):
         raise HavocError(f"{path}: {name} is not a table")
     try:
-        return Target.model_validate({**entry, "name": name}, strict=False)
-    except (ValidationError, RecursionError) as error:
+        return Target.model_validate_json(json.dumps({**entry, "name": name}))  # strict, but a list may be a tuple
+    except (ValidationError, RecursionError, ValueError, TypeError) as error:  # no JSON: a date, a number too long
         raise HavocError(f"{path}: target {name}: {_first_line(error)}") from error
 
 
 def _read_toml(path: Path) -> Mapping[str, object]:
     try:
+        if path.exists() and not path.is_file():
+            raise HavocError(f"{path}: a folder, a pipe or a device, not a file")
         with path.open("rb") as file:
             data = file.read(MAX_TARGETS_BYTES + 1)
     except OSError as error:
@@ -307,6 +326,9 @@ def _read_toml(path: Path) -> Mapping[str, object]:
         raise HavocError(f"{str(path)!r}: no file can be called so ({error})") from error
     if len(data) > MAX_TARGETS_BYTES:
         raise HavocError(f"{path}: larger than {MAX_TARGETS_BYTES} bytes, so it is no targets file")
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        if (num_dots := line.count(b".")) > MAX_DOTS and not line.lstrip().startswith(b"#"):
+            raise HavocError(f"{path}: line {number} has {num_dots} dots, more than {MAX_DOTS}: no target is so nested")
     try:
         return tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -315,9 +337,11 @@ def _read_toml(path: Path) -> Mapping[str, object]:
         ) from error
 
 
-def _first_line(error: ValidationError | RecursionError) -> str:
+def _first_line(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deep"
+    if not isinstance(error, ValidationError):
+        return " ".join(str(error).split())[:200]
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])[:120]
     said = " ".join(first["msg"].removeprefix("Value error, ").split())[:300]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -108,6 +110,26 @@ MISTAKES = {
     "no-device-name": (OWN.replace('names = ["Board Processor"]', ""), ("names",)),
     "gpu-fields-of-a-cpu": (OWN.replace('kind = "cpu"', 'kind = "cpu"\nnum_sms = 22'), ("num_sms",)),
     "this-machine-by-name": (OWN.replace('kind = "cpu"', 'kind = "cpu"\nis_this_machine = true'), ("is_this_machine",)),
+    "share-as-percent": (
+        OWN.replace("prefill_ms", "accuracy/math").replace("below = 0.2", "above = 0.85").replace('"s"', '"%"'),
+        ("write 85", 'unit "share"'),
+    ),
+    "true-for-a-number": (OWN.replace("below = 0.2", "below = true"), ("below", "number")),
+    "text-for-a-number": (OWN.replace("below = 0.2", 'below = "100"'), ("below", "number")),
+    "one-for-true": (OWN.replace('kind = "cpu"', 'kind = "cpu"\nis_this_machine = 1'), ("is_this_machine", "boolean")),
+    "date-for-a-number": (OWN.replace("below = 0.2", "below = 2026-11-22"), ("jetson",)),
+    "long-number": (OWN.replace("below = 0.2", "below = 0x" + "f" * 9000), ("jetson",)),
+    "tiny-percentile": (OWN + "percentile = 1e-300\n", ("percentile", "0.01")),
+    "certain-percentile": (OWN + "percentile = 0.99999999\n", ("percentile", "0.9999")),
+    "certain-confidence": (OWN + "confidence = 0.9999999999\n", ("confidence", "0.999999")),
+    "tiny-roofline": (
+        OWN + "[jetson.roofline]\nfp32_flop_per_s = 5e-324\nfp16_flop_per_s = 1e12\nbandwidth_bytes_per_s = 1e9\n",
+        ("roofline.fp32_flop_per_s", "1000000"),
+    ),
+    "endless-prompt": (OWN + f"[jetson.workload]\nprompt_tokens = {10**400}\n", ("prompt_tokens",)),
+    "endless-protocol": (OWN + f"[jetson.protocol]\nmin_processes = {10**400}\n", ("min_processes",)),
+    "endless-busy": (OWN + "[jetson.protocol]\nmin_busy_s = 1e300\n", ("min_busy_s",)),
+    "many-dots": (OWN + ".".join("a" * 90_000) + " = 1\n", ("line 11", "dots")),
     "not-a-table": ("jetson = 3\n", ("not a table",)),
     "empty": ("", ("no target",)),
     "not-toml": ("[[[", ("TOML",)),
@@ -181,7 +203,20 @@ def test_metrics_say_their_direction() -> None:
     assert not metric_of("accuracy/math").is_lower_better
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes in the file system")
+def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
+    """A pipe would be waited for without end, a device read without end."""
+    os.mkfifo(tmp_path / "pipe.toml")
+    (tmp_path / "folder.toml").mkdir()
+    (tmp_path / "endless.toml").symlink_to("/dev/zero")
+    for name in ("pipe", "folder", "endless"):
+        with pytest.raises(HavocError, match="not a file"):
+            load_target(str(tmp_path / f"{name}.toml"))
+
+
 def test_a_name_no_file_can_have() -> None:
     """A recipe may hold a NUL."""
     with pytest.raises(HavocError, match="no file can be called so"):
         load_target("a\0.toml")
+    with pytest.raises(HavocError, match="unknown target"):
+        load_target("x" * 5000)
