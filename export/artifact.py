@@ -8,11 +8,12 @@ it.
 
 from __future__ import annotations
 
+import math
 import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import HavocError, IdentityError
 from ..storage import read_json, sha256_file
@@ -24,7 +25,10 @@ SIGNATURE = "model.sig"
 FORMAT_NAME = "havoc-artifact"
 FORMAT_VERSION = 1
 
+_T = TypeVar("_T")
 _HASH = re.compile(r"[0-9a-f]{64}")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")  # as a record keeps it
+_MAX_NAME_CHARS, _MAX_TEXT_CHARS, _MAX_COUNT = 200, 500, 2**62
 _READ_BY_RUNTIMES = frozenset(
     {
         "config.json",
@@ -111,17 +115,17 @@ def _parse(document: dict[str, Any]) -> ArtifactManifest:
     manifest = ArtifactManifest(
         files={_plain_name(name): _parse_file(entry) for name, entry in document["files"].items()},
         base_hash=_hash(base["hash"]),
-        base_name=str(base["name"]),
-        has_random_weights=bool(base["random_weights"]),
-        alpha={str(domain): float(weight) for domain, weight in mixture["alpha"].items()},
-        rule=str(mixture["rule"]),
-        expert_hashes={str(domain): _hash(value) for domain, value in mixture["expert_hashes"].items()},
-        structure={str(key): str(value) for key, value in document["structure"].items()},
-        graph=dict(document["graph"]),
-        versions={str(key): str(value) for key, value in document["versions"].items()},
-        num_parameters=int(document["num_parameters"]),
-        fingerprint=dict(document["fingerprint"]),
-        parity=dict(document["parity"]),
+        base_name=_text(base["name"]),
+        has_random_weights=_typed(base["random_weights"], bool),
+        alpha={_text(domain): _finite(weight) for domain, weight in mixture["alpha"].items()},
+        rule=_text(mixture["rule"]),
+        expert_hashes={_text(domain): _hash(value) for domain, value in mixture["expert_hashes"].items()},
+        structure={_text(key): _text(value) for key, value in document["structure"].items()},
+        graph={_text(key): value for key, value in document["graph"].items()},
+        versions={_text(key): _text(value) for key, value in document["versions"].items()},
+        num_parameters=_count(document["num_parameters"]),
+        fingerprint=_typed(document["fingerprint"], dict),
+        parity=_typed(document["parity"], dict),
     )
     if set(manifest.alpha) != set(manifest.expert_hashes):
         msg = "alpha and expert_hashes name different domains"
@@ -135,23 +139,52 @@ def _parse(document: dict[str, Any]) -> ArtifactManifest:
 
 def _parse_file(entry: dict[str, Any]) -> ArtifactFile:
     num_bytes = entry["num_bytes"]
-    if type(num_bytes) is not int or num_bytes < 0:
+    if type(num_bytes) is not int or not 0 <= num_bytes < _MAX_COUNT:
         msg = f"num_bytes is {num_bytes!r}"
         raise ValueError(msg)
     return ArtifactFile(sha256=_hash(entry["sha256"]), num_bytes=num_bytes)
 
 
+def _typed(value: object, kind: type[_T]) -> _T:
+    if not isinstance(value, kind):
+        msg = f"{value!r:.80} is no {kind.__name__}"
+        raise TypeError(msg)
+    return value
+
+
+def _text(value: object) -> str:
+    text = _typed(value, str)
+    if len(text) > _MAX_TEXT_CHARS:
+        msg = f"a text of {len(text)} characters, at most {_MAX_TEXT_CHARS} are read"
+        raise ValueError(msg)
+    return text
+
+
+def _finite(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        msg = f"{value!r:.80} is not a finite number"
+        raise ValueError(msg)
+    return float(value)
+
+
+def _count(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < _MAX_COUNT:
+        msg = f"num_parameters is {value!r:.80}"
+        raise ValueError(msg)
+    return value
+
+
 def _hash(value: object) -> str:
     if not isinstance(value, str) or not _HASH.fullmatch(value):
-        msg = f"{value!r} is not a SHA-256"
+        msg = f"{value!r:.80} is not a SHA-256"
         raise ValueError(msg)
     return value
 
 
 def _plain_name(name: str) -> str:
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or str(path) != name:
-        msg = f"{name!r} is not a plain relative path"
+    """Refuse what leads out of the folder, and what a record of a measurement could not name."""
+    if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_CHARS:
+        msg = f"{name!r:.80} is not a plain relative path of letters, digits and . _ -"
         raise ValueError(msg)
     return name
 

@@ -115,9 +115,25 @@ def test_a_linked_folder_inside_is_refused(artifact: Path, tmp_path: Path) -> No
     refused(artifact, HavocError, "symbolic link")
 
 
-@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../b", "a\\b", "./model.onnx", "", "a//b", "a\0b"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../secret",
+        "/etc/passwd",
+        "a/../../b",
+        "a\\b",
+        "./model.onnx",
+        "",
+        "a//b",
+        "a\0b",
+        "my file.txt",
+        ".gitattributes",
+        "a\n",
+        "x" * 201,
+    ],
+)
 def test_a_name_that_leads_out_is_refused(artifact: Path, name: str) -> None:
-    """Path traversal by the manifest is a damaged manifest."""
+    """Path traversal by the manifest is a damaged manifest, and so is a name that no record could keep."""
     edit(artifact, lambda d: d["files"].update({name: {"sha256": "0" * 64, "num_bytes": 1}}))
     refused(artifact, HavocError, "not a plain relative path")
 
@@ -140,8 +156,22 @@ def test_a_graph_that_is_not_listed_is_refused(artifact: Path) -> None:
         (lambda d: d["files"]["model.onnx"].update(num_bytes=True), "num_bytes is True"),
         (lambda d: d["files"]["model.onnx"].update(sha256="zz"), "not a SHA-256"),
         (lambda d: d["mixture"].update(alpha={"math": "x"}), "damaged manifest"),
+        (lambda d: d["mixture"].update(alpha={"math": True}), "True is not a finite number"),
+        (lambda d: d["mixture"].update(rule="r" * 600), "a text of 600 characters"),
+        (lambda d: d["mixture"].update(rule=["delta"]), "is no str"),
+        (lambda d: d["base"].update(random_weights="no"), "'no' is no bool"),
+        (lambda d: d.update(num_parameters=-5), "num_parameters is -5"),
+        (lambda d: d.update(num_parameters="7"), "num_parameters is '7'"),
+        (lambda d: d.update(num_parameters=10**40), "num_parameters is 1000"),
+        (lambda d: d.update(graph=[["dialect", "standard"]]), "damaged manifest"),
+        (lambda d: d["graph"].update({"g" * 600: 1}), "a text of 600 characters"),
+        (lambda d: d.update(parity=[]), "is no dict"),
+        (lambda d: d.update(fingerprint=[["token_ids", 1]]), "is no dict"),
     ],
-    ids=["format", "version", "no-base", "file-list", "no-data", "size", "bool-size", "hash", "alpha"],
+    ids=(
+        "format version no-base file-list no-data size bool-size hash alpha bool-alpha rule rule-list randomness "
+        "negative-count text-count large-count graph graph-key parity fingerprint"
+    ).split(),
 )
 def test_a_manifest_of_another_shape_is_refused(artifact: Path, change, match: str) -> None:
     """Every field is checked before it is used."""
@@ -228,6 +258,15 @@ def test_a_graph_that_is_none(artifact: Path, content: bytes) -> None:
     """Bytes that are no graph, hashed anew: one line, by whoever finds it first."""
     store(artifact, "model.onnx", content)
     refused(artifact, HavocError, "not an ONNX graph, or a damaged one|ONNX Runtime cannot open it")
+
+
+def test_alpha_beyond_every_number(artifact: Path) -> None:
+    """JSON has no infinity, but a number that is read as one."""
+    path = artifact / "manifest.json"
+    forged = path.read_text().replace('"alpha": {}', '"alpha": {"math": 1e999}')
+    path.write_text(forged)
+    assert "1e999" in forged
+    refused(artifact, HavocError, "inf is not a finite number")
 
 
 def test_another_model_has_another_fingerprint(artifact: Path) -> None:
