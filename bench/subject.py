@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePath
 
+from pydantic import ValidationError
+
 from ..errors import HavocError, IdentityError
-from ..export.artifact import verify_hashes
+from ..export.artifact import ArtifactManifest, verify_hashes
 from ..model.config import HavocConfig
 from .schema import Subject
+
+_MAX_PLACE_CHARS = 80
 
 
 def identify_subject(artifact: Path) -> Subject:
@@ -22,6 +27,15 @@ def identify_subject(artifact: Path) -> Subject:
     weight_bytes = sum(file.num_bytes for name, file in manifest.files.items() if name.endswith(".data"))
     if weight_bytes == 0:
         raise HavocError(f"{artifact}: the artifact holds no weights")
+    try:
+        return _described(artifact, manifest, weight_bytes)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])[:_MAX_PLACE_CHARS]
+        raise HavocError(f"{artifact}: no record can hold this artifact ({where}: {first['msg']})") from error
+
+
+def _described(artifact: Path, manifest: ArtifactManifest, weight_bytes: int) -> Subject:
     opset = manifest.graph.get("opset")
     return Subject(
         name=PurePath(manifest.base_name).name[:200] or "unnamed",
@@ -31,7 +45,7 @@ def identify_subject(artifact: Path) -> Subject:
         weight_bytes=weight_bytes,
         weight_format=manifest.structure.get("weight_format", "unknown"),
         activation_dtype=manifest.structure.get("activation_dtype", "unknown"),
-        opset=opset if isinstance(opset, int) else None,
+        opset=opset if type(opset) is int else None,
         base_hash=manifest.base_hash,
         alpha=dict(manifest.alpha) or None,
         rule=manifest.rule,
@@ -43,12 +57,25 @@ def identify_subject(artifact: Path) -> Subject:
 
 
 def file_states(artifact: Path) -> dict[str, tuple[int, ...]]:
-    """What changes when somebody replaces or rewrites a file of the artifact: inode, size and time of every one."""
+    """What changes when somebody replaces or rewrites a file of the artifact, in a folder inside it too.
+
+    Inode, size and two times of every file: when it was written, which anyone can set back, and when it was changed in
+    any way, which the system alone sets.
+    """
+    states: dict[str, tuple[int, ...]] = {}
     try:
-        found = {file.name: file.stat() for file in artifact.iterdir()}
+        for folder, _, names in os.walk(artifact, onerror=_raise):
+            for path in (Path(folder, name) for name in names):
+                state = path.lstat()
+                found = (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+                states[path.relative_to(artifact).as_posix()] = found
     except OSError as error:
         raise HavocError(f"{error.filename or artifact}: {error.strerror or error}") from error
-    return {name: (state.st_ino, state.st_size, state.st_mtime_ns) for name, state in found.items()}
+    return states
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def require_unchanged(artifact: Path, before: dict[str, tuple[int, ...]]) -> None:

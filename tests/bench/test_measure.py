@@ -13,7 +13,7 @@ import pytest
 from havoc_core.bench.measure import measure, measure_cost
 from havoc_core.bench.profiles import PROFILES, profile_named
 from havoc_core.bench.record import Record, Workload, load_record
-from havoc_core.bench.subject import file_states, require_unchanged
+from havoc_core.bench.subject import file_states, identify_subject, require_unchanged
 from havoc_core.bench.tool import identify_tool
 from havoc_core.errors import HavocError, IdentityError
 from havoc_core.model.config import HavocConfig
@@ -142,6 +142,35 @@ def test_artifact_that_changes_meanwhile_is_refused(own_artifact: Path) -> None:
     shutil.rmtree(own_artifact)
     with pytest.raises(IdentityError, match="went away while it was measured"):
         require_unchanged(own_artifact, states)
+
+
+def test_an_artifact_that_changes_in_hiding_is_refused(own_artifact: Path) -> None:
+    """In a folder inside it, or with the time of writing put back."""
+    nested = own_artifact / "experts" / "z_vectors_math.safetensors"
+    nested.parent.mkdir()
+    nested.write_bytes(b"1" * 100)
+    states = file_states(own_artifact)
+    nested.write_bytes(b"2" * 101)
+    with pytest.raises(IdentityError, match=r"experts/z_vectors_math\.safetensors changed while"):
+        require_unchanged(own_artifact, states)
+    states, data = file_states(own_artifact), own_artifact / "model.onnx.data"
+    before = data.stat()
+    with data.open("r+b") as file:
+        file.write(b"\1" * 64)
+    os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(IdentityError, match=r"model\.onnx\.data changed while"):
+        require_unchanged(own_artifact, states)
+
+
+def test_an_artifact_that_no_record_can_hold(own_artifact: Path) -> None:
+    """What the manifest's reader lets through and a record does not is one line all the same."""
+    path = own_artifact / "manifest.json"
+    document = json.loads(path.read_text())
+    document["graph"]["dialect"] = 1.0
+    path.write_text(json.dumps(document).replace('"dialect": 1.0', '"dialect": 1e999'))
+    with pytest.raises(HavocError, match=r"no record can hold this artifact \(graph") as caught:
+        identify_subject(own_artifact)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
