@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import storage
 from ..errors import HavocError
-from .figures import DASH, count, measured, printable, show, show_interval, unit_of
+from .figures import DASH, count, label, measured, printable, show, show_interval, unit_of
 from .tables import emphasis, table
 from .targets import load_target
 
@@ -51,7 +51,7 @@ def handle_gate(args: argparse.Namespace) -> int:
 def judgement_text(judgement: Judgement, title: str) -> str:
     """Return a verdict as a table of limits under one line that says it all."""
     word = judgement.verdict.replace("_", " ").upper()
-    head = f"{emphasis(word, judgement.verdict)} on {judgement.target} ({title}): {printable(judgement.reason)}"
+    head = f"{emphasis(word, judgement.verdict)} on {printable(f'{judgement.target} ({title}): {judgement.reason}')}"
     if judgement.findings:
         rows = [[finding.rule, finding.sentence, finding.reason] for finding in judgement.findings]
         body = table(("rule", "must hold", "but"), rows)
@@ -134,7 +134,7 @@ def previous_record(out: Path) -> Record | None:
 
 def record_text(record: Record) -> str:
     """Return what a record measured, as a table of figures without any verdict."""
-    rows = [[name, show(value, unit_of(name))] for name, value in measured(record).items()]
+    rows = [[label(name), show(value, unit_of(name))] for name, value in measured(record).items()]
     lines = [table(("measured", printable(record.device.name)), rows, numbers=(1,))]
     if (cold := record.cold_start) is not None:
         seconds = (cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9
@@ -162,7 +162,7 @@ def handle_compare(args: argparse.Namespace) -> int:
         return 0
     cells = [
         [
-            row.title,
+            f"{row.title}, median" if row.metric in _MEDIANS else row.title,
             show(row.old, row.unit),
             show(row.new, row.unit),
             DASH if row.ratio is None else f"{row.ratio:.3f}",
@@ -174,6 +174,10 @@ def handle_compare(args: argparse.Namespace) -> int:
     ]
     print(table(("metric", "old", "new", "ratio", "95 % interval", "change", ""), cells, numbers=(1, 2, 3, 4)))
     return 0
+
+
+_MEDIANS = ("prefill_ms", "ttft_ms", "decode_tok_per_s")
+"""What `compare` shows the medians of; the gate judges percentiles and the rate over all runs."""
 
 
 def _would_show(row: Comparison) -> str:
@@ -212,7 +216,7 @@ def handle_plan(args: argparse.Namespace) -> int:
         _print_json(plan.document())
         return 1 if plan.is_impossible else 0
     print(
-        f"{plan.model} on {plan.target} ({plan.target_title}): {plan.num_parameters:,} parameters, "
+        f"{printable(f'{plan.model} on {plan.target} ({plan.target_title})')}: {plan.num_parameters:,} parameters, "
         f"{plan.prefill_flops / 1e9:.4g} GFLOP to read the prompt, {plan.decode_flops / 1e9:.3g} to write a token\n"
         f"peaks: {plan.peaks}\n"
     )

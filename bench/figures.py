@@ -62,24 +62,50 @@ _UNITS = {
 }
 
 
+STATISTICS = {
+    "prefill_ms": "median",
+    "ttft_ms": "median",
+    "load_s": "slowest",
+    "decode_tok_per_s": "over all runs",
+    "peak_rss_bytes": "highest",
+    "peak_vram_bytes": "highest",
+}
+"""What each figure of `measured` is of its samples; the rest are shares and totals."""
+
+
+def label(metric: str) -> str:
+    """Name a figure of `measured` with its statistic: `prefill_ms, median`."""
+    return f"{metric}, {STATISTICS[metric]}" if metric in STATISTICS else metric
+
+
 def unit_of(metric: str) -> str:
     """Return the unit that a metric of `measured` is in."""
     return _UNITS.get(metric, "share")
 
 
 def measured(record: Record) -> dict[str, float | None]:
-    """Each metric's figure: medians of times, the rate over all runs, worst peaks, shares; None for the unmeasured."""
+    """Each metric's figure: medians of times, the rate over all runs, worst peaks, shares; None for the unmeasured.
+
+    `STATISTICS` says which of them a figure is; the gate judges prefill by its own percentile.
+    """
     processes = record.samples
     return {
         "prefill_ms": _median([ms for process in processes for ms in process.prefill_ms]),
         "ttft_ms": _median([ms for process in processes for ms in process.ttft_ms]),
         "load_s": max((process.load_ns / 1e9 for process in processes), default=None),
-        "decode_tok_per_s": _median([rate for process in processes for rate in process.decode_tok_per_s]),
+        "decode_tok_per_s": decode_rate(record),
         "peak_rss_bytes": record.memory.peak_rss_bytes,
         "peak_vram_bytes": record.memory.peak_vram_bytes,
         "energy_j_per_tok": record.energy.joules / record.energy.num_tokens if record.energy else None,
         **{f"accuracy/{domain}": item.num_right / item.num_rows for domain, item in record.accuracy.items()},
     }
+
+
+def decode_rate(record: Record) -> float | None:
+    """Tokens per second over all decode runs, each run's first token excluded: the gate's estimate."""
+    runs = [run for process in record.samples for run in process.decode if run.step_ns]
+    seconds = sum(sum(run.step_ns) for run in runs) / 1e9
+    return sum(len(run.step_ns) for run in runs) / seconds if seconds else None
 
 
 def _median(values: Sequence[float]) -> float | None:

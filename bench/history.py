@@ -13,6 +13,7 @@ from .. import storage
 from ..errors import HavocError
 from . import page
 from .bounds import quantile_of
+from .figures import decode_rate
 from .record import load_record
 from .report import RECORD, write_report
 
@@ -30,6 +31,8 @@ def write_index(directory: Path, *, targets: Sequence[str]) -> Path:
     runs, unread = [], []
     for folder in sorted(path.parent for path in directory.glob(f"*/{RECORD}")):
         try:
+            if not (folder / RECORD).is_file():
+                raise HavocError(f"{folder / RECORD}: a folder, a pipe or a device, not a file")
             record = load_record(folder / RECORD)
             _, judgements = write_report(folder, targets=targets)
         except HavocError as error:
@@ -45,7 +48,6 @@ def write_index(directory: Path, *, targets: Sequence[str]) -> Path:
 
 def entry(folder: str, record: Record, judgements: Sequence[Judgement]) -> dict[str, Any]:
     """One line of the history: when, what, on what, the figures and the verdicts. What was not measured is null."""
-    rates = [rate for process in record.samples for rate in process.decode_tok_per_s]
     times = sorted(ms for process in record.samples for ms in process.prefill_ms)
     gate = {name: item for name, item in record.accuracy.items() if item.split == "gate"}
     return {
@@ -61,7 +63,7 @@ def entry(folder: str, record: Record, judgements: Sequence[Judgement]) -> dict[
         "verdicts": {judgement.target: judgement.verdict for judgement in judgements},
         "metrics": {
             "prefill_ms": quantile_of(times, 0.9) if times else None,
-            "decode_tok_per_s": quantile_of(sorted(rates), 0.5) if rates else None,
+            "decode_tok_per_s": decode_rate(record),
             "peak_rss_bytes": record.memory.peak_rss_bytes,
             "peak_vram_bytes": record.memory.peak_vram_bytes,
             **{f"accuracy/{name}": item.num_right / item.num_rows for name, item in sorted(gate.items())},

@@ -11,7 +11,7 @@ from markupsafe import Markup, escape
 
 from . import charts
 from .circumstances import caveats, commands, environment_rows, facts
-from .figures import DASH, count, measured, printable, show, show_interval, unit_of
+from .figures import DASH, count, label, measured, printable, show, show_interval, unit_of
 from .targets import metric_of
 
 if TYPE_CHECKING:
@@ -57,15 +57,21 @@ def index(runs: Sequence[Mapping[str, Any]], unread: Sequence[Mapping[str, str]]
         .get_template("index.html.jinja")
         .render(
             runs=[_index_row(run, names) for run in runs],
-            metrics=[metric_of(name).title for name in names],
+            metrics=[_history_title(name) for name in names],
             charts=[
-                {"title": metric_of(name).title, "note": "one colour a device", "svg": Markup(svg)}  # noqa: S704 - ours
+                {"title": _history_title(name), "note": "one colour a device", "svg": Markup(svg)}  # noqa: S704 - ours
                 for name, svg in drawn
                 if svg
             ],
             unread=unread,
         )
     )
+
+
+def _history_title(metric: str) -> str:
+    """Name a column of the history by its statistic too: it keeps the percentile that limits are on."""
+    title = metric_of(metric).title
+    return f"{title}, p90" if metric == "prefill_ms" else title
 
 
 def _index_row(run: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -94,16 +100,23 @@ def _environment() -> Environment:
         finalize=lambda value: printable(value) if type(value) is str else value,
     )
     environment.filters["cell"] = markdown_cell
+    environment.filters["code"] = markdown_code
     environment.filters["prose"] = prose
     return environment
 
 
 def markdown_cell(text: str) -> str:
-    """Make a text safe inside a Markdown table: no cell border, no line end, no markup."""
+    """Make a text safe inside a Markdown table: no cell border, no line end, no markup, nobody called, no link."""
     flat = " ".join(str(text).split()).replace("\\", "\\\\")
     for mark in "|`*_<>[]":
         flat = flat.replace(mark, f"\\{mark}")
-    return flat
+    flat = re.sub(r"\bwww\.", r"www\\.", flat.replace("://", "\\://"), flags=re.IGNORECASE)
+    return flat.replace("@", "@<!-- -->")
+
+
+def markdown_code(text: str) -> str:
+    """Make a text safe between backticks."""
+    return " ".join(str(text).split()).replace("`", "'")
 
 
 def prose(text: str) -> Markup:
@@ -121,7 +134,7 @@ def content(run: Run) -> dict[str, Any]:
         "facts": facts(record),
         "verdicts": [verdict(target.title, judgement) for target, judgement in run.judged],
         "figures": [
-            (name, show(value, unit_of(name))) for name, value in measured(record).items() if value is not None
+            (label(name), show(value, unit_of(name))) for name, value in measured(record).items() if value is not None
         ],
         "is_judged": any(not judgement.findings for _, judgement in run.judged),
         "scores": score_table(run.scores),

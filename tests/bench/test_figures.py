@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from havoc_core.bench.figures import DASH, count, show, show_interval
+from havoc_core.bench.bounds import rate_bounds
+from havoc_core.bench.figures import DASH, STATISTICS, count, label, measured, show, show_interval
+from havoc_core.bench.record import Record
 
 
 @pytest.mark.parametrize(
@@ -35,6 +37,18 @@ def test_intervals() -> None:
     assert show_interval(3.0, None, "ms") == "≥ 3 ms"
     assert show_interval(3.0, 3.0, "ms") == "3 ms"
     assert show_interval(None, None, "ms") == DASH
+
+
+def test_decode_is_the_gates_rate(tiny_record: Record) -> None:
+    """One estimator for one quantity: the figure a person reads is the one that a limit judges."""
+    runs = [
+        [(float(len(run.step_ns)), sum(run.step_ns) / 1e9) for run in process.decode if run.step_ns]
+        for process in tiny_record.samples
+    ]
+    expected = rate_bounds(runs, confidence=0.95).value
+    assert measured(tiny_record)["decode_tok_per_s"] == pytest.approx(expected)
+    assert label("prefill_ms") == "prefill_ms, median"
+    assert set(STATISTICS) <= set(measured(tiny_record))
 
 
 def test_counts() -> None:
