@@ -87,13 +87,19 @@ class Bench:
         return session
 
     def _require_context(self) -> int:
-        """Tokens the longest call of the workload needs; a `HavocError` where the model has fewer."""
+        """Tokens the longest call of the workload needs; a `HavocError` where model or cache has fewer."""
         needed: int = max(
             self.workload["prompt_tokens"], self.workload["context_tokens"] + self.workload["decode_tokens"]
         )
         has = self.session.config.max_seq_len
         if needed > has:
             raise HavocError(f"the workload needs {needed} tokens of context, this model has {has}")
+        holds = self.session.options.cache_len
+        if holds is not None and needed > holds:
+            raise HavocError(
+                f"the workload needs {needed} tokens, this artifact's static cache holds {holds}: "
+                f"export with --cache-len {needed} or more"
+            )
         return needed
 
     def prefill(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], Past]:

@@ -16,6 +16,8 @@ from havoc_core.bench.record import Record, Workload, load_record
 from havoc_core.bench.subject import file_states, identify_subject, require_unchanged
 from havoc_core.bench.tool import identify_tool
 from havoc_core.errors import HavocError, IdentityError
+from havoc_core.export.options import GraphOptions
+from havoc_core.export.package import export_artifact
 from havoc_core.model.config import HavocConfig
 
 
@@ -160,6 +162,15 @@ def test_an_artifact_that_changes_in_hiding_is_refused(own_artifact: Path) -> No
     os.utime(data, ns=(before.st_atime_ns, before.st_mtime_ns))
     with pytest.raises(IdentityError, match=r"model\.onnx\.data changed while"):
         require_unchanged(own_artifact, states)
+
+
+def test_a_static_cache_that_is_too_short_says_how_long_it_must_be(tiny_artifact: Path, tmp_path: Path) -> None:
+    """The workload's tokens and the option that holds them, in the line."""
+    artifact = export_artifact(
+        tiny_artifact.parent / "base", tmp_path / "static", options=GraphOptions(cache="static", cache_len=512)
+    )
+    with pytest.raises(HavocError, match="static cache holds 512: export with --cache-len 640 or more"):
+        measure(artifact, profile="quick", num_threads=1)
 
 
 def test_an_artifact_that_no_record_can_hold(own_artifact: Path) -> None:
