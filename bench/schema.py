@@ -1,7 +1,8 @@
 """The parts a record is made of: frozen, strictly typed pydantic models with the unit in every name.
 
 Durations are integer nanoseconds (`_ns`) and positive, sizes integer bytes (2 GB is 2,000,000,000 bytes). A value that
-could not be measured is null, never 0, NaN or Infinity. Nothing here names the machine, its user or a path.
+could not be measured is null, never 0, NaN or Infinity; numbers that are computed with end where nothing real reaches.
+Nothing here names the machine, its user or a path.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ TimestampNs = Annotated[int, Field(ge=0, lt=2**62)]
 PositiveBytes = Annotated[int, Field(gt=0, lt=2**62)]
 Bytes = Annotated[int, Field(ge=0, lt=2**62)]
 Count = Annotated[int, Field(ge=0, lt=2**62)]
+PositiveCount = Annotated[int, Field(gt=0, lt=2**31)]
+NumRows = Annotated[int, Field(ge=0, lt=2**24)]
+ClockMhz = Annotated[int, Field(ge=0, lt=1_000_000)]
+PowerW = Annotated[float, Field(ge=0, lt=1e6)]
+IntervalMs = Annotated[float, Field(gt=0, lt=1e12)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=500)]
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
@@ -74,11 +80,11 @@ class Workload(Part):
     `decode_tokens` counts the first generated token, which belongs to the prefill and is not timed with the others.
     """
 
-    batch_size: Annotated[int, Field(gt=0)] = 1
-    prompt_tokens: Annotated[int, Field(gt=0)] = 512
-    context_tokens: Annotated[int, Field(gt=0)] = 512
-    decode_tokens: Annotated[int, Field(gt=1)] = 128
-    passes: Annotated[int, Field(gt=0)] = 1
+    batch_size: PositiveCount = 1
+    prompt_tokens: PositiveCount = 512
+    context_tokens: PositiveCount = 512
+    decode_tokens: Annotated[int, Field(gt=1, lt=2**31)] = 128
+    passes: PositiveCount = 1
     ttft_from: Literal["text", "ids"] = "ids"
     seed: Count = 0
 
@@ -92,8 +98,8 @@ class Cpu(Part):
     family: Text | None = None
     stepping: Text | None = None
     features: tuple[Text, ...] = ()
-    num_logical_cores: Annotated[int, Field(gt=0)]
-    num_usable_cores: Annotated[int, Field(gt=0)]
+    num_logical_cores: PositiveCount
+    num_usable_cores: PositiveCount
 
 
 class GpuWitness(Part):
@@ -122,9 +128,9 @@ class Gpu(Part):
     mig_mode: Text | None = None
     persistence_mode: Text | None = None
     accounting_mode: Text | None = None
-    power_limit_w: float | None = None
-    max_sm_clock_mhz: Count | None = None
-    max_memory_clock_mhz: Count | None = None
+    power_limit_w: PowerW | None = None
+    max_sm_clock_mhz: ClockMhz | None = None
+    max_memory_clock_mhz: ClockMhz | None = None
 
 
 class Device(Part):
@@ -169,16 +175,16 @@ class Protocol(Part):
     profile: Text
     provider: Text
     provider_options: dict[Text, Text] = {}
-    num_processes: Annotated[int, Field(gt=0)]
-    num_threads: Annotated[int, Field(gt=0)]
-    min_busy_s: Annotated[float, Field(ge=0)]
-    warmup_tolerance: Annotated[float, Field(gt=0)]
+    num_processes: PositiveCount
+    num_threads: PositiveCount
+    min_busy_s: Annotated[float, Field(ge=0, lt=1e9)]
+    warmup_tolerance: Annotated[float, Field(gt=0, lt=1e6)]
     timer: Text = "perf_counter_ns"
     is_gc_off: bool = True
     io_binding: bool = False
     kv_cache: Literal["preallocated", "allocated"] | None = None
-    memory_interval_ms: Annotated[float, Field(gt=0)] | None = None
-    telemetry_interval_ms: Annotated[float, Field(gt=0)] | None = None
+    memory_interval_ms: IntervalMs | None = None
+    telemetry_interval_ms: IntervalMs | None = None
     num_retries: Count = 0
     retry_reasons: tuple[Text, ...] = ()
     environment: dict[Text, Text] = {}
@@ -277,8 +283,8 @@ class MemorySeries(Part):
 
     process: Count
     method: Text
-    interval_ms: Annotated[float, Field(gt=0)] | None = None
-    max_gap_ms: Annotated[float, Field(ge=0)] | None = None
+    interval_ms: IntervalMs | None = None
+    max_gap_ms: Annotated[float, Field(ge=0, lt=1e12)] | None = None
     baseline_bytes: Bytes
     peak_bytes: PositiveBytes
     phase_peak_bytes: dict[Literal["start", "load", "first_run", "steady"], PositiveBytes] = {}
@@ -325,11 +331,11 @@ class TelemetryPoint(Part):
 
     t_ns: TimestampNs
     process: Count
-    sm_clock_mhz: Count | None = None
-    memory_clock_mhz: Count | None = None
-    cpu_clock_mhz: float | None = None
-    temperature_c: float | None = None
-    power_w: float | None = None
+    sm_clock_mhz: ClockMhz | None = None
+    memory_clock_mhz: ClockMhz | None = None
+    cpu_clock_mhz: Annotated[float, Field(ge=0, lt=1e6)] | None = None
+    temperature_c: Annotated[float, Field(gt=-274, lt=10_000)] | None = None
+    power_w: PowerW | None = None
     throttle_reasons: tuple[Text, ...] = ()
     used_bytes: Bytes | None = None
     num_foreign_processes: Count | None = None
@@ -339,9 +345,9 @@ class Energy(Part):
     """Energy of a span of decoding: `joules / num_tokens` is `energy_j_per_tok`."""
 
     method: Text
-    joules: Annotated[float, Field(gt=0)]
-    num_tokens: Annotated[int, Field(gt=0)]
-    span_s: Annotated[float, Field(gt=0)]
+    joules: Annotated[float, Field(gt=0, lt=1e12)]
+    num_tokens: Annotated[int, Field(gt=0, lt=2**62)]
+    span_s: Annotated[float, Field(gt=0, lt=1e9)]
 
 
 class Check(Part):
@@ -357,9 +363,9 @@ class Check(Part):
 class DomainAccuracy(Part):
     """Right answers of the exported artifact on rows of one split, named by the hash of their content."""
 
-    num_right: Count
-    num_rows: Annotated[int, Field(gt=0)]
-    num_failed: Count = 0
+    num_right: NumRows
+    num_rows: Annotated[int, Field(gt=0, lt=2**24)]
+    num_failed: NumRows = 0
     split: Literal["train", "search", "gate"]
     rows_sha256: Sha256
     source: Text
