@@ -15,6 +15,7 @@ stopped goes on where it was: the same command finds what is finished and does t
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ def handle_run(args: argparse.Namespace) -> int:
 
     recipe = load_recipe(args.recipe)
     progress = make_progress(quiet=args.quiet)
-    command = " ".join(["havoc run", *([str(args.recipe)] if args.recipe else []), f"--out {args.out}"])
+    command = shlex.join(["havoc", "run", *([str(args.recipe)] if args.recipe else []), "--out", str(args.out)])
     judgements = run(recipe, args.out, command=command, progress=progress)
     show_run(args.out, judgements, as_json=args.json)
     return judgements[0][1].exit_code

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .figures import DASH, count, show
@@ -75,9 +77,11 @@ def commands(run: Run) -> list[str]:
     protocol = run.record.protocol
     num_rows = max((item.num_rows for item in run.record.accuracy.values()), default=0)
     measure = (
-        f"havoc bench ARTIFACT --profile {protocol.profile} --provider {protocol.provider} --n {num_rows} --out DIR"
+        f"havoc bench ARTIFACT --profile {shlex.quote(protocol.profile)} --provider {shlex.quote(protocol.provider)} "
+        f"--n {num_rows} --out DIR"
     )
-    gates = [f"havoc gate DIR/record.json --target {target.name} --artifact ARTIFACT" for target, _ in run.judged]
+    targets = (shlex.quote(Path(name).name) for name in run.target_names)  # a file's folder is of this machine alone
+    gates = [f"havoc gate DIR/record.json --target {name} --artifact ARTIFACT" for name in targets]
     return [*([run.command] if run.command else []), measure, *gates]
 
 

@@ -31,9 +31,7 @@ def write_index(directory: Path, *, targets: Sequence[str]) -> Path:
     runs, unread = [], []
     for folder in sorted(path.parent for path in directory.glob(f"*/{RECORD}")):
         try:
-            if not (folder / RECORD).is_file():
-                raise HavocError(f"{folder / RECORD}: a folder, a pipe or a device, not a file")
-            record = load_record(folder / RECORD)
+            record = _load(folder / RECORD)
             _, judgements = write_report(folder, targets=targets)
         except HavocError as error:
             unread.append({"folder": folder.name, "reason": str(error)})
@@ -44,6 +42,12 @@ def write_index(directory: Path, *, targets: Sequence[str]) -> Path:
     storage.write_bytes(directory / HISTORY, lines)
     storage.write_text(directory / INDEX, page.index(runs, unread))
     return directory / INDEX
+
+
+def _load(path: Path) -> Record:
+    if not path.is_file():
+        raise HavocError(f"{path}: a folder, a pipe or a device, not a file")
+    return load_record(path)
 
 
 def entry(folder: str, record: Record, judgements: Sequence[Judgement]) -> dict[str, Any]:

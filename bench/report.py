@@ -51,7 +51,10 @@ _TELEMETRY_FIELDS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A measured folder, read and judged: the only input of every page. `left_out` says which file is not, and why."""
+    """A measured folder, read and judged: the only input of every page. `left_out` says which file is not, and why.
+
+    `target_names` are what `--target` takes, as they were asked for.
+    """
 
     record: Record
     judged: tuple[tuple[Target, Judgement], ...]
@@ -60,6 +63,7 @@ class Run:
     previous: Record | None = None
     command: str | None = None
     left_out: tuple[str, ...] = ()
+    target_names: tuple[str, ...] = ()
 
 
 def write_report(
@@ -100,6 +104,7 @@ def read_run(directory: Path, *, targets: Sequence[str], command: str | None = N
         front=None if no_front else front,
         previous=_previous(directory, record),
         command=command,
+        target_names=tuple(targets),
         left_out=tuple(
             f"{what} beside the record is left out: {why}."
             for what, why in ((f"{SCORES} (accuracy by domain)", no_scores), (f"{FRONT} (the search)", no_front))
@@ -113,7 +118,7 @@ def _previous(directory: Path, record: Record) -> Record | None:
     wanted = record.provenance.previous_record_sha256
     if wanted is None:
         return None
-    for path in sorted(directory.resolve().parent.glob(f"*/{RECORD}")):
+    for path in sorted(path for path in directory.resolve().parent.glob(f"*/{RECORD}") if path.is_file()):
         try:
             candidate = load_record(path)
         except HavocError:
@@ -128,11 +133,11 @@ def junit(run: Run) -> bytes:
     root = ET.Element("testsuites", name="havoc gate")
     for target, judgement in run.judged:
         outcomes = [_junit_outcome(line.verdict) for line in judgement.lines]
-        suite = ET.SubElement(root, "testsuite", name=target.name, tests=str(len(outcomes)), skipped="0")
+        suite = ET.SubElement(root, "testsuite", name=printable(target.name), tests=str(len(outcomes)), skipped="0")
         suite.set("failures", str(outcomes.count("fail")))
         suite.set("errors", str(outcomes.count("error")))
         for line, outcome in zip(judgement.lines, outcomes, strict=True):
-            case = ET.SubElement(suite, "testcase", classname=f"havoc.{target.name}", name=line.metric)
+            case = ET.SubElement(suite, "testcase", classname=f"havoc.{printable(target.name)}", name=line.metric)
             if outcome != "pass":
                 kind = "failure" if outcome == "fail" else "error"
                 ET.SubElement(case, kind, type=line.verdict, message=printable(line.reason)).text = printable(
@@ -157,14 +162,20 @@ def badge(judgement: Judgement) -> dict[str, object]:
 
 
 def telemetry_csv(record: Record) -> str:
-    """One line a reading; what the device does not offer stays empty."""
+    """One line a reading; what the device does not offer stays empty, and no text of its driver is a formula."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_TELEMETRY_FIELDS)
     for point in record.telemetry:
         row = [getattr(point, field) for field in _TELEMETRY_FIELDS]
-        writer.writerow([";".join(value) if isinstance(value, tuple) else value for value in row])
+        writer.writerow([_as_text(";".join(value)) if isinstance(value, tuple) else value for value in row])
     return buffer.getvalue()
+
+
+def _as_text(cell: str) -> str:
+    """Mark a cell that a spreadsheet would carry out as the text it is."""
+    safe = printable(cell)
+    return f"'{safe}" if safe.startswith(("=", "+", "-", "@")) else safe
 
 
 def checksums(directory: Path) -> str:

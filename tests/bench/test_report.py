@@ -6,10 +6,12 @@ import csv
 import hashlib
 import io
 import json
+import os
 import re
 import runpy
 import shutil
 import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,6 +28,7 @@ from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.history import write_index
 from havoc_core.bench.report import WRITTEN, write_report
 from havoc_core.bench.searched import artifact_hash, read_front, read_scores
+from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
@@ -444,3 +447,66 @@ def test_a_browser_shows_the_history(tmp_path: Path) -> None:
         samples.record("cpu", run_id=f"run-{place}", created_utc=created).save(tmp_path / f"run{place}" / "record.json")
     index = write_index(tmp_path, targets=["host"])
     assert seen(index, tmp_path / "profile", width=390)[:2] == ["true", "7"]
+
+
+EVIL = "a<b>\x01\x1b[31m|`x` @team http://evil.example www.evil.example"
+EVIL_TARGET = f"""
+[{json.dumps(EVIL)}]
+title = {json.dumps(EVIL)}
+device = {{ kind = "cpu", is_this_machine = true }}
+limits = [{{ metric = "prefill_ms", below = 1, unit = "ms" }}]
+"""
+
+
+def test_a_hostile_target_steers_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Name and title of a target file break no junit, colour no terminal, call nobody and lead nowhere."""
+    path = folder.parent / "own targets.toml"
+    path.write_text(EVIL_TARGET)
+    write_report(folder, targets=[str(path)])
+    (suite,) = ET.parse(folder / "junit.xml").getroot()
+    assert "\ufffd" in str(suite.get("name"))
+    assert "\ufffd" in str(suite[0].get("classname"))
+    text = (folder / "report.md").read_text()
+    prose = re.sub(r"`[^`\n]*`|```.*?```", "", text, flags=re.DOTALL)
+    assert "@team" not in prose
+    assert "http://" not in prose
+    assert "www.e" not in prose
+    assert "--target 'own targets.toml' --artifact ARTIFACT" in text
+    for words in (["gate", str(folder / "record.json")], ["plan", "nano"]):
+        main([*words, "--target", str(path)])
+        assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_drivers_words_are_no_formula(folder: Path) -> None:
+    """A spreadsheet shows a reason that begins like a formula, and no control character reaches it."""
+    reasons = ["=1+1", "@x", "+1", "\x1b[31m"]
+    for reason in reasons:
+        telemetry = samples.document("cpu")["telemetry"]
+        telemetry[0]["throttle_reasons"] = [reason]
+        samples.record("cpu", telemetry=telemetry).save(folder / "record.json")
+        write_report(folder, targets=["host"])
+        text = (folder / "telemetry.csv").read_text()
+        cell = next(csv.DictReader(io.StringIO(text)))["throttle_reasons"]
+        assert cell[0] in "'\ufffd"
+        assert "\x1b" not in text
+
+
+def test_the_line_to_repeat_quotes_what_is_not_plain(folder: Path) -> None:
+    """A profile named like a command is one word of the line that a reader pastes."""
+    samples.record("cpu", protocol__profile="standard; rm -rf x").save(folder / "record.json")
+    write_report(folder)
+    assert "--profile 'standard; rm -rf x'" in (folder / "report.md").read_text()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no named pipes in the file system")
+def test_a_pipe_instead_of_a_record_is_named(tmp_path: Path) -> None:
+    """A folder whose record is a pipe is listed as unread, and nobody waits for it."""
+    first = samples.record("cpu", run_id="first")
+    first.save(tmp_path / "first" / "record.json")
+    second = samples.record("cpu", run_id="second", provenance__previous_record_sha256=first.sha256)
+    second.save(tmp_path / "second" / "record.json")
+    (tmp_path / "a-pipe").mkdir()
+    os.mkfifo(tmp_path / "a-pipe" / "record.json")
+    index = write_index(tmp_path, targets=["host"])
+    assert "not a file" in index.read_text()
+    assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
