@@ -147,6 +147,7 @@ def load_record(path: Path) -> Record:
     Raises `HavocError` (exit 2) for a file that is no record of a known schema, `IdentityError` (exit 5) for one whose
     content no longer matches its seal.
     """
+    _refuse_no_file(path)
     document = storage.read_json(path, max_bytes=MAX_RECORD_BYTES)
     if not isinstance(document, dict) or "schema_version" not in document:
         msg = f"{path}: not a HAVOC record (no schema_version)"
@@ -162,6 +163,17 @@ def load_record(path: Path) -> Record:
         msg = f"{path}: the record was changed after it was written (its seal does not match); measure again"
         raise IdentityError(msg)
     return record.model_copy(update={"sha256": document["sha256"]})
+
+
+def _refuse_no_file(path: Path) -> None:
+    """Refuse what reading would wait on for ever, or never come to the end of."""
+    try:
+        is_other = path.exists() and not path.is_file()
+    except OSError as error:
+        raise storage.unreadable(error, path) from error
+    if is_other:
+        msg = f"{path}: not a file but a folder, pipe or device; give the record.json itself"
+        raise HavocError(msg)
 
 
 def _refuse_newer(path: Path, version: object) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -239,13 +240,13 @@ def test_a_gigantic_or_endless_file_is_refused(tmp_path: Path, monkeypatch: pyte
     path.write_bytes(b" " * 1000)
     _refused(path, "not valid JSON")
     if Path("/dev/zero").exists():
-        _refused(Path("/dev/zero"), "more than 1000 bytes")
+        _refused(Path("/dev/zero"), "pipe or device")
 
 
 def test_missing_file_and_folder(tmp_path: Path) -> None:
     """A path that is not there, or is a folder, is named."""
     _refused(tmp_path / "none.json", "no such file")
-    _refused(tmp_path, "directory")
+    _refused(tmp_path, "a folder")
 
 
 _json_values = st.recursive(
@@ -253,6 +254,14 @@ _json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=5,
 )
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no named pipes")
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    """A named pipe, on which reading would wait for a writer for ever, is refused in one line."""
+    os.mkfifo(tmp_path / "record.json")
+    with pytest.raises(HavocError, match="not a file but a folder, pipe or device"):
+        load_record(tmp_path / "record.json")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
