@@ -29,7 +29,7 @@ _T = TypeVar("_T")
 _HASH = re.compile(r"[0-9a-f]{64}")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*(/[A-Za-z0-9_][A-Za-z0-9_.-]*)*")  # as a record keeps it
 _MAX_NAME_CHARS, _MAX_TEXT_CHARS, _MAX_COUNT = 200, 500, 2**62
-_READ_BY_RUNTIMES = frozenset(
+READ_BY_RUNTIMES = frozenset(
     {
         "config.json",
         "genai_config.json",
@@ -39,6 +39,8 @@ _READ_BY_RUNTIMES = frozenset(
         *CHAT_TEMPLATES,
     }
 )
+"""What tells a runtime how the model is built, how text becomes token ids, and when an answer ends."""
+
 _REQUIRED = ("config.json", "model.onnx", "model.onnx.data")
 
 
@@ -232,7 +234,7 @@ def _refuse_links(directory: Path, name: str) -> None:
 def _refuse_unlisted(directory: Path, manifest: ArtifactManifest) -> None:
     """What a runtime would load or obey, though the manifest does not list it, would never be hashed."""
     for path in sorted(directory.iterdir()):
-        is_read = path.name.endswith((".onnx", ".data")) or path.name in _READ_BY_RUNTIMES
+        is_read = path.name.endswith((".onnx", ".data")) or path.name in READ_BY_RUNTIMES
         if is_read and path.name not in manifest.files:
             msg = f"{path}: not listed in {MANIFEST}; remove it"
             raise HavocError(msg)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..adapt.tasks.task import DOMAINS
 from ..errors import HavocError
@@ -19,11 +20,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..adapt.expert import Expert
+    from ..model.config import HavocConfig
+    from .options import Dialect
     from .signature import Signer
     from .source import Source
     from .verify import Check
 
 _MAX_IMAGE_BYTES = 1 << 24
+_UNCUT = "warning     --rank changed nothing: two factors of that rank are larger than every matrix they would replace"
 
 
 def handle_export(args: argparse.Namespace) -> int:
@@ -82,7 +86,8 @@ def _structure(args: argparse.Namespace) -> Structure:
 
 
 def _graph_options(args: argparse.Namespace, head_dim: int) -> GraphOptions:
-    dialect = choose_dialect(args.dialect, device=args.device, activation_dtype=args.activations, head_dim=head_dim)
+    name: Dialect | Literal["auto"] = args.dialect or ("standard" if args.device is None else "auto")
+    dialect = choose_dialect(name, device=args.device or "cpu", activation_dtype=args.activations, head_dim=head_dim)
     options = GraphOptions(dialect=dialect, cache=args.cache, logits=args.logits, cache_len=args.cache_len)
     if args.to == "hf" and options != DEFAULT_OPTIONS:
         msg = "--to hf writes weights and no graph: --dialect, --cache and --logits have nothing to change"
@@ -140,6 +145,8 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
         f"size        {manifest.num_parameters:,} parameters, {num_bytes:,} bytes",
         f"parity      largest difference to torch {worst:.1e} over {len(manifest.parity['cases'])} ways of running it",
         f"format      {moved}, keeps {drift['top1_share']:.1%} of top-1",
+        *(["signed      " + SIGNATURE] if (out / SIGNATURE).exists() else []),
+        *([_UNCUT] if structure.rank_fraction < 1 and not manifest.graph.get("factored") else []),
     ]
 
 
@@ -174,7 +181,7 @@ def _base_of(args: argparse.Namespace) -> str | None:
         msg = 'folding again needs torch: pip install "havoc-core[lab]"'
         raise HavocError(msg)
     if base is None and _has_torch():
-        base = _own_base(manifest)
+        base = _own_base(args.artifact, manifest)
     if args.experts is None:
         return base
     if not manifest.alpha:
@@ -189,17 +196,20 @@ def _base_of(args: argparse.Namespace) -> str | None:
     return base
 
 
-def _own_base(manifest: ArtifactManifest) -> str | None:
-    """A preset's random weights, or the bundled base if it is the very one; another base may have the same name."""
-    from ..model.config import PRESETS
+def _own_base(directory: Path, manifest: ArtifactManifest) -> str | None:
+    """The preset or bundled base it was made from, by its hash where random weights are denied; names prove nothing."""
+    from ..model.config import PRESETS, HavocConfig
+    from ..model.cost import num_parameters
     from .source import open_source
 
     name = manifest.base_name
     if name not in PRESETS:
         return None
-    if name == "nano":
-        return None if manifest.has_random_weights or open_source(name).hash != manifest.base_hash else name
-    return name if manifest.has_random_weights else None
+    if name != "nano" and manifest.has_random_weights:
+        return name
+    source = open_source(name)
+    is_as_large = num_parameters(source.config) == num_parameters(HavocConfig.from_directory(directory))
+    return name if is_as_large and source.hash == manifest.base_hash else None
 
 
 def _line(check: Check) -> str:
@@ -214,8 +224,12 @@ def _has_torch() -> bool:
 
 def handle_import(args: argparse.Namespace) -> int:
     """Check a Hugging Face directory completely and say what it is."""
+    from ..model.config import PRESETS
     from .inspection import inspect_directory
 
+    if str(args.directory) in PRESETS and not args.directory.exists():
+        msg = f"{args.directory} is a preset, and import checks a Hugging Face directory: give the folder of one"
+        raise HavocError(msg)
     document = inspect_directory(args.directory, progress=make_progress(quiet=args.quiet))
     width = max(map(len, document))
     _print(
@@ -246,13 +260,15 @@ def handle_generate(args: argparse.Namespace) -> int:
     if (Path(args.model) / MANIFEST).exists():
         from .session import DecoderSession
 
-        runtime = "onnxruntime"
-        (completion,) = DecoderSession.open(Path(args.model)).generate_text([prompt], **settings)
+        runtime, session = "onnxruntime", DecoderSession.open(Path(args.model))
+        _require_fit(args.image, prompt.image_png, session.config, args.max_new_tokens)
+        (completion,) = session.generate_text([prompt], **settings)
     else:
         from ..model.checkpoint import load_base
         from ..model.generation import generate_text
 
         runtime, base = "torch", load_base(args.model)
+        _require_fit(args.image, prompt.image_png, base.config, args.max_new_tokens)
         (completion,) = generate_text(base.model, base.tokenizer, [prompt], **settings)
     _print(args.json, {"prompt": text, "completion": completion, "runtime": runtime}, [completion])
     return 0
@@ -278,6 +294,26 @@ def _image(path: Path) -> bytes:
     except OSError as error:
         msg = f"{path}: {error.strerror or error}"
         raise HavocError(msg) from error
+
+
+def _require_fit(path: Path | None, png: bytes | None, config: HavocConfig, max_new_tokens: int) -> None:
+    """Refuse by its name a picture that is damaged, or that fills the context; say what would fit."""
+    if path is None or png is None or config.vision is None:
+        return
+    from ..model.vision import patchify
+
+    try:
+        num_tokens = len(patchify(png, config.vision))
+    except HavocError as error:
+        raise HavocError(f"{path}: {str(error).removeprefix('image: ')}") from error
+    room = config.max_seq_len - max_new_tokens
+    side = math.isqrt(max(room - 1, 0)) * config.vision.patch_size
+    if num_tokens >= room:
+        msg = (
+            f"{path}: the picture takes {num_tokens} tokens, and {max_new_tokens} new ones leave {max(room, 0)} of the "
+            f"model's {config.max_seq_len}: up to {side} x {side} pixels fit, less what the prompt takes"
+        )
+        raise HavocError(msg)
 
 
 def _print(as_json: bool, document: dict[str, Any], lines: Sequence[str]) -> None:

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from .. import __version__
@@ -21,8 +20,8 @@ from ..adapt.mixture import mix
 from ..adapt.svf import matrix_basis
 from ..errors import HavocError
 from ..model.checkpoint import generation_fields
+from ..model.cost import num_parameters
 from ..model.structure import Structure
-from ..model.tensors import tensor_shapes
 from ..model.tokenizer import load_tokenizer
 from ..progress import SILENT, Progress
 from ..storage import new_directory, sha256_file, write_bytes, write_json, write_text
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
     from .layout import Layout
     from .signature import Signer
 
-EXPERTS_FOLDER = "experts"
+EXPERTS_FOLDER, MIXTURE_FILE = "experts", "mixture.json"
 _MAX_PACKED_BYTES = 1 << 29
 """Above so many bytes of weights, ONNX Runtime's packed copy of them would decide what memory an export takes."""
 
@@ -127,7 +126,7 @@ def export_artifact(
         source.read_hash(progress)
         folded = FoldedTensors(source.tensors, mixture.deltas(source, basis), basis)
         data_sha256 = _write_model(folder, source.config, structure, options, folded, progress)
-        _write_companions(folder, source, mixture, options)
+        write_companions(folder, source, mixture, options)
         session, report, moved = _prove(folder, source.config, structure, options, folded, progress)
         manifest = _manifest(source, mixture, structure, options, report, moved, fingerprint(session))
         del session  # unmaps the data file before its folder is renamed
@@ -173,8 +172,8 @@ def require_companions(source: Source) -> None:
         load_tokenizer(source.directory, num_rows=source.config.vocab_size)
 
 
-def _write_companions(folder: Path, source: Source, mixture: Mixture, options: GraphOptions) -> None:
-    """Configurations, tokenizer, experts and mixture."""
+def write_companions(folder: Path, source: Source, mixture: Mixture, options: GraphOptions) -> None:
+    """Write what stands beside weights and graphs: configurations, tokenizer, licence, experts and mixture."""
     config = source.config
     write_json(folder / "config.json", config.to_hf())
     write_json(folder / "generation_config.json", generation_fields(config))
@@ -183,7 +182,7 @@ def _write_companions(folder: Path, source: Source, mixture: Mixture, options: G
     carry(source.directory, folder)
     for expert in mixture.experts:
         save_expert(expert, folder / EXPERTS_FOLDER)
-    write_json(folder / "mixture.json", mixture_document(source, mixture))
+    write_json(folder / MIXTURE_FILE, mixture_document(source, mixture))
 
 
 def _write_papers(
@@ -266,11 +265,6 @@ def _manifest(
     moved: ParityCase,
     logits: dict[str, Any],
 ) -> ArtifactManifest:
-    level = (
-        {"accuracy_level": CPU_ACCURACY_LEVELS[structure.weight_format]}
-        if structure.is_quantized and structure.activation_dtype == "fp32"
-        else {}
-    )
     names = ("onnxruntime-gpu", "onnxruntime")
     runtime = next((found for name in names if (found := _installed(name))), "unknown")
     return ArtifactManifest(
@@ -282,23 +276,33 @@ def _manifest(
         rule=mixture.rule,
         expert_hashes={expert.domain: expert.hash for expert in mixture.experts},
         structure={name: str(value) for name, value in structure.to_fields().items()},
-        graph={
-            "dialect": options.dialect,
-            "opset": options.opset,
-            "ir_version": options.ir_version,
-            **options.to_json(),
-            **level,
-            **_factored(source.config, structure),
-        },
+        graph=graph_fields(source.config, structure, options),
         versions={
             "havoc": __version__,
             "onnxruntime": runtime,
             **{name: version(name) for name in ("onnx-ir", "numpy", "torch")},
         },
-        num_parameters=sum(int(np.prod(shape)) for shape in tensor_shapes(source.config).values()),
+        num_parameters=num_parameters(source.config),
         fingerprint=logits,
         parity={**report.to_json(), "format_drift": moved.to_json()},
     )
+
+
+def graph_fields(config: HavocConfig, structure: Structure, options: GraphOptions) -> dict[str, Any]:
+    """What a manifest says about the graph; `options` are fitted to the model's context."""
+    level = (
+        {"accuracy_level": CPU_ACCURACY_LEVELS[structure.weight_format]}
+        if structure.is_quantized and structure.activation_dtype == "fp32"
+        else {}
+    )
+    return {
+        "dialect": options.dialect,
+        "opset": options.opset,
+        "ir_version": options.ir_version,
+        **options.to_json(),
+        **level,
+        **_factored(config, structure),
+    }
 
 
 def _factored(config: HavocConfig, structure: Structure) -> dict[str, str]:

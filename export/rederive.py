@@ -1,32 +1,38 @@
-"""Folding an artifact's weights again from base, experts and alpha, to compare with the shipped bytes."""
+"""Deriving an artifact again from base, experts and alpha, to compare with what was shipped: weights and all beside."""
 
 from __future__ import annotations
 
+import tempfile
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..adapt.expert import expert_path, load_expert
 from ..errors import IdentityError
-from ..model.config import HavocConfig
+from ..model.cost import num_parameters
 from ..model.structure import Structure
 from ..progress import SILENT, Progress
+from ..storage import write_json
+from .artifact import MANIFEST, READ_BY_RUNTIMES
+from .companions import LICENCE_FILES
 from .datafile import encoded_initializers
 from .fold import FoldedTensors
 from .graph import build_graphs, serialize
 from .layout import DATA_FILE, NUM_BITS, plan_layout
 from .options import GraphOptions, options_of
-from .package import EXPERTS_FOLDER, Mixture
+from .package import EXPERTS_FOLDER, MIXTURE_FILE, Mixture, graph_fields, mixture_document, write_companions
 from .source import open_source
 from .verify import Check
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import NDArray
 
     from ..adapt.expert import Expert
+    from ..model.config import HavocConfig
     from .artifact import ArtifactManifest
+    from .source import Source
 
 TOLERANCE = 1e-4
 """Largest difference of a weight relative to the tensor's largest: what another machine may round apart."""
@@ -47,7 +53,8 @@ def rederive(
 ) -> list[Check]:
     """Fold `base` and the artifact's experts again (or those of `experts_directory`) and compare every stored tensor.
 
-    A base or an expert with another hash, or a tensor that differs by more than rounding, is an `IdentityError`.
+    A base or an expert with another hash, a tensor that differs by more than rounding, a manifest that says something
+    else than an export would, and another configuration or tokenizer are each an `IdentityError`.
     """
     source = open_source(base)
     _require_same("base", source.name, source.hash, manifest.base_hash)
@@ -55,8 +62,10 @@ def rederive(
     experts = [_expert(folder, domain, manifest) for domain in manifest.alpha]
     mixture = Mixture(experts=tuple(experts), alpha=tuple(manifest.alpha.values()), rule=manifest.rule)  # type: ignore[arg-type]
     structure = structure_of(manifest)
-    config = HavocConfig.from_directory(directory)
-    _require_graphs(directory, config, structure, options_of(manifest))
+    options = options_of(manifest).fitted(source.config.max_seq_len)
+    config = source.config
+    _require_claims(directory, manifest, source, structure, options)
+    _require_graphs(directory, config, structure, options)
     tensors = FoldedTensors(source.tensors, mixture.deltas(source, None))
     num_same, num_items, largest = 0, 0, 0.0
     layout = plan_layout(config, structure)
@@ -70,8 +79,10 @@ def rederive(
                 raise IdentityError(msg)
             num_same, num_items, largest = num_same + (distance == 0), num_items + 1, max(largest, distance)
             stage.advance(item.num_bytes, note=item.name)
+    num_beside = _require_companions(directory, manifest, source, mixture, options)
     finding = f"{num_items} tensors from base {source.name} and {len(experts)} experts, {num_same} bit for bit"
-    return [Check(name="fold", finding=f"{finding}, largest difference {largest:.1e} of a tensor's range")]
+    finding = f"{finding}, largest difference {largest:.1e} of a tensor's range, and {num_beside} files beside them"
+    return [Check(name="fold", finding=finding)]
 
 
 def _expert(folder: Path, domain: str, manifest: ArtifactManifest) -> Expert:
@@ -85,6 +96,51 @@ def _require_same(what: str, name: str, found: str, expected: str) -> None:
     if found != expected:
         msg = f"{name}: its hash is {found[:16]}..., the artifact was made from {what} {expected[:16]}..."
         raise IdentityError(msg)
+
+
+def _require_companions(
+    directory: Path, manifest: ArtifactManifest, source: Source, mixture: Mixture, options: GraphOptions
+) -> int:
+    """Compare what decides how text is read and when it ends with what an export would write; return how many files.
+
+    A base may be called otherwise today, and its licence may have been added since; experts are known by their hashes.
+    """
+    found = {name for name in manifest.files if name in READ_BY_RUNTIMES or name == MIXTURE_FILE}
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        write_companions(folder, source, replace(mixture, experts=(), alpha=()), options)
+        document = mixture_document(source, mixture)
+        document["base"]["name"] = manifest.base_name
+        write_json(folder / MIXTURE_FILE, document)
+        written = {path.name for path in folder.iterdir() if path.name not in LICENCE_FILES}
+        for name in sorted(found | written):
+            if name not in written:
+                msg = f"{directory / name}: an export of base {source.name} holds no such file"
+                raise IdentityError(msg)
+            if name not in found or (directory / name).read_bytes() != (folder / name).read_bytes():
+                msg = f"{directory / name}: not what an export of base {source.name} holds under this name"
+                raise IdentityError(msg)
+    return len(written)
+
+
+def _require_claims(
+    directory: Path, manifest: ArtifactManifest, source: Source, structure: Structure, options: GraphOptions
+) -> None:
+    """What the manifest says of the model must be what an export would say; of the graph it may say less."""
+    expected = {
+        "random_weights": source.is_random,
+        "num_parameters": num_parameters(source.config),
+        **graph_fields(source.config, structure, options),
+    }
+    said = {
+        "random_weights": manifest.has_random_weights,
+        "num_parameters": manifest.num_parameters,
+        **manifest.graph,
+    }
+    for name, value in said.items():
+        if value != expected.get(name):
+            msg = f"{directory / MANIFEST}: says {name} {value!r:.60}, an export says {expected.get(name)!r:.60}"
+            raise IdentityError(msg)
 
 
 def _require_graphs(directory: Path, config: HavocConfig, structure: Structure, options: GraphOptions) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -147,3 +150,79 @@ def test_alpha_without_its_expert_is_a_damaged_manifest(mixed: Path, tmp_path: P
     document["mixture"]["alpha"]["vision"] = 1.0
     (artifact / "manifest.json").write_text(json.dumps(document))
     assert run("verify", artifact) == 2
+
+
+def forged(artifact: Path, out: Path, change: Callable[[dict[str, Any]], object], name: str = "manifest.json") -> Path:
+    """A copy whose JSON file `name` is changed, and whose manifest lists it as it is now."""
+    copy = Path(shutil.copytree(artifact, out))
+    document = json.loads((copy / name).read_text())
+    change(document)
+    (copy / name).write_text(json.dumps(document))
+    if name != "manifest.json":
+        relist(copy, name)
+    return copy
+
+
+def relist(artifact: Path, name: str) -> None:
+    content = (artifact / name).read_bytes()
+    document = json.loads((artifact / "manifest.json").read_text())
+    document["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
+    (artifact / "manifest.json").write_text(json.dumps(document))
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("manifest.json", lambda d: d.update(num_parameters=1), "says num_parameters 1, an export says"),
+        ("manifest.json", lambda d: d["base"].update(random_weights=True), "says random_weights True"),
+        ("manifest.json", lambda d: d["graph"].update(opset=9), "says opset 9, an export says 23"),
+        ("manifest.json", lambda d: d["graph"].update(extra="x"), "says extra 'x', an export says None"),
+        ("config.json", lambda d: d.update(eos_token_id=[7]), "config.json: not what an export of base reader holds"),
+        ("config.json", lambda d: d.update(max_position_embeddings=128), "config.json: not what an export"),
+        ("tokenizer_config.json", lambda d: d.update(eos_token="the"), "tokenizer_config.json: not what an export"),
+        ("generation_config.json", lambda d: d.update(eos_token_id=7), "generation_config.json: not what an export"),
+        ("genai_config.json", lambda d: d["model"].update(context_length=9), "genai_config.json: not what an export"),
+        ("mixture.json", lambda d: d["base"].update(hash="0" * 64), "mixture.json: not what an export"),
+    ],
+    ids="count randomness opset extra end context tokenizer generation genai mixture".split(),
+)
+def test_what_stands_beside_the_weights_is_derived_again_too(
+    plain: Path,
+    text_base_directory: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    change: Callable[[dict[str, Any]], object],
+    said: str,
+) -> None:
+    """Another tokenizer, another end, another size, each with right hashes: exit code 5 and the file's name."""
+    artifact = forged(plain, tmp_path / "a", change, name)
+    assert run("verify", artifact, "--base", text_base_directory, "--quiet") == 5
+    assert said in capsys.readouterr().err
+
+
+def test_a_file_that_no_export_writes_is_not_verified(
+    plain: Path, text_base_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A chat template that the base does not have, listed and hashed; or a tokenizer that went missing."""
+    artifact = Path(shutil.copytree(plain, tmp_path / "a"))
+    (artifact / "chat_template.jinja").write_text("{{ 'another voice' }}")
+    relist(artifact, "chat_template.jinja")
+    assert run("verify", artifact, "--base", text_base_directory, "--quiet") == 5
+    assert "chat_template.jinja: an export of base reader holds no such file" in capsys.readouterr().err
+
+
+def test_a_base_may_be_called_otherwise_today(plain: Path, text_base_directory: Path, tmp_path: Path) -> None:
+    """Its folder was moved, and its licence added: the same weights are the same base."""
+    base = Path(shutil.copytree(text_base_directory, tmp_path / "renamed"))
+    (base / "LICENSE").write_text("free")
+    assert run("verify", plain, "--base", base, "--quiet") == 0
+
+
+@pytest.mark.parametrize("preset", ["pico", "nano"])
+def test_random_weights_cannot_be_denied(preset: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What HAVOC holds itself is folded again whatever the manifest says about it."""
+    artifact = export_artifact(preset, tmp_path / "made")
+    copy = forged(artifact, tmp_path / "a", lambda d: d["base"].update(random_weights=not d["base"]["random_weights"]))
+    assert run("verify", copy, "--quiet") == 5
+    assert "says random_weights" in capsys.readouterr().err
