@@ -85,8 +85,9 @@ def commands(run: Run) -> list[str]:
     return [*([run.command] if run.command else []), measure, *gates]
 
 
-def caveats(record: Record) -> list[str]:
+def caveats(run: Run) -> list[str]:
     """What a careful reader must know, the record's own doubts first."""
+    record = run.record
     found = [f"{check.id}: {check.detail}" for check in record.checks if check.status in {"warning", "unavailable"}]
     if record.subject.has_random_weights:
         found.append(
@@ -98,6 +99,22 @@ def caveats(record: Record) -> list[str]:
         found.append(f"{count(record.protocol.num_retries, 'window')} had to be measured again.")
     found.append("Hashes detect accidents and edits, not a determined forger; no consumer card attests its identity.")
     found.append(
-        "Bounds are one-sided at 95 %; 2 GB means 2,000,000,000 bytes; accuracy counts undecided rows as wrong."
+        f"Bounds are one-sided at {_confidences(run)}; 2 GB means 2,000,000,000 bytes; "
+        "accuracy counts undecided rows as wrong."
     )
     return found
+
+
+def _confidences(run: Run) -> str:
+    """Name the confidence that the limits ask for, and which ask for another where they do not agree."""
+    metrics: dict[float, list[str]] = {}
+    for target, _ in run.judged:
+        for limit in target.limits:
+            metrics.setdefault(limit.confidence, []).append(f"{limit.metric} on {target.name}")
+    usual = max(metrics, key=lambda confidence: len(metrics[confidence]), default=0.95)
+    others = [
+        f"{100 * confidence:.6g} % for {', '.join(names)}"
+        for confidence, names in sorted(metrics.items())
+        if confidence != usual
+    ]
+    return " and ".join([f"{100 * usual:.6g} %", *others])

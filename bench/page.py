@@ -141,7 +141,7 @@ def content(run: Run) -> dict[str, Any]:
         "environment": environment_rows(record, run.previous),
         "has_previous": run.previous is not None,
         "commands": commands(run),
-        "caveats": [*run.left_out, *caveats(record)],
+        "caveats": [*run.left_out, *caveats(run)],
         "hashes": {"record": record.sha256 or DASH, **record.subject.files},
         "search": search_notes(run.front),
     }

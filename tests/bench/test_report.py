@@ -510,3 +510,22 @@ def test_a_pipe_instead_of_a_record_is_named(tmp_path: Path) -> None:
     index = write_index(tmp_path, targets=["host"])
     assert "not a file" in index.read_text()
     assert len((tmp_path / "history.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("confidences", "said"),
+    [((0.99, 0.99), "at 99 %;"), ((0.95, 0.999999), "at 95 % and 99.9999 % for ttft_ms on own;")],
+)
+def test_the_page_says_the_confidence_that_its_limits_ask_for(
+    folder: Path, confidences: tuple[float, float], said: str
+) -> None:
+    """The footer speaks of the target's own confidence, and names the limits that ask for another."""
+    path = folder.parent / "own.toml"
+    limits = "".join(
+        f'[[own.limits]]\nmetric = "{metric}"\nbelow = 100\nunit = "ms"\nconfidence = {confidence}\n'
+        for metric, confidence in zip(("prefill_ms", "ttft_ms"), confidences, strict=True)
+    )
+    path.write_text(f'[own]\ntitle = "own"\ndevice = {{ kind = "cpu", is_this_machine = true }}\n{limits}')
+    write_report(folder, targets=[str(path)])
+    text = (folder / "report.md").read_text().replace("\\", "")
+    assert f"Bounds are one-sided {said}" in text
