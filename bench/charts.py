@@ -228,12 +228,12 @@ def pareto_front(front: Front, confirmed_mean: float | None) -> str | None:
         return None
     objective = _widest_objective(front)
     label, scale = _OBJECTIVE_LABELS.get(objective, (objective, 1.0))
-    formats = sorted({candidate.structure.weight_format for candidate in front.candidates})
+    formats = sorted({candidate.structure.name for candidate in front.candidates})
     colours = {name: SERIES[index % len(SERIES)] for index, name in enumerate(formats)}
     with drawing_board("pareto") as (figure, axes):
         _front_line(axes, front, objective, scale)
         for candidate in front.candidates:
-            colour = colours[candidate.structure.weight_format]
+            colour = colours[candidate.structure.name]
             _candidate(axes, candidate, candidate.cost[objective] / scale, colour, is_best=candidate.key in front.front)
         for name, colour in colours.items():
             axes.plot([], [], "o", color=colour, markersize=5, label=printable(name))

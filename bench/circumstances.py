@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .figures import DASH, count, show
+from .figures import DASH, count, show, structure_of
 
 if TYPE_CHECKING:
     from .record import Record
@@ -19,11 +19,13 @@ def facts(record: Record) -> list[tuple[str, str]]:
     alpha = ", ".join(f"{domain} {weight:g}" for domain, weight in (subject.alpha or {}).items())
     effort = (protocol.profile, count(protocol.num_processes, "fresh process"), count(protocol.num_threads, "thread"))
     weight_bytes = show(subject.weight_bytes, "bytes")
+    structure = structure_of(subject.structure)
+    plain = f"{subject.weight_format} weights, {subject.activation_dtype} activations"
     cold = record.cold_start
     cold_s = None if cold is None else (cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9
     return [
         ("Device", record.device.name),
-        ("Weights", f"{subject.weight_format}, {weight_bytes}, {subject.activation_dtype} activations"),
+        ("Weights", f"{structure.description if structure else plain}, {weight_bytes}"),
         ("Parameters", f"{subject.num_parameters:,}" if subject.num_parameters else DASH),
         ("Mixture", f"{alpha} ({subject.rule})" if alpha else "none"),
         ("Work", f"{workload.prompt_tokens} tokens in, {workload.decode_tokens} out, batch {workload.batch_size}"),

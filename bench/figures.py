@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HavocError
+from ..model.structure import Structure
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from .record import Record
 
@@ -110,6 +113,16 @@ def decode_rate(record: Record) -> float | None:
 
 def _median(values: Sequence[float]) -> float | None:
     return sorted(values)[len(values) // 2] if values else None
+
+
+def structure_of(fields: Mapping[str, Any] | None) -> Structure | None:
+    """Return the structure that a document's fields describe in full; None where they do not."""
+    if fields is None:
+        return None
+    try:
+        return Structure.from_fields(fields)
+    except (HavocError, OverflowError):
+        return None
 
 
 def printable(text: str) -> str:

@@ -13,7 +13,7 @@ from .. import storage
 from ..errors import HavocError
 from . import page
 from .bounds import quantile_of
-from .figures import decode_rate
+from .figures import decode_rate, structure_of
 from .record import load_record
 from .report import RECORD, write_report
 
@@ -61,6 +61,7 @@ def entry(folder: str, record: Record, judgements: Sequence[Judgement]) -> dict[
         "created_utc": record.created_utc,
         "subject": record.subject.name,
         "weight_format": record.subject.weight_format,
+        "structure": str(structure_of(record.subject.structure) or record.subject.weight_format),
         "device": record.device.name,
         "fingerprint": record.device.fingerprint,
         "evidence": record.evidence,

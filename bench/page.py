@@ -79,7 +79,7 @@ def _index_row(run: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         "folder": run["folder"],
         "created": _utc(run["created_utc"]),
         "device": run["device"],
-        "subject": f"{run['subject']}, {run['weight_format']}",
+        "subject": f"{run['subject']}, {run['structure']}",
         "cells": [show(run["metrics"].get(name), metric_of(name).unit) for name in names],
         "verdicts": [(target, word, WORDS[word]) for target, word in run["verdicts"].items()],
     }

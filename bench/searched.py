@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .. import storage
 from ..errors import HavocError
+from .figures import structure_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -88,9 +89,16 @@ class Scores(_Read):
 
 
 class Formats(_Read):
-    """The formats of a candidate, of which a page shows the weights'."""
+    """The structure of a candidate, of which a page shows the name."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
 
     weight_format: str
+
+    @property
+    def name(self) -> str:
+        """The whole structure's name, such as `int4a-hqq-fp32-r0.50`; the weights' format where no more is known."""
+        return str(structure_of(self.model_dump()) or self.weight_format)
 
 
 class Candidate(_Read):

@@ -123,3 +123,16 @@ def test_hostile_names_are_drawn_as_they_stand(name: str) -> None:
     assert any("seconds in process 1" in word for word in words(svg))
     assert "\x07" not in str(svg)
     assert "<script" not in str(svg)
+
+
+def test_structures_of_one_weight_format_are_told_apart() -> None:
+    """Plain int4 and int4 with half of the rank are two names and two colours; an unreadable one is its format."""
+    plain = {"weight_format": "int4", "activation_dtype": "fp32", "block_size": 32}
+    cut = plain | {"is_symmetric": False, "quantizer": "hqq", "rank_fraction": 0.5}
+    structures = (plain, cut, {"weight_format": "int2", "rank_fraction": 10**400})
+    rows = [
+        candidate(key, share) | {"structure": own}
+        for key, share, own in zip("abc", (0.7, 0.8, 0.9), structures, strict=True)
+    ]
+    front = Front.model_validate({"candidates": rows})
+    assert {"int4-fp32", "int4a-hqq-fp32-r0.50", "int2"} <= set(words(charts.pareto_front(front, None)))

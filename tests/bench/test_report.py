@@ -529,3 +529,15 @@ def test_the_page_says_the_confidence_that_its_limits_ask_for(
     write_report(folder, targets=[str(path)])
     text = (folder / "report.md").read_text().replace("\\", "")
     assert f"Bounds are one-sided {said}" in text
+
+
+def test_the_whole_structure_is_named(tmp_path: Path) -> None:
+    """Half of the rank and a better quantizer stand on the page and in the history, not the weights' format alone."""
+    cut = {"weight_format": "int4", "activation_dtype": "fp32", "block_size": "32"}
+    cut |= {"is_symmetric": "False", "quantizer": "hqq", "rank_fraction": "0.5"}
+    changes = {"subject__structure": cut, "subject__weight_format": "int4"}
+    samples.record("cpu", **changes).save(tmp_path / "run" / "record.json")
+    index = write_index(tmp_path, targets=["host"]).read_text()
+    assert "int4a-hqq-fp32-r0.50" in index
+    text = (tmp_path / "run" / "report.md").read_text()
+    assert "int4 weights (asymmetric blocks of 32, hqq), fp32 activations, 0.5 of the rank" in text
