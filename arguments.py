@@ -26,6 +26,7 @@ RULES = ("delta", "literal", "renorm")
 DIALECTS = ("standard", "contrib", "auto")
 CACHES = ("dynamic", "static")
 LOGITS = ("last", "all")
+PRESETS = "pico, nano, edge-135m, edge-360m, 7b"
 PROFILES = ("quick", "standard", "release")
 
 
@@ -64,7 +65,7 @@ def add_run(parser: Parser) -> None:
 
 def add_plan(parser: Parser) -> None:
     """`havoc plan MODEL --target NAME`."""
-    parser.add_argument("model", metavar="MODEL", help="a preset (nano, edge-135m, edge-360m, 7b) or a model directory")
+    parser.add_argument("model", metavar="MODEL", help=f"a preset ({PRESETS}) or a model directory")
     _add_target(parser)
     _add_output(parser, quiet=False)
 
@@ -118,10 +119,14 @@ def add_export(parser: Parser) -> None:
     parser.add_argument("--alpha", type=_mixture, metavar="A,B,...", help=alpha_help)
     parser.add_argument("--rule", choices=RULES, default="delta", help="how experts are mixed (default: delta)")
     parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="fp32", help="weight format (default: fp32)")
-    parser.add_argument("--activations", choices=ACTIVATION_DTYPES, default="fp32", help="default: fp32")
+    parser.add_argument(
+        "--activations", choices=ACTIVATION_DTYPES, default="fp32", help="what is computed in (default: fp32)"
+    )
     _add_blocks(parser)
     _add_graph(parser)
-    parser.add_argument("--to", choices=("onnx", "hf"), default="onnx", help="artifact or Hugging Face directory")
+    parser.add_argument(
+        "--to", choices=("onnx", "hf"), default="onnx", help="an artifact, or a Hugging Face directory (default: onnx)"
+    )
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this private key (PEM, elliptic curve)")
     _add_out(parser)
     _add_output(parser)
@@ -138,15 +143,17 @@ def _add_blocks(parser: Parser) -> None:
 
 
 def _add_graph(parser: Parser) -> None:
-    dialect_help = "operators of the graph; auto: the best for --for (default: standard)"
-    parser.add_argument("--dialect", choices=DIALECTS, default="standard", help=dialect_help)
+    dialect_help = "operators of the graph; auto: the best for --for (default: standard, with --for auto)"
+    parser.add_argument("--dialect", choices=DIALECTS, help=dialect_help)
     device_help = "where the graph will run (default: cpu)"
-    parser.add_argument("--for", dest="device", choices=("cpu", "cuda"), default="cpu", help=device_help)
+    parser.add_argument("--for", dest="device", choices=("cpu", "cuda"), help=device_help)
     cache_help = "a cache that grows, or one of fixed length that is written in place (default: dynamic)"
     parser.add_argument("--cache", choices=CACHES, default="dynamic", help=cache_help)
     length_help = "tokens that a static cache holds (default: the model's context)"
     parser.add_argument("--cache-len", type=_positive, metavar="N", help=length_help)
-    parser.add_argument("--logits", choices=LOGITS, default="last", help="of the last token, or of every one")
+    parser.add_argument(
+        "--logits", choices=LOGITS, default="last", help="of the last token, or of every one (default: last)"
+    )
 
 
 def add_verify(parser: Parser) -> None:
@@ -230,7 +237,7 @@ def _add_out(parser: Parser) -> None:
 
 
 def _add_base(parser: Parser) -> None:
-    parser.add_argument("base", metavar="BASE", help="a preset (nano, edge-135m, edge-360m, 7b) or a model directory")
+    parser.add_argument("base", metavar="BASE", help=f"a preset ({PRESETS}) or a model directory")
 
 
 def _add_artifact(parser: Parser) -> None:

@@ -146,7 +146,7 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
         f"parity      largest difference to torch {worst:.1e} over {len(manifest.parity['cases'])} ways of running it",
         f"format      {moved}, keeps {drift['top1_share']:.1%} of top-1",
         *(["signed      " + SIGNATURE] if (out / SIGNATURE).exists() else []),
-        *([_UNCUT] if structure.rank_fraction < 1 and not manifest.graph.get("factored") else []),
+        *([_UNCUT] if str(manifest.graph.get("factored")).startswith("0 of ") else []),
     ]
 
 

@@ -67,6 +67,47 @@ def test_generate_reads_an_image(base_directory: Path, tmp_path: Path, capsys) -
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("size", "message"),
+    [
+        ((9, 8), "9 x 8 pixels is not a multiple of the patch size 8"),
+        ((512, 512), "the picture takes 4096 tokens"),
+        (None, "not a PNG file"),
+    ],
+    ids=["odd", "large", "text"],
+)
+def test_a_picture_that_does_not_fit_is_named(
+    base_directory: Path, tmp_path: Path, capsys, size: tuple[int, int] | None, message: str
+) -> None:
+    """One line with the file's name; where it is too large, what would fit."""
+    picture = tmp_path / "shot.png"
+    picture.write_text("text") if size is None else Image.new("RGB", size).save(picture)
+    assert run("generate", base_directory, "--prompt", "one", "--image", picture) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"havoc: error: {picture}: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert ("pixels fit" in err) == (size == (512, 512))
+
+
+def test_a_preset_is_not_imported(capsys) -> None:
+    """The line says what a preset is, and what import reads."""
+    assert run("import", "nano") == 2
+    assert "nano is a preset, and import checks a Hugging Face directory" in capsys.readouterr().err
+
+
+def test_the_device_chooses_the_dialect(text_base_directory: Path, tmp_path: Path, capsys) -> None:
+    """`--for` alone is enough; a dialect that is given stays. A rank that factors nothing is a warning."""
+    formats = ("--weights", "fp16", "--activations", "fp16")
+    words = ("export", text_base_directory, *formats, "--quiet", "--out", tmp_path / "a")
+    assert run(*words, "--for", "cuda") == 0
+    assert "contrib dialect" in capsys.readouterr().out
+    assert run(*words, "--for", "cuda", "--dialect", "standard", "--rank", "0.99") == 0
+    out = capsys.readouterr().out
+    assert "standard dialect" in out
+    assert "warning     --rank changed nothing" in out
+
+
 def test_import_says_what_a_directory_is(base_directory: Path, tmp_path: Path, capsys) -> None:
     """Architecture, size and hash of a good directory; the reason for a bad one."""
     assert run("import", base_directory, "--json") == 0
