@@ -280,7 +280,7 @@ def test_a_line_stays_readable(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 @pytest.mark.parametrize(
     ("number", "code", "words"),
     [
-        (signal.SIGINT, 130, "interrupted; run the same command again"),
+        (signal.SIGINT, 130, "interrupted; the same command starts anew"),
         (signal.SIGTERM, 143, ""),
         *([(signal.SIGHUP, 129, "")] if sys.platform != "win32" else []),
     ],
