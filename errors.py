@@ -7,12 +7,15 @@
     └── IdentityError          5  wrong, unknown or simulated device; a hash that does not match
 
 A message says what was wrong, with the numbers, and what to do next, in one line. Exit code 0 is success; the codes are
-those of the gate, so a script can tell "missed" from "could not tell" from "broken" for every command.
+those of the gate, so a script can tell "missed" from "could not tell" from "broken" for every command. What a message
+or a page quotes from somebody else's file goes through `printable`.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar
+
+_REPLACED = "\N{REPLACEMENT CHARACTER}"
 
 
 class HavocError(Exception):
@@ -43,3 +46,8 @@ class IdentityError(HavocError):
     """The device, artifact or base is not the one that was asked for."""
 
     exit_code = 5
+
+
+def printable(text: str) -> str:
+    """Return text of somebody else's file without characters that steer a terminal or break a page."""
+    return "".join(letter if letter.isprintable() else _REPLACED for letter in text)

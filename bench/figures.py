@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError
+from ..errors import printable as printable  # noqa: PLC0414 - one of the ways to write for a person
 from ..model.structure import Structure
 
 if TYPE_CHECKING:
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from .record import Record
 
 DASH = "\N{EN DASH}"
-REPLACED = "\N{REPLACEMENT CHARACTER}"
 _BYTES = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B"))
 _SECONDS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
 _MANY = 1000
@@ -123,11 +123,6 @@ def structure_of(fields: Mapping[str, Any] | None) -> Structure | None:
         return Structure.from_fields(fields)
     except (HavocError, OverflowError):
         return None
-
-
-def printable(text: str) -> str:
-    """Return text of somebody else's file without characters that steer a terminal or break a page."""
-    return "".join(letter if letter.isprintable() else REPLACED for letter in text)
 
 
 def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:

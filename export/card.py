@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
+from ..errors import printable
 from .options import options_of
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from .companions import Licence
     from .source import Source
 
+_MARKUP = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.")
 _RANDOM = "**The weights are random**: fit for measuring cost, not for answers.\n\n"
 _GENAI = """
 or, with [onnxruntime-genai](https://onnxruntime.ai/docs/genai/), which reads this folder as it is:
@@ -48,7 +51,7 @@ def model_card(
     """Card of an artifact, in Markdown; every figure comes from the manifest, so the card cannot say anything else."""
     config = source.config
     return f"""{_front_matter(config, licence, library="onnxruntime", tags="havoc, onnx")}
-# {source.name}, {structure.weight_format} weights, {structure.activation_dtype} activations
+# {_inline(source.name)}, {structure.weight_format} weights, {structure.activation_dtype} activations
 
 {_RANDOM if source.is_random else ""}{_sentence(config, manifest.num_parameters)}
 as an ONNX graph by HAVOC {manifest.versions["havoc"]}.
@@ -67,7 +70,7 @@ havoc bench . --out ../report     # latency, throughput, memory on this machine
 
 | | |
 |---|---|
-| base | {source.name}, weights SHA-256 `{manifest.base_hash}` |
+| base | {_inline(source.name)}, weights SHA-256 `{manifest.base_hash}` |
 | mixture | {_mixture(alpha, manifest.rule)} |
 | weight format | {structure.weight_format}{_blocks(structure)}{_rank(structure, manifest)} |
 | activations | {structure.activation_dtype} |
@@ -96,9 +99,9 @@ def huggingface_card(source: Source, alpha: Mapping[str, float], rule: str, dtyp
     """Card of a Hugging Face directory that holds the folded model."""
     config = source.config
     return f"""{_front_matter(config, licence, library="transformers", tags="havoc")}
-# {source.name}, {"mixture folded in" if alpha else "as exported"}, {dtype}
+# {_inline(source.name)}, {"mixture folded in" if alpha else "as exported"}, {dtype}
 
-{_RANDOM if source.is_random else ""}The weights of {source.name}, SHA-256 `{source.hash}`.
+{_RANDOM if source.is_random else ""}The weights of {_inline(source.name)}, SHA-256 `{source.hash}`.
 Mixture: {_mixture(alpha, rule)}.
 
 `mixture.json` says what they were folded from; `havoc import .` checks the directory and says what it is.
@@ -129,6 +132,12 @@ def _sentence(config: HavocConfig, num_parameters: int) -> str:
         f"{attention.num_heads} query and {attention.num_kv_heads} key-value heads, {config.vocab_size:,} tokens, "
         f"context {config.max_seq_len:,}), written"
     )
+
+
+def _inline(name: str) -> str:
+    """A folder's name as the words it is, wherever it stands: no markup, no link, no cell of a table, no tag."""
+    escaped = _MARKUP.sub(r"\\\g<0>", printable(name))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def _mixture(alpha: Mapping[str, float], rule: str) -> str:
@@ -180,11 +189,12 @@ def _limit_lines(config: HavocConfig, manifest: ArtifactManifest, structure: Str
 
 
 def _licence(source: Source, licence: Licence) -> str:
+    name = _inline(source.name)
     where = f"; the text is in `{licence.file}`" if licence.file else ""
     if licence.identifier:
-        return f"That of the base, {source.name}: {licence.identifier}{where}."
+        return f"That of the base, {name}: {licence.identifier}{where}."
     if licence.file:
-        return f"That of the base, {source.name}: see `{licence.file}`."
+        return f"That of the base, {name}: see `{licence.file}`."
     if source.is_random:
         return "Random weights are nobody's work."
-    return f"That of the base, {source.name}. Its directory names none: ask whoever made it before you publish this."
+    return f"That of the base, {name}. Its directory names none: ask whoever made it before you publish this."

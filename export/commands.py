@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..adapt.tasks.task import DOMAINS
-from ..errors import HavocError
+from ..errors import HavocError, printable
 from ..model.structure import Structure
 from ..progress import make_progress
 from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
@@ -129,7 +129,7 @@ def _experts(
 
 def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
     num_bytes = sum(file.num_bytes for file in manifest.files.values())
-    mixture = ", ".join(f"{domain} {weight:g}" for domain, weight in manifest.alpha.items())
+    mixture = ", ".join(f"{printable(domain)} {weight:g}" for domain, weight in manifest.alpha.items())
     structure = Structure.from_fields(manifest.structure)
     factored = f", {manifest.graph['factored']} as two factors" if "factored" in manifest.graph else ""
     worst = max(case["max_abs_diff"] for case in manifest.parity["cases"])
@@ -138,8 +138,8 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
     kind = " (random weights)" if manifest.has_random_weights else ""
     return [
         f"artifact    {out}",
-        f"base        {manifest.base_name}{kind}, {manifest.base_hash[:16]}",
-        f"mixture     {f'{mixture} (rule {manifest.rule})' if mixture else 'none: the base itself'}",
+        f"base        {printable(manifest.base_name)}{kind}, {manifest.base_hash[:16]}",
+        f"mixture     {f'{mixture} (rule {printable(manifest.rule)})' if mixture else 'none: the base itself'}",
         f"structure   {structure.description}{factored}",
         f"graph       {options_of(manifest).description}, opset {manifest.graph['opset']}",
         f"size        {manifest.num_parameters:,} parameters, {num_bytes:,} bytes",
@@ -165,7 +165,9 @@ def handle_verify(args: argparse.Namespace) -> int:
         progress = make_progress(quiet=args.quiet)
         checks += rederive(args.artifact, manifest, base, experts_directory=args.experts, progress=progress)
     elif _has_torch():
-        notes.append(f"not folded again: give --base DIR (it is {manifest.base_name}, {manifest.base_hash[:16]})")
+        notes.append(
+            f"not folded again: give --base DIR (it is {printable(manifest.base_name)}, {manifest.base_hash[:16]})"
+        )
     else:
         notes.append("not folded again: this installation has no torch")
     document = {"directory": str(args.artifact), "checks": [vars(check) for check in checks], "notes": notes}
@@ -213,7 +215,7 @@ def _own_base(directory: Path, manifest: ArtifactManifest) -> str | None:
 
 
 def _line(check: Check) -> str:
-    return f"{check.name:12s} {check.finding}"
+    return f"{check.name:12s} {printable(check.finding)}"
 
 
 def _has_torch() -> bool:

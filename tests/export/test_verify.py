@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 import shutil
 from collections.abc import Callable
@@ -10,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 
 from havoc_core.adapt.expert import Expert, save_expert
 from havoc_core.cli import main
+from havoc_core.errors import printable
 from havoc_core.export import commands
 from havoc_core.export.package import export_artifact
 from havoc_core.export.source import Source
@@ -226,3 +229,25 @@ def test_random_weights_cannot_be_denied(preset: str, tmp_path: Path, capsys: py
     copy = forged(artifact, tmp_path / "a", lambda d: d["base"].update(random_weights=not d["base"]["random_weights"]))
     assert run("verify", copy, "--quiet") == 5
     assert "says random_weights" in capsys.readouterr().err
+
+
+HOSTILE = ["<script>alert(1)<", "a|b`c`[x](javascript:1)", "\x1b[31mred", "x\ny: [evil]", "__loud__ *words* &amp;"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_name_steers_neither_page_nor_terminal(
+    text_base_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    """A base's folder may be called anything: on the model card and in what is printed it is only a name."""
+    base = Path(shutil.copytree(text_base_directory, tmp_path / name))
+    assert run("export", base, "--out", tmp_path / "a", "--quiet") == 0
+    assert run("verify", tmp_path / "a", "--quiet") == 0
+    shown = capsys.readouterr()
+    assert "\x1b" not in shown.out + shown.err
+    assert all(line.startswith(("base ", "artifact ", "note ")) for line in shown.out.splitlines() if "evil" in line)
+    assert run("export", base, "--to", "hf", "--out", tmp_path / "hf", "--quiet") == 0
+    for card in ((tmp_path / out / "README.md").read_text() for out in ("a", "hf")):
+        assert not any(letter in card for letter in ("\x1b", "<script", "\nalert", "\ny:"))
+        page = MarkdownIt("commonmark", {"html": True}).enable("table").render(card.split("---", 2)[2])
+        assert not any(tag in page for tag in ("<script", 'href="javascript', "<code>c<", "<em>words", "<strong>loud"))
+        assert html.escape(printable(name), quote=False) in page.replace("&quot;", '"')
