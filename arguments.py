@@ -193,7 +193,9 @@ def add_bench(parser: Parser) -> None:
 
 def add_gate(parser: Parser) -> None:
     """`havoc gate RECORD... --target NAME [--artifact DIR]`."""
-    parser.add_argument("records", nargs="+", type=Path, metavar="RECORD", help="record.json of one or more sessions")
+    parser.add_argument(
+        "records", nargs="+", type=Path, metavar="RECORD", help="record.json, or its folder, of each session"
+    )
     _add_target(parser)
     parser.add_argument("--artifact", type=Path, metavar="DIR", help="check that the record is of this artifact")
     _add_output(parser, quiet=False)
@@ -201,7 +203,9 @@ def add_gate(parser: Parser) -> None:
 
 def add_compare(parser: Parser) -> None:
     """`havoc compare RECORD RECORD`."""
-    parser.add_argument("records", nargs=2, type=Path, metavar="RECORD", help="the old and the new record.json")
+    parser.add_argument(
+        "records", nargs=2, type=Path, metavar="RECORD", help="the old and the new record.json, or their folders"
+    )
     margin_help = "ratios this near to 1 are equal (default: 0.05)"
     parser.add_argument("--margin", type=_share, default=0.05, metavar="SHARE", help=margin_help)
     parser.add_argument("--across", action="store_true", help="compare different devices or versions all the same")

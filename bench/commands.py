@@ -19,6 +19,7 @@ from .targets import load_target
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
 
     from .compare import Comparison
     from .gate import Judgement
@@ -37,7 +38,7 @@ def handle_gate(args: argparse.Namespace) -> int:
     from .record import load_record
 
     target = load_target(args.target)
-    records = [load_record(path) for path in args.records]
+    records = [load_record(record_path(path)) for path in args.records]
     files = None if args.artifact is None else hash_artifact(args.artifact)
     cpu = identify_cpu() if target.device.is_this_machine else None
     judgement = judge(records, target, artifact_files=files, this_cpu=cpu)
@@ -48,6 +49,15 @@ def handle_gate(args: argparse.Namespace) -> int:
     return judgement.exit_code
 
 
+def record_path(path: Path) -> Path:
+    """Return the record that a path means: the file itself, or record.json of a measured folder."""
+    if not path.is_dir():
+        return path
+    if not (path / "record.json").is_file():
+        raise HavocError(f"{path} holds no record.json: give a folder that `havoc bench` or `havoc run` wrote")
+    return path / "record.json"
+
+
 def judgement_text(judgement: Judgement, title: str) -> str:
     """Return a verdict as a table of limits under one line that says it all."""
     word = judgement.verdict.replace("_", " ").upper()
@@ -56,10 +66,15 @@ def judgement_text(judgement: Judgement, title: str) -> str:
         rows = [[finding.rule, finding.sentence, finding.reason] for finding in judgement.findings]
         body = table(("rule", "must hold", "but"), rows)
     else:
-        rows = [_line_cells(line) for line in judgement.lines]
-        body = table(("limit", "must be", "measured", "proven", "verdict", "because"), rows, numbers=(2, 3))
+        body = limits_text(judgement.lines)
     evidence = judgement.evidence.replace("_", " ")
     return f"{head}\n\n{body}\n\nevidence: {evidence}; exit code {judgement.exit_code}"
+
+
+def limits_text(lines: Sequence[Line]) -> str:
+    """Return a table of limits: what was measured, what is proven, and the verdict of each."""
+    head = ("limit", "must be", "measured", "proven", "verdict", "because")
+    return table(head, [_line_cells(line) for line in lines], numbers=(2, 3))
 
 
 def _line_cells(line: Line) -> list[str]:
@@ -77,6 +92,7 @@ def _line_cells(line: Line) -> list[str]:
 def handle_bench(args: argparse.Namespace) -> int:
     """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
     from .accuracy import add_accuracy, fewer_rows, require_rows, run_accuracy
+    from .keeping import keep
     from .measure import measure
     from .subject import identify_subject
 
@@ -107,9 +123,9 @@ def handle_bench(args: argparse.Namespace) -> int:
             progress=progress,
         )
         record = add_accuracy(record, found)
+    keep(record, path)
     for name in DERIVED:  # pages of a record that is no longer there would tell of the wrong one
         (out / name).unlink(missing_ok=True)
-    record.save(path)
     notes = fewer_rows({domain: item.num_rows for domain, item in record.accuracy.items()}, args.n)
     broken = [check for check in record.checks if check.status == "invalid"]
     if args.json:
@@ -155,7 +171,7 @@ def handle_compare(args: argparse.Namespace) -> int:
     from .compare import compare
     from .record import load_record
 
-    old, new = (load_record(path) for path in args.records)
+    old, new = (load_record(record_path(path)) for path in args.records)
     rows = compare(old, new, margin=args.margin, across=args.across)
     if args.json:
         _print_json({"old": old.run_id, "new": new.run_id, "metrics": [row.document() for row in rows]})

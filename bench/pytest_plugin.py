@@ -21,9 +21,10 @@ import pytest
 from ..errors import HavocError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from .gate import Judgement
+    from .limits import Line
     from .record import Record
 
 
@@ -33,7 +34,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--havoc-target", metavar="NAME", default="host", help="host, gtx1660, or a TOML file (host)")
     group.addoption("--havoc-record", metavar="FILE", action="append", type=Path, default=[], help="judge this record")
     group.addoption("--havoc-artifact", metavar="DIR", type=Path, help="the artifact that is released")
-    group.addoption("--havoc-profile", default="quick", help="how long to measure: quick, standard, release (quick)")
+    profile_help = "how long to measure: quick, standard, release (quick)"
+    group.addoption("--havoc-profile", metavar="NAME", default="quick", help=profile_help)
     group.addoption("--havoc-rows", metavar="N", type=int, default=1000, help="rows per domain, 0: none (1000)")
 
 
@@ -55,28 +57,39 @@ def havoc_judgement(pytestconfig: pytest.Config) -> Judgement:
 
 
 @pytest.fixture
-def havoc_gate(havoc_judgement: Judgement) -> Callable[..., None]:
+def havoc_gate(havoc_judgement: Judgement, pytestconfig: pytest.Config) -> Callable[..., None]:
     """Fail the test unless the named limit, or every limit, is proven met on the target."""
+    from .targets import load_target
 
     def check(metric: str | None = None) -> None:
-        from .commands import judgement_text
-
         lines = [line for line in havoc_judgement.lines if metric in {None, line.metric}]
         if not lines:
             known = ", ".join(line.metric for line in havoc_judgement.lines)
             pytest.fail(f"havoc: {havoc_judgement.target} has no limit on {metric!r}, only on {known}", pytrace=False)
         if any(line.verdict != "pass" for line in lines):
-            pytest.fail(judgement_text(havoc_judgement, havoc_judgement.target), pytrace=False)
+            title = load_target(pytestconfig.getoption("--havoc-target")).title
+            pytest.fail(_failure(havoc_judgement, lines, title, is_whole=metric is None), pytrace=False)
 
     return check
 
 
+def _failure(judgement: Judgement, lines: Sequence[Line], title: str, *, is_whole: bool) -> str:
+    """Tell a failed test its own limit; the whole judgement where all was asked, or the record itself is refused."""
+    from .commands import judgement_text, limits_text
+
+    if is_whole or judgement.findings:
+        return judgement_text(judgement, title)
+    words = ", ".join(f"{line.title}: {line.verdict.replace('_', ' ').upper()}" for line in lines)
+    return f"{words} on {judgement.target} ({title})\n\n{limits_text(lines)}"
+
+
 def _records(config: pytest.Config, artifact: Path | None) -> list[Record]:
+    from .commands import record_path
     from .record import load_record
 
     paths: list[Path] = config.getoption("--havoc-record")
     if paths:
-        return [load_record(path) for path in paths]
+        return [load_record(record_path(path)) for path in paths]
     if artifact is None:
         raise HavocError("nothing to judge: give --havoc-record FILE or --havoc-artifact DIR")
     if hasattr(config, "workerinput"):

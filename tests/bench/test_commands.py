@@ -115,6 +115,16 @@ def test_an_edited_record_is_another(record: Path, capsys: pytest.CaptureFixture
     assert "changed" in err
 
 
+def test_a_folder_means_its_record(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What bench wrote can be given whole; a folder without a record is one line."""
+    folder = saved(tmp_path / "run", "record").parent
+    assert run(capsys, "gate", folder, "--target", "host")[0] == 0
+    assert run(capsys, "compare", folder, folder)[0] == 0
+    code, _, err = run(capsys, "gate", tmp_path, "--target", "host")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds no record.json" in err
+
+
 def test_compare(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A record equals itself; JSON gives each metric's ratio."""
     code, out, _ = run(capsys, "compare", record, record, "--json")

@@ -27,9 +27,9 @@ def test_a_limit_there_is_not(havoc_gate):
 """
 
 
-def run(folder: Path, *words: str | Path) -> tuple[dict[str, str], str]:
+def run(folder: Path, *words: str | Path, suite: str = SUITE) -> tuple[dict[str, str], str]:
     """Run the suite above in a fresh interpreter; return each test's outcome and the output."""
-    (folder / "test_suite.py").write_text(SUITE)
+    (folder / "test_suite.py").write_text(suite)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-rA"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST")}
     done = subprocess.run(
@@ -66,6 +66,16 @@ def test_a_missed_limit_is_red_where_it_counts(tmp_path: Path) -> None:
     assert outcomes["test_release"] == "FAILED"
     assert outcomes["test_latency_alone"] == "PASSED"
     assert "FAIL on host" in out
+
+
+def test_one_limit_tells_of_itself(tmp_path: Path) -> None:
+    """The test of one limit shows its line and its verdict, not the whole table; the target has its title."""
+    suite = SUITE.replace("prefill_ms", "accuracy/math")
+    outcomes, out = run(tmp_path, "--havoc-record", saved(tmp_path, accuracy__math__num_right=700).parent, suite=suite)
+    assert outcomes["test_latency_alone"] == "FAILED"
+    own = out.partition("_ test_latency_alone _")[2].partition("_ test_a_limit")[0]
+    assert "accuracy, math: FAIL on host (this machine's CPU)" in own
+    assert "decode" not in own
 
 
 @pytest.mark.parametrize(
