@@ -7,10 +7,11 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .arguments import DOMAINS
-from .bench.figures import show, show_interval
+from .bench.figures import printable, show, show_interval
 from .model.structure import Structure
 from .storage import read_json
 
@@ -47,11 +48,17 @@ def show_run(out: Path, judgements: Sequence[tuple[str, Judgement]], *, as_json:
     for name, judgement in judgements:
         colour = _COLOURS[judgement.verdict]
         console.print(
-            f"[bold]{name}[/]: [{colour}]{judgement.verdict}[/] (exit {judgement.exit_code}) {judgement.reason}",
+            f"[bold]{_plain(name)}[/]: [{colour}]{judgement.verdict}[/] (exit {judgement.exit_code}) "
+            f"{_plain(judgement.reason)}",
             highlight=False,
             soft_wrap=True,
         )
-    console.print(f"\nreport: {out / 'report.html'}", highlight=False, soft_wrap=True)
+    console.print(f"\nreport: {escape(str(out / 'report.html'))}", highlight=False, soft_wrap=True)
+
+
+def _plain(text: str) -> str:
+    """Text of a file or a driver as it is: nothing in it styles or steers the terminal."""
+    return escape(printable(text))
 
 
 def export_command(result: SearchResult, recipe: Recipe, *, base: str, experts: Path) -> str:
@@ -126,7 +133,7 @@ def _paired(row: Mapping[str, Any]) -> str:
 
 def limit_table(name: str, judgement: Judgement) -> Table:
     """One target's limits: what was measured, what is proven, and the verdict."""
-    table = Table(title=f"Limits of {name}", title_justify="left")
+    table = Table(title=f"Limits of {_plain(name)}", title_justify="left")
     for column in ("", "limit", "measured", "proven", "verdict"):
         table.add_column(column, justify="left" if column in {"", "verdict"} else "right")
     for line in judgement.lines:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ from havoc_core.cli import main, parse
 from havoc_core.config import Recipe
 from havoc_core.export.commands import _structure
 from havoc_core.model.structure import Structure
-from havoc_core.summary import export_command
+from havoc_core.summary import export_command, show_run
 
 if TYPE_CHECKING:
     from havoc_core.adapt.search import SearchResult
@@ -40,3 +41,18 @@ def test_search_wants_its_experts_before_it_works(tmp_path: Path, capsys: pytest
     assert err.count("\n") == 1
     assert "holds no expert for code, reasoning, vision" in err
     assert not (tmp_path / "out").exists()
+
+
+def test_nothing_that_was_read_styles_or_steers_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A target's path and a judgement's reason come out as they are, brackets and all, without control characters."""
+    score = {"num_right": 1, "num_rows": 2, "low": 0.1, "high": 0.9}
+    rows = [{"name": "mixture", "kind": "mixture", "accuracy": {"math": score}}]
+    (tmp_path / "scores.json").write_text(json.dumps({"split": "gate", "rows": rows, "paired": []}))
+    judgement = SimpleNamespace(lines=(), verdict="invalid", exit_code=4, reason="device [/red] [bold]X[/] \x1b[31m")
+    judged = [("my[red]/own.toml", cast("Any", judgement))]
+    show_run(tmp_path, judged, as_json=False)
+    out = capsys.readouterr().out
+    assert "my[red]/own.toml: invalid (exit 4) device [/red] [bold]X[/] \ufffd[31m" in out
+    assert "\x1b" not in out
