@@ -49,18 +49,22 @@ class Reference(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Limit:
-    """What may lie between torch and the runtime: largest difference, or mean in units of the logits' spread."""
+    """What may lie between torch and the runtime: largest difference, or mean in units of the logits' spread.
+
+    `max_abs` holds for logits of an ordinary spread; where `max_relative` of the spread is more, that is allowed.
+    """
 
     max_abs: float | None = None
+    max_relative: float = 0.0
     mean_relative: float | None = None
     top1_share: float = 0.0
 
 
 LIMITS: dict[tuple[str, str], Limit] = {
-    ("fp32", "fp32"): Limit(max_abs=1e-4, top1_share=1.0),
-    ("fp16", "fp32"): Limit(max_abs=1e-4, top1_share=1.0),
+    ("fp32", "fp32"): Limit(max_abs=1e-4, max_relative=2.5e-5, top1_share=1.0),
+    ("fp16", "fp32"): Limit(max_abs=1e-4, max_relative=2.5e-5, top1_share=1.0),
     ("int8", "fp32"): Limit(mean_relative=0.05, top1_share=0.5),
-    ("int4", "fp32"): Limit(max_abs=1e-4, top1_share=1.0),
+    ("int4", "fp32"): Limit(max_abs=1e-4, max_relative=2.5e-5, top1_share=1.0),
     ("fp16", "fp16"): Limit(mean_relative=0.01, top1_share=0.9),
     ("int8", "fp16"): Limit(mean_relative=0.05, top1_share=0.5),
     ("int4", "fp16"): Limit(mean_relative=0.05, top1_share=0.5),
@@ -70,13 +74,15 @@ LIMITS: dict[tuple[str, str], Limit] = {
 int8 lets the CPU quantize activations to int8 (accuracy level 4): about 2 % of the logits' spread, measured, against
 1e-6 when it does not, and on random weights enough to turn a third of all top-1 choices between near-equal logits.
 `max_abs` holds up to a width of 1024 and grows with it from there: 8e-6 was measured at 960, 9e-5 at 4096.
+Rounding grows with what is rounded: 2e-6 to 7e-6 of the spread was measured for spreads of 1.2 to 126, so from a spread
+of 4 on, `max_relative` is what holds.
 """
 _MAX_ABS_WIDTH = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParityCase:
-    """How one way of running the exported model compares: `num_positions` rows of logits."""
+    """How one way of running the exported model compares: `num_positions` rows of logits, torch's of that spread."""
 
     name: str
     num_positions: int
@@ -84,6 +90,7 @@ class ParityCase:
     mean_abs_diff: float
     mean_relative_diff: float
     top1_share: float
+    spread: float
 
     def to_json(self) -> dict[str, Any]:
         """The document kept in the manifest."""
@@ -135,7 +142,9 @@ def limit_of(structure: Structure, config: HavocConfig) -> Limit:
     """What `LIMITS` allows a model of this width: sums of more products are rounded further apart."""
     limit = LIMITS[structure.weight_format, structure.activation_dtype]
     width = max(config.d_model / _MAX_ABS_WIDTH, 1.0)
-    return limit if limit.max_abs is None else replace(limit, max_abs=limit.max_abs * width)
+    if limit.max_abs is None:
+        return limit
+    return replace(limit, max_abs=limit.max_abs * width, max_relative=limit.max_relative * width)
 
 
 def drift(stored_BTV: NDArray[np.float32], exact_BTV: NDArray[np.float32], config: HavocConfig) -> ParityCase:
@@ -230,13 +239,15 @@ def _compared(name: str, actual: NDArray[np.float32], expected: NDArray[np.float
     """Compare row by row: the logits of a large vocabulary in float64 would be the most an export holds."""
     differences = (np.abs(ours.astype(np.float64) - theirs) for ours, theirs in zip(actual, expected, strict=True))
     most, mean = np.array([(row.max(), row.mean()) for row in differences]).T
+    spread = float(expected.std())
     return ParityCase(
         name=name,
         num_positions=len(expected),
         max_abs_diff=float(most.max()),
         mean_abs_diff=float(mean.mean()),
-        mean_relative_diff=float(mean.mean()) / (float(expected.std()) or 1.0),
+        mean_relative_diff=float(mean.mean()) / (spread or 1.0),
         top1_share=float((actual.argmax(-1) == expected.argmax(-1)).mean()),
+        spread=spread,
     )
 
 
@@ -244,8 +255,9 @@ def _require(case: ParityCase, limit: Limit) -> None:
     problems = []
     if not np.isfinite(case.max_abs_diff):
         problems.append("a logit is not finite")
-    if limit.max_abs is not None and case.max_abs_diff > limit.max_abs:
-        problems.append(f"largest difference {case.max_abs_diff:.3g}, allowed {limit.max_abs:g}")
+    allowed = None if limit.max_abs is None else max(limit.max_abs, limit.max_relative * case.spread)
+    if allowed is not None and case.max_abs_diff > allowed:
+        problems.append(f"largest difference {case.max_abs_diff:.3g}, allowed {allowed:.3g}")
     if limit.mean_relative is not None and case.mean_relative_diff > limit.mean_relative:
         problems.append(
             f"mean difference {case.mean_relative_diff:.3g} of the logits' spread, allowed {limit.mean_relative:g}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,32 @@ def test_artifact_agrees_with_transformers(
         expected = theirs(torch.from_numpy(ids)).logits[:, -1].numpy()
     ours, _ = session.prefill(ids)
     assert np.abs(ours - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("weight_format", ["fp32", "int4"])
+def test_large_logits_are_rounded_in_large_steps(
+    configs: dict[str, HavocConfig], source_with, tmp_path: Path, weight_format: str
+) -> None:
+    """A head a hundred times as large is no other graph; one weight of it that is off by a thousandth is."""
+    source = source_with(configs["untied"])
+    tensors = dict(source.tensors)
+    tensors["lm_head.weight"] = tensors["lm_head.weight"] * 100
+    large = Source("test", source.config, tensors, None)
+    structure = Structure(weight_format)
+    out = export_artifact(large, tmp_path / "a", structure=structure)
+    cases = json.loads((out / "manifest.json").read_text())["parity"]["cases"]
+    assert min(case["spread"] for case in cases) > 50
+    if weight_format == "fp32":
+        tensors["lm_head.weight"] = tensors["lm_head.weight"].clone()
+        tensors["lm_head.weight"][0] *= 1.001
+        with pytest.raises(MeasurementError, match="largest difference"):
+            compare(logits_of_model(large.config, large), DecoderSession.open(out), structure)
+
+
+def test_ordinary_logits_have_the_limit_they_had() -> None:
+    """Up to a spread of four the limit is 1e-4."""
+    limit = LIMITS["fp32", "fp32"]
+    assert limit.max_abs == 1e-4 == limit.max_relative * 4
 
 
 def test_a_wrong_weight_is_noticed(configs: dict[str, HavocConfig], source_with, tmp_path: Path) -> None:
