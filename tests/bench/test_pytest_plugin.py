@@ -50,7 +50,7 @@ def run(folder: Path, *words: str | Path, suite: str = SUITE) -> tuple[dict[str,
 
 def saved(folder: Path, **changes: object) -> Path:
     cpu = identify_cpu().model_dump(mode="json")
-    samples.record("cpu", device__cpu=cpu, **changes).save(folder / "record.json")
+    samples.record("cpu", device__cpu=cpu, device__name=cpu["name"], **changes).save(folder / "record.json")
     return folder / "record.json"
 
 
