@@ -238,7 +238,7 @@ def test_junit_tells_a_miss_from_doubt(folder: Path) -> None:
     """A missed limit is a failure, an undecided one an error."""
     cpu = identify_cpu().model_dump(mode="json")
     changes = {"accuracy__math__num_right": 700, "accuracy__code__num_right": 850}
-    samples.record("cpu", device__cpu=cpu, **changes).save(folder / "record.json")
+    samples.record("cpu", device__cpu=cpu, device__name=cpu["name"], **changes).save(folder / "record.json")
     write_report(folder, targets=["host"])
     suite = ET.parse(folder / "junit.xml").getroot()[0]
     assert [suite.get(key) for key in ("failures", "errors")] == ["1", "1"]
