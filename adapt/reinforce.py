@@ -51,8 +51,8 @@ class ReinforceSettings:
     """What one expert's training depends on, beside the base, the basis and the domain.
 
     `optimizer` defaults to seed 003's `MuGrokConfig.from_phase(7)`; its `kl_coefficient` is beta. `rows` are drawn
-    from the train split; `num_validation_rows` of the search split are answered greedily every `validate_every`
-    steps.
+    from the train split, all it has where they are fewer; `num_validation_rows` of the search split are answered
+    greedily every `validate_every` steps.
     """
 
     seed: int = 0
@@ -112,7 +112,13 @@ def train_expert(
     and `MeasurementError` when gradients stay non-finite.
     """
     train_rows = sources.rows(
-        domain, "train", settings.num_train_rows, seed=settings.seed, data_dir=data_dir, online=online
+        domain,
+        "train",
+        settings.num_train_rows,
+        seed=settings.seed,
+        data_dir=data_dir,
+        online=online,
+        may_be_fewer=True,  # mbpp has 374
     )
     validation_rows = sources.rows(
         domain, "search", settings.num_validation_rows, seed=settings.seed, data_dir=data_dir, online=online
