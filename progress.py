@@ -6,7 +6,7 @@
             stage.advance(note=f"reward {reward:.2f}")
 
 Stages may be nested; a stage left by an exception is shown as stopped, where it stopped. Everything goes to stderr, so
-stdout stays what a script reads.
+stdout stays what a script reads; a stderr that cannot be written to is no reason to stop.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ class _LineStage:
         return self._clock() - self._started_s
 
     def write(self, line: str) -> None:
-        print(line, file=self._stream, flush=True)
+        with contextlib.suppress(OSError):  # whether anybody can see how far it is decides nothing
+            print(line, file=self._stream, flush=True)
 
     def advance(self, n: int = 1, note: str = "") -> None:
         self.num_done += n

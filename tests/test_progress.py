@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pty
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -101,6 +103,20 @@ def test_more_than_the_total_is_no_failure() -> None:
                 stage.advance()
 
     assert lines_of(work)[-1].startswith("rows: done, 5")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is what a full disk looks like")
+def test_a_stream_that_takes_nothing_stops_no_work() -> None:
+    """Whether anybody can see how far it is decides nothing, not even where the log's disk is full."""
+    num_done = 0
+    full = Path("/dev/full").open("w", buffering=1)  # noqa: SIM115 - closing it fails too
+    with make_progress(full).stage("fold", 3) as stage:
+        for _ in range(3):
+            stage.advance(note="w")
+            num_done += 1
+    with contextlib.suppress(OSError):
+        full.close()
+    assert num_done == 3
 
 
 def test_silent_is_silent(capfd: pytest.CaptureFixture[str]) -> None:
