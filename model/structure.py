@@ -141,7 +141,7 @@ class Structure:
         if self.rank_fraction == 1 or not name.endswith("_proj.weight"):
             return None
         num_rows, num_columns = shape
-        rank = math.ceil(round(self.rank_fraction * min(shape), 9))
+        rank = max(math.ceil(round(self.rank_fraction * min(shape), 9)), 1)
         factored = num_rows * self._stored_length(rank) + rank * self._stored_length(num_columns)
         return rank if factored < num_rows * self._stored_length(num_columns) else None
 

@@ -178,3 +178,9 @@ def test_only_projections_are_factored() -> None:
     for name in ("model.embed_tokens.weight", "lm_head.weight", "vision.projection.weight"):
         assert quarter.kept_rank(name, (352, 128)) is None
     assert quarter.kept_rank("model.norm.weight", (128,)) is None
+
+
+def test_the_smallest_share_of_a_rank_keeps_one_direction() -> None:
+    """However small, it is above none."""
+    for fraction in (1e-320, 1e-12, 1e-3):
+        assert Structure(rank_fraction=fraction).kept_rank("model.layers.0.mlp.up_proj.weight", (96, 32)) == 1
