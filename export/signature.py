@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .artifact import ArtifactManifest
 
 PASSWORD_VARIABLE = "HAVOC_SIGNING_PASSWORD"  # noqa: S105 - the name of one, not one
-_MAX_REASON_CHARS = 240
+_MAX_REASON_CHARS, _MAX_KEY_BYTES = 240, 1 << 16
 _CHANGED = re.compile(r"Hash mismatch for \\?'(.+?)\\?'")
 
 
@@ -118,10 +118,19 @@ def _library(part: str) -> Any:  # noqa: ANN401 - its classes are not typed
 
 
 def _read(path: Path) -> bytes:
+    """Read a key; a device or pipe, which may never end, and a file larger than any key are refused."""
     try:
-        return path.read_bytes()
+        if path.exists() and not path.is_file():
+            msg = f"{path}: not a regular file; give the key as a file in PEM form"
+            raise HavocError(msg)
+        with path.open("rb") as file:
+            content = file.read(_MAX_KEY_BYTES + 1)
     except OSError as error:
         raise explained(error, path) from error
+    if len(content) > _MAX_KEY_BYTES:
+        msg = f"{path}: more than {_MAX_KEY_BYTES} bytes; no key in PEM form is that large"
+        raise HavocError(msg)
+    return content
 
 
 def _reason(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import re
 import shlex
 import shutil
@@ -202,3 +203,23 @@ def test_the_documented_commands_work(tmp_path: Path) -> None:
         command = [program, *words] if module is None else [sys.executable, "-m", module, *words]
         found = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert found.returncode == 0, (line, found.stderr)
+
+
+@pytest.mark.skipif(not Path("/dev/zero").exists(), reason="no such devices")
+@pytest.mark.parametrize("kind", ["device", "pipe", "directory", "large"])
+def test_a_key_that_never_ends_is_refused(signed: Path, tmp_path: Path, capsys, kind: str) -> None:
+    """A device, a pipe that nobody writes to, a file of gigabytes: one line at once, to verify and to sign."""
+    key = Path("/dev/zero") if kind == "device" else tmp_path / "key"
+    if kind == "pipe":
+        os.mkfifo(key)
+    elif kind == "directory":
+        key.mkdir()
+    elif kind == "large":
+        key.touch()
+        os.truncate(key, 1 << 33)
+    said = "more than 65536 bytes" if kind == "large" else "not a regular file"
+    for words in (("verify", signed, "--public-key", key), ("export", "pico", "--out", tmp_path / "a", "--sign", key)):
+        assert run(*words, "--quiet") == 2
+        error = capsys.readouterr().err
+        assert f"{key}: {said}" in error
+        assert len(error.splitlines()) == 1
