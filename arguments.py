@@ -184,6 +184,8 @@ def add_bench(parser: Parser) -> None:
     parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime execution provider (default: the best here)")
     accuracy_help = "items per domain for accuracy, 0: none (default: 1000)"
     parser.add_argument("--n", type=_count, default=1000, metavar="N", help=accuracy_help)
+    domain_help = "score this one, repeat for several (default: all that the model reads)"
+    parser.add_argument("--domain", choices=DOMAINS, action="append", help=domain_help)
     _add_data(parser)
     _add_out(parser)
     replace_help = "measure again into a folder that holds a record; its report is removed"

@@ -94,15 +94,19 @@ def run_accuracy(
     return AccuracyRun(files=subject.files, domains=found, right=right)
 
 
-def require_rows(artifact: Path, num_rows: int, *, data_dir: Path | None, online: bool) -> None:
-    """Refuse data that cannot be read, or is not all there, before minutes of measuring; built-in rows always are."""
+def require_rows(
+    artifact: Path, num_rows: int, *, domains: Sequence[str] | None, data_dir: Path | None, online: bool
+) -> None:
+    """Refuse what cannot be scored before minutes of measuring: data that is not there, pictures for a text model."""
     from ..adapt.tasks.sources import rows
     from ..model.config import HavocConfig
 
+    can_see = HavocConfig.from_directory(artifact).vision is not None
+    if domains is not None and "vision" in domains and not can_see:
+        raise HavocError(f"{artifact} reads text only: vision cannot be scored")
     if data_dir is None and not online:
         return
-    can_see = HavocConfig.from_directory(artifact).vision is not None
-    for domain in DOMAINS:
+    for domain in DOMAINS if domains is None else domains:
         if can_see or domain != "vision":
             rows(domain, "gate", num_rows, data_dir=data_dir, online=online, may_be_fewer=True)
 

@@ -103,7 +103,7 @@ def handle_bench(args: argparse.Namespace) -> int:
     storage.require_writable(out)  # or minutes of measuring would be lost
     if args.n:
         identify_subject(args.artifact)
-        require_rows(args.artifact, args.n, data_dir=args.data, online=args.online)
+        require_rows(args.artifact, args.n, domains=args.domain, data_dir=args.data, online=args.online)
     progress = _progress(args)
     record = measure(
         args.artifact,
@@ -115,6 +115,7 @@ def handle_bench(args: argparse.Namespace) -> int:
     if args.n:
         found = run_accuracy(
             args.artifact,
+            domains=args.domain,
             num_rows=args.n,
             split="gate",
             data_dir=args.data,
