@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import HavocError
 from ..export.artifact import verify_hashes
 from ..storage import unreadable
+from . import coherence
 from .limits import Line, Verdict, judge_limit, line_without_data
 from .rules import RULES, Case, Exit
 
@@ -126,6 +127,8 @@ def join_findings(records: Sequence[Record]) -> list[Finding]:
         if different:
             reason = f"{record.run_id} and {first.run_id} differ in {', '.join(different)}: gate them one by one"
             found.append(Finding("J02", "The records are of one kind.", reason, record.run_id, 5, "invalid"))
+    if len(records) > 1 and not found and (copied := coherence.copied_timings(records)):
+        found.append(Finding("J04", "No process counts twice.", copied, first.run_id, 5, "invalid"))
     return [*found, *(Finding("J03", ROWS_RULE, reason, first.run_id, 4, "invalid") for reason in rows_apart(records))]
 
 
@@ -150,6 +153,7 @@ def rows_apart(records: Sequence[Record]) -> list[str]:
 
 _COMMON: dict[str, Callable[[Record], object]] = {
     "artifact": lambda record: record.subject.files,
+    "weights": lambda record: record.subject.weight_bytes,
     "device": lambda record: record.device.fingerprint,
     "workload": lambda record: record.workload.model_copy(update={"seed": 0}),
     "provider": lambda record: record.protocol.provider,

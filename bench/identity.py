@@ -62,7 +62,7 @@ def device_is_this_machine(case: Case) -> str | None:
     if case.this_cpu is None:
         return "this machine's CPU could not be identified"
     found, here = case.record.device.cpu, case.this_cpu
-    same = ("name", "vendor", "architecture", "family", "features", "num_logical_cores")
+    same = ("name", "vendor", "architecture", "family", "features", "num_logical_cores", "num_usable_cores")
     different = [field for field in same if getattr(found, field) != getattr(here, field)]
     if not different:
         return None
@@ -157,8 +157,6 @@ def artifact_is_the_measured_one(case: Case) -> str | None:
     if case.artifact_files is None:
         return None
     measured = case.record.subject.files
-    if not measured:
-        return "the record names no file of its artifact"
     for name in sorted(measured.keys() | case.artifact_files.keys()):
         if name not in case.artifact_files:
             return f"{name} was measured but is not in the artifact"
@@ -167,6 +165,22 @@ def artifact_is_the_measured_one(case: Case) -> str | None:
         if case.artifact_files[name] != measured[name]:
             return f"{name} is not the file that was measured: its SHA-256 differs"
     return None
+
+
+def files_hold_the_graph(case: Case) -> str | None:
+    """Ask that the graph that was run is one of the files named."""
+    subject = case.record.subject
+    if subject.graph_sha256 in subject.files.values():
+        return None
+    return f"none of the {len(subject.files)} files it names is the graph that was measured: measure again"
+
+
+def cpu_has_one_name(case: Case) -> str | None:
+    """Compare the two names a CPU record bears."""
+    device = case.record.device
+    if device.kind != "cpu" or device.name == device.cpu.name:
+        return None
+    return f"the device is called {device.name!r}, its CPU {device.cpu.name!r}"
 
 
 def _each_witness(case: Case, wanted: str | None, what: str, read: Callable[[GpuWitness], str | None]) -> str | None:

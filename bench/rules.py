@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from . import identity, validity
+from . import coherence, identity, validity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -63,6 +63,8 @@ RULES = (
     Rule("I12", "The PCI device id is the target's.", 5, "not_measured", identity.gpu_pci_id_matches),
     Rule("I13", "The memory bus is the target's.", 5, "not_measured", identity.gpu_bus_width_matches),
     Rule("I14", "The artifact is the one that was measured.", 5, "invalid", identity.artifact_is_the_measured_one),
+    Rule("I15", "The record names its graph among its files.", 5, "invalid", identity.files_hold_the_graph),
+    Rule("I16", "The device is the CPU it names.", 5, "invalid", identity.cpu_has_one_name),
     Rule("V01", "The record was made for a release.", 4, "invalid", validity.purpose_is_release),
     Rule("V02", "The work is what the limits speak of.", 4, "invalid", validity.workload_is_the_targets),
     Rule("V03", "The harness found no fault when it measured.", 4, "invalid", validity.recorded_checks_hold),
@@ -80,4 +82,11 @@ RULES = (
     Rule("V15", "Two memory methods agree.", 4, "invalid", validity.memory_methods_agree),
     Rule("V16", "Times are in one unit on one clock.", 4, "invalid", validity.clock_is_one),
     Rule("V17", "Nothing was faster than the device can be.", 4, "invalid", validity.not_faster_than_physics),
+    Rule("V18", "No timings are copies of others.", 4, "invalid", coherence.no_timings_are_copies),
+    Rule("V19", "Busy time is the time of calls.", 4, "invalid", coherence.busy_time_is_that_of_calls),
+    Rule("V20", "A first token takes a prefill.", 4, "invalid", coherence.first_token_takes_a_prefill),
+    Rule("V21", "A peak is the highest reading.", 4, "invalid", coherence.peak_is_the_highest_reading),
+    Rule("V22", "Every domain has its own rows.", 4, "invalid", coherence.domains_have_rows_of_their_own),
+    Rule("V23", "The harness checked the measurement.", 4, "invalid", coherence.harness_checks_are_there),
+    Rule("V24", "Energy is that of a processor at work.", 4, "invalid", coherence.energy_is_possible),
 )

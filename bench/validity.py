@@ -6,7 +6,7 @@ does not offer (clocks of a CPU, say) breaks no rule; a quantity that contradict
 
 from __future__ import annotations
 
-import operator
+import math
 import statistics
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ from . import physics
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .record import Record
+    from .record import ProcessSamples, Record
     from .rules import Case
     from .schema import MemorySeries
 
@@ -176,26 +176,39 @@ def memory_methods_agree(case: Case) -> str | None:
 
 
 def clock_is_one(case: Case) -> str | None:
-    """Ask that calls follow one another, which durations in another unit than their start times break."""
+    """Ask that calls follow one another, which durations in another unit than their start times break.
+
+    Prefills come first, then first tokens, then runs of decoding: no call begins before the one before it ended.
+    """
     for process in case.record.samples:
-        for name, calls in (("prefill", process.prefill), ("ttft", process.ttft)):
-            ends_ns = map(operator.add, calls.start_ns, calls.duration_ns)
-            if any(map(operator.gt, ends_ns, calls.start_ns[1:])):
-                return f"process {process.process}: {name} calls overlap, so their times are not in one unit"
+        end_ns = 0
+        for name, start_ns, duration_ns in _timeline(process):
+            if start_ns < end_ns:
+                return f"process {process.process}: {name} overlaps the call before it, so times are not in one unit"
+            end_ns = start_ns + duration_ns
     return None
 
 
+def _timeline(process: ProcessSamples) -> Iterator[tuple[str, int, int]]:
+    for name, calls in (("a prefill", process.prefill), ("a first token", process.ttft)):
+        for start_ns, duration_ns in zip(calls.start_ns, calls.duration_ns, strict=True):
+            yield name, start_ns, duration_ns
+    for run in process.decode:
+        yield "a run of decoding", run.start_ns, run.prefill_ns + sum(run.step_ns)
+
+
 def not_faster_than_physics(case: Case) -> str | None:
-    """Refuse a prefill or a decode step below the device's roofline: another card, other work or a wrong clock."""
-    durations = [ns for process in case.record.samples for ns in process.prefill.duration_ns]
-    floor_s = physics.prefill_floor_s(case)
-    if durations and min(durations) < floor_s * 1e9:
-        return f"a prefill took {min(durations) / 1e6:.4g} ms, the device's peak allows {floor_s * 1e3:.4g} ms at best"
-    steps = [ns for process in case.record.samples for episode in process.decode for ns in episode.step_ns]
-    floor_s = physics.step_floor_s(case)
-    if steps and statistics.median(steps) < floor_s * 1e9:
-        typical_ms = statistics.median(steps) / 1e6
-        return f"a token took {typical_ms:.4g} ms, the device allows {floor_s * 1e3:.4g} ms at best"
+    """Refuse what is below the device's roofline, as it is on another card, with other work or by a wrong clock."""
+    processes = case.record.samples
+    prefills = [ns for process in processes for calls in (process.prefill, process.ttft) for ns in calls.duration_ns]
+    steps = [ns for process in processes for episode in process.decode for ns in episode.step_ns]
+    for what, fastest_ns, floor_s in (
+        ("a prefill", min(prefills, default=math.inf), physics.prefill_floor_s(case)),
+        ("a token", statistics.median(steps or [math.inf]), physics.step_floor_s(case)),
+        ("a load", min((process.load_ns for process in processes), default=math.inf), physics.LEAST_LOAD_S),
+    ):
+        if fastest_ns < floor_s * 1e9:
+            return f"{what} took {fastest_ns / 1e6:.4g} ms, the device allows {floor_s * 1e3:.4g} ms at best"
     return None
 
 

@@ -20,6 +20,15 @@ SUPER = "NVIDIA GeForce GTX 1660 SUPER"
 TWO_CALLS = {"start_ns": [0, 20_000_000], "duration_ns": [20_000_000, 20_000_000]}
 FAULT = {"id": "pid", "status": "invalid", "detail": "memory of another process was read"}
 
+FIRST = samples.process(0, "CPUExecutionProvider")
+EIGHT_CALLS = {
+    "start_ns": [21_000_000 * call for call in range(8)],
+    "duration_ns": [20_000_000 + call for call in range(8)],
+}
+SEVEN_CALLS = {name: values[:7] for name, values in EIGHT_CALLS.items()}
+BUSY_NS = samples.busy_ns(samples.process(2, "CPUExecutionProvider"))
+SPAN = {"method": "counter", "joules": 50.0, "num_tokens": 100, "span_s": 10.0}
+
 # rule -> records that break it: (kind of device, changes). Each is the good record but for what is named.
 BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "I01": [("cpu", {"run_id": "edited-after-sealing"}), ("cpu", {"sha256": None})],
@@ -34,8 +43,10 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "I03": [("cpu", {"device": samples.device("cuda"), "protocol__provider": "CUDAExecutionProvider"})],
     "I04": [("cuda", {"device__name": SUPER}), ("cuda", {"device__name": "NVIDIA GeForce GTX 1660 Ti"})],
     "I05": [
+        ("cpu", {"device__cpu__vendor": "AnotherVendor"}),
         ("cpu", {"device__cpu__name": "Another Processor"}),
         ("cpu", {"device__cpu__num_logical_cores": 64}),
+        ("cpu", {"device__cpu__num_usable_cores": 4}),
         ("cpu", {"device__cpu__features": ["avx2"]}),
         ("cpu", {"device__cpu__family": "6/85"}),
     ],
@@ -62,11 +73,14 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "I12": [("cuda", {"device__gpu__pci_device_id": "0x21c4"}), ("cuda", {"device__gpu__pci_device_id": None})],
     "I13": [("cuda", {"device__gpu__bus_width_bits": 128}), ("cuda", {"device__gpu__bus_width_bits": None})],
     "I14": [
+        ("cpu", {"subject__files__model.onnx.data": "f" * 64}),
         ("cpu", {"subject__files__model.onnx": "f" * 64}),
         ("cpu", {"subject__files": {"model.onnx": "a" * 64}}),
         ("cpu", {"subject__files__extra.onnx": "a" * 64}),
         ("cpu", {"subject__files": {}}),
     ],
+    "I15": [("cpu", {"subject__graph_sha256": "f" * 64})],
+    "I16": [("cpu", {"device__name": "Another Processor"})],
     "V01": [("cpu", {"purpose": "screen"})],
     "V02": [
         ("cpu", {"workload__batch_size": 2}),
@@ -120,6 +134,9 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "V16": [
         ("cpu", {"samples__0__prefill__start_ns": [100_000 + 21_000 * call for call in range(20)]}),
         ("cpu", {"samples__0__prefill__start_ns": [15_000_000 * call for call in range(20)]}),
+        ("cpu", {"samples__0__decode__each__start_ns": 13_700_000_000}),
+        ("cpu", {"samples__0__decode__each__start_ns": 0}),
+        ("cpu", {"samples__0__ttft__start_ns": [100_000_000 + 651_000_000 * call for call in range(20)]}),
         ("cpu", {"samples__0__ttft__start_ns": [100_000 + 21_000 * call for call in range(20)]}),
     ],
     "V17": [
@@ -127,7 +144,35 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("cpu", {"samples__0__prefill__duration_ns": [20] * 20}),
         ("cuda", {"samples__0__prefill__duration_ns": [20] * 20}),
         ("cuda", {"samples__each__decode__each__step_ns": [130_000] * 127}),
+        ("cpu", {"samples__each__decode__each__step_ns": [2_000] * 127}),
+        ("cpu", {"samples__2__ttft__duration_ns": [20] * 20}),
+        ("cpu", {"samples__2__load_ns": 1}),
+        ("cpu", {"samples__2__load_ns": 9_999}),
+        *(("cpu", {"subject__num_parameters": n, "samples__0__prefill__duration_ns": [1] * 20}) for n in (None, 1)),
     ],
+    "V18": [
+        ("cpu", {"samples": [FIRST | {"process": index} for index in range(5)]}),
+        ("cpu", {"samples__1__prefill__duration_ns": FIRST["prefill"]["duration_ns"]}),
+        ("cpu", {"samples__1__ttft__duration_ns": FIRST["ttft"]["duration_ns"]}),
+        ("cpu", {"samples__1__decode__2__step_ns": FIRST["decode"][0]["step_ns"]}),
+        ("cpu", {f"samples__{index}__prefill": EIGHT_CALLS for index in (0, 1)}),
+    ],
+    "V19": [
+        ("cpu", {"samples__2__busy_ns": 10**18}),
+        ("cpu", {"samples__2__ttft": {}}),
+        ("cpu", {"samples__2__busy_ns": BUSY_NS + 1001}),
+    ],
+    "V20": [("cpu", {"samples__each__ttft__duration_ns": [18_000_000] * 20, "samples__each__busy_ns": 0})],
+    "V21": [
+        ("cpu", {"memory__rss__0__reading_bytes__1": 9_000_000_000}),
+        ("cpu", {"memory__rss__0__phase_peak_bytes": {"steady": 400_000_001}}),
+        ("cuda", {"memory__vram__0__phase_peak_bytes": {"load": 1, "steady": 400_000_001}}),
+        ("cpu", {"memory__rss__0__reading_bytes__1": 464_000_001}),
+        ("cpu", {"memory__rss__0__peak_bytes": 4_000_000_000, "memory__rss__0__reading_bytes__1": 4_200_000_001}),
+    ],
+    "V22": [("cpu", {"accuracy__math__rows_sha256": "1" * 64})],
+    "V23": [("cpu", {"checks": []})],
+    "V24": [("cpu", {"energy": SPAN | {"joules": joules}}) for joules in (1e-9, 0.099, 1_000_001.0)],
 }
 
 
@@ -156,8 +201,23 @@ ODD: list[dict[str, Any]] = [
     {"device__gpu__cuda__memory_total_bytes": 5_800_000_000},
     {"samples__each__num_distinct_outputs": 2},
     {"samples__0__prefill": TWO_CALLS},
+    {f"samples__{index}__prefill": SEVEN_CALLS for index in (0, 1)},
+    {"samples__2__busy_ns": BUSY_NS + 1000},
+    {"samples__2__busy_ns": 0},
+    {"samples__2__load_ns": 10_000},
+    {"samples__each__ttft__duration_ns": [20_000_000] * 20, "samples__each__busy_ns": 0},
+    {"samples__each__ttft": {}, "samples__each__busy_ns": 0},
+    {
+        "samples__each__ttft": {},
+        "samples__0__ttft": {"start_ns": [600_000_000], "duration_ns": [20_000_000]},
+        "samples__each__busy_ns": 0,
+    },
+    {"memory__vram__0__phase_peak_bytes": {"steady": 400_000_000}},
+    {"memory__rss": [samples.memory_series(0) | {"reading_bytes": [0, 464_000_000, 1]}]},
+    {"memory__rss": [samples.memory_series(0) | {"peak_bytes": 4 * 10**9, "reading_bytes": [0, 4_200_000_000, 1]}]},
+    *({"energy": SPAN | {"joules": joules}} for joules in (0.1, 1_000_000.0)),
     {"telemetry__each__sm_clock_mhz": 2000} | {f"telemetry__{place}__sm_clock_mhz": 1800 for place in range(3)},
-    {"memory__rss": [samples.memory_series(0) | {"peak_bytes": 30_000_000}]},
+    {"memory__rss": [samples.memory_series(0) | {"peak_bytes": 30_000_000, "time_ns": [], "reading_bytes": []}]},
     {"memory__vram__0__peak_bytes": 4_000_000_000, "memory__vram__0__cross_check_bytes": 4_200_000_000},
     {"telemetry__each__throttle_reasons": ["gpu_idle", "applications_clocks_setting"]},
     {"telemetry": []},
@@ -166,15 +226,19 @@ ODD: list[dict[str, Any]] = [
     {"samples__each__steal_share": 0.25},
     {"memory__vram__0__peak_bytes": 80_000_000},
     {"memory__vram__0__cross_check_bytes": 464_000_000, "memory__vram__0__cross_check_method": "b"},
-    {"samples__each__prefill__duration_ns": [700_000] * 20},
-    {"samples__each__decode__each__step_ns": [140_000] * 127},
+    {"samples__each__prefill__duration_ns": [700_000] * 20, "samples__each__busy_ns": 0},
+    {"samples__each__decode__each__step_ns": [140_000] * 127, "samples__each__busy_ns": 0},
     {"subject__num_parameters": None},
     {
         "device__name": "GeForce GTX 1660",
         "device__gpu__nvml__name": "GeForce GTX 1660",
         "device__gpu__cuda__name": "GeForce GTX 1660",
     },
-    {"samples__0__prefill": {"start_ns": [0], "duration_ns": [20_000_000]}, "samples__0__num_distinct_outputs": 1},
+    {
+        "samples__0__prefill": {"start_ns": [0], "duration_ns": [20_000_000]},
+        "samples__0__busy_ns": 0,
+        "samples__0__num_distinct_outputs": 1,
+    },
     {"protocol__environment": {"OMP_NUM_THREADS": "8"}},
     {"checks": [{"id": "clock", "status": "warning", "detail": "not locked"}]},
 ]

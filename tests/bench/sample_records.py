@@ -80,6 +80,7 @@ def document(kind: str = "cpu") -> dict[str, Any]:
         },
         "samples": [process(index, provider) for index in range(NUM_PROCESSES)],
         "memory": {memory: [memory_series(index) for index in range(2)]},
+        "checks": [{"id": "throttling", "status": "ok", "detail": "no throttling was reported"}],
         "telemetry": [point(index, kind) for index in range(20)],
         "accuracy": {domain: accuracy(index) for index, domain in enumerate(DOMAINS)},
         "provenance": {"protocol_sha256": "d" * 64},
@@ -95,23 +96,38 @@ def device(kind: str) -> dict[str, Any]:
 
 
 def process(index: int, provider: str) -> dict[str, Any]:
-    """Return one process: 20 prefills of about 20 ms, 3 decode runs of about 2 ms a token."""
+    """Return one process: 20 prefills of about 20 ms, 20 first tokens of 0.65 s, 3 decode runs of 2 ms a token."""
     durations = [20_000_000 + 10_000 * ((7 * call + index) % 13) for call in range(20)]
     starts = [100_000_000 + 21_000_000 * call for call in range(20)]
-    steps = [2_000_000 + 1_000 * (step % 7) for step in range(127)]
-    run = {"prefill_ns": 20_000_000, "step_ns": steps, "num_tokens": 128}
+    firsts = [650_000_000 + 10_000 * ((5 * call + index) % 13) for call in range(20)]
+    first_starts = [600_000_000 + 651_000_000 * call for call in range(20)]
+    runs = [
+        {
+            "start_ns": 13_700_000_000 + 300_000_000 * place,
+            "prefill_ns": 20_000_000,
+            "step_ns": [2_000_000 + 1_000 * (step % 7) + 3 * index + place for step in range(127)],
+            "num_tokens": 128,
+        }
+        for place in range(3)
+    ]
     return {
         "process": index,
         "load_ns": 150_000_000,
         "cold_ns": 30_000_000,
         "warmup": {"classification": "flat", "calls": {}},
         "prefill": {"start_ns": starts, "duration_ns": durations},
-        "ttft": {"start_ns": starts, "duration_ns": durations},
-        "decode": [{"start_ns": 700_000_000 + 300_000_000 * place, **run} for place in range(3)],
+        "ttft": {"start_ns": first_starts, "duration_ns": firsts},
+        "decode": runs,
         "nodes_by_provider": {provider: 120},
         "num_distinct_outputs": 20,
         "busy_ns": 13_000_000_000,
     }
+
+
+def busy_ns(measured: dict[str, Any]) -> int:
+    """Return the time of all timed calls of a process."""
+    runs = sum(run["prefill_ns"] + sum(run["step_ns"]) for run in measured["decode"])
+    return sum(measured["prefill"]["duration_ns"]) + sum(measured["ttft"]["duration_ns"]) + runs
 
 
 def memory_series(index: int) -> dict[str, Any]:
@@ -149,17 +165,22 @@ def accuracy(index: int) -> dict[str, Any]:
 
 def record(kind: str = "cpu", **changes: Any) -> Record:
     """Return a sealed record; `changes` map paths such as `samples__0__busy_ns` to new values."""
-    return sealed(changed(document(kind), **changes))
+    values = changed(document(kind), **changes)
+    if "subject__files" in changes and "subject__graph_sha256" not in changes:
+        values["subject"]["graph_sha256"] = values["subject"]["files"].get("model.onnx", "a" * 64)
+    if "device__cpu" in changes and "device__name" not in changes:
+        values["device"]["name"] = values["device"]["cpu"]["name"]
+    return sealed(values)
 
 
 def second(*, run_id: str = "b", **changes: Any) -> Record:
-    """Return a sealed record of the CPU from another session, every call a nanosecond longer."""
+    """Return a sealed record of the CPU from another session, every call a few nanoseconds longer."""
     values = document("cpu")
     for measured in values["samples"]:
         for part in (measured["prefill"], measured["ttft"]):
             part["duration_ns"] = [duration + 1 for duration in part["duration_ns"]]
         for run in measured["decode"]:
-            run["step_ns"] = [step + 1 for step in run["step_ns"]]
+            run["step_ns"] = [step + 100 for step in run["step_ns"]]
     return sealed(changed(values, run_id=run_id, **changes))
 
 
@@ -169,18 +190,26 @@ def sealed(values: dict[str, Any]) -> Record:
 
 
 def changed(values: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    """Return a copy in which each path has its new value; `each` in a path stands for all items of a list."""
+    """Return a copy in which each path has its new value; `each` in a path stands for all items of a list.
+
+    Times set with `each` then differ by nanoseconds, as those of no two processes are equal.
+    """
     result = copy.deepcopy(values)
     for path, value in changes.items():
         _set(result, path.split("__"), value)
     return result
 
 
+def _apart(value: Any, num_ns: int) -> Any:
+    """Make times that many nanoseconds longer: no two processes ever take the same."""
+    return [item + num_ns for item in value] if isinstance(value, list) and value and type(value[0]) is int else value
+
+
 def _set(node: Any, keys: list[str], value: Any) -> None:
     key, *rest = keys
     if key == "each":
-        for item in node:
-            _set(item, rest, value)
+        for place, item in enumerate(node):
+            _set(item, rest, _apart(value, 10 * place + 1 if "each" in rest else place))
         return
     place: Any = int(key) if isinstance(node, list) else key
     if rest:

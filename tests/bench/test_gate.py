@@ -43,6 +43,7 @@ def test_a_good_record_passes() -> None:
 
 SLOW = {"samples__each__prefill__duration_ns": [150_000_000] * 20}
 SLOW |= {"samples__each__prefill__start_ns": [160_000_000 * call for call in range(20)]}
+SLOW |= {"samples__each__ttft": {}, "samples__each__busy_ns": 0}
 
 VERDICTS: list[tuple[str, dict[str, Any], str, int]] = [
     ("missing-metric", {"accuracy": {}}, "inconclusive", 3),
@@ -132,6 +133,13 @@ def test_a_record_counts_once() -> None:
         assert [finding.rule for finding in found.findings] == ["J01"]
 
 
+def test_a_record_under_another_run_is_no_second_session() -> None:
+    """Timings equal to the nanosecond are a copy, whatever the record calls itself; its twin by other times passes."""
+    copied = judged(samples.record("cpu"), samples.record("cpu", run_id="b"))
+    assert (copied.exit_code, [finding.rule for finding in copied.findings]) == (5, ["J04"])
+    assert judged(samples.record("cpu"), samples.second()).exit_code == 0
+
+
 ROWS_APART = {
     "same-rows-other-counts": ({"num_right": 700}, 4),
     "same-rows-twice": ({}, 0),
@@ -158,6 +166,7 @@ def test_no_row_counts_twice(changes: dict[str, Any], exit_code: int) -> None:
     [
         ({"subject__files__model.onnx": "9" * 64}, "artifact"),
         ({"device__fingerprint": "9" * 64}, "device"),
+        ({"subject__weight_bytes": 40_000_000}, "weights"),
         ({"workload__seed": 5}, ""),
         ({"protocol__num_threads": 1}, "threads"),
         ({"host__versions__onnxruntime-gpu": "1.30.0"}, "versions"),
@@ -166,7 +175,18 @@ def test_no_row_counts_twice(changes: dict[str, Any], exit_code: int) -> None:
         ({"protocol__provider_options": {"arena": "off"}}, "provider options"),
         ({"protocol__kv_cache": "allocated"}, "keys and values"),
     ],
-    ids=["artifact", "device", "seed-may-differ", "threads", "versions", "workload", "provider", "options", "cache"],
+    ids=[
+        "artifact",
+        "device",
+        "weights",
+        "seed-may-differ",
+        "threads",
+        "versions",
+        "workload",
+        "provider",
+        "options",
+        "cache",
+    ],
 )
 def test_records_of_another_kind_do_not_join(changes: dict[str, Any], word: str) -> None:
     """Records that differ in what they measured, or with what, are refused by name; another seed is wanted."""

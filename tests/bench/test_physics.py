@@ -64,13 +64,13 @@ def test_faster_than_the_floor_is_refused(field: str, share: float) -> None:
 
 
 def test_a_cpu_has_only_its_cores() -> None:
-    """Without paper peaks eight cores get more than eight cores can do, and no bandwidth binds them."""
+    """Without paper peaks eight cores get more than eight cores can do, and read as if all lay in their caches."""
     case = case_of(kind="cpu")
     assert physics.prefill_floor_s(case) == pytest.approx(
         cost.prefill_flops(CONFIG, 512) / (1.25 * 8 * physics.CORE_OPS_PER_S)
     )
     assert physics.step_floor_s(case) == pytest.approx(
-        cost.decode_flops(CONFIG, 512) / (1.25 * 8 * physics.CORE_OPS_PER_S)
+        cost.decode_read_bytes(CONFIG, 512, Structure("fp32", "fp32")) / (8 * physics.CORE_BYTES_PER_S)
     )
 
 
