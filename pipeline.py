@@ -83,6 +83,8 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
     from .model.checkpoint import load_base
 
     require_inputs(recipe)
+    if not (out / "record.json").exists():
+        require_rows(recipe)
     base = load_base(recipe.model.base)
     with storage.only_writer(out):
         claim_folder(recipe, out)
@@ -106,6 +108,19 @@ def require_inputs(recipe: Recipe) -> None:
     if data is not None and not data.is_dir():
         msg = f'{str(data)!r}: no such directory of data sets; correct data.source or leave it "builtin"'
         raise HavocError(msg)
+
+
+def require_rows(recipe: Recipe) -> None:
+    """Refuse real data sets with fewer rows than search and gate will need, before hours of training."""
+    from .adapt.tasks.sources import rows
+
+    data, num_validation = recipe.data.directory, recipe.experts.num_validation_rows
+    if data is None:
+        return
+    needed = {"search": num_validation + 2 * recipe.search.num_rows, "gate": recipe.gate.num_rows}
+    for domain in recipe.experts.domains:
+        for split, num_rows in needed.items():
+            rows(domain, split, num_rows, data_dir=data)
 
 
 def require_experts(recipe: Recipe, folder: Path) -> None:

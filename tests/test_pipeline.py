@@ -14,6 +14,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from havoc_core.config import Recipe
+from havoc_core.errors import HavocError
+from havoc_core.pipeline import run
+from havoc_core.progress import SILENT
 from havoc_core.storage import only_writer
 
 if TYPE_CHECKING:
@@ -244,3 +248,12 @@ def test_two_runs_in_one_folder(recipe: Path, tmp_path: Path) -> None:
     assert (second.returncode, second.stderr.count("\n")) == (2, 1)
     assert "is being written by another process" in second.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_data_that_is_not_enough_is_refused_first(tmp_path: Path) -> None:
+    """Rows that search and gate will need are asked for before anything is trained or written."""
+    (tmp_path / "data").mkdir()
+    recipe = Recipe.model_validate({"data": {"source": str(tmp_path / "data")}, "experts": {"domains": ["code"]}})
+    with pytest.raises(HavocError, match=r"mbpp/full/validation-\*.parquet: no such files"):
+        run(recipe, tmp_path / "out", progress=SILENT)
+    assert not (tmp_path / "out").exists()
