@@ -160,7 +160,12 @@ VERBS = (
         "continue a prompt",
         "export.commands",
         arguments.add_generate,
-        ('havoc generate nano --prompt "What is 3 + 4?"',),
+        (
+            (
+                r"havoc generate nano --prompt $'Question: Dan has 53 apples and buys 2 bags with 9 apples in each. "
+                r"What is the number of apples Dan has now?\nAnswer:\n'"
+            ),
+        ),
     ),
     Verb(
         "doctor",
