@@ -252,7 +252,10 @@ def _prove(
 
 
 def _is_packed(layout: Layout, structure: Structure) -> bool:
-    """Whether the runtime may copy the weights into its own order: quantized products are slow without, floats not."""
+    """Whether the runtime may copy the weights into its own order: quantized products are slow without, floats not.
+
+    The manifest says it, because int8 products over packed weights round differently.
+    """
     return structure.is_quantized and layout.num_bytes <= _MAX_PACKED_BYTES
 
 
@@ -284,7 +287,11 @@ def _manifest(
         },
         num_parameters=num_parameters(source.config),
         fingerprint=logits,
-        parity={**report.to_json(), "format_drift": moved.to_json()},
+        parity={
+            **report.to_json(),
+            "has_packed_weights": _is_packed(plan_layout(source.config, structure), structure),
+            "format_drift": moved.to_json(),
+        },
     )
 
 

@@ -140,7 +140,7 @@ def test_the_limit_grows_with_the_width() -> None:
 def test_large_models_are_proved_from_the_mapped_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight_format: str
 ) -> None:
-    """Above the size where ONNX Runtime may pack the weights, the proof still holds and the folder verifies."""
+    """Above the size where ONNX Runtime may pack the weights, the proof holds, says so, and the folder verifies."""
     config = HavocConfig.pico().replace(
         attention=AttentionConfig(num_heads=4, num_kv_heads=2, head_dim=16), mlp=MLPConfig(hidden_dim=96)
     )
@@ -148,3 +148,4 @@ def test_large_models_are_proved_from_the_mapped_file(
     monkeypatch.setattr(package, "_MAX_PACKED_BYTES", 0)
     manifest, _ = verify_artifact(export_artifact(source, tmp_path / "a", structure=structure))
     assert len(manifest.parity["cases"]) == 6
+    assert manifest.parity["has_packed_weights"] is False
