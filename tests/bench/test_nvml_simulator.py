@@ -67,6 +67,22 @@ def session(run: Simulate, tiny_artifact: Path) -> Simulate:
     return start
 
 
+LATE = """
+import sys, time
+if "havoc_core.bench.worker" in sys.orig_argv:
+    time.sleep(0.6)
+"""
+
+
+@pytest.fixture
+def late_session(session: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Simulate:
+    """Begin every measuring process 0.6 s late, so that what happens earlier happens while it loads, on any machine."""
+    (tmp_path / "late").mkdir()
+    (tmp_path / "late" / "sitecustomize.py").write_text(LATE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "late"))
+    return session
+
+
 IDENTIFY = """
 import json
 from havoc_core.bench.device import CUDA_PROVIDER, identify_device
@@ -249,23 +265,23 @@ def test_throttling_and_strangers_are_noticed(session: Simulate) -> None:
     assert strange["telemetry"][0]["sm_clock_mhz"] == 1785
 
 
-def test_clocks_of_a_loading_card_do_not_count(session: Simulate) -> None:
+def test_clocks_of_a_loading_card_do_not_count(late_session: Simulate) -> None:
     """A card idles at its lowest clocks while a model loads: readings begin with the first timed call."""
-    seen = session("latency", add=("until 150 sm_clock 300",))["seen"]
+    seen = late_session("latency", add=("until 500 sm_clock 300",))["seen"]
     assert len(seen["telemetry"]) >= 2
     assert {point["sm_clock_mhz"] for point in seen["telemetry"]} == {1785}
     times = [point["t_ns"] for point in seen["telemetry"]]
     assert times == sorted(times)
 
 
-def test_a_throttled_window_is_repeated_and_counted(session: Simulate) -> None:
+def test_a_throttled_window_is_repeated_and_counted(late_session: Simulate) -> None:
     """Throttling that ends is measured again; one that stays ends in an invalid record, after a bounded number."""
-    passing = session("record", "12", add=("until 3000 throttle 0x40",))["seen"]
+    passing = late_session("record", "12", add=("until 3000 throttle 0x40",))["seen"]
     assert 1 <= passing["protocol"]["num_retries"] == len(passing["protocol"]["retry_reasons"]) <= 12
     assert "hw_thermal_slowdown" in passing["protocol"]["retry_reasons"][0]
     status = {check["id"]: check["status"] for check in passing["checks"]}
     assert (status["throttling"], status["retries"]) == ("ok", "warning")
-    staying = session("record", "1", throttle="0x40")["seen"]
+    staying = late_session("record", "1", throttle="0x40")["seen"]
     assert staying["protocol"]["num_retries"] == 1
     assert {check["id"]: check["status"] for check in staying["checks"]}["throttling"] == "invalid"
 
@@ -277,9 +293,9 @@ def test_idle_reasons_are_harmless(session: Simulate) -> None:
 
 
 @pytest.mark.parametrize(("mode", "after_ms"), [("memory", 500), ("latency", 150)])
-def test_lost_card_ends_the_measurement(session: Simulate, mode: str, after_ms: int) -> None:
+def test_lost_card_ends_the_measurement(late_session: Simulate, mode: str, after_ms: int) -> None:
     """A card that disappears in mid-run is an invalid measurement (exit 4), not a zero."""
-    answer = session(mode, add=(f"after {after_ms} lost 1",))
+    answer = late_session(mode, add=(f"after {after_ms} lost 1",))
     assert answer["error"] == "MeasurementError"
     assert "GPU was lost" in answer["message"]
 
