@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 from typing import Any
 
@@ -59,13 +60,19 @@ def large_record(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A record that passes here, with as many samples as make 5 MB: 5,900 calls of each kind in every process."""
     cpu = identify_cpu().model_dump(mode="json")
     document = samples.changed(samples.document("cpu"), device__cpu=cpu, device__name=cpu["name"])
-    num_calls = 5_900
+    num_calls, spacing_ns, random = 5_900, 100_000_000, Random(0)
     for process in document["samples"]:
-        durations = (process["prefill"]["duration_ns"] * num_calls)[:num_calls]
-        starts = [100_000_000 + 100_000_000 * call for call in range(num_calls)]
-        process["prefill"] = process["ttft"] = {"start_ns": starts, "duration_ns": durations}
         run = process["decode"][0]
-        process["decode"] = [{**run, "start_ns": 10**12 + 10**9 * place} for place in range(num_calls // 10)]
+        num_runs = num_calls // 10
+        start_ns = iter(range(spacing_ns, 10**15, spacing_ns))
+        for name, lowest_ns in (("prefill", 20_000_000), ("ttft", 30_000_000)):
+            durations = [lowest_ns + random.randrange(5_000_000) for _ in range(num_calls)]
+            process[name] = {"start_ns": [next(start_ns) for _ in durations], "duration_ns": durations}
+        steps = [[duration + random.randrange(1000) for duration in run["step_ns"]] for _ in range(num_runs)]
+        first_ns = next(start_ns)
+        process["decode"] = [
+            {**run, "start_ns": first_ns + 10**9 * place, "step_ns": own} for place, own in enumerate(steps)
+        ]
     path = tmp_path_factory.mktemp("large") / "record.json"
     samples.sealed(document).save(path)
     assert path.stat().st_size >= NUM_RECORD_BYTES
