@@ -156,11 +156,9 @@ def on_terminal(script: str) -> tuple[str, str]:
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=theirs, env=environment, text=True)
     os.close(theirs)
     shown = b""
-    try:
+    with contextlib.suppress(OSError):  # the other end is closed
         while chunk := os.read(ours, 65536):
             shown += chunk
-    except OSError:  # the other end is closed
-        pass
     out, _ = child.communicate(timeout=60)
     os.close(ours)
     return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode()), out

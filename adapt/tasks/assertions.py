@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import functools
 import itertools
 import sys
@@ -135,10 +136,8 @@ def _check(test: str) -> _Check | None:
     claim = statements[0].test
     match claim:
         case ast.Compare(left=ast.Call() as call, ops=[ast.Eq()], comparators=[right]) if not _compares(call):
-            try:
+            with contextlib.suppress(ValueError, TypeError):  # the right side is no literal
                 return _Check((ast.unparse(call),), expected=ast.literal_eval(right))
-            except (ValueError, TypeError):
-                pass
     return _cut(claim)
 
 
