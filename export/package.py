@@ -303,10 +303,9 @@ def graph_fields(config: HavocConfig, structure: Structure, options: GraphOption
         else {}
     )
     return {
-        "dialect": options.dialect,
+        **options.to_json(),
         "opset": options.opset,
         "ir_version": options.ir_version,
-        **options.to_json(),
         **level,
         **_factored(config, structure),
     }
