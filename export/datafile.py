@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..model.structure import BITS_PER_WEIGHT
 from ..progress import SILENT, Progress
 from .encode import encode, encode_factors, rope_arrays
-from .layout import NUM_BITS, ROPE_COS, ROPE_SIN
+from .layout import ROPE_COS, ROPE_SIN
 from .quantize import Blocks, dequantize_blocks
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class StoredWeights(Mapping[str, Tensor]):
         arrays = [self._stored(item) for item in weight.initializers]
         if weight.form == "blocks":
             blocks = Blocks(arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None)  # noqa: PLR2004 - zero points
-            num_bits = NUM_BITS[self._structure.weight_format]
+            num_bits = BITS_PER_WEIGHT[self._structure.weight_format]
             return torch.from_numpy(dequantize_blocks(blocks, num_bits=num_bits, num_columns=weight.source_shape[1]))
         tensor = torch.from_numpy(arrays[0]).to(torch.float32)
         return tensor.t().contiguous() if weight.form == "transposed" else tensor

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from ..errors import HavocError
+from ..model.structure import BITS_PER_WEIGHT
 from ..model.tensors import EMBEDDING, VISION_PROJECTION
 from . import session
 from .contrib import ContribDecoder
-from .layout import NUM_BITS, Layout, StoredWeight, plan_layout
+from .layout import Layout, StoredWeight, plan_layout
 from .options import DEFAULT_OPTIONS, GraphOptions
 from .standard import StandardDecoder, StaticStandardDecoder
 from .tape import CONTRIB, GraphTape
@@ -146,7 +147,7 @@ def _block_rows(graph: GraphTape, weight: StoredWeight, ids_BT: ir.Value, padded
         gather_axis=0,
         quantize_axis=axis,
         block_size=graph.structure.block_size,
-        bits=NUM_BITS[graph.structure.weight_format],
+        bits=BITS_PER_WEIGHT[graph.structure.weight_format],
     )
     if axis == 1:
         return rows

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import HavocError
+from ..model.structure import BITS_PER_WEIGHT
 from ..model.tensors import EMBEDDING, HEAD, VISION_PROJECTION, tensor_shapes
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ Form = Literal["plain", "transposed", "blocks", "factors"]
 two matrices whose product it is, each in a form of its own."""
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
-NUM_BITS = {"int8": 8, "int4": 4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,7 +158,7 @@ def _parts(
     if form == "blocks":
         rows, columns = shape
         num_blocks = -(-columns // structure.block_size)
-        num_bits = NUM_BITS[structure.weight_format]
+        num_bits = BITS_PER_WEIGHT[structure.weight_format]
         packed = (rows, num_blocks, structure.block_size * num_bits // 8)
         parts = [(f"{source}_Q{num_bits}", "uint8", packed), (f"{source}_scales", activation, (rows, num_blocks))]
         zero_points = (f"{source}_zero_points", "uint8", (rows, -(-num_blocks * num_bits // 8)))

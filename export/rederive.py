@@ -12,7 +12,7 @@ import numpy as np
 from ..adapt.expert import expert_path, load_expert
 from ..errors import IdentityError
 from ..model.cost import num_parameters
-from ..model.structure import Structure
+from ..model.structure import BITS_PER_WEIGHT, Structure
 from ..progress import SILENT, Progress
 from ..storage import write_json
 from .artifact import MANIFEST, READ_BY_RUNTIMES
@@ -20,7 +20,7 @@ from .companions import LICENCE_FILES
 from .datafile import encoded_initializers
 from .fold import FoldedTensors
 from .graph import build_graphs, serialize
-from .layout import DATA_FILE, NUM_BITS, plan_layout
+from .layout import DATA_FILE, plan_layout
 from .options import GraphOptions, options_of
 from .package import EXPERTS_FOLDER, MIXTURE_FILE, Mixture, graph_fields, mixture_document, write_companions
 from .source import open_source
@@ -36,11 +36,6 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 """Largest difference of a weight relative to the tensor's largest: what another machine may round apart."""
-
-
-def structure_of(manifest: ArtifactManifest) -> Structure:
-    """The structure the manifest names; an unknown one is a `HavocError`."""
-    return Structure.from_fields(manifest.structure)
 
 
 def rederive(
@@ -61,7 +56,7 @@ def rederive(
     folder = experts_directory or directory / EXPERTS_FOLDER
     experts = [_expert(folder, domain, manifest) for domain in manifest.alpha]
     mixture = Mixture(experts=tuple(experts), alpha=tuple(manifest.alpha.values()), rule=manifest.rule)  # type: ignore[arg-type]
-    structure = structure_of(manifest)
+    structure = Structure.from_fields(manifest.structure)
     options = options_of(manifest).fitted(source.config.max_seq_len)
     config = source.config
     _require_claims(directory, manifest, source, structure, options)
@@ -155,7 +150,7 @@ def _distance(stored: NDArray[Any], derived: NDArray[Any], structure: Structure)
     if np.array_equal(stored, derived):
         return 0.0
     if stored.dtype == np.uint8:
-        return _packed_distance(stored, derived, NUM_BITS[structure.weight_format])
+        return _packed_distance(stored, derived, BITS_PER_WEIGHT[structure.weight_format])
     peak = float(np.abs(derived.astype(np.float64)).max()) or 1.0
     return float(np.abs(stored.astype(np.float64) - derived).max()) / peak
 

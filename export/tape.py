@@ -8,7 +8,8 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from .layout import DATA_FILE, NUM_BITS, Initializer, Layout, StoredWeight
+from ..model.structure import BITS_PER_WEIGHT
+from .layout import DATA_FILE, Initializer, Layout, StoredWeight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -116,7 +117,7 @@ class GraphTape:
             name_of_format = self.structure.weight_format
             is_fp32 = self.structure.activation_dtype == "fp32"
             level = {"accuracy_level": CPU_ACCURACY_LEVELS[name_of_format]} if is_fp32 else {}
-            bits = NUM_BITS[name_of_format]
+            bits = BITS_PER_WEIGHT[name_of_format]
             sizes = {"K": columns, "N": rows, "bits": bits, "block_size": self.structure.block_size, **level}
             return self.op(name, "MatMulNBits", [x, *self.stored(weight)], domain=CONTRIB, output=output, **sizes)
         (matrix,) = self.stored(weight)

@@ -19,7 +19,7 @@ from havoc_core.export.datafile import StoredWeights
 from havoc_core.export.fold import FoldedTensors
 from havoc_core.export.layout import DATA_FILE, plan_layout
 from havoc_core.export.package import export_artifact
-from havoc_core.export.rederive import rederive, structure_of
+from havoc_core.export.rederive import rederive
 from havoc_core.export.session import DecoderSession
 from havoc_core.export.source import Source
 from havoc_core.model.config import HavocConfig
@@ -83,7 +83,7 @@ def test_a_factored_export_is_proved_and_derived_again(
     artifact = export_artifact(source, tmp_path / "a", experts=experts, alpha=ALPHA, structure=structure)
     manifest = read_manifest(artifact)
     layout = plan_layout(source.config, structure)
-    assert structure_of(manifest) == structure
+    assert Structure.from_fields(manifest.structure) == structure
     assert layout.num_factored > 0
     assert manifest.graph["factored"] == f"{layout.num_factored} of 14 projections"
     card = (artifact / "README.md").read_text()
@@ -169,7 +169,7 @@ def test_every_block_format_agrees_with_torch(
     """Zero points, block sizes and quantizers: tables read by row and multiplied by, exact against torch at int4."""
     artifact = export_artifact(source_with(configs[kind]), tmp_path / "a", structure=structure)
     manifest = read_manifest(artifact)
-    assert structure_of(manifest) == structure
+    assert Structure.from_fields(manifest.structure) == structure
     worst = max(case["mean_relative_diff"] for case in manifest.parity["cases"])
     assert (
         worst
@@ -206,4 +206,6 @@ def test_the_command_says_what_it_wrote(
     assert cli.main(["export", str(base_directory), *options, "--out", str(tmp_path / "a"), "--quiet"]) == 0
     described = "int4 weights (asymmetric blocks of 16, k_quant), fp32 activations, 0.4 of the rank"
     assert f"{described}, 14 of 14 projections as two factors" in capsys.readouterr().out
-    assert structure_of(read_manifest(tmp_path / "a")) == Structure("int4", "fp32", 16, False, "k_quant", 0.4)
+    assert Structure.from_fields(read_manifest(tmp_path / "a").structure) == Structure(
+        "int4", "fp32", 16, False, "k_quant", 0.4
+    )
