@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...errors import HavocError, MeasurementError
-from .task import Prompt, Row, task_for
+from .task import Prompt, Row, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -85,18 +85,17 @@ class Scores:
         return Accuracy(self.domain, sum(self.right), len(self.right) - self.failed)
 
 
-def score(generate: Callable[[Sequence[Prompt]], list[str]], domain: str, rows: Sequence[Row]) -> Scores:
+def score(generate: Callable[[Sequence[Prompt]], list[str]], task: Task, rows: Sequence[Row]) -> Scores:
     """Let `generate` complete every row's prompt and judge what it wrote.
 
     Raises `MeasurementError` when `generate` does not return one text per prompt.
     """
-    task = task_for(domain)
     completions = generate([task.prompt(row) for row in rows])
     if len(completions) != len(rows):
-        raise MeasurementError(f"{domain}: {len(rows)} prompts gave {len(completions)} completions")
+        raise MeasurementError(f"{task.name}: {len(rows)} prompts gave {len(completions)} completions")
     rewards = task.judge(list(zip(rows, completions, strict=True)))
     return Scores(
-        domain=domain,
+        domain=task.name,
         right=tuple(reward.outcome == "right" for reward in rewards),
         failed_rows=tuple(place for place, reward in enumerate(rewards) if reward.outcome == "failed"),
         completions=tuple(completions),
