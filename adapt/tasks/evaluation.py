@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...errors import HavocError, MeasurementError
-from .task import Prompt, Row, Task
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    from .task import Prompt, Row, Task
 
 
 @dataclass(frozen=True, slots=True)
