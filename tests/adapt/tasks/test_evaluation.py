@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from havoc_core.adapt.tasks import sources
 from havoc_core.adapt.tasks.evaluation import Accuracy, score
-from havoc_core.adapt.tasks.task import DOMAINS, task_for
+from havoc_core.adapt.tasks.task import DOMAINS, load_task
 from havoc_core.errors import HavocError, MeasurementError
 
 
@@ -85,10 +85,10 @@ def test_a_confidence_is_a_fraction(confidence):
 def test_the_references_score_all_and_silence_scores_none(domain):
     """A model that writes every reference has 100 %, one that writes nothing has 0 %, with a reason for each row."""
     rows = sources.rows(domain, "search", 25)
-    task = task_for(domain)
-    perfect = score(lambda prompts: [task.reference(row) for row in rows], domain, rows)
+    task = load_task(domain)
+    perfect = score(lambda prompts: [task.reference(row) for row in rows], task, rows)
     assert perfect.accuracy == Accuracy(domain, 25, 25)
-    silent = score(lambda prompts: [""] * len(prompts), domain, rows)
+    silent = score(lambda prompts: [""] * len(prompts), task, rows)
     assert (silent.accuracy.num_right, silent.failed) == (0, 0)
     assert all(silent.reasons)
 
@@ -96,9 +96,9 @@ def test_the_references_score_all_and_silence_scores_none(domain):
 def test_prompts_reach_the_model_in_the_order_of_the_rows():
     """Row i is judged by completion i."""
     rows = sources.rows("math", "search", 10)
-    task = task_for("math")
+    task = load_task("math")
     answers = {task.prompt(row).text: task.reference(row) for row in rows[:5]}
-    scores = score(lambda prompts: [answers.get(prompt.text, "####") for prompt in prompts], "math", rows)
+    scores = score(lambda prompts: [answers.get(prompt.text, "####") for prompt in prompts], task, rows)
     assert scores.right == (True,) * 5 + (False,) * 5
 
 
@@ -106,7 +106,7 @@ def test_a_failed_judgement_is_left_out_of_the_share_and_reported():
     """A row whose own test is broken is neither right nor wrong."""
     rows = sources.rows("code", "search", 4)
     rows[1] = rows[1] | {"test_list": ["this is no test"]}
-    scores = score(lambda prompts: [row["code"] for row in rows], "code", rows)
+    scores = score(lambda prompts: [row["code"] for row in rows], load_task("code"), rows)
     assert scores.right == (True, False, True, True)
     assert (scores.failed, scores.failed_rows) == (1, (1,))
     assert scores.accuracy == Accuracy("code", 3, 3)
@@ -115,4 +115,4 @@ def test_a_failed_judgement_is_left_out_of_the_share_and_reported():
 def test_a_model_that_loses_prompts_is_an_error():
     """Fewer completions than prompts are not paired up by chance."""
     with pytest.raises(MeasurementError, match="3 prompts gave 2"):
-        score(lambda prompts: ["", ""], "math", sources.rows("math", "search", 3))
+        score(lambda prompts: ["", ""], load_task("math"), sources.rows("math", "search", 3))
