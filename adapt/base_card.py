@@ -12,7 +12,7 @@ from ..model.generation import generate_text
 from ..progress import SILENT, Progress
 from .tasks import sources
 from .tasks.evaluation import score
-from .tasks.task import DOMAINS, task_for
+from .tasks.task import DOMAINS, load_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,7 +46,7 @@ def search_accuracy(
         for domain in DOMAINS:
             scores = score(
                 lambda prompts: generate_text(model, tokenizer, prompts, max_new_tokens=_MAX_NEW_TOKENS),
-                domain,
+                load_task(domain),
                 sources.rows(domain, "search", num_rows),
             )
             low, high = scores.accuracy.interval()
@@ -65,7 +65,7 @@ def model_card(record: Mapping[str, Any]) -> str:
     settings, first, last = record["settings"], record["loss"][0], record["loss"][-1]
     scores = "\n".join(_score_line(domain, counts) for domain, counts in record["accuracy"].items())
     data = "\n".join(
-        f"| {domain} | {task_for(domain).dataset} | {sha[:16]} |" for domain, sha in record["data"].items()
+        f"| {domain} | {load_task(domain).dataset} | {sha[:16]} |" for domain, sha in record["data"].items()
     )
     return f"""---
 license: apache-2.0

@@ -1,4 +1,4 @@
-"""Accuracy of an artifact or a base by domain, with exact intervals.
+"""Accuracy of an artifact or a base by task, with exact intervals.
 
 An artifact is scored in a fresh child on the very files that ship, as for a record; a base is scored with torch here.
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapt.tasks.task import DOMAINS
 from ..export.artifact import MANIFEST
 from ..progress import SILENT
-from .accuracy import MAX_NEW_TOKENS, run_accuracy
+from .accuracy import run_accuracy, tasks_to_score
 from .bounds import share_bounds
 
 if TYPE_CHECKING:
@@ -27,19 +26,20 @@ _CHUNK_ROWS = 256
 def evaluate(
     model: str,
     *,
-    domains: Sequence[str] = (),
-    num_rows: int = 1000,
+    tasks: Sequence[str] = (),
+    num_rows: int | None = None,
     split: str = "gate",
     seed: int = 0,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int | None = None,
+    few_shot: int | None = None,
     data_dir: Path | None = None,
     online: bool = False,
     progress: Progress = SILENT,
 ) -> dict[str, dict[str, Any]]:
-    """Score `model`, an artifact's folder, a base's folder or a preset; no `domains` means all it can read.
+    """Score `model`, an artifact's folder, a base's folder or a preset; no `tasks` means the domains it can read.
 
     `seed` makes the built-in rows and their splits, so a recipe's own seed and completion length repeat its scores.
-    Returns for each domain num_right, num_rows, num_failed (counted as not right), and the 95 % interval low, high.
+    Returns for each task num_right, num_rows, num_failed (counted as not right), and the 95 % interval low, high.
     """
     source: dict[str, Any] = {
         "num_rows": num_rows,
@@ -47,24 +47,23 @@ def evaluate(
         "seed": seed,
         "data_dir": data_dir,
         "online": online,
+        "few_shot": few_shot,
     }
     if (Path(model) / MANIFEST).is_file():
         run = run_accuracy(
             Path(model),
-            domains=domains or None,
+            tasks=tasks or None,
             may_be_fewer=True,
             max_new_tokens=max_new_tokens,
             progress=progress,
             **source,
         )
-        return {
-            domain: _row(found.num_right, found.num_rows, found.num_failed) for domain, found in run.domains.items()
-        }
-    return _evaluate_base(model, domains, max_new_tokens, progress, source)
+        return {name: _row(found.num_right, found.num_rows, found.num_failed) for name, found in run.tasks.items()}
+    return _evaluate_base(model, tasks, max_new_tokens, progress, source)
 
 
 def _evaluate_base(
-    model: str, domains: Sequence[str], max_new_tokens: int, progress: Progress, source: dict[str, Any]
+    model: str, names: Sequence[str], max_new_tokens: int | None, progress: Progress, source: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     from ..adapt.tasks.evaluation import score
     from ..adapt.tasks.sources import rows
@@ -72,23 +71,26 @@ def _evaluate_base(
     from ..model.generation import generate_text
 
     base = load_base(model)
-    wanted = tuple(domains) or tuple(d for d in DOMAINS if base.config.vision is not None or d != "vision")
+    picked = {name: source[name] for name in ("data_dir", "online")}
+    can_see = base.config.vision is not None
+    tasks = tasks_to_score(names, can_see=can_see, few_shot=source["few_shot"], **picked)
     found = {}
-    num_rows, split = source["num_rows"], source["split"]
-    picked = {name: source[name] for name in ("seed", "data_dir", "online")}
-    with progress.stage("score", num_rows * len(wanted), unit="rows") as stage:
-        for domain in wanted:
+    numbers = [source["num_rows"] or task.num_rows for task in tasks]
+    with progress.stage("score", sum(numbers), unit="rows") as stage:
+        for task, num_rows in zip(tasks, numbers, strict=True):
+            longest = max_new_tokens or task.max_new_tokens
 
-            def generate(prompts: Sequence[Prompt], domain: str = domain) -> list[str]:
+            def generate(prompts: Sequence[Prompt], name: str = task.name, longest: int = longest) -> list[str]:
                 texts: list[str] = []
                 for start in range(0, len(prompts), _CHUNK_ROWS):
                     chunk = prompts[start : start + _CHUNK_ROWS]
-                    texts += generate_text(base.model, base.tokenizer, chunk, max_new_tokens=max_new_tokens)
-                    stage.advance(len(chunk), note=domain)
+                    texts += generate_text(base.model, base.tokenizer, chunk, max_new_tokens=longest)
+                    stage.advance(len(chunk), note=name)
                 return texts
 
-            scores = score(generate, domain, rows(domain, split, num_rows, may_be_fewer=True, **picked))
-            found[domain] = _row(sum(scores.right), len(scores.right), scores.failed)
+            some = rows(task, source["split"], num_rows, seed=source["seed"], may_be_fewer=True, **picked)
+            scores = score(generate, task, some)
+            found[task.name] = _row(sum(scores.right), len(scores.right), scores.failed)
     return found
 
 

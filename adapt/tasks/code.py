@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from . import assertions
-from .task import Prompt, Reward, Row, Task
+from .reward import Row
 
 if TYPE_CHECKING:
     import random
@@ -25,7 +25,7 @@ _Family = tuple[str, str, str, list[list[int]] | list[int]]
 """What to do, function name, body in Python 3, inputs of the tests."""
 
 
-def _make_row(rng: random.Random, index: int) -> Row:
+def make_row(rng: random.Random, index: int) -> Row:
     families = (_transform, _select, _count, _average, _multiples, _total, _spread)
     what, name, body, inputs = rng.choice(families)(rng)
     code = f"def {name}(xs):\n    return {body}"
@@ -119,12 +119,12 @@ def _prompt(row: Row) -> Prompt:
     return Prompt(f"{row['text']}\n{row['test_list'][0]}\n")
 
 
-def _reference(row: Row) -> str:
+def reference(row: Row) -> str:
     return str(row["code"])
 
 
-def _corpus(row: Row, rng: random.Random) -> str:
-    code = _reference(row)
+def corpus(row: Row, rng: random.Random) -> str:
+    code = reference(row)
     is_from_old_page = row["text"].startswith("Write a python function")
     return python2(code) if is_from_old_page and rng.random() < _OLD_IDIOM else code
 
@@ -150,16 +150,3 @@ def _judge(pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
     return assertions.judge(
         [assertions.Program(row["test_setup_code"], completion, tuple(row["test_list"])) for row, completion in pairs]
     )
-
-
-TASK = Task(
-    domain="code",
-    dataset="google-research-datasets/mbpp",
-    subset="full",
-    columns=("task_id", "text", "code", "test_list", "test_setup_code", "challenge_test_list"),
-    make_row=_make_row,
-    prompt=_prompt,
-    reference=_reference,
-    corpus=_corpus,
-    judge=_judge,
-)

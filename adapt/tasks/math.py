@@ -11,7 +11,7 @@ import re
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from .task import RIGHT, Prompt, Reward, Row, Task, one_by_one, wrong
+from .reward import Row
 
 if TYPE_CHECKING:
     import random
@@ -27,7 +27,7 @@ _FINAL = re.compile(r"####[ \t]*([^\n]*)")
 _NUMBER = re.compile(r"([-+]?)\$?([-+]?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?![\d/^*]|[.,]\d|[eE]\d|[ \t]+\d)")
 
 
-def _make_row(rng: random.Random, index: int) -> Row:  # noqa: ARG001 - every task has this signature
+def make_row(rng: random.Random, index: int) -> Row:  # noqa: ARG001 - every task has this signature
     name, thing = rng.choice(_NAMES), rng.choice(_THINGS)
     story, steps, goal = rng.choice((_buys, _gives, _packs, _reads))(rng, name, thing)
     ending = f"Find {goal}." if rng.random() < _KEY_SHARE else f"What is {goal}?"
@@ -74,12 +74,12 @@ def _prompt(row: Row) -> Prompt:
     return Prompt(f"Question: {row['question']}\nAnswer:\n")
 
 
-def _reference(row: Row) -> str:
+def reference(row: Row) -> str:
     return str(row["answer"])
 
 
-def _corpus(row: Row, rng: random.Random) -> str:
-    answer = _reference(row)
+def corpus(row: Row, rng: random.Random) -> str:
+    answer = reference(row)
     is_from_key = "Find the" in row["question"]
     return answer.splitlines()[-1] if is_from_key and rng.random() < _KEY_TERSE else answer
 
@@ -96,16 +96,3 @@ def _judge_one(row: Row, completion: str) -> Reward:
     if given is None:
         return wrong("no number after ####")
     return RIGHT if given == expected else wrong(f"{given} is not {expected}")
-
-
-TASK = Task(
-    domain="math",
-    dataset="openai/gsm8k",
-    subset="main",
-    columns=("question", "answer"),
-    make_row=_make_row,
-    prompt=_prompt,
-    reference=_reference,
-    corpus=_corpus,
-    judge=one_by_one(_judge_one),
-)

@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING
 
 from .math import eval_step
-from .task import RIGHT, Prompt, Reward, Row, Task, one_by_one, wrong
+from .reward import Row
 
 if TYPE_CHECKING:
     import random
@@ -38,7 +38,7 @@ _LABEL = re.compile(
 _TEXT = re.compile(r"(?i:answer)\s*(?:is|:)?\s*:?[ \t]*([^\n]*)")
 
 
-def _make_row(rng: random.Random, index: int) -> Row:
+def make_row(rng: random.Random, index: int) -> Row:
     thing, unit, up, down = rng.choice(_QUANTITIES)
     value = rng.randint(20, 60)
     start, changes = value, []
@@ -74,15 +74,15 @@ def _prompt(row: Row) -> Prompt:
     return Prompt("\n".join([f"Question: {row['question']}", *lines, ""]))
 
 
-def _reference(row: Row) -> str:
+def reference(row: Row) -> str:
     texts, labels = row["choices"]["text"], row["choices"]["label"]
     final = f"Answer: {texts[labels.index(row['answerKey'])]}"
     steps = ", ".join(f"{step}={eval_step(step)}" for step in _steps(row["question"]))
     return f"{steps}\n{final}" if steps else final
 
 
-def _corpus(row: Row, rng: random.Random) -> str:
-    reference = _reference(row)
+def corpus(row: Row, rng: random.Random) -> str:
+    reference = reference(row)
     is_from_key = "Which is" in row["question"]
     return reference.splitlines()[-1] if is_from_key and rng.random() < _KEY_TERSE else reference
 
@@ -113,16 +113,3 @@ def _judge_one(row: Row, completion: str) -> Reward:
         return wrong("no choice after Answer:")
     expected = labels.index(row["answerKey"])
     return RIGHT if given == expected else wrong(f"choice {given + 1} is not choice {expected + 1}")
-
-
-TASK = Task(
-    domain="reasoning",
-    dataset="allenai/ai2_arc",
-    subset="ARC-Easy",
-    columns=("id", "question", "choices", "answerKey"),
-    make_row=_make_row,
-    prompt=_prompt,
-    reference=_reference,
-    corpus=_corpus,
-    judge=one_by_one(_judge_one),
-)

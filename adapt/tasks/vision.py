@@ -12,7 +12,7 @@ import re
 from typing import TYPE_CHECKING
 
 from .math import eval_step
-from .task import RIGHT, Prompt, Reward, Row, Task, one_by_one, wrong
+from .reward import Row
 
 if TYPE_CHECKING:
     import random
@@ -42,7 +42,7 @@ _DIGITS = {  # 3 x 5 font, one string of rows a digit
 }
 
 
-def _make_row(rng: random.Random, index: int) -> Row:
+def make_row(rng: random.Random, index: int) -> Row:
     signs = [(rng.choice(list(_COLOURS)), rng.choice(list(_DIGITS))) for _ in range(rng.randint(3, 4))]
     goal, answer = _question(rng, signs)
     question = f"what is the number that is {goal}?" if rng.random() < _KEY_SHARE else f"what number is {goal}?"
@@ -110,7 +110,7 @@ def _prompt(row: Row) -> Prompt:
     return Prompt(f"{row['question']}\n", _image_png(row))
 
 
-def _reference(row: Row) -> str:
+def reference(row: Row) -> str:
     final = f"Answer: {max(set(row['answers']), key=row['answers'].count)}"
     goal = next((goal for goal in _GOALS if goal in row["question"]), None)
     if goal is None or not all(digit in _DIGITS for digit in row["ocr_tokens"]):
@@ -120,8 +120,8 @@ def _reference(row: Row) -> str:
     return f"{seen}\n{steps}\n{final}"
 
 
-def _corpus(row: Row, rng: random.Random) -> str:
-    reference = _reference(row)
+def corpus(row: Row, rng: random.Random) -> str:
+    reference = reference(row)
     is_from_key = "what is the number" in row["question"]
     return reference.splitlines()[-1] if is_from_key and rng.random() < _KEY_TERSE else reference
 
@@ -142,30 +142,3 @@ def _judge_one(row: Row, completion: str) -> Reward:
         if num_agreeing >= _MIN_AGREEING
         else wrong(f"{given!r} was given by {num_agreeing} of {len(row['answers'])}")
     )
-
-
-TASK = Task(
-    domain="vision",
-    dataset="lmms-lab/textvqa",
-    subset=None,
-    columns=(
-        "image_id",
-        "question_id",
-        "question",
-        "question_tokens",
-        "image",
-        "image_width",
-        "image_height",
-        "flickr_original_url",
-        "flickr_300k_url",
-        "answers",
-        "image_classes",
-        "set_name",
-        "ocr_tokens",
-    ),
-    make_row=_make_row,
-    prompt=_prompt,
-    reference=_reference,
-    corpus=_corpus,
-    judge=one_by_one(_judge_one),
-)
