@@ -29,7 +29,8 @@ import torch
 
 from .. import storage
 from ..errors import HavocError, MeasurementError
-from ..model.generation import encode_prompts, generate_text, sample_tokens
+from ..model.generation import encode_prompts, sample_tokens
+from ..model.scorer import TorchScorer
 from ..progress import SILENT, Progress
 from .expert import Expert
 from .optimizer import MuGrokConfig, MuonGrokfast
@@ -199,13 +200,8 @@ class _Run:
             self._best_score = {"num_right": num_right, "num_rows": len(scores.right), "step": self.num_done}
 
     def _scores(self, rows: Sequence[Row]) -> Scores:
-        return score(
-            lambda prompts: generate_text(
-                self._base.model, self._base.tokenizer, prompts, max_new_tokens=self._settings.max_new_tokens
-            ),
-            self._task,
-            rows,
-        )
+        scorer = TorchScorer(self._base.model, self._base.tokenizer)
+        return score(scorer, self._task, rows, max_new_tokens=self._settings.max_new_tokens)
 
     def step(self, rows: Sequence[Row]) -> None:
         """Sample, judge, and take one optimizer step."""

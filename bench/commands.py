@@ -299,10 +299,9 @@ def handle_doctor(args: argparse.Namespace) -> int:
 
 def handle_eval(args: argparse.Namespace) -> int:
     """Score an artifact or a base by task, with exact 95 % intervals."""
-    from .accuracy import fewer_rows
     from .evaluate import evaluate
 
-    rows = evaluate(
+    found = evaluate(
         args.model,
         tasks=tuple(args.task or ()),
         num_rows=args.n,
@@ -314,26 +313,34 @@ def handle_eval(args: argparse.Namespace) -> int:
         online=args.online,
         progress=_progress(args),
     )
-    notes = fewer_rows({task: row["num_rows"] for task, row in rows.items()}, args.n or 0)
-    if "vision" not in rows and not args.task:
-        notes.append("vision is left out: the model reads text only")
+    document = found.document()
     if args.json:
-        _print_json({"model": args.model, "split": args.split, "accuracy": rows, "notes": notes})
+        _print_json({"model": args.model, "split": args.split, "accuracy": document, "notes": list(found.notes)})
         return 0
-    cells = [
-        [
-            task,
-            show(row["num_right"] / row["num_rows"], "share"),
-            show_interval(row["low"], row["high"], "share"),
-            f"{row['num_right']} of {row['num_rows']}",
-            count(row["num_failed"], "judge") + " failed" if row["num_failed"] else "",
-        ]
-        for task, row in rows.items()
-    ]
-    print(table(("task", "accuracy", "95 % interval", "right", ""), cells, numbers=(1, 2, 3)))
-    if notes:
-        print("\n" + "\n".join(notes))
+    cells = [cell for task, row in document.items() for cell in _accuracy_cells(task, row)]
+    print(table(("task", "metric", "accuracy", "95 % interval", "right", ""), cells, numbers=(2, 3, 4)))
+    if found.notes:
+        print("\n" + "\n".join(found.notes))
     return 0
+
+
+def _accuracy_cells(task: str, row: dict[str, Any]) -> list[list[str]]:
+    """One line for each metric of a task, the one that `accuracy/<task>` means first."""
+    names = sorted(row["metrics"], key=lambda name: name != row["metric"])
+    shots = f"{row['few_shot']}-shot" if row["few_shot"] else ""
+    failed = count(row["num_failed"], "judge") + " failed" if row["num_failed"] else ""
+    remarks = ", ".join(filter(None, (shots, failed)))
+    return [
+        [
+            "" if place else task,
+            name,
+            show(counts["num_right"] / counts["num_rows"], "share"),
+            show_interval(counts["low"], counts["high"], "share"),
+            f"{counts['num_right']} of {counts['num_rows']}",
+            "" if place else remarks,
+        ]
+        for place, (name, counts) in enumerate((name, row["metrics"][name]) for name in names)
+    ]
 
 
 def _progress(args: argparse.Namespace) -> Any:  # noqa: ANN401 - a Progress, whose module is imported late
