@@ -102,9 +102,7 @@ class ExpertSettings(_Section):
     )
     learning_rate: float = Field(default=1e-2, gt=0, description="of delta = z - 1")
     kl_coefficient: float = Field(default=0.05, ge=0, description="weight of KL(policy || base)")
-    max_new_tokens: Count | None = Field(
-        default=None, description="longest completion, in tokens; left out: the task's"
-    )
+    max_new_tokens: Count | None = Field(default=None, description="longest answer, in tokens; left out: the task's")
     num_validation_rows: Count = Field(default=200, description="rows of the search split that pick the best step")
     seed: Seed = Field(default=0, description="seed of prompts and samples")
 

@@ -128,7 +128,7 @@ def answers_of(session: DecoderSession, task: Task, rows: Sequence[Row], recipe:
     scores = score(session, task, rows, max_new_tokens=recipe.experts.max_new_tokens)
     if scores.failed:
         reason = scores.reasons[scores.failed_rows[0]]
-        msg = f"{task.name}: the judge failed on {scores.failed} of {len(rows)} rows ({reason}); nothing can be said of them"
+        msg = f"{task.name}: the judge failed on {scores.failed} of {len(rows)} rows ({reason}); they say nothing"
         raise MeasurementError(msg)
     return scores.right
 

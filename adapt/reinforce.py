@@ -37,12 +37,12 @@ from .optimizer import MuGrokConfig, MuonGrokfast
 from .svf import Basis, SingularValueAdapter, attach
 from .tasks import sources
 from .tasks.evaluation import Scores, score
-from .tasks.task import Row, Task
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..model.checkpoint import Base
+    from .tasks.task import Row, Task
 
 _MIN_PROBABILITY_OF_SIGNAL = 1e-9
 

@@ -16,8 +16,6 @@ import numpy as np
 from ..errors import HavocError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
     from PIL.Image import Image
 
@@ -25,7 +23,7 @@ MAX_PIXELS = 50_000_000
 _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
-def open_picture(data: bytes | Image, *, formats: Sequence[str] | None = None, max_pixels: int = MAX_PIXELS) -> Image:
+def open_picture(data: bytes | Image, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS) -> Image:
     """Decode a picture to upright RGB; `formats` are those Pillow may try, all it knows by default.
 
     Broken bytes, more than `max_pixels` pixels, values that are not finite and a picture that would lose all it shows

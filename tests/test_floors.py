@@ -18,9 +18,7 @@ LAZY = {
     ("config", "model.structure"),  # knows which names of structures a recipe may use
 }
 
-EDGE_BLOCKED = (
-    "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib transformers".split()
-)
+EDGE_BLOCKED = "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib transformers".split()
 DRAWING = {
     f"bench.{name}" for name in ("charts", "drawing", "history", "page", "report")
 }  # for `havoc report` alone, which says what to install

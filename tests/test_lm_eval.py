@@ -126,7 +126,13 @@ def few_shots() -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Solved rows of either task that are no rows of its test."""
     ours = [
         {"question": f"What is it that a {name} does?", "choices": [said, "sleeps"], "label": 0}
-        for name, said in (("fox", "yaps"), ("gull", "screams"), ("rook", "caws"), ("seal", "barks"), ("bull", "snorts"))
+        for name, said in (
+            ("fox", "yaps"),
+            ("gull", "screams"),
+            ("rook", "caws"),
+            ("seal", "barks"),
+            ("bull", "snorts"),
+        )
     ]
     numbers = [
         {"question": f"Ben has {a} eggs and finds {a}. How many?", "answer": f"{a} + {a} = {2 * a}\n#### {2 * a}"}
@@ -328,9 +334,7 @@ def test_choices_are_right_on_the_same_rows(stand_in: Path, lm_eval: Oracle, num
     is_chat = stand_in.name.startswith("chat")
     task = load_task(stand_in / "sounds.toml", few_shot=num_shots)
     rows = sources.rows(task, "gate", 40)
-    config = choice_config(
-        **files(stand_in / "sounds", "json"), doc_to_target="{{label}}", doc_to_choice="{{choices}}"
-    )
+    config = choice_config(**files(stand_in / "sounds", "json"), doc_to_target="{{label}}", doc_to_choice="{{choices}}")
     theirs = lm_eval(stand_in / "base", config, num_rows=40, chat=is_chat, num_shots=num_shots)
     base = load_base(stand_in / "base")
     scores = require_same_choices(TorchScorer(base.model, base.tokenizer), task, rows, theirs)
@@ -343,9 +347,7 @@ def test_choices_are_right_on_the_same_rows(stand_in: Path, lm_eval: Oracle, num
 def test_the_template_can_be_left_out(stand_in: Path, lm_eval: Oracle) -> None:
     """Without the chat template, as lm-evaluation-harness scores by default."""
     task = load_task(stand_in / "sounds.toml")
-    config = choice_config(
-        **files(stand_in / "sounds", "json"), doc_to_target="{{label}}", doc_to_choice="{{choices}}"
-    )
+    config = choice_config(**files(stand_in / "sounds", "json"), doc_to_target="{{label}}", doc_to_choice="{{choices}}")
     theirs = lm_eval(stand_in / "base", config, num_rows=40)
     base = load_base(stand_in / "base", is_chat=False)
     require_same_choices(TorchScorer(base.model, base.tokenizer), task, sources.rows(task, "gate", 40), theirs)
@@ -372,9 +374,7 @@ def test_the_artifact_runs_in_lm_evals_onnx_runtime(stand_in: Path, lm_eval: Ora
     from lm_eval.models.onnxruntime_ort import ONNXRuntimeLM
 
     artifact = export_artifact(stand_in / "base", stand_in / "all", options=GraphOptions(logits="all"))
-    config = choice_config(
-        **files(stand_in / "sounds", "json"), doc_to_target="{{label}}", doc_to_choice="{{choices}}"
-    )
+    config = choice_config(**files(stand_in / "sounds", "json"), doc_to_target="{{label}}", doc_to_choice="{{choices}}")
     theirs = lm_eval(ONNXRuntimeLM(str(artifact), execution_provider="cpu"), config, num_rows=40)
     task = load_task(stand_in / "sounds.toml")
     session = DecoderSession.open(artifact, num_threads=1, is_chat=False)
@@ -412,9 +412,7 @@ def test_the_artifact_runs_in_lm_evals_genai(stand_in: Path) -> None:
 
 def arc(data: Path) -> dict[str, Any]:
     where = files(data / "ai2_arc" / "ARC-Easy", "parquet", "{part}-00000-of-00001.parquet")
-    return choice_config(
-        **where, doc_to_target="{{choices.label.index(answerKey)}}", doc_to_choice="{{choices.text}}"
-    )
+    return choice_config(**where, doc_to_target="{{choices.label.index(answerKey)}}", doc_to_choice="{{choices.text}}")
 
 
 @pytest.mark.real

@@ -1,9 +1,9 @@
 """How a task asks and judges: its prompt for a row, its right answer, and the judgement of any other.
 
-`definition.py` says what a task file may say, `task.py` loads one, `sources.py` reads rows. The four domains of seed 003
-make their rows themselves, with the columns of the public dataset each stands in for. Their corpus is what a base model
-was pretrained on: like real web text it is a mixture of sources, some of which show their working and some of which do
-not (see each domain's module for what "not" means there).
+`definition.py` says what a task file may say, `task.py` loads one, `sources.py` reads rows. The four domains of seed
+003 make their rows themselves, with the columns of the public dataset each stands in for. Their corpus is what a base
+model was pretrained on: like real web text it is a mixture of sources, some of which show their working and some of which
+do not (see each domain's module for what "not" means there).
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import functools
 import importlib
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import HavocError
+from ...model.stopping import cut
 from ...storage import sha256_json
 from . import answers, assertions
 from .numbers import read_number
@@ -27,7 +28,9 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-    from .definition import Definition, Kind, Metric
+    from .definition import CodeRule, Definition, GenerateRule, Kind, Metric
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -167,14 +170,12 @@ class Task:
 
     def choices(self, row: Row) -> tuple[str, ...]:
         """Return the continuations to choose from, delimiter in front (kind `choice`)."""
-        assert self.definition.choice is not None, self.name
-        delimiter = self.definition.choice.delimiter
+        delimiter = _required(self.definition.choice).delimiter
         return tuple(delimiter + text for text in self._texts(row))
 
     def right_choice(self, row: Row) -> int:
         """Return the place of the right choice, from 0 (kind `choice`)."""
-        assert self.definition.choice is not None, self.name
-        return self._place(self._value(self.definition.choice.label, row), row)
+        return self._place(self._value(_required(self.definition.choice).label, row), row)
 
     def _texts(self, row: Row) -> list[str]:
         rule = self.definition.choice or self.definition.generate
@@ -212,21 +213,17 @@ class Task:
             return self.choices(row)[self.right_choice(row)]
         if self.generator is not None:
             return str(self.generator.reference(row))
-        rule = self.definition.generate or self.definition.code
-        assert rule is not None, self.name
-        assert self._answer is not None, self.name
+        rule: GenerateRule | CodeRule = _required(self.definition.generate or self.definition.code)
         gold = {"gold": answers.most_agreed(self._golds(row))} if self._has_words else {}
-        return rule.delimiter + self._answer.render({**row, **gold})
+        return rule.delimiter + _required(self._answer).render({**row, **gold})
 
     def corpus(self, row: Row, rng: random.Random) -> str:
         """Return a completion as a pretraining source would have it, right or not (generated tasks)."""
-        assert self.generator is not None, self.name
-        return str(self.generator.corpus(row, rng))
+        return str(_required(self.generator).corpus(row, rng))
 
     def make_row(self, rng: random.Random, index: int) -> Row:
         """Make a row (generated tasks)."""
-        assert self.generator is not None, self.name
-        row: Row = self.generator.make_row(rng, index)
+        row: Row = _required(self.generator).make_row(rng, index)
         return row
 
     def judge(self, pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
@@ -237,23 +234,20 @@ class Task:
 
     def judge_all(self, pairs: Sequence[tuple[Row, str]]) -> list[dict[str, Reward]]:
         """Judge completions by every metric of a task of kind `generate` or `code`."""
-        pairs = [(row, answers.cut(text, self.stop)) for row, text in pairs]
+        pairs = [(row, cut(text, self.stop)) for row, text in pairs]
         if self.definition.code is not None:
             return [{"pass": reward} for reward in self._run(pairs)]
-        assert self.definition.generate is not None, self.name
-        metrics = self.definition.generate.metrics
+        metrics = _required(self.definition.generate).metrics
         return [{metric.name: self._judge_one(metric, row, text) for metric in metrics} for row, text in pairs]
 
     def _judge_choice(self, row: Row, text: str) -> Reward:
         texts, labels = self._texts(row), self._labels(row)
-        said = answers.cut(text.lstrip(), self.stop)
+        said = cut(text.lstrip(), self.stop)
         return _reward(answers.why_choice_is_wrong(said, self.right_choice(row), labels, texts, needs_cue=False))
 
     def _judge_one(self, metric: Metric, row: Row, text: str) -> Reward:
         if metric.compare == "choice":
-            rule = self.definition.generate
-            assert rule is not None, self.name
-            place = self._place(self._value(rule.gold, row), row)
+            place = self._place(self._value(_required(self.definition.generate).gold, row), row)
             said = text if metric.extract is None else answers.found_answer(metric, text) or ""
             return _reward(answers.why_choice_is_wrong(said, place, self._labels(row), self._texts(row)))
         if metric.compare == "words":
@@ -263,21 +257,18 @@ class Task:
         return _reward(answers.why_text_is_wrong(metric, text, self._gold(row), self.reference(row)))
 
     def _gold(self, row: Row) -> str:
-        rule = self.definition.generate
-        assert rule is not None, self.name
+        rule = _required(self.definition.generate)
         gold = self._value(rule.gold, row)
         return self.reference(row) if gold is None else str(gold)
 
     def _gold_number(self, metric: Metric, row: Row) -> str:
-        rule = self.definition.generate
-        assert rule is not None, self.name
+        rule = _required(self.definition.generate)
         if rule.gold is not None:
             return self._gold(row)
         return answers.found_answer(metric, self.reference(row)) or ""
 
     def _golds(self, row: Row) -> list[str]:
-        rule = self.definition.generate
-        assert rule is not None, self.name
+        rule = _required(self.definition.generate)
         golds = self._value(rule.gold, row)
         golds = [golds] if isinstance(golds, str) else golds
         if not isinstance(golds, list) or not golds or not all(isinstance(gold, str) for gold in golds):
@@ -290,15 +281,13 @@ class Task:
         )
 
     def _tests(self, row: Row) -> tuple[str, ...]:
-        assert self.definition.code is not None, self.name
-        tests = self._value(self.definition.code.tests, row)
+        tests = self._value(_required(self.definition.code).tests, row)
         if not isinstance(tests, list) or not tests or not all(isinstance(test, str) and test for test in tests):
             raise HavocError(f"the tests are {_short(tests)}, expected a list of assert statements")
         return tuple(tests)
 
     def _setup(self, row: Row) -> str:
-        assert self.definition.code is not None, self.name
-        setup = self._value(self.definition.code.setup, row)
+        setup = self._value(_required(self.definition.code).setup, row)
         if setup is not None and not isinstance(setup, str):
             raise HavocError(f"the set-up code is {_short(setup)}, expected text")
         return setup or ""
@@ -313,8 +302,8 @@ class Task:
             self._setup(row)
         elif self.definition.generate is not None:
             self._check_gold(row, reference)
-        elif self.right_choice(row) < len(self._labels(row)):
-            pass
+        else:
+            self._labels(row)
 
     def _check_types(self, row: Row) -> None:
         declared = self.definition.data.columns
@@ -336,11 +325,10 @@ class Task:
         return frozenset() if setup is None else _expression(setup).columns
 
     def _check_gold(self, row: Row, reference: str) -> None:
-        assert self.definition.generate is not None, self.name
-        for metric in self.definition.generate.metrics:
+        for metric in _required(self.definition.generate).metrics:
             if metric.compare == "number" and read_number(self._gold_number(metric, row)) is None:
                 raise HavocError(f"the gold answer {_short(self._gold(row)[-40:])} is no number that can be read")
-            reward = self._judge_one(metric, row, answers.cut(reference, self.stop))
+            reward = self._judge_one(metric, row, cut(reference, self.stop))
             if reward.outcome != "right":
                 raise HavocError(f"its own answer is wrong by the metric {metric.name} ({reward.reason})")
 
@@ -361,6 +349,13 @@ class Task:
 @functools.cache
 def _expression(source: str) -> Expression:
     return Expression(source)
+
+
+def _required(part: Part | None) -> Part:
+    """Return a section that every task of the kind in question has."""
+    if part is None:
+        raise TypeError("a task of another kind")
+    return part
 
 
 def _reward(reason: str) -> Reward:

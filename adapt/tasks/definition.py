@@ -138,7 +138,7 @@ class Data(_Part):
             for other_name, other in shares[place + 1 :]:
                 if split.part == other.part and split.start < other.end and other.start < split.end:
                     raise ValueError(
-                        f"gives {name} and {other_name} the same rows of {split.part!r}: let shares part them"
+                        f"gives {name} and {other_name} the same rows of {split.part!r}: part them by shares"
                     )
         return self
 
@@ -166,9 +166,7 @@ class FewShot(_Part):
     @model_validator(mode="after")
     def _leaks_nothing(self) -> Self:
         if self.split == "gate":
-            raise ValueError(
-                'split = "gate" shows the model solved rows of the test (a leak): take "train" or "search"'
-            )
+            raise ValueError('split = "gate" shows solved rows of the test (a leak): take "train" or "search"')
         if self.rows and self.number > len(self.rows):
             raise ValueError(f"number = {self.number}, and rows holds {len(self.rows)}")
         return self
@@ -294,9 +292,7 @@ class Definition(_Part):
         if self.generate is not None and self.generate.answer is None and self.data.generator is None:
             raise ValueError("the key generate.answer is missing: the template of a right completion")
         if self.prompt.image is not None and self.few_shot.number:
-            raise ValueError(
-                "few_shot: a prompt holds one picture at most, so a task with pictures shows no solved rows"
-            )
+            raise ValueError("few_shot: a prompt holds one picture at most, so a task with pictures shows none solved")
         return self
 
 

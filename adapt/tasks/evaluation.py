@@ -189,12 +189,14 @@ def _choose(scorer: Scorer, task: Task, rows: Sequence[Row]) -> list[_Verdict]:
     requests = [(task.prompt(row), task.choices(row)) for row in rows]
     found = scorer.log_likelihoods(requests)
     _require_answers(task, len(requests), len(found))
-    return [_verdict_of(task, row, choices, items) for row, (_, choices), items in zip(rows, requests, found, strict=True)]
+    return [
+        _verdict_of(task, row, choices, items) for row, (_, choices), items in zip(rows, requests, found, strict=True)
+    ]
 
 
 def _verdict_of(task: Task, row: Row, choices: Sequence[str], found: Sequence[Continuation]) -> _Verdict:
     _require_answers(task, len(choices), len(found))
-    right, num_before = task.right_choice(row), len(task.delimiter)
+    right, num_before = task.right_choice(row), len(_delimiter(task))
     log_p = [item.log_likelihood for item in found]
     if any(math.isnan(value) for value in log_p):
         reason = "a choice's log-likelihood is not a number"
@@ -209,6 +211,11 @@ def _verdict_of(task: Task, row: Row, choices: Sequence[str], found: Sequence[Co
         reason="" if given == right else f"choice {given + 1} is not choice {right + 1}",
         is_cut=any(item.num_dropped for item in found),
     )
+
+
+def _delimiter(task: Task) -> str:
+    """What stands before the text of each choice."""
+    return "" if task.definition.choice is None else task.definition.choice.delimiter
 
 
 def _require_answers(task: Task, num_asked: int, num_given: int) -> None:

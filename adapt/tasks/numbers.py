@@ -17,12 +17,13 @@ _MAX_EXPONENT, _MAX_DIGITS = 300, 300
 
 _COMMAS = r"\d{1,3}(?:,\d{2,3})*,\d{3}"  # 1,234,567 and, as in India, 12,34,567
 _SPACED = "\\d{1,3}(?:[ '\u00a0\u2009\u202f\u2019]\\d{3})+(?!\\d)"
+_GLUED = r"[\d\u00b2\u00b3\u00b9\u2070-\u2079\u00bc-\u00be]"  # digits, superscripts and vulgar fractions
 _NUMBER = re.compile(
     rf"""(?P<sign>[-+]?)[ ]?(?:[{_CURRENCY}][ ]?)?(?P<inner>[-+]?)
     (?P<whole>{_COMMAS}|{_SPACED}|\d+)?(?P<decimals>\.\d+)?
     (?P<exponent>[eE][-+]?\d{{1,4}}(?!\w))?
     (?:[ ]?/[ ]?(?P<below>\d+))?
-    (?P<rest>(?:[/^*_:']\d|[/^]|[.,]\d|[eE]\d|[ \t]+[\d\u00bc-\u00be]|[\d\u00b2\u00b3\u00b9\u2070-\u2079\u00bc-\u00be])?)""",
+    (?P<rest>(?:[/^*_:']\d|[/^]|[.,]\d|[eE]\d|[ \t]+[\d\u00bc-\u00be]|{_GLUED})?)""",
     re.VERBOSE,
 )
 _VULGAR = {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4"}

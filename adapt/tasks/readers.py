@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import datetime
+import datetime as dt
 import decimal
 import hashlib
 import json
@@ -180,7 +180,7 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - what a file holds in, JSON valu
         return {str(name): _plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
-    if isinstance(value, datetime.date | datetime.time | datetime.timedelta | decimal.Decimal):
+    if isinstance(value, dt.date | dt.time | dt.timedelta | decimal.Decimal):
         return str(value)
     return value
 
@@ -259,7 +259,9 @@ def _local(task: Task, data_dir: Path | None) -> LocalFiles:
         raise HavocError(f"{task.name}: its rows are read from {data.path}: give --data DIR{hint}")
     hint = ""
     if data.hub:
-        hint = f"; put there what `hf download {data.hub} --repo-type dataset` gets, or use --online to read it from the hub"
+        hint = (
+            f"; put there what `hf download {data.hub} --repo-type dataset` gets, or read it from the hub by --online"
+        )
     return LocalFiles(next((root for root in roots if root.exists()), roots[0]), data, hint)
 
 

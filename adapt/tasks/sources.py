@@ -117,18 +117,22 @@ def _read(task: Task, split: str, num_rows: int, place: Place, image_side: int) 
             group = group_hash(task, raw)
             if group in taken or not is_in_share(group, rule):
                 continue
-            if (condition := task.must(split, raw)) is not None:
-                raise HavocError(
-                    f"{_named(task, raw)} is a row for which `{condition}` does not hold: the files are mixed up"
-                )
-            row = _with_png(task, raw, image_side)
-            task.check(row)
-            if group in leaked:
-                raise HavocError("is a row of the gate split and stands solved in every prompt (few_shot.rows): a leak")
+            row = _checked(task, split, raw, image_side, is_leaked=group in leaked)
         except HavocError as error:
             raise HavocError(f"{where}: {error}") from error
         found.setdefault(problem_hash(row, task), row)
     return list(found.values())
+
+
+def _checked(task: Task, split: str, raw: Row, image_side: int, *, is_leaked: bool) -> Row:
+    """Return the row as it is given to a model; one that does not belong here, or cannot be judged, is refused."""
+    if is_leaked:
+        raise HavocError("is a row of the gate split and stands solved in every prompt (few_shot.rows): a leak")
+    if (condition := task.must(split, raw)) is not None:
+        raise HavocError(f"{_named(task, raw)} is a row for which `{condition}` does not hold: the files are mixed up")
+    row = _with_png(task, raw, image_side)
+    task.check(row)
+    return row
 
 
 def _named(task: Task, row: Row) -> str:

@@ -49,7 +49,7 @@ def split_rule(task: Task, split: str) -> Split:
     splits = task.definition.data.splits
     if split not in splits:
         raise HavocError(f"{task.name}: its file gives no rows to the {split} split, only to {', '.join(splits)}")
-    return splits[split]  # type: ignore[index] # it is one of them
+    return splits[split]
 
 
 def row_columns(task: Task) -> tuple[str, ...]:

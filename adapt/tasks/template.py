@@ -1,6 +1,6 @@
-"""Jinja templates and expressions of task files, in a sandbox: they see one row's columns and nothing else.
+r"""Jinja templates and expressions of task files, in a sandbox: they see one row's columns and nothing else.
 
-    Template("Question: {{ question }}\\nAnswer:").render(row)       text
+    Template("Question: {{ question }}\nAnswer:").render(row)       text
     Expression("choices.text").value(row)                           any plain value
 
 What a task file says may come from anywhere, so it cannot run code (Jinja's immutable sandbox: no attribute with an
@@ -87,12 +87,12 @@ class Template(_Compiled):
             for part in self._template.generate(row):
                 num_chars += len(part)
                 if num_chars > MAX_CHARS:
-                    raise HavocError(f"{_shown(self.source)} makes more than {MAX_CHARS} characters of one row")
+                    break
                 parts.append(part)
-        except HavocError:
-            raise
         except Exception as error:  # whatever a filter raises on what a row holds
             raise self._failed(error) from error
+        if num_chars > MAX_CHARS:
+            raise HavocError(f"{_shown(self.source)} makes more than {MAX_CHARS} characters of one row")
         return "".join(parts)
 
 

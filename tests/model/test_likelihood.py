@@ -109,9 +109,7 @@ def test_batches_hold_what_fits_and_every_row_once(tokenizer: Tokenizer) -> None
     """Rows of like length stand together, and one that fits nowhere stands alone."""
     texts = ["the " * num for num in (1, 9, 2, 30, 2, 8)]
     rows = encode_requests(tokenizer, [(Question(text), [" fox"]) for text in texts], max_tokens=400)
-    found = list(
-        batches(rows, lambda batch: len(batch) * batch[0].num_tokens <= 30, length=lambda row: row.num_tokens)
-    )
+    found = list(batches(rows, lambda batch: len(batch) * batch[0].num_tokens <= 30, length=lambda row: row.num_tokens))
     assert sorted(row.places for batch in found for row in batch) == sorted(row.places for row in rows)
     assert all(len(batch) == 1 or len(batch) * batch[0].num_tokens <= 30 for batch in found)
     assert 1 < len(found) < len(rows)
