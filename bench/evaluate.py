@@ -32,7 +32,7 @@ class Evaluation:
     notes: tuple[str, ...] = ()
 
     def document(self) -> dict[str, dict[str, Any]]:
-        """Plain JSON values: the counts and hashes of each task, and 95 % intervals of it and of each of its metrics."""
+        """Plain JSON values: counts and hashes of each task, and 95 % intervals of it and of each of its metrics."""
         return {name: _document(found) for name, found in self.tasks.items()}
 
 
@@ -100,11 +100,11 @@ def _notes(
 def _document(found: DomainAccuracy) -> dict[str, Any]:
     document = found.model_dump(mode="json")
     document |= _ends(found.num_right, found.num_rows)
-    for counts in document["metrics"].values():
-        counts |= _ends(counts["num_right"], counts["num_rows"])
+    for name, counts in found.metrics.items():
+        document["metrics"][name] |= _ends(counts.num_right, counts.num_rows)
     return document
 
 
-def _ends(num_right: int, num_rows: int) -> dict[str, float]:
+def _ends(num_right: int, num_rows: int) -> dict[str, float | None]:
     share = share_bounds(num_right, num_rows, confidence=TWO_SIDED)
     return {"low": share.low, "high": share.high}

@@ -10,7 +10,6 @@ import functools
 import json
 import os
 import subprocess
-import sys
 import sysconfig
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,12 +39,28 @@ CHATML = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-SOUNDS = dict(
-    dog="barks at the gate", cat="meows", cow="moos in the field", duck="quacks", lion="roars out loud", bee="buzzes",
-    owl="hoots at night", pig="grunts", horse="neighs", sheep="bleats on the hill", snake="hisses", crow="caws",
-    frog="croaks by the pond", wolf="howls", mouse="squeaks", hen="clucks in the yard", bear="growls", goat="baas",
-    dove="coos on the roof", donkey="brays",
-)  # fmt: skip
+SOUNDS = {
+    "dog": "barks at the gate",
+    "cat": "meows",
+    "cow": "moos in the field",
+    "duck": "quacks",
+    "lion": "roars out loud",
+    "bee": "buzzes",
+    "owl": "hoots at night",
+    "pig": "grunts",
+    "horse": "neighs",
+    "sheep": "bleats on the hill",
+    "snake": "hisses",
+    "crow": "caws",
+    "frog": "croaks by the pond",
+    "wolf": "howls",
+    "mouse": "squeaks",
+    "hen": "clucks in the yard",
+    "bear": "growls",
+    "goat": "baas",
+    "dove": "coos on the roof",
+    "donkey": "brays",
+}
 
 CHOICE = """
 name = "sounds"

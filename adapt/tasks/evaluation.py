@@ -1,8 +1,9 @@
 """Score a model on a task, and say how sure a share of right rows is.
 
 `score` is the one loop that asks and judges: for `eval` of a base or an artifact, for a record, in training, in the
-search and for the gate's table. A task of kind `choice` takes the likeliest choice, as lm-evaluation-harness does: the
-first of equally likely ones, by the log-likelihood of its tokens (acc) or that over its number of characters (acc_norm).
+search and for the gate's table. A task of kind `choice` takes the likeliest choice, the first of equally likely ones,
+as lm-evaluation-harness does: by the log-likelihood of its tokens (acc), or by that over its number of characters
+(acc_norm).
 
 Intervals are Clopper and Pearson's exact ones (Biometrika 26, 1934, 404-413), from the beta distribution: with k of n
 right, the lower end is the alpha quantile of Beta(k, n - k + 1), the upper the 1 - alpha one of Beta(k + 1, n - k).
