@@ -58,6 +58,7 @@ def run_accuracy(
     few_shot: int | None = None,
     may_be_fewer: bool = False,
     max_new_tokens: int | None = None,
+    is_chat: bool = True,
     provider: str | None = None,
     num_threads: int | None = None,
     progress: Progress = SILENT,
@@ -88,6 +89,7 @@ def run_accuracy(
         "online": online,
         "may_be_fewer": may_be_fewer,
         "max_new_tokens": max_new_tokens,
+        "is_chat": is_chat,
     }
     with progress.stage("score", (num_rows or 1000) * len(tasks or DOMAINS), unit="rows") as stage:
         result = run_worker(request, timeout_s=_TIMEOUT_S, listen=_announcer(stage))
@@ -170,9 +172,15 @@ def score_here(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) 
     """Do the scoring in this process, which is the child: plain JSON values out."""
     from ..export.session import DecoderSession
 
-    session = DecoderSession.open(request["artifact"], provider=request["provider"], num_threads=request["num_threads"])
+    session = DecoderSession.open(
+        request["artifact"],
+        provider=request["provider"],
+        num_threads=request["num_threads"],
+        is_chat=request["is_chat"],
+    )
     data_dir = None if request["data_dir"] is None else Path(request["data_dir"])
-    rows_asked = {**request, "data_dir": data_dir}
+    has_template = session.tokenizer is not None and session.tokenizer.chat is not None
+    rows_asked = {**request, "data_dir": data_dir, "has_template": has_template}
     found = {}
     for task in tasks_asked(rows_asked, can_see=session.config.vision is not None):
 
@@ -215,6 +223,7 @@ def score_task(
         "metric": task.metric,
         "metrics": {name: {"num_right": sum(right), "num_rows": len(some)} for name, right in scores.right_by.items()},
         "few_shot": task.num_few_shot,
+        "chat": asked["has_template"],
         "task_sha256": task.sha256,
         "data_sha256": data_hash(task, split, **where),
     }

@@ -150,6 +150,7 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
             data_dir=args.data,
             online=args.online,
             may_be_fewer=True,
+            is_chat=args.is_chat,
             progress=progress,
         )
     except HavocError as error:
@@ -326,6 +327,7 @@ def handle_eval(args: argparse.Namespace) -> int:
         few_shot=args.few_shot,
         data_dir=args.data,
         online=args.online,
+        is_chat=args.is_chat,
         progress=_progress(args),
     )
     document = found.document()
@@ -344,7 +346,8 @@ def _accuracy_cells(task: str, row: dict[str, Any]) -> list[list[str]]:
     names = sorted(row["metrics"], key=lambda name: name != row["metric"])
     shots = f"{row['few_shot']}-shot" if row["few_shot"] else ""
     failed = count(row["num_failed"], "judge") + " failed" if row["num_failed"] else ""
-    remarks = ", ".join(filter(None, (shots, failed)))
+    chat = "chat template" if row["chat"] else ""
+    remarks = ", ".join(filter(None, (chat, shots, failed)))
     return [
         [
             "" if place else task,
