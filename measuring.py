@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from .progress import Progress
 
 _NORMAL_95 = 1.959964
-_BATCH_SIZE = 128
 
 
 def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert]) -> SearchSettings:
@@ -58,6 +57,7 @@ def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert]) -> Se
             "num_validation_rows": recipe.experts.num_validation_rows,
             "max_new_tokens": recipe.experts.max_new_tokens,
             "tasks": {task.name: task.sha256 for task in tasks},
+            "chat": recipe.model.chat,
             "data": recipe.data.model_dump(mode="json"),
             "device": identify_cpu().model_dump(mode="json"),
             "onnxruntime": onnxruntime.__version__,
@@ -126,13 +126,7 @@ class BenchMeasurer:
 
 def answers_of(session: DecoderSession, task: Task, rows: Sequence[Row], recipe: Recipe) -> tuple[bool, ...]:
     """Whether `session` answers each row right; a judge that failed on any of them is a `MeasurementError`."""
-    scores = score(
-        lambda prompts: session.generate_text(
-            prompts, max_new_tokens=recipe.experts.max_new_tokens or task.max_new_tokens, batch_size=_BATCH_SIZE
-        ),
-        task,
-        rows,
-    )
+    scores = score(session, task, rows, max_new_tokens=recipe.experts.max_new_tokens)
     if scores.failed:
         reason = scores.reasons[scores.failed_rows[0]]
         msg = f"{task.name}: the judge failed on {scores.failed} of {len(rows)} rows ({reason}); they say nothing"

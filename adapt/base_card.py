@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import storage
-from ..model.generation import generate_text
+from ..model.scorer import TorchScorer
 from ..progress import SILENT, Progress
 from .tasks import sources
 from .tasks.evaluation import score
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from ..model.tokenizer import Tokenizer
     from ..model.transformer import HavocModel
-
-_MAX_NEW_TOKENS = 80
 
 
 def write_base(
@@ -44,11 +42,8 @@ def search_accuracy(
     found = {}
     with progress.stage("accuracy of the base", len(DOMAINS)) as stage:
         for domain in DOMAINS:
-            scores = score(
-                lambda prompts: generate_text(model, tokenizer, prompts, max_new_tokens=_MAX_NEW_TOKENS),
-                load_task(domain),
-                sources.rows(domain, "search", num_rows),
-            )
+            task = load_task(domain)
+            scores = score(TorchScorer(model, tokenizer), task, sources.rows(task, "search", num_rows))
             low, high = scores.accuracy.interval()
             found[domain] = {
                 "num_right": scores.accuracy.num_right,

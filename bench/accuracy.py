@@ -8,7 +8,7 @@ The gate counts a row that the judge could not decide as wrong, so such rows sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,12 +24,11 @@ from .subject import identify_subject
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ..adapt.tasks.evaluation import Scorer, Scores
     from ..adapt.tasks.task import Task
     from ..progress import Progress, Stage
     from .record import Record
 
-BATCH_SIZE = 64
-_CHUNK_ROWS = 4 * BATCH_SIZE
 _TIMEOUT_S = 24 * 3600.0
 
 
@@ -37,12 +36,14 @@ _TIMEOUT_S = 24 * 3600.0
 class AccuracyRun:
     """Accuracy of one artifact: counts for the record, and which rows were right, for paired comparison.
 
-    `files` are the artifact's hashes; `right[task]` is in the order of the rows that `rows_sha256` names.
+    `files` are the artifact's hashes; `right[task]` is in the order of the rows that `rows_sha256` names;
+    `num_cut[task]` prompts lost their beginning because they were longer than the model's context.
     """
 
     files: dict[str, str]
     tasks: dict[str, DomainAccuracy]
     right: dict[str, tuple[bool, ...]]
+    num_cut: dict[str, int] = field(default_factory=dict)
 
 
 def run_accuracy(
@@ -57,6 +58,7 @@ def run_accuracy(
     few_shot: int | None = None,
     may_be_fewer: bool = False,
     max_new_tokens: int | None = None,
+    is_chat: bool = True,
     provider: str | None = None,
     num_threads: int | None = None,
     progress: Progress = SILENT,
@@ -87,12 +89,13 @@ def run_accuracy(
         "online": online,
         "may_be_fewer": may_be_fewer,
         "max_new_tokens": max_new_tokens,
+        "is_chat": is_chat,
     }
     with progress.stage("score", (num_rows or 1000) * len(tasks or DOMAINS), unit="rows") as stage:
         result = run_worker(request, timeout_s=_TIMEOUT_S, listen=_announcer(stage))
     found = {task: DomainAccuracy.model_validate(counts, strict=False) for task, counts in result["tasks"].items()}
     right = {task: tuple(letter == "1" for letter in letters) for task, letters in result["right"].items()}
-    return AccuracyRun(files=subject.files, tasks=found, right=right)
+    return AccuracyRun(files=subject.files, tasks=found, right=right, num_cut=result["num_cut"])
 
 
 def _found_from_anywhere(task: str) -> str:
@@ -142,6 +145,15 @@ def fewer_rows(num_rows: Mapping[str, int], num_asked: int) -> list[str]:
     return [f"{task}: {there} rows, {num_asked} asked" for task, there in num_rows.items() if there < num_asked]
 
 
+def cut_prompts(num_cut: Mapping[str, int]) -> list[str]:
+    """Say of each task with prompts longer than the context how many lost their beginning."""
+    return [
+        f"{task}: {num} prompts were longer than the model's context and lost their beginning"
+        for task, num in num_cut.items()
+        if num
+    ]
+
+
 def _announcer(stage: Stage) -> Callable[[dict[str, Any]], None]:
     def listen(event: dict[str, Any]) -> None:
         stage.advance(event["num_rows"], note=event["task"])
@@ -158,44 +170,61 @@ def add_accuracy(record: Record, run: AccuracyRun) -> Record:
 
 def score_here(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Do the scoring in this process, which is the child: plain JSON values out."""
-    from ..adapt.tasks.evaluation import score
-    from ..adapt.tasks.sources import rows, rows_hash
-    from ..adapt.tasks.task import Prompt
     from ..export.session import DecoderSession
 
-    session = DecoderSession.open(request["artifact"], provider=request["provider"], num_threads=request["num_threads"])
-    can_see = session.config.vision is not None
+    session = DecoderSession.open(
+        request["artifact"],
+        provider=request["provider"],
+        num_threads=request["num_threads"],
+        is_chat=request["is_chat"],
+    )
     data_dir = None if request["data_dir"] is None else Path(request["data_dir"])
-    picked = {"data_dir": data_dir, "online": request["online"]}
-    counts, letters = {}, {}
-    for task in tasks_to_score(request["tasks"], can_see=can_see, few_shot=request["few_shot"], **picked):
-        some_rows = rows(
-            task,
-            request["split"],
-            request["num_rows"] or task.num_rows,
-            seed=request["seed"],
-            may_be_fewer=request["may_be_fewer"],
-            **picked,
-        )
-        max_new_tokens = request["max_new_tokens"] or task.max_new_tokens
+    has_template = session.tokenizer is not None and session.tokenizer.chat is not None
+    rows_asked = {**request, "data_dir": data_dir, "has_template": has_template}
+    found = {}
+    for task in tasks_asked(rows_asked, can_see=session.config.vision is not None):
 
-        def generate(prompts: Sequence[Prompt], name: str = task.name, num: int = max_new_tokens) -> list[str]:
-            texts: list[str] = []
-            for start in range(0, len(prompts), _CHUNK_ROWS):
-                chunk = prompts[start : start + _CHUNK_ROWS]
-                texts += session.generate_text(chunk, max_new_tokens=num, batch_size=BATCH_SIZE)
-                emit({"event": "progress", "task": name, "num_rows": len(chunk)})
-            return texts
+        def advance(num_rows: int, name: str = task.name) -> None:
+            emit({"event": "progress", "task": name, "num_rows": num_rows})
 
-        scores = score(generate, task, some_rows)
-        counts[task.name] = {
-            "num_right": sum(scores.right),
-            "num_rows": len(scores.right),
-            "num_failed": scores.failed,
-            "split": request["split"],
-            "rows_sha256": rows_hash(some_rows),
-            "source": task.dataset,
-            "seed": request["seed"],
-        }
-        letters[task.name] = "".join("01"[is_right] for is_right in scores.right)
-    return {"tasks": counts, "right": letters}
+        found[task.name] = score_task(session, task, rows_asked, advance)
+    return {
+        "tasks": {name: counts for name, (counts, _) in found.items()},
+        "right": {name: "".join("01"[is_right] for is_right in scores.right) for name, (_, scores) in found.items()},
+        "num_cut": {name: scores.num_cut for name, (_, scores) in found.items()},
+    }
+
+
+def tasks_asked(asked: dict[str, Any], *, can_see: bool) -> tuple[Task, ...]:
+    """Load the tasks of what was asked, see `tasks_to_score`."""
+    where = {name: asked[name] for name in ("data_dir", "online", "few_shot")}
+    return tasks_to_score(asked["tasks"], can_see=can_see, **where)
+
+
+def score_task(
+    scorer: Scorer, task: Task, asked: dict[str, Any], advance: Callable[[int], None]
+) -> tuple[dict[str, Any], Scores]:
+    """Score one task on the rows asked: the fields of its `DomainAccuracy`, and the verdict of every row."""
+    from ..adapt.tasks.evaluation import score
+    from ..adapt.tasks.sources import data_hash, rows, rows_hash
+
+    split, where = asked["split"], {"data_dir": asked["data_dir"], "online": asked["online"]}
+    num_rows = asked["num_rows"] or task.num_rows
+    some = rows(task, split, num_rows, seed=asked["seed"], may_be_fewer=asked["may_be_fewer"], **where)
+    scores = score(scorer, task, some, max_new_tokens=asked["max_new_tokens"], advance=advance)
+    counts = {
+        "num_right": sum(scores.right),
+        "num_rows": len(some),
+        "num_failed": scores.failed,
+        "split": split,
+        "rows_sha256": rows_hash(some),
+        "source": task.dataset,
+        "seed": asked["seed"],
+        "metric": task.metric,
+        "metrics": {name: {"num_right": sum(right), "num_rows": len(some)} for name, right in scores.right_by.items()},
+        "few_shot": task.num_few_shot,
+        "chat": asked["has_template"],
+        "task_sha256": task.sha256,
+        "data_sha256": data_hash(task, split, **where),
+    }
+    return counts, scores

@@ -24,11 +24,6 @@ _MAX_CODE_LINES = 400
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[ \t]*$", re.MULTILINE)
 
 
-def cut(text: str, stop: Sequence[str]) -> str:
-    """Return `text` up to the first of the stop strings."""
-    return text[: min((place for word in stop if (place := text.find(word)) >= 0), default=len(text))]
-
-
 def found_answer(metric: Metric, text: str) -> str | None:
     """Return the part of `text` that the metric's rule takes for the answer; None where it finds none."""
     if metric.extract is None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import HavocError
+from ...model.stopping import cut
 from ...storage import sha256_json
 from . import answers, assertions
 from .numbers import read_number
@@ -234,7 +235,7 @@ class Task:
 
     def judge_all(self, pairs: Sequence[tuple[Row, str]]) -> list[dict[str, Reward]]:
         """Judge completions by every metric of a task of kind `generate` or `code`."""
-        pairs = [(row, answers.cut(text, self.stop)) for row, text in pairs]
+        pairs = [(row, cut(text, self.stop)) for row, text in pairs]
         if self.definition.code is not None:
             return [{"pass": reward} for reward in self._run(pairs)]
         metrics = _required(self.definition.generate).metrics
@@ -242,7 +243,7 @@ class Task:
 
     def _judge_choice(self, row: Row, text: str) -> Reward:
         texts, labels = self._texts(row), self._labels(row)
-        said = answers.cut(text.lstrip(), self.stop)
+        said = cut(text.lstrip(), self.stop)
         return _reward(answers.why_choice_is_wrong(said, self.right_choice(row), labels, texts, needs_cue=False))
 
     def _judge_one(self, metric: Metric, row: Row, text: str) -> Reward:
@@ -328,7 +329,7 @@ class Task:
         for metric in _required(self.definition.generate).metrics:
             if metric.compare == "number" and read_number(self._gold_number(metric, row)) is None:
                 raise HavocError(f"the gold answer {_short(self._gold(row)[-40:])} is no number that can be read")
-            reward = self._judge_one(metric, row, answers.cut(reference, self.stop))
+            reward = self._judge_one(metric, row, cut(reference, self.stop))
             if reward.outcome != "right":
                 raise HavocError(f"its own answer is wrong by the metric {metric.name} ({reward.reason})")
 
