@@ -5,6 +5,7 @@
 #   make lint     ruff: rules and format
 #   make types    mypy --strict
 #   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=README.md puts the table there)
+#   make results  docs/results.md: the score tables, written from the records under reports/
 #   make fmt      let ruff mend what it can
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
 
@@ -13,7 +14,7 @@ BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 
-.PHONY: help demo test lint types bench fmt genai
+.PHONY: help demo test lint types bench results fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +37,9 @@ types: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/pytest tests/perf --benchmark-only --benchmark-columns=median,iqr,rounds $(if $(TABLE),--perf-table=$(TABLE))
+
+results: .venv/dev
+	$(BIN)/python -m havoc_core.bench.results reports docs/results.md
 
 fmt: .venv/dev
 	$(BIN)/ruff check --fix
