@@ -19,7 +19,6 @@ from ..errors import HavocError
 from .figures import DASH, measured, show, unit_of
 from .gate import judge
 from .record import Record, load_record
-from .report import FRONT, RECORD, SCORES
 from .searched import read_front, read_scores, why_not_its_scores
 from .targets import load_target
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from ..config import Recipe
     from .searched import Margin, Score, ScoreRow, Scores
 
-RECIPE = "recipe.toml"
+RECIPE, SCORES, RECORD, FRONT = "recipe.toml", "scores.json", "record.json", "front.json"
 _HEAD = """# Results
 
 Every number on this page comes from a record under `reports/`; `make results` writes the page again.
