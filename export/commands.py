@@ -11,8 +11,8 @@ from ..adapt.tasks.task import DOMAINS
 from ..errors import HavocError, printable
 from ..model.structure import Structure
 from ..progress import make_progress
-from .card import cost_sentence
 from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
+from .card import cost_sentence
 from .options import DEFAULT_OPTIONS, GraphOptions, choose_dialect, options_of
 
 if TYPE_CHECKING:

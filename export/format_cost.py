@@ -198,4 +198,5 @@ def block_error(stored: Tensor, exact: Tensor) -> float:
 def _block_sizes(x_NK: Tensor) -> Tensor:
     """Root mean square of every block [N, B]."""
     padding = -x_NK.shape[1] % _BLOCK
-    return torch.nn.functional.pad(x_NK, (0, padding)).unflatten(1, (-1, _BLOCK)).square().mean(2).sqrt()
+    sizes_NB: Tensor = torch.nn.functional.pad(x_NK, (0, padding)).unflatten(1, (-1, _BLOCK)).square().mean(2).sqrt()
+    return sizes_NB

@@ -112,9 +112,9 @@ def export_artifact(
 
     Without experts the base itself is exported. `basis` saves computing it again. With a `signer` the artifact is
     signed before it appears. `calibration` is the text that the format's cost is measured on, in place of the bundled
-    one. An existing artifact at `out` is replaced when the new one is whole. Raises
-    `MeasurementError` when the graph does not compute what the weights say, `HavocError` for anything wrong with the input or the
-    disk; nothing is left behind then.
+    one. An existing artifact at `out` is replaced when the new one is whole. Raises `MeasurementError` when the graph
+    does not compute what the weights say, `HavocError` for anything wrong with the input or the disk; nothing is left
+    behind then.
     """
     source = open_source(base)
     structure = structure or Structure()

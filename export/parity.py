@@ -1,4 +1,4 @@
-"""Does the exported graph compute what its stored weights say, on every way the graph is used?
+"""Whether the exported graph computes what its stored weights say, on every way the graph is used.
 
     N real positions, B batch, T tokens, V vocab
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
+
     from .past import Past
     from .probe import Probe
     from .session import DecoderSession
@@ -61,9 +62,7 @@ class ParityCase:
     @property
     def ratio(self) -> float:
         """The graph's error in units of torch's: the larger of root mean square and worst position."""
-        return max(
-            self.error / max(self.torch_error, FLOOR), self.worst_error / max(self.torch_worst_error, FLOOR)
-        )
+        return max(self.error / max(self.torch_error, FLOOR), self.worst_error / max(self.torch_worst_error, FLOOR))
 
     def to_json(self) -> dict[str, Any]:
         """The document kept in the manifest."""
@@ -95,8 +94,8 @@ class Reference:
     """
 
     probe: Probe
-    logits_NV: NDArray[np.float64]
-    place_BT: NDArray[np.int64]
+    logits_NV: NDArray[np.float64]  # noqa: N815 - a shape suffix
+    place_BT: NDArray[np.int64]  # noqa: N815
     spread: float
     errors: Mapping[str, NDArray[np.float64]]
 
@@ -140,7 +139,6 @@ def compare(
             cases.append(case)
             stage.advance(note=f"{name}: {case.ratio:.2g} times torch's error")
     return cases
-
 
 
 def _runs(

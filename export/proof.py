@@ -14,7 +14,7 @@ from ..progress import SILENT, Progress
 from .format_cost import MAX_BLOCK_ERROR, CheckedFold, FormatCost, measure_cost, read_fold, windows_of
 from .parity import ParityReport, compare, read_reference
 from .probe import fingerprint, text_probe
-from .reference import FP32, Arithmetic, StreamedModel, fp16_activations, int8_products
+from .reference import FP32, StreamedModel, fp16_activations, int8_products
 from .session import DECODER, DecoderSession
 from .variant import rounds_activations, with_all_logits, with_exact_products
 

@@ -57,7 +57,7 @@ def int8_products(block_size: int) -> Arithmetic:
 
 
 class _HalfResults(TorchFunctionMode):
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401, ARG002
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         result = function(*args, **(kwargs or {}))
         if isinstance(result, Tensor) and result.dtype == torch.float32 and function is not Tensor.to:
             return result.to(torch.float16).to(torch.float32)
@@ -69,7 +69,7 @@ class _Int8Factors(TorchFunctionMode):
         super().__init__()
         self._block_size = block_size
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401, ARG002
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
         if function is F.linear or function is torch.ops.mkldnn._linear_pointwise:  # noqa: SLF001 - model.linear's
             args = (_rounded_to_int8(args[0], self._block_size), *args[1:])
         return function(*args, **(kwargs or {}))
@@ -80,7 +80,8 @@ def _rounded_to_int8(x: Tensor, block_size: int) -> Tensor:
     blocks = F.pad(x, (0, -num_columns % block_size)).unflatten(-1, (-1, block_size))
     scale = blocks.abs().amax(-1, keepdim=True) / _INT8_STEPS
     steps = (blocks / scale.clamp(min=torch.finfo(x.dtype).tiny)).round()
-    return (steps * scale).flatten(-2)[..., :num_columns]
+    rounded: Tensor = (steps * scale).flatten(-2)[..., :num_columns]
+    return rounded
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ class StreamedModel:
     def __init__(
         self, config: HavocConfig, tensors: Mapping[str, Tensor], *, on_layer: Callable[[], object] = lambda: None
     ) -> None:
-        """Keep what is read from; each tensor is asked for once a pass (a tied table twice), `on_layer` ends a layer."""
+        """Each tensor is asked for once a pass, a tied table twice; `on_layer` is called behind every layer."""
         self._config, self._tensors, self._on_layer = config, tensors, on_layer
 
     @torch.inference_mode()

@@ -49,7 +49,8 @@ def open_graph(
 ) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
     """Open one graph; also return the values that alias `weights`, which must live as long as the session.
 
-    A graph in memory finds its data file in `data_folder`. `profile` begins the name of the file to which every node's time and memory are written while it is set.
+    A graph in memory finds its data file in `data_folder`. `profile` begins the name of the file to which every node's
+    time and memory are written while it is set.
     A graph that does not load is a `HavocError`; one that would run on another provider an `IdentityError`.
     """
     options = ort.SessionOptions()

@@ -52,8 +52,8 @@ def read_sample(config: HavocConfig, tokenizer: Tokenizer | None, *, file: Path 
         if file is not None:
             msg = f"--calibration {file}: the base has no tokenizer.json, so no text can be read; leave the option out"
             raise HavocError(msg)
-        ids = np.random.default_rng(20).integers(0, config.vocab_size, _RANDOM_TOKENS)
-        return Sample(token_ids=_without_images(ids.tolist(), config), name="random ids", text_sha256=None)
+        drawn = np.random.default_rng(20).integers(0, config.vocab_size, _RANDOM_TOKENS)
+        return Sample(token_ids=_without_images(drawn.tolist(), config), name="random ids", text_sha256=None)
     content = _read(file or BUNDLED)
     try:
         text = content.decode("utf-8")

@@ -56,10 +56,10 @@ class DecoderSession:
     ) -> None:
         """Open `graphs` by file name; see `open` for the usual way. `options` are those the graphs were built with.
 
-        Graphs in memory find their data file in `data_folder`.
-        `weights` gives initializers by graph and name, in the graph's dtype and shape. They replace the ones in the
-        data file and are not copied before the runtime packs them. Without `packs_weights` the runtime computes with
-        the mapped file alone: it holds no second copy in its own order, and quantized products are slow.
+        Graphs in memory find their data file in `data_folder`. `weights` gives initializers by graph and name, in the
+        graph's dtype and shape. They replace the ones in the data file and are not copied before the runtime packs
+        them. Without `packs_weights` the runtime computes with the mapped file alone: it holds no second copy in its
+        own order, and quantized products are slow.
         """
         require_provider(provider)
         self.config = config

@@ -27,7 +27,7 @@ def with_all_logits(graph: bytes) -> bytes:
     _drop_unread(model.graph)
     (logits,) = [output for output in model.graph.output if output.name == "logits"]
     logits.type.tensor_type.shape.dim[1].dim_param = "sequence"
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def with_exact_products(graph: bytes) -> bytes:
@@ -38,7 +38,7 @@ def with_exact_products(graph: bytes) -> bytes:
             for attribute in node.attribute:
                 if attribute.name == "accuracy_level":
                     attribute.i = 0
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def rounds_activations(graph: bytes) -> bool:
