@@ -79,7 +79,9 @@ def handle_export(args: argparse.Namespace) -> int:
 def _structure(args: argparse.Namespace) -> Structure:
     """The structure that is asked for; what cannot be, or not with `--to hf`, is refused before a base is opened."""
     quantizer = args.quantizer.replace("-", "_")
-    structure = Structure(args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank)
+    structure = Structure(
+        args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank, args.compute
+    )
     if args.to == "hf" and structure not in (Structure(), Structure("fp16")):
         msg = f"--to hf stores whole fp32 or fp16 weights, not {structure.description}"
         raise HavocError(msg)

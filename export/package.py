@@ -38,7 +38,7 @@ from .options import DEFAULT_OPTIONS, GraphOptions
 from .proof import Proof, prove
 from .sample import read_sample
 from .source import Source, open_source
-from .tape import CPU_ACCURACY_LEVELS
+from .tape import ACCURACY_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -303,11 +303,7 @@ def _manifest(
 
 def graph_fields(config: HavocConfig, structure: Structure, options: GraphOptions) -> dict[str, Any]:
     """What a manifest says about the graph; `options` are fitted to the model's context."""
-    level = (
-        {"accuracy_level": CPU_ACCURACY_LEVELS[structure.weight_format]}
-        if structure.is_quantized and structure.activation_dtype == "fp32"
-        else {}
-    )
+    level = {"accuracy_level": ACCURACY_LEVELS[structure.compute]} if structure.has_compute else {}
     return {
         **options.to_json(),
         "opset": options.opset,
