@@ -21,6 +21,7 @@ DOMAINS = ("math", "code", "reasoning", "vision")
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
 ACTIVATION_DTYPES = ("fp32", "fp16")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+COMPUTES = ("fp32", "int8")
 QUANTIZERS = ("rtn", "hqq", "k-quant")
 RULES = ("delta", "literal", "renorm")
 DIALECTS = ("standard", "contrib", "auto")
@@ -140,6 +141,8 @@ def _add_blocks(parser: Parser) -> None:
     parser.add_argument("--asymmetric", action="store_true", help="give each block a zero point of its own")
     quantizer_help = "how a block's scale is chosen; hqq and k-quant need --asymmetric (default: rtn)"
     parser.add_argument("--quantizer", choices=QUANTIZERS, default="rtn", help=quantizer_help)
+    compute_help = "what activations are rounded to in products with int8 and int4 (default: auto, int8)"
+    parser.add_argument("--compute", choices=("auto", *COMPUTES), default="auto", help=compute_help)
     rank_help = "share of each projection's rank to keep, as two factors where they are smaller (default: 1)"
     parser.add_argument("--rank", type=float, default=1.0, metavar="F", help=rank_help)
 

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -82,12 +83,15 @@ def handle_search(args: argparse.Namespace) -> int:
 def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Progress) -> list[tuple[str, Judgement]]:
     """Carry `recipe` out in the folder `out`; return each target's name and judgement."""
     from .bench.report import write_report
+    from .export.options import require_heads
     from .model.checkpoint import load_base
 
     require_inputs(recipe)
     if not (out / "record.json").exists():
         require_rows(recipe)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+    if recipe.export.dialect == "contrib":
+        require_heads(base.config.attention.head_dim)
     with storage.only_writer(out):
         claim_folder(recipe, out)
         basis, experts = train_experts(recipe, base, out, progress)
@@ -215,6 +219,7 @@ def export_mixture(
     progress: Progress,
 ) -> Path:
     """Fold the chosen mixture and write the artifact, unless it is there already."""
+    from .export.options import GraphOptions
     from .export.package import export_artifact
     from .model.structure import Structure
 
@@ -225,6 +230,8 @@ def export_mixture(
     structure = candidate.structure
     if recipe.export.weights is not None:
         structure = Structure.named(recipe.export.weights, structure.activation_dtype)
+    if recipe.export.compute != "auto":
+        structure = replace(structure, compute=recipe.export.compute)
     return export_artifact(
         base,
         artifact,
@@ -232,6 +239,7 @@ def export_mixture(
         alpha=candidate.alpha,
         rule=recipe.search.rule,
         structure=structure,
+        options=GraphOptions(dialect=recipe.export.dialect),
         basis=basis,
         progress=progress,
     )

@@ -69,6 +69,7 @@ class ArtifactManifest:
     num_parameters: int
     fingerprint: dict[str, Any]
     parity: dict[str, Any]
+    format_cost: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The document that `read_manifest` reads back."""
@@ -83,6 +84,7 @@ class ArtifactManifest:
             "num_parameters": self.num_parameters,
             "fingerprint": self.fingerprint,
             "parity": self.parity,
+            **({} if self.format_cost is None else {"format_cost": self.format_cost}),
             "files": {
                 name: {"sha256": file.sha256, "num_bytes": file.num_bytes} for name, file in sorted(self.files.items())
             },
@@ -128,6 +130,7 @@ def _parse(document: dict[str, Any]) -> ArtifactManifest:
         num_parameters=_count(document["num_parameters"]),
         fingerprint=_typed(document["fingerprint"], dict),
         parity=_typed(document["parity"], dict),
+        format_cost=_typed(document["format_cost"], dict) if "format_cost" in document else None,
     )
     if set(manifest.alpha) != set(manifest.expert_hashes):
         msg = "alpha and expert_hashes name different domains"

@@ -12,6 +12,7 @@ from ..errors import HavocError, printable
 from ..model.structure import Structure
 from ..progress import make_progress
 from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
+from .card import cost_sentence
 from .options import DEFAULT_OPTIONS, GraphOptions, choose_dialect, options_of
 
 if TYPE_CHECKING:
@@ -78,7 +79,9 @@ def handle_export(args: argparse.Namespace) -> int:
 def _structure(args: argparse.Namespace) -> Structure:
     """The structure that is asked for; what cannot be, or not with `--to hf`, is refused before a base is opened."""
     quantizer = args.quantizer.replace("-", "_")
-    structure = Structure(args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank)
+    structure = Structure(
+        args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank, args.compute
+    )
     if args.to == "hf" and structure not in (Structure(), Structure("fp16")):
         msg = f"--to hf stores whole fp32 or fp16 weights, not {structure.description}"
         raise HavocError(msg)
@@ -132,9 +135,8 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
     mixture = ", ".join(f"{printable(domain)} {weight:g}" for domain, weight in manifest.alpha.items())
     structure = Structure.from_fields(manifest.structure)
     factored = f", {manifest.graph['factored']} as two factors" if "factored" in manifest.graph else ""
-    worst = max(case["max_abs_diff"] for case in manifest.parity["cases"])
-    drift = manifest.parity["format_drift"]
-    moved = f"moves logits by {drift['mean_relative_diff']:.1e} of their spread"
+    cases = manifest.parity["cases"]
+    worst = max(case["ratio"] for case in cases)
     kind = " (random weights)" if manifest.has_random_weights else ""
     return [
         f"artifact    {out}",
@@ -143,8 +145,8 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
         f"structure   {structure.description}{factored}",
         f"graph       {options_of(manifest).description}, opset {manifest.graph['opset']}",
         f"size        {manifest.num_parameters:,} parameters, {num_bytes:,} bytes",
-        f"parity      largest difference to torch {worst:.1e} over {len(manifest.parity['cases'])} ways of running it",
-        f"format      {moved}, keeps {drift['top1_share']:.1%} of top-1",
+        f"parity      at most {worst:.2g} times torch's own error over {len(cases)} ways of running it",
+        f"format      {cost_sentence(manifest.format_cost or {})}",
         *(["signed      " + SIGNATURE] if (out / SIGNATURE).exists() else []),
         *([_UNCUT] if str(manifest.graph.get("factored")).startswith("0 of ") else []),
     ]
