@@ -15,7 +15,7 @@ pytestmark = pytest.mark.skipif(
 
 # rt_sigprocmask with a `how` that does not exist fails with EFAULT where a page is not mapped, and with EINVAL where it
 # is: so the thief finds what it may read without a crash. It looks around objects of the heap it was forked with.
-THIEF = r'''
+THIEF = r"""
 import ctypes, gc, re
 LIBC = ctypes.CDLL(None, use_errno=True)
 KEPT = [b"z" * 5000, "x" * 300, b"y" * 700, object(), {}]
@@ -45,7 +45,7 @@ def f(n):
                 return [int(x) for x in text.decode().split(",")]
             at = area.find(NEEDLE, at + 1)
     return ["nothing found"]
-'''
+"""
 
 
 def test_what_a_row_expects_is_not_left_in_memory_for_the_next_completion():
@@ -56,7 +56,9 @@ def test_what_a_row_expects_is_not_left_in_memory_for_the_next_completion():
     test = f"assert set(f(3)) == set({tuple(range(10**6, 10**6 + 420, 7))!r})"
 
     def outcomes(codes: list[str]) -> list[str]:
-        return [reward.outcome for reward in assertions.judge([assertions.Program("", code, (test,)) for code in codes])]
+        return [
+            reward.outcome for reward in assertions.judge([assertions.Program("", code, (test,)) for code in codes])
+        ]
 
     assert set(outcomes([f"def f(n):\n    return [{i}]" for i in range(24)])) == {"wrong"}
     found = [outcome for round_ in range(3) for outcome in outcomes([THIEF + f"# {round_} {i}" for i in range(4)])]
