@@ -162,11 +162,12 @@ def _add_graph(parser: Parser) -> None:
 
 
 def add_verify(parser: Parser) -> None:
-    """`havoc verify ARTIFACT [--base BASE --experts DIR] [--public-key PEM]`."""
+    """`havoc verify ARTIFACT [--base BASE --experts DIR] [--public-key PEM] [--record FILE]`."""
     _add_artifact(parser)
     parser.add_argument("--base", metavar="BASE", help="fold again from this base and compare")
     parser.add_argument("--experts", type=Path, metavar="DIR", help="the experts to fold again (default: its own)")
     parser.add_argument("--public-key", type=Path, metavar="PEM", help="check its signature by this key")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="it must be the artifact this record was made from")
     _add_output(parser)
 
 

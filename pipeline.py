@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import storage
 from .config import Recipe, load_recipe, recipe_toml
-from .errors import HavocError
+from .errors import HavocError, IdentityError
 from .progress import make_progress
 
 if TYPE_CHECKING:
@@ -224,9 +224,10 @@ def export_mixture(
     from .model.structure import Structure
 
     artifact = out / "artifact"
-    if (artifact / "manifest.json").exists():
-        return artifact
     candidate = result.chosen.candidate
+    if (artifact / "manifest.json").exists():
+        require_mixture(artifact, base, experts, candidate.alpha)
+        return artifact
     structure = candidate.structure
     if recipe.export.weights is not None:
         structure = Structure.named(recipe.export.weights, structure.activation_dtype)
@@ -243,6 +244,17 @@ def export_mixture(
         basis=basis,
         progress=progress,
     )
+
+
+def require_mixture(artifact: Path, base: Base, experts: Sequence[Expert], alpha: Sequence[float]) -> None:
+    """Refuse an artifact that is there already and was made from anything else than what the search chose."""
+    from .export.artifact import read_manifest
+
+    manifest = read_manifest(artifact)
+    weights = {expert.domain: float(weight) for expert, weight in zip(experts, alpha, strict=True)}
+    hashes = {expert.domain: expert.hash for expert in experts}
+    if (manifest.base_hash, manifest.alpha, manifest.expert_hashes) != (base.weight_hash, weights, hashes):
+        raise IdentityError(f"{artifact}: not the mixture that this search chose; remove it to write that one")
 
 
 def linked(document: dict[str, Any], artifact: Path) -> dict[str, Any]:
@@ -272,6 +284,7 @@ def measure_artifact(
     from .measuring import score_table
 
     if (out / "record.json").exists():
+        require_measured(artifact, out / "record.json")
         return
     scored = run_accuracy(
         artifact,
@@ -288,6 +301,17 @@ def measure_artifact(
     storage.write_json(out / "scores.json", linked(scores, artifact))
     record = measure(artifact, profile=recipe.bench.profile, progress=progress)
     add_accuracy(record, scored).save(out / "record.json")
+
+
+def require_measured(artifact: Path, path: Path) -> None:
+    """Refuse a finished folder whose artifact is no longer the one that its record was made from."""
+    from .bench.gate import hash_artifact
+    from .bench.identity import artifact_problem
+    from .bench.record import load_record
+
+    problem = artifact_problem(load_record(path).subject, hash_artifact(artifact))
+    if problem is not None:
+        raise IdentityError(f"{artifact}: {problem}; put the measured artifact back, or remove {path} to measure this")
 
 
 def write_handoff(experts: Sequence[Expert], artifact: Path, judgement: Judgement, out: Path) -> None:

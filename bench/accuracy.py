@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapt.tasks.task import DOMAINS
 from ..errors import HavocError, IdentityError
+from ..export.held import hold
 from ..progress import SILENT
 from .child import run_worker
 from .cuda_driver import CudaCard, open_cuda_card
 from .device import CPU_PROVIDER, CUDA_PROVIDER, num_physical_cores
 from .schema import DomainAccuracy
-from .subject import identify_subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,10 +37,12 @@ _TIMEOUT_S = 24 * 3600.0
 class AccuracyRun:
     """Accuracy of one artifact: counts for the record, and which rows were right, for paired comparison.
 
-    `files` are the artifact's hashes; `right[domain]` is in the order of the rows that `rows_sha256` names.
+    `files` and `manifest_sha256` are the artifact's hashes; `right[domain]` is in the order of the rows that
+    `rows_sha256` names.
     """
 
     files: dict[str, str]
+    manifest_sha256: str
     domains: dict[str, DomainAccuracy]
     right: dict[str, tuple[bool, ...]]
 
@@ -69,12 +71,10 @@ def run_accuracy(
     """
     if num_rows < 1:
         raise HavocError(f"{num_rows} rows prove nothing: give at least 1")
-    subject = identify_subject(Path(artifact))
     if provider is None:
         provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
     request = {
         "task": "accuracy",
-        "artifact": str(Path(artifact).absolute()),
         "provider": provider,
         "num_threads": num_threads or num_physical_cores(),
         "domains": None if domains is None else list(domains),
@@ -87,13 +87,16 @@ def run_accuracy(
         "max_new_tokens": max_new_tokens,
         "is_chat": is_chat,
     }
-    with progress.stage("score", num_rows * len(domains or DOMAINS), unit="rows") as stage:
-        result = run_worker(request, timeout_s=_TIMEOUT_S, listen=_announcer(stage))
+    with hold(Path(artifact)) as held:
+        request["artifact"] = str(held.place)
+        with progress.stage("score", num_rows * len(domains or DOMAINS), unit="rows") as stage:
+            result = run_worker(request, timeout_s=_TIMEOUT_S, listen=_announcer(stage))
+        held.require_unchanged()
     found = {
         domain: DomainAccuracy.model_validate(counts, strict=False) for domain, counts in result["domains"].items()
     }
     right = {domain: tuple(letter == "1" for letter in letters) for domain, letters in result["right"].items()}
-    return AccuracyRun(files=subject.files, domains=found, right=right)
+    return AccuracyRun(files=held.hashes, manifest_sha256=held.manifest.sha256, domains=found, right=right)
 
 
 def require_rows(
@@ -127,7 +130,7 @@ def _announcer(stage: Stage) -> Callable[[dict[str, Any]], None]:
 
 def add_accuracy(record: Record, run: AccuracyRun) -> Record:
     """Return the record with the run's accuracy, sealed anew; `IdentityError` when they are of different artifacts."""
-    if record.subject.files != run.files:
+    if (record.subject.files, record.subject.manifest_sha256) != (run.files, run.manifest_sha256):
         raise IdentityError("the accuracy was scored on another artifact than the record was measured on")
     return record.model_copy(update={"accuracy": {**record.accuracy, **run.domains}}).sealed()
 

@@ -157,7 +157,7 @@ def handle_verify(args: argparse.Namespace) -> int:
     from .verify import verify_artifact
 
     base = _base_of(args)
-    manifest, checks = verify_artifact(args.artifact, public_key=args.public_key)
+    manifest, checks = verify_artifact(args.artifact, public_key=args.public_key, record=args.record)
     notes = []
     if args.public_key is None and (args.artifact / SIGNATURE).exists():
         notes.append("signed, but by whom was not checked: give --public-key PEM")
