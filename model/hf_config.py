@@ -8,10 +8,13 @@ spellings are read and written: `rope_theta` + `rope_scaling` (old) and `rope_pa
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError
 from .config import AttentionConfig, HavocConfig, MLPConfig, RopeScaling, VisionConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3", "havoc")
 
@@ -177,10 +180,14 @@ def read(fields: dict[str, Any]) -> HavocConfig:
 def with_generation(config: HavocConfig, fields: dict[str, Any]) -> HavocConfig:
     """The config with the ends of text that `generation_config.json` names too: chat models name theirs only there."""
     named = _read_eos(fields.get("eos_token_id"))
-    more = named if isinstance(named, tuple) else () if named is None else (named,)
-    if set(more) <= set(config.eos_token_ids):
+    return with_ends(config, named if isinstance(named, tuple) else () if named is None else (named,))
+
+
+def with_ends(config: HavocConfig, eos_ids: Sequence[int]) -> HavocConfig:
+    """The config with more ids that end a text; the same where it has them all."""
+    if set(eos_ids) <= set(config.eos_token_ids):
         return config
-    return config.replace(eos_token_id=tuple(dict.fromkeys([*config.eos_token_ids, *more])))
+    return config.replace(eos_token_id=tuple(dict.fromkeys([*config.eos_token_ids, *eos_ids])))
 
 
 def write(config: HavocConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import safetensors
 import torch
@@ -114,6 +114,11 @@ def _shard(directory: Path, file: object) -> Path:
     return directory / file
 
 
+@runtime_checkable
+class _HasShapes(Protocol):
+    def shape(self, name: str) -> tuple[int, ...]: ...
+
+
 class RandomTensors(Mapping[str, Tensor]):
     """The tensors of a fresh model, fp32, each drawn from its own seed: any one can be had without the others."""
 
@@ -175,7 +180,7 @@ def require_tensors(tensors: Mapping[str, Tensor], config: HavocConfig, *, sourc
             hint = ": the config says tie_word_embeddings = false" if HEAD in names and problem == "is missing" else ""
             raise HavocError(f"{source}: tensor {min(names)} {problem}{others}{hint}")
     for name, shape in expected.items():
-        has = tensors.shape(name) if isinstance(tensors, StoredTensors | RandomTensors) else tuple(tensors[name].shape)
+        has = tensors.shape(name) if isinstance(tensors, _HasShapes) else tuple(tensors[name].shape)
         if has != shape:
             raise HavocError(f"{source}: tensor {name} has shape {list(has)}, the config says {list(shape)}")
         if isinstance(tensors, StoredTensors) and (dtype := tensors.dtype(name)) not in _FLOAT_TYPES:
