@@ -38,6 +38,10 @@ def handle_export(args: argparse.Namespace) -> int:
     structure = _structure(args)
     source = open_source(args.base)
     options = _graph_options(args, source.config.attention.head_dim)
+    if source.directory is not None and source.tokenizer is None:
+        from ..model.base_tokenizer import missing_tokenizer
+
+        print(f"note: {printable(missing_tokenizer(source.directory))}; nor will the artifact", file=sys.stderr)
     experts, alpha = _experts(args.experts, args.alpha, source)
     progress = make_progress(quiet=args.quiet)
     if args.to == "hf":

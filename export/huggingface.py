@@ -79,7 +79,7 @@ def _generation(source: Source) -> dict[str, Any]:
     )
     if file is None or not file.exists():
         return ours
-    return {**ours, **read_json(file), "eos_token_id": ours["eos_token_id"]}
+    return {**ours, **read_json(file), "eos_token_id": ours["eos_token_id"], "pad_token_id": ours["pad_token_id"]}
 
 
 def _write_weights(

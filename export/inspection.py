@@ -10,8 +10,10 @@ import torch
 from ..errors import HavocError, printable
 from ..model.base_tokenizer import load_tokenizer, missing_tokenizer
 from ..model.gguf import GgufTensors
+from ..model.gguf_header import is_gguf
 from ..model.tensors import tensor_shapes
 from ..progress import SILENT, Progress
+from ..storage import read_json
 from .companions import carried_files, licence_of
 from .source import open_source
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ..model.config import HavocConfig
     from ..model.tokenizer import Tokenizer
     from .source import Source
 
@@ -49,6 +52,7 @@ def inspect_directory(directory: Path, *, progress: Progress = SILENT) -> dict[s
         "stored_as": ", ".join(dtypes),
         "tokenizer": _tokenizer(tokenizer, directory),
         "text_begins_and_ends": _around_text(tokenizer),
+        "padding": _padding(config, directory),
         "licence": licence.identifier or licence.file or "not named",
         "weight_hash": source.read_hash(progress),
     }
@@ -86,6 +90,15 @@ def _around_text(tokenizer: Tokenizer | None) -> str:
         return "not known"
     begins = _names(tokenizer, tokenizer.without_chat().encode_prompt("")) or "nothing"
     return f"{begins} before plain text; generation stops at {_names(tokenizer, tokenizer.eos_ids)}"
+
+
+def _padding(config: HavocConfig, directory: Path) -> str:
+    """The id that fills rows up; a config may name one that no row of the table has."""
+    if config.pad_token_id is not None:
+        return f"id {config.pad_token_id}"
+    file = directory / "config.json"
+    named = None if is_gguf(directory) else read_json(file).get("pad_token_id")
+    return "none" if named is None else f"none: pad_token_id {named} of {file.name} is no row of the table"
 
 
 def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

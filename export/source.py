@@ -86,7 +86,7 @@ def _name(path: Path) -> str:
 
 def _open_directory(directory: Path, name: str) -> Source:
     config = HavocConfig.from_directory(directory)
-    tensors = open_weights(directory)
+    tensors = open_weights(directory, config)
     require_tensors(tensors, config, source=directory)
     require_tied(tensors, config, source=directory)
     return Source(name, config, tensors, directory)

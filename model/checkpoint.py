@@ -88,7 +88,7 @@ class Base:
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Every tensor by Hugging Face name, read from disk (or drawn) one at a time."""
-        return RandomTensors(self.config) if self.directory is None else open_weights(self.directory)
+        return RandomTensors(self.config) if self.directory is None else open_weights(self.directory, self.config)
 
 
 def load_base(path_or_preset: str | Path, *, is_chat: bool = True) -> Base:
@@ -105,7 +105,7 @@ def load_base(path_or_preset: str | Path, *, is_chat: bool = True) -> Base:
     directory = Path(path_or_preset)
     require_base(directory)
     config = HavocConfig.from_directory(directory)
-    stored = open_weights(directory)
+    stored = open_weights(directory, config)
     tokenizer = load_tokenizer(directory, num_rows=config.vocab_size)
     if tokenizer is not None and not is_chat:
         tokenizer = tokenizer.without_chat()
@@ -133,7 +133,11 @@ def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> 
     config = HavocConfig.from_directory(directory)
     has_safetensors = (directory / SAFETENSORS_FILE).is_file() or (directory / INDEX_FILE).is_file()
     is_torch_file = not has_safetensors and (directory / TORCH_FILE).is_file()
-    tensors = _read_torch_file(directory / TORCH_FILE) if is_torch_file else open_tensors(directory)
+    tensors = (
+        _read_torch_file(directory / TORCH_FILE)
+        if is_torch_file
+        else open_tensors(directory, is_tied=config.tie_word_embeddings)
+    )
     return assemble(config, tensors, source=directory).to(device)
 
 

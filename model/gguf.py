@@ -25,6 +25,8 @@ from .weights import StoredTensors, open_tensors, require_tensors
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from .config import HavocConfig
+
 _TOP = {"token_embd.weight": EMBEDDING, "output_norm.weight": FINAL_NORM, "output.weight": HEAD}
 _PARTS = {
     "attn_norm": "input_layernorm",
@@ -110,9 +112,9 @@ class GgufTensors(Mapping[str, Tensor]):
         return pairs.swapaxes(1, 2).reshape(-1)
 
 
-def open_weights(path: str | Path) -> StoredTensors | GgufTensors:
+def open_weights(path: str | Path, config: HavocConfig) -> StoredTensors | GgufTensors:
     """The tensors of a base, a Hugging Face directory or a GGUF file, each read when it is asked for."""
-    return GgufTensors(path) if is_gguf(path) else open_tensors(path)
+    return GgufTensors(path) if is_gguf(path) else open_tensors(path, is_tied=config.tie_word_embeddings)
 
 
 def _by_name(header: Header) -> dict[str, StoredTensor]:

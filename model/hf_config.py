@@ -52,9 +52,11 @@ _WITHOUT_EFFECT = frozenset(
         "architectures",
         "attention_dropout",
         "attn_implementation",
+        "auto_map",
         "chunk_size_feed_forward",
         "dtype",
         "finetuning_task",
+        "gradient_checkpointing",
         "id2label",
         "is_llama_config",
         "label2id",
@@ -171,7 +173,7 @@ def read(fields: dict[str, Any]) -> HavocConfig:
         dropout=fields.get("dropout", 0.0),
         initializer_range=fields.get("initializer_range", 0.02),
         tie_word_embeddings=_flag(fields, "tie_word_embeddings", default=False),
-        pad_token_id=fields.get("pad_token_id"),
+        pad_token_id=_read_pad(fields),
         bos_token_id=fields.get("bos_token_id"),
         eos_token_id=_read_eos(fields.get("eos_token_id")),
     )
@@ -354,6 +356,13 @@ def _read_vision(fields: object) -> VisionConfig | None:
     if not isinstance(fields, dict) or set(fields) != names:
         raise HavocError(f"vision must hold exactly {', '.join(sorted(names))}, not {fields!r}")
     return VisionConfig(**fields)
+
+
+def _read_pad(fields: dict[str, Any]) -> Any:  # noqa: ANN401 - HavocConfig judges what it is
+    """The padding id; one that no row of the table has is none, for padding is masked and any id will do."""
+    value, num_rows = fields.get("pad_token_id"), fields.get("vocab_size")
+    is_outside = type(value) is int and type(num_rows) is int and not 0 <= value < num_rows
+    return None if is_outside else value
 
 
 def _read_eos(value: object) -> int | tuple[int, ...] | None:
