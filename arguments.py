@@ -66,7 +66,7 @@ def add_run(parser: Parser) -> None:
 
 def add_plan(parser: Parser) -> None:
     """`havoc plan MODEL --target NAME`."""
-    parser.add_argument("model", metavar="MODEL", help=f"a preset ({PRESETS}) or a model directory")
+    parser.add_argument("model", metavar="MODEL", help=f"a preset ({PRESETS}), a model directory or a .gguf file")
     _add_target(parser)
     _add_output(parser, quiet=False)
 
@@ -83,8 +83,10 @@ def add_pretrain(parser: Parser) -> None:
 
 
 def add_import(parser: Parser) -> None:
-    """`havoc import DIR`."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a Hugging Face model directory")
+    """`havoc import DIR|FILE [--out DIR]`."""
+    parser.add_argument("directory", type=Path, metavar="BASE", help="a Hugging Face model directory or a .gguf file")
+    out_help = "write a GGUF file as a Hugging Face directory (fp32)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=out_help)
     _add_output(parser)
 
 
@@ -252,7 +254,7 @@ def _add_out(parser: Parser) -> None:
 
 
 def _add_base(parser: Parser) -> None:
-    parser.add_argument("base", metavar="BASE", help=f"a preset ({PRESETS}) or a model directory")
+    parser.add_argument("base", metavar="BASE", help=f"a preset ({PRESETS}), a model directory or a .gguf file")
 
 
 def _add_artifact(parser: Parser) -> None:
@@ -260,7 +262,9 @@ def _add_artifact(parser: Parser) -> None:
 
 
 def _add_model_or_artifact(parser: Parser) -> None:
-    parser.add_argument("model", metavar="ARTIFACT|BASE", help="an exported directory, a base directory or a preset")
+    parser.add_argument(
+        "model", metavar="ARTIFACT|BASE", help="an exported directory, a base directory, a .gguf file or a preset"
+    )
 
 
 def _add_chat(parser: Parser) -> None:

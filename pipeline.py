@@ -71,6 +71,7 @@ def handle_search(args: argparse.Namespace) -> int:
     require_experts(recipe, args.experts)
     progress = make_progress(quiet=args.quiet)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+    _ = base.tokenizer  # a base that cannot read text is refused before any work
     with storage.only_writer(args.out):
         basis = base_basis(base, args.out, progress)
         experts = read_experts(recipe, args.experts, base, basis)
@@ -92,6 +93,7 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
     if recipe.export.dialect == "contrib":
         require_heads(base.config.attention.head_dim)
+    _ = base.tokenizer  # a base that cannot read text is refused before any work
     with storage.only_writer(out):
         claim_folder(recipe, out)
         basis, experts = train_experts(recipe, base, out, progress)

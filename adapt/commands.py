@@ -41,6 +41,7 @@ def handle_train(args: argparse.Namespace) -> int:
 
     progress = make_progress(quiet=args.quiet)
     base = load_base(args.base, is_chat=args.is_chat)
+    _ = base.tokenizer  # a base that cannot read text is refused before the minutes that a basis takes
     basis = base_basis(base, args.out, progress)
     changes = {"num_steps": args.steps, "seed": args.seed}
     changed = {key: value for key, value in changes.items() if value is not None}

@@ -71,6 +71,7 @@ def run_accuracy(
     """
     if num_rows < 1:
         raise HavocError(f"{num_rows} rows prove nothing: give at least 1")
+    require_text(Path(artifact))
     if provider is None:
         provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
     request = {
@@ -102,10 +103,11 @@ def run_accuracy(
 def require_rows(
     artifact: Path, num_rows: int, *, domains: Sequence[str] | None, data_dir: Path | None, online: bool
 ) -> None:
-    """Refuse what cannot be scored before minutes of measuring: data that is not there, pictures for a text model."""
+    """Refuse what cannot be scored before minutes of measuring: no tokenizer, no data, pictures for a text model."""
     from ..adapt.tasks.sources import rows
     from ..model.config import HavocConfig
 
+    require_text(artifact)
     can_see = HavocConfig.from_directory(artifact).vision is not None
     if domains is not None and "vision" in domains and not can_see:
         raise HavocError(f"{artifact} reads text only: vision cannot be scored")
@@ -114,6 +116,15 @@ def require_rows(
     for domain in DOMAINS if domains is None else domains:
         if can_see or domain != "vision":
             rows(domain, "gate", num_rows, data_dir=data_dir, online=online, may_be_fewer=True)
+
+
+def require_text(artifact: Path) -> None:
+    """Refuse an artifact that cannot read text, before anything is measured for its answers."""
+    if not (artifact / "tokenizer.json").is_file():
+        raise HavocError(
+            f"{artifact} has no tokenizer.json (its base had none), so its answers cannot be scored: "
+            "export it from a base that has one, or measure without accuracy (--n 0)"
+        )
 
 
 def fewer_rows(num_rows: Mapping[str, int], num_asked: int) -> list[str]:

@@ -76,7 +76,7 @@ def _evaluate_base(
     from ..model.generation import generate_text
 
     wanted = tuple(domains) or tuple(d for d in DOMAINS if base.config.vision is not None or d != "vision")
-    found = {}
+    tokenizer, found = base.tokenizer, {}
     num_rows, split = source["num_rows"], source["split"]
     picked = {name: source[name] for name in ("seed", "data_dir", "online")}
     with progress.stage("score", num_rows * len(wanted), unit="rows") as stage:
@@ -86,7 +86,7 @@ def _evaluate_base(
                 texts: list[str] = []
                 for start in range(0, len(prompts), _CHUNK_ROWS):
                     chunk = prompts[start : start + _CHUNK_ROWS]
-                    texts += generate_text(base.model, base.tokenizer, chunk, max_new_tokens=max_new_tokens)
+                    texts += generate_text(base.model, tokenizer, chunk, max_new_tokens=max_new_tokens)
                     stage.advance(len(chunk), note=domain)
                 return texts
 
