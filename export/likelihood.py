@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .past import Past
     from .session import DecoderSession
 
-TOKENS_PER_BATCH = 2048
+TOKENS_PER_BATCH = 512
 """So many prompt tokens, padding included, are read at once."""
 LOGITS_PER_BATCH = 1 << 24
 """So many logits are held at once: 64 MiB."""

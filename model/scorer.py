@@ -145,7 +145,7 @@ class TorchScorer:
 
 
 def _visible(num_prompt: int, parents: Sequence[int]) -> Tensor:
-    """Which tokens [T, T] of its row each token sees: those before it in the prompt; a node the prompt and its ancestors."""
+    """Which tokens [T, T] of its row each sees: in the prompt those before it, in the tree the prompt and ancestors."""
     size = num_prompt + len(parents)
     is_visible_TT = torch.eye(size, dtype=torch.bool)
     is_visible_TT[:num_prompt, :num_prompt] = torch.ones(num_prompt, num_prompt, dtype=torch.bool).tril()
