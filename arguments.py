@@ -247,7 +247,7 @@ def add_generate(parser: Parser) -> None:
     _add_model_or_artifact(parser)
     _add_chat(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin")
-    parser.add_argument("--image", type=Path, metavar="PNG", help="a picture for a vision model")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture for a vision model: PNG, JPEG, TIFF")
     parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
     parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0 is greedy (default)")
     _add_seed(parser)

@@ -15,7 +15,7 @@ from .. import storage
 from ..errors import HavocError
 from .figures import DASH, count, label, measured, printable, show, show_interval, unit_of
 from .tables import emphasis, table
-from .targets import load_target, require_known_tasks
+from .targets import load_target, require_known_tasks, require_pinned
 
 if TYPE_CHECKING:
     import argparse
@@ -42,6 +42,7 @@ def handle_gate(args: argparse.Namespace) -> int:
     target = load_target(args.target)
     records = [load_record(record_path(path)) for path in args.records]
     require_known_tasks(target, [task for record in records for task in record.accuracy])
+    require_pinned(target, records)
     files = None if args.artifact is None else hash_artifact(args.artifact)
     cpu = identify_cpu() if target.device.is_this_machine else None
     judgement = judge(records, target, artifact_files=files, this_cpu=cpu)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .verify import Check
 
 _MAX_IMAGE_BYTES = 1 << 24
+_IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 _UNCUT = "warning     --rank changed nothing: two factors of that rank are larger than every matrix they would replace"
 
 
@@ -302,14 +303,23 @@ def _prompt(argument: str) -> str:
 
 
 def _image(path: Path) -> bytes:
+    """PNG bytes of a picture as people store it: upright, 8-bit RGB, the same that a task's rows go through."""
+    from ..model.picture import open_picture, png_of
+    from ..model.vision import MAX_IMAGE_PIXELS
+
     try:
-        if path.stat().st_size > _MAX_IMAGE_BYTES:
-            msg = f"{path}: {path.stat().st_size} bytes; at most {_MAX_IMAGE_BYTES} are read"
-            raise HavocError(msg)
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_MAX_IMAGE_BYTES + 1)
+        if len(data) <= _MAX_IMAGE_BYTES:
+            return png_of(open_picture(data, formats=_IMAGE_FORMATS, max_pixels=MAX_IMAGE_PIXELS))
     except OSError as error:
         msg = f"{path}: {error.strerror or error}"
         raise HavocError(msg) from error
+    except HavocError as error:
+        msg = f"{path}: {error}"
+        raise HavocError(msg) from error
+    msg = f"{path}: more than {_MAX_IMAGE_BYTES} bytes, which no picture here has"
+    raise HavocError(msg)
 
 
 def _require_fit(path: Path | None, png: bytes | None, config: HavocConfig, max_new_tokens: int) -> None:
