@@ -21,6 +21,7 @@ DOMAINS = ("math", "code", "reasoning", "vision")
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
 ACTIVATION_DTYPES = ("fp32", "fp16")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+COMPUTES = ("fp32", "int8")
 QUANTIZERS = ("rtn", "hqq", "k-quant")
 RULES = ("delta", "literal", "renorm")
 DIALECTS = ("standard", "contrib", "auto")
@@ -65,7 +66,7 @@ def add_run(parser: Parser) -> None:
 
 def add_plan(parser: Parser) -> None:
     """`havoc plan MODEL --target NAME`."""
-    parser.add_argument("model", metavar="MODEL", help=f"a preset ({PRESETS}) or a model directory")
+    parser.add_argument("model", metavar="MODEL", help=f"a preset ({PRESETS}), a model directory or a .gguf file")
     _add_target(parser)
     _add_output(parser, quiet=False)
 
@@ -82,8 +83,10 @@ def add_pretrain(parser: Parser) -> None:
 
 
 def add_import(parser: Parser) -> None:
-    """`havoc import DIR`."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a Hugging Face model directory")
+    """`havoc import DIR|FILE [--out DIR]`."""
+    parser.add_argument("directory", type=Path, metavar="BASE", help="a Hugging Face model directory or a .gguf file")
+    out_help = "write a GGUF file as a Hugging Face directory (fp32)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=out_help)
     _add_output(parser)
 
 
@@ -141,6 +144,8 @@ def _add_blocks(parser: Parser) -> None:
     parser.add_argument("--asymmetric", action="store_true", help="give each block a zero point of its own")
     quantizer_help = "how a block's scale is chosen; hqq and k-quant need --asymmetric (default: rtn)"
     parser.add_argument("--quantizer", choices=QUANTIZERS, default="rtn", help=quantizer_help)
+    compute_help = "what activations are rounded to in products with int8 and int4 (default: auto, int8)"
+    parser.add_argument("--compute", choices=("auto", *COMPUTES), default="auto", help=compute_help)
     rank_help = "share of each projection's rank to keep, as two factors where they are smaller (default: 1)"
     parser.add_argument("--rank", type=float, default=1.0, metavar="F", help=rank_help)
 
@@ -160,11 +165,12 @@ def _add_graph(parser: Parser) -> None:
 
 
 def add_verify(parser: Parser) -> None:
-    """`havoc verify ARTIFACT [--base BASE --experts DIR] [--public-key PEM]`."""
+    """`havoc verify ARTIFACT [--base BASE --experts DIR] [--public-key PEM] [--record FILE]`."""
     _add_artifact(parser)
     parser.add_argument("--base", metavar="BASE", help="fold again from this base and compare")
     parser.add_argument("--experts", type=Path, metavar="DIR", help="the experts to fold again (default: its own)")
     parser.add_argument("--public-key", type=Path, metavar="PEM", help="check its signature by this key")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="it must be the artifact this record was made from")
     _add_output(parser)
 
 
@@ -258,7 +264,7 @@ def _add_out(parser: Parser) -> None:
 
 
 def _add_base(parser: Parser) -> None:
-    parser.add_argument("base", metavar="BASE", help=f"a preset ({PRESETS}) or a model directory")
+    parser.add_argument("base", metavar="BASE", help=f"a preset ({PRESETS}), a model directory or a .gguf file")
 
 
 def _add_artifact(parser: Parser) -> None:
@@ -266,7 +272,9 @@ def _add_artifact(parser: Parser) -> None:
 
 
 def _add_model_or_artifact(parser: Parser) -> None:
-    parser.add_argument("model", metavar="ARTIFACT|BASE", help="an exported directory, a base directory or a preset")
+    parser.add_argument(
+        "model", metavar="ARTIFACT|BASE", help="an exported directory, a base directory, a .gguf file or a preset"
+    )
 
 
 def _add_chat(parser: Parser) -> None:

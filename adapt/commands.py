@@ -44,6 +44,7 @@ def handle_train(args: argparse.Namespace) -> int:
     progress = make_progress(quiet=args.quiet)
     task = load_task(args.task, data_dir=args.data, online=args.online)
     base = load_base(args.base, is_chat=args.is_chat)
+    _ = base.tokenizer  # a base that cannot read text is refused before the minutes that a basis takes
     require_sight(task, base)
     basis = base_basis(base, args.out, progress)
     changes = {"num_steps": args.steps, "seed": args.seed}

@@ -337,9 +337,21 @@ def handle_eval(args: argparse.Namespace) -> int:
         return 0
     cells = [cell for task, row in document.items() for cell in _accuracy_cells(task, row)]
     print(table(("task", "metric", "accuracy", "95 % interval", "right", ""), cells, numbers=(2, 3, 4)))
-    if found.notes:
-        print("\n" + "\n".join(found.notes))
+    print()
+    for task, row in document.items():
+        print(_source_line(task, row))
+    for note in found.notes:
+        print(note)
     return 0
+
+
+def _source_line(task: str, row: dict[str, Any]) -> str:
+    """Where a task's rows came from, with the hashes by which others find the same."""
+    hashes = [f"{name} {row[key][:12]}" for name, key in _HASHES.items() if row[key] is not None]
+    return f"{task}: {printable(row['source'])}, {row['split']} split; SHA-256: {', '.join(hashes)}"
+
+
+_HASHES = {"rows": "rows_sha256", "task": "task_sha256", "data": "data_sha256"}
 
 
 def _accuracy_cells(task: str, row: dict[str, Any]) -> list[list[str]]:

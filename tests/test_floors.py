@@ -25,7 +25,9 @@ DRAWING = {
     f"bench.{name}" for name in ("charts", "drawing", "history", "page", "report")
 }  # for `havoc report` alone, which says what to install
 EDGE_MODULES = "errors storage progress config arguments cli __main__ export.artifact export.session".split() + [
-    f"model.{name}" for name in "chat chat_renderer config cost structure tokenizer vision".split()
+    f"model.{name}"
+    for name in "base_tokenizer chat chat_renderer config cost gguf_config gguf_header gguf_tokenizer".split()
+    + "structure tokenizer vision".split()
 ]
 
 
