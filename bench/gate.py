@@ -22,6 +22,7 @@ from ..storage import unreadable
 from . import coherence
 from .limits import Line, Verdict, judge_limit, line_without_data
 from .rules import RULES, Case, Exit
+from .schema import asked_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -143,7 +144,9 @@ def rows_apart(records: Sequence[Record]) -> list[str]:
     found = []
     for domain, one, other in pairs:
         scores = f"{one.num_right} of {one.num_rows} and {other.num_right} of {other.num_rows} right"
-        if one.rows_sha256 == other.rows_sha256:
+        if apart := asked_apart(one, other):
+            found.append(f"{domain} was asked in two ways ({apart} differ): gate the records one by one")
+        elif one.rows_sha256 == other.rows_sha256:
             if (one.num_right, one.num_rows) != (other.num_right, other.num_rows):
                 found.append(f"the same {domain} rows gave {scores}: gate the records one by one")
         elif (one.split, one.num_rows) == (other.split, other.num_rows):

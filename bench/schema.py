@@ -413,6 +413,16 @@ class DomainAccuracy(Part):
         return self
 
 
+_ASKED = {"metric": "metric", "task_sha256": "task file", "few_shot": "solved rows", "chat": "chat template"}
+"""What a score depends on beside model and rows, and what each is called."""
+
+
+def asked_apart(one: DomainAccuracy, other: DomainAccuracy) -> str:
+    """Say in what two scores of one task were asked differently; what an older record leaves out is no difference."""
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in _ASKED}
+    return ", ".join(_ASKED[name] for name, pair in pairs.items() if None not in pair and pair[0] != pair[1])
+
+
 class Provenance(Part):
     """Links to what came before."""
 
