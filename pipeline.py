@@ -152,9 +152,10 @@ def claim_folder(recipe: Recipe, out: Path) -> None:
 
 def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> tuple[Basis, list[Expert]]:
     """Compute the basis and train one expert a domain; those whose file is there are read back."""
-    from .adapt.commands import base_basis, reinforce_settings
+    from .adapt.commands import base_basis, training_settings
     from .adapt.expert import expert_path, save_expert
-    from .adapt.reinforce import forget_training, train_expert
+    from .adapt.training import train_expert
+    from .adapt.training_state import forget_training
 
     basis = base_basis(base, out, progress)
     folder = out / "experts"
@@ -164,7 +165,7 @@ def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> 
                 base,
                 basis,
                 domain,
-                settings=reinforce_settings(recipe.experts),
+                settings=training_settings(recipe.experts),
                 checkpoint_dir=folder,
                 data_dir=recipe.data.directory,
                 online=recipe.data.online,

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapt.tasks.task import DOMAINS
+from ..cores import num_physical_cores
 from ..errors import HavocError, IdentityError
 from ..progress import SILENT
 from .child import run_worker
 from .cuda_driver import CudaCard, open_cuda_card
-from .device import CPU_PROVIDER, CUDA_PROVIDER, num_physical_cores
+from .device import CPU_PROVIDER, CUDA_PROVIDER
 from .schema import DomainAccuracy
 from .subject import identify_subject
 

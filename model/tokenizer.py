@@ -103,6 +103,13 @@ class Tokenizer:
         images = [] if self.image_id is None else [self.image_id] * num_patches
         return [*bos, *images, *self.encode(text)]
 
+    def encode_continuation(self, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of a prompt and of what follows it, encoded together."""
+        cut = len(prompt.rstrip())
+        first = self.encode(prompt[:cut])
+        whole = self.encode(prompt + continuation)
+        return first, whole[len(first) :]
+
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))

@@ -92,3 +92,9 @@ def task_for(domain: str) -> Task:
     module = importlib.import_module(f".{domain}", __package__)
     task: Task = module.TASK
     return task
+
+
+def load_task(name: str, *, is_public: bool = False):  # interim
+    from ..interim import load_task as load
+
+    return load(name, is_public=is_public)
