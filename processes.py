@@ -34,9 +34,7 @@ Request = Mapping[str, Any]
 Listen = Callable[[int, str], None]
 """Told how many units a job has done since it was last told, and a few words."""
 
-_ERRORS = {
-    name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, HavocError)
-}
+_ERRORS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, HavocError)}
 _CLOSED = {"event": "closed"}
 
 
@@ -73,7 +71,7 @@ class _Worker:
     def end(self) -> None:
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout, self.complaints):
+        for pipe in filter(None, (self.process.stdin, self.process.stdout, self.complaints)):
             with contextlib.suppress(OSError):
                 pipe.close()
 
@@ -98,7 +96,7 @@ class Workers:
     def run(
         self, function: str, requests: Sequence[Request], *, listen: Listen = _hear_nothing
     ) -> Iterator[Any | HavocError]:
-        """Call ".module:function" of this package with each request and a Progress; yield results in the requests' order, each as soon as it may be.
+        """Call ".module:function" of this package with each request and a Progress; yield results in their order.
 
         A `HavocError` of a job is yielded in its place, so one that fails does not stop the others. A defect in a job
         and a worker that dies raise a `MeasurementError` here.

@@ -24,7 +24,7 @@ from ..model.generation import encode_prompts
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from ..model.generation import PromptLike
+    from ..model.prompt import PromptLike
     from ..model.tokenizer import Tokenizer
     from ..model.transformer import HavocModel
 
@@ -57,17 +57,17 @@ class Layout:
     row_of_C, length_C each branch's row and number of tokens; row_of_P each place's row.
     """
 
-    ids_BT: Tensor
-    positions_BT: Tensor
-    mask_B1TT: Tensor
+    ids_BT: Tensor  # noqa: N815 - a shape suffix
+    positions_BT: Tensor  # noqa: N815 - a shape suffix
+    mask_B1TT: Tensor  # noqa: N815 - a shape suffix
     patches: Tensor | None
-    place_P: Tensor
-    row_of_P: Tensor
-    place_of_Q: Tensor
-    token_Q: Tensor
-    branch_of_Q: Tensor
-    row_of_C: Tensor
-    length_C: Tensor
+    place_P: Tensor  # noqa: N815 - a shape suffix
+    row_of_P: Tensor  # noqa: N815 - a shape suffix
+    place_of_Q: Tensor  # noqa: N815 - a shape suffix
+    token_Q: Tensor  # noqa: N815 - a shape suffix
+    branch_of_Q: Tensor  # noqa: N815 - a shape suffix
+    row_of_C: Tensor  # noqa: N815 - a shape suffix
+    length_C: Tensor  # noqa: N815 - a shape suffix
 
 
 def encode_branches(model: HavocModel, tokenizer: Tokenizer, prompt: PromptLike, branches: Sequence[str]) -> Branched:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .basis import Basis
     from .expert import Expert
     from .objectives import TrainingSettings
+    from .tasks.task import Task
 
 
 def handle_pretrain(args: argparse.Namespace) -> int:
@@ -38,20 +39,23 @@ def handle_train(args: argparse.Namespace) -> int:
     """Train one expert of a base and write its file; one that is there already is kept unless --force says so."""
     from ..model.checkpoint import load_base
     from .expert import expert_path, save_expert
+    from .tasks.task import load_task
     from .training import train_expert
     from .training_state import forget_training
 
-    settings = training_settings(load_recipe(args.recipe).experts.model_copy(update=_changes(args)))
-    path = expert_path(args.out, args.domain)
+    task = load_task(args.task, data_dir=args.data, online=args.online)
+    settings = training_settings(load_recipe(args.recipe).experts.model_copy(update=_changes(args)), task)
+    path = expert_path(args.out, task.name)
     if path.exists() and not args.force:
         raise HavocError(f"{path} is a finished expert: use --force to train it anew, or choose another --out")
     progress = make_progress(quiet=args.quiet)
     base = load_base(args.base)
+    require_sight(task, base)
     basis = base_basis(base, args.out, progress)
     expert = train_expert(
         base,
         basis,
-        args.domain,
+        task,
         settings=settings,
         checkpoint_dir=args.out,
         data_dir=args.data,
@@ -59,7 +63,7 @@ def handle_train(args: argparse.Namespace) -> int:
         progress=progress,
     )
     save_expert(expert, args.out)
-    forget_training(args.out, args.domain)
+    forget_training(args.out, task.name)
     show_expert(expert, path, as_json=args.json)
     return 0
 
@@ -80,11 +84,13 @@ def show_expert(expert: Expert, path: Path, *, as_json: bool) -> None:
     score, method = dict(expert.score or {}), expert.settings["method"]
     is_the_base = not any(bool(delta.any()) for delta in expert.deltas.values())
     if as_json:
-        document = {"expert": str(path), "domain": expert.domain, "method": method, "score": score}
+        document = {"expert": str(path), "task": expert.domain, "method": method, "score": score}
         print(json.dumps({**document, "is_the_base": is_the_base}))
         return
     share = score["num_right"] / score["num_rows"]
-    print(f"{path}: {share:.1%} of {score['num_rows']} rows of the search split, {method}, best at step {score['step']}")
+    print(
+        f"{path}: {share:.1%} of {score['num_rows']} rows of the search split, {method}, best at step {score['step']}"
+    )
     if is_the_base:
         print("no step beat the base: this expert changes nothing")
 
@@ -104,7 +110,13 @@ def base_basis(base: Base, out: Path, progress: Progress) -> Basis:
     )
 
 
-def training_settings(experts: ExpertSettings) -> TrainingSettings:
+def require_sight(task: Task, base: Base) -> None:
+    """Refuse a task that shows pictures where the base reads text only."""
+    if task.needs_pictures and base.config.vision is None:
+        raise HavocError(f"the base reads text only, and the task {task.name} shows pictures: choose another --task")
+
+
+def training_settings(experts: ExpertSettings, task: Task) -> TrainingSettings:
     """Translate a recipe's section into the trainer's settings."""
     from .objectives import TrainingSettings
     from .optimizer import MuGrokConfig
@@ -120,7 +132,7 @@ def training_settings(experts: ExpertSettings) -> TrainingSettings:
         samples_per_prompt=experts.samples_per_prompt,
         signal_prompts=min(experts.signal_prompts, experts.prompts_per_step),
         max_draws=experts.max_draws,
-        max_new_tokens=experts.max_new_tokens,
+        max_new_tokens=experts.max_new_tokens or task.max_new_tokens,
         num_train_rows=experts.num_train_rows,
         num_validation_rows=experts.num_validation_rows,
         optimizer=optimizer,

@@ -1,8 +1,8 @@
 """What a step of training descends: the settings, the three methods by name, and what a method gives back.
 
-    expected-reward   answers that can be listed: E[r] over the choices and its gradient, exact          expected_reward.py
-    reinforce         answers that must be sampled: a policy gradient over judged completions            reinforce.py
-    next-token        a right answer is known: cross-entropy of the reference after the prompt           next_token.py
+    expected-reward   answers that can be listed: E[r] over the choices and its gradient, exact
+    reinforce         answers that must be sampled: a policy gradient over judged completions
+    next-token        a right answer is known: cross-entropy of the reference after the prompt
 
 Each adds beta * KL(policy || base) at the places where it predicts, so that what was not asked about stays as it was.
 `auto` takes expected-reward for a task of choices and reinforce for every other.

@@ -15,6 +15,7 @@ import torch
 
 from .. import storage
 from ..errors import MeasurementError
+from ..model.scorer import TorchScorer
 from ..progress import SILENT, Progress
 from .expected_reward import ExpectedReward
 from .expert import Expert
@@ -24,7 +25,7 @@ from .optimizer import MuonGrokfast
 from .reinforce import Reinforce
 from .svf import Basis, SingularValueAdapter, attach
 from .tasks import sources
-from .interim import TorchScorer, load_task, score
+from .tasks.evaluation import score
 from .training_state import TrainingState, load_state, save_state, save_trace
 
 if TYPE_CHECKING:
@@ -34,14 +35,18 @@ if TYPE_CHECKING:
     from ..model.checkpoint import Base
     from .tasks.task import Row, Task
 
-_OBJECTIVES: dict[str, Callable[..., Objective]] = {"expected-reward": ExpectedReward, "reinforce": Reinforce, "next-token": NextToken}
+_OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "expected-reward": ExpectedReward,
+    "reinforce": Reinforce,
+    "next-token": NextToken,
+}
 _NUMBERS_OF_A_STEP = {"reward": "reward {:.3f}", "nats_per_token": "nats {:.3f}", "kl": "kl {:.4f}"}
 
 
 def train_expert(
     base: Base,
     basis: Basis,
-    domain: str,
+    task: Task,
     *,
     settings: TrainingSettings,
     checkpoint_dir: Path,
@@ -49,23 +54,22 @@ def train_expert(
     online: bool = False,
     progress: Progress = SILENT,
 ) -> Expert:
-    """Train the expert of the task `domain` and return it; `base.model` is given back unchanged.
+    """Train the expert of `task` and return it; `base.model` is given back unchanged.
 
-    `checkpoint_dir` receives `training_<domain>.safetensors` (state) and `training_<domain>.jsonl` (one line a step).
+    `checkpoint_dir` receives `training_<task>.safetensors` (state) and `training_<task>.jsonl` (one line a step).
     Raises `HavocError` for a method the task cannot have and, under reinforce, when every sampled reward of the first
     step is equal; `MeasurementError` when losses or gradients stay non-finite.
     """
-    task = load_task(domain, is_public=data_dir is not None or online)
     method = method_for(task, settings.method)
     settings = dataclasses.replace(settings, method=method)
     source: dict[str, Any] = {"seed": settings.seed, "data_dir": data_dir, "online": online}
     # mbpp has 374
-    train_rows = sources.rows(task.domain, "train", settings.num_train_rows, may_be_fewer=True, **source)
-    validation_rows = sources.rows(task.domain, "search", settings.num_validation_rows, **source)
+    train_rows = sources.rows(task, "train", settings.num_train_rows, may_be_fewer=True, **source)
+    validation_rows = sources.rows(task, "search", settings.num_validation_rows, **source)
     with attach(base.model, basis) as adapter:
         objective = _OBJECTIVES[method](base, adapter, task, train_rows, settings)
         run = _Run(base, adapter, task, objective, settings, checkpoint_dir, basis)
-        with progress.stage(f"train {domain}", settings.num_steps) as stage:
+        with progress.stage(f"train {task.name}", settings.num_steps) as stage:
             stage.advance(run.num_done, run.summary())
             if run.num_done == 0:
                 run.validate(validation_rows)
@@ -121,7 +125,8 @@ class _Run:
 
     def validate(self, rows: Sequence[Row]) -> None:
         """Score the validation rows; keep the deltas if they are the best so far."""
-        right = score(TorchScorer(self._base.model, self._base.tokenizer), self._task, rows).right
+        scorer = TorchScorer(self._base.model, self._base.tokenizer)
+        right = score(scorer, self._task, rows, max_new_tokens=self._settings.max_new_tokens).right
         if self._trace:
             self._trace[-1]["validation"] = sum(right) / len(right)
         if sum(right) > self._best_score["num_right"]:

@@ -59,7 +59,9 @@ def test_a_picture_stands_in_front_of_its_branches(base: Base) -> None:
     """A row with a picture has its patches read once, and the same log-likelihood as by itself."""
     task = load_task("vision")
     rows = sources.rows("vision", "train", 2)
-    encoded = [encode_branches(base.model, base.tokenizer, task.prompt(row), [task.reference(row), "no"]) for row in rows]
+    encoded = [
+        encode_branches(base.model, base.tokenizer, task.prompt(row), [task.reference(row), "no"]) for row in rows
+    ]
     both = lay_out(encoded, pad_id=0)
     together = log_likelihoods(log_probabilities(base.model, hidden_at_places(base.model, both)), both)
     for place, row in enumerate(encoded):

@@ -41,7 +41,12 @@ def settings(**changes: object) -> TrainingSettings:
 
 def rows() -> list[Row]:
     return [
-        {"id": str(place), "question": question, "choices": {"text": list(texts), "label": list("ABCD")}, "answerKey": key}
+        {
+            "id": str(place),
+            "question": question,
+            "choices": {"text": list(texts), "label": list("ABCD")},
+            "answerKey": key,
+        }
         for place, ((question, texts), key) in enumerate(zip(QUESTIONS.items(), RIGHT, strict=True))
     ]
 
@@ -61,7 +66,9 @@ def adapter(base: Base, basis: Basis) -> Iterator[SingularValueAdapter]:
     """Away from the base, so that the KL term has a gradient."""
     generator = torch.Generator().manual_seed(3)
     with attach(base.model, basis) as attached:
-        attached.load({name: 0.05 * torch.randn(delta.shape, generator=generator) for name, delta in attached.deltas.items()})
+        attached.load(
+            {name: 0.05 * torch.randn(delta.shape, generator=generator) for name, delta in attached.deltas.items()}
+        )
         yield attached
 
 
@@ -207,11 +214,13 @@ def test_passes_of_a_step_add_up(
 
 def test_lengths_keep_the_order_of_acc_norm(choice_task: Task) -> None:
     """Scores are multiplied by mean length over length, so the likeliest choice is lm-eval's under acc_norm."""
-    normed = dataclasses.replace(choice_task, metric="acc_norm")
+    normed = dataclasses.replace(
+        choice_task, definition=choice_task.definition.model_copy(update={"metric": "acc_norm"})
+    )
     lengths_C = lengths_of(normed, rows()[2])
     characters_C = torch.tensor([1.0, 1.0, 2.0, 3.0])
     assert lengths_C.tolist() == pytest.approx((characters_C.mean() / characters_C).tolist())
-    assert lengths_of(dataclasses.replace(choice_task, metric="acc"), rows()[2]).tolist() == [1.0] * 4
+    assert lengths_of(choice_task, rows()[2]).tolist() == [1.0] * 4
 
 
 def test_expected_rewards_of_rows_of_different_size() -> None:

@@ -97,8 +97,6 @@ def test_kl_of_the_base_with_itself_is_zero(base: Base, basis: Basis) -> None:
     assert kl == pytest.approx(0.0, abs=1e-6)
 
 
-
-
 def objective(base: Base, adapter: object, rows: list[Row], **changes: object) -> Reinforce:
     small = dataclasses.replace(SMALL, prompts_per_step=2, **changes)
     return Reinforce(base, adapter, MATH, rows, small)

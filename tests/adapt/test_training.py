@@ -14,12 +14,14 @@ from havoc_core.adapt import reinforce
 from havoc_core.adapt.basis import Basis
 from havoc_core.adapt.commands import base_basis
 from havoc_core.adapt.objectives import TrainingSettings
+from havoc_core.adapt.tasks.task import load_task
 from havoc_core.adapt.training import train_expert
 from havoc_core.adapt.training_state import forget_training, state_path, trace_path
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.progress import SILENT
 
+MATH = load_task("math")
 SMALL = TrainingSettings(
     num_steps=4, prompts_per_step=12, samples_per_prompt=4, num_train_rows=40, num_validation_rows=8, validate_every=2
 )
@@ -39,7 +41,7 @@ def test_training_gives_the_base_back_bit_for_bit(base: Base, basis: Basis, tmp_
     """An expert is a file of its own; the base model in memory is as before."""
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
     one_step = dataclasses.replace(SMALL, num_steps=1)
-    train_expert(base, basis, "math", settings=one_step, checkpoint_dir=tmp_path)
+    train_expert(base, basis, MATH, settings=one_step, checkpoint_dir=tmp_path)
     after = base.model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
 
@@ -72,12 +74,12 @@ class _InterruptingProgress:
 def test_interrupted_training_ends_as_if_it_had_not_been(base: Base, basis: Basis, tmp_path: Path, method: str) -> None:
     """Stopped after two of four steps and started again: the same deltas, bit for bit, and every step listed once."""
     small = dataclasses.replace(SMALL, method=method)
-    whole = train_expert(base, basis, "math", settings=small, checkpoint_dir=tmp_path / "whole")
+    whole = train_expert(base, basis, MATH, settings=small, checkpoint_dir=tmp_path / "whole")
     cut = tmp_path / "cut"
     with pytest.raises(_InterruptedError):
-        train_expert(base, basis, "math", settings=small, checkpoint_dir=cut, progress=_InterruptingProgress(2))
+        train_expert(base, basis, MATH, settings=small, checkpoint_dir=cut, progress=_InterruptingProgress(2))
     assert state_path(cut, "math").exists()
-    again = train_expert(base, basis, "math", settings=small, checkpoint_dir=cut)
+    again = train_expert(base, basis, MATH, settings=small, checkpoint_dir=cut)
     assert all(torch.equal(whole.deltas[name], again.deltas[name]) for name in whole.deltas)
     assert whole.settings["trace"] == again.settings["trace"]
     listed = [json.loads(line) for line in trace_path(cut, "math").read_text().splitlines()]
@@ -88,7 +90,7 @@ def test_interrupted_training_ends_as_if_it_had_not_been(base: Base, basis: Basi
 
 def test_a_finished_training_keeps_its_list_of_steps(base: Base, basis: Basis, tmp_path: Path) -> None:
     """The state goes once the expert is written; what happened step by step stays."""
-    train_expert(base, basis, "math", settings=dataclasses.replace(SMALL, num_steps=1), checkpoint_dir=tmp_path)
+    train_expert(base, basis, MATH, settings=dataclasses.replace(SMALL, num_steps=1), checkpoint_dir=tmp_path)
     forget_training(tmp_path, "math")
     assert [path.name for path in tmp_path.iterdir()] == ["training_math.jsonl"]
 
@@ -96,17 +98,15 @@ def test_a_finished_training_keeps_its_list_of_steps(base: Base, basis: Basis, t
 def test_a_training_of_another_method_is_refused(base: Base, basis: Basis, tmp_path: Path) -> None:
     """A state goes on only with the settings it was made with."""
     with pytest.raises(_InterruptedError):
-        train_expert(base, basis, "math", settings=SMALL, checkpoint_dir=tmp_path, progress=_InterruptingProgress(2))
+        train_expert(base, basis, MATH, settings=SMALL, checkpoint_dir=tmp_path, progress=_InterruptingProgress(2))
     with pytest.raises(HavocError, match="other settings"):
         other = dataclasses.replace(SMALL, method="next-token")
-        train_expert(base, basis, "math", settings=other, checkpoint_dir=tmp_path)
+        train_expert(base, basis, MATH, settings=other, checkpoint_dir=tmp_path)
 
 
 def test_the_method_is_recorded(base: Base, basis: Basis, tmp_path: Path) -> None:
     """Not the word auto but what it stood for."""
-    expert = train_expert(
-        base, basis, "math", settings=dataclasses.replace(SMALL, num_steps=1), checkpoint_dir=tmp_path
-    )
+    expert = train_expert(base, basis, MATH, settings=dataclasses.replace(SMALL, num_steps=1), checkpoint_dir=tmp_path)
     assert expert.settings["method"] == "reinforce"
 
 
@@ -138,5 +138,7 @@ def test_non_finite_losses_are_skipped_counted_and_end_the_run(
 
     monkeypatch.setattr(reinforce, "policy_loss", broken)
     with pytest.raises(MeasurementError, match="10 times in a row"):
-        train_expert(base, basis, "math", settings=dataclasses.replace(SMALL, num_steps=20, max_draws=1), checkpoint_dir=tmp_path)
+        train_expert(
+            base, basis, MATH, settings=dataclasses.replace(SMALL, num_steps=20, max_draws=1), checkpoint_dir=tmp_path
+        )
     assert len(steps) == 10
