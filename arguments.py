@@ -21,6 +21,7 @@ DOMAINS = ("math", "code", "reasoning", "vision")
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
 ACTIVATION_DTYPES = ("fp32", "fp16")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+COMPUTES = ("fp32", "int8")
 QUANTIZERS = ("rtn", "hqq", "k-quant")
 METHODS = ("auto", "expected-reward", "reinforce", "next-token")
 RULES = ("delta", "literal", "renorm")
@@ -66,7 +67,7 @@ def add_run(parser: Parser) -> None:
 
 def add_plan(parser: Parser) -> None:
     """`havoc plan MODEL --target NAME`."""
-    parser.add_argument("model", metavar="MODEL", help=f"a preset ({PRESETS}) or a model directory")
+    parser.add_argument("model", metavar="MODEL", help=f"a preset ({PRESETS}), a model directory or a .gguf file")
     _add_target(parser)
     _add_output(parser, quiet=False)
 
@@ -83,14 +84,17 @@ def add_pretrain(parser: Parser) -> None:
 
 
 def add_import(parser: Parser) -> None:
-    """`havoc import DIR`."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a Hugging Face model directory")
+    """`havoc import DIR|FILE [--out DIR]`."""
+    parser.add_argument("directory", type=Path, metavar="BASE", help="a Hugging Face model directory or a .gguf file")
+    out_help = "write a GGUF file as a Hugging Face directory (fp32)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=out_help)
     _add_output(parser)
 
 
 def add_train(parser: Parser) -> None:
     """`havoc train BASE --domain math [--data DIR] --out DIR`."""
     _add_base(parser)
+    _add_chat(parser)
     task_help = f"what the expert is for: {', '.join(DOMAINS)}, another bundled task, or a TOML file of your own"
     parser.add_argument("--task", "--domain", dest="task", required=True, metavar="NAME", help=task_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the recipe's)")
@@ -113,6 +117,7 @@ def _add_method(parser: Parser) -> None:
 def add_search(parser: Parser) -> None:
     """`havoc search BASE --experts DIR --target NAME --out DIR`."""
     _add_base(parser)
+    _add_chat(parser)
     parser.add_argument("--experts", type=Path, required=True, metavar="DIR", help="folder of z_vectors_*.safetensors")
     _add_target(parser)
     _add_recipe(parser)
@@ -149,6 +154,8 @@ def _add_blocks(parser: Parser) -> None:
     parser.add_argument("--asymmetric", action="store_true", help="give each block a zero point of its own")
     quantizer_help = "how a block's scale is chosen; hqq and k-quant need --asymmetric (default: rtn)"
     parser.add_argument("--quantizer", choices=QUANTIZERS, default="rtn", help=quantizer_help)
+    compute_help = "what activations are rounded to in products with int8 and int4 (default: auto, int8)"
+    parser.add_argument("--compute", choices=("auto", *COMPUTES), default="auto", help=compute_help)
     rank_help = "share of each projection's rank to keep, as two factors where they are smaller (default: 1)"
     parser.add_argument("--rank", type=float, default=1.0, metavar="F", help=rank_help)
 
@@ -168,17 +175,19 @@ def _add_graph(parser: Parser) -> None:
 
 
 def add_verify(parser: Parser) -> None:
-    """`havoc verify ARTIFACT [--base BASE --experts DIR] [--public-key PEM]`."""
+    """`havoc verify ARTIFACT [--base BASE --experts DIR] [--public-key PEM] [--record FILE]`."""
     _add_artifact(parser)
     parser.add_argument("--base", metavar="BASE", help="fold again from this base and compare")
     parser.add_argument("--experts", type=Path, metavar="DIR", help="the experts to fold again (default: its own)")
     parser.add_argument("--public-key", type=Path, metavar="PEM", help="check its signature by this key")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="it must be the artifact this record was made from")
     _add_output(parser)
 
 
 def add_eval(parser: Parser) -> None:
     """`havoc eval ARTIFACT|BASE [--domain math] [--n 1000] [--seed 0]`."""
     _add_model_or_artifact(parser)
+    _add_chat(parser)
     _add_tasks(parser)
     parser.add_argument("--n", type=_positive, metavar="N", help="rows per task (default: the task's, mostly 1000)")
     parser.add_argument("--split", choices=("search", "gate"), default="gate", help="default: gate")
@@ -191,6 +200,7 @@ def add_eval(parser: Parser) -> None:
 def add_bench(parser: Parser) -> None:
     """`havoc bench ARTIFACT [--profile quick|standard|release] --out DIR`."""
     _add_artifact(parser)
+    _add_chat(parser)
     parser.add_argument("--profile", choices=PROFILES, default="quick", help="how long to measure (default: quick)")
     parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime execution provider (default: the best here)")
     accuracy_help = "rows per task for accuracy, 0: none (default: the task's, mostly 1000)"
@@ -245,6 +255,7 @@ def add_report(parser: Parser) -> None:
 def add_generate(parser: Parser) -> None:
     """`havoc generate ARTIFACT|BASE --prompt TEXT`."""
     _add_model_or_artifact(parser)
+    _add_chat(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin")
     parser.add_argument("--image", type=Path, metavar="PNG", help="a picture for a vision model")
     parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
@@ -263,7 +274,7 @@ def _add_out(parser: Parser) -> None:
 
 
 def _add_base(parser: Parser) -> None:
-    parser.add_argument("base", metavar="BASE", help=f"a preset ({PRESETS}) or a model directory")
+    parser.add_argument("base", metavar="BASE", help=f"a preset ({PRESETS}), a model directory or a .gguf file")
 
 
 def _add_artifact(parser: Parser) -> None:
@@ -271,7 +282,14 @@ def _add_artifact(parser: Parser) -> None:
 
 
 def _add_model_or_artifact(parser: Parser) -> None:
-    parser.add_argument("model", metavar="ARTIFACT|BASE", help="an exported directory, a base directory or a preset")
+    parser.add_argument(
+        "model", metavar="ARTIFACT|BASE", help="an exported directory, a base directory, a .gguf file or a preset"
+    )
+
+
+def _add_chat(parser: Parser) -> None:
+    chat_help = "prompts as they stand, not through the model's chat template"
+    parser.add_argument("--no-chat", dest="is_chat", action="store_false", help=chat_help)
 
 
 def _add_target(parser: Parser) -> None:

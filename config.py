@@ -14,8 +14,9 @@ import difflib
 import json
 import reprlib
 import tomllib
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -73,7 +74,8 @@ def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
 class ModelSettings(_Section):
     """Which base is adapted."""
 
-    base: str = Field(default="nano", min_length=1, description="a preset or a model directory")
+    base: str = Field(default="nano", min_length=1, description="a preset, a model directory or a .gguf file")
+    chat: bool = Field(default=True, description="prompts go through the base's chat template where it has one")
 
 
 class DataSettings(_Section):
@@ -135,7 +137,9 @@ class SearchSettings(_Section):
     population: int = Field(default=8, ge=4, description="candidates per generation")
     generations: Count = Field(default=4, description="number of generations")
     num_rows: Count = Field(default=200, description="items per task that score a candidate")
-    weight_formats: StructureNames = Field(default=("fp32", "int8", "int4"), description="structures to choose from")
+    weight_formats: StructureNames = Field(
+        default=("fp32", "int8", "int4", "int4-cfp32"), description="structures to choose from"
+    )
     rule: Rule = Field(default="delta", description="how experts are mixed")
     seed: Seed = Field(default=0, description="seed of the search")
 
@@ -146,7 +150,24 @@ class ExportSettings(_Section):
     """What is written for deployment."""
 
     weights: StructureName | None = Field(default=None, description="structure; left out: what the search chose")
-    dialect: Literal["standard"] = Field(default="standard", description="operators of the graph")
+    compute: Literal["auto", "int8", "fp32"] = Field(
+        default="auto", description="what activations are rounded to in products; auto: what the structure says"
+    )
+    dialect: Literal["standard", "contrib"] = Field(default="standard", description="operators of the graph")
+
+    @model_validator(mode="after")
+    def _is_a_structure(self) -> Self:
+        if self.compute == "auto":
+            return self
+        if self.weights is None:
+            raise ValueError("names compute without weights: name both, or leave both to the search")
+        from .model.structure import Structure
+
+        try:
+            replace(Structure.named(self.weights), compute=self.compute)
+        except HavocError as error:
+            raise ValueError(f"cannot be used: {error}") from error
+        return self
 
 
 class BenchSettings(_Section):

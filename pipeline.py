@@ -16,12 +16,13 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import storage
 from .config import Recipe, load_recipe, recipe_toml
-from .errors import HavocError
+from .errors import HavocError, IdentityError
 from .progress import make_progress
 
 if TYPE_CHECKING:
@@ -55,10 +56,12 @@ def handle_search(args: argparse.Namespace) -> int:
     from .summary import export_command, show_search
 
     recipe = load_recipe(args.recipe)
+    model = {"base": args.base, "chat": recipe.model.chat and args.is_chat}
     data = {"source": str(args.data) if args.data else recipe.data.source, "online": args.online or recipe.data.online}
     search_changes = {} if args.seed is None else {"seed": args.seed}
     recipe = recipe.model_copy(
         update={
+            "model": recipe.model.model_copy(update=model),
             "data": recipe.data.model_copy(update=data),
             "search": recipe.search.model_copy(update=search_changes),
             "gate": recipe.gate.model_copy(update={"targets": (args.target,)}),
@@ -67,7 +70,8 @@ def handle_search(args: argparse.Namespace) -> int:
     require_inputs(recipe)
     require_experts(recipe, args.experts)
     progress = make_progress(quiet=args.quiet)
-    base = load_base(args.base)
+    base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+    _ = base.tokenizer  # a base that cannot read text is refused before any work
     with storage.only_writer(args.out):
         basis = base_basis(base, args.out, progress)
         experts = read_experts(recipe, args.experts, base, basis)
@@ -82,12 +86,16 @@ def handle_search(args: argparse.Namespace) -> int:
 def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Progress) -> list[tuple[str, Judgement]]:
     """Carry `recipe` out in the folder `out`; return each target's name and judgement."""
     from .bench.report import write_report
+    from .export.options import require_heads
     from .model.checkpoint import load_base
 
     require_inputs(recipe)
     if not (out / "record.json").exists():
         require_rows(recipe)
-    base = load_base(recipe.model.base)
+    base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+    if recipe.export.dialect == "contrib":
+        require_heads(base.config.attention.head_dim)
+    _ = base.tokenizer  # a base that cannot read text is refused before any work
     require_eyes(recipe, base)
     with storage.only_writer(out):
         claim_folder(recipe, out)
@@ -236,16 +244,20 @@ def export_mixture(
     progress: Progress,
 ) -> Path:
     """Fold the chosen mixture and write the artifact, unless it is there already."""
+    from .export.options import GraphOptions
     from .export.package import export_artifact
     from .model.structure import Structure
 
     artifact = out / "artifact"
-    if (artifact / "manifest.json").exists():
-        return artifact
     candidate = result.chosen.candidate
+    if (artifact / "manifest.json").exists():
+        require_mixture(artifact, base, experts, candidate.alpha)
+        return artifact
     structure = candidate.structure
     if recipe.export.weights is not None:
         structure = Structure.named(recipe.export.weights, structure.activation_dtype)
+    if recipe.export.compute != "auto":
+        structure = replace(structure, compute=recipe.export.compute)
     return export_artifact(
         base,
         artifact,
@@ -253,9 +265,21 @@ def export_mixture(
         alpha=candidate.alpha,
         rule=recipe.search.rule,
         structure=structure,
+        options=GraphOptions(dialect=recipe.export.dialect),
         basis=basis,
         progress=progress,
     )
+
+
+def require_mixture(artifact: Path, base: Base, experts: Sequence[Expert], alpha: Sequence[float]) -> None:
+    """Refuse an artifact that is there already and was made from anything else than what the search chose."""
+    from .export.artifact import read_manifest
+
+    manifest = read_manifest(artifact)
+    weights = {expert.domain: float(weight) for expert, weight in zip(experts, alpha, strict=True)}
+    hashes = {expert.domain: expert.hash for expert in experts}
+    if (manifest.base_hash, manifest.alpha, manifest.expert_hashes) != (base.weight_hash, weights, hashes):
+        raise IdentityError(f"{artifact}: not the mixture that this search chose; remove it to write that one")
 
 
 def linked(document: dict[str, Any], artifact: Path) -> dict[str, Any]:
@@ -285,6 +309,7 @@ def measure_artifact(
     from .measuring import score_table
 
     if (out / "record.json").exists():
+        require_measured(artifact, out / "record.json")
         return
     scored = run_accuracy(
         artifact,
@@ -294,12 +319,24 @@ def measure_artifact(
         data_dir=recipe.data.directory,
         online=recipe.data.online,
         max_new_tokens=recipe.experts.max_new_tokens,
+        is_chat=recipe.model.chat,
         progress=progress,
     )
     scores = score_table(recipe, base, basis, experts, scored.right, progress)
     storage.write_json(out / "scores.json", linked(scores, artifact))
     record = measure(artifact, profile=recipe.bench.profile, progress=progress)
     add_accuracy(record, scored).save(out / "record.json")
+
+
+def require_measured(artifact: Path, path: Path) -> None:
+    """Refuse a finished folder whose artifact is no longer the one that its record was made from."""
+    from .bench.gate import hash_artifact
+    from .bench.identity import artifact_problem
+    from .bench.record import load_record
+
+    problem = artifact_problem(load_record(path).subject, hash_artifact(artifact))
+    if problem is not None:
+        raise IdentityError(f"{artifact}: {problem}; put the measured artifact back, or remove {path} to measure this")
 
 
 def write_handoff(experts: Sequence[Expert], artifact: Path, judgement: Judgement, out: Path) -> None:

@@ -49,7 +49,8 @@ def handle_train(args: argparse.Namespace) -> int:
     if path.exists() and not args.force:
         raise HavocError(f"{path} is a finished expert: use --force to train it anew, or choose another --out")
     progress = make_progress(quiet=args.quiet)
-    base = load_base(args.base)
+    base = load_base(args.base, is_chat=args.is_chat)
+    _ = base.tokenizer  # a base that cannot read text is refused before the minutes that a basis takes
     require_sight(task, base)
     basis = base_basis(base, args.out, progress)
     expert = train_expert(

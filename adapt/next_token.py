@@ -67,4 +67,4 @@ class NextToken:
 def reference_of(base: Base, task: Task, row: Row) -> Branched:
     """Token ids of a row's prompt and of its reference completion, closed by the end token."""
     encoded = encode_branches(base.model, base.tokenizer, task.prompt(row), [task.reference(row)])
-    return dataclasses.replace(encoded, branches=[[*encoded.branches[0], base.tokenizer.eos_id]])
+    return dataclasses.replace(encoded, branches=[[*encoded.branches[0], base.tokenizer.eos_ids[0]]])

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..errors import HavocError
-from ..model.generation import encode_prompts, sample_tokens
+from ..model.generation import completions, encode_prompts, sample_tokens
 from .objectives import Descent, TrainingSettings
 
 if TYPE_CHECKING:
@@ -121,19 +121,19 @@ def sample_rollout(base: Base, task: Task, rows: Sequence[Row], settings: Traini
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         generator=torch.Generator().manual_seed(seed),
-        eos_id=base.tokenizer.eos_id,
+        eos_id=base.tokenizer.eos_ids,
         num_samples=num_samples,
     ).clone()
-    texts = base.tokenizer.decode_batch(new_BN.tolist())
+    repeated = torch.arange(len(rows)).repeat_interleave(num_samples)
+    texts = completions(base.tokenizer, ids_BT[repeated], mask_BT[repeated], new_BN)
     pairs = [(rows[index // num_samples], text) for index, text in enumerate(texts)]
     rewards = task.judge(pairs)
     is_judged = torch.tensor([reward.outcome != "failed" for reward in rewards])
     values = torch.tensor([reward.value for reward in rewards])
     advantages, num_flat = leave_one_out(values.view(-1, num_samples), is_judged.view(-1, num_samples))
-    repeated = torch.arange(len(rows)).repeat_interleave(num_samples)
     return Rollout(
         ids=torch.cat((ids_BT[repeated], new_BN), dim=1),
-        mask=torch.cat((mask_BT[repeated], _generated_mask(new_BN, base.tokenizer.eos_id)), dim=1),
+        mask=torch.cat((mask_BT[repeated], _generated_mask(new_BN, base.tokenizer.eos_ids)), dim=1),
         patches=None if patches is None else patches.view(len(rows), -1, patches.shape[-1])[repeated],
         num_prompt_tokens=ids_BT.shape[1],
         rewards=values[is_judged] if is_judged.any() else values,
@@ -143,9 +143,9 @@ def sample_rollout(base: Base, task: Task, rows: Sequence[Row], settings: Traini
     )
 
 
-def _generated_mask(new_BN: torch.Tensor, eos_id: int) -> torch.Tensor:
+def _generated_mask(new_BN: torch.Tensor, eos_ids: Sequence[int]) -> torch.Tensor:
     """1 for generated tokens up to and with the first end token, 0 for the padding behind it: int64 [B, N]."""
-    is_end = (new_BN == eos_id).long()
+    is_end = torch.isin(new_BN, torch.tensor(eos_ids)).long()
     return ((is_end.cumsum(dim=1) - is_end) == 0).long()
 
 

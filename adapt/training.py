@@ -104,7 +104,7 @@ class _Run:
                 "base": base.weight_hash,
                 "basis": basis.hash,
                 "task": [task.name, task.sha256],
-                "settings": dataclasses.asdict(settings),
+                "settings": {**dataclasses.asdict(settings), **_prompting(base)},
             }
         )
         self.num_done = 0
@@ -163,7 +163,7 @@ class _Run:
             deltas=self._best,
             base_hash=self._base.weight_hash,
             basis_hash=self._basis.hash,
-            settings={**dataclasses.asdict(self._settings), "trace": self._trace},
+            settings={**dataclasses.asdict(self._settings), **_prompting(self._base), "trace": self._trace},
             seed=self._settings.seed,
             score={**self._best_score, "split": "search"},
         )
@@ -188,3 +188,8 @@ class _Run:
         self._adapter.load(state.deltas)
         self._best = dict(state.best)
         self._optimizer.load_state_dict(state.optimizer)
+
+
+def _prompting(base: Base) -> dict[str, Any]:
+    """What an expert's settings say of its prompts where they went through the base's chat template."""
+    return {} if base.tokenizer.chat is None else {"chat": True}

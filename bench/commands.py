@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from ..progress import Progress
+    from .accuracy import AccuracyRun
     from .compare import Comparison
     from .gate import Judgement
     from .limits import Line
@@ -92,7 +94,7 @@ def _line_cells(line: Line) -> list[str]:
 
 def handle_bench(args: argparse.Namespace) -> int:
     """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
-    from .accuracy import add_accuracy, fewer_rows, require_rows, run_accuracy
+    from .accuracy import add_accuracy, cut_prompts, fewer_rows, require_rows
     from .keeping import keep
     from .measure import measure
     from .subject import identify_subject
@@ -115,8 +117,31 @@ def handle_bench(args: argparse.Namespace) -> int:
         previous=previous_record(out),
         progress=progress,
     )
+    keep(record, path)  # before scoring, which may fail after minutes of measuring
+    for name in DERIVED:  # pages of a record that is no longer there would tell of the wrong one
+        (out / name).unlink(missing_ok=True)
+    num_cut: dict[str, int] = {}
     if args.n != 0:
-        found = run_accuracy(
+        found = _scored(args, path, progress)
+        record, num_cut = add_accuracy(record, found), found.num_cut
+        keep(record, path)
+    notes = fewer_rows({task: item.num_rows for task, item in record.accuracy.items()}, args.n or 0)
+    notes += cut_prompts(num_cut)
+    broken = [check for check in record.checks if check.status == "invalid"]
+    if args.json:
+        _print_json({"record": str(path), "metrics": measured(record), "checks": _checks(record), "notes": notes})
+    else:
+        print("\n".join([record_text(record), *([""] if notes else []), *notes]))
+        print(f"\nrecord: {path}\nnext:   havoc gate {path} --target host    havoc report {out}")
+    return 4 if broken else 0
+
+
+def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> AccuracyRun:
+    """Score the artifact for `havoc bench`; an error says that what was measured is kept."""
+    from .accuracy import run_accuracy
+
+    try:
+        return run_accuracy(
             args.artifact,
             tasks=args.task,
             num_rows=args.n,
@@ -125,20 +150,11 @@ def handle_bench(args: argparse.Namespace) -> int:
             data_dir=args.data,
             online=args.online,
             may_be_fewer=True,
+            is_chat=args.is_chat,
             progress=progress,
         )
-        record = add_accuracy(record, found)
-    keep(record, path)
-    for name in DERIVED:  # pages of a record that is no longer there would tell of the wrong one
-        (out / name).unlink(missing_ok=True)
-    notes = fewer_rows({task: item.num_rows for task, item in record.accuracy.items()}, args.n or 0)
-    broken = [check for check in record.checks if check.status == "invalid"]
-    if args.json:
-        _print_json({"record": str(path), "metrics": measured(record), "checks": _checks(record), "notes": notes})
-    else:
-        print("\n".join([record_text(record), *([""] if notes else []), *notes]))
-        print(f"\nrecord: {path}\nnext:   havoc gate {path} --target host    havoc report {out}")
-    return 4 if broken else 0
+    except HavocError as error:
+        raise type(error)(f"{error}; what was measured is kept in {record_path}, without accuracy") from error
 
 
 def previous_record(out: Path) -> Record | None:
@@ -311,6 +327,7 @@ def handle_eval(args: argparse.Namespace) -> int:
         few_shot=args.few_shot,
         data_dir=args.data,
         online=args.online,
+        is_chat=args.is_chat,
         progress=_progress(args),
     )
     document = found.document()
@@ -329,7 +346,8 @@ def _accuracy_cells(task: str, row: dict[str, Any]) -> list[list[str]]:
     names = sorted(row["metrics"], key=lambda name: name != row["metric"])
     shots = f"{row['few_shot']}-shot" if row["few_shot"] else ""
     failed = count(row["num_failed"], "judge") + " failed" if row["num_failed"] else ""
-    remarks = ", ".join(filter(None, (shots, failed)))
+    chat = "chat template" if row["chat"] else ""
+    remarks = ", ".join(filter(None, (chat, shots, failed)))
     return [
         [
             "" if place else task,

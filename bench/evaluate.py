@@ -45,6 +45,7 @@ def evaluate(
     seed: int = 0,
     max_new_tokens: int | None = None,
     few_shot: int | None = None,
+    is_chat: bool = True,
     data_dir: Path | None = None,
     online: bool = False,
     progress: Progress = SILENT,
@@ -64,6 +65,7 @@ def evaluate(
         "data_dir": data_dir,
         "online": online,
         "may_be_fewer": True,
+        "is_chat": is_chat,
     }
     if (Path(model) / MANIFEST).is_file():
         run = run_accuracy(Path(model), progress=progress, **asked)
@@ -75,7 +77,8 @@ def _evaluate_base(model: str, asked: dict[str, Any], progress: Progress) -> Eva
     from ..model.checkpoint import load_base
     from ..model.scorer import TorchScorer
 
-    base = load_base(model)
+    base = load_base(model, is_chat=asked["is_chat"])
+    asked = {**asked, "has_template": base.tokenizer.chat is not None}
     scorer = TorchScorer(base.model, base.tokenizer)
     tasks = tasks_asked(asked, can_see=base.config.vision is not None)
     found, num_cut = {}, {}

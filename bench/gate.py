@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import HavocError
-from ..export.artifact import verify_hashes
+from ..export.artifact import MANIFEST, verify_hashes
 from ..storage import unreadable
 from . import coherence
 from .limits import Line, Verdict, judge_limit, line_without_data
@@ -153,6 +153,7 @@ def rows_apart(records: Sequence[Record]) -> list[str]:
 
 _COMMON: dict[str, Callable[[Record], object]] = {
     "artifact": lambda record: record.subject.files,
+    "manifest": lambda record: record.subject.manifest_sha256,
     "weights": lambda record: record.subject.weight_bytes,
     "device": lambda record: record.device.fingerprint,
     "workload": lambda record: record.workload.model_copy(update={"seed": 0}),
@@ -193,12 +194,13 @@ def evidence_class(records: Sequence[Record], findings: Sequence[Finding]) -> Ev
 
 
 def hash_artifact(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file of an artifact, read anew, by relative name.
+    """SHA-256 of every file of an artifact, its manifest among them, read anew, by relative name.
 
     Raises `HavocError` (exit 2) for a folder that is no artifact or may not be read, `IdentityError` (exit 5) for one
     with a changed byte.
     """
     try:
-        return {name: file.sha256 for name, file in verify_hashes(directory).files.items()}
+        manifest = verify_hashes(directory)
+        return {MANIFEST: manifest.sha256, **{name: file.sha256 for name, file in manifest.files.items()}}
     except OSError as error:
         raise unreadable(error, directory) from error

@@ -380,7 +380,8 @@ class DomainAccuracy(Part):
 
     `num_right` counts by `metric`, `metrics` by each metric of the task. `task_sha256` names what its file says,
     `data_sha256` the files that the rows were read from (null: made here, or from the hub), `few_shot` counts the
-    solved rows in front of every question. They are null or empty in records older than these fields.
+    solved rows in front of every question, and `chat` says whether prompts went through the model's chat template. They
+    are null or empty in records older than these fields.
     """
 
     num_right: NumRows
@@ -393,6 +394,7 @@ class DomainAccuracy(Part):
     metric: Word | None = None
     metrics: dict[Word, MetricCounts] = {}
     few_shot: Count | None = None
+    chat: bool | None = None
     task_sha256: Sha256 | None = None
     data_sha256: Sha256 | None = None
 

@@ -1,6 +1,6 @@
 """What a release must meet: a device, told apart from its siblings, and the limits on it, read from TOML.
 
-The bundled `targets.toml` holds `gtx1660` and `host`; a user's own file has the same form: one table per target. Every
+The bundled `targets.toml` holds `gtx1660` and `host`, and both without pictures, `gtx1660-text` and `host-text`; a user's own file has the same form: one table per target. Every
 limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be mixed up; unknown keys are refused, and so
 are text or true for a number and figures that no device has.
 

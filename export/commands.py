@@ -11,6 +11,7 @@ from ..errors import HavocError, printable
 from ..model.structure import Structure
 from ..progress import make_progress
 from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
+from .card import cost_sentence
 from .options import DEFAULT_OPTIONS, GraphOptions, choose_dialect, options_of
 
 if TYPE_CHECKING:
@@ -37,6 +38,10 @@ def handle_export(args: argparse.Namespace) -> int:
     structure = _structure(args)
     source = open_source(args.base)
     options = _graph_options(args, source.config.attention.head_dim)
+    if source.directory is not None and source.tokenizer is None:
+        from ..model.base_tokenizer import missing_tokenizer
+
+        print(f"note: {printable(missing_tokenizer(source.directory))}; nor will the artifact", file=sys.stderr)
     experts, alpha = _experts(args.experts, args.alpha, source)
     progress = make_progress(quiet=args.quiet)
     if args.to == "hf":
@@ -77,7 +82,9 @@ def handle_export(args: argparse.Namespace) -> int:
 def _structure(args: argparse.Namespace) -> Structure:
     """The structure that is asked for; what cannot be, or not with `--to hf`, is refused before a base is opened."""
     quantizer = args.quantizer.replace("-", "_")
-    structure = Structure(args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank)
+    structure = Structure(
+        args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank, args.compute
+    )
     if args.to == "hf" and structure not in (Structure(), Structure("fp16")):
         msg = f"--to hf stores whole fp32 or fp16 weights, not {structure.description}"
         raise HavocError(msg)
@@ -131,9 +138,8 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
     mixture = ", ".join(f"{printable(domain)} {weight:g}" for domain, weight in manifest.alpha.items())
     structure = Structure.from_fields(manifest.structure)
     factored = f", {manifest.graph['factored']} as two factors" if "factored" in manifest.graph else ""
-    worst = max(case["max_abs_diff"] for case in manifest.parity["cases"])
-    drift = manifest.parity["format_drift"]
-    moved = f"moves logits by {drift['mean_relative_diff']:.1e} of their spread"
+    cases = manifest.parity["cases"]
+    worst = max(case["ratio"] for case in cases)
     kind = " (random weights)" if manifest.has_random_weights else ""
     return [
         f"artifact    {out}",
@@ -142,8 +148,8 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
         f"structure   {structure.description}{factored}",
         f"graph       {options_of(manifest).description}, opset {manifest.graph['opset']}",
         f"size        {manifest.num_parameters:,} parameters, {num_bytes:,} bytes",
-        f"parity      largest difference to torch {worst:.1e} over {len(manifest.parity['cases'])} ways of running it",
-        f"format      {moved}, keeps {drift['top1_share']:.1%} of top-1",
+        f"parity      at most {worst:.2g} times torch's own error over {len(cases)} ways of running it",
+        f"format      {cost_sentence(manifest.format_cost or {})}",
         *(["signed      " + SIGNATURE] if (out / SIGNATURE).exists() else []),
         *([_UNCUT] if str(manifest.graph.get("factored")).startswith("0 of ") else []),
     ]
@@ -154,7 +160,7 @@ def handle_verify(args: argparse.Namespace) -> int:
     from .verify import verify_artifact
 
     base = _base_of(args)
-    manifest, checks = verify_artifact(args.artifact, public_key=args.public_key)
+    manifest, checks = verify_artifact(args.artifact, public_key=args.public_key, record=args.record)
     notes = []
     if args.public_key is None and (args.artifact / SIGNATURE).exists():
         notes.append("signed, but by whom was not checked: give --public-key PEM")
@@ -224,14 +230,23 @@ def _has_torch() -> bool:
 
 
 def handle_import(args: argparse.Namespace) -> int:
-    """Check a Hugging Face directory completely and say what it is."""
+    """Check a base completely and say what it is; with `--out` write a GGUF file as a Hugging Face directory."""
     from ..model.config import PRESETS
+    from ..model.gguf_header import is_gguf
     from .inspection import inspect_directory
 
     if str(args.directory) in PRESETS and not args.directory.exists():
         msg = f"{args.directory} is a preset, and import checks a Hugging Face directory: give the folder of one"
         raise HavocError(msg)
-    document = inspect_directory(args.directory, progress=make_progress(quiet=args.quiet))
+    if args.out is not None and not is_gguf(args.directory):
+        msg = f"--out {args.out}: {args.directory} is no .gguf file; only such a file is written as a directory"
+        raise HavocError(msg)
+    progress = make_progress(quiet=args.quiet)
+    document = inspect_directory(args.directory, progress=progress)
+    if args.out is not None:
+        from .huggingface import export_huggingface
+
+        document["written_to"] = str(export_huggingface(args.directory, args.out, progress=progress))
     width = max(map(len, document))
     _print(
         args.json, document, [f"{name.replace('_', ' '):{width}s}  {_shown(value)}" for name, value in document.items()]
@@ -261,14 +276,14 @@ def handle_generate(args: argparse.Namespace) -> int:
     if (Path(args.model) / MANIFEST).exists():
         from .session import DecoderSession
 
-        runtime, session = "onnxruntime", DecoderSession.open(Path(args.model))
+        runtime, session = "onnxruntime", DecoderSession.open(Path(args.model), is_chat=args.is_chat)
         _require_fit(args.image, prompt.image_png, session.config, args.max_new_tokens)
         (completion,) = session.generate_text([prompt], **settings)
     else:
         from ..model.checkpoint import load_base
         from ..model.generation import generate_text
 
-        runtime, base = "torch", load_base(args.model)
+        runtime, base = "torch", load_base(args.model, is_chat=args.is_chat)
         _require_fit(args.image, prompt.image_png, base.config, args.max_new_tokens)
         (completion,) = generate_text(base.model, base.tokenizer, [prompt], **settings)
     _print(args.json, {"prompt": text, "completion": completion, "runtime": runtime}, [completion])

@@ -54,12 +54,14 @@ class DecoderSession:
         weights: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
         packs_weights: bool = True,
         profile: Path | None = None,
+        data_folder: Path | None = None,
     ) -> None:
         """Open `graphs` by file name; see `open` for the usual way. `options` are those the graphs were built with.
 
-        `weights` gives initializers by graph and name, in the graph's dtype and shape. They replace the ones in the
-        data file and are not copied before the runtime packs them. Without `packs_weights` the runtime computes with
-        the mapped file alone: it holds no second copy in its own order, and quantized products are slow.
+        Graphs in memory find their data file in `data_folder`. `weights` gives initializers by graph and name, in the
+        graph's dtype and shape. They replace the ones in the data file and are not copied before the runtime packs
+        them. Without `packs_weights` the runtime computes with the mapped file alone: it holds no second copy in its
+        own order, and quantized products are slow.
         """
         require_provider(provider)
         self.config = config
@@ -82,6 +84,7 @@ class DecoderSession:
                 packs_weights=packs_weights,
                 provider_options=_options_of_graph(name, provider_options or {}),
                 profile=profile if name == DECODER else None,
+                data_folder=data_folder,
             )
             self._weights += values
         self._decoder = self._sessions[DECODER]
@@ -110,10 +113,12 @@ class DecoderSession:
         provider_options: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         weights: Mapping[str, NDArray[Any]] | None = None,
+        is_chat: bool = True,
         profile: Path | None = None,
     ) -> Self:
         """Open an artifact folder after checking its manifest, sizes and links (hashes are `verify`'s work).
 
+        Prompts go through the base's chat template where it has one and `is_chat` does not say otherwise.
         `num_threads` None leaves the choice to ONNX Runtime; `weights` replaces initializers of the decoder by name;
         `provider_options` are added to those that `runtime` sets, where `profile` is explained too; with
         `enable_cuda_graph` "1" the steps of a static cache are captured. A provider this machine lacks is an
@@ -124,6 +129,8 @@ class DecoderSession:
         check_files(directory, manifest)
         config = HavocConfig.from_directory(directory)
         tokenizer = Tokenizer.load(directory) if "tokenizer.json" in manifest.files else None
+        if tokenizer is not None and not is_chat:
+            tokenizer = tokenizer.without_chat()
         names = [DECODER] if config.vision is None else [DECODER, EMBEDDING, VISION]
         graphs = {name: directory / name for name in names}
         return cls(

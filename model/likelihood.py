@@ -136,8 +136,11 @@ def _encode_request(
 
 
 def _encode_pair(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Ids of prompt and continuation; an empty prompt is the beginning, or else the end, of a text."""
-    prompt_ids, ids = tokenizer.encode_continuation(prompt, text)
+    """Ids of prompt and continuation; an empty prompt is the beginning, or else the end, of a text.
+
+    Behind a chat template an answer begins at once: the space that sets a choice off from plain text is left out.
+    """
+    prompt_ids, ids = tokenizer.encode_continuation(prompt, text if tokenizer.chat is None else text.lstrip())
     if prompt_ids:
         return tuple(prompt_ids), tuple(ids)
     first = tokenizer.eos_ids[0] if tokenizer.bos_id is None else tokenizer.bos_id

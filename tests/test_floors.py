@@ -26,13 +26,19 @@ LAZY = {
     ("config", "model.structure"),  # knows which names of structures a recipe may use
 }
 
-EDGE_BLOCKED = "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib transformers".split()
+EDGE_BLOCKED = (
+    "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib gguf transformers".split()
+)
 DRAWING = {
     f"bench.{name}" for name in ("charts", "drawing", "history", "page", "report")
 }  # for `havoc report` alone, which says what to install
 EDGE_MODULES = (
     "errors storage progress cores processes config arguments cli __main__ export.artifact export.session".split()
-    + [f"model.{name}" for name in "config cost structure tokenizer vision".split()]
+    + [
+        f"model.{name}"
+        for name in "base_tokenizer chat chat_renderer config cost gguf_config gguf_header gguf_tokenizer".split()
+        + "structure tokenizer vision".split()
+    ]
 )
 
 

@@ -2,8 +2,8 @@
 
 `definition.py` says what a task file may say, `task.py` loads one, `sources.py` reads rows. The four domains of seed
 003 make their rows themselves, with the columns of the public dataset each stands in for. Their corpus is what a base
-model was pretrained on: like real web text it is a mixture of sources, some of which show their working and some of which
-do not (see each domain's module for what "not" means there).
+model was pretrained on: like real web text it is a mixture of sources, some of which show their working and some not
+(see each domain's module for what "not" means there).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-    from .definition import CodeRule, Definition, GenerateRule, Kind, Metric
+    from .definition import Definition, Kind, Metric, WrittenRule
 
 Part = TypeVar("Part")
 
@@ -213,7 +213,8 @@ class Task:
             return self.choices(row)[self.right_choice(row)]
         if self.generator is not None:
             return str(self.generator.reference(row))
-        rule: GenerateRule | CodeRule = _required(self.definition.generate or self.definition.code)
+        written: WrittenRule | None = self.definition.generate or self.definition.code
+        rule = _required(written)
         gold = {"gold": answers.most_agreed(self._golds(row))} if self._has_words else {}
         return rule.delimiter + _required(self._answer).render({**row, **gold})
 

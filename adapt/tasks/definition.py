@@ -207,16 +207,23 @@ class Metric(_Part):
     agreeing: Annotated[int, Field(ge=1, le=1000)] = 1
 
 
-class GenerateRule(_Part):
-    """The model writes an answer.
+class WrittenRule(_Part):
+    """The model writes something: `answer` is a right completion with its working, behind `delimiter`.
 
-    `answer` is a right completion with its working, behind `delimiter` (few-shot rows and next-token training show it);
-    `gold` is what an answer is held against (default: `answer`), a text, for `choice` the right label, for `words` a
-    list of texts, of which the most agreed one is `gold` in `answer`.
+    Few-shot rows and next-token training show it. A task whose rows are generated has its own.
     """
 
     answer: TemplateText | None = None
     delimiter: str = ""
+
+
+class GenerateRule(WrittenRule):
+    """The model writes an answer.
+
+    `gold` is what an answer is held against (default: `answer`), a text, for `choice` the right label, for `words` a
+    list of texts, of which the most agreed one is `gold` in `answer`.
+    """
+
     gold: ExpressionText | None = None
     choices: ExpressionText | None = None
     labels: ExpressionText | None = None
@@ -232,11 +239,9 @@ class GenerateRule(_Part):
         return self
 
 
-class CodeRule(_Part):
+class CodeRule(WrittenRule):
     """The model writes a program: right when all `tests` hold, each one `assert` statement, run in the sandbox."""
 
-    answer: TemplateText
-    delimiter: str = ""
     tests: ExpressionText
     setup: ExpressionText | None = None
 
@@ -289,8 +294,9 @@ class Definition(_Part):
                 raise ValueError(f'is of kind = "{self.kind}" and {has} [{kind}]')
         if self.metric not in self.metrics:
             raise ValueError(f"metric = {self.metric!r}: this task has {', '.join(self.metrics)}")
-        if self.generate is not None and self.generate.answer is None and self.data.generator is None:
-            raise ValueError("the key generate.answer is missing: the template of a right completion")
+        written = self.generate or self.code
+        if written is not None and written.answer is None and self.data.generator is None:
+            raise ValueError(f"the key {self.kind}.answer is missing: the template of a right completion")
         if self.prompt.image is not None and self.few_shot.number:
             raise ValueError("few_shot: a prompt holds one picture at most, so a task with pictures shows none solved")
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,9 +44,9 @@ def test_accuracy_joins_only_its_artifact(run: AccuracyRun, tiny_record) -> None
     record = add_accuracy(tiny_record, run)
     assert record.is_intact()
     assert isinstance(record.accuracy["code"], DomainAccuracy)
-    other = AccuracyRun(files={**run.files, "model.onnx": "0" * 64}, domains=run.domains, right=run.right)
-    with pytest.raises(IdentityError, match="another artifact"):
-        add_accuracy(tiny_record, other)
+    for changes in ({"files": {**run.files, "model.onnx": "0" * 64}}, {"manifest_sha256": "0" * 64}):
+        with pytest.raises(IdentityError, match="another artifact"):
+            add_accuracy(tiny_record, replace(run, **changes))
 
 
 def test_impossible_requests_are_one_line(tiny_artifact: Path) -> None:
