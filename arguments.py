@@ -188,6 +188,8 @@ def add_bench(parser: Parser) -> None:
     parser.add_argument("--domain", choices=DOMAINS, action="append", help=domain_help)
     _add_data(parser)
     _add_out(parser)
+    wait_help = "wait up to this long for a machine that does nothing else, 0: not at all (default: 30)"
+    parser.add_argument("--wait", type=_count, default=30, metavar="SECONDS", help=wait_help)
     replace_help = "measure again into a folder that holds a record; its report is removed"
     parser.add_argument("--replace", action="store_true", help=replace_help)
     _add_output(parser)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import storage
 from ..errors import HavocError
+from .disturbance import cpu_share, disturbed_share
 from .figures import DASH, count, label, measured, printable, show, show_interval, unit_of
 from .tables import emphasis, table
 from .targets import load_target
@@ -92,6 +93,7 @@ def _line_cells(line: Line) -> list[str]:
 def handle_bench(args: argparse.Namespace) -> int:
     """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
     from .accuracy import add_accuracy, fewer_rows, require_rows, run_accuracy
+    from .gate import why_invalid
     from .keeping import keep
     from .measure import measure
     from .subject import identify_subject
@@ -110,6 +112,7 @@ def handle_bench(args: argparse.Namespace) -> int:
         profile=args.profile,
         provider=args.provider,
         previous=previous_record(out),
+        wait_s=args.wait,
         progress=progress,
     )
     if args.n:
@@ -128,9 +131,19 @@ def handle_bench(args: argparse.Namespace) -> int:
     for name in DERIVED:  # pages of a record that is no longer there would tell of the wrong one
         (out / name).unlink(missing_ok=True)
     notes = fewer_rows({domain: item.num_rows for domain, item in record.accuracy.items()}, args.n)
-    broken = [check for check in record.checks if check.status == "invalid"]
+    broken = why_invalid(record)
     if args.json:
-        _print_json({"record": str(path), "metrics": measured(record), "checks": _checks(record), "notes": notes})
+        _print_json(
+            {
+                "is_valid": broken is None,
+                "reason": broken or "",
+                "disturbed_share": disturbed_share(record.samples),
+                "record": str(path),
+                "metrics": measured(record),
+                "checks": _checks(record),
+                "notes": notes,
+            }
+        )
     else:
         print("\n".join([record_text(record), *([""] if notes else []), *notes]))
         print(f"\nrecord: {path}\nnext:   havoc gate {path} --target host    havoc report {out}")
@@ -150,9 +163,14 @@ def previous_record(out: Path) -> Record | None:
 
 
 def record_text(record: Record) -> str:
-    """Return what a record measured, as a table of figures without any verdict."""
+    """Return what a record measured, as a table of figures without any verdict, below the reason why it is invalid."""
+    from .gate import why_invalid
+
     rows = [[label(name), show(value, unit_of(name))] for name, value in measured(record).items()]
-    lines = [table(("measured", printable(record.device.name)), rows, numbers=(1,))]
+    broken = why_invalid(record)
+    lines = [] if broken is None else [f"{emphasis('INVALID', 'invalid')}: {printable(broken)}\n"]
+    lines.append(table(("measured", printable(record.device.name)), rows, numbers=(1,)))
+    lines.extend(_witness_lines(record))
     if (cold := record.cold_start) is not None:
         seconds = (cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9
         lines.append(
@@ -161,6 +179,18 @@ def record_text(record: Record) -> str:
         )
     doubts = [f"{check.status}: {check.id}: {check.detail}" for check in record.checks if check.status != "ok"]
     return "\n".join([*lines, *([""] if doubts else []), *doubts])
+
+
+def _witness_lines(record: Record) -> list[str]:
+    """Put CPU time beside wall time, and say how much of the time something else took the CPU."""
+    cores, share = cpu_share(record.samples), disturbed_share(record.samples)
+    lines = []
+    if cores is not None:
+        threads = count(record.protocol.num_threads, "thread")
+        lines.append(f"\nprefills computed on {cores:.2f} cores all the while, with {threads}")
+    if share:
+        lines.append(f"disturbed: {share:.0%} of the timed time, in which calls say nothing of the model")
+    return lines
 
 
 def _checks(record: Record) -> list[dict[str, Any]]:

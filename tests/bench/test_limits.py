@@ -115,7 +115,7 @@ def test_processes_that_scatter_prove_nothing_of_the_next() -> None:
 
 
 def test_one_fast_process_puts_a_miss_in_doubt() -> None:
-    """Four slow processes and a fast one: most calls miss the limit, yet one process holds it and bounds what is proven.
+    """Four slow processes and a fast one: most calls miss the limit, yet one process holds it: nothing is proven.
 
     Of four processes none is in doubt, but four do not carry 95 %.
     """
