@@ -21,10 +21,13 @@ if TYPE_CHECKING:
 
     from .schema import Calls, ProcessSamples, Surroundings
 
-FOREIGN_SHARE = 0.10  # of the CPUs that the process may use, within one stretch between two readings
-FOREIGN_TICKS_NS = 20_000_000  # and no less than two ticks of the clock that counts it
+# Cores' worth of other work within one stretch between two readings. Not a share: where a model computes on every
+# core, one neighbour on one of them holds up all threads, whatever their number.
+FOREIGN_CORES = 0.2
+TICKS_NS = 20_000_000  # and no less than two ticks of the clock that counts it
+FOREIGN_SHARE = 0.10  # of the CPUs, where a record has only the share of a whole process
 STOLEN_SHARE = 0.05
-WAITED_SHARE = 0.05  # of the time of the computing threads
+WAITED_SHARE = 0.05  # of the stretch, by the thread that waited longest
 RAN_SHARE = 0.85  # of the CPU time that a call of its length usually uses
 USUAL_QUANTILE = 0.75
 FEWEST_CALLS = 5  # fewer have no usual share
@@ -65,12 +68,11 @@ def _is_disturbed(around: Surroundings, place: int, length_ns: int) -> bool:
     def moved(column: Sequence[int]) -> int:
         return column[place] - column[place - 1] if column else 0
 
-    capacity_ns = length_ns * around.num_cpus
     foreign_ns = moved(around.busy_ns) - moved(around.own_ns)
     return (
-        foreign_ns > max(FOREIGN_SHARE * capacity_ns, FOREIGN_TICKS_NS)
-        or moved(around.stolen_ns) > max(STOLEN_SHARE * capacity_ns, FOREIGN_TICKS_NS / 2)
-        or moved(around.waited_ns) > WAITED_SHARE * length_ns * around.num_threads
+        foreign_ns > max(FOREIGN_CORES * length_ns, TICKS_NS)
+        or moved(around.stolen_ns) > max(STOLEN_SHARE * length_ns * around.num_cpus, TICKS_NS)
+        or moved(around.waited_ns) > WAITED_SHARE * length_ns
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..progress import SILENT
+from .disturbance import FOREIGN_CORES
 from .own_process import busy_and_stolen_ns, usable_cpus
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from ..progress import Progress
 
 PROC = Path("/proc")
-QUIET_SHARE = 0.10  # of the CPUs: above it `disturbance.py` calls a stretch of time disturbed
 LOOK_S = 1.0
 LEAST_CORES = 0.02  # a process that used less is not worth a name
 MOST_NAMES = 3
@@ -42,20 +42,21 @@ class Neighbour:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Share of the machine's CPU time that others used, and who used most of it."""
+    """Cores' worth of CPU time that others used, of how many CPUs, and who used most of it."""
 
-    share: float
+    cores: float
+    num_cpus: int
     neighbours: tuple[Neighbour, ...] = ()
 
     @property
     def is_quiet(self) -> bool:
         """Whether a measurement beside it would not be disturbed."""
-        return self.share <= QUIET_SHARE
+        return self.cores <= FOREIGN_CORES
 
     def __str__(self) -> str:
-        """Write it for a person: the share and the names."""
+        """Write it for a person: the sum and the names."""
         names = ", ".join(map(str, self.neighbours)) or "processes too short-lived to be named"
-        return f"other processes use {self.share:.0%} of the CPU: {names}"
+        return f"other processes use {self.cores:.2f} of {self.num_cpus} CPUs: {names}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +83,8 @@ class Snapshot:
         total = sum(cores.values())
         if self.busy_s is not None and before.busy_s is not None:
             total = max(self.busy_s - before.busy_s, 0.0) / elapsed_s
-        share = min(total / (len(usable_cpus()) or os.cpu_count() or 1), 1.0)
-        return Load(share, tuple(Neighbour(*item) for item in busiest[:MOST_NAMES]))
+        num_cpus = len(usable_cpus()) or os.cpu_count() or 1
+        return Load(min(total, num_cpus), num_cpus, tuple(Neighbour(*item) for item in busiest[:MOST_NAMES]))
 
 
 def snapshot(proc: Path = PROC) -> Snapshot:

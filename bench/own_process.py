@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from .cgroups import throttling
 
 if TYPE_CHECKING:
-    from collections.abc import Container
+    from collections.abc import Set as AbstractSet
 
-LOOK_INTERVAL_NS = 100_000_000  # ten ticks of the coarsest clock: shorter stretches would be all rounding
+LOOK_INTERVAL_NS = 200_000_000  # twenty ticks of the coarsest clock: shorter stretches would be all rounding
 _STATUS = Path("/proc/self/status")
 
 
@@ -68,13 +68,15 @@ class Surroundings:
     """Reads between calls what else the machine did: counters since its making, kept as columns.
 
     `busy_ns` is CPU time that anybody used and `stolen_ns` what the hypervisor took, both on the CPUs that this process
-    may use; `own_ns` is this process's own CPU time, and `waited_ns` the time its threads were ready to run and did not
-    (`/proc/self/task/*/schedstat`). A column that the system does not count stays empty.
+    may use; `own_ns` is this process's own CPU time. `waited_ns` is the time that one of its threads, the one which
+    waited longest between two readings, was ready to run and did not (`/proc/self/task/*/schedstat`): a computation on
+    many threads waits for its slowest. A column that the system does not count stays empty.
     """
 
-    def __init__(self, *, num_threads: int, zero_ns: int) -> None:
-        self._num_threads, self._zero_ns, self._next_ns = num_threads, zero_ns, 0
+    def __init__(self, *, zero_ns: int) -> None:
+        self._zero_ns, self._next_ns = zero_ns, 0
         self._cpus = usable_cpus()
+        self._waits, self._waited_ns = _thread_waits(), 0
         self._begin = self._counters()
         self._limits = throttling()
         self._columns: dict[str, list[int]] = {"t_ns": [], **{name: [] for name in self._begin}}
@@ -98,7 +100,6 @@ class Surroundings:
         since = None if now is None or self._limits is None else now.since(self._limits)
         return {
             "num_cpus": len(self._cpus) or os.cpu_count() or 1,
-            "num_threads": self._num_threads,
             **self._columns,
             **({} if since is None else asdict(since)),
         }
@@ -124,8 +125,12 @@ class Surroundings:
         if (ticks := busy_and_stolen_ns(self._cpus)) is not None:
             found["busy_ns"], found["stolen_ns"] = ticks
             found["own_ns"] = time.process_time_ns()
-        if (waited := _waited_ns()) is not None:
-            found["waited_ns"] = waited
+        if self._waits is not None:
+            now = _thread_waits() or {}
+            moved = (wait - self._waits.get(thread, 0) for thread, wait in now.items())
+            self._waited_ns += max(moved, default=0)
+            self._waits = now
+            found["waited_ns"] = self._waited_ns
         return found
 
 
@@ -134,7 +139,7 @@ def usable_cpus() -> frozenset[int]:
     return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
 
 
-def busy_and_stolen_ns(cpus: Container[int]) -> tuple[int, int] | None:
+def busy_and_stolen_ns(cpus: AbstractSet[int]) -> tuple[int, int] | None:
     """CPU time that was used, and that the hypervisor took, on the given CPUs since boot; None off Linux."""
     with contextlib.suppress(OSError, ValueError):
         busy = stolen = 0
@@ -143,22 +148,26 @@ def busy_and_stolen_ns(cpus: Container[int]) -> tuple[int, int] | None:
             name, *numbers = line.split()
             if not name.startswith("cpu"):
                 break
-            if name == "cpu" or int(name[3:]) not in cpus:
+            if name != "cpu" and int(name[3:]) not in cpus:
                 continue
+            if name == "cpu" and len(cpus) < (os.cpu_count() or 1):
+                continue  # a sum of some is rounded once for each, the sum of all only once
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, numbers[:8])
             busy += user + nice + system + irq + softirq
             stolen += steal
+            if name == "cpu":
+                break
         return busy * tick_ns, stolen * tick_ns
     return None
 
 
-def _waited_ns() -> int | None:
-    """Time that all threads of this process were ready and not running; None where the kernel does not count it."""
-    total = 0
+def _thread_waits() -> dict[str, int] | None:
+    """Time in ns that each thread of this process was ready and not running; None where the kernel does not count."""
+    waits = {}
     try:
         for task in os.scandir("/proc/self/task"):
             with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
-                total += int(Path(task.path, "schedstat").read_text().split()[1])
+                waits[task.name] = int(Path(task.path, "schedstat").read_text().split()[1])
     except (OSError, ValueError, IndexError):
         return None
-    return total
+    return waits or None

@@ -250,13 +250,13 @@ class Surroundings(Part):
     """What else the machine did while a process worked: counters, read between calls, as columns of equal length.
 
     `t_ns` is on the clock of the process's calls. CPU time that anybody used (`busy_ns`) and that the hypervisor took
-    (`stolen_ns`) is that of the `num_cpus` the process may use; `own_ns` is its own; `waited_ns` is the time that its
-    `num_threads` computing threads and the others were ready to run and did not. An empty column was not counted. The
-    last three count how often the process's control group stood still because its CPU quota was used up.
+    (`stolen_ns`) is that of the `num_cpus` the process may use; `own_ns` is its own. `waited_ns` is the time that one
+    of its threads, the one which waited longest since the reading before, was ready to run and did not. An empty column
+    was not counted. The last three count how often the process's control group stood still because its CPU quota was
+    used up.
     """
 
     num_cpus: PositiveCount
-    num_threads: PositiveCount
     t_ns: tuple[TimestampNs, ...]
     busy_ns: tuple[TimestampNs, ...] = ()
     own_ns: tuple[TimestampNs, ...] = ()

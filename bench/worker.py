@@ -74,7 +74,7 @@ class Bench:
         self.emit = emit
         self.workload = request["workload"]
         self.zero_ns = time.perf_counter_ns()
-        self.around = Surroundings(num_threads=request["num_threads"], zero_ns=self.zero_ns)
+        self.around = Surroundings(zero_ns=self.zero_ns)
         self.rng = np.random.default_rng([self.workload["seed"], request["process"]])
         self.num_nonfinite_logits = 0
         self.outputs: set[bytes] = set()

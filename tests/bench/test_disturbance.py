@@ -1,4 +1,4 @@
-"""Disturbed calls: identified by what else ran and by the CPU time of the call itself; slow is not "was not running"."""
+"""Disturbed calls: found by what else ran and by the CPU time of the call; slow is told from "was not running"."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_calls_are_disturbed_while_something_else_ran(what: str) -> None:
     assert not all(touched)
 
 
-@pytest.mark.parametrize(("what", "limit"), [("foreign", 0.10), ("waited", 0.05), ("stolen", 0.05)])
+@pytest.mark.parametrize(("what", "limit"), [("foreign", 0.2 / 8), ("waited", 0.05), ("stolen", 0.05)])
 def test_the_least_that_disturbs(what: str, limit: float) -> None:
     """Just under the share nothing is disturbed, just over it everything is."""
     for share, is_disturbed in ((0.95 * limit, False), (1.1 * limit, True)):
@@ -43,11 +43,25 @@ def test_the_least_that_disturbs(what: str, limit: float) -> None:
         assert set(flags(found)) == {is_disturbed}
 
 
+def test_one_neighbour_is_as_much_on_a_large_machine() -> None:
+    """A fifth of a core beside the model counts on 2 CPUs and on 64: it holds up the thread whose core it shares."""
+    for num_cpus in (2, 64):
+        for cores, is_disturbed in ((0.19, False), (0.25, True)):
+            around = samples.surroundings(foreign=(0.0, 1e9), num_cpus=num_cpus, share=cores / num_cpus)
+            assert set(flags(process(surroundings=around))) == {is_disturbed}
+
+
 def test_a_tick_is_no_neighbour() -> None:
-    """On one CPU, a clock that counts in steps of 10 ms shows a tenth of a stretch where nothing may have run."""
-    for share, is_disturbed in ((0.19, False), (0.25, True)):
-        around = samples.surroundings(foreign=(0.0, 1e9), num_cpus=1, num_threads=1, share=share)
-        assert set(flags(process(surroundings=around))) == {is_disturbed}
+    """Where readings lie near each other, a clock that counts in steps of 10 ms shows work that may not have been."""
+    for ticks_ns, is_disturbed in ((20_000_000, False), (20_000_001, True)):
+        around = {
+            "num_cpus": 2,
+            "t_ns": [0, 50_000_000, 10**9],
+            "own_ns": [0, 0, 0],
+            "busy_ns": [0, ticks_ns, ticks_ns],
+        }
+        found = process(surroundings=around)
+        assert bool(disturbance.disturbed_spans(found)) is is_disturbed
 
 
 def test_slow_and_not_running_are_told_apart() -> None:
@@ -68,7 +82,7 @@ def test_an_older_record_has_only_the_whole_process() -> None:
     assert set(flags(process(foreign_cpu_share=0.10))) == {False}
     assert set(flags(process(steal_share=0.06))) == {True}
     assert set(flags(process())) == {False}
-    nothing = {"num_cpus": 1, "num_threads": 1, "t_ns": [0, 10**9]}
+    nothing = {"num_cpus": 1, "t_ns": [0, 10**9]}
     assert set(flags(process(foreign_cpu_share=0.11, surroundings=nothing))) == {True}
 
 

@@ -12,8 +12,8 @@ import pytest
 from havoc_core.bench.neighbours import Load, Neighbour, Snapshot, look, snapshot, wait_until_quiet
 from havoc_core.progress import SILENT
 
-BUSY = Load(0.9, (Neighbour("cc1plus", 0.98),))
-QUIET = Load(0.05)
+BUSY = Load(1.4, 2, (Neighbour("cc1plus", 0.98),))
+QUIET = Load(0.05, 2)
 
 
 def test_what_was_used_between_two_snapshots() -> None:
@@ -25,7 +25,7 @@ def test_what_was_used_between_two_snapshots() -> None:
     load = after.since(before, own_pids={9})
     assert load.neighbours == (Neighbour("cc1plus", 0.75), Neighbour("rsync", 0.1))
     assert str(load.neighbours[0]) == "cc1plus (75% of a core)"
-    assert 0 < load.share <= 1.0
+    assert load.cores == min(1.5, load.num_cpus)
 
 
 def test_a_process_is_read_whatever_its_name(tmp_path: Path) -> None:
@@ -49,8 +49,8 @@ def test_a_busy_program_is_seen_and_named() -> None:
         neighbour.kill()
         neighbour.wait()
     assert "havoc-neighbour" in {item.name for item in load.neighbours}
-    assert load.share > 0.05
-    assert "havoc-neighbour (" in str(load)
+    assert load.cores > 0.1
+    assert f"of {load.num_cpus} CPUs: " in str(load)
 
 
 @pytest.mark.parametrize(

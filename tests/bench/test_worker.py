@@ -182,7 +182,7 @@ def test_own_work_is_not_foreign() -> None:
 
     What others do meanwhile on a shared machine is told apart by a second look at the same counters.
     """
-    around = Surroundings(num_threads=1, zero_ns=time.perf_counter_ns())
+    around = Surroundings(zero_ns=time.perf_counter_ns())
     usage, values = own_usage(), np.random.default_rng(0).random(300_000)
     began = time.process_time()
     while time.process_time() - began < 0.5:
@@ -210,7 +210,7 @@ def test_a_neighbour_is_foreign() -> None:
     neighbour = subprocess.Popen([sys.executable, "-c", spin])
     try:
         time.sleep(0.3)
-        around = Surroundings(num_threads=1, zero_ns=time.perf_counter_ns())
+        around = Surroundings(zero_ns=time.perf_counter_ns())
         began, value = time.perf_counter(), 0
         while time.perf_counter() - began < 1.0:
             value += 1
@@ -227,7 +227,7 @@ def test_a_neighbour_is_foreign() -> None:
 
 def test_looks_are_taken_no_oftener_than_their_interval() -> None:
     """Looking after every call costs nothing: between two readings lies at least a tenth of a second."""
-    around = Surroundings(num_threads=1, zero_ns=time.perf_counter_ns())
+    around = Surroundings(zero_ns=time.perf_counter_ns())
     for _ in range(10_000):
         around.look()
     assert len(around) < 10
