@@ -23,6 +23,7 @@ PowerW = Annotated[float, Field(ge=0, lt=1e6)]
 IntervalMs = Annotated[float, Field(gt=0, lt=1e12)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=500)]
+TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", max_length=80)]
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
 RelativeName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*$", max_length=200)
@@ -415,8 +416,28 @@ class Check(Part):
     limit: float | None = None
 
 
+class MetricCounts(Part):
+    """Right rows of a task by one of its metrics; a row the judge could not decide counts as wrong."""
+
+    num_right: NumRows
+    num_rows: Annotated[int, Field(gt=0, lt=2**24)]
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> Self:
+        if self.num_right > self.num_rows:
+            msg = f"{self.num_right} right of {self.num_rows} rows"
+            raise ValueError(msg)
+        return self
+
+
 class DomainAccuracy(Part):
-    """Right answers of the exported artifact on rows of one split, named by the hash of their content."""
+    """Right answers of the exported artifact on rows of one split, named by the hash of their content.
+
+    `num_right` counts by `metric`, `metrics` by each metric of the task. `task_sha256` names what its file says,
+    `data_sha256` the files that the rows were read from (null: made here, or from the hub), `few_shot` counts the
+    solved rows in front of every question, and `chat` says whether prompts went through the model's chat template. They
+    are null or empty in records older than these fields.
+    """
 
     num_right: NumRows
     num_rows: Annotated[int, Field(gt=0, lt=2**24)]
@@ -425,11 +446,24 @@ class DomainAccuracy(Part):
     rows_sha256: Sha256
     source: Text
     seed: Count = 0
+    metric: Word | None = None
+    metrics: dict[Word, MetricCounts] = {}
+    few_shot: Count | None = None
+    chat: bool | None = None
+    task_sha256: Sha256 | None = None
+    data_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
     def _counts_fit(self) -> Self:
         if self.num_right + self.num_failed > self.num_rows:
             msg = f"{self.num_right} right and {self.num_failed} failed of {self.num_rows} rows"
+            raise ValueError(msg)
+        if self.metrics and (
+            self.metric not in self.metrics
+            or self.metrics[self.metric].num_right != self.num_right
+            or any(counts.num_rows != self.num_rows for counts in self.metrics.values())
+        ):
+            msg = f"num_right {self.num_right} of {self.num_rows} rows is not what metrics says of {self.metric}"
             raise ValueError(msg)
         return self
 
