@@ -71,6 +71,9 @@ def judgement_text(judgement: Judgement, title: str) -> str:
         body = table(("rule", "must hold", "but"), rows)
     else:
         body = limits_text(judgement.lines)
+    if judgement.unlimited:
+        rows = [[f"{item.title}, {item.statistic}", show(item.value, item.unit)] for item in judgement.unlimited]
+        body += "\n\n" + table(("without a limit", "measured"), rows, numbers=(1,))
     evidence = judgement.evidence.replace("_", " ")
     return f"{head}\n\n{body}\n\nevidence: {evidence}; exit code {judgement.exit_code}"
 
@@ -84,7 +87,7 @@ def limits_text(lines: Sequence[Line]) -> str:
 def _line_cells(line: Line) -> list[str]:
     effort = count(line.num_samples, "row" if line.metric.startswith("accuracy/") else "sample")
     return [
-        line.title,
+        f"{line.title}, {line.statistic}",
         f"{line.sign} {show(line.limit, line.unit)}",
         show(line.value, line.unit),
         show_interval(line.low, line.high, line.unit),

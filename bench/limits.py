@@ -18,14 +18,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from . import bounds, disturbance
-from .targets import MEMORY_MARGIN_SHARE, metric_of
+from .targets import MEMORY_MARGIN_SHARE, metric_of, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .record import ProcessSamples, Record
-    from .schema import MemorySeries
-    from .targets import Limit, RequiredProtocol
+    from .schema import MemorySeries, Workload
+    from .targets import Limit, RequiredProtocol, RequiredWorkload
 
 STATISTICS = {
     "worst_time": "slowest process",
@@ -96,11 +96,11 @@ def judge_limit(limit: Limit, records: Sequence[Record], protocol: RequiredProto
     metric = metric_of(limit.metric)
     evidence = _EVIDENCE[metric.kind](limit, records, protocol)
     if isinstance(evidence, str):
-        return line_without_data(limit, "not_measured", evidence)
+        return line_without_data(limit, "not_measured", evidence, workload=records[0].workload)
     verdict, reason = decide(limit, evidence)
     return Line(
         metric=limit.metric,
-        title=metric.title,
+        title=title_of(limit.metric, records[0].workload),
         statistic=statistic_of(limit),
         unit=metric.unit,
         sign=limit.sign,
@@ -123,12 +123,14 @@ def statistic_of(limit: Limit) -> str:
     return f"p{limit.percentile * 100:g}" if kind == "latency" else STATISTICS[kind]
 
 
-def line_without_data(limit: Limit, verdict: Verdict, reason: str) -> Line:
+def line_without_data(
+    limit: Limit, verdict: Verdict, reason: str, *, workload: Workload | RequiredWorkload | None = None
+) -> Line:
     """Return the line of a limit no number speaks to."""
     metric = metric_of(limit.metric)
     return Line(
         metric=limit.metric,
-        title=metric.title,
+        title=title_of(limit.metric, workload),
         statistic=statistic_of(limit),
         unit=metric.unit,
         sign=limit.sign,
@@ -190,7 +192,9 @@ def _calls(process: ProcessSamples, metric: str) -> list[disturbance.Timed]:
 
 
 def _quantile(limit: Limit, ordered: Sequence[float]) -> float:
-    return bounds.quantile_of(ordered, limit.percentile)
+    """Return the percentile of sorted calls; infinite where it lies at or beside one that says nothing."""
+    value = bounds.quantile_of(ordered, limit.percentile)
+    return math.inf if math.isnan(value) else value
 
 
 def _upper(limit: Limit, slow: Sequence[Sequence[float]], figures: Sequence[float]) -> float | None:

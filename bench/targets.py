@@ -1,8 +1,9 @@
 """What a release must meet: a device, told apart from its siblings, and the limits on it, read from TOML.
 
-The bundled `targets.toml` holds `gtx1660` and `host`, and both without pictures, `gtx1660-text` and `host-text`; a user's own file has the same form: one table per target. Every
-limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be mixed up; unknown keys are refused, and so
-are text or true for a number and figures that no device has.
+The bundled `targets.toml` holds `gtx1660` and `host`, and for bases that read text only `gtx1660-text` and
+`host-text`; a user's own file has the same form: one table per target. Every limit names its unit, so milliseconds and
+seconds, or GB and GiB, cannot be mixed up; unknown keys are refused, and so are text or true for a number and figures
+that no device has.
 
 Metrics and the unit each is judged in:
 
@@ -31,6 +32,8 @@ from .schema import Part, Text
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
+
+    from .schema import Workload
 
 BUNDLED = Path(__file__).with_name("targets.toml")
 MAX_TARGETS_BYTES = 200_000
@@ -70,7 +73,7 @@ _METRICS = {
     for metric in (
         Metric(
             name="prefill_ms",
-            title="prefill, 512 tokens",
+            title="prefill",
             kind="latency",
             unit="ms",
             scales=_TIME_MS,
@@ -143,6 +146,12 @@ def metric_of(name: str) -> Metric:
             highest=1 - 1e-6,
         )
     raise ValueError(f"unknown metric {name!r}: choose from {', '.join(_METRICS)}, accuracy/<task>")
+
+
+def title_of(name: str, workload: Workload | RequiredWorkload | None = None) -> str:
+    """Return the title of a metric, with the prompt's length where it is that of a prompt."""
+    title = metric_of(name).title
+    return f"{title}, {workload.prompt_tokens} tokens" if name == "prefill_ms" and workload is not None else title
 
 
 class Limit(Part):

@@ -180,9 +180,7 @@ def measured_process(index: int, machine: Machine, generator: random.Random) -> 
         for _ in range(DECODE_STEPS):
             steps.append(clock.work(noise.draw(machine.step_ms))[1])
             clock.look()
-        runs.append(
-            {"start_ns": start_ns, "prefill_ns": prefill_ns, "step_ns": steps, "num_tokens": 1 + DECODE_STEPS}
-        )
+        runs.append({"start_ns": start_ns, "prefill_ns": prefill_ns, "step_ns": steps, "num_tokens": 1 + DECODE_STEPS})
     clock.look(force=True)
     elapsed_ns = clock.now_ns - first[0]
     return {

@@ -74,7 +74,16 @@ def test_setup_code_of_the_row_is_run():
 
 @pytest.mark.parametrize(
     "text",
-    ["def f(", "```", "```python", "x" * 50_000, "(" * 5000, "\0", "```python\ndef f(:\n```", "def f():\n" + "  pass\n" * 3000],
+    [
+        "def f(",
+        "```",
+        "```python",
+        "x" * 50_000,
+        "(" * 5000,
+        "\0",
+        "```python\ndef f(:\n```",
+        "def f():\n" + "  pass\n" * 3000,
+    ],
 )
 def test_the_code_in_any_text_is_found_without_an_error(text):
     """What is no code is judged as it stands."""

@@ -211,7 +211,9 @@ def test_missing_data_names_the_path_and_the_switch(tmp_path):
     with pytest.raises(HavocError, match="no such directory.*--online") as error:
         rows("math", "gate", 1, data_dir=tmp_path / "nowhere")
     one_line(error)
-    with pytest.raises(HavocError, match=r"gsm8k/main/test-\*.\{parquet,jsonl,json,csv\}: no such files.*--online") as error:
+    with pytest.raises(
+        HavocError, match=r"gsm8k/main/test-\*.\{parquet,jsonl,json,csv\}: no such files.*--online"
+    ) as error:
         rows("math", "gate", 1, data_dir=tmp_path)
     assert "openai/gsm8k" in one_line(error)
 
