@@ -226,6 +226,8 @@ def add_compare(parser: Parser) -> None:
     )
     margin_help = "ratios this near to 1 are equal (default: 0.05)"
     parser.add_argument("--margin", type=_share, default=0.05, metavar="SHARE", help=margin_help)
+    fail_help = "exit with 1 where any metric is proven worse (default: exit with 0 whatever is found)"
+    parser.add_argument("--fail-if", choices=("worse",), metavar="worse", help=fail_help)
     parser.add_argument("--across", action="store_true", help="compare different devices or versions all the same")
     _add_output(parser, quiet=False)
 

@@ -221,15 +221,20 @@ def _checks(record: Record) -> list[dict[str, Any]]:
 
 
 def handle_compare(args: argparse.Namespace) -> int:
-    """Show the ratio of each metric of two records with its interval."""
-    from .compare import compare
+    """Show the ratio of each metric of two records with its interval; exit 1 where `--fail-if` says so."""
+    from .compare import compare, disturbances
     from .record import load_record
 
     old, new = (load_record(record_path(path)) for path in args.records)
     rows = compare(old, new, margin=args.margin, across=args.across)
+    warnings = disturbances(old, new)
+    code = 1 if args.fail_if == "worse" and any(row.change == "worse" for row in rows) else 0
     if args.json:
-        _print_json({"old": old.run_id, "new": new.run_id, "metrics": [row.document() for row in rows]})
-        return 0
+        metrics = [row.document() for row in rows]
+        _print_json({"warnings": warnings, "old": old.run_id, "new": new.run_id, "metrics": metrics})
+        return code
+    if warnings:
+        print("\n".join(f"{emphasis('warning', 'undecided')}: {printable(warning)}" for warning in warnings) + "\n")
     cells = [
         [
             f"{row.title}, median" if row.metric in _MEDIANS else row.title,
@@ -243,7 +248,7 @@ def handle_compare(args: argparse.Namespace) -> int:
         for row in rows
     ]
     print(table(("metric", "old", "new", "ratio", "95 % interval", "change", ""), cells, numbers=(1, 2, 3, 4)))
-    return 0
+    return code
 
 
 _MEDIANS = ("prefill_ms", "ttft_ms", "decode_tok_per_s")
@@ -254,7 +259,8 @@ def _would_show(row: Comparison) -> str:
     """Beside every "no change": the least change that these samples would have shown, or why nothing is compared."""
     if row.change not in {"equal", "undecided"}:
         return row.reason
-    return "too few samples to show any" if row.detectable is None else f"would show {row.detectable:.1%}"
+    shown = "too few samples to show any" if row.detectable is None else f"would show {row.detectable:.1%}"
+    return f"{shown}; {row.reason}" if row.reason else shown
 
 
 def handle_report(args: argparse.Namespace) -> int:

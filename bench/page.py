@@ -213,7 +213,7 @@ def bar(line: Line) -> dict[str, float | str] | None:
         "low": place(low),
         "width": round(max(place(high) - place(low), 0.8), 2),
         "limit": place(line.limit),
-        "start": show(start, line.unit),
+        "start": show(start, line.unit) if start else "0",
         "end": show(end, line.unit),
         "good_from": 0.0 if line.sign == "<" else place(line.limit),
         "good_width": place(line.limit) if line.sign == "<" else round(100 - place(line.limit), 2),

@@ -7,9 +7,12 @@ Nothing here names the machine, its user or a path.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PositiveNs = Annotated[int, Field(gt=0, lt=2**62)]
 TimestampNs = Annotated[int, Field(ge=0, lt=2**62)]
@@ -28,6 +31,9 @@ Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max
 RelativeName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*$", max_length=200)
 ]
+
+ROWS_PER_DIGIT = 4
+RowBits = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]+$", max_length=2**24 // ROWS_PER_DIGIT)]
 
 Evidence = Literal["measured", "simulated", "projected"]
 Purpose = Literal["screen", "confirm", "release"]
@@ -430,13 +436,21 @@ class MetricCounts(Part):
         return self
 
 
+def row_bits(right: Sequence[bool]) -> str:
+    """Write which rows were right as `DomainAccuracy.right_rows` holds it."""
+    bits = "".join("01"[is_right] for is_right in right)
+    bits += "0" * (-len(bits) % ROWS_PER_DIGIT)
+    return f"{int(bits, 2):0{len(bits) // ROWS_PER_DIGIT}x}"
+
+
 class DomainAccuracy(Part):
     """Right answers of the exported artifact on rows of one split, named by the hash of their content.
 
     `num_right` counts by `metric`, `metrics` by each metric of the task. `task_sha256` names what its file says,
     `data_sha256` the files that the rows were read from (null: made here, or from the hub), `few_shot` counts the
-    solved rows in front of every question, and `chat` says whether prompts went through the model's chat template. They
-    are null or empty in records older than these fields.
+    solved rows in front of every question, and `chat` says whether prompts went through the model's chat template.
+    `right_rows` holds one bit a row, in hexadecimal digits, the first row in the highest bit of the first. They are
+    null or empty in records older than these fields.
     """
 
     num_right: NumRows
@@ -452,6 +466,24 @@ class DomainAccuracy(Part):
     chat: bool | None = None
     task_sha256: Sha256 | None = None
     data_sha256: Sha256 | None = None
+    right_rows: RowBits | None = None
+
+    def is_right(self) -> tuple[bool, ...] | None:
+        """Whether each row was answered right, in the order that `rows_sha256` names; None where only sums are kept."""
+        if self.right_rows is None:
+            return None
+        bits = "".join(f"{int(digit, 16):04b}" for digit in self.right_rows)
+        return tuple(bit == "1" for bit in bits[: self.num_rows])
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
+        if self.right_rows is not None:
+            right = self.is_right() or ()
+            num_digits = -(-self.num_rows // ROWS_PER_DIGIT)
+            if len(self.right_rows) != num_digits or sum(right) != self.num_right:
+                msg = f"right_rows tells of {sum(right)} right of {len(right)} rows, num_right of {self.num_right}"
+                raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _counts_fit(self) -> Self:
