@@ -13,12 +13,15 @@ Metrics and the unit each is judged in:
     peak_vram_bytes, peak_rss_bytes  worst process plus a margin for the sampling gap
     energy_j_per_tok          J/tok  mean over one span
     accuracy/<task>           share  exact one-sided binomial bound
+    kl_mean                   nats   upper confidence bound of the mean over pieces of the text
+    top1_share                share  exact one-sided binomial bound
 """
 
 from __future__ import annotations
 
 import difflib
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -34,13 +37,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from .record import Record
+    from .schema import Workload
 
 BUNDLED = Path(__file__).with_name("targets.toml")
 MAX_TARGETS_BYTES = 200_000
 MAX_DOTS = 32  # in one line; a dotted key is parsed in quadratic time
 MEMORY_MARGIN_SHARE = 0.03
 
-Kind = Literal["latency", "worst_time", "throughput", "memory", "energy", "accuracy"]
+Kind = Literal["latency", "worst_time", "throughput", "memory", "energy", "accuracy", "divergence", "agreement"]
 Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=1e6, le=1e18)]  # per second: from a microcontroller's to more than any device's
 Count = Annotated[int, Field(gt=0, le=10_000_000)]
@@ -65,7 +69,7 @@ class Metric(Part):
     @property
     def is_lower_better(self) -> bool:
         """Whether a limit on it is an upper one."""
-        return self.kind not in {"throughput", "accuracy"}
+        return self.kind not in {"throughput", "accuracy", "agreement"}
 
 
 _METRICS = {
@@ -73,7 +77,7 @@ _METRICS = {
     for metric in (
         Metric(
             name="prefill_ms",
-            title="prefill, 512 tokens",
+            title="prefill",
             kind="latency",
             unit="ms",
             scales=_TIME_MS,
@@ -126,6 +130,24 @@ _METRICS = {
             lowest=1e-6,
             highest=1e6,
         ),
+        Metric(
+            name="kl_mean",
+            title="format cost, KL",
+            kind="divergence",
+            unit="nats",
+            scales={"nats": 1.0, "bits": math.log(2)},
+            lowest=1e-6,
+            highest=1e2,
+        ),
+        Metric(
+            name="top1_share",
+            title="format cost, same next token",
+            kind="agreement",
+            unit="share",
+            scales=_SHARE,
+            lowest=1e-6,
+            highest=1 - 1e-6,
+        ),
     )
 }
 
@@ -149,6 +171,12 @@ def metric_of(name: str) -> Metric:
 
 
 _PINS = ("task_sha256", "data_sha256")
+
+
+def title_of(name: str, workload: Workload | RequiredWorkload | None = None) -> str:
+    """Return the title of a metric, with the prompt's length where it is that of a prompt."""
+    title = metric_of(name).title
+    return f"{title}, {workload.prompt_tokens} tokens" if name == "prefill_ms" and workload is not None else title
 
 
 class Limit(Part):
