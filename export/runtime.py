@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+ort.disable_telemetry_events()  # where somebody imported it before this package could tell it to keep quiet
+
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 DEVICES = {CUDA: "cuda", CPU: "cpu"}
