@@ -90,6 +90,7 @@ def add_import(parser: Parser) -> None:
 def add_train(parser: Parser) -> None:
     """`havoc train BASE --domain math [--data DIR] --out DIR`."""
     _add_base(parser)
+    _add_chat(parser)
     parser.add_argument("--domain", choices=DOMAINS, required=True, help="what the expert is for")
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the recipe's)")
     _add_recipe(parser)
@@ -102,6 +103,7 @@ def add_train(parser: Parser) -> None:
 def add_search(parser: Parser) -> None:
     """`havoc search BASE --experts DIR --target NAME --out DIR`."""
     _add_base(parser)
+    _add_chat(parser)
     parser.add_argument("--experts", type=Path, required=True, metavar="DIR", help="folder of z_vectors_*.safetensors")
     _add_target(parser)
     _add_recipe(parser)
@@ -169,6 +171,7 @@ def add_verify(parser: Parser) -> None:
 def add_eval(parser: Parser) -> None:
     """`havoc eval ARTIFACT|BASE [--domain math] [--n 1000] [--seed 0]`."""
     _add_model_or_artifact(parser)
+    _add_chat(parser)
     parser.add_argument("--domain", choices=DOMAINS, action="append", help="repeat for several (default: all four)")
     parser.add_argument("--n", type=_positive, default=1000, metavar="N", help="items per domain (default: 1000)")
     parser.add_argument("--split", choices=("search", "gate"), default="gate", help="default: gate")
@@ -181,6 +184,7 @@ def add_eval(parser: Parser) -> None:
 def add_bench(parser: Parser) -> None:
     """`havoc bench ARTIFACT [--profile quick|standard|release] --out DIR`."""
     _add_artifact(parser)
+    _add_chat(parser)
     parser.add_argument("--profile", choices=PROFILES, default="quick", help="how long to measure (default: quick)")
     parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime execution provider (default: the best here)")
     accuracy_help = "items per domain for accuracy, 0: none (default: 1000)"
@@ -226,6 +230,7 @@ def add_report(parser: Parser) -> None:
 def add_generate(parser: Parser) -> None:
     """`havoc generate ARTIFACT|BASE --prompt TEXT`."""
     _add_model_or_artifact(parser)
+    _add_chat(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin")
     parser.add_argument("--image", type=Path, metavar="PNG", help="a picture for a vision model")
     parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
@@ -253,6 +258,11 @@ def _add_artifact(parser: Parser) -> None:
 
 def _add_model_or_artifact(parser: Parser) -> None:
     parser.add_argument("model", metavar="ARTIFACT|BASE", help="an exported directory, a base directory or a preset")
+
+
+def _add_chat(parser: Parser) -> None:
+    chat_help = "prompts as they stand, not through the model's chat template"
+    parser.add_argument("--no-chat", dest="is_chat", action="store_false", help=chat_help)
 
 
 def _add_target(parser: Parser) -> None:

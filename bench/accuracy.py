@@ -58,6 +58,7 @@ def run_accuracy(
     online: bool = False,
     may_be_fewer: bool = False,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    is_chat: bool = True,
     provider: str | None = None,
     num_threads: int | None = None,
     progress: Progress = SILENT,
@@ -84,6 +85,7 @@ def run_accuracy(
         "online": online,
         "may_be_fewer": may_be_fewer,
         "max_new_tokens": max_new_tokens,
+        "is_chat": is_chat,
     }
     with hold(Path(artifact)) as held:
         request["artifact"] = str(held.place)
@@ -140,7 +142,12 @@ def score_here(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) 
     from ..adapt.tasks.task import Prompt, task_for
     from ..export.session import DecoderSession
 
-    session = DecoderSession.open(request["artifact"], provider=request["provider"], num_threads=request["num_threads"])
+    session = DecoderSession.open(
+        request["artifact"],
+        provider=request["provider"],
+        num_threads=request["num_threads"],
+        is_chat=request["is_chat"],
+    )
     can_see = session.config.vision is not None
     domains = request["domains"] or [domain for domain in DOMAINS if can_see or domain != "vision"]
     data_dir = None if request["data_dir"] is None else Path(request["data_dir"])

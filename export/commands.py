@@ -262,14 +262,14 @@ def handle_generate(args: argparse.Namespace) -> int:
     if (Path(args.model) / MANIFEST).exists():
         from .session import DecoderSession
 
-        runtime, session = "onnxruntime", DecoderSession.open(Path(args.model))
+        runtime, session = "onnxruntime", DecoderSession.open(Path(args.model), is_chat=args.is_chat)
         _require_fit(args.image, prompt.image_png, session.config, args.max_new_tokens)
         (completion,) = session.generate_text([prompt], **settings)
     else:
         from ..model.checkpoint import load_base
         from ..model.generation import generate_text
 
-        runtime, base = "torch", load_base(args.model)
+        runtime, base = "torch", load_base(args.model, is_chat=args.is_chat)
         _require_fit(args.image, prompt.image_png, base.config, args.max_new_tokens)
         (completion,) = generate_text(base.model, base.tokenizer, [prompt], **settings)
     _print(args.json, {"prompt": text, "completion": completion, "runtime": runtime}, [completion])

@@ -82,10 +82,13 @@ class Base:
         return RandomTensors(self.config) if self.directory is None else open_tensors(self.directory)
 
 
-def load_base(path_or_preset: str | Path) -> Base:
-    """Load a directory, the bundled `nano`, or another preset's shape with random weights (seed 0)."""
+def load_base(path_or_preset: str | Path, *, is_chat: bool = True) -> Base:
+    """Load a directory, the bundled `nano`, or another preset's shape with random weights (seed 0).
+
+    Prompts go through the base's chat template where it has one and `is_chat` does not say otherwise.
+    """
     if str(path_or_preset) == "nano" and not isinstance(path_or_preset, Path):
-        return load_base(BUNDLED_NANO)
+        return load_base(BUNDLED_NANO, is_chat=is_chat)
     if isinstance(path_or_preset, str) and (path_or_preset in PRESETS or path_or_preset == "havoc_7b"):
         config = HavocConfig.preset(path_or_preset)
         tensors = RandomTensors(config)
@@ -96,6 +99,8 @@ def load_base(path_or_preset: str | Path) -> Base:
     config = HavocConfig.from_directory(directory)
     stored = open_tensors(directory)
     tokenizer = load_tokenizer(directory, num_rows=config.vocab_size)
+    if tokenizer is not None and not is_chat:
+        tokenizer = tokenizer.without_chat()
     return Base(assemble(config, stored, source=directory), config, weight_hash(stored), directory, tokenizer)
 
 
