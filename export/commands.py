@@ -260,11 +260,13 @@ def handle_generate(args: argparse.Namespace) -> int:
         "seed": args.seed or 0,
     }
     if (Path(args.model) / MANIFEST).exists():
-        from .session import DecoderSession
+        from ..model.config import HavocConfig
+        from .foreign import foreign_completions
 
-        runtime, session = "onnxruntime", DecoderSession.open(Path(args.model), is_chat=args.is_chat)
-        _require_fit(args.image, prompt.image_png, session.config, args.max_new_tokens)
-        (completion,) = session.generate_text([prompt], **settings)
+        runtime, directory = "onnxruntime", Path(args.model)
+        num_bytes = sum(file.num_bytes for file in read_manifest(directory).files.values())
+        _require_fit(args.image, prompt.image_png, HavocConfig.from_directory(directory), args.max_new_tokens)
+        (completion,) = foreign_completions(directory, [prompt], num_bytes=num_bytes, is_chat=args.is_chat, **settings)
     else:
         from ..model.checkpoint import load_base
         from ..model.generation import generate_text
