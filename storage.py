@@ -32,6 +32,9 @@ if sys.platform != "win32":
 MAX_JSON_BYTES = 64_000_000
 """More than any JSON document that HAVOC reads: a tokenizer's is the largest."""
 
+MAX_JOURNAL_BYTES = 1_000_000_000
+"""A million evaluations."""
+
 _HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -300,7 +303,7 @@ class Journal:
         self.entries: list[dict[str, Any]] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            data = path.read_bytes() if path.exists() else b""
+            data = read_bounded(path, max_bytes=MAX_JOURNAL_BYTES) if path.exists() else b""
             whole = self._read(data)
             if whole < len(data):
                 with path.open("r+b") as file:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..adapt.tasks.task import DOMAINS
 from ..errors import HavocError, IdentityError
+from ..export.child import run_worker
 from ..export.held import hold
 from ..progress import SILENT
-from ..export.child import run_worker
 from .cuda_driver import CudaCard, open_cuda_card
 from .device import CPU_PROVIDER, CUDA_PROVIDER, num_physical_cores
 from .schema import DomainAccuracy

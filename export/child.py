@@ -1,7 +1,8 @@
 """One fresh child process: started with a JSON request, listened to asleep, never left behind.
 
-The child is a module that ends in `serving.serve`: `havoc_core.bench.worker` measures and scores, `foreign` runs the graphs
-of an artifact for everybody else. It answers with one JSON document a line: marks and progress while it works, then its result or its error. Its standard input stays open as a lifeline: when this process dies, so does it.
+The child is a module that ends in `serving.serve`: `havoc_core.bench.worker` measures and scores, `foreign` runs an
+artifact's graphs for everybody else. It answers with one JSON document a line: marks and progress while it works, then
+its result or its error. Its standard input stays open as a lifeline: when this process dies, so does it.
 """
 
 from __future__ import annotations

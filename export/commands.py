@@ -11,6 +11,7 @@ from ..adapt.tasks.task import DOMAINS
 from ..errors import HavocError, printable
 from ..model.structure import Structure
 from ..progress import make_progress
+from ..storage import read_bounded
 from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
 from .options import DEFAULT_OPTIONS, GraphOptions, choose_dialect, options_of
 
@@ -291,10 +292,7 @@ def _prompt(argument: str) -> str:
 
 def _image(path: Path) -> bytes:
     try:
-        if path.stat().st_size > _MAX_IMAGE_BYTES:
-            msg = f"{path}: {path.stat().st_size} bytes; at most {_MAX_IMAGE_BYTES} are read"
-            raise HavocError(msg)
-        return path.read_bytes()
+        return read_bounded(path, max_bytes=_MAX_IMAGE_BYTES)
     except OSError as error:
         msg = f"{path}: {error.strerror or error}"
         raise HavocError(msg) from error

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import HavocError
-from ..storage import explained, write_bytes
+from ..storage import explained, read_bounded, write_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,7 +45,7 @@ def carry(directory: Path | None, folder: Path) -> None:
     """Copy tokenizer, chat template and licence of a base into `folder`; what may not be carried is refused."""
     for file in carried_files(directory):
         try:
-            content = file.read_bytes()
+            content = read_bounded(file)
         except OSError as error:
             raise explained(error, file) from error
         write_bytes(folder / file.name, content)

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _MODULE = "havoc_core.export.foreign"
 _START_S, _TOKEN_S, _BYTES_PER_S = 300.0, 5.0, 2e6
-"""Far more than any machine that can run the model at all needs: to start, for a token, and to read and pack weights."""
+"""Far more than a machine that can run the model at all needs: to start, for a token, and to read and pack weights."""
 
 
 def foreign_fingerprint(directory: Path, *, provider: str, num_bytes: int) -> dict[str, Any]:

@@ -81,6 +81,10 @@ def open_graph(
         msg += '; CUDA\'s libraries come with pip install "havoc-core[gpu]"' if provider == CUDA else ""
         raise IdentityError(msg)
     session.disable_fallback()
+    try:
+        _ = [(item.name, item.type, item.shape) for item in (*session.get_inputs(), *session.get_outputs())]
+    except UnicodeDecodeError as error:
+        raise HavocError(f"{label}: a name in it is not UTF-8; export the artifact again") from error
     return session, values
 
 
@@ -97,7 +101,10 @@ def placement(sessions: Mapping[str, ort.InferenceSession]) -> dict[str, list[st
     nodes: dict[str, list[str]] = {}
     for graph, session in sessions.items():
         for part in session.get_provider_graph_assignment_info():
-            nodes.setdefault(part.ep_name, []).extend(f"{graph}:{node.name}" for node in part.get_nodes())
+            try:
+                nodes.setdefault(part.ep_name, []).extend(f"{graph}:{node.name}" for node in part.get_nodes())
+            except UnicodeDecodeError as error:
+                raise HavocError(f"{graph}: the name of a node is not UTF-8; export the artifact again") from error
     return {name: sorted(found) for name, found in nodes.items()}
 
 

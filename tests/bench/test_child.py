@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from havoc_core.export.child import run_worker
 from havoc_core.bench.profiles import PROFILES
 from havoc_core.bench.record import Workload
 from havoc_core.bench.session import open_session
 from havoc_core.errors import HavocError, IdentityError, MeasurementError
+from havoc_core.export.child import run_worker
 
 QUICK = PROFILES["quick"]
 ENDLESS = replace(QUICK, prefill=replace(QUICK.prefill, min_busy_s=1e6, max_s=1e6))

@@ -15,7 +15,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from havoc_core.errors import MeasurementError
+from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.export import foreign
 from havoc_core.export.foreign import foreign_completions
 from havoc_core.export.package import export_artifact
@@ -112,6 +112,19 @@ def test_a_deadline_ends_an_endless_graph(endless: Path, monkeypatch: pytest.Mon
     with pytest.raises(MeasurementError, match="gave no result within 8 s and was ended"):
         foreign_completions(endless, [Ask()], num_bytes=0, max_new_tokens=1)
     assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize("name", ["input_ids", "logits", "present.0.key", "batch"])
+def test_a_name_that_is_not_utf8_is_one_line(name: str, text_base_directory: Path, tmp_path: Path) -> None:
+    """Of an input, an output or an axis: an error with the file's name, no defect of HAVOC's own."""
+    from havoc_core.export.session import DecoderSession
+
+    out = export_artifact(text_base_directory, tmp_path / "artifact")
+    data = (out / "model.onnx").read_bytes()
+    assert name.encode() in data
+    (out / "model.onnx").write_bytes(data.replace(name.encode(), name.encode()[:-1] + b"\xff"))
+    with pytest.raises(HavocError, match=r"model\.onnx: (a name in it is not UTF-8|ONNX Runtime cannot open it)"):
+        DecoderSession.open(out)
 
 
 def test_an_honest_graph_says_the_same_from_its_child(text_base_directory: Path, tmp_path: Path) -> None:
