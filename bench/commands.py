@@ -91,6 +91,12 @@ def _line_cells(line: Line) -> list[str]:
 
 def handle_bench(args: argparse.Namespace) -> int:
     """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
+    storage.require_writable(args.out)  # or minutes of measuring would be lost
+    with storage.only_writer(args.out):  # two into one folder: the second would replace the first one's record
+        return _bench(args)
+
+
+def _bench(args: argparse.Namespace) -> int:
     from .accuracy import add_accuracy, fewer_rows, require_rows, run_accuracy
     from .keeping import keep
     from .measure import measure
@@ -100,7 +106,6 @@ def handle_bench(args: argparse.Namespace) -> int:
     path = out / "record.json"
     if path.exists() and not args.replace:
         raise HavocError(f"{out} holds a record already: choose another folder for --out, or give --replace")
-    storage.require_writable(out)  # or minutes of measuring would be lost
     if args.n:
         identify_subject(args.artifact)
         require_rows(args.artifact, args.n, domains=args.domain, data_dir=args.data, online=args.online)

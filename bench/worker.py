@@ -14,7 +14,6 @@ import gc
 import hashlib
 import json
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ import numpy as np
 from ..errors import HavocError
 from ..export.serving import serve
 from ..export.session import DecoderSession
+from ..storage import scratch_directory
 from . import warmup
 from .own_process import CpuShare, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
 from .page_cache import disk_read_bytes, put_out, state_of
@@ -305,8 +305,8 @@ def measure_memory(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 def measure_arena(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """The most the runtime's allocator held for the provider while it read and wrote once, by its own profile."""
-    with tempfile.TemporaryDirectory(prefix="havoc-profile-") as folder:
-        bench = Bench(request, emit, profile=Path(folder) / "arena")
+    with scratch_directory("havoc-profile-") as folder:
+        bench = Bench(request, emit, profile=folder / "arena")
         bench.time_prefill(Measured())
         bench.time_episode()
         events = json.loads(bench.session.end_profiling().read_bytes())

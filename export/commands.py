@@ -40,6 +40,8 @@ def handle_export(args: argparse.Namespace) -> int:
     source = open_source(args.base)
     options = _graph_options(args, source.config.attention.head_dim)
     experts, alpha = _experts(args.experts, args.alpha, source)
+    if not args.replace:
+        _require_same_making(args.out, source, dict(zip((e.hash for e in experts), alpha, strict=True)), structure)
     progress = make_progress(quiet=args.quiet)
     if args.to == "hf":
         from .huggingface import export_huggingface
@@ -74,6 +76,24 @@ def handle_export(args: argparse.Namespace) -> int:
         args.json, {"directory": str(out), "format": "onnx", "manifest": manifest.to_json()}, _summary(out, manifest)
     )
     return 0
+
+
+def _require_same_making(out: Path, source: Source, weights: dict[str, float], structure: Structure) -> None:
+    """Refuse to replace an artifact that this command would not have written: it may be the result of a long search."""
+    try:
+        there = read_manifest(out)
+    except HavocError:  # none, or a damaged one: exporting again is how that is mended
+        return
+    mixed = {there.expert_hashes[domain]: weight for domain, weight in there.alpha.items()}
+    fields = {name: str(value) for name, value in structure.to_fields().items()}
+    for what, is_same in (
+        ("base", there.base_hash == source.hash),
+        ("mixture", mixed == weights),
+        ("structure", there.structure == fields),
+    ):
+        if not is_same:
+            msg = f"{out} holds an artifact of another {what}: choose another --out, or give --replace"
+            raise HavocError(msg)
 
 
 def _structure(args: argparse.Namespace) -> Structure:
