@@ -91,7 +91,8 @@ def add_train(parser: Parser) -> None:
     """`havoc train BASE --domain math [--data DIR] --out DIR`."""
     _add_base(parser)
     _add_chat(parser)
-    parser.add_argument("--domain", choices=DOMAINS, required=True, help="what the expert is for")
+    task_help = f"what the expert is for: {', '.join(DOMAINS)}, another bundled task, or a TOML file of your own"
+    parser.add_argument("--task", "--domain", dest="task", required=True, metavar="NAME", help=task_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the recipe's)")
     _add_recipe(parser)
     _add_data(parser)
@@ -117,7 +118,7 @@ def add_export(parser: Parser) -> None:
     """`havoc export BASE [--experts DIR --alpha ...] [--weights int4 --activations fp32] [--to onnx|hf] --out DIR`."""
     _add_base(parser)
     parser.add_argument("--experts", type=Path, metavar="DIR", help="folder of z_vectors_*.safetensors")
-    alpha_help = f"one weight per expert, in the order {', '.join(DOMAINS)}"
+    alpha_help = f"one weight per expert, in the order {', '.join(DOMAINS)}, then by name"
     parser.add_argument("--alpha", type=_mixture, metavar="A,B,...", help=alpha_help)
     parser.add_argument("--rule", choices=RULES, default="delta", help="how experts are mixed (default: delta)")
     parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="fp32", help="weight format (default: fp32)")
@@ -173,10 +174,10 @@ def add_eval(parser: Parser) -> None:
     """`havoc eval ARTIFACT|BASE [--domain math] [--n 1000] [--seed 0]`."""
     _add_model_or_artifact(parser)
     _add_chat(parser)
-    parser.add_argument("--domain", choices=DOMAINS, action="append", help="repeat for several (default: all four)")
-    parser.add_argument("--n", type=_positive, default=1000, metavar="N", help="items per domain (default: 1000)")
+    _add_tasks(parser)
+    parser.add_argument("--n", type=_positive, metavar="N", help="rows per task (default: the task's, mostly 1000)")
     parser.add_argument("--split", choices=("search", "gate"), default="gate", help="default: gate")
-    parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
+    parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer (default: the task's)")
     _add_data(parser)
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of the built-in rows (default: 0)")
     _add_output(parser)
@@ -188,15 +189,26 @@ def add_bench(parser: Parser) -> None:
     _add_chat(parser)
     parser.add_argument("--profile", choices=PROFILES, default="quick", help="how long to measure (default: quick)")
     parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime execution provider (default: the best here)")
-    accuracy_help = "items per domain for accuracy, 0: none (default: 1000)"
-    parser.add_argument("--n", type=_count, default=1000, metavar="N", help=accuracy_help)
-    domain_help = "score this one, repeat for several (default: all that the model reads)"
-    parser.add_argument("--domain", choices=DOMAINS, action="append", help=domain_help)
+    accuracy_help = "rows per task for accuracy, 0: none (default: the task's, mostly 1000)"
+    parser.add_argument("--n", type=_count, metavar="N", help=accuracy_help)
+    _add_tasks(parser)
     _add_data(parser)
     _add_out(parser)
+    wait_help = "wait up to this long for a machine that does nothing else, 0: not at all (default: 30)"
+    parser.add_argument("--wait", type=_count, default=30, metavar="SECONDS", help=wait_help)
     replace_help = "measure again into a folder that holds a record; its report is removed"
     parser.add_argument("--replace", action="store_true", help=replace_help)
     _add_output(parser)
+
+
+def _add_tasks(parser: Parser) -> None:
+    task_help = (
+        "score this task, repeat for several: a bundled one or a TOML file of your own "
+        f"(default: those of {', '.join(DOMAINS)} that the model reads); --domain is another word for it"
+    )
+    parser.add_argument("--task", "--domain", dest="task", action="append", metavar="NAME", help=task_help)
+    shots_help = "solved rows in front of every question (default: the task's)"
+    parser.add_argument("--few-shot", type=_count, metavar="N", help=shots_help)
 
 
 def add_gate(parser: Parser) -> None:

@@ -74,8 +74,10 @@ def handle_search(args: argparse.Namespace) -> int:
         basis = base_basis(base, args.out, progress)
         experts = read_experts(recipe, args.experts, base, basis)
         result = search_mixture(recipe, base, basis, experts, args.out, progress)
-    command = export_command(result, recipe, base=args.base, experts=args.experts)
-    show_search(result, recipe.experts.domains, args.out, command=command, as_json=args.json)
+    command = export_command(
+        result, recipe, [expert.domain for expert in experts], base=args.base, experts=args.experts
+    )
+    show_search(result, [expert.domain for expert in experts], args.out, command=command, as_json=args.json)
     return 0
 
 
@@ -88,6 +90,7 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
     if not (out / "record.json").exists():
         require_rows(recipe)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+    require_eyes(recipe, base)
     with storage.only_writer(out):
         claim_folder(recipe, out)
         basis, experts = train_experts(recipe, base, out, progress)
@@ -102,39 +105,56 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
 
 def require_inputs(recipe: Recipe) -> None:
     """Refuse targets and data that cannot be read before minutes of work and before anything is written."""
-    from .bench.targets import load_target
+    from .bench.targets import load_target, require_known_tasks
 
-    for name in recipe.gate.targets:
-        load_target(name)
     data = recipe.data.directory
     if data is not None and not data.is_dir():
         msg = f'{str(data)!r}: no such directory of data sets; correct data.source or leave it "builtin"'
+        raise HavocError(msg)
+    from .measuring import recipe_tasks
+
+    names = [task.name for task in recipe_tasks(recipe)]
+    for name in recipe.gate.targets:
+        require_known_tasks(load_target(name), names)
+
+
+def require_eyes(recipe: Recipe, base: Base) -> None:
+    """Refuse a task that shows pictures to a base that reads text only, before hours of training."""
+    from .measuring import recipe_tasks
+
+    unseen = [task.name for task in recipe_tasks(recipe) if task.needs_pictures]
+    if unseen and base.config.vision is None:
+        names = [name for name in recipe.experts.tasks if name not in unseen]
+        msg = (
+            f"{recipe.model.base} reads text only, and the tasks {', '.join(unseen)} show pictures: write "
+            f"tasks = {json.dumps(names)} in [experts] of the recipe"
+        )
         raise HavocError(msg)
 
 
 def require_rows(recipe: Recipe) -> None:
     """Refuse real data sets with fewer rows than search and gate will need, before hours of training."""
     from .adapt.tasks.sources import rows
+    from .measuring import recipe_tasks
 
     data, num_validation = recipe.data.directory, recipe.experts.num_validation_rows
-    if data is None:
-        return
-    needed = {"search": num_validation + 2 * recipe.search.num_rows, "gate": recipe.gate.num_rows}
-    for domain in recipe.experts.domains:
-        for split, num_rows in needed.items():
-            rows(domain, split, num_rows, data_dir=data)
+    needed = {"train": 1, "search": num_validation + 2 * recipe.search.num_rows, "gate": recipe.gate.num_rows}
+    for task in recipe_tasks(recipe):
+        for split, num_rows in needed.items() if task.generator is None else ():
+            rows(task, split, num_rows, data_dir=data, online=recipe.data.online)
 
 
 def require_experts(recipe: Recipe, folder: Path) -> None:
     """Refuse a folder that lacks an expert of the recipe, before the minutes that a basis takes."""
     from .adapt.expert import expert_path
+    from .measuring import recipe_tasks
 
-    paths = {domain: expert_path(folder, domain) for domain in recipe.experts.domains}
-    missing = [domain for domain, path in paths.items() if not path.is_file()]
+    paths = {task.name: expert_path(folder, task.name) for task in recipe_tasks(recipe)}
+    missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
         msg = (
             f"{folder} holds no expert for {', '.join(missing)} ({paths[missing[0]].name}): train it, or name in "
-            "[experts] domains of --recipe those that are there"
+            "[experts] tasks of --recipe those that are there"
         )
         raise HavocError(msg)
 
@@ -153,37 +173,39 @@ def claim_folder(recipe: Recipe, out: Path) -> None:
 
 
 def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> tuple[Basis, list[Expert]]:
-    """Compute the basis and train one expert a domain; those whose file is there are read back."""
+    """Compute the basis and train one expert a task; those whose file is there are read back."""
     from .adapt.commands import base_basis, reinforce_settings
     from .adapt.expert import expert_path, save_expert
     from .adapt.reinforce import forget_training, train_expert
+    from .measuring import recipe_tasks
 
     basis = base_basis(base, out, progress)
     folder = out / "experts"
-    for domain in recipe.experts.domains:
-        if not expert_path(folder, domain).exists():
+    for task in recipe_tasks(recipe):
+        if not expert_path(folder, task.name).exists():
             expert = train_expert(
                 base,
                 basis,
-                domain,
-                settings=reinforce_settings(recipe.experts),
+                task,
+                settings=reinforce_settings(recipe.experts, task),
                 checkpoint_dir=folder,
                 data_dir=recipe.data.directory,
                 online=recipe.data.online,
                 progress=progress,
             )
             save_expert(expert, folder)
-            forget_training(folder, domain)
+            forget_training(folder, task.name)
     return basis, read_experts(recipe, folder, base, basis)
 
 
 def read_experts(recipe: Recipe, folder: Path, base: Base, basis: Basis) -> list[Expert]:
     """Read the recipe's experts from a folder; one of another base is refused."""
     from .adapt.expert import expert_path, load_expert
+    from .measuring import recipe_tasks
 
     return [
-        load_expert(expert_path(folder, domain), base_hash=base.weight_hash, basis_hash=basis.hash)
-        for domain in recipe.experts.domains
+        load_expert(expert_path(folder, task.name), base_hash=base.weight_hash, basis_hash=basis.hash)
+        for task in recipe_tasks(recipe)
     ]
 
 
@@ -280,7 +302,7 @@ def measure_artifact(
         return
     scored = run_accuracy(
         artifact,
-        domains=recipe.experts.domains,
+        tasks=recipe.experts.tasks,
         num_rows=recipe.gate.num_rows,
         seed=recipe.data.seed,
         data_dir=recipe.data.directory,

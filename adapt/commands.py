@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ..progress import Progress
     from .basis import Basis
     from .reinforce import ReinforceSettings
+    from .tasks.task import Task
 
 
 def handle_pretrain(args: argparse.Namespace) -> int:
@@ -38,17 +39,20 @@ def handle_train(args: argparse.Namespace) -> int:
     from ..model.checkpoint import load_base
     from .expert import save_expert
     from .reinforce import forget_training, train_expert
+    from .tasks.task import load_task
 
     progress = make_progress(quiet=args.quiet)
+    task = load_task(args.task, data_dir=args.data, online=args.online)
     base = load_base(args.base, is_chat=args.is_chat)
+    require_sight(task, base)
     basis = base_basis(base, args.out, progress)
     changes = {"num_steps": args.steps, "seed": args.seed}
     changed = {key: value for key, value in changes.items() if value is not None}
-    settings = reinforce_settings(load_recipe(args.recipe).experts.model_copy(update=changed))
+    settings = reinforce_settings(load_recipe(args.recipe).experts.model_copy(update=changed), task)
     expert = train_expert(
         base,
         basis,
-        args.domain,
+        task,
         settings=settings,
         checkpoint_dir=args.out,
         data_dir=args.data,
@@ -56,11 +60,11 @@ def handle_train(args: argparse.Namespace) -> int:
         progress=progress,
     )
     path = save_expert(expert, args.out)
-    forget_training(args.out, args.domain)
+    forget_training(args.out, task.name)
     score = dict(expert.score or {})
     is_the_base = not any(bool(delta.any()) for delta in expert.deltas.values())
     if args.json:
-        print(json.dumps({"expert": str(path), "domain": args.domain, "score": score, "is_the_base": is_the_base}))
+        print(json.dumps({"expert": str(path), "task": task.name, "score": score, "is_the_base": is_the_base}))
     else:
         share = score["num_right"] / score["num_rows"]
         print(f"{path}: {share:.1%} of {score['num_rows']} rows of the search split, best at step {score['step']}")
@@ -84,7 +88,13 @@ def base_basis(base: Base, out: Path, progress: Progress) -> Basis:
     )
 
 
-def reinforce_settings(experts: ExpertSettings) -> ReinforceSettings:
+def require_sight(task: Task, base: Base) -> None:
+    """Refuse a task that shows pictures where the base reads text only."""
+    if task.needs_pictures and base.config.vision is None:
+        raise HavocError(f"the base reads text only, and the task {task.name} shows pictures: choose another --task")
+
+
+def reinforce_settings(experts: ExpertSettings, task: Task) -> ReinforceSettings:
     """Translate a recipe's section into the trainer's settings."""
     from .optimizer import MuGrokConfig
     from .reinforce import ReinforceSettings
@@ -97,7 +107,7 @@ def reinforce_settings(experts: ExpertSettings) -> ReinforceSettings:
         num_steps=experts.num_steps,
         prompts_per_step=experts.prompts_per_step,
         samples_per_prompt=experts.samples_per_prompt,
-        max_new_tokens=experts.max_new_tokens,
+        max_new_tokens=experts.max_new_tokens or task.max_new_tokens,
         num_validation_rows=experts.num_validation_rows,
         optimizer=optimizer,
     )

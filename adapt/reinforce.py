@@ -29,26 +29,27 @@ import torch
 
 from .. import storage
 from ..errors import HavocError, MeasurementError
-from ..model.generation import completions, encode_prompts, generate_text, sample_tokens
+from ..model.generation import completions, encode_prompts, sample_tokens
+from ..model.scorer import TorchScorer
 from ..progress import SILENT, Progress
 from .expert import Expert
 from .optimizer import MuGrokConfig, MuonGrokfast
 from .svf import Basis, SingularValueAdapter, attach
 from .tasks import sources
 from .tasks.evaluation import Scores, score
-from .tasks.task import Row, task_for
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..model.checkpoint import Base
+    from .tasks.task import Row, Task
 
 _MIN_PROBABILITY_OF_SIGNAL = 1e-9
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReinforceSettings:
-    """What one expert's training depends on, beside the base, the basis and the domain.
+    """What one expert's training depends on, beside the base, the basis and the task.
 
     `optimizer` defaults to seed 003's `MuGrokConfig.from_phase(7)`; its `kl_coefficient` is beta. `rows` are drawn
     from the train split, all it has where they are fewer; `num_validation_rows` of the search split are answered
@@ -97,7 +98,7 @@ class Rollout:
 def train_expert(
     base: Base,
     basis: Basis,
-    domain: str,
+    task: Task,
     *,
     settings: ReinforceSettings,
     checkpoint_dir: Path,
@@ -105,14 +106,14 @@ def train_expert(
     online: bool = False,
     progress: Progress = SILENT,
 ) -> Expert:
-    """Train the expert of `domain` and return it; `base.model` is given back unchanged.
+    """Train the expert of `task` and return it; `base.model` is given back unchanged.
 
-    `checkpoint_dir` receives `training_<domain>.safetensors` (state) and `training_<domain>.jsonl` (one line a step).
+    `checkpoint_dir` receives `training_<task>.safetensors` (state) and `training_<task>.jsonl` (one line a step).
     Raises `HavocError` when every sampled reward of the first steps is equal, since there is nothing to learn from,
     and `MeasurementError` when gradients stay non-finite.
     """
     train_rows = sources.rows(
-        domain,
+        task,
         "train",
         settings.num_train_rows,
         seed=settings.seed,
@@ -121,11 +122,11 @@ def train_expert(
         may_be_fewer=True,  # mbpp has 374
     )
     validation_rows = sources.rows(
-        domain, "search", settings.num_validation_rows, seed=settings.seed, data_dir=data_dir, online=online
+        task, "search", settings.num_validation_rows, seed=settings.seed, data_dir=data_dir, online=online
     )
     with attach(base.model, basis) as adapter:
-        run = _Run(base, adapter, domain, settings, checkpoint_dir, basis)
-        with progress.stage(f"train {domain}", settings.num_steps) as stage:
+        run = _Run(base, adapter, task, settings, checkpoint_dir, basis)
+        with progress.stage(f"train {task.name}", settings.num_steps) as stage:
             stage.advance(run.num_done, run.summary())
             if run.num_done == 0:
                 run.validate(validation_rows)
@@ -138,13 +139,13 @@ def train_expert(
         return run.expert()
 
 
-def forget_training(checkpoint_dir: Path, domain: str) -> None:
+def forget_training(checkpoint_dir: Path, name: str) -> None:
     """Remove the state of a finished training, once its expert file is written."""
-    _state_path(checkpoint_dir, domain).unlink(missing_ok=True)
+    _state_path(checkpoint_dir, name).unlink(missing_ok=True)
 
 
-def _state_path(checkpoint_dir: Path, domain: str) -> Path:
-    return checkpoint_dir / f"training_{domain}.safetensors"
+def _state_path(checkpoint_dir: Path, name: str) -> Path:
+    return checkpoint_dir / f"training_{name}.safetensors"
 
 
 class _Run:
@@ -154,20 +155,20 @@ class _Run:
         self,
         base: Base,
         adapter: SingularValueAdapter,
-        domain: str,
+        task: Task,
         settings: ReinforceSettings,
         checkpoint_dir: Path,
         basis: Basis,
     ) -> None:
-        self._base, self._adapter, self._domain, self._settings = base, adapter, domain, settings
+        self._base, self._adapter, self._task, self._settings = base, adapter, task, settings
         self._basis = basis
         self._optimizer = MuonGrokfast(adapter.parameters(), settings.optimizer)
-        self._state_path = _state_path(checkpoint_dir, domain)
+        self._state_path = _state_path(checkpoint_dir, task.name)
         self._key = storage.sha256_json(
             {
                 "base": base.weight_hash,
                 "basis": basis.hash,
-                "domain": domain,
+                "task": [task.name, task.sha256],
                 "settings": {**dataclasses.asdict(settings), **_prompting(base)},
             }
         )
@@ -199,24 +200,19 @@ class _Run:
             self._best_score = {"num_right": num_right, "num_rows": len(scores.right), "step": self.num_done}
 
     def _scores(self, rows: Sequence[Row]) -> Scores:
-        return score(
-            lambda prompts: generate_text(
-                self._base.model, self._base.tokenizer, prompts, max_new_tokens=self._settings.max_new_tokens
-            ),
-            self._domain,
-            rows,
-        )
+        scorer = TorchScorer(self._base.model, self._base.tokenizer)
+        return score(scorer, self._task, rows, max_new_tokens=self._settings.max_new_tokens)
 
     def step(self, rows: Sequence[Row]) -> None:
         """Sample, judge, and take one optimizer step."""
         settings = self._settings
-        rng = random.Random(f"{settings.seed}:{self._domain}:{self.num_done}")
+        rng = random.Random(f"{settings.seed}:{self._task.name}:{self.num_done}")
         chosen = rng.sample(rows, min(settings.prompts_per_step, len(rows)))
-        rollout = sample_rollout(self._base, self._domain, chosen, settings, seed=rng.getrandbits(48))
+        rollout = sample_rollout(self._base, self._task, chosen, settings, seed=rng.getrandbits(48))
         if self.num_done == 0 and bool(rollout.rewards.min() == rollout.rewards.max()):
             share = rollout.rewards.mean().item()
             msg = (
-                f"every sampled {self._domain} reward is equal ({share:.0%} right in {len(rollout.rewards)}): "
+                f"every sampled {self._task.name} reward is equal ({share:.0%} right in {len(rollout.rewards)}): "
                 "there is nothing to learn from; use another base or easier rows"
             )
             raise HavocError(msg)
@@ -254,7 +250,7 @@ class _Run:
     def expert(self) -> Expert:
         """Return the best state as an expert file's content."""
         return Expert(
-            domain=self._domain,
+            domain=self._task.name,
             deltas=self._best,
             base_hash=self._base.weight_hash,
             basis_hash=self._basis.hash,
@@ -332,9 +328,9 @@ def _prompting(base: Base) -> dict[str, Any]:
     return {} if base.tokenizer.chat is None else {"chat": True}
 
 
-def sample_rollout(base: Base, domain: str, rows: Sequence[Row], settings: ReinforceSettings, *, seed: int) -> Rollout:
+def sample_rollout(base: Base, task: Task, rows: Sequence[Row], settings: ReinforceSettings, *, seed: int) -> Rollout:
     """Sample S completions for each row from the current policy and judge them; failed judgements get advantage 0."""
-    task, num_samples = task_for(domain), settings.samples_per_prompt
+    num_samples = settings.samples_per_prompt
     ids_BT, mask_BT, patches = encode_prompts(base.model, base.tokenizer, [task.prompt(row) for row in rows])
     new_BN = sample_tokens(
         base.model,

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import IdentityError, MeasurementError
 from . import bounds, ratios
+from .gate import why_invalid
 from .limits import highest_bytes
-from .rules import RULES, Case
-from .targets import load_target, metric_of
+from .targets import metric_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -59,7 +59,7 @@ def compare(old: Record, new: Record, *, margin: float = 0.05, across: bool = Fa
     not comparable, naming what differs.
     """
     for name, record in (("old", old), ("new", new)):
-        if broken := _why_invalid(record):
+        if broken := why_invalid(record):
             raise MeasurementError(f"the {name} record {record.run_id} is invalid ({broken}): measure it again")
     if not across and (different := differences(old, new)):
         raise IdentityError(f"not comparable: {'; '.join(different)} (--across compares them all the same)")
@@ -72,16 +72,6 @@ def compare(old: Record, new: Record, *, margin: float = 0.05, across: bool = Fa
     ]
     domains = sorted(old.accuracy.keys() | new.accuracy.keys())
     return [*found, *(_accuracy(domain, old, new, margin) for domain in domains)]
-
-
-_MUST_HOLD = frozenset({"V03", "V05", "V07"})
-
-
-def _why_invalid(record: Record) -> str | None:
-    """Apply the rules that ask for no target: the harness's own checks, the provider of every node, finite logits."""
-    case = Case(record=record, target=load_target("host"))
-    found = ((rule.id, rule.check(case)) for rule in RULES if rule.id in _MUST_HOLD)
-    return next((f"{name}: {reason}" for name, reason in found if reason), None)
 
 
 def differences(old: Record, new: Record) -> list[str]:

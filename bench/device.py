@@ -18,6 +18,7 @@ from pathlib import Path
 
 from .. import storage
 from ..errors import HavocError
+from .cgroups import cpu_quota_cores
 from .cuda_driver import CudaCard, open_cuda_card
 from .nvml import Card, Nvml, open_nvml
 from .schema import Cpu, Device, Gpu, GpuWitness, Host
@@ -185,12 +186,10 @@ def _joined(info: dict[str, str], *keys: str) -> str | None:
 
 
 def num_usable_cores() -> int:
-    """Cores this process may keep busy: affinity, and the container's quota rounded up."""
+    """Cores this process may keep busy: its affinity, and whole cores of its quota, so that no quota is used up."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        available = min(available, max(1, math.ceil(int(quota) / int(period))))
-    return available
+    quota = cpu_quota_cores()
+    return available if quota is None else min(available, max(1, math.floor(quota)))
 
 
 def num_physical_cores() -> int:
@@ -212,6 +211,7 @@ def identify_host() -> Host:
         ram_bytes=_meminfo_bytes("MemTotal") or _physical_memory_bytes(),
         swap_bytes=_meminfo_bytes("SwapTotal") or 0,
         cpu_governor=_read_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        cpu_quota_cores=cpu_quota_cores(),
         versions={
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in (runtime_package(), "numpy", "nvidia-ml-py")},

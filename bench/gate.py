@@ -22,6 +22,7 @@ from ..storage import unreadable
 from . import coherence
 from .limits import Line, Verdict, judge_limit, line_without_data
 from .rules import RULES, Case, Exit
+from .targets import load_target
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 EvidenceClass = Literal["measured_target", "measured_other_device", "projected", "simulated"]
 
-DEVICE_EXIT = 5
+MEASUREMENT_EXIT, DEVICE_EXIT = 4, 5
 ROWS_RULE = "No row counts twice."
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
@@ -112,6 +113,20 @@ def rule_findings(case: Case) -> list[Finding]:
         for rule, reason in found
         if reason is not None
     ]
+
+
+NO_TARGET_RULES = ("V01", "V02")
+
+
+def why_invalid(record: Record) -> str | None:
+    """Why no number of this record may decide anything on any target; None where nothing speaks against it.
+
+    Applies the validity rules that ask nothing of the target. The sentence begins with the id of the rule.
+    """
+    case = Case(record=record, target=load_target("host"))
+    rules = (rule for rule in RULES if rule.exit_code == MEASUREMENT_EXIT and rule.id not in NO_TARGET_RULES)
+    found = ((rule.id, rule.check(case)) for rule in rules)
+    return next((f"{name}: {reason}" for name, reason in found if reason is not None), None)
 
 
 def join_findings(records: Sequence[Record]) -> list[Finding]:

@@ -37,10 +37,11 @@ from .schema import (
     Purpose,
     Sha256,
     Subject,
+    Surroundings,
+    TaskName,
     TelemetryPoint,
     Tool,
     Warmup,
-    Word,
     Workload,
 )
 
@@ -70,6 +71,7 @@ __all__ = [
     "Purpose",
     "Record",
     "Subject",
+    "Surroundings",
     "TelemetryPoint",
     "Tool",
     "Warmup",
@@ -103,7 +105,7 @@ class Record(Part):
     telemetry: tuple[TelemetryPoint, ...] = ()
     energy: Energy | None = None
     checks: tuple[Check, ...] = ()
-    accuracy: dict[Word, DomainAccuracy] = Field(default_factory=dict)
+    accuracy: dict[TaskName, DomainAccuracy] = Field(default_factory=dict)
     provenance: Provenance
     sha256: Sha256 | None = None
 

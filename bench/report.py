@@ -26,7 +26,7 @@ from .figures import printable
 from .gate import Judgement, judge
 from .record import Record, load_record
 from .searched import Front, Scores, read_front, read_scores, why_not_its_front, why_not_its_scores
-from .targets import Target, load_target
+from .targets import Target, load_target, require_known_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -102,6 +102,8 @@ def read_run(directory: Path, *, targets: Sequence[str], command: str | None = N
     record = load_record(directory / RECORD)
     cpu = identify_cpu()
     loaded = [load_target(name) for name in targets]
+    for target in loaded:
+        require_known_tasks(target, list(record.accuracy))
     scores, front = read_scores(directory / SCORES), read_front(directory / FRONT)
     no_scores = None if scores is None else why_not_its_scores(scores, record)
     no_front = None if front is None else why_not_its_front(front, record)

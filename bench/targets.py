@@ -1,6 +1,6 @@
 """What a release must meet: a device, told apart from its siblings, and the limits on it, read from TOML.
 
-The bundled `targets.toml` holds `gtx1660` and `host`; a user's own file has the same form: one table per target. Every
+The bundled `targets.toml` holds `gtx1660` and `host`, and both without pictures, `gtx1660-text` and `host-text`; a user's own file has the same form: one table per target. Every
 limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be mixed up; unknown keys are refused, and so
 are text or true for a number and figures that no device has.
 
@@ -11,11 +11,12 @@ Metrics and the unit each is judged in:
     decode_tok_per_s          tok/s  lower confidence bound
     peak_vram_bytes, peak_rss_bytes  worst process plus a margin for the sampling gap
     energy_j_per_tok          J/tok  mean over one span
-    accuracy/<domain>         share  exact one-sided binomial bound
+    accuracy/<task>           share  exact one-sided binomial bound
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import tomllib
 from pathlib import Path
@@ -23,11 +24,13 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from ..adapt.tasks.definition import NAME
+from ..adapt.tasks.task import bundled_tasks
 from ..errors import HavocError
 from .schema import Part, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
 BUNDLED = Path(__file__).with_name("targets.toml")
 MAX_TARGETS_BYTES = 200_000
@@ -125,21 +128,21 @@ _METRICS = {
 
 
 def metric_of(name: str) -> Metric:
-    """Return the metric called `name`; `accuracy/<domain>` exists for every domain word."""
+    """Return the metric called `name`; `accuracy/<task>` exists for every name a task may have."""
     if name in _METRICS:
         return _METRICS[name]
-    prefix, _, domain = name.partition("/")
-    if prefix == "accuracy" and domain.isidentifier():
+    prefix, _, task = name.partition("/")
+    if prefix == "accuracy" and NAME.fullmatch(task):
         return Metric(
             name=name,
-            title=f"accuracy, {domain}",
+            title=f"accuracy, {task}",
             kind="accuracy",
             unit="share",
             scales=_SHARE,
             lowest=1e-6,
             highest=1 - 1e-6,
         )
-    raise ValueError(f"unknown metric {name!r}: choose from {', '.join(_METRICS)}, accuracy/<domain>")
+    raise ValueError(f"unknown metric {name!r}: choose from {', '.join(_METRICS)}, accuracy/<task>")
 
 
 class Limit(Part):
@@ -288,6 +291,17 @@ def load_target(name: str) -> Target:
     if entry not in targets:
         raise HavocError(f"{path} holds the targets {', '.join(targets)}: choose one with --target {path}:NAME")
     return targets[entry]
+
+
+def require_known_tasks(target: Target, names: Collection[str]) -> None:
+    """Refuse a limit on a task that is neither bundled nor one of `names`, such as a misspelt one: nothing meets it."""
+    known = [*bundled_tasks(), *names]
+    for limit in target.limits:
+        prefix, _, task = limit.metric.partition("/")
+        if prefix == "accuracy" and task not in known:
+            near = difflib.get_close_matches(task, known, n=1)
+            hint = f"did you mean accuracy/{near[0]}?" if near else f"there are {', '.join(dict.fromkeys(known))}"
+            raise HavocError(f"target {target.name}: {limit.metric} is a limit on a task that does not exist; {hint}")
 
 
 def _is_file(name: str) -> bool:

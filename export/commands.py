@@ -7,7 +7,6 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..adapt.tasks.task import DOMAINS
 from ..errors import HavocError, printable
 from ..model.structure import Structure
 from ..progress import make_progress
@@ -128,19 +127,19 @@ def _signer(private_key: Path | None) -> Signer | None:
 def _experts(
     directory: Path | None, alpha: Sequence[float] | None, source: Source
 ) -> tuple[list[Expert], tuple[float, ...]]:
-    """The experts of a folder in the order of `DOMAINS`, each with its weight."""
+    """The experts of a folder, each with its weight: the four domains first, then by name."""
     if directory is None and alpha is None:
         return [], ()
     if directory is None or alpha is None:
         missing = "--experts DIR" if directory is None else "--alpha"
         msg = f"a mixture needs both --experts and --alpha: {missing} is missing"
         raise HavocError(msg)
-    from ..adapt.expert import expert_path, load_experts
+    from ..adapt.expert import experts_in, load_experts
 
     if not directory.is_dir():
         msg = f"--experts {directory}: no such directory"
         raise HavocError(msg)
-    found = [domain for domain in DOMAINS if expert_path(directory, domain).is_file()]
+    found = experts_in(directory)
     if len(found) != len(alpha):
         held = ", ".join(found) or "none"
         msg = f"--alpha needs one weight for each expert: {len(alpha)} given, {directory} holds {len(found)} ({held})"

@@ -22,7 +22,7 @@ from .session import DecoderSession
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .completion import PromptLike
+    from ..model.prompt import PromptLike
     from .serving import Emit, Task
 
 _MODULE = "havoc_core.export.foreign"

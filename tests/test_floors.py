@@ -14,6 +14,7 @@ FLOORS = {"ground": 0, "model": 1, "adapt": 2, "export": 3, "bench": 4, "roof": 
 GROUND = {"__init__", "errors", "storage", "progress", "config"}  # other modules at the root are the roof
 LAZY = {
     ("config", "model.config"),  # re-exports HavocConfig for those who look for it there, on first use
+    ("config", "adapt.tasks.task"),  # knows the names of the tasks that a recipe may train for
     ("config", "model.structure"),  # knows which names of structures a recipe may use
 }
 

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import sandbox
 from .plain import Opaque, source
-from .task import RIGHT, Reward, wrong
+from .reward import RIGHT, Reward, wrong
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
