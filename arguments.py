@@ -144,6 +144,7 @@ def add_export(parser: Parser) -> None:
         "--to", choices=("onnx", "hf"), default="onnx", help="an artifact, or a Hugging Face directory (default: onnx)"
     )
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this private key (PEM, elliptic curve)")
+    parser.add_argument("--replace", action="store_true", help="replace an artifact made from something else")
     _add_out(parser)
     _add_output(parser)
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from ..adapt.tasks.task import DOMAINS, load_tasks
 from ..cores import num_physical_cores
 from ..errors import HavocError, IdentityError
+from ..export.child import run_worker
 from ..export.held import hold
 from ..progress import SILENT
-from .child import run_worker
 from .cuda_driver import CudaCard, open_cuda_card
 from .device import CPU_PROVIDER, CUDA_PROVIDER
 from .schema import DomainAccuracy, row_bits

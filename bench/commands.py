@@ -99,6 +99,12 @@ def _line_cells(line: Line) -> list[str]:
 
 def handle_bench(args: argparse.Namespace) -> int:
     """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
+    storage.require_writable(args.out)  # or minutes of measuring would be lost
+    with storage.only_writer(args.out):  # two into one folder: the second would replace the first one's record
+        return _bench(args)
+
+
+def _bench(args: argparse.Namespace) -> int:
     from .accuracy import add_accuracy, cut_prompts, fewer_rows, require_rows
     from .gate import why_invalid
     from .keeping import keep
@@ -109,7 +115,6 @@ def handle_bench(args: argparse.Namespace) -> int:
     path = out / "record.json"
     if path.exists() and not args.replace:
         raise HavocError(f"{out} holds a record already: choose another folder for --out, or give --replace")
-    storage.require_writable(out)  # or minutes of measuring would be lost
     if args.n != 0:
         identify_subject(args.artifact)
         require_rows(

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING
 
 from .. import storage
 from ..errors import HavocError, MeasurementError
+from ..export.child import ENVIRONMENT_DEFAULTS
 from ..progress import SILENT
 from . import warmup
-from .child import ENVIRONMENT_DEFAULTS
 from .device import identify_host, swap_used_bytes
 from .findings import attempt_problems, session_checks
 from .memory import RSS_INTERVAL_MS, VRAM_INTERVAL_MS, MemoryWatch, joined, memory_process

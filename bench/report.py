@@ -89,6 +89,7 @@ def write_report(
 
     `command` is the line that made the folder, shown as the way to repeat it. Returns the HTML page and the judgements.
     """
+    refuse_links(directory, (*WRITTEN, SUMS))
     run = read_run(directory, targets=targets, command=command)
     pages = {
         "report.html": page.html(run).encode(),
@@ -101,6 +102,13 @@ def write_report(
         storage.write_bytes(directory / name, data)
     storage.write_text(directory / SUMS, checksums(directory))
     return directory / "report.html", [judgement for _, judgement in run.judged]
+
+
+def refuse_links(directory: Path, names: Sequence[str]) -> None:
+    """Refuse to write where a link leads: pages belong into the folder, and what lies elsewhere is not theirs."""
+    for path in (directory / name for name in names):
+        if path.is_symlink():
+            raise HavocError(f"{path}: a link to {str(path.readlink())!r}, and pages stay in their folder: remove it")
 
 
 def read_run(directory: Path, *, targets: Sequence[str], command: str | None = None) -> Run:
