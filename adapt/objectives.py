@@ -5,7 +5,8 @@
     next-token        a right answer is known: cross-entropy of the reference after the prompt
 
 Each adds beta * KL(policy || base) at the places where it predicts, so that what was not asked about stays as it was.
-`auto` takes expected-reward for a task of choices and reinforce for every other.
+`auto` takes the method that the task's file names; without one expected-reward for a task of choices and reinforce for
+every other.
 """
 
 from __future__ import annotations
@@ -92,8 +93,13 @@ class Objective(Protocol):
 
 
 def method_for(task: Task, method: Method) -> Method:
-    """Return the method `auto` stands for; expected-reward on answers that cannot be listed is a `HavocError`."""
+    """Return the method `auto` stands for: the one the task's file names, or the one that fits its kind.
+
+    A method that does not fit the kind of the task's answers is a `HavocError`.
+    """
     is_choice = task.kind == "choice"
+    if method == "auto":
+        method = task.definition.training.method
     if method == "auto":
         return "expected-reward" if is_choice else "reinforce"
     if method == "expected-reward" and not is_choice:

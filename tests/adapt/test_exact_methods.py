@@ -245,6 +245,8 @@ def test_auto_takes_the_exact_method_where_answers_can_be_listed(choice_task: Ta
     """A task of choices is trained by its expected reward; what cannot be is refused with the methods that can."""
     assert method_for(choice_task, "auto") == "expected-reward"
     assert method_for(load_task("math"), "auto") == "reinforce"
+    assert method_for(load_task("gsm8k"), "auto") == method_for(load_task("mbpp"), "auto") == "next-token"
+    assert method_for(load_task("gsm8k"), "reinforce") == "reinforce"
     assert method_for(choice_task, "next-token") == "next-token"
     with pytest.raises(HavocError, match="needs a task of choices"):
         method_for(load_task("math"), "expected-reward")
