@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from .adapt.expert import Expert
     from .adapt.search import SearchResult
     from .adapt.svf import Basis
+    from .adapt.tasks.task import Task
     from .bench.gate import Judgement
+    from .bench.targets import Target
     from .model.checkpoint import Base
     from .progress import Progress
 
@@ -119,9 +121,29 @@ def require_inputs(recipe: Recipe) -> None:
         raise HavocError(msg)
     from .measuring import recipe_tasks
 
-    names = [task.name for task in recipe_tasks(recipe)]
-    for name in recipe.gate.targets:
-        require_known_tasks(load_target(name), names)
+    tasks = recipe_tasks(recipe)
+    for target in map(load_target, recipe.gate.targets):
+        require_known_tasks(target, [task.name for task in tasks])
+        require_pinned_data(recipe, target, tasks)
+
+
+def require_pinned_data(recipe: Recipe, target: Target, tasks: Sequence[Task]) -> None:
+    """Refuse data, or a task file, that is not what a target pins, before hours of work for a record it refuses."""
+    from .adapt.tasks.sources import data_hash
+
+    for task in tasks:
+        limit = next((limit for limit in target.limits if limit.metric == f"accuracy/{task.name}"), None)
+        if limit is None:
+            continue
+        if limit.task_sha256 not in {None, task.sha256}:
+            msg = f"target {target.name}: accuracy/{task.name} is pinned to another task file ({limit.task_sha256})"
+            raise HavocError(msg)
+        if limit.data_sha256 is None:
+            continue
+        found = data_hash(task, "gate", data_dir=recipe.data.directory, online=recipe.data.online)
+        if found != limit.data_sha256:
+            msg = f"target {target.name}: accuracy/{task.name} is pinned to data {limit.data_sha256}, this is {found}"
+            raise HavocError(msg)
 
 
 def require_eyes(recipe: Recipe, base: Base) -> None:

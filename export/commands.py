@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import HavocError, printable
 from ..model.structure import Structure
 from ..progress import make_progress
+from ..storage import read_bounded
 from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
 from .card import cost_sentence
 from .options import DEFAULT_OPTIONS, GraphOptions, choose_dialect, options_of
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .verify import Check
 
 _MAX_IMAGE_BYTES = 1 << 24
+_IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 _UNCUT = "warning     --rank changed nothing: two factors of that rank are larger than every matrix they would replace"
 
 
@@ -43,6 +45,8 @@ def handle_export(args: argparse.Namespace) -> int:
 
         print(f"note: {printable(missing_tokenizer(source.directory))}; nor will the artifact", file=sys.stderr)
     experts, alpha = _experts(args.experts, args.alpha, source)
+    if not args.replace:
+        _require_same_making(args.out, source, dict(zip((e.hash for e in experts), alpha, strict=True)), structure)
     progress = make_progress(quiet=args.quiet)
     if args.to == "hf":
         from .huggingface import export_huggingface
@@ -77,6 +81,24 @@ def handle_export(args: argparse.Namespace) -> int:
         args.json, {"directory": str(out), "format": "onnx", "manifest": manifest.to_json()}, _summary(out, manifest)
     )
     return 0
+
+
+def _require_same_making(out: Path, source: Source, weights: dict[str, float], structure: Structure) -> None:
+    """Refuse to replace an artifact that this command would not have written: it may be the result of a long search."""
+    try:
+        there = read_manifest(out)
+    except HavocError:  # none, or a damaged one: exporting again is how that is mended
+        return
+    mixed = {there.expert_hashes[domain]: weight for domain, weight in there.alpha.items()}
+    fields = {name: str(value) for name, value in structure.to_fields().items()}
+    for what, is_same in (
+        ("base", there.base_hash == source.hash),
+        ("mixture", mixed == weights),
+        ("structure", there.structure == fields),
+    ):
+        if not is_same:
+            msg = f"{out} holds an artifact of another {what}: choose another --out, or give --replace"
+            raise HavocError(msg)
 
 
 def _structure(args: argparse.Namespace) -> Structure:
@@ -274,11 +296,13 @@ def handle_generate(args: argparse.Namespace) -> int:
         "seed": args.seed or 0,
     }
     if (Path(args.model) / MANIFEST).exists():
-        from .session import DecoderSession
+        from ..model.config import HavocConfig
+        from .foreign import foreign_completions
 
-        runtime, session = "onnxruntime", DecoderSession.open(Path(args.model), is_chat=args.is_chat)
-        _require_fit(args.image, prompt.image_png, session.config, args.max_new_tokens)
-        (completion,) = session.generate_text([prompt], **settings)
+        runtime, directory = "onnxruntime", Path(args.model)
+        num_bytes = sum(file.num_bytes for file in read_manifest(directory).files.values())
+        _require_fit(args.image, prompt.image_png, HavocConfig.from_directory(directory), args.max_new_tokens)
+        (completion,) = foreign_completions(directory, [prompt], num_bytes=num_bytes, is_chat=args.is_chat, **settings)
     else:
         from ..model.checkpoint import load_base
         from ..model.generation import generate_text
@@ -302,13 +326,19 @@ def _prompt(argument: str) -> str:
 
 
 def _image(path: Path) -> bytes:
+    """PNG bytes of a picture as people store it: upright, 8-bit RGB, the same that a task's rows go through."""
+    from ..model.picture import open_picture, png_of
+    from ..model.vision import MAX_IMAGE_PIXELS
+
     try:
-        if path.stat().st_size > _MAX_IMAGE_BYTES:
-            msg = f"{path}: {path.stat().st_size} bytes; at most {_MAX_IMAGE_BYTES} are read"
-            raise HavocError(msg)
-        return path.read_bytes()
+        data = read_bounded(path, max_bytes=_MAX_IMAGE_BYTES)
     except OSError as error:
         msg = f"{path}: {error.strerror or error}"
+        raise HavocError(msg) from error
+    try:
+        return png_of(open_picture(data, formats=_IMAGE_FORMATS, max_pixels=MAX_IMAGE_PIXELS))
+    except HavocError as error:
+        msg = f"{path}: {error}"
         raise HavocError(msg) from error
 
 

@@ -41,6 +41,18 @@ GPU = {
 }
 
 
+COST = {
+    "kl_mean": 0.02,
+    "kl_p99": 0.11,
+    "kl_chunks": [0.018, 0.021, 0.019, 0.022, 0.02, 0.02, 0.018, 0.022, 0.019, 0.021, 0.02, 0.02],
+    "top1_share": 0.9375,
+    "perplexity_ratio": 1.004,
+    "num_positions": 768,
+    "text": "bundled text",
+    "text_sha256": "7" * 64,
+}
+
+
 def document(kind: str = "cpu") -> dict[str, Any]:
     """Return a good record as JSON values, unsealed, of a `cpu` or a `cuda` device."""
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[kind]
@@ -63,6 +75,7 @@ def document(kind: str = "cpu") -> dict[str, Any]:
             "activation_dtype": "fp32",
             "alpha": {"math": 1.2, "code": 0.8, "reasoning": 1.5, "vision": 0.9},
             "rule": "delta",
+            "format_cost": copy.deepcopy(COST),
         },
         "workload": {},
         "device": device(kind),
@@ -124,6 +137,31 @@ def process(index: int, provider: str) -> dict[str, Any]:
         "nodes_by_provider": {provider: 120},
         "num_distinct_outputs": 20,
         "busy_ns": 13_000_000_000,
+    }
+
+
+def surroundings(
+    *,
+    foreign: tuple[float, float] = (0.0, 0.0),
+    waited: tuple[float, float] = (0.0, 0.0),
+    stolen: tuple[float, float] = (0.0, 0.0),
+    num_cpus: int = 8,
+    share: float = 0.5,
+) -> dict[str, Any]:
+    """Return readings every 0.1 s of the 20 s of a process: what took `share` of the CPU from one second to another."""
+    times = [100_000_000 * place for place in range(200)]
+    own_ns = [num_cpus * t_ns for t_ns in times]
+
+    def taken(span_s: tuple[float, float], capacity: int) -> list[int]:
+        return [round(share * capacity * max(min(t_ns, span_s[1] * 1e9) - span_s[0] * 1e9, 0.0)) for t_ns in times]
+
+    return {
+        "num_cpus": num_cpus,
+        "t_ns": times,
+        "busy_ns": [own + other for own, other in zip(own_ns, taken(foreign, num_cpus), strict=True)],
+        "own_ns": own_ns,
+        "stolen_ns": taken(stolen, num_cpus),
+        "waited_ns": taken(waited, 1),
     }
 
 
