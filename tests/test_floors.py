@@ -24,11 +24,14 @@ EDGE_BLOCKED = (
 DRAWING = {
     f"bench.{name}" for name in ("charts", "drawing", "history", "page", "report")
 }  # for `havoc report` alone, which says what to install
-EDGE_MODULES = "errors storage progress config arguments cli __main__ export.artifact export.session".split() + [
-    f"model.{name}"
-    for name in "base_tokenizer chat chat_renderer config cost gguf_config gguf_header gguf_tokenizer".split()
-    + "structure tokenizer vision".split()
-]
+EDGE_MODULES = (
+    "errors storage progress config arguments cli __main__ export.artifact export.likelihood export.session".split()
+    + [
+        f"model.{name}"
+        for name in "base_tokenizer chat chat_renderer config cost gguf_config gguf_header gguf_tokenizer".split()
+        + "likelihood prompt stopping structure tokenizer vision".split()
+    ]
+)
 
 
 def modules() -> dict[str, Path]:
