@@ -23,6 +23,7 @@ ACTIVATION_DTYPES = ("fp32", "fp16")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 COMPUTES = ("fp32", "int8")
 QUANTIZERS = ("rtn", "hqq", "k-quant")
+METHODS = ("auto", "expected-reward", "reinforce", "next-token")
 RULES = ("delta", "literal", "renorm")
 DIALECTS = ("standard", "contrib", "auto")
 CACHES = ("dynamic", "static")
@@ -97,11 +98,20 @@ def add_train(parser: Parser) -> None:
     task_help = f"what the expert is for: {', '.join(DOMAINS)}, another bundled task, or a TOML file of your own"
     parser.add_argument("--task", "--domain", dest="task", required=True, metavar="NAME", help=task_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the recipe's)")
+    _add_method(parser)
     _add_recipe(parser)
     _add_data(parser)
     _add_seed(parser)
     _add_out(parser)
     _add_output(parser)
+
+
+def _add_method(parser: Parser) -> None:
+    method_help = "what a step descends (default: the recipe's; auto is expected-reward where answers can be listed)"
+    parser.add_argument("--method", choices=METHODS, help=method_help)
+    rate_help = "learning rate of delta = z - 1 (default: the recipe's)"
+    parser.add_argument("--learning-rate", type=_rate, metavar="X", help=rate_help)
+    parser.add_argument("--force", action="store_true", help="train anew an expert that is finished")
 
 
 def add_search(parser: Parser) -> None:
@@ -322,6 +332,13 @@ def _whole_number(text: str, low: int) -> int:
 
 def _share(text: str) -> float:
     return _number(text, 0.0, 1.0, "a number from 0 to 1")
+
+
+def _rate(text: str) -> float:
+    number = _number(text, 0.0, 10.0, "a number above 0 and at most 10")
+    if number == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 10")
+    return number
 
 
 def _temperature(text: str) -> float:

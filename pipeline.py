@@ -202,9 +202,10 @@ def claim_folder(recipe: Recipe, out: Path) -> None:
 
 def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> tuple[Basis, list[Expert]]:
     """Compute the basis and train one expert a task; those whose file is there are read back."""
-    from .adapt.commands import base_basis, reinforce_settings
+    from .adapt.commands import base_basis, training_settings
     from .adapt.expert import expert_path, save_expert
-    from .adapt.reinforce import forget_training, train_expert
+    from .adapt.training import train_expert
+    from .adapt.training_state import forget_training
     from .measuring import recipe_tasks
 
     basis = base_basis(base, out, progress)
@@ -215,7 +216,7 @@ def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> 
                 base,
                 basis,
                 task,
-                settings=reinforce_settings(recipe.experts, task),
+                settings=training_settings(recipe.experts, task),
                 checkpoint_dir=folder,
                 data_dir=recipe.data.directory,
                 online=recipe.data.online,

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapt.tasks.task import DOMAINS, load_tasks
+from ..cores import num_physical_cores
 from ..errors import HavocError, IdentityError
 from ..export.held import hold
 from ..progress import SILENT
 from .child import run_worker
 from .cuda_driver import CudaCard, open_cuda_card
-from .device import CPU_PROVIDER, CUDA_PROVIDER, num_physical_cores
+from .device import CPU_PROVIDER, CUDA_PROVIDER
 from .schema import DomainAccuracy
 
 if TYPE_CHECKING:
