@@ -17,6 +17,7 @@ GROUND = {
     "storage",
     "progress",
     "config",
+    "cgroups",
     "cores",
     "processes",
 }  # other modules at the root are the roof
@@ -33,7 +34,7 @@ DRAWING = {
     f"bench.{name}" for name in ("charts", "drawing", "history", "page", "report")
 }  # for `havoc report` alone, which says what to install
 EDGE_MODULES = (
-    "errors storage progress cores processes config arguments cli __main__".split()
+    "errors storage progress cgroups cores processes config arguments cli __main__".split()
     + "export.artifact export.likelihood export.session".split()
     + [
         f"model.{name}"
