@@ -359,7 +359,23 @@ def read_targets(path: Path) -> dict[str, Target]:
     table = _read_toml(path)
     if not table:
         raise HavocError(f"{path}: holds no target (a table like [my-device])")
-    return {name: _target_of(path, name, entry) for name, entry in table.items()}
+    return {name: _target_of(path, name, _resolved(path, name, entry, table)) for name, entry in table.items()}
+
+
+def _resolved(path: Path, name: str, entry: object, table: Mapping[str, object]) -> object:
+    """Write out an entry that is `like` another of its file, `without` some of its limits."""
+    if not isinstance(entry, dict) or not {"like", "without"} & set(entry):
+        return entry
+    other, without = table.get(str(entry.get("like"))), entry.get("without", [])
+    if not isinstance(other, dict) or "like" in other:
+        raise HavocError(f"{path}: target {name}: like = {entry.get('like')!r} names no target of this file")
+    limits = other.get("limits", [])
+    metrics = [limit.get("metric") for limit in limits if isinstance(limit, dict)] if isinstance(limits, list) else []
+    if not isinstance(without, list) or not set(map(str, without)) <= set(map(str, metrics)):
+        raise HavocError(f"{path}: target {name}: without = {without!r} names no limits of {entry['like']}")
+    own = {key: value for key, value in entry.items() if key not in {"like", "without"}}
+    kept = [limit for limit, metric in zip(limits, metrics, strict=True) if metric not in without]
+    return {**other, "limits": kept, **own}
 
 
 def _target_of(path: Path, name: str, entry: object) -> Target:
