@@ -1,4 +1,4 @@
-"""What a person sees when a run has ended: accuracy by domain, figures against limits, verdicts, the page."""
+"""What a person sees when a run has ended: accuracy by task, figures against limits, verdicts, the page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .arguments import DOMAINS
+from .adapt.tasks.task import in_order
 from .bench.figures import printable, show, show_interval
 from .model.structure import Structure
 from .storage import read_json
@@ -39,12 +39,6 @@ def show_run(out: Path, judgements: Sequence[tuple[str, Judgement]], *, as_json:
         print(json.dumps(document))
         return
     console = Console()
-    console.print(score_table(scores))
-    for row in scores["paired"]:
-        console.print(_paired(row), highlight=False)
-    console.print()
-    for name, judgement in judgements:
-        console.print(limit_table(name, judgement))
     for name, judgement in judgements:
         colour = _COLOURS[judgement.verdict]
         console.print(
@@ -53,6 +47,13 @@ def show_run(out: Path, judgements: Sequence[tuple[str, Judgement]], *, as_json:
             highlight=False,
             soft_wrap=True,
         )
+    console.print()
+    console.print(score_table(scores))
+    for row in scores["paired"]:
+        console.print(_paired(row), highlight=False)
+    console.print()
+    for name, judgement in judgements:
+        console.print(limit_table(name, judgement))
     console.print(f"\nreport: {escape(str(out / 'report.html'))}", highlight=False, soft_wrap=True)
 
 
@@ -61,11 +62,11 @@ def _plain(text: str) -> str:
     return escape(printable(text))
 
 
-def export_command(result: SearchResult, recipe: Recipe, *, base: str, experts: Path) -> str:
+def export_command(result: SearchResult, recipe: Recipe, tasks: Sequence[str], *, base: str, experts: Path) -> str:
     """Return the line that exports what a search chose; alpha in the order in which `havoc export` reads experts."""
     candidate = result.chosen.candidate
-    alpha = dict(zip(recipe.experts.domains, candidate.alpha, strict=True))
-    weights = ",".join(f"{alpha[domain]:g}" for domain in DOMAINS if domain in alpha)
+    alpha = dict(zip(tasks, candidate.alpha, strict=True))
+    weights = ",".join(f"{alpha[name]:g}" for name in in_order(alpha))
     words = ["havoc", "export", base, "--experts", str(experts), "--alpha", weights]
     words += [] if recipe.search.rule == "delta" else ["--rule", recipe.search.rule]
     return shlex.join([*words, *_structure_options(candidate.structure), "--out", "artifact"])
@@ -80,18 +81,19 @@ def _structure_options(structure: Structure) -> list[str]:
     words += [] if structure.block_size == plain.block_size else ["--block-size", str(structure.block_size)]
     words += [] if structure.is_symmetric else ["--asymmetric"]
     words += [] if structure.quantizer == plain.quantizer else ["--quantizer", structure.quantizer.replace("_", "-")]
+    words += ["--compute", structure.compute] if structure.has_compute and structure.compute != "int8" else []
     words += [] if structure.rank_fraction == plain.rank_fraction else ["--rank", f"{structure.rank_fraction:g}"]
     return words
 
 
-def show_search(result: SearchResult, domains: Sequence[str], out: Path, *, command: str, as_json: bool) -> None:
+def show_search(result: SearchResult, tasks: Sequence[str], out: Path, *, command: str, as_json: bool) -> None:
     """Print what a search chose: mixture, structure, its score on rows that did not choose it, and what to run next."""
     if as_json:
         print(json.dumps({**result.to_json(), "next": command}))
         return
     candidate = result.chosen.candidate
-    alpha = ", ".join(f"{domain} {weight:g}" for domain, weight in zip(domains, candidate.alpha, strict=True))
-    accuracy = ", ".join(f"{domain} {share:.1%}" for domain, share in result.chosen.accuracy.items())
+    alpha = ", ".join(f"{name} {weight:g}" for name, weight in zip(tasks, candidate.alpha, strict=True))
+    accuracy = ", ".join(f"{name} {share:.1%}" for name, share in result.chosen.accuracy.items())
     print(f"chosen: {alpha}; weights {candidate.structure}")
     print(f"on fresh rows of the search split: {accuracy}")
     if result.frozen:
@@ -101,15 +103,14 @@ def show_search(result: SearchResult, domains: Sequence[str], out: Path, *, comm
 
 
 def score_table(scores: Mapping[str, Any]) -> Table:
-    """Accuracy of base, experts and mixture by domain, with 95 % intervals."""
-    domains = list(scores["rows"][0]["accuracy"])
-    num_rows = scores["rows"][0]["accuracy"][domains[0]]["num_rows"]
-    table = Table(
-        title=f"Accuracy, {scores['split']} split, {num_rows} rows a domain, 95 % intervals", title_justify="left"
-    )
+    """Accuracy of base, experts and mixture by task, with 95 % intervals."""
+    first = scores["rows"][0]["accuracy"]
+    numbers = sorted({count["num_rows"] for count in first.values()})
+    rows = " or ".join(map(str, numbers))
+    table = Table(title=f"Accuracy, {scores['split']} split, {rows} rows a task, 95 % intervals", title_justify="left")
     table.add_column("")
-    for domain in [*domains, "mean"]:
-        table.add_column(domain, justify="right")
+    for name in [*first, "mean"]:
+        table.add_column(name, justify="right")
     for row in scores["rows"]:
         counts = row["accuracy"].values()
         mean = sum(count["num_right"] / count["num_rows"] for count in counts) / len(counts)
@@ -138,7 +139,7 @@ def limit_table(name: str, judgement: Judgement) -> Table:
         table.add_column(column, justify="left" if column in {"", "verdict"} else "right")
     for line in judgement.lines:
         table.add_row(
-            line.title,
+            f"{line.title}, {line.statistic}",
             f"{line.sign} {show(line.limit, line.unit)}",
             show(line.value, line.unit),
             show_interval(line.low, line.high, line.unit),

@@ -13,14 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from .. import storage
 from ..errors import HavocError
+from .disturbance import cpu_share, disturbed_share
 from .figures import DASH, count, label, measured, printable, show, show_interval, unit_of
 from .tables import emphasis, table
-from .targets import load_target
+from .targets import load_target, require_known_tasks, require_pinned
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from ..progress import Progress
+    from .accuracy import AccuracyRun
     from .compare import Comparison
     from .gate import Judgement
     from .limits import Line
@@ -39,6 +42,8 @@ def handle_gate(args: argparse.Namespace) -> int:
 
     target = load_target(args.target)
     records = [load_record(record_path(path)) for path in args.records]
+    require_known_tasks(target, [task for record in records for task in record.accuracy])
+    require_pinned(target, records)
     files = None if args.artifact is None else hash_artifact(args.artifact)
     cpu = identify_cpu() if target.device.is_this_machine else None
     judgement = judge(records, target, artifact_files=files, this_cpu=cpu)
@@ -67,6 +72,9 @@ def judgement_text(judgement: Judgement, title: str) -> str:
         body = table(("rule", "must hold", "but"), rows)
     else:
         body = limits_text(judgement.lines)
+    if judgement.unlimited:
+        rows = [[f"{item.title}, {item.statistic}", show(item.value, item.unit)] for item in judgement.unlimited]
+        body += "\n\n" + table(("without a limit", "measured"), rows, numbers=(1,))
     evidence = judgement.evidence.replace("_", " ")
     return f"{head}\n\n{body}\n\nevidence: {evidence}; exit code {judgement.exit_code}"
 
@@ -80,7 +88,7 @@ def limits_text(lines: Sequence[Line]) -> str:
 def _line_cells(line: Line) -> list[str]:
     effort = count(line.num_samples, "row" if line.metric.startswith("accuracy/") else "sample")
     return [
-        line.title,
+        f"{line.title}, {line.statistic}",
         f"{line.sign} {show(line.limit, line.unit)}",
         show(line.value, line.unit),
         show_interval(line.low, line.high, line.unit),
@@ -91,7 +99,14 @@ def _line_cells(line: Line) -> list[str]:
 
 def handle_bench(args: argparse.Namespace) -> int:
     """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
-    from .accuracy import add_accuracy, fewer_rows, require_rows, run_accuracy
+    storage.require_writable(args.out)  # or minutes of measuring would be lost
+    with storage.only_writer(args.out):  # two into one folder: the second would replace the first one's record
+        return _bench(args)
+
+
+def _bench(args: argparse.Namespace) -> int:
+    from .accuracy import add_accuracy, cut_prompts, fewer_rows, require_rows
+    from .gate import why_invalid
     from .keeping import keep
     from .measure import measure
     from .subject import identify_subject
@@ -100,23 +115,59 @@ def handle_bench(args: argparse.Namespace) -> int:
     path = out / "record.json"
     if path.exists() and not args.replace:
         raise HavocError(f"{out} holds a record already: choose another folder for --out, or give --replace")
-    storage.require_writable(out)  # or minutes of measuring would be lost
-    if args.n:
+    if args.n != 0:
         identify_subject(args.artifact)
-        require_rows(args.artifact, args.n, domains=args.domain, data_dir=args.data, online=args.online)
+        require_rows(
+            args.artifact, args.n, tasks=args.task, data_dir=args.data, online=args.online, few_shot=args.few_shot
+        )
     progress = _progress(args)
     record = measure(
         args.artifact,
         profile=args.profile,
         provider=args.provider,
         previous=previous_record(out),
+        wait_s=args.wait,
         progress=progress,
     )
-    if args.n:
-        found = run_accuracy(
+    keep(record, path)  # before scoring, which may fail after minutes of measuring
+    for name in DERIVED:  # pages of a record that is no longer there would tell of the wrong one
+        (out / name).unlink(missing_ok=True)
+    num_cut: dict[str, int] = {}
+    if args.n != 0:
+        found = _scored(args, path, progress)
+        record, num_cut = add_accuracy(record, found), found.num_cut
+        keep(record, path)
+    notes = fewer_rows({task: item.num_rows for task, item in record.accuracy.items()}, args.n or 0)
+    notes += cut_prompts(num_cut)
+    broken = why_invalid(record)
+    if args.json:
+        _print_json(
+            {
+                "is_valid": broken is None,
+                "reason": broken or "",
+                "disturbed_share": disturbed_share(record.samples),
+                "record": str(path),
+                "metrics": measured(record),
+                "checks": _checks(record),
+                "notes": notes,
+            }
+        )
+    else:
+        print("\n".join([record_text(record), *([""] if notes else []), *notes]))
+        print(f"\nrecord: {path}\nnext:   havoc gate {path} --target host    havoc report {out}")
+    return 4 if broken else 0
+
+
+def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> AccuracyRun:
+    """Score the artifact for `havoc bench`; an error says that what was measured is kept."""
+    from .accuracy import run_accuracy
+
+    try:
+        return run_accuracy(
             args.artifact,
-            domains=args.domain,
+            tasks=args.task,
             num_rows=args.n,
+            few_shot=args.few_shot,
             split="gate",
             data_dir=args.data,
             online=args.online,
@@ -124,18 +175,8 @@ def handle_bench(args: argparse.Namespace) -> int:
             is_chat=args.is_chat,
             progress=progress,
         )
-        record = add_accuracy(record, found)
-    keep(record, path)
-    for name in DERIVED:  # pages of a record that is no longer there would tell of the wrong one
-        (out / name).unlink(missing_ok=True)
-    notes = fewer_rows({domain: item.num_rows for domain, item in record.accuracy.items()}, args.n)
-    broken = [check for check in record.checks if check.status == "invalid"]
-    if args.json:
-        _print_json({"record": str(path), "metrics": measured(record), "checks": _checks(record), "notes": notes})
-    else:
-        print("\n".join([record_text(record), *([""] if notes else []), *notes]))
-        print(f"\nrecord: {path}\nnext:   havoc gate {path} --target host    havoc report {out}")
-    return 4 if broken else 0
+    except HavocError as error:
+        raise type(error)(f"{error}; what was measured is kept in {record_path}, without accuracy") from error
 
 
 def previous_record(out: Path) -> Record | None:
@@ -151,9 +192,14 @@ def previous_record(out: Path) -> Record | None:
 
 
 def record_text(record: Record) -> str:
-    """Return what a record measured, as a table of figures without any verdict."""
+    """Return what a record measured, as a table of figures without any verdict, below the reason why it is invalid."""
+    from .gate import why_invalid
+
     rows = [[label(name), show(value, unit_of(name))] for name, value in measured(record).items()]
-    lines = [table(("measured", printable(record.device.name)), rows, numbers=(1,))]
+    broken = why_invalid(record)
+    lines = [] if broken is None else [f"{emphasis('INVALID', 'invalid')}: {printable(broken)}\n"]
+    lines.append(table(("measured", printable(record.device.name)), rows, numbers=(1,)))
+    lines.extend(_witness_lines(record))
     if (cold := record.cold_start) is not None:
         seconds = (cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9
         lines.append(
@@ -164,20 +210,37 @@ def record_text(record: Record) -> str:
     return "\n".join([*lines, *([""] if doubts else []), *doubts])
 
 
+def _witness_lines(record: Record) -> list[str]:
+    """Put CPU time beside wall time, and say how much of the time something else took the CPU."""
+    cores, share = cpu_share(record.samples), disturbed_share(record.samples)
+    lines = []
+    if cores is not None:
+        threads = count(record.protocol.num_threads, "thread")
+        lines.append(f"\nprefills computed on {cores:.2f} cores all the while, with {threads}")
+    if share:
+        lines.append(f"disturbed: {share:.0%} of the timed time, in which calls say nothing of the model")
+    return lines
+
+
 def _checks(record: Record) -> list[dict[str, Any]]:
     return [check.model_dump(mode="json") for check in record.checks]
 
 
 def handle_compare(args: argparse.Namespace) -> int:
-    """Show the ratio of each metric of two records with its interval."""
-    from .compare import compare
+    """Show the ratio of each metric of two records with its interval; exit 1 where `--fail-if` says so."""
+    from .compare import compare, disturbances
     from .record import load_record
 
     old, new = (load_record(record_path(path)) for path in args.records)
     rows = compare(old, new, margin=args.margin, across=args.across)
+    warnings = disturbances(old, new)
+    code = 1 if args.fail_if == "worse" and any(row.change == "worse" for row in rows) else 0
     if args.json:
-        _print_json({"old": old.run_id, "new": new.run_id, "metrics": [row.document() for row in rows]})
-        return 0
+        metrics = [row.document() for row in rows]
+        _print_json({"warnings": warnings, "old": old.run_id, "new": new.run_id, "metrics": metrics})
+        return code
+    if warnings:
+        print("\n".join(f"{emphasis('warning', 'undecided')}: {printable(warning)}" for warning in warnings) + "\n")
     cells = [
         [
             f"{row.title}, median" if row.metric in _MEDIANS else row.title,
@@ -191,7 +254,7 @@ def handle_compare(args: argparse.Namespace) -> int:
         for row in rows
     ]
     print(table(("metric", "old", "new", "ratio", "95 % interval", "change", ""), cells, numbers=(1, 2, 3, 4)))
-    return 0
+    return code
 
 
 _MEDIANS = ("prefill_ms", "ttft_ms", "decode_tok_per_s")
@@ -202,7 +265,8 @@ def _would_show(row: Comparison) -> str:
     """Beside every "no change": the least change that these samples would have shown, or why nothing is compared."""
     if row.change not in {"equal", "undecided"}:
         return row.reason
-    return "too few samples to show any" if row.detectable is None else f"would show {row.detectable:.1%}"
+    shown = "too few samples to show any" if row.detectable is None else f"would show {row.detectable:.1%}"
+    return f"{shown}; {row.reason}" if row.reason else shown
 
 
 def handle_report(args: argparse.Namespace) -> int:
@@ -295,42 +359,63 @@ def handle_doctor(args: argparse.Namespace) -> int:
 
 
 def handle_eval(args: argparse.Namespace) -> int:
-    """Score an artifact or a base by domain, with exact 95 % intervals."""
-    from .accuracy import fewer_rows
+    """Score an artifact or a base by task, with exact 95 % intervals."""
     from .evaluate import evaluate
 
-    rows = evaluate(
+    found = evaluate(
         args.model,
-        domains=tuple(args.domain or ()),
+        tasks=tuple(args.task or ()),
         num_rows=args.n,
         split=args.split,
         seed=args.seed,
         max_new_tokens=args.max_new_tokens,
+        few_shot=args.few_shot,
         data_dir=args.data,
         online=args.online,
         is_chat=args.is_chat,
         progress=_progress(args),
     )
-    notes = fewer_rows({domain: row["num_rows"] for domain, row in rows.items()}, args.n)
-    if "vision" not in rows and not args.domain:
-        notes.append("vision is left out: the model reads text only")
+    document = found.document()
     if args.json:
-        _print_json({"model": args.model, "split": args.split, "accuracy": rows, "notes": notes})
+        _print_json({"model": args.model, "split": args.split, "accuracy": document, "notes": list(found.notes)})
         return 0
-    cells = [
-        [
-            domain,
-            show(row["num_right"] / row["num_rows"], "share"),
-            show_interval(row["low"], row["high"], "share"),
-            f"{row['num_right']} of {row['num_rows']}",
-            count(row["num_failed"], "judge") + " failed" if row["num_failed"] else "",
-        ]
-        for domain, row in rows.items()
-    ]
-    print(table(("domain", "accuracy", "95 % interval", "right", ""), cells, numbers=(1, 2, 3)))
-    if notes:
-        print("\n" + "\n".join(notes))
+    cells = [cell for task, row in document.items() for cell in _accuracy_cells(task, row)]
+    print(table(("task", "metric", "accuracy", "95 % interval", "right", ""), cells, numbers=(2, 3, 4)))
+    print()
+    for task, row in document.items():
+        print(_source_line(task, row))
+    for note in found.notes:
+        print(note)
     return 0
+
+
+def _source_line(task: str, row: dict[str, Any]) -> str:
+    """Where a task's rows came from, with the hashes by which others find the same."""
+    hashes = [f"{name} {row[key][:12]}" for name, key in _HASHES.items() if row[key] is not None]
+    return f"{task}: {printable(row['source'])}, {row['split']} split; SHA-256: {', '.join(hashes)}"
+
+
+_HASHES = {"rows": "rows_sha256", "task": "task_sha256", "data": "data_sha256"}
+
+
+def _accuracy_cells(task: str, row: dict[str, Any]) -> list[list[str]]:
+    """One line for each metric of a task, the one that `accuracy/<task>` means first."""
+    names = sorted(row["metrics"], key=lambda name: name != row["metric"])
+    shots = f"{row['few_shot']}-shot" if row["few_shot"] else ""
+    failed = count(row["num_failed"], "judge") + " failed" if row["num_failed"] else ""
+    chat = "chat template" if row["chat"] else ""
+    remarks = ", ".join(filter(None, (chat, shots, failed)))
+    return [
+        [
+            "" if place else task,
+            name,
+            show(counts["num_right"] / counts["num_rows"], "share"),
+            show_interval(counts["low"], counts["high"], "share"),
+            f"{counts['num_right']} of {counts['num_rows']}",
+            "" if place else remarks,
+        ]
+        for place, (name, counts) in enumerate((name, row["metrics"][name]) for name in names)
+    ]
 
 
 def _progress(args: argparse.Namespace) -> Any:  # noqa: ANN401 - a Progress, whose module is imported late

@@ -25,6 +25,7 @@ from .schema import (
     Energy,
     Episode,
     Evidence,
+    FormatCost,
     Gpu,
     GpuWitness,
     Host,
@@ -37,10 +38,11 @@ from .schema import (
     Purpose,
     Sha256,
     Subject,
+    Surroundings,
+    TaskName,
     TelemetryPoint,
     Tool,
     Warmup,
-    Word,
     Workload,
 )
 
@@ -59,6 +61,7 @@ __all__ = [
     "Energy",
     "Episode",
     "Evidence",
+    "FormatCost",
     "Gpu",
     "GpuWitness",
     "Host",
@@ -70,6 +73,7 @@ __all__ = [
     "Purpose",
     "Record",
     "Subject",
+    "Surroundings",
     "TelemetryPoint",
     "Tool",
     "Warmup",
@@ -103,7 +107,7 @@ class Record(Part):
     telemetry: tuple[TelemetryPoint, ...] = ()
     energy: Energy | None = None
     checks: tuple[Check, ...] = ()
-    accuracy: dict[Word, DomainAccuracy] = Field(default_factory=dict)
+    accuracy: dict[TaskName, DomainAccuracy] = Field(default_factory=dict)
     provenance: Provenance
     sha256: Sha256 | None = None
 

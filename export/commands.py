@@ -7,11 +7,12 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..adapt.tasks.task import DOMAINS
 from ..errors import HavocError, printable
 from ..model.structure import Structure
 from ..progress import make_progress
+from ..storage import read_bounded
 from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
+from .card import cost_sentence
 from .options import DEFAULT_OPTIONS, GraphOptions, choose_dialect, options_of
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .verify import Check
 
 _MAX_IMAGE_BYTES = 1 << 24
+_IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 _UNCUT = "warning     --rank changed nothing: two factors of that rank are larger than every matrix they would replace"
 
 
@@ -43,6 +45,8 @@ def handle_export(args: argparse.Namespace) -> int:
 
         print(f"note: {printable(missing_tokenizer(source.directory))}; nor will the artifact", file=sys.stderr)
     experts, alpha = _experts(args.experts, args.alpha, source)
+    if not args.replace:
+        _require_same_making(args.out, source, dict(zip((e.hash for e in experts), alpha, strict=True)), structure)
     progress = make_progress(quiet=args.quiet)
     if args.to == "hf":
         from .huggingface import export_huggingface
@@ -79,10 +83,30 @@ def handle_export(args: argparse.Namespace) -> int:
     return 0
 
 
+def _require_same_making(out: Path, source: Source, weights: dict[str, float], structure: Structure) -> None:
+    """Refuse to replace an artifact that this command would not have written: it may be the result of a long search."""
+    try:
+        there = read_manifest(out)
+    except HavocError:  # none, or a damaged one: exporting again is how that is mended
+        return
+    mixed = {there.expert_hashes[domain]: weight for domain, weight in there.alpha.items()}
+    fields = {name: str(value) for name, value in structure.to_fields().items()}
+    for what, is_same in (
+        ("base", there.base_hash == source.hash),
+        ("mixture", mixed == weights),
+        ("structure", there.structure == fields),
+    ):
+        if not is_same:
+            msg = f"{out} holds an artifact of another {what}: choose another --out, or give --replace"
+            raise HavocError(msg)
+
+
 def _structure(args: argparse.Namespace) -> Structure:
     """The structure that is asked for; what cannot be, or not with `--to hf`, is refused before a base is opened."""
     quantizer = args.quantizer.replace("-", "_")
-    structure = Structure(args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank)
+    structure = Structure(
+        args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank, args.compute
+    )
     if args.to == "hf" and structure not in (Structure(), Structure("fp16")):
         msg = f"--to hf stores whole fp32 or fp16 weights, not {structure.description}"
         raise HavocError(msg)
@@ -111,19 +135,19 @@ def _signer(private_key: Path | None) -> Signer | None:
 def _experts(
     directory: Path | None, alpha: Sequence[float] | None, source: Source
 ) -> tuple[list[Expert], tuple[float, ...]]:
-    """The experts of a folder in the order of `DOMAINS`, each with its weight."""
+    """The experts of a folder, each with its weight: the four domains first, then by name."""
     if directory is None and alpha is None:
         return [], ()
     if directory is None or alpha is None:
         missing = "--experts DIR" if directory is None else "--alpha"
         msg = f"a mixture needs both --experts and --alpha: {missing} is missing"
         raise HavocError(msg)
-    from ..adapt.expert import expert_path, load_experts
+    from ..adapt.expert import experts_in, load_experts
 
     if not directory.is_dir():
         msg = f"--experts {directory}: no such directory"
         raise HavocError(msg)
-    found = [domain for domain in DOMAINS if expert_path(directory, domain).is_file()]
+    found = experts_in(directory)
     if len(found) != len(alpha):
         held = ", ".join(found) or "none"
         msg = f"--alpha needs one weight for each expert: {len(alpha)} given, {directory} holds {len(found)} ({held})"
@@ -136,9 +160,8 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
     mixture = ", ".join(f"{printable(domain)} {weight:g}" for domain, weight in manifest.alpha.items())
     structure = Structure.from_fields(manifest.structure)
     factored = f", {manifest.graph['factored']} as two factors" if "factored" in manifest.graph else ""
-    worst = max(case["max_abs_diff"] for case in manifest.parity["cases"])
-    drift = manifest.parity["format_drift"]
-    moved = f"moves logits by {drift['mean_relative_diff']:.1e} of their spread"
+    cases = manifest.parity["cases"]
+    worst = max(case["ratio"] for case in cases)
     kind = " (random weights)" if manifest.has_random_weights else ""
     return [
         f"artifact    {out}",
@@ -147,8 +170,8 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
         f"structure   {structure.description}{factored}",
         f"graph       {options_of(manifest).description}, opset {manifest.graph['opset']}",
         f"size        {manifest.num_parameters:,} parameters, {num_bytes:,} bytes",
-        f"parity      largest difference to torch {worst:.1e} over {len(manifest.parity['cases'])} ways of running it",
-        f"format      {moved}, keeps {drift['top1_share']:.1%} of top-1",
+        f"parity      at most {worst:.2g} times torch's own error over {len(cases)} ways of running it",
+        f"format      {cost_sentence(manifest.format_cost or {})}",
         *(["signed      " + SIGNATURE] if (out / SIGNATURE).exists() else []),
         *([_UNCUT] if str(manifest.graph.get("factored")).startswith("0 of ") else []),
     ]
@@ -159,7 +182,7 @@ def handle_verify(args: argparse.Namespace) -> int:
     from .verify import verify_artifact
 
     base = _base_of(args)
-    manifest, checks = verify_artifact(args.artifact, public_key=args.public_key)
+    manifest, checks = verify_artifact(args.artifact, public_key=args.public_key, record=args.record)
     notes = []
     if args.public_key is None and (args.artifact / SIGNATURE).exists():
         notes.append("signed, but by whom was not checked: give --public-key PEM")
@@ -273,11 +296,13 @@ def handle_generate(args: argparse.Namespace) -> int:
         "seed": args.seed or 0,
     }
     if (Path(args.model) / MANIFEST).exists():
-        from .session import DecoderSession
+        from ..model.config import HavocConfig
+        from .foreign import foreign_completions
 
-        runtime, session = "onnxruntime", DecoderSession.open(Path(args.model), is_chat=args.is_chat)
-        _require_fit(args.image, prompt.image_png, session.config, args.max_new_tokens)
-        (completion,) = session.generate_text([prompt], **settings)
+        runtime, directory = "onnxruntime", Path(args.model)
+        num_bytes = sum(file.num_bytes for file in read_manifest(directory).files.values())
+        _require_fit(args.image, prompt.image_png, HavocConfig.from_directory(directory), args.max_new_tokens)
+        (completion,) = foreign_completions(directory, [prompt], num_bytes=num_bytes, is_chat=args.is_chat, **settings)
     else:
         from ..model.checkpoint import load_base
         from ..model.generation import generate_text
@@ -301,13 +326,19 @@ def _prompt(argument: str) -> str:
 
 
 def _image(path: Path) -> bytes:
+    """PNG bytes of a picture as people store it: upright, 8-bit RGB, the same that a task's rows go through."""
+    from ..model.picture import open_picture, png_of
+    from ..model.vision import MAX_IMAGE_PIXELS
+
     try:
-        if path.stat().st_size > _MAX_IMAGE_BYTES:
-            msg = f"{path}: {path.stat().st_size} bytes; at most {_MAX_IMAGE_BYTES} are read"
-            raise HavocError(msg)
-        return path.read_bytes()
+        data = read_bounded(path, max_bytes=_MAX_IMAGE_BYTES)
     except OSError as error:
         msg = f"{path}: {error.strerror or error}"
+        raise HavocError(msg) from error
+    try:
+        return png_of(open_picture(data, formats=_IMAGE_FORMATS, max_pixels=MAX_IMAGE_PIXELS))
+    except HavocError as error:
+        msg = f"{path}: {error}"
         raise HavocError(msg) from error
 
 

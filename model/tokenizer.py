@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from ..errors import HavocError
-from ..storage import explained, read_json, write_bytes
+from ..storage import explained, read_bounded, read_json, write_bytes
 from .chat import ChatTemplate, find_chat_template
 
 if TYPE_CHECKING:
@@ -62,7 +62,9 @@ class Tokenizer:
         if not file.is_file():
             raise HavocError(f"{file}: {'not a regular file' if file.exists() else 'no such file'}")
         try:
-            backend = tokenizers.Tokenizer.from_buffer(file.read_bytes())
+            backend = tokenizers.Tokenizer.from_buffer(read_bounded(file))
+        except HavocError:
+            raise
         except OSError as error:
             raise explained(error, file) from error
         except Exception as error:  # the Rust binding raises bare Exception for every kind of damage
@@ -147,14 +149,18 @@ class Tokenizer:
         """Ids of a prompt, as `encode_prompt` gives them, and of a continuation as it reads behind it.
 
         Spaces at the end of the prompt belong to the continuation; both are encoded together and cut behind the ids of
-        the prompt alone, as lm-evaluation-harness does (`_encode_pair`). The continuation may end the cut short where
-        no token begins there.
+        the prompt alone, as lm-evaluation-harness does (`_encode_pair`). Where one token reaches from the prompt to the
+        end of the continuation, nothing would be left: there the cut is where the two ways of encoding part.
         """
         framed, mark = self._framed(prompt)
         prompt_ids = self._prompt_ids(framed.rstrip(), mark)
         if self.chat is not None and mark:
             continuation = self._marked(continuation, mark)
-        return prompt_ids, self._prompt_ids(framed + continuation, mark)[len(prompt_ids) :]
+        whole = self._prompt_ids(framed + continuation, mark)
+        if len(whole) <= len(prompt_ids):
+            pairs = enumerate(zip(prompt_ids, whole, strict=False))
+            prompt_ids = prompt_ids[: next((place for place, (ours, theirs) in pairs if ours != theirs), len(whole))]
+        return prompt_ids, whole[len(prompt_ids) :]
 
     def _framed(self, text: str) -> tuple[str, str]:
         """The prompt as text, and the mark inside every special token that is the user's own words.

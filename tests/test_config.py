@@ -39,6 +39,20 @@ def test_what_is_written_is_taken(tmp_path: Path) -> None:
     assert recipe.search == Recipe().search
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('compute = "int8"', "export names compute without weights: name both, or leave both to the search"),
+        ('weights = "fp16"\ncompute = "int8"', "export cannot be used: fp16 weights compute in fp32"),
+        ('weights = "int8"\ncompute = "int4"', "export.compute = 'int4': input should be 'auto', 'int8' or 'fp32'"),
+    ],
+)
+def test_what_products_compute_in_fits_the_weights(tmp_path: Path, text: str, message: str) -> None:
+    """Refused when the recipe is read, not after the hours before the export."""
+    with pytest.raises(HavocError, match=message):
+        load_recipe(written(tmp_path, f"[export]\n{text}"))
+
+
 def test_the_default_recipe_is_readable(tmp_path: Path) -> None:
     """The text saved beside a result explains every key and reads back to the same settings."""
     text = recipe_toml(Recipe())
@@ -77,9 +91,10 @@ def test_a_saved_recipe_reads_back_equal(
         ("[experts]\nlearning_rate = nan", "experts.learning_rate = nan"),
         ("[experts]\nlearning_rate = inf", "experts.learning_rate = inf"),
         ("[experts]\nlearning_rate = 1e400", "experts.learning_rate = inf"),
-        ("[experts]\ndomains = ['math', 'maths']", "experts.domains.1 = 'maths': input should be 'math'"),
-        ("[experts]\ndomains = ['math', 'math']", "experts.domains names something twice"),
-        ("[experts]\ndomains = []", "experts.domains = []: tuple should have at least 1 item"),
+        ("[experts]\ntasks = ['math', 'maths']", "experts.tasks.1 cannot be used: unknown task 'maths': did you mean"),
+        ("[experts]\ntasks = ['math', 'math']", "experts.tasks names something twice"),
+        ("[experts]\ntasks = []", "experts.tasks = []: tuple should have at least 1 item"),
+        ("[experts]\ntasks = ['math']\ndomains = ['math']", "experts names tasks and domains, which are two words"),
         ("[search]\nrule = 'delat'", "search.rule = 'delat': input should be 'delta'"),
         ("experts = 3", "experts is a section: write [experts] on a line of its own"),
         ("[experts", "not valid TOML"),
