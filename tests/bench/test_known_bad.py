@@ -22,7 +22,8 @@ from havoc_core.cli import main
 
 known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 samples = known.samples
-ALL_CASES = """missing metric, no format cost, coarse format, empty samples, impossible latency, zero VRAM, VRAM below weight bytes, NVML None,
+ALL_CASES = """missing metric, no format cost, coarse format,
+    empty samples, impossible latency, zero VRAM, VRAM below weight bytes, NVML None,
     PID mismatch, foreign process, throttled, clocks unsteady, CPU fallback, truncated tokens, cached outputs,
     NaN logits, wrong card, sibling card, mock NVML, faster than roofline, screening record, projected record,
     edited record, stale artifact hash, too few samples, interval straddles limit, GiB/GB mix, ms/s mix,

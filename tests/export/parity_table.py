@@ -66,7 +66,7 @@ def weights(config: HavocConfig, *, seed: int, has_outliers: bool) -> dict[str, 
     tensors = {}
     for name, size in tensor_shapes(config).items():
         noise = torch.randn(size, generator=generator)
-        if len(size) == 2:  # noqa: PLR2004
+        if len(size) == 2:
             tensors[name] = noise * (1.0 if "embed_tokens" in name else 1.2 * size[1] ** -0.5)
         else:
             tensors[name] = noise * 0.3 if name.endswith("bias") else 1 + noise * 0.2
@@ -81,10 +81,10 @@ def sources(widths: list[int], directories: list[str]) -> Iterator[tuple[str, So
     for width in widths:
         cases = (
             [("llama", False), ("llama", True), ("qwen2", True), ("qwen3", True)] if width < 2048 else [("llama", True)]
-        )  # noqa: PLR2004
+        )
         for kind, has_outliers in cases:
-            config = shape(width, kind=kind, num_layers=8 if width <= 256 else 2)  # noqa: PLR2004
-            for seed in range(3 if width <= 256 else 1):  # noqa: PLR2004
+            config = shape(width, kind=kind, num_layers=8 if width <= 256 else 2)
+            for seed in range(3 if width <= 256 else 1):
                 tensors = weights(config, seed=seed, has_outliers=has_outliers)
                 yield (
                     f"random {kind}{', outliers' if has_outliers else ''}, width {width}",
