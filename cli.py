@@ -35,9 +35,9 @@ EXIT_DEFECT, EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED =
 _LINE_CHARS = 1500  # of a message; a hostile file may put anything into one
 
 _LAB_PACKAGES = frozenset(
-    {"torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "matplotlib", "jinja2"}
+    {"torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "gguf", "matplotlib"}
 )
-_REPORT_PACKAGES = frozenset({"matplotlib", "jinja2"})
+_REPORT_PACKAGES = frozenset({"matplotlib"})
 _GOES_ON = frozenset({"run", "search", "train", "pretrain"})  # the verbs that keep what was done when interrupted
 
 
@@ -91,7 +91,7 @@ VERBS = (
         "train one expert",
         "adapt.commands",
         arguments.add_train,
-        ("havoc train nano --domain math --out experts", "havoc train base --domain code --data data --out experts"),
+        ("havoc train nano --task math --out experts", "havoc train base --task mine.toml --out experts"),
     ),
     Verb(
         "search",
@@ -119,10 +119,10 @@ VERBS = (
     ),
     Verb(
         "eval",
-        "accuracy by domain, with intervals",
+        "accuracy by task, with intervals",
         "bench.commands",
         arguments.add_eval,
-        ("havoc eval artifact", "havoc eval nano --domain math --n 200"),
+        ("havoc eval artifact", "havoc eval nano --task math --n 200", "havoc eval base --task mine.toml"),
     ),
     Verb(
         "bench",

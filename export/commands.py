@@ -7,7 +7,6 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..adapt.tasks.task import DOMAINS
 from ..errors import HavocError, printable
 from ..model.structure import Structure
 from ..progress import make_progress
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from .verify import Check
 
 _MAX_IMAGE_BYTES = 1 << 24
+_IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 _UNCUT = "warning     --rank changed nothing: two factors of that rank are larger than every matrix they would replace"
 
 
@@ -39,6 +39,10 @@ def handle_export(args: argparse.Namespace) -> int:
     structure = _structure(args)
     source = open_source(args.base)
     options = _graph_options(args, source.config.attention.head_dim)
+    if source.directory is not None and source.tokenizer is None:
+        from ..model.base_tokenizer import missing_tokenizer
+
+        print(f"note: {printable(missing_tokenizer(source.directory))}; nor will the artifact", file=sys.stderr)
     experts, alpha = _experts(args.experts, args.alpha, source)
     progress = make_progress(quiet=args.quiet)
     if args.to == "hf":
@@ -110,19 +114,19 @@ def _signer(private_key: Path | None) -> Signer | None:
 def _experts(
     directory: Path | None, alpha: Sequence[float] | None, source: Source
 ) -> tuple[list[Expert], tuple[float, ...]]:
-    """The experts of a folder in the order of `DOMAINS`, each with its weight."""
+    """The experts of a folder, each with its weight: the four domains first, then by name."""
     if directory is None and alpha is None:
         return [], ()
     if directory is None or alpha is None:
         missing = "--experts DIR" if directory is None else "--alpha"
         msg = f"a mixture needs both --experts and --alpha: {missing} is missing"
         raise HavocError(msg)
-    from ..adapt.expert import expert_path, load_experts
+    from ..adapt.expert import experts_in, load_experts
 
     if not directory.is_dir():
         msg = f"--experts {directory}: no such directory"
         raise HavocError(msg)
-    found = [domain for domain in DOMAINS if expert_path(directory, domain).is_file()]
+    found = experts_in(directory)
     if len(found) != len(alpha):
         held = ", ".join(found) or "none"
         msg = f"--alpha needs one weight for each expert: {len(alpha)} given, {directory} holds {len(found)} ({held})"
@@ -157,7 +161,7 @@ def handle_verify(args: argparse.Namespace) -> int:
     from .verify import verify_artifact
 
     base = _base_of(args)
-    manifest, checks = verify_artifact(args.artifact, public_key=args.public_key)
+    manifest, checks = verify_artifact(args.artifact, public_key=args.public_key, record=args.record)
     notes = []
     if args.public_key is None and (args.artifact / SIGNATURE).exists():
         notes.append("signed, but by whom was not checked: give --public-key PEM")
@@ -227,14 +231,23 @@ def _has_torch() -> bool:
 
 
 def handle_import(args: argparse.Namespace) -> int:
-    """Check a Hugging Face directory completely and say what it is."""
+    """Check a base completely and say what it is; with `--out` write a GGUF file as a Hugging Face directory."""
     from ..model.config import PRESETS
+    from ..model.gguf_header import is_gguf
     from .inspection import inspect_directory
 
     if str(args.directory) in PRESETS and not args.directory.exists():
         msg = f"{args.directory} is a preset, and import checks a Hugging Face directory: give the folder of one"
         raise HavocError(msg)
-    document = inspect_directory(args.directory, progress=make_progress(quiet=args.quiet))
+    if args.out is not None and not is_gguf(args.directory):
+        msg = f"--out {args.out}: {args.directory} is no .gguf file; only such a file is written as a directory"
+        raise HavocError(msg)
+    progress = make_progress(quiet=args.quiet)
+    document = inspect_directory(args.directory, progress=progress)
+    if args.out is not None:
+        from .huggingface import export_huggingface
+
+        document["written_to"] = str(export_huggingface(args.directory, args.out, progress=progress))
     width = max(map(len, document))
     _print(
         args.json, document, [f"{name.replace('_', ' '):{width}s}  {_shown(value)}" for name, value in document.items()]
@@ -264,14 +277,14 @@ def handle_generate(args: argparse.Namespace) -> int:
     if (Path(args.model) / MANIFEST).exists():
         from .session import DecoderSession
 
-        runtime, session = "onnxruntime", DecoderSession.open(Path(args.model))
+        runtime, session = "onnxruntime", DecoderSession.open(Path(args.model), is_chat=args.is_chat)
         _require_fit(args.image, prompt.image_png, session.config, args.max_new_tokens)
         (completion,) = session.generate_text([prompt], **settings)
     else:
         from ..model.checkpoint import load_base
         from ..model.generation import generate_text
 
-        runtime, base = "torch", load_base(args.model)
+        runtime, base = "torch", load_base(args.model, is_chat=args.is_chat)
         _require_fit(args.image, prompt.image_png, base.config, args.max_new_tokens)
         (completion,) = generate_text(base.model, base.tokenizer, [prompt], **settings)
     _print(args.json, {"prompt": text, "completion": completion, "runtime": runtime}, [completion])
@@ -290,14 +303,23 @@ def _prompt(argument: str) -> str:
 
 
 def _image(path: Path) -> bytes:
+    """PNG bytes of a picture as people store it: upright, 8-bit RGB, the same that a task's rows go through."""
+    from ..model.picture import open_picture, png_of
+    from ..model.vision import MAX_IMAGE_PIXELS
+
     try:
-        if path.stat().st_size > _MAX_IMAGE_BYTES:
-            msg = f"{path}: {path.stat().st_size} bytes; at most {_MAX_IMAGE_BYTES} are read"
-            raise HavocError(msg)
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_MAX_IMAGE_BYTES + 1)
+        if len(data) <= _MAX_IMAGE_BYTES:
+            return png_of(open_picture(data, formats=_IMAGE_FORMATS, max_pixels=MAX_IMAGE_PIXELS))
     except OSError as error:
         msg = f"{path}: {error.strerror or error}"
         raise HavocError(msg) from error
+    except HavocError as error:
+        msg = f"{path}: {error}"
+        raise HavocError(msg) from error
+    msg = f"{path}: more than {_MAX_IMAGE_BYTES} bytes, which no picture here has"
+    raise HavocError(msg)
 
 
 def _require_fit(path: Path | None, png: bytes | None, config: HavocConfig, max_new_tokens: int) -> None:
