@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("directories", nargs="*")
     parser.add_argument("--widths", default=",".join(map(str, WIDTHS)))
     args = parser.parse_args()
-    parity.MAX_RATIO = float("inf")
+    parity.MAX_RATIO = 1e9
     torch.set_num_threads(1)
     ratios: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for name, source in sources([int(width) for width in args.widths.split(",") if width], args.directories):
