@@ -1,10 +1,11 @@
-"""How far graphs are from float64 in units of torch's own error: the table of docs/decisions/0010, made anew.
+"""How far graphs are from float64 in units of torch's own error, and what formats cost: the tables of two decisions.
 
     python tests/export/parity_table.py [HF-DIRECTORY ...] [--widths 64,256,1024]
 
 Random models of several widths, depths, architectures and kinds of weights, the bundled nano and every directory that
 is named, each in five structures: nothing is refused, the ratio of every case is kept, and one line a model says its
-median and its largest by what the error is measured against.
+median and its largest by what the error is measured against. The second table is what the five cost on the bundled
+text, of every model that can read it: docs/decisions/0010 and 0011.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -102,6 +104,7 @@ def main() -> None:
     parity.MAX_RATIO = 1e9
     torch.set_num_threads(1)
     ratios: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    costs: list[str] = []
     for name, source in sources([int(width) for width in args.widths.split(",") if width], args.directories):
         for structure in STRUCTURES:
             dialect = "contrib" if structure.activation_dtype == "fp16" else "standard"
@@ -109,14 +112,26 @@ def main() -> None:
                 out = export_artifact(
                     source, Path(folder) / "a", structure=structure, options=GraphOptions(dialect=dialect)
                 )
-                for case in read_manifest(out).parity["cases"]:
-                    ratios[name][MEASURES[case["measure"]]].append(case["ratio"])
+                manifest = read_manifest(out)
+            for case in manifest.parity["cases"]:
+                ratios[name][MEASURES[case["measure"]]].append(case["ratio"])
+            costs += _cost_row(name, structure, manifest.format_cost or {})
         print(f"{name}: {structure}", file=sys.stderr)
     print("| model | cases | " + " | ".join(f"{name}: median, most" for name in MEASURES.values()) + " |")
     print("|---|---|" + "---|" * len(MEASURES))
     for name, found in ratios.items():
         cells = [f"{np.median(found[key]):.2f}, {max(found[key]):.2f}" for key in MEASURES.values()]
         print(f"| {name} | {sum(map(len, found.values()))} | " + " | ".join(cells) + " |")
+
+    print("\n| model | structure | KL mean | KL p99 | same next token | perplexity |\n|---|---|---|---|---|---|")
+    print("\n".join(costs))
+
+
+def _cost_row(name: str, structure: Structure, cost: dict[str, Any]) -> list[str]:
+    if cost["text_sha256"] is None:
+        return []
+    kl = f"{cost['kl_mean']:.2g} | {cost['kl_p99']:.2g}"
+    return [f"| {name} | {structure} | {kl} | {cost['top1_share']:.1%} | x {cost['perplexity_ratio']:.4g} |"]
 
 
 if __name__ == "__main__":
