@@ -144,6 +144,7 @@ def add_export(parser: Parser) -> None:
         "--to", choices=("onnx", "hf"), default="onnx", help="an artifact, or a Hugging Face directory (default: onnx)"
     )
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this private key (PEM, elliptic curve)")
+    parser.add_argument("--replace", action="store_true", help="replace an artifact made from something else")
     _add_out(parser)
     _add_output(parser)
 
@@ -208,6 +209,8 @@ def add_bench(parser: Parser) -> None:
     _add_tasks(parser)
     _add_data(parser)
     _add_out(parser)
+    wait_help = "wait up to this long for a machine that does nothing else, 0: not at all (default: 30)"
+    parser.add_argument("--wait", type=_count, default=30, metavar="SECONDS", help=wait_help)
     replace_help = "measure again into a folder that holds a record; its report is removed"
     parser.add_argument("--replace", action="store_true", help=replace_help)
     _add_output(parser)
@@ -240,6 +243,8 @@ def add_compare(parser: Parser) -> None:
     )
     margin_help = "ratios this near to 1 are equal (default: 0.05)"
     parser.add_argument("--margin", type=_share, default=0.05, metavar="SHARE", help=margin_help)
+    fail_help = "exit with 1 where any metric is proven worse (default: exit with 0 whatever is found)"
+    parser.add_argument("--fail-if", choices=("worse",), metavar="worse", help=fail_help)
     parser.add_argument("--across", action="store_true", help="compare different devices or versions all the same")
     _add_output(parser, quiet=False)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .errors import HavocError
-from .storage import explained
+from .storage import explained, read_bounded
 
 if TYPE_CHECKING:
     from .model.config import AttentionConfig as AttentionConfig  # noqa: PLC0414 - re-exported
@@ -185,6 +185,9 @@ class GateSettings(_Section):
     _distinct = field_validator("targets")(_distinct)
 
 
+_MAX_RECIPE_BYTES = 1_000_000
+
+
 class Recipe(_Section):
     """The settings of one run; one section per room of the house."""
 
@@ -202,7 +205,7 @@ def load_recipe(path: Path | None) -> Recipe:
     if path is None:
         return Recipe()
     try:
-        return Recipe.model_validate(tomllib.loads(path.read_bytes().decode("utf-8")))
+        return Recipe.model_validate(tomllib.loads(read_bounded(path, max_bytes=_MAX_RECIPE_BYTES).decode("utf-8")))
     except OSError as error:
         raise explained(error, path) from error
     except ValidationError as error:

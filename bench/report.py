@@ -29,7 +29,7 @@ from .searched import Front, Scores, read_front, read_scores, why_not_its_front,
 from .targets import Target, load_target, require_known_tasks, require_pinned
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 WRITTEN = ("report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv")
 RECORD, SCORES, FRONT, SUMS = "record.json", "scores.json", "front.json", "SHA256SUMS"
@@ -46,6 +46,22 @@ _TELEMETRY_FIELDS = (
     "throttle_reasons",
     "used_bytes",
     "num_foreign_processes",
+)
+
+
+_JUDGEMENT_FIELDS = ("verdict", "reason", "exit_code", "evidence")
+_LINE_FIELDS = (
+    "verdict",
+    "statistic",
+    "unit",
+    "value",
+    "low",
+    "high",
+    "sign",
+    "limit",
+    "num_samples",
+    "num_processes",
+    "num_disturbed",
 )
 
 
@@ -73,6 +89,7 @@ def write_report(
 
     `command` is the line that made the folder, shown as the way to repeat it. Returns the HTML page and the judgements.
     """
+    refuse_links(directory, (*WRITTEN, SUMS))
     run = read_run(directory, targets=targets, command=command)
     pages = {
         "report.html": page.html(run).encode(),
@@ -85,6 +102,13 @@ def write_report(
         storage.write_bytes(directory / name, data)
     storage.write_text(directory / SUMS, checksums(directory))
     return directory / "report.html", [judgement for _, judgement in run.judged]
+
+
+def refuse_links(directory: Path, names: Sequence[str]) -> None:
+    """Refuse to write where a link leads: pages belong into the folder, and what lies elsewhere is not theirs."""
+    for path in (directory / name for name in names):
+        if path.is_symlink():
+            raise HavocError(f"{path}: a link to {str(path.readlink())!r}, and pages stay in their folder: remove it")
 
 
 def read_run(directory: Path, *, targets: Sequence[str], command: str | None = None) -> Run:
@@ -132,15 +156,21 @@ def _previous(directory: Path, record: Record) -> Record | None:
 
 
 def junit(run: Run) -> bytes:
-    """One suite a target, one case a limit: missed is a failure; undecided, invalid and not measured are errors."""
+    """One suite a target, one case a limit: missed is a failure; undecided, invalid and not measured are errors.
+
+    Verdict and reason are the first properties of a suite, what has no limit the last; a case has its figures.
+    """
     root = ET.Element("testsuites", name="havoc gate")
     for target, judgement in run.judged:
         outcomes = [_junit_outcome(line.verdict) for line in judgement.lines]
         suite = ET.SubElement(root, "testsuite", name=printable(target.name), tests=str(len(outcomes)), skipped="0")
         suite.set("failures", str(outcomes.count("fail")))
         suite.set("errors", str(outcomes.count("error")))
+        others = {f"{item.metric}, {item.statistic}, {item.unit}": item.value for item in judgement.unlimited}
+        _junit_properties(suite, {name: getattr(judgement, name) for name in _JUDGEMENT_FIELDS} | others)
         for line, outcome in zip(judgement.lines, outcomes, strict=True):
             case = ET.SubElement(suite, "testcase", classname=f"havoc.{printable(target.name)}", name=line.metric)
+            _junit_properties(case, {name: getattr(line, name) for name in _LINE_FIELDS})
             if outcome != "pass":
                 kind = "failure" if outcome == "fail" else "error"
                 ET.SubElement(case, kind, type=line.verdict, message=printable(line.reason)).text = printable(
@@ -148,6 +178,14 @@ def junit(run: Run) -> bytes:
                 )
     ET.indent(root)
     return b'<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root) + b"\n"
+
+
+def _junit_properties(parent: ET.Element, values: Mapping[str, object]) -> None:
+    """Add names and values, those that are not known left out."""
+    properties = ET.SubElement(parent, "properties")
+    for name, value in values.items():
+        if value is not None:
+            ET.SubElement(properties, "property", name=printable(name), value=printable(str(value)))
 
 
 def _junit_outcome(verdict: str) -> str:

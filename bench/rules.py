@@ -89,4 +89,6 @@ RULES = (
     Rule("V22", "Every domain has its own rows.", 4, "invalid", coherence.domains_have_rows_of_their_own),
     Rule("V23", "The harness checked the measurement.", 4, "invalid", coherence.harness_checks_are_there),
     Rule("V24", "Energy is that of a processor at work.", 4, "invalid", coherence.energy_is_possible),
+    Rule("V25", "The CPU did no other work.", 4, "invalid", validity.cpu_was_not_busy),
+    Rule("V26", "No CPU quota was used up.", 4, "invalid", validity.quota_was_not_used_up),
 )

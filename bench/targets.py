@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
     from .record import Record
+    from .schema import Workload
 
 BUNDLED = Path(__file__).with_name("targets.toml")
 MAX_TARGETS_BYTES = 200_000
@@ -76,7 +77,7 @@ _METRICS = {
     for metric in (
         Metric(
             name="prefill_ms",
-            title="prefill, 512 tokens",
+            title="prefill",
             kind="latency",
             unit="ms",
             scales=_TIME_MS,
@@ -170,6 +171,12 @@ def metric_of(name: str) -> Metric:
 
 
 _PINS = ("task_sha256", "data_sha256")
+
+
+def title_of(name: str, workload: Workload | RequiredWorkload | None = None) -> str:
+    """Return the title of a metric, with the prompt's length where it is that of a prompt."""
+    title = metric_of(name).title
+    return f"{title}, {workload.prompt_tokens} tokens" if name == "prefill_ms" and workload is not None else title
 
 
 class Limit(Part):

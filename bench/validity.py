@@ -10,7 +10,7 @@ import math
 import statistics
 from typing import TYPE_CHECKING
 
-from . import physics
+from . import disturbance, physics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +25,10 @@ CROSS_CHECK_BYTES = 64_000_000
 CROSS_CHECK_SHARE = 0.05
 CLOCK_DROP_SHARE = 0.10
 MIN_DISTINCT_OUTPUTS = 2
-STEAL_SHARE = 0.25
+STEAL_SHARE = 0.10
+FOREIGN_SHARE = 0.25
+MOST_DISTURBED_SHARE = 0.5
+MOST_STOPPED_SHARE = 0.01
 
 
 def purpose_is_release(case: Case) -> str | None:
@@ -119,15 +122,15 @@ def nothing_throttled(case: Case) -> str | None:
 
 
 def clocks_are_steady(case: Case) -> str | None:
-    """Refuse core clocks that fell while the work went on."""
-    clocks = [point.sm_clock_mhz for point in case.record.telemetry if point.sm_clock_mhz]
+    """Refuse core clocks, of a card or a CPU, that fell while the work went on."""
+    clocks = [clock for point in case.record.telemetry if (clock := point.sm_clock_mhz or point.cpu_clock_mhz)]
     if not clocks:
         return None
     typical = statistics.median(clocks)
     tenth = sorted(clocks)[len(clocks) // 10]
     if tenth >= (1 - CLOCK_DROP_SHARE) * typical:
         return None
-    return f"the core clock fell from {typical:g} to {tenth} MHz during the measurement"
+    return f"the core clock fell from {typical:g} to {tenth:g} MHz during the measurement"
 
 
 def no_foreign_process(case: Case) -> str | None:
@@ -142,6 +145,33 @@ def cpu_was_not_stolen(case: Case) -> str | None:
     if worst <= STEAL_SHARE:
         return None
     return f"the hypervisor took {worst:.0%} of the CPU time away (at most {STEAL_SHARE:.0%})"
+
+
+def cpu_was_not_busy(case: Case) -> str | None:
+    """Refuse a measurement beside other work: in one process too much of it, or over more than half of the time."""
+    processes = case.record.samples
+    worst = max((process.foreign_cpu_share or 0.0 for process in processes), default=0.0)
+    if worst > FOREIGN_SHARE:
+        return f"other processes used {worst:.0%} of the CPU (at most {FOREIGN_SHARE:.0%}): free the machine"
+    disturbed = max((disturbance.disturbed_share([process]) or 0.0 for process in processes), default=0.0)
+    if disturbed <= MOST_DISTURBED_SHARE:
+        return None
+    return (
+        f"a process was disturbed in {disturbed:.0%} of its time (at most {MOST_DISTURBED_SHARE:.0%}), "
+        "by other work on the CPU or because it was not running: free the machine"
+    )
+
+
+def quota_was_not_used_up(case: Case) -> str | None:
+    """Refuse a process that its control group stopped, because the CPU time it is allowed was used up."""
+    around = [process.surroundings for process in case.record.samples if process.surroundings is not None]
+    counted = [(item.num_throttled_periods or 0, item.num_periods) for item in around if item.num_periods]
+    stopped, periods = max(counted, key=lambda pair: pair[0] / pair[1], default=(0, 1))
+    if stopped <= MOST_STOPPED_SHARE * periods:
+        return None
+    quota = case.record.host.cpu_quota_cores
+    limit = "" if quota is None else f" of {quota:g} cores"
+    return f"the CPU quota{limit} was used up in {stopped} of {periods} periods: raise it, or use fewer threads"
 
 
 def not_under_xdist(case: Case) -> str | None:

@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from ..errors import HavocError
-from ..storage import explained, read_json, write_bytes
+from ..storage import explained, read_bounded, read_json, write_bytes
 from .chat import ChatTemplate, find_chat_template
 
 if TYPE_CHECKING:
@@ -59,7 +59,9 @@ class Tokenizer:
         if not file.is_file():
             raise HavocError(f"{file}: {'not a regular file' if file.exists() else 'no such file'}")
         try:
-            backend = tokenizers.Tokenizer.from_buffer(file.read_bytes())
+            backend = tokenizers.Tokenizer.from_buffer(read_bounded(file))
+        except HavocError:
+            raise
         except OSError as error:
             raise explained(error, file) from error
         except Exception as error:  # the Rust binding raises bare Exception for every kind of damage

@@ -27,6 +27,8 @@ EIGHT_CALLS = {
 }
 SEVEN_CALLS = {name: values[:7] for name, values in EIGHT_CALLS.items()}
 BUSY_NS = samples.busy_ns(samples.process(2, "CPUExecutionProvider"))
+ALL_THE_TIME = (0.0, 1e9)
+THROTTLED = {"num_periods": 100, "num_throttled_periods": 2, "throttled_ns": 1_000_000}
 SPAN = {"method": "counter", "joules": 50.0, "num_tokens": 100, "span_s": 10.0}
 
 # rule -> records that break it: (kind of device, changes). Each is the good record but for what is named.
@@ -114,15 +116,17 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "V09": [
         ("cuda", {"telemetry__5__throttle_reasons": ["hw_thermal_slowdown"]}),
         ("cuda", {"telemetry__19__throttle_reasons": ["gpu_idle", "hw_slowdown"]}),
+        ("cpu", {"telemetry__5__throttle_reasons": ["cpu_thermal_throttle"]}),
     ],
     "V10": [
         (
             "cuda",
             {"telemetry__0__sm_clock_mhz": 300, "telemetry__1__sm_clock_mhz": 300, "telemetry__2__sm_clock_mhz": 900},
-        )
+        ),
+        ("cpu", {f"telemetry__{place}__cpu_clock_mhz": 2000.0 for place in range(3)}),
     ],
     "V11": [("cuda", {"telemetry__7__num_foreign_processes": 1})],
-    "V12": [("cpu", {"samples__2__steal_share": 0.4})],
+    "V12": [("cpu", {"samples__2__steal_share": 0.4, "samples__2__surroundings": samples.surroundings()})],
     "V13": [("cpu", {"protocol__environment": {"PYTEST_XDIST_WORKER": "gw0"}})],
     "V14": [
         ("cuda", {"memory__vram__0__peak_bytes": 79_999_999}),
@@ -175,6 +179,18 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "V22": [("cpu", {"accuracy__math__rows_sha256": "1" * 64})],
     "V23": [("cpu", {"checks": []})],
     "V24": [("cpu", {"energy": SPAN | {"joules": joules}}) for joules in (1e-9, 0.099, 1_000_001.0)],
+    "V25": [
+        ("cpu", {"samples__2__foreign_cpu_share": 0.26}),
+        ("cuda", {"samples__0__foreign_cpu_share": 0.9}),
+        ("cpu", {"samples__1__surroundings": samples.surroundings(foreign=ALL_THE_TIME)}),
+        ("cpu", {"samples__1__surroundings": samples.surroundings(waited=ALL_THE_TIME)}),
+        ("cpu", {"samples__1__surroundings": samples.surroundings(stolen=ALL_THE_TIME)}),
+        ("cpu", {"samples__3__foreign_cpu_share": 0.11}),
+    ],
+    "V26": [
+        ("cpu", {"samples__1__surroundings": samples.surroundings() | THROTTLED}),
+        ("cpu", {"samples__1__surroundings": samples.surroundings() | THROTTLED, "host__cpu_quota_cores": 0.2}),
+    ],
 }
 
 
@@ -225,7 +241,11 @@ ODD: list[dict[str, Any]] = [
     {"telemetry": []},
     {"telemetry__each__sm_clock_mhz": None},
     {"telemetry__3__sm_clock_mhz": 1640},
-    {"samples__each__steal_share": 0.25},
+    {"samples__each__steal_share": 0.10, "samples__each__surroundings": samples.surroundings()},
+    {"samples__each__foreign_cpu_share": 0.25, "samples__each__surroundings": samples.surroundings()},
+    {"samples__each__foreign_cpu_share": 0.10},
+    {"samples__each__surroundings": samples.surroundings() | THROTTLED | {"num_throttled_periods": 1}},
+    {"samples__each__surroundings": samples.surroundings() | THROTTLED | {"num_periods": None}},
     {"memory__vram__0__peak_bytes": 80_000_000},
     {"memory__vram__0__cross_check_bytes": 464_000_000, "memory__vram__0__cross_check_method": "b"},
     {"samples__each__prefill__duration_ns": [700_000] * 20, "samples__each__busy_ns": 0},
