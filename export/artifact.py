@@ -70,6 +70,7 @@ class ArtifactManifest:
     fingerprint: dict[str, Any]
     parity: dict[str, Any]
     format_cost: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The document that `read_manifest` reads back."""
@@ -85,6 +86,7 @@ class ArtifactManifest:
             "fingerprint": self.fingerprint,
             "parity": self.parity,
             **({} if self.format_cost is None else {"format_cost": self.format_cost}),
+            **({} if self.calibration is None else {"calibration": self.calibration}),
             "files": {
                 name: {"sha256": file.sha256, "num_bytes": file.num_bytes} for name, file in sorted(self.files.items())
             },
@@ -131,6 +133,7 @@ def _parse(document: dict[str, Any]) -> ArtifactManifest:
         fingerprint=_typed(document["fingerprint"], dict),
         parity=_typed(document["parity"], dict),
         format_cost=_typed(document["format_cost"], dict) if "format_cost" in document else None,
+        calibration=_typed(document["calibration"], dict) if "calibration" in document else None,
     )
     if set(manifest.alpha) != set(manifest.expert_hashes):
         msg = "alpha and expert_hashes name different domains"

@@ -11,14 +11,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import HavocError
-from ..model.structure import BITS_PER_WEIGHT
 from ..model.tensors import EMBEDDING, HEAD, VISION_PROJECTION, tensor_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from ..model.config import HavocConfig
-    from ..model.structure import Structure
+    from ..model.structure import BlockFormat, Structure
 
 DATA_FILE = "model.onnx.data"
 ROPE_COS = "rope.cos_cache"
@@ -57,6 +56,7 @@ class StoredWeight:
     """One tensor of the base (`source` is its Hugging Face name) and the initializers that hold it.
 
     A projection [M, N] of truncated rank r has two factors, `_in` [r, N] and `_out` [M, r], and their initializers.
+    `blocks` says how a matrix in the form of blocks is stored.
     """
 
     source: str
@@ -64,6 +64,7 @@ class StoredWeight:
     form: Form
     initializers: tuple[Initializer, ...]
     factors: tuple[StoredWeight, ...] = ()
+    blocks: BlockFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +97,11 @@ class Layout:
             yield from weight.initializers
 
 
-def plan_layout(config: HavocConfig, structure: Structure) -> Layout:
-    """Lay out the data file of `config` stored as `structure`; one that says fp32 and would store fp16 is refused."""
+def plan_layout(config: HavocConfig, structure: Structure, promoted: Collection[str] = ()) -> Layout:
+    """Lay out the data file of `config` stored as `structure`, the `promoted` matrices of mixed bits in int8.
+
+    A structure that says fp32 and would store fp16 is refused.
+    """
     if structure.weight_format == "fp32" and structure.activation_dtype == "fp16":
         msg = "fp32 weights under fp16 activations would be rounded to fp16: ask for --weights fp16"
         raise HavocError(msg)
@@ -107,18 +111,21 @@ def plan_layout(config: HavocConfig, structure: Structure) -> Layout:
     weights: list[StoredWeight] = []
     end_bytes = 0
     for source, shape in shapes.items():
-        weight, end_bytes = _place(source, shape, structure, end_bytes)
+        blocks = structure.promoted_blocks if source in promoted else None
+        weight, end_bytes = _place(source, shape, structure, blocks, end_bytes)
         weights.append(weight)
     return Layout(tuple(weights))
 
 
-def _place(source: str, shape: tuple[int, ...], structure: Structure, end_bytes: int) -> tuple[StoredWeight, int]:
+def _place(
+    source: str, shape: tuple[int, ...], structure: Structure, blocks: BlockFormat | None, end_bytes: int
+) -> tuple[StoredWeight, int]:
     rank = structure.kept_rank(source, shape)
     if rank is None:
-        return _place_whole(source, shape, structure, end_bytes)
+        return _place_whole(source, shape, structure, blocks, end_bytes)
     num_rows, num_columns = shape
-    first, end_bytes = _place_whole(f"{source}_in", (rank, num_columns), structure, end_bytes)
-    second, end_bytes = _place_whole(f"{source}_out", (num_rows, rank), structure, end_bytes)
+    first, end_bytes = _place_whole(f"{source}_in", (rank, num_columns), structure, blocks, end_bytes)
+    second, end_bytes = _place_whole(f"{source}_out", (num_rows, rank), structure, blocks, end_bytes)
     weight = StoredWeight(
         source=source,
         source_shape=shape,
@@ -129,16 +136,21 @@ def _place(source: str, shape: tuple[int, ...], structure: Structure, end_bytes:
     return weight, end_bytes
 
 
-def _place_whole(source: str, shape: tuple[int, ...], structure: Structure, end_bytes: int) -> tuple[StoredWeight, int]:
+def _place_whole(
+    source: str, shape: tuple[int, ...], structure: Structure, blocks: BlockFormat | None, end_bytes: int
+) -> tuple[StoredWeight, int]:
     form = _form(source, shape, structure)
+    blocks = (blocks or structure.blocks) if form == "blocks" else None
     placed: list[Initializer] = []
-    for name, dtype, stored_shape in _parts(source, shape, form, structure):
+    parts = _parts(source, shape, form, structure) if blocks is None else _block_parts(source, shape, blocks)
+    for name, dtype, stored_shape in parts:
         item = Initializer(name=name, dtype=dtype, shape=stored_shape, offset_bytes=0)
         unit = _PAGE_BYTES if item.num_bytes >= _PAGE_BYTES else _CACHE_LINE_BYTES
         offset_bytes = -(-end_bytes // unit) * unit
         placed.append(replace(item, offset_bytes=offset_bytes))
         end_bytes = offset_bytes + item.num_bytes
-    return StoredWeight(source=source, source_shape=shape, form=form, initializers=tuple(placed)), end_bytes
+    weight = StoredWeight(source=source, source_shape=shape, form=form, initializers=tuple(placed), blocks=blocks)
+    return weight, end_bytes
 
 
 def _form(source: str, shape: tuple[int, ...], structure: Structure) -> Form:
@@ -153,16 +165,20 @@ def _form(source: str, shape: tuple[int, ...], structure: Structure) -> Form:
 def _parts(
     source: str, shape: tuple[int, ...], form: Form, structure: Structure
 ) -> list[tuple[str, str, tuple[int, ...]]]:
-    """Name, dtype and shape of each initializer of one source tensor."""
+    """Name, dtype and shape of the initializer of a source tensor that is stored whole."""
     activation = "float16" if structure.activation_dtype == "fp16" else "float32"
-    if form == "blocks":
-        rows, columns = shape
-        num_blocks = -(-columns // structure.block_size)
-        num_bits = BITS_PER_WEIGHT[structure.weight_format]
-        packed = (rows, num_blocks, structure.block_size * num_bits // 8)
-        parts = [(f"{source}_Q{num_bits}", "uint8", packed), (f"{source}_scales", activation, (rows, num_blocks))]
-        zero_points = (f"{source}_zero_points", "uint8", (rows, -(-num_blocks * num_bits // 8)))
-        return parts if structure.is_symmetric else [*parts, zero_points]
     is_matrix = len(shape) == 2 and not source.startswith("rope.")  # noqa: PLR2004 - a matrix has two dimensions
     dtype = "float16" if is_matrix and structure.weight_format == "fp16" else activation
     return [(source, dtype, shape[::-1] if form == "transposed" else shape)]
+
+
+def _block_parts(source: str, shape: tuple[int, ...], blocks: BlockFormat) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape of values, scales and zeros of a matrix stored in blocks."""
+    rows, columns = shape
+    num_blocks, num_bits = blocks.num_blocks(columns), blocks.num_bits
+    floats = "float16" if blocks.scale_bytes == 2 else "float32"  # noqa: PLR2004 - fp16
+    values = (f"{source}_Q{num_bits}", "uint8", (rows, num_blocks, blocks.block_size * num_bits // 8))
+    scales = (f"{source}_scales", floats, (rows, num_blocks))
+    points = (f"{source}_zero_points", "uint8", (rows, -(-num_blocks * num_bits // 8)))
+    minimums = (f"{source}_minimums", floats, (rows, num_blocks))
+    return [values, scales, *{"middle": [], "points": [points], "minimums": [minimums]}[blocks.zeros]]

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..errors import HavocError
 from ..model.checkpoint import BUNDLED_NANO, Base
 from ..model.config import PRESETS, HavocConfig
+from ..model.tokenizer import load_tokenizer
 from ..model.weights import RandomTensors, open_tensors, require_tensors, require_tied, weight_hash
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ..model.tokenizer import Tokenizer
     from ..progress import Progress
 
 
@@ -41,6 +43,12 @@ class Source:
     def hash(self) -> str:
         """SHA-256 of the weights, as experts and records name the base."""
         return weight_hash(self.tensors)
+
+    def tokenizer(self) -> Tokenizer | None:
+        """The base's own tokenizer; None where it brings none. One that does not fit its table is a `HavocError`."""
+        if self.directory is None:
+            return None
+        return load_tokenizer(self.directory, num_rows=self.config.vocab_size)
 
     def read_hash(self, progress: Progress) -> str:
         """Return `hash`, and show how far its reading is, which takes a minute where the base has gigabytes."""
