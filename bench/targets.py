@@ -12,11 +12,14 @@ Metrics and the unit each is judged in:
     peak_vram_bytes, peak_rss_bytes  worst process plus a margin for the sampling gap
     energy_j_per_tok          J/tok  mean over one span
     accuracy/<domain>         share  exact one-sided binomial bound
+    kl_mean                   nats   upper confidence bound of the mean over pieces of the text
+    top1_share                share  exact one-sided binomial bound
 """
 
 from __future__ import annotations
 
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -34,7 +37,7 @@ MAX_TARGETS_BYTES = 200_000
 MAX_DOTS = 32  # in one line; a dotted key is parsed in quadratic time
 MEMORY_MARGIN_SHARE = 0.03
 
-Kind = Literal["latency", "worst_time", "throughput", "memory", "energy", "accuracy"]
+Kind = Literal["latency", "worst_time", "throughput", "memory", "energy", "accuracy", "divergence", "agreement"]
 Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=1e6, le=1e18)]  # per second: from a microcontroller's to more than any device's
 Count = Annotated[int, Field(gt=0, le=10_000_000)]
@@ -59,7 +62,7 @@ class Metric(Part):
     @property
     def is_lower_better(self) -> bool:
         """Whether a limit on it is an upper one."""
-        return self.kind not in {"throughput", "accuracy"}
+        return self.kind not in {"throughput", "accuracy", "agreement"}
 
 
 _METRICS = {
@@ -119,6 +122,24 @@ _METRICS = {
             scales={"J/tok": 1.0, "mJ/tok": 1e-3},
             lowest=1e-6,
             highest=1e6,
+        ),
+        Metric(
+            name="kl_mean",
+            title="format cost, KL",
+            kind="divergence",
+            unit="nats",
+            scales={"nats": 1.0, "bits": math.log(2)},
+            lowest=1e-6,
+            highest=1e2,
+        ),
+        Metric(
+            name="top1_share",
+            title="format cost, same next token",
+            kind="agreement",
+            unit="share",
+            scales=_SHARE,
+            lowest=1e-6,
+            highest=1 - 1e-6,
         ),
     )
 }

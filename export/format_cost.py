@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 NUM_POSITIONS = 768
 MIN_POSITIONS = 256
 WINDOW = 256
-_CHUNK = 64  # positions whose logits are in memory at a time
+_CHUNK = 64  # at most so many positions have their logits in memory at a time
 _MAX_FLOP = 1e12
 
 
@@ -43,12 +43,13 @@ _MAX_FLOP = 1e12
 class FormatCost:
     """The cost over `num_positions` of the text with that SHA-256; None: over random ids, which say little.
 
-    `kl_*` in nats, `kl_std` the standard deviation over positions; `top1_share` of equal first choices.
+    `kl_*` in nats, `kl_chunks` the means of equal pieces of neighbouring positions; `top1_share` counts equal first
+    choices.
     """
 
     kl_mean: float
     kl_p99: float
-    kl_std: float
+    kl_chunks: tuple[float, ...]
     top1_share: float
     perplexity_ratio: float
     num_positions: int
@@ -68,7 +69,8 @@ def num_positions_for(num_parameters: int) -> int:
 
 def windows_of(sample: Sample, config: HavocConfig, *, max_tokens: int, num_parameters: int) -> NDArray[np.int64]:
     """The pieces [W, T] of the sample that a model with room for `max_tokens` reads."""
-    length = min(WINDOW, max_tokens, config.max_seq_len)
+    length = min(WINDOW, max_tokens, config.max_seq_len, len(sample.token_ids))
+    length -= length % -(-length // _CHUNK)  # a whole number of equal chunks
     return sample.windows(length=length, num_windows=-(-num_positions_for(num_parameters) // length))
 
 
@@ -107,7 +109,7 @@ def measure_cost(
     return FormatCost(
         kl_mean=float(kl_N.mean()),
         kl_p99=float(np.quantile(kl_N, 0.99)),
-        kl_std=float(kl_N.std(ddof=1)) if len(kl_N) > 1 else 0.0,
+        kl_chunks=tuple(float(piece.mean()) for piece in kls),
         top1_share=float(equal_N.mean()),
         perplexity_ratio=float(np.exp(min(lost_N.mean(), 50.0))) if len(lost_N) else 1.0,
         num_positions=len(kl_N),
@@ -121,10 +123,11 @@ def _log_probabilities(
 ) -> Iterator[tuple[tuple[int, slice], NDArray[np.float64]]]:
     """The artifact's log probabilities [n, V] of every position, a chunk of a window at a time, and where it stands."""
     num_windows, length = windows_WT.shape
+    chunk = length // -(-length // _CHUNK)
     for row in range(num_windows):
         past = session.empty_past(1, capacity=length)
-        for start in range(0, length, _CHUNK):
-            columns = slice(start, min(start + _CHUNK, length))
+        for start in range(0, length, chunk):
+            columns = slice(start, start + chunk)
             logits_1nV, past = session.extend_all(windows_WT[row : row + 1, columns], None, past)
             yield (row, columns), _log_softmax(logits_1nV[0])
 

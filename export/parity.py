@@ -251,12 +251,17 @@ def _rms(values: NDArray[np.float64]) -> float:
     return float(np.sqrt(np.mean(np.square(values))))
 
 
+def _times(ratio: float) -> str:
+    is_small = ratio < 1000  # noqa: PLR2004 - above it no digit behind the point matters
+    return f"{ratio:.3g}" if is_small else f"{ratio:,.0f}"
+
+
 def _require(case: ParityCase) -> None:
     if np.isfinite(case.ratio) and case.ratio <= MAX_RATIO:
         return
     found = (
-        f"its error is {case.ratio:.3g} times that of {case.measure} (allowed {MAX_RATIO:g}): {case.error:.3g} of the "
-        f"logits' spread on average, {case.worst_error:.3g} at the worst position"
+        f"its error is {_times(case.ratio)} times that of {case.measure} (allowed {MAX_RATIO:g}): {case.error:.3g} of "
+        f"the logits' spread on average, {case.worst_error:.3g} at the worst position"
         if np.isfinite(case.ratio)
         else "a logit is not finite"
     )

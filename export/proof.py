@@ -16,7 +16,7 @@ from .parity import ParityReport, compare, read_reference
 from .probe import fingerprint, text_probe
 from .reference import FP32, StreamedModel, fp16_activations, int8_products
 from .session import DECODER, DecoderSession
-from .variant import rounds_activations, with_all_logits, with_exact_products
+from .variant import with_all_logits, with_exact_products
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .datafile import StoredWeights
     from .layout import Layout
     from .options import GraphOptions
+    from .reference import Arithmetic
     from .sample import Sample
 
 NUM_TOKENS = 64
@@ -63,12 +64,7 @@ def prove(
     The references come first and leave only logits and activations, so that no weight is held twice at any time.
     """
     graphs = {path.name: path.read_bytes() for path in sorted(folder.glob("*.onnx"))}
-    is_rounded = rounds_activations(graphs[DECODER])
-    measures = [FP32]
-    if structure.activation_dtype == "fp16":
-        measures = [fp16_activations()]
-    elif is_rounded:
-        measures = [int8_products(structure.block_size), FP32]
+    measures = _measures(structure)
     max_tokens = options.cache_len or config.max_seq_len
     num_tokens = min(max_tokens, _num_tokens(config))
     with progress.stage("float64 over the stored weights", config.num_layers, unit="layers") as stage:
@@ -93,13 +89,22 @@ def prove(
     cases = compare(reference, shipped, measures[0], progress=progress)
     logits = fingerprint(shipped)
     del shipped
-    if is_rounded and len(measures) > 1:
+    if len(measures) > 1:
         exactly = opened(with_exact_products(graphs[DECODER]))
         cases += compare(reference, exactly, FP32, label="exact products", progress=progress)
         del exactly
     every = opened(with_all_logits(graphs[DECODER]), logits="all")
     cost = measure_cost(hidden, fold.head(), every, windows, sample, progress=progress)
     return Proof(parity=ParityReport(cases=tuple(cases)), cost=cost, fingerprint=logits)
+
+
+def _measures(structure: Structure) -> list[Arithmetic]:
+    """What the graph's error is held against as it ships, and with exact products where its own are rounded."""
+    if structure.activation_dtype == "fp16":
+        return [fp16_activations()]
+    if structure.has_compute and structure.compute == "int8":
+        return [int8_products(structure.block_size), FP32]
+    return [FP32]
 
 
 def _num_tokens(config: HavocConfig) -> int:

@@ -41,16 +41,6 @@ def with_exact_products(graph: bytes) -> bytes:
     return bytes(model.SerializeToString())
 
 
-def rounds_activations(graph: bytes) -> bool:
-    """Whether a product of the graph may round its activations to int8: accuracy level 4."""
-    model = onnx.load_from_string(graph)
-    return any(
-        attribute.name == "accuracy_level" and attribute.i == 4  # noqa: PLR2004
-        for node in model.graph.node
-        for attribute in node.attribute
-    )
-
-
 def _drop_unread(graph: onnx.GraphProto) -> None:
     """Remove nodes whose outputs nothing reads, again and again: what only chose the position goes with it."""
     outputs = {output.name for output in graph.output}
