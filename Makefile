@@ -6,6 +6,7 @@
 #   make types    mypy --strict
 #   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=README.md puts the table there)
 #   make fmt      let ruff mend what it can
+#   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
 
 PYTHON ?= python3
@@ -13,7 +14,7 @@ BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 
-.PHONY: help demo test lint types bench fmt genai
+.PHONY: help demo test real lint types bench fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -24,6 +25,9 @@ demo: .venv/lab
 
 test: .venv/dev
 	$(BIN)/pytest
+
+real: .venv/dev
+	$(BIN)/pytest -m real --timeout=3600
 
 lint: .venv/dev
 	$(BIN)/ruff check

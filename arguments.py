@@ -66,7 +66,7 @@ def add_run(parser: Parser) -> None:
 
 def add_plan(parser: Parser) -> None:
     """`havoc plan MODEL --target NAME`."""
-    parser.add_argument("model", metavar="MODEL", help=f"a preset ({PRESETS}) or a model directory")
+    parser.add_argument("model", metavar="MODEL", help=f"a preset ({PRESETS}), a model directory or a .gguf file")
     _add_target(parser)
     _add_output(parser, quiet=False)
 
@@ -83,14 +83,17 @@ def add_pretrain(parser: Parser) -> None:
 
 
 def add_import(parser: Parser) -> None:
-    """`havoc import DIR`."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a Hugging Face model directory")
+    """`havoc import DIR|FILE [--out DIR]`."""
+    parser.add_argument("directory", type=Path, metavar="BASE", help="a Hugging Face model directory or a .gguf file")
+    out_help = "write a GGUF file as a Hugging Face directory (fp32)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=out_help)
     _add_output(parser)
 
 
 def add_train(parser: Parser) -> None:
     """`havoc train BASE --domain math [--data DIR] --out DIR`."""
     _add_base(parser)
+    _add_chat(parser)
     parser.add_argument("--domain", choices=DOMAINS, required=True, help="what the expert is for")
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the recipe's)")
     _add_recipe(parser)
@@ -103,6 +106,7 @@ def add_train(parser: Parser) -> None:
 def add_search(parser: Parser) -> None:
     """`havoc search BASE --experts DIR --target NAME --out DIR`."""
     _add_base(parser)
+    _add_chat(parser)
     parser.add_argument("--experts", type=Path, required=True, metavar="DIR", help="folder of z_vectors_*.safetensors")
     _add_target(parser)
     _add_recipe(parser)
@@ -177,6 +181,7 @@ def add_verify(parser: Parser) -> None:
 def add_eval(parser: Parser) -> None:
     """`havoc eval ARTIFACT|BASE [--domain math] [--n 1000] [--seed 0]`."""
     _add_model_or_artifact(parser)
+    _add_chat(parser)
     parser.add_argument("--domain", choices=DOMAINS, action="append", help="repeat for several (default: all four)")
     parser.add_argument("--n", type=_positive, default=1000, metavar="N", help="items per domain (default: 1000)")
     parser.add_argument("--split", choices=("search", "gate"), default="gate", help="default: gate")
@@ -189,6 +194,7 @@ def add_eval(parser: Parser) -> None:
 def add_bench(parser: Parser) -> None:
     """`havoc bench ARTIFACT [--profile quick|standard|release] --out DIR`."""
     _add_artifact(parser)
+    _add_chat(parser)
     parser.add_argument("--profile", choices=PROFILES, default="quick", help="how long to measure (default: quick)")
     parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime execution provider (default: the best here)")
     accuracy_help = "items per domain for accuracy, 0: none (default: 1000)"
@@ -234,6 +240,7 @@ def add_report(parser: Parser) -> None:
 def add_generate(parser: Parser) -> None:
     """`havoc generate ARTIFACT|BASE --prompt TEXT`."""
     _add_model_or_artifact(parser)
+    _add_chat(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin")
     parser.add_argument("--image", type=Path, metavar="PNG", help="a picture for a vision model")
     parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
@@ -252,7 +259,7 @@ def _add_out(parser: Parser) -> None:
 
 
 def _add_base(parser: Parser) -> None:
-    parser.add_argument("base", metavar="BASE", help=f"a preset ({PRESETS}) or a model directory")
+    parser.add_argument("base", metavar="BASE", help=f"a preset ({PRESETS}), a model directory or a .gguf file")
 
 
 def _add_artifact(parser: Parser) -> None:
@@ -260,7 +267,14 @@ def _add_artifact(parser: Parser) -> None:
 
 
 def _add_model_or_artifact(parser: Parser) -> None:
-    parser.add_argument("model", metavar="ARTIFACT|BASE", help="an exported directory, a base directory or a preset")
+    parser.add_argument(
+        "model", metavar="ARTIFACT|BASE", help="an exported directory, a base directory, a .gguf file or a preset"
+    )
+
+
+def _add_chat(parser: Parser) -> None:
+    chat_help = "prompts as they stand, not through the model's chat template"
+    parser.add_argument("--no-chat", dest="is_chat", action="store_false", help=chat_help)
 
 
 def _add_target(parser: Parser) -> None:

@@ -35,9 +35,9 @@ EXIT_DEFECT, EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED =
 _LINE_CHARS = 1500  # of a message; a hostile file may put anything into one
 
 _LAB_PACKAGES = frozenset(
-    {"torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "matplotlib", "jinja2"}
+    {"torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "gguf", "matplotlib"}
 )
-_REPORT_PACKAGES = frozenset({"matplotlib", "jinja2"})
+_REPORT_PACKAGES = frozenset({"matplotlib"})
 _GOES_ON = frozenset({"run", "search", "train", "pretrain"})  # the verbs that keep what was done when interrupted
 
 

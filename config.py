@@ -64,7 +64,8 @@ def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
 class ModelSettings(_Section):
     """Which base is adapted."""
 
-    base: str = Field(default="nano", min_length=1, description="a preset or a model directory")
+    base: str = Field(default="nano", min_length=1, description="a preset, a model directory or a .gguf file")
+    chat: bool = Field(default=True, description="prompts go through the base's chat template where it has one")
 
 
 class DataSettings(_Section):

@@ -56,6 +56,7 @@ def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert]) -> Se
             "num_rows": section.num_rows,
             "num_validation_rows": recipe.experts.num_validation_rows,
             "max_new_tokens": recipe.experts.max_new_tokens,
+            "chat": recipe.model.chat,
             "data": recipe.data.model_dump(mode="json"),
             "device": identify_cpu().model_dump(mode="json"),
             "onnxruntime": onnxruntime.__version__,

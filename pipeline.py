@@ -56,10 +56,12 @@ def handle_search(args: argparse.Namespace) -> int:
     from .summary import export_command, show_search
 
     recipe = load_recipe(args.recipe)
+    model = {"base": args.base, "chat": recipe.model.chat and args.is_chat}
     data = {"source": str(args.data) if args.data else recipe.data.source, "online": args.online or recipe.data.online}
     search_changes = {} if args.seed is None else {"seed": args.seed}
     recipe = recipe.model_copy(
         update={
+            "model": recipe.model.model_copy(update=model),
             "data": recipe.data.model_copy(update=data),
             "search": recipe.search.model_copy(update=search_changes),
             "gate": recipe.gate.model_copy(update={"targets": (args.target,)}),
@@ -68,7 +70,8 @@ def handle_search(args: argparse.Namespace) -> int:
     require_inputs(recipe)
     require_experts(recipe, args.experts)
     progress = make_progress(quiet=args.quiet)
-    base = load_base(args.base)
+    base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+    _ = base.tokenizer  # a base that cannot read text is refused before any work
     with storage.only_writer(args.out):
         basis = base_basis(base, args.out, progress)
         experts = read_experts(recipe, args.experts, base, basis)
@@ -87,7 +90,8 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
     require_inputs(recipe)
     if not (out / "record.json").exists():
         require_rows(recipe)
-    base = load_base(recipe.model.base)
+    base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+    _ = base.tokenizer  # a base that cannot read text is refused before any work
     if recipe.export.dialect == "contrib":
         require_heads(base.config.attention.head_dim)
     with storage.only_writer(out):
@@ -284,6 +288,7 @@ def measure_artifact(
         data_dir=recipe.data.directory,
         online=recipe.data.online,
         max_new_tokens=recipe.experts.max_new_tokens,
+        is_chat=recipe.model.chat,
         progress=progress,
     )
     scores = score_table(recipe, base, basis, experts, scored.right, progress)

@@ -40,7 +40,8 @@ def handle_train(args: argparse.Namespace) -> int:
     from .reinforce import forget_training, train_expert
 
     progress = make_progress(quiet=args.quiet)
-    base = load_base(args.base)
+    base = load_base(args.base, is_chat=args.is_chat)
+    _ = base.tokenizer  # a base that cannot read text is refused before the minutes that a basis takes
     basis = base_basis(base, args.out, progress)
     changes = {"num_steps": args.steps, "seed": args.seed}
     changed = {key: value for key, value in changes.items() if value is not None}

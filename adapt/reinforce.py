@@ -29,7 +29,7 @@ import torch
 
 from .. import storage
 from ..errors import HavocError, MeasurementError
-from ..model.generation import encode_prompts, generate_text, sample_tokens
+from ..model.generation import completions, encode_prompts, generate_text, sample_tokens
 from ..progress import SILENT, Progress
 from .expert import Expert
 from .optimizer import MuGrokConfig, MuonGrokfast
@@ -164,7 +164,12 @@ class _Run:
         self._optimizer = MuonGrokfast(adapter.parameters(), settings.optimizer)
         self._state_path = _state_path(checkpoint_dir, domain)
         self._key = storage.sha256_json(
-            {"base": base.weight_hash, "basis": basis.hash, "domain": domain, "settings": dataclasses.asdict(settings)}
+            {
+                "base": base.weight_hash,
+                "basis": basis.hash,
+                "domain": domain,
+                "settings": {**dataclasses.asdict(settings), **_prompting(base)},
+            }
         )
         self.num_done = 0
         self._num_skipped = 0
@@ -253,7 +258,7 @@ class _Run:
             deltas=self._best,
             base_hash=self._base.weight_hash,
             basis_hash=self._basis.hash,
-            settings={**dataclasses.asdict(self._settings), "trace": self._trace},
+            settings={**dataclasses.asdict(self._settings), **_prompting(self._base), "trace": self._trace},
             seed=self._settings.seed,
             score={**self._best_score, "split": "search"},
         )
@@ -322,6 +327,11 @@ def _unflattened(plain: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any
     return content
 
 
+def _prompting(base: Base) -> dict[str, Any]:
+    """What an expert's settings say of its prompts where they went through the base's chat template."""
+    return {} if base.tokenizer.chat is None else {"chat": True}
+
+
 def sample_rollout(base: Base, domain: str, rows: Sequence[Row], settings: ReinforceSettings, *, seed: int) -> Rollout:
     """Sample S completions for each row from the current policy and judge them; failed judgements get advantage 0."""
     task, num_samples = task_for(domain), settings.samples_per_prompt
@@ -334,19 +344,19 @@ def sample_rollout(base: Base, domain: str, rows: Sequence[Row], settings: Reinf
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
         generator=torch.Generator().manual_seed(seed),
-        eos_id=base.tokenizer.eos_id,
+        eos_id=base.tokenizer.eos_ids,
         num_samples=num_samples,
     ).clone()
-    texts = base.tokenizer.decode_batch(new_BN.tolist())
+    repeated = torch.arange(len(rows)).repeat_interleave(num_samples)
+    texts = completions(base.tokenizer, ids_BT[repeated], mask_BT[repeated], new_BN)
     pairs = [(rows[index // num_samples], text) for index, text in enumerate(texts)]
     rewards = task.judge(pairs)
     is_judged = torch.tensor([reward.outcome != "failed" for reward in rewards])
     values = torch.tensor([reward.value for reward in rewards])
     advantages, num_flat = leave_one_out(values.view(-1, num_samples), is_judged.view(-1, num_samples))
-    repeated = torch.arange(len(rows)).repeat_interleave(num_samples)
     return Rollout(
         ids=torch.cat((ids_BT[repeated], new_BN), dim=1),
-        mask=torch.cat((mask_BT[repeated], _generated_mask(new_BN, base.tokenizer.eos_id)), dim=1),
+        mask=torch.cat((mask_BT[repeated], _generated_mask(new_BN, base.tokenizer.eos_ids)), dim=1),
         patches=None if patches is None else patches.view(len(rows), -1, patches.shape[-1])[repeated],
         num_prompt_tokens=ids_BT.shape[1],
         rewards=values[is_judged] if is_judged.any() else values,
@@ -356,9 +366,9 @@ def sample_rollout(base: Base, domain: str, rows: Sequence[Row], settings: Reinf
     )
 
 
-def _generated_mask(new_BN: torch.Tensor, eos_id: int) -> torch.Tensor:
+def _generated_mask(new_BN: torch.Tensor, eos_ids: Sequence[int]) -> torch.Tensor:
     """1 for generated tokens up to and with the first end token, 0 for the padding behind it: int64 [B, N]."""
-    is_end = (new_BN == eos_id).long()
+    is_end = torch.isin(new_BN, torch.tensor(eos_ids)).long()
     return ((is_end.cumsum(dim=1) - is_end) == 0).long()
 
 

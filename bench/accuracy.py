@@ -56,6 +56,7 @@ def run_accuracy(
     online: bool = False,
     may_be_fewer: bool = False,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    is_chat: bool = True,
     provider: str | None = None,
     num_threads: int | None = None,
     progress: Progress = SILENT,
@@ -69,6 +70,7 @@ def run_accuracy(
     if num_rows < 1:
         raise HavocError(f"{num_rows} rows prove nothing: give at least 1")
     subject = identify_subject(Path(artifact))
+    require_text(Path(artifact))
     if provider is None:
         provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
     request = {
@@ -84,6 +86,7 @@ def run_accuracy(
         "online": online,
         "may_be_fewer": may_be_fewer,
         "max_new_tokens": max_new_tokens,
+        "is_chat": is_chat,
     }
     with progress.stage("score", num_rows * len(domains or DOMAINS), unit="rows") as stage:
         result = run_worker(request, timeout_s=_TIMEOUT_S, listen=_announcer(stage))
@@ -97,10 +100,11 @@ def run_accuracy(
 def require_rows(
     artifact: Path, num_rows: int, *, domains: Sequence[str] | None, data_dir: Path | None, online: bool
 ) -> None:
-    """Refuse what cannot be scored before minutes of measuring: data that is not there, pictures for a text model."""
+    """Refuse what cannot be scored before minutes of measuring: no tokenizer, no data, pictures for a text model."""
     from ..adapt.tasks.sources import rows
     from ..model.config import HavocConfig
 
+    require_text(artifact)
     can_see = HavocConfig.from_directory(artifact).vision is not None
     if domains is not None and "vision" in domains and not can_see:
         raise HavocError(f"{artifact} reads text only: vision cannot be scored")
@@ -109,6 +113,15 @@ def require_rows(
     for domain in DOMAINS if domains is None else domains:
         if can_see or domain != "vision":
             rows(domain, "gate", num_rows, data_dir=data_dir, online=online, may_be_fewer=True)
+
+
+def require_text(artifact: Path) -> None:
+    """Refuse an artifact that cannot read text, before anything is measured for its answers."""
+    if not (artifact / "tokenizer.json").is_file():
+        raise HavocError(
+            f"{artifact} has no tokenizer.json (its base had none), so its answers cannot be scored: "
+            "export it from a base that has one, or measure without accuracy (--n 0)"
+        )
 
 
 def fewer_rows(num_rows: Mapping[str, int], num_asked: int) -> list[str]:
@@ -137,7 +150,12 @@ def score_here(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) 
     from ..adapt.tasks.task import Prompt, task_for
     from ..export.session import DecoderSession
 
-    session = DecoderSession.open(request["artifact"], provider=request["provider"], num_threads=request["num_threads"])
+    session = DecoderSession.open(
+        request["artifact"],
+        provider=request["provider"],
+        num_threads=request["num_threads"],
+        is_chat=request["is_chat"],
+    )
     can_see = session.config.vision is not None
     domains = request["domains"] or [domain for domain in DOMAINS if can_see or domain != "vision"]
     data_dir = None if request["data_dir"] is None else Path(request["data_dir"])

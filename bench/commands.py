@@ -121,6 +121,7 @@ def handle_bench(args: argparse.Namespace) -> int:
             data_dir=args.data,
             online=args.online,
             may_be_fewer=True,
+            is_chat=args.is_chat,
             progress=progress,
         )
         record = add_accuracy(record, found)
@@ -307,6 +308,7 @@ def handle_eval(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         data_dir=args.data,
         online=args.online,
+        is_chat=args.is_chat,
         progress=_progress(args),
     )
     notes = fewer_rows({domain: row["num_rows"] for domain, row in rows.items()}, args.n)

@@ -41,8 +41,8 @@ _SMALLEST_GRAPH = (
     b'\x08\x08:2\n\x0b\n\x01x\x12\x01y"\x03Neg\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
-REPORT_PACKAGES = ("matplotlib", "jinja2")
-LAB_PACKAGES = ("torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", *REPORT_PACKAGES)
+REPORT_PACKAGES = ("matplotlib",)
+LAB_PACKAGES = ("torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "gguf", *REPORT_PACKAGES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..adapt.tasks.task import Prompt
+    from ..model.checkpoint import Base
     from ..progress import Progress
 
 TWO_SIDED = 0.975  # one-sided confidence of each end of a 95 % interval
@@ -32,6 +33,7 @@ def evaluate(
     split: str = "gate",
     seed: int = 0,
     max_new_tokens: int = MAX_NEW_TOKENS,
+    is_chat: bool = True,
     data_dir: Path | None = None,
     online: bool = False,
     progress: Progress = SILENT,
@@ -54,26 +56,27 @@ def evaluate(
             domains=domains or None,
             may_be_fewer=True,
             max_new_tokens=max_new_tokens,
+            is_chat=is_chat,
             progress=progress,
             **source,
         )
         return {
             domain: _row(found.num_right, found.num_rows, found.num_failed) for domain, found in run.domains.items()
         }
-    return _evaluate_base(model, domains, max_new_tokens, progress, source)
+    from ..model.checkpoint import load_base
+
+    return _evaluate_base(load_base(model, is_chat=is_chat), domains, max_new_tokens, progress, source)
 
 
 def _evaluate_base(
-    model: str, domains: Sequence[str], max_new_tokens: int, progress: Progress, source: dict[str, Any]
+    base: Base, domains: Sequence[str], max_new_tokens: int, progress: Progress, source: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
     from ..adapt.tasks.evaluation import score
     from ..adapt.tasks.sources import rows
-    from ..model.checkpoint import load_base
     from ..model.generation import generate_text
 
-    base = load_base(model)
     wanted = tuple(domains) or tuple(d for d in DOMAINS if base.config.vision is not None or d != "vision")
-    found = {}
+    tokenizer, found = base.tokenizer, {}
     num_rows, split = source["num_rows"], source["split"]
     picked = {name: source[name] for name in ("seed", "data_dir", "online")}
     with progress.stage("score", num_rows * len(wanted), unit="rows") as stage:
@@ -83,7 +86,7 @@ def _evaluate_base(
                 texts: list[str] = []
                 for start in range(0, len(prompts), _CHUNK_ROWS):
                     chunk = prompts[start : start + _CHUNK_ROWS]
-                    texts += generate_text(base.model, base.tokenizer, chunk, max_new_tokens=max_new_tokens)
+                    texts += generate_text(base.model, tokenizer, chunk, max_new_tokens=max_new_tokens)
                     stage.advance(len(chunk), note=domain)
                 return texts
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from ..adapt.mixture import DenseMixture
-from ..model.tokenizer import Tokenizer
+from ..model.checkpoint import Base
 from .datafile import encoded_initializers
 from .encode import encode, encode_factors
 from .fold import FoldedTensors
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from ..adapt.expert import Expert
     from ..adapt.mixture import MixingRule
     from ..adapt.svf import Basis
-    from ..model.checkpoint import Base
     from ..model.structure import Structure
+    from ..model.tokenizer import Tokenizer
     from .layout import Layout
 
 
@@ -69,9 +69,7 @@ class CandidateSessions:
         self._options = options.fitted(self._source.config.max_seq_len)
         self._provider, self._num_threads = provider, num_threads
         self._shared: dict[Structure, _Shared] = {}
-        directory = self._source.directory
-        has_tokenizer = directory is not None and (directory / "tokenizer.json").is_file()
-        self._tokenizer = Tokenizer.load(directory) if directory is not None and has_tokenizer else None
+        self._tokenizer = _tokenizer_of(base, self._source)
 
     def open(self, alpha: Sequence[float], structure: Structure) -> DecoderSession:
         """A session over the mixture `alpha`; it stays valid when the next one is opened."""
@@ -133,6 +131,13 @@ class CandidateSessions:
             places={name: _places(model) for name, model in models.items()},
             arrays={item.offset_bytes: array for item, array in items},
         )
+
+
+def _tokenizer_of(base: Source | Base | Path | str, source: Source) -> Tokenizer | None:
+    """The tokenizer of a loaded base as it is, with or without its chat template; else the directory's."""
+    if isinstance(base, Base):
+        return base.loaded_tokenizer
+    return source.tokenizer
 
 
 def _places(model: ir.Model) -> dict[str, tuple[int, tuple[int, ...]]]:

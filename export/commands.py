@@ -39,6 +39,10 @@ def handle_export(args: argparse.Namespace) -> int:
     structure = _structure(args)
     source = open_source(args.base)
     options = _graph_options(args, source.config.attention.head_dim)
+    if source.directory is not None and source.tokenizer is None:
+        from ..model.base_tokenizer import missing_tokenizer
+
+        print(f"note: {printable(missing_tokenizer(source.directory))}; nor will the artifact", file=sys.stderr)
     experts, alpha = _experts(args.experts, args.alpha, source)
     progress = make_progress(quiet=args.quiet)
     if args.to == "hf":
@@ -258,14 +262,23 @@ def _has_torch() -> bool:
 
 
 def handle_import(args: argparse.Namespace) -> int:
-    """Check a Hugging Face directory completely and say what it is."""
+    """Check a base completely and say what it is; with `--out` write a GGUF file as a Hugging Face directory."""
     from ..model.config import PRESETS
+    from ..model.gguf_header import is_gguf
     from .inspection import inspect_directory
 
     if str(args.directory) in PRESETS and not args.directory.exists():
         msg = f"{args.directory} is a preset, and import checks a Hugging Face directory: give the folder of one"
         raise HavocError(msg)
-    document = inspect_directory(args.directory, progress=make_progress(quiet=args.quiet))
+    if args.out is not None and not is_gguf(args.directory):
+        msg = f"--out {args.out}: {args.directory} is no .gguf file; only such a file is written as a directory"
+        raise HavocError(msg)
+    progress = make_progress(quiet=args.quiet)
+    document = inspect_directory(args.directory, progress=progress)
+    if args.out is not None:
+        from .huggingface import export_huggingface
+
+        document["written_to"] = str(export_huggingface(args.directory, args.out, progress=progress))
     width = max(map(len, document))
     _print(
         args.json, document, [f"{name.replace('_', ' '):{width}s}  {_shown(value)}" for name, value in document.items()]
@@ -295,14 +308,14 @@ def handle_generate(args: argparse.Namespace) -> int:
     if (Path(args.model) / MANIFEST).exists():
         from .session import DecoderSession
 
-        runtime, session = "onnxruntime", DecoderSession.open(Path(args.model))
+        runtime, session = "onnxruntime", DecoderSession.open(Path(args.model), is_chat=args.is_chat)
         _require_fit(args.image, prompt.image_png, session.config, args.max_new_tokens)
         (completion,) = session.generate_text([prompt], **settings)
     else:
         from ..model.checkpoint import load_base
         from ..model.generation import generate_text
 
-        runtime, base = "torch", load_base(args.model)
+        runtime, base = "torch", load_base(args.model, is_chat=args.is_chat)
         _require_fit(args.image, prompt.image_png, base.config, args.max_new_tokens)
         (completion,) = generate_text(base.model, base.tokenizer, [prompt], **settings)
     _print(args.json, {"prompt": text, "completion": completion, "runtime": runtime}, [completion])

@@ -55,7 +55,7 @@ def generate_text(
         tokenizer.encode_prompt(prompt.text, 0 if image is None else len(image))
         for prompt, image in zip(prompts, images, strict=True)
     ]
-    completions = generate_ids(
+    completed = generate_ids(
         session,
         rows,
         images,
@@ -65,7 +65,7 @@ def generate_text(
         temperature=temperature,
         seed=seed,
     )
-    return tokenizer.decode_batch(completions)
+    return [tokenizer.decode_completion(row, new) for row, new in zip(rows, completed, strict=True)]
 
 
 def generate_ids(
@@ -178,7 +178,7 @@ def _pad_id(session: DecoderSession) -> int:
 
 
 def _eos_ids(session: DecoderSession, tokenizer: Tokenizer) -> list[int]:
-    return sorted({tokenizer.eos_id, *session.config.eos_token_ids})
+    return sorted({*tokenizer.eos_ids, *session.config.eos_token_ids})
 
 
 def _patches(session: DecoderSession, prompt: PromptLike | Any) -> NDArray[np.float32] | None:  # noqa: ANN401

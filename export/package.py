@@ -21,8 +21,9 @@ from ..adapt.svf import matrix_basis
 from ..errors import HavocError
 from ..model.checkpoint import generation_fields
 from ..model.cost import num_parameters
+from ..model.hf_config import with_ends
 from ..model.structure import Structure
-from ..model.tokenizer import Tokenizer, load_tokenizer
+from ..model.tokenizer import Tokenizer
 from ..progress import SILENT, Progress
 from ..storage import new_directory, sha256_file, write_bytes, write_json, write_text
 from .artifact import MANIFEST, ArtifactFile, ArtifactManifest, refuse_files_of_others
@@ -179,8 +180,7 @@ def _write_model(
 def require_companions(source: Source) -> None:
     """Read what goes along with the weights before they are folded, which may take long."""
     carried_files(source.directory)
-    if source.directory is not None:
-        load_tokenizer(source.directory, num_rows=source.config.vocab_size)
+    _ = source.tokenizer
 
 
 def require_calibration(source: Source, structure: Structure, calibration: Path | None) -> None:
@@ -188,16 +188,17 @@ def require_calibration(source: Source, structure: Structure, calibration: Path 
     if calibration is None:
         return
     read = read_calibration if structure.is_calibrated else read_sample
-    read(source.config, source.tokenizer(), file=calibration)
+    read(source.config, source.tokenizer, file=calibration)
 
 
 def write_companions(folder: Path, source: Source, mixture: Mixture, options: GraphOptions) -> None:
     """Write what stands beside weights and graphs: configurations, tokenizer, licence, experts and mixture."""
     config = source.config
     write_json(folder / "config.json", config.to_hf())
-    write_json(folder / "generation_config.json", generation_fields(config))
+    ends = config if source.tokenizer is None else with_ends(config, source.tokenizer.eos_ids)
+    write_json(folder / "generation_config.json", generation_fields(ends))
     if config.vision is None:
-        write_json(folder / "genai_config.json", genai_config(config, options))
+        write_json(folder / "genai_config.json", genai_config(ends, options))
     carry(source.directory, folder)
     for expert in mixture.experts:
         save_expert(expert, folder / EXPERTS_FOLDER)

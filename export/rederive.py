@@ -127,7 +127,7 @@ def _layout_and_text(
         raise IdentityError(msg)
     if calibration is None and said.get("text") not in {"bundled text", "random ids"}:
         return layout, None
-    text = read_calibration(source.config, source.tokenizer(), file=calibration)
+    text = read_calibration(source.config, source.tokenizer, file=calibration)
     if text.text_sha256 != said.get("text_sha256"):
         found, expected = (str(sha256)[:16] for sha256 in (text.text_sha256, said.get("text_sha256")))
         msg = f"{calibration or text.text}: its hash is {found}..., the artifact was calibrated on {expected}..."

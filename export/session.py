@@ -111,10 +111,12 @@ class DecoderSession:
         provider_options: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         weights: Mapping[str, NDArray[Any]] | None = None,
+        is_chat: bool = True,
         profile: Path | None = None,
     ) -> Self:
         """Open an artifact folder after checking its manifest, sizes and links (hashes are `verify`'s work).
 
+        Prompts go through the base's chat template where it has one and `is_chat` does not say otherwise.
         `num_threads` None leaves the choice to ONNX Runtime; `weights` replaces initializers of the decoder by name;
         `provider_options` are added to those that `runtime` sets, where `profile` is explained too; with
         `enable_cuda_graph` "1" the steps of a static cache are captured. A provider this machine lacks is an
@@ -125,6 +127,8 @@ class DecoderSession:
         check_files(directory, manifest)
         config = HavocConfig.from_directory(directory)
         tokenizer = Tokenizer.load(directory) if "tokenizer.json" in manifest.files else None
+        if tokenizer is not None and not is_chat:
+            tokenizer = tokenizer.without_chat()
         names = [DECODER] if config.vision is None else [DECODER, EMBEDDING, VISION]
         graphs = {name: directory / name for name in names}
         return cls(

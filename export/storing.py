@@ -66,7 +66,7 @@ def plan_storage(
     layout = plan_layout(config, structure)
     if not structure.is_calibrated:
         return Storage(structure=structure, layout=layout)
-    text = read_calibration(config, source.tokenizer(), file=calibration)
+    text = read_calibration(config, source.tokenizer, file=calibration)
     if structure.average_bits is None:
         return Storage(structure=structure, layout=layout, calibration=text)
     losses = measure_losses(tensors, config, layout, structure, text.windows, progress=progress)

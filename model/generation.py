@@ -242,6 +242,12 @@ def encode_prompts(
     return ids_BT, mask_BT, torch.cat(present).to(device) if present else None
 
 
+def completions(tokenizer: Tokenizer, ids_BT: Tensor, mask_BT: Tensor, new_BN: Tensor) -> list[str]:
+    """Text of each row of new ids as it reads behind its left-padded prompt."""
+    rows = zip(ids_BT.tolist(), mask_BT.sum(dim=1).tolist(), new_BN.tolist(), strict=True)
+    return [tokenizer.decode_completion(ids[len(ids) - num_real :], new) for ids, num_real, new in rows]
+
+
 def _patches(model: HavocModel, image_png: bytes) -> Tensor:
     if model.config.vision is None:
         raise HavocError("the prompt has an image, but this model reads text only")
@@ -277,8 +283,8 @@ def generate_text(
             max_new_tokens=max_new_tokens,
             temperature=temperature,
             generator=generator,
-            eos_id=sorted({tokenizer.eos_id, *model.config.eos_token_ids}),
+            eos_id=sorted({*tokenizer.eos_ids, *model.config.eos_token_ids}),
         )
-        for index, text in zip(indices, tokenizer.decode_batch(new_BN.tolist()), strict=True):
+        for index, text in zip(indices, completions(tokenizer, ids_BT, mask_BT, new_BN), strict=True):
             texts[index] = text
     return texts

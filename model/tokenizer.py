@@ -1,21 +1,26 @@
 """Text to token ids and back, through the `tokenizers` library and its `tokenizer.json`.
 
-Text from outside never becomes a special token: "<eos>" typed by a user is five characters. Own tokenizers are
-byte-level BPE with every digit its own token, so no text is unknown and 37 + 5 is read digit by digit.
+Text from outside never becomes a special token: "<eos>" typed by a user is five characters. What stands around a prompt
+is the base's own choice: its chat template where it has one, else what its post-processor adds to plain text. Own
+tokenizers are byte-level BPE with every digit its own token, so no text is unknown and 37 + 5 is read digit by digit,
+and begin each text with <bos>.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from ..errors import HavocError
-from ..storage import explained, read_json, write_json, write_text
+from ..storage import explained, read_json, write_bytes
+from .chat import ChatTemplate, find_chat_template
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -25,32 +30,31 @@ SPECIAL_TOKENS = (PAD, BOS, EOS, IMAGE)
 NUM_BYTES = 256
 
 
-def load_tokenizer(directory: str | Path, *, num_rows: int) -> Tokenizer | None:
-    """The tokenizer of a base, None where it has none; one with more ids than the model's `num_rows` is refused."""
-    file = Path(directory) / "tokenizer.json"
-    if not file.exists() and not file.is_symlink():
-        return None
-    tokenizer = Tokenizer.load(directory)
-    if tokenizer.vocab_size > num_rows:
-        raise HavocError(
-            f"{directory}: the tokenizer has {tokenizer.vocab_size} ids, the model's table {num_rows} rows"
-        )
-    return tokenizer
+_MARKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
+"""Noncharacters of Unicode: one that a text does not hold is put into the special tokens that the text spells."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A loaded `tokenizer.json` with the ids of its special tokens; None where there is no such token."""
+    """A loaded `tokenizer.json` with the ids of its special tokens; None where there is no such token.
+
+    `more_eos_ids` end a text too, beside `eos_id`. `chat` is the template that prompts go through; None: plain text.
+    """
 
     backend: tokenizers.Tokenizer
     pad_id: int
     bos_id: int | None
     eos_id: int
     image_id: int | None
+    more_eos_ids: tuple[int, ...] = ()
+    chat: ChatTemplate | None = None
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
-        """Read `tokenizer.json`; special tokens are those `tokenizer_config.json` names, else `config.json`."""
+        """Read `tokenizer.json`; special tokens are those `tokenizer_config.json` names, else `config.json`.
+
+        A text ends at the token that these name, and at every id of `config.json` and `generation_config.json`.
+        """
         file = Path(directory) / "tokenizer.json"
         if not file.is_file():
             raise HavocError(f"{file}: {'not a regular file' if file.exists() else 'no such file'}")
@@ -64,16 +68,30 @@ class Tokenizer:
         backend.no_truncation()
         backend.encode_special_tokens = True
         ids = {role: _special_id(backend, file.parent, role) for role in ("pad", "bos", "eos", "image")}
-        if ids["eos"] is None:
+        ends = _ends(file.parent)
+        eos_id = ids["eos"] if ids["eos"] is not None else next(iter(ends), None)
+        if eos_id is None:
             raise HavocError(
                 f"{file.parent}: neither tokenizer_config.json nor config.json names the end-of-text token"
             )
-        pad_id = ids["eos"] if ids["pad"] is None else ids["pad"]
-        return cls(backend, pad_id=pad_id, bos_id=ids["bos"], eos_id=ids["eos"], image_id=ids["image"])
+        _set_post_processor(backend, file.parent)
+        return cls(
+            backend,
+            pad_id=eos_id if ids["pad"] is None else ids["pad"],
+            bos_id=ids["bos"],
+            eos_id=eos_id,
+            image_id=ids["image"],
+            more_eos_ids=tuple(token_id for token_id in ends if token_id != eos_id),
+            chat=find_chat_template(file.parent, _special_names(file.parent)),
+        )
 
     def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json` and the `tokenizer_config.json` that transformers' AutoTokenizer reads."""
-        write_text(Path(directory) / "tokenizer.json", self.backend.to_str(pretty=True))
+        for name, content in self.files().items():
+            write_bytes(Path(directory) / name, content)
+
+    def files(self) -> dict[str, bytes]:
+        """What `save` writes, by file name; the chat template stands in `tokenizer_config.json`."""
         ids = {"pad": self.pad_id, "bos": self.bos_id, "eos": self.eos_id, "image": self.image_id}
         names = {
             f"{role}_token": self.backend.id_to_token(token_id)
@@ -81,31 +99,127 @@ class Tokenizer:
             if token_id is not None
         }
         fields = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
-        write_json(Path(directory) / "tokenizer_config.json", fields)
+        if self.chat is not None:
+            fields |= self.chat.variables | {"chat_template": self.chat.source}
+        config = json.dumps(fields, indent=2, ensure_ascii=False).encode() + b"\n"
+        return {"tokenizer.json": self.backend.to_str(pretty=True).encode(), "tokenizer_config.json": config}
 
     @property
     def vocab_size(self) -> int:
         """Number of ids, special tokens included."""
         return self.backend.get_vocab_size(with_added_tokens=True)
 
+    @cached_property
+    def largest_id(self) -> int:
+        """The largest id; a vocabulary with holes has fewer ids than this says."""
+        return max(self.backend.get_vocab(with_added_tokens=True).values(), default=-1)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id at which a text ends."""
+        return (self.eos_id, *self.more_eos_ids)
+
+    def without_chat(self) -> Tokenizer:
+        """The same tokenizer for plain text: prompts do not go through the chat template."""
+        return replace(self, chat=None)
+
     def encode(self, text: str) -> list[int]:
         """Ids of the text alone: no special token is added or recognised."""
-        try:
-            return list(self.backend.encode(text, add_special_tokens=False).ids)
-        except Exception as error:  # the Rust binding raises bare Exception
-            raise HavocError(f"the tokenizer cannot read the text ({error})") from error
+        return _encoded(self.backend, text)
 
     def encode_prompt(self, text: str, num_patches: int = 0) -> list[int]:
-        """Ids a model is prompted with: [bos] + [image] * num_patches + text."""
+        """Ids a model is prompted with.
+
+        With a chat template: one message of the user, up to where the model answers. Else the text with what the
+        tokenizer's own post-processor puts around it: a beginning of text, or nothing. The image tokens of
+        `num_patches` patches stand behind the beginning of text.
+        """
         if num_patches and self.image_id is None:
             raise HavocError("this tokenizer has no image token: the model reads text only")
-        bos = [] if self.bos_id is None else [self.bos_id]
+        ids = self._prompt_ids(*self._framed(text))
+        start = 1 if ids[:1] == [self.bos_id] else 0
         images = [] if self.image_id is None else [self.image_id] * num_patches
-        return [*bos, *images, *self.encode(text)]
+        return [*ids[:start], *images, *ids[start:]]
+
+    def encode_continuation(self, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Ids of a prompt, as `encode_prompt` gives them, and of a continuation as it reads behind it.
+
+        Spaces at the end of the prompt belong to the continuation; both are encoded together and cut behind the ids of
+        the prompt alone, as lm-evaluation-harness does (`_encode_pair`). The continuation may end the cut short where
+        no token begins there.
+        """
+        framed, mark = self._framed(prompt)
+        prompt_ids = self._prompt_ids(framed.rstrip(), mark)
+        if self.chat is not None and mark:
+            continuation = self._marked(continuation, mark)
+        return prompt_ids, self._prompt_ids(framed + continuation, mark)[len(prompt_ids) :]
+
+    def _framed(self, text: str) -> tuple[str, str]:
+        """The prompt as text, and the mark inside every special token that is the user's own words.
+
+        Where there is a chat template it writes special tokens of its own, and those alone are to be recognised.
+        """
+        if self.chat is None:
+            return text, ""
+        mark = next((mark for mark in _MARKS if mark not in text), "")
+        if not mark:
+            raise HavocError("the text holds all noncharacters from U+FDD0 to U+FDEF; leave one of them out")
+        return self.chat.render(self._marked(text, mark)), mark
+
+    def _marked(self, text: str, mark: str) -> str:
+        return self._special_text.sub(lambda match: match[0][0] + mark + match[0][1:], text)
+
+    def _prompt_ids(self, framed: str, mark: str) -> list[int]:
+        if self.chat is None:
+            return _encoded(self.backend, framed, is_framed=True)
+        if mark not in framed:
+            return _encoded(self._template_backend, framed)
+        ids: list[int] = []
+        for piece in self._special_text.split(framed):
+            token_id = self._special_ids.get(piece)
+            ids += [token_id] if token_id is not None else self._encoded_behind(piece.replace(mark, ""), ids)
+        return ids
+
+    def _encoded_behind(self, text: str, ids: Sequence[int]) -> list[int]:
+        """Ids of plain text behind others: SentencePiece puts a space before the first text only."""
+        if ids and self._marks_beginnings:
+            newline = self.encode("\n")
+            behind = self.encode("\n" + text)
+            if behind[: len(newline)] == newline:
+                return behind[len(newline) :]
+        return self.encode(text)
+
+    @cached_property
+    def _template_backend(self) -> tokenizers.Tokenizer:
+        """The same tokenizer, which recognises special tokens: it reads what the template has written."""
+        backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
+        backend.encode_special_tokens = False
+        return backend
+
+    @cached_property
+    def _special_ids(self) -> dict[str, int]:
+        tokens = self.backend.get_added_tokens_decoder().items()
+        return {token.content: token_id for token_id, token in tokens if token.special}
+
+    @cached_property
+    def _special_text(self) -> re.Pattern[str]:
+        longest_first = sorted(self._special_ids, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})" if longest_first else "((?!))")
+
+    @cached_property
+    def _marks_beginnings(self) -> bool:
+        """Whether a text is read otherwise behind a special token than alone."""
+        special, token_id = next(iter(self._special_ids.items()))
+        return _encoded(self._template_backend, special + "a") != [token_id, *self.encode("a")]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of the ids; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
+
+    def decode_completion(self, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> str:
+        """Text of the new ids as it reads behind the prompt: SentencePiece drops a space that begins a text."""
+        before, whole = self.decode(prompt_ids), self.decode([*prompt_ids, *new_ids])
+        return whole[len(before) :] if whole.startswith(before) else self.decode(new_ids)
 
     def decode_batch(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Text of each row of ids, as `decode`."""
@@ -115,6 +229,7 @@ class Tokenizer:
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Learn a byte-level BPE of exactly `vocab_size` ids at most: 4 special tokens, 256 bytes, then merges.
 
+    A prompt begins with <bos>.
     Deterministic for the same texts in the same order.
     """
     if vocab_size < len(SPECIAL_TOKENS) + NUM_BYTES:
@@ -133,16 +248,63 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
+    backend.post_processor = around(bos=(BOS, 1), eos=None)
     backend.encode_special_tokens = True
     return Tokenizer(backend, pad_id=0, bos_id=1, eos_id=2, image_id=3)
 
 
+def _encoded(backend: tokenizers.Tokenizer, text: str, *, is_framed: bool = False) -> list[int]:
+    try:
+        return list(backend.encode(text, add_special_tokens=is_framed).ids)
+    except Exception as error:  # the Rust binding raises bare Exception
+        raise HavocError(f"the tokenizer cannot read the text ({error})") from error
+
+
+def around(*, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> processors.TemplateProcessing:
+    """What puts a beginning and an end around every text."""
+    single = " ".join([*([bos[0]] if bos else []), "$A", *([eos[0]] if eos else [])])
+    return processors.TemplateProcessing(single=single, special_tokens=[token for token in (bos, eos) if token])
+
+
+def _set_post_processor(backend: tokenizers.Tokenizer, directory: Path) -> None:
+    """`add_bos_token` and `add_eos_token` of `tokenizer_config.json` go before the file's own, as in transformers."""
+    fields = _fields(directory / "tokenizer_config.json")
+    if not {"add_bos_token", "add_eos_token"} & set(fields):
+        return
+    found: dict[str, tuple[str, int] | None] = {}
+    for role in ("bos", "eos"):
+        name = _name(fields.get(f"{role}_token")) if fields.get(f"add_{role}_token") is True else None
+        token_id = None if name is None else backend.token_to_id(name)
+        found[role] = None if name is None or token_id is None else (name, token_id)
+    backend.post_processor = around(bos=found["bos"], eos=found["eos"])
+
+
+def _special_names(directory: Path) -> dict[str, str]:
+    """What a chat template may call `bos_token`, `eos_token` and so on."""
+    fields = _fields(directory / "special_tokens_map.json") | _fields(directory / "tokenizer_config.json")
+    names = {role: _name(value) for role, value in fields.items() if role.endswith("_token")}
+    return {role: name for role, name in names.items() if name is not None}
+
+
+def _name(value: object) -> str | None:
+    named = value.get("content") if isinstance(value, dict) else value
+    return named if isinstance(named, str) else None
+
+
+def _ends(directory: Path) -> tuple[int, ...]:
+    """The ids that end a text by `config.json` and `generation_config.json`: chat models name theirs only there."""
+    found: list[int] = []
+    for file in ("config.json", "generation_config.json"):
+        value = _fields(directory / file).get("eos_token_id")
+        found += [item for item in (value if isinstance(value, list) else [value]) if type(item) is int and item >= 0]
+    return tuple(dict.fromkeys(found))
+
+
 def _special_id(backend: tokenizers.Tokenizer, directory: Path, role: str) -> int | None:
-    named = _fields(directory / "tokenizer_config.json").get(f"{role}_token")
-    name = named.get("content") if isinstance(named, dict) else named
+    name = _name(_fields(directory / "tokenizer_config.json").get(f"{role}_token"))
     if isinstance(name, str):
         token_id = backend.token_to_id(name)
-        if token_id is None:
+        if token_id is None and role != "pad":  # any id will do where nothing is read
             raise HavocError(
                 f"{directory / 'tokenizer_config.json'}: {role}_token {json.dumps(name)} is not in tokenizer.json"
             )
@@ -152,7 +314,7 @@ def _special_id(backend: tokenizers.Tokenizer, directory: Path, role: str) -> in
     images = vision if isinstance(vision, dict) else {}
     numbered: Any = images.get("image_token_id") if role == "image" else config.get(f"{role}_token_id")
     first = numbered[0] if isinstance(numbered, list) and numbered else numbered
-    return first if type(first) is int else None
+    return first if type(first) is int and first >= 0 else None
 
 
 def _fields(file: Path) -> dict[str, Any]:

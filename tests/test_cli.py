@@ -203,7 +203,7 @@ def test_alpha_is_four_numbers() -> None:
         (ModuleNotFoundError("No module named 'numpi'", name="numpi"), 70, "internal error: ModuleNotFoundError"),
         (KeyError("x"), 70, "internal error: KeyError: 'x'; please report it"),
         (KeyboardInterrupt(), 130, "interrupted; the same command starts anew"),
-        (ModuleNotFoundError("No module named 'jinja2'", name="jinja2"), 2, 'pip install "havoc-core[report]"'),
+        (ModuleNotFoundError("No module named 'matplotlib'", name="matplotlib"), 2, 'pip install "havoc-core[report]"'),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
 )

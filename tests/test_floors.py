@@ -18,13 +18,15 @@ LAZY = {
 }
 
 EDGE_BLOCKED = (
-    "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib jinja2 transformers".split()
+    "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib gguf transformers".split()
 )
 DRAWING = {
     f"bench.{name}" for name in ("charts", "drawing", "history", "page", "report")
 }  # for `havoc report` alone, which says what to install
 EDGE_MODULES = "errors storage progress config arguments cli __main__ export.artifact export.session".split() + [
-    f"model.{name}" for name in "config cost structure tokenizer vision".split()
+    f"model.{name}"
+    for name in "base_tokenizer chat chat_renderer config cost gguf_config gguf_header gguf_tokenizer".split()
+    + "structure tokenizer vision".split()
 ]
 
 
@@ -104,7 +106,7 @@ for name in {names}:
 
 @pytest.mark.parametrize(
     ("blocked", "names"),
-    [(EDGE_BLOCKED, set(edge_modules()) - DRAWING), (set(EDGE_BLOCKED) - {"matplotlib", "jinja2"}, DRAWING)],
+    [(EDGE_BLOCKED, set(edge_modules()) - DRAWING), (set(EDGE_BLOCKED) - {"matplotlib"}, DRAWING)],
 )
 def test_the_edge_needs_no_lab(blocked: list[str], names: set[str]) -> None:
     """bench, gate, verify and the tasks import on a device where torch and its like were never installed."""
