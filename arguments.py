@@ -123,7 +123,8 @@ def add_export(parser: Parser) -> None:
     alpha_help = f"one weight per expert, in the order {', '.join(DOMAINS)}"
     parser.add_argument("--alpha", type=_mixture, metavar="A,B,...", help=alpha_help)
     parser.add_argument("--rule", choices=RULES, default="delta", help="how experts are mixed (default: delta)")
-    parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="fp32", help="weight format (default: fp32)")
+    weights_help = "weight format; keep: the blocks of a GGUF file as they are (default: fp32)"
+    parser.add_argument("--weights", choices=(*WEIGHT_FORMATS, "keep"), default="fp32", help=weights_help)
     parser.add_argument(
         "--activations", choices=ACTIVATION_DTYPES, default="fp32", help="what is computed in (default: fp32)"
     )

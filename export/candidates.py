@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from ..adapt.mixture import DenseMixture
+from ..errors import HavocError
 from ..model.checkpoint import Base
 from .datafile import encoded_initializers
 from .encode import encode, encode_factors
@@ -122,9 +123,14 @@ class CandidateSessions:
     def _made(self, structure: Structure, tensors: FoldedTensors) -> _Shared:
         """Everything of one structure from `tensors`; a calibration on the bundled text where it asks for one."""
         config = self._source.config
+        if structure.weight_format == "keep":
+            msg = "keep stores a file's own blocks, and a mixture has none: it cannot be searched; take int4 or int8"
+            raise HavocError(msg)
         storage = plan_storage(self._source, structure, tensors)
         models = build_graphs(config, structure, self._options, layout=storage.layout)
-        items = encoded_initializers(tensors, config, structure, storage.layout, windows=storage.windows)
+        items = encoded_initializers(
+            tensors, config, structure, storage.layout, blocks_of=storage.blocks_of(tensors, config)
+        )
         return _Shared(
             graphs={name: serialize(model) for name, model in models.items()},
             layout=storage.layout,

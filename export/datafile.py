@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ..progress import SILENT, Progress
 from .encode import encode, encode_blocks, encode_factors, rope_arrays
-from .layerwise import CalibratedBlocks
 from .layout import ROPE_COS, ROPE_SIN
 from .quantize import Blocks, dequantize_blocks
 
@@ -22,9 +21,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..model.config import HavocConfig
-    from ..model.structure import Structure
+    from ..model.structure import BlockFormat, Structure
     from .fold import FoldedTensors
     from .layout import Initializer, Layout, StoredWeight
+
+
+class BlockSource(Protocol):
+    """Gives the blocks of the matrices of a layout, asked for in file order."""
+
+    def __call__(self, weight: StoredWeight, blocks: BlockFormat) -> Blocks:
+        """The blocks of one matrix in the format that the layout has for it."""
 
 
 def encoded_initializers(
@@ -33,16 +39,13 @@ def encoded_initializers(
     structure: Structure,
     layout: Layout,
     *,
-    windows: NDArray[np.int64] | None = None,
+    blocks_of: BlockSource | None = None,
 ) -> Iterator[tuple[Initializer, NDArray[Any]]]:
     """Every initializer with its values, in file order; each source tensor is asked for once and then dropped.
 
-    gptq needs the `windows` [W, T] of a calibration text, and keeps one layer at a time.
+    `blocks_of` gives the blocks of matrices whose values are not rounded one matrix at a time.
     """
     tables = rope_arrays(config)
-    blocks_of = None
-    if structure.quantizer == "gptq" and windows is not None:
-        blocks_of = CalibratedBlocks(tensors, config, layout, windows)
     for weight in layout.weights:
         if blocks_of is not None and weight.blocks is not None:
             arrays = encode_blocks(weight, blocks_of(weight, weight.blocks))
@@ -68,14 +71,14 @@ def write_data_file(
     config: HavocConfig,
     structure: Structure,
     layout: Layout,
-    windows: NDArray[np.int64] | None = None,
+    blocks_of: BlockSource | None = None,
     progress: Progress = SILENT,
 ) -> str:
     """Write all weights of `layout` to `path`; return the file's SHA-256. Gaps between tensors are zero bytes."""
     digest = hashlib.sha256()
     with path.open("wb") as file, progress.stage("write weights", layout.num_bytes, unit="bytes") as stage:
         end_bytes = 0
-        for item, array in encoded_initializers(tensors, config, structure, layout, windows=windows):
+        for item, array in encoded_initializers(tensors, config, structure, layout, blocks_of=blocks_of):
             gap = bytes(item.offset_bytes - end_bytes)
             content = array.reshape(-1).view(np.uint8).data
             for part in (gap, content):

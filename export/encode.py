@@ -32,8 +32,8 @@ def encode(weight: StoredWeight, tensor: Tensor, structure: Structure) -> list[N
     if weight.blocks is None:
         stored = tensor.t() if weight.form == "transposed" else tensor
         return [_as(weight, stored, weight.initializers[0].dtype, peak)]
-    is_promoted = weight.blocks == structure.promoted_blocks
-    return encode_blocks(weight, quantize_blocks(tensor, weight.blocks, "rtn" if is_promoted else structure.quantizer))
+    quantizer = structure.quantizer if weight.blocks == structure.blocks else "rtn"
+    return encode_blocks(weight, quantize_blocks(tensor, weight.blocks, quantizer))
 
 
 def encode_blocks(weight: StoredWeight, blocks: Blocks) -> list[NDArray[Any]]:

@@ -4,8 +4,7 @@ Only one layer's weights and second moments are in memory at a time.
 
     W windows of text, T tokens, D model, K inputs of a matrix
 
-A tied table has no inputs of its own yet when it is stored, for the text has not passed through the layers: its scales
-are fitted by least squares, without compensation.
+A tied table is stored before the text has passed through any layer, so it reads, as a head, what the exact layers give.
 """
 
 from __future__ import annotations
@@ -36,6 +35,12 @@ if TYPE_CHECKING:
     from .layout import Layout, StoredWeight
 
 _WINDOWS_AT_ONCE = 4
+_LOOKED_UP = 1.0
+"""What is added to the diagonal of a tied table's moment, as a share of its mean, for its rows are looked up as well.
+
+Measured on SmolLM2-135M, the table alone in int4 with scales in fp16: KL divergence 0.068 nats rounded to nearest,
+0.086 fitted by least squares, 0.024 as a head, of which the lookup is 0.008.
+"""
 _READERS = {
     "self_attn.q_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
     "self_attn.o_proj": ("self_attn.o_proj",),
@@ -80,7 +85,11 @@ class CalibratedBlocks:
     def _table(self, weight: StoredWeight, blocks: BlockFormat) -> Blocks:
         table_VD = self._tensors[EMBEDDING]
         num_columns = table_VD.shape[1]
-        stored = _quantized(weight, blocks, table_VD, torch.eye(num_columns, dtype=torch.float64))
+        moment_DD = torch.eye(num_columns, dtype=torch.float64)
+        if self._config.tie_word_embeddings:
+            head_DD = head_moment(self._tensors, self._config, self._ids)
+            moment_DD = head_DD + _LOOKED_UP * head_DD.diagonal().mean() * moment_DD
+        stored = _quantized(weight, blocks, table_VD, moment_DD)
         self._x_WTD = F.embedding(self._ids, _restored(blocks, stored, num_columns))
         return stored
 
@@ -102,6 +111,18 @@ class CalibratedBlocks:
         norm = self._tensors[FINAL_NORM].to(torch.float32)
         x_WTD = F.rms_norm(self._x_WTD, (self._config.d_model,), norm, self._config.norm_eps)
         return _quantized(weight, blocks, self._tensors[HEAD], second_moment(x_WTD))
+
+
+def head_moment(tensors: Mapping[str, Tensor], config: HavocConfig, ids_WT: Tensor) -> Tensor:
+    """Sum of x x^T, fp64 [D, D], over what the head reads in a pass of these tensors."""
+    reader = LayerReader(config, ids_WT.shape[1])
+    x_WTD = F.embedding(ids_WT, tensors[EMBEDDING].to(torch.float32))
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}."
+        x_WTD = reader.read(
+            reader.block({name: tensors[name].to(torch.float32) for name in tensors if name.startswith(prefix)}), x_WTD
+        )
+    return second_moment(F.rms_norm(x_WTD, (config.d_model,), tensors[FINAL_NORM].to(torch.float32), config.norm_eps))
 
 
 class LayerReader:

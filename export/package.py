@@ -35,6 +35,7 @@ from .datafile import StoredWeights, write_data_file
 from .fold import FoldedTensors
 from .genai import genai_config
 from .graph import build_graphs, serialize
+from .keep import require_unfolded
 from .layout import DATA_FILE, plan_layout
 from .options import DEFAULT_OPTIONS, GraphOptions
 from .proof import Proof, prove
@@ -125,6 +126,8 @@ def export_artifact(
     require_calibration(source, structure, calibration)
     plan_layout(source.config, structure)  # a structure that this model cannot have is refused before any work
     options = options.fitted(source.config.max_seq_len)
+    if structure.weight_format == "keep":
+        require_unfolded(source, experts)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
     refuse_files_of_others(out)
     with new_directory(out, marker=MANIFEST) as folder, _torch_threads(torch.get_num_threads() if experts else 1):
@@ -172,7 +175,7 @@ def _write_model(
         config=config,
         structure=storage.structure,
         layout=storage.layout,
-        windows=storage.windows,
+        blocks_of=storage.blocks_of(tensors, config),
         progress=progress,
     )
 

@@ -22,11 +22,11 @@ from .datafile import StoredWeights, encoded_initializers
 from .fold import FoldedTensors
 from .format_cost import MAX_BLOCK_ERROR, block_error
 from .graph import build_graphs, serialize
-from .layout import DATA_FILE, Layout, plan_layout
+from .layout import DATA_FILE, Layout
 from .options import GraphOptions, options_of
 from .package import EXPERTS_FOLDER, MIXTURE_FILE, Mixture, graph_fields, mixture_document, write_companions
 from .source import open_source
-from .storing import bits_per_weight
+from .storing import Storage, bits_per_weight, plan_storage, promoted_layout
 from .verify import Check
 
 if TYPE_CHECKING:
@@ -71,7 +71,8 @@ def rederive(
     config = source.config
     _require_claims(directory, manifest, source, structure, options)
     tensors = FoldedTensors(source.tensors, mixture.deltas(source, None))
-    layout, windows = _layout_and_text(source, manifest, structure, calibration)
+    storage = _storage(source, manifest, structure, calibration)
+    layout, blocks_of = storage.layout, storage.blocks_of(tensors, config)
     _require_graphs(directory, config, structure, options, layout)
     is_gptq = structure.quantizer == "gptq"
     compensated = {
@@ -81,12 +82,12 @@ def rederive(
         for item in weight.initializers
     }
     bits = {item.name: w.blocks.num_bits for w in layout.weights if w.blocks is not None for item in w.initializers}
-    held = {weight.source for weight in compensated.values()} if windows is None else set()
+    held = {weight.source for weight in compensated.values()} if blocks_of is None else set()
     derived = Layout(tuple(weight for weight in layout.weights if weight.source not in held))
     num_same, num_items, largest = 0, 0, 0.0
     stored = np.memmap(directory / DATA_FILE, np.uint8, mode="r")
     with progress.stage("fold again", layout.num_bytes, unit="bytes") as stage:
-        for item, array in encoded_initializers(tensors, config, structure, derived, windows=windows):
+        for item, array in encoded_initializers(tensors, config, structure, derived, blocks_of=blocks_of):
             part = stored[item.offset_bytes : item.offset_bytes + item.num_bytes].view(item.dtype).reshape(item.shape)
             distance = _distance(part, array, bits.get(item.name))
             if item.name in compensated and not distance <= TOLERANCE:
@@ -102,23 +103,21 @@ def rederive(
     finding = f"{num_items} tensors from base {source.name} and {len(experts)} experts, {num_same} bit for bit"
     finding = f"{finding}, largest difference {largest:.1e} of a tensor's range, and {num_beside} files beside them"
     if held:
-        reason = "whose calibration text was not given" if windows is None else "that this processor rounds otherwise"
+        reason = "whose calibration text was not given" if blocks_of is None else "that this processor rounds otherwise"
         finding = f"{finding}; {len(held)} matrices {reason} held to the fold block by block"
     return [Check(name="fold", finding=finding)]
 
 
-def _layout_and_text(
-    source: Source, manifest: ArtifactManifest, structure: Structure, calibration: Path | None
-) -> tuple[Layout, NDArray[np.int64] | None]:
-    """The layout, and the windows of the text that calibrated it where that is at hand and its hash is right."""
+def _storage(source: Source, manifest: ArtifactManifest, structure: Structure, calibration: Path | None) -> Storage:
+    """How it is stored, with the text that calibrated it where that is at hand and its hash is right."""
     if not structure.is_calibrated:
         if calibration is not None:
             msg = f"--calibration {calibration}: {structure} was made without a text; leave the option out"
             raise HavocError(msg)
-        return plan_layout(source.config, structure), None
+        return plan_storage(source, structure, source.tensors)
     said = manifest.calibration or {}
     promoted = [str(name) for name in said.get("int8", [])]
-    layout = plan_layout(source.config, structure, promoted)
+    layout = promoted_layout(source.config, structure, promoted)
     bits = bits_per_weight(layout) or 0.0
     unknown = sorted(set(promoted) - {weight.source for weight in layout.weights if weight.blocks is not None})
     if unknown or (structure.average_bits is not None and bits > structure.average_bits):
@@ -126,13 +125,13 @@ def _layout_and_text(
         msg = f"{MANIFEST}: {what}; {structure} promotes matrices of the model up to {structure.average_bits} bits"
         raise IdentityError(msg)
     if calibration is None and said.get("text") not in {"bundled text", "random ids"}:
-        return layout, None
+        return Storage(structure=structure, layout=layout)
     text = read_calibration(source.config, source.tokenizer, file=calibration)
     if text.text_sha256 != said.get("text_sha256"):
         found, expected = (str(sha256)[:16] for sha256 in (text.text_sha256, said.get("text_sha256")))
         msg = f"{calibration or text.text}: its hash is {found}..., the artifact was calibrated on {expected}..."
         raise IdentityError(msg)
-    return layout, text.windows if structure.quantizer == "gptq" else None
+    return Storage(structure=structure, layout=layout, calibration=text)
 
 
 def _is_compensated(weight: StoredWeight) -> bool:

@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING, Any
 from ..model.tensors import tensor_shapes
 from ..progress import SILENT, Progress
 from .calibration import Calibration, read_calibration
+from .keep import KeptBlocks, kept_formats, kept_tensors
+from .layerwise import CalibratedBlocks
 from .layout import Layout, plan_layout
 from .precision import choose_promoted, measure_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    import numpy as np
-    from numpy.typing import NDArray
     from torch import Tensor
 
     from ..model.config import HavocConfig
+    from ..model.gguf import GgufTensors
     from ..model.structure import Structure
+    from .datafile import BlockSource
     from .source import Source
 
 
@@ -35,11 +37,15 @@ class Storage:
     layout: Layout
     calibration: Calibration | None = None
     promoted: tuple[str, ...] = ()
+    kept: GgufTensors | None = None
 
-    @property
-    def windows(self) -> NDArray[np.int64] | None:
-        """The token ids [W, T] that calibrate."""
-        return None if self.calibration is None else self.calibration.windows
+    def blocks_of(self, tensors: Mapping[str, Tensor], config: HavocConfig) -> BlockSource | None:
+        """Where the blocks of the fold `tensors` come from; None: each matrix is rounded by itself."""
+        if self.kept is not None:
+            return KeptBlocks(self.kept)
+        if self.structure.quantizer == "gptq" and self.calibration is not None:
+            return CalibratedBlocks(tensors, config, self.layout, self.calibration.windows)
+        return None
 
     @property
     def bits_per_weight(self) -> float | None:
@@ -63,6 +69,9 @@ def plan_storage(
 ) -> Storage:
     """Decide how the fold `tensors` of `source` is stored; `calibration` is a text in place of the bundled one."""
     config = source.config
+    if structure.weight_format == "keep":
+        kept = kept_tensors(source)
+        return Storage(structure=structure, layout=plan_layout(config, structure, kept_formats(kept)), kept=kept)
     layout = plan_layout(config, structure)
     if not structure.is_calibrated:
         return Storage(structure=structure, layout=layout)
@@ -71,8 +80,13 @@ def plan_storage(
         return Storage(structure=structure, layout=layout, calibration=text)
     losses = measure_losses(tensors, config, layout, structure, text.windows, progress=progress)
     promoted = choose_promoted(losses, block_shapes(layout, config), structure)
-    layout = plan_layout(config, structure, promoted)
+    layout = promoted_layout(config, structure, promoted)
     return Storage(structure=structure, layout=layout, calibration=text, promoted=promoted)
+
+
+def promoted_layout(config: HavocConfig, structure: Structure, promoted: Sequence[str]) -> Layout:
+    """The layout of mixed bits with these matrices in int8."""
+    return plan_layout(config, structure, dict.fromkeys(promoted, structure.promoted_blocks))
 
 
 def block_shapes(layout: Layout, config: HavocConfig) -> dict[str, tuple[int, int]]:

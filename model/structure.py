@@ -12,12 +12,13 @@ from ..errors import HavocError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
+WeightFormat = Literal["fp32", "fp16", "int8", "int4", "keep"]
 ActivationDtype = Literal["fp32", "fp16"]
 Quantizer = Literal["rtn", "hqq", "k_quant", "gptq"]
 Compute = Literal["fp32", "int8"]
 
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("fp32", "fp16", "int8", "int4")
+"""What any model can be stored in; `keep` is beside them: a GGUF file's own blocks as they are, of an unfolded base."""
 ACTIVATION_DTYPES: tuple[ActivationDtype, ...] = ("fp32", "fp16")
 BLOCK_SIZES: tuple[int, ...] = (16, 32, 64, 128, 256)
 QUANTIZERS: tuple[Quantizer, ...] = ("rtn", "hqq", "k_quant", "gptq")
@@ -27,7 +28,8 @@ the columns that follow make up for what a column loses on a calibration text.""
 COMPUTES: tuple[Compute, ...] = ("fp32", "int8")
 """What fp32 activations are rounded to inside a quantized product: not at all, or to int8."""
 
-BITS_PER_WEIGHT: dict[WeightFormat, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+BITS_PER_WEIGHT: dict[WeightFormat, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "keep": 4}
+"""Of the values alone; of kept blocks, which may be larger, the least."""
 
 Zeros = Literal["middle", "points", "minimums"]
 
@@ -86,9 +88,9 @@ class Structure:
     def __post_init__(self) -> None:
         if self.compute == "auto":
             object.__setattr__(self, "compute", self._fast_compute())
-        if self.weight_format not in WEIGHT_FORMATS:
+        if self.weight_format not in (*WEIGHT_FORMATS, "keep"):
             raise HavocError(
-                f"no weight format is called {self.weight_format!r}; there are {', '.join(WEIGHT_FORMATS)}"
+                f"no weight format is called {self.weight_format!r}; there are {', '.join(WEIGHT_FORMATS)} and keep"
             )
         if self.activation_dtype not in ACTIVATION_DTYPES:
             raise HavocError(
@@ -112,11 +114,15 @@ class Structure:
         if self.compute not in COMPUTES:
             raise HavocError(f"products compute in {' or '.join(COMPUTES)}, not {self.compute!r}")
         if self.compute == "int8" and not self.is_quantized:
-            raise HavocError(f"{self.weight_format} weights compute in fp32: int8 compute needs int8 or int4 weights")
+            raise HavocError(f"{self.weight_format} weights compute in fp32: int8 compute needs integer weights")
         if self.compute == "int8" and self.activation_dtype != "fp32":
             raise HavocError("int8 compute rounds fp32 activations: leave it out, or ask for fp32 activations")
 
     def _check_quantizer(self) -> None:
+        if self.weight_format == "keep" and (named := self._blocks_asked_for()):
+            raise HavocError(f"kept blocks are those of the file: leave out {named}, or take int8 or int4")
+        if self.weight_format == "keep" and self.rank_fraction != 1:
+            raise HavocError("kept blocks are those of whole matrices: leave out the share of the rank")
         if not self.is_quantized and (named := self._blocks_asked_for()):
             raise HavocError(f"{self.weight_format} weights have no blocks: leave out {named}, or take int8 or int4")
         if self.quantizer in {"hqq", "gptq"} and self.weight_format != "int4":
@@ -205,6 +211,9 @@ class Structure:
     @property
     def description(self) -> str:
         """The structure in words: `int4 weights (asymmetric blocks of 64, hqq), fp32 activations`."""
+        if self.weight_format == "keep":
+            compute = f" computed in {self.compute}" if self.has_compute else ""
+            return f"the weights of the file as they are, {self.activation_dtype} activations{compute}"
         symmetry = "symmetric" if self.is_symmetric else "asymmetric"
         mixed = "" if self.average_bits is None else f", int8 up to {self.average_bits:g} bits a weight"
         blocks = f" ({symmetry} blocks of {self.block_size}, {self.quantizer}{mixed})" if self.is_quantized else ""
@@ -214,16 +223,16 @@ class Structure:
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the weights are integers with scales."""
-        return self.weight_format in {"int8", "int4"}
+        """Whether the weights are integers with scales; of kept ones that may be."""
+        return self.weight_format in {"int8", "int4", "keep"}
 
     @property
     def blocks(self) -> BlockFormat:
         """How integer matrices are stored where nothing else is said: of gptq with scales in fp16, as GGUF has them.
 
-        Only of a structure with integer weights.
+        Only of a structure with integer weights; of kept ones the smallest that there are.
         """
-        is_half = self.activation_dtype == "fp16" or self.quantizer == "gptq"
+        is_half = self.activation_dtype == "fp16" or self.quantizer == "gptq" or self.weight_format == "keep"
         zeros: Zeros = "middle" if self.is_symmetric else "minimums" if self.quantizer == "gptq" else "points"
         return BlockFormat(BITS_PER_WEIGHT[self.weight_format], self.block_size, zeros, 2 if is_half else 4)
 
@@ -284,7 +293,7 @@ def _shortest(number: float, form: str) -> str:
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Structure)}
 _NAME = re.compile(
-    r"(?P<weights>fp32|fp16|int8|int4)(?P<asymmetric>a)?(-(?P<quantizer>rtn|hqq|k[-_]quant|gptq))?"
+    r"(?P<weights>fp32|fp16|int8|int4|keep)(?P<asymmetric>a)?(-(?P<quantizer>rtn|hqq|k[-_]quant|gptq))?"
     r"(-mix(?P<mixed>\d{1,2}(\.\d{1,20})?))?(-b(?P<block>\d{1,4}))?"
     r"(-(?P<activations>fp32|fp16))?(-c(?P<compute>fp32|int8))?(-r(?P<rank>\d{0,3}\.?\d{1,20}(e-\d{1,3})?))?",
     re.ASCII,
