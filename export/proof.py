@@ -114,7 +114,9 @@ def _num_tokens(config: HavocConfig) -> int:
 
 
 def _max_block_error(name: str, structure: Structure, layout: Layout) -> float:
-    if layout[name].form == "blocks":
-        return MAX_BLOCK_ERROR[structure.weight_format]
+    if structure.weight_format == "keep":
+        return 0.0
+    if (blocks := layout[name].blocks) is not None:
+        return MAX_BLOCK_ERROR["int4" if blocks.num_bits == 4 else "int8"]  # noqa: PLR2004 - bits
     is_half = "float16" in {item.dtype for item in layout[name].initializers}
     return MAX_BLOCK_ERROR["fp16" if is_half else "fp32"]
