@@ -19,7 +19,7 @@ from .calibration import read_calibration
 from .companions import LICENCE_FILES
 from .datafile import StoredWeights, encoded_initializers
 from .fold import FoldedTensors
-from .format_cost import MAX_BLOCK_ERROR, block_error
+from .format_cost import block_error, block_limit
 from .graph import build_graphs, serialize
 from .layout import DATA_FILE, Layout
 from .options import GraphOptions, options_of
@@ -141,8 +141,9 @@ def _hold(directory: Path, layout: Layout, tensors: FoldedTensors, names: Collec
     """Every block of these matrices must be near the fold's."""
     stored = StoredWeights(directory / DATA_FILE, layout)
     for name in sorted(names):
-        error = block_error(stored[name], tensors[name])
-        if not error <= MAX_BLOCK_ERROR["int4"]:
+        limit = block_limit(layout[name])
+        error = block_error(stored[name], tensors[name], size=limit.size)
+        if not error <= limit.error:
             msg = f"{directory / DATA_FILE}: a block of {name} is {error:.3g} of its size off base + experts + alpha"
             raise IdentityError(msg)
 
