@@ -22,7 +22,7 @@ WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
 ACTIVATION_DTYPES = ("fp32", "fp16")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 COMPUTES = ("fp32", "int8")
-QUANTIZERS = ("rtn", "hqq", "k-quant")
+QUANTIZERS = ("rtn", "hqq", "k-quant", "gptq")
 METHODS = ("auto", "expected-reward", "reinforce", "next-token")
 RULES = ("delta", "literal", "renorm")
 DIALECTS = ("standard", "contrib", "auto")
@@ -134,7 +134,8 @@ def add_export(parser: Parser) -> None:
     alpha_help = f"one weight per expert, in the order {', '.join(DOMAINS)}, then by name"
     parser.add_argument("--alpha", type=_mixture, metavar="A,B,...", help=alpha_help)
     parser.add_argument("--rule", choices=RULES, default="delta", help="how experts are mixed (default: delta)")
-    parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="fp32", help="weight format (default: fp32)")
+    weights_help = "weight format; keep: the blocks of a GGUF file as they are (default: fp32)"
+    parser.add_argument("--weights", choices=(*WEIGHT_FORMATS, "keep"), default="fp32", help=weights_help)
     parser.add_argument(
         "--activations", choices=ACTIVATION_DTYPES, default="fp32", help="what is computed in (default: fp32)"
     )
@@ -153,8 +154,12 @@ def _add_blocks(parser: Parser) -> None:
     size_help = "weights that share a scale in int8 and int4 (default: 32)"
     parser.add_argument("--block-size", type=int, choices=BLOCK_SIZES, default=32, help=size_help)
     parser.add_argument("--asymmetric", action="store_true", help="give each block a zero point of its own")
-    quantizer_help = "how a block's scale is chosen; hqq and k-quant need --asymmetric (default: rtn)"
+    quantizer_help = "how values and scales are chosen; hqq and k-quant need --asymmetric (default: rtn)"
     parser.add_argument("--quantizer", choices=QUANTIZERS, default="rtn", help=quantizer_help)
+    bits_help = "let int4's most sensitive matrices be int8, up to so many bits a weight, scales included"
+    parser.add_argument("--bits", type=float, metavar="B", help=bits_help)
+    text_help = "text that gptq and --bits calibrate on and the format's cost is measured on (default: bundled texts)"
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help=text_help)
     compute_help = "what activations are rounded to in products with int8 and int4 (default: auto, int8)"
     parser.add_argument("--compute", choices=("auto", *COMPUTES), default="auto", help=compute_help)
     rank_help = "share of each projection's rank to keep, as two factors where they are smaller (default: 1)"
@@ -180,6 +185,8 @@ def add_verify(parser: Parser) -> None:
     _add_artifact(parser)
     parser.add_argument("--base", metavar="BASE", help="fold again from this base and compare")
     parser.add_argument("--experts", type=Path, metavar="DIR", help="the experts to fold again (default: its own)")
+    text_help = "the text it was calibrated on, where that was not the bundled one"
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help=text_help)
     parser.add_argument("--public-key", type=Path, metavar="PEM", help="check its signature by this key")
     parser.add_argument("--record", type=Path, metavar="FILE", help="it must be the artifact this record was made from")
     _add_output(parser)

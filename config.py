@@ -161,6 +161,9 @@ class ExportSettings(_Section):
     compute: Literal["auto", "int8", "fp32"] = Field(
         default="auto", description="what activations are rounded to in products; auto: what the structure says"
     )
+    calibration: str | None = Field(
+        default=None, min_length=1, description="text file that gptq and mixed bits calibrate on; left out: bundled"
+    )
     dialect: Literal["standard", "contrib"] = Field(default="standard", description="operators of the graph")
 
     @model_validator(mode="after")

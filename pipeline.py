@@ -115,6 +115,10 @@ def require_inputs(recipe: Recipe) -> None:
     """Refuse targets and data that cannot be read before minutes of work and before anything is written."""
     from .bench.targets import load_target, require_known_tasks
 
+    text = recipe.export.calibration
+    if text is not None and not Path(text).is_file():
+        msg = f"{text!r}: no such text file; correct export.calibration or leave it out"
+        raise HavocError(msg)
     data = recipe.data.directory
     if data is not None and not data.is_dir():
         msg = f'{str(data)!r}: no such directory of data sets; correct data.source or leave it "builtin"'
@@ -288,6 +292,7 @@ def export_mixture(
         rule=recipe.search.rule,
         structure=structure,
         options=GraphOptions(dialect=recipe.export.dialect),
+        calibration=None if recipe.export.calibration is None else Path(recipe.export.calibration),
         basis=basis,
         progress=progress,
     )

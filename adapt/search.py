@@ -91,7 +91,9 @@ class SearchSettings:
             msg = f"population {self.population} and generations {self.generations}: at least 4 and 1 are needed"
             raise HavocError(msg)
         for name in self.weight_formats:
-            Structure.named(name, self.activation_dtype)
+            if Structure.named(name, self.activation_dtype).weight_format == "keep":
+                msg = "keep stores a file's own blocks, and a mixture has none: it cannot be searched"
+                raise HavocError(msg)
 
 
 @dataclass(frozen=True, slots=True)
