@@ -1,4 +1,4 @@
-"""A verdict beside random load is hardly ever wrong, and on a quiet machine it is still given (`simulated_benches.py`)."""
+"""A verdict beside random load is hardly ever wrong, and on a quiet machine it is still given."""
 
 from __future__ import annotations
 
