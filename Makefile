@@ -5,6 +5,7 @@
 #   make lint     ruff: rules and format
 #   make types    mypy --strict
 #   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=README.md puts the table there)
+#   make results  docs/results.md: the score tables, written from the records under reports/
 #   make simulate 5000 simulated benches beside random load: how often is a verdict wrong?
 #   make load-test   200 real ones beside real load, into load-test/; needs a machine that does nothing else, and hours
 #   make fmt      let ruff mend what it can
@@ -16,7 +17,7 @@ BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 
-.PHONY: help demo test real lint types bench simulate load-test fmt genai
+.PHONY: help demo test real lint types bench results simulate load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -42,6 +43,9 @@ types: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/pytest tests/perf --benchmark-only --benchmark-columns=median,iqr,rounds $(if $(TABLE),--perf-table=$(TABLE))
+
+results: .venv/dev
+	$(BIN)/python -m havoc_core.bench.results reports docs/results.md
 
 simulate: .venv/dev
 	$(BIN)/python tests/bench/simulated_benches.py --benches 5000

@@ -6,9 +6,8 @@ the reports. The gate split is opened in one place, `score_table`, after every c
 
 from __future__ import annotations
 
+import contextlib
 import math
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import onnxruntime
@@ -24,6 +23,7 @@ from .errors import MeasurementError
 from .export.candidates import CandidateSessions
 from .export.package import export_artifact
 from .model.structure import Structure
+from .storage import scratch_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -97,15 +97,16 @@ class BenchMeasurer:
         self._rows: dict[str, list[Row]] = {}
 
     def __enter__(self) -> Self:
-        self._folder = tempfile.TemporaryDirectory(prefix="havoc-search-")
+        self._open = contextlib.ExitStack()
+        self._folder = self._open.enter_context(scratch_directory("havoc-search-"))
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+        self._open.close()
 
     def cost(self, structure: Structure) -> Mapping[str, float]:
         """Export the base in `structure` and measure it in a fresh process; every alpha costs the same."""
-        artifact = Path(self._folder.name) / str(structure)
+        artifact = self._folder / str(structure)
         if not artifact.exists():
             export_artifact(self._base, artifact, structure=structure)
         cost = measure_cost(artifact)

@@ -16,9 +16,12 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import sys
+import tempfile
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,6 +31,14 @@ from .errors import HavocError
 if sys.platform != "win32":
     import fcntl
 
+MAX_JSON_BYTES = 64_000_000
+"""More than any JSON document that HAVOC reads: a tokenizer's is the largest."""
+
+MAX_JOURNAL_BYTES = 1_000_000_000
+"""A million evaluations."""
+
+_LEFT_BEHIND_S = 60.0
+"""So old is a temporary file at least that no process holds, before it counts as left behind by a killed one."""
 _HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -50,24 +61,50 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path, *, max_bytes: int | None = None) -> Any:  # noqa: ANN401 - JSON is any of six types
+def read_bounded(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """Read a whole regular file of at most `max_bytes`, however large or endless what lies there is.
+
+    A larger file, a pipe and a device are a `HavocError`, and none of them is waited for; what the system says of a
+    missing or unreadable file is raised as the `OSError` it is.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(kind):
+            msg = f"{path}: a pipe or device, not a file"
+            raise HavocError(msg)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > max_bytes:
+        msg = f"{path}: more than {max_bytes} bytes; no such document is that large"
+        raise HavocError(msg)
+    return data
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: ANN401 - JSON is any of six types
     """Parse a JSON file; a missing, unreadable, malformed or too deep one is refused; so are NaN and a key twice.
 
     No more than `max_bytes` are read, however large or endless the file is; one that holds more is refused.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read() if max_bytes is None else file.read(max_bytes + 1)
-        if max_bytes is not None and len(data) > max_bytes:
-            msg = f"{path}: more than {max_bytes} bytes; no such document is that large"
-            raise HavocError(msg)
-        text = _decoded(data)
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_a_key_twice)
+        data = read_bounded(path, max_bytes=max_bytes)
     except FileNotFoundError:
         msg = f"{path}: no such file"
         raise HavocError(msg) from None
     except OSError as error:
         raise unreadable(error, path) from error
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, path: Path) -> Any:  # noqa: ANN401 - JSON is any of six types
+    """Parse what was read from `path`, as strictly as `read_json`."""
+    try:
+        text = _decoded(data)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_a_key_twice)
     except (ValueError, RecursionError) as error:
         msg = f"{path}: not valid JSON ({str(error) or 'nested too deep'})"
         raise HavocError(msg) from error
@@ -133,7 +170,10 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"))
         with temporary.open("wb") as file:
+            if sys.platform != "win32":
+                fcntl.flock(file, fcntl.LOCK_EX)  # so that others see that its writer lives
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -144,6 +184,36 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_directory(prefix: str) -> Iterator[Path]:
+    """A folder of one's own in the system's temporary one, gone afterwards; what killed processes left goes first."""
+    home = Path(tempfile.gettempdir())
+    _remove_left_behind(home.glob(f"{glob.escape(prefix)}*"))
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder, _locked(Path(folder), Path(folder)):
+        yield Path(folder)
+
+
+def _remove_left_behind(paths: Iterable[Path]) -> None:
+    """Remove files and folders that no process holds: their writers were killed. Those of others are not touched."""
+    if sys.platform == "win32":
+        return
+    for path in paths:
+        with contextlib.suppress(OSError):  # another process was quicker, or it is not ours to remove
+            status = path.lstat()
+            is_ours = status.st_uid == os.geteuid() and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
+            if not is_ours or time.time() - status.st_mtime < _LEFT_BEHIND_S:
+                continue
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISDIR(status.st_mode):
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -270,7 +340,7 @@ class Journal:
         self.entries: list[dict[str, Any]] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            data = path.read_bytes() if path.exists() else b""
+            data = read_bounded(path, max_bytes=MAX_JOURNAL_BYTES) if path.exists() else b""
             whole = self._read(data)
             if whole < len(data):
                 with path.open("r+b") as file:

@@ -25,6 +25,7 @@ from .. import storage
 from ..errors import HavocError, MeasurementError
 from ..model.structure import ActivationDtype, Structure
 from ..progress import SILENT, Progress
+from .entries import known_entries
 
 if TYPE_CHECKING:
     from pymoo.core.population import Population
@@ -81,7 +82,7 @@ class SearchSettings:
     seed: int = 0
     population: int = 8
     generations: int = 4
-    weight_formats: tuple[str, ...] = ("fp32", "int8", "int4")
+    weight_formats: tuple[str, ...] = ("fp32", "int8", "int4", "int4-cfp32")
     activation_dtype: ActivationDtype = "fp32"
     alpha_max: float = 2.0
     num_finalists: int = 3
@@ -234,9 +235,9 @@ class _Ledger:
         if {name: first.get(name) for name in opening} != opening:
             msg = f"{path} is the journal of a search with other settings; choose another --out or remove it"
             raise HavocError(msg)
-        self._known = {entry["key"]: entry for entry in self._journal.entries[1:]}
+        self._known = known_entries(self._journal.entries, path, objectives=COST_OBJECTIVES, domains=settings.domains)
 
-    def _entry(self, key: str, measure: Any) -> dict[str, Any]:  # noqa: ANN401 - a thunk
+    def _entry(self, key: str, measure: Any) -> Mapping[str, Any]:  # noqa: ANN401 - a thunk
         if key not in self._known:
             entry = {"key": key, **measure()}
             self._journal.append(entry)

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapt.tasks.task import DOMAINS, load_tasks
+from ..cores import num_physical_cores
 from ..errors import HavocError, IdentityError
+from ..export.child import run_worker
+from ..export.held import hold
 from ..progress import SILENT
-from .child import run_worker
 from .cuda_driver import CudaCard, open_cuda_card
-from .device import CPU_PROVIDER, CUDA_PROVIDER, num_physical_cores
+from .device import CPU_PROVIDER, CUDA_PROVIDER
 from .schema import DomainAccuracy, row_bits
-from .subject import identify_subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -36,11 +37,12 @@ _TIMEOUT_S = 24 * 3600.0
 class AccuracyRun:
     """Accuracy of one artifact: counts for the record, and which rows were right, for paired comparison.
 
-    `files` are the artifact's hashes; `right[task]` is in the order of the rows that `rows_sha256` names;
-    `num_cut[task]` prompts lost their beginning because they were longer than the model's context.
+    `files` and `manifest_sha256` are the artifact's hashes; `right[task]` is in the order of the rows that
+    `rows_sha256` names; `num_cut[task]` prompts lost their beginning because they were longer than the model's context.
     """
 
     files: dict[str, str]
+    manifest_sha256: str
     tasks: dict[str, DomainAccuracy]
     right: dict[str, tuple[bool, ...]]
     num_cut: dict[str, int] = field(default_factory=dict)
@@ -72,12 +74,11 @@ def run_accuracy(
     """
     if num_rows is not None and num_rows < 1:
         raise HavocError(f"{num_rows} rows prove nothing: give at least 1")
-    subject = identify_subject(Path(artifact))
+    require_text(Path(artifact))
     if provider is None:
         provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
     request = {
         "task": "accuracy",
-        "artifact": str(Path(artifact).absolute()),
         "provider": provider,
         "num_threads": num_threads or num_physical_cores(),
         "tasks": None if tasks is None else [_found_from_anywhere(task) for task in tasks],
@@ -91,11 +92,20 @@ def run_accuracy(
         "max_new_tokens": max_new_tokens,
         "is_chat": is_chat,
     }
-    with progress.stage("score", (num_rows or 1000) * len(tasks or DOMAINS), unit="rows") as stage:
-        result = run_worker(request, timeout_s=_TIMEOUT_S, listen=_announcer(stage))
+    with hold(Path(artifact)) as held:
+        request["artifact"] = str(held.place)
+        with progress.stage("score", (num_rows or 1000) * len(tasks or DOMAINS), unit="rows") as stage:
+            result = run_worker(request, timeout_s=_TIMEOUT_S, listen=_announcer(stage))
+        held.require_unchanged()
     found = {task: DomainAccuracy.model_validate(counts, strict=False) for task, counts in result["tasks"].items()}
     right = {task: tuple(letter == "1" for letter in letters) for task, letters in result["right"].items()}
-    return AccuracyRun(files=subject.files, tasks=found, right=right, num_cut=result["num_cut"])
+    return AccuracyRun(
+        files=held.hashes,
+        manifest_sha256=held.manifest.sha256,
+        tasks=found,
+        right=right,
+        num_cut=result["num_cut"],
+    )
 
 
 def _found_from_anywhere(task: str) -> str:
@@ -112,10 +122,11 @@ def require_rows(
     online: bool = False,
     few_shot: int | None = None,
 ) -> None:
-    """Refuse what cannot be scored before minutes of measuring: data that is not there, pictures for a text model."""
+    """Refuse what cannot be scored before minutes of measuring: no tokenizer, no data, pictures for a text model."""
     from ..adapt.tasks.sources import rows
     from ..model.config import HavocConfig
 
+    require_text(artifact)
     can_see = HavocConfig.from_directory(artifact).vision is not None
     for task in tasks_to_score(tasks, can_see=can_see, data_dir=data_dir, online=online, few_shot=few_shot):
         if task.generator is None:
@@ -138,6 +149,15 @@ def tasks_to_score(
         raise HavocError(f"the model reads text only: {', '.join(unseen)} cannot be scored")
     seen = [name for name, task in zip(asked, tasks, strict=True) if task.name not in unseen]
     return load_tasks(seen, data_dir=data_dir, online=online, few_shot=few_shot)
+
+
+def require_text(artifact: Path) -> None:
+    """Refuse an artifact that cannot read text, before anything is measured for its answers."""
+    if not (artifact / "tokenizer.json").is_file():
+        raise HavocError(
+            f"{artifact} has no tokenizer.json (its base had none), so its answers cannot be scored: "
+            "export it from a base that has one, or measure without accuracy (--n 0)"
+        )
 
 
 def fewer_rows(num_rows: Mapping[str, int], num_asked: int) -> list[str]:
@@ -163,7 +183,7 @@ def _announcer(stage: Stage) -> Callable[[dict[str, Any]], None]:
 
 def add_accuracy(record: Record, run: AccuracyRun) -> Record:
     """Return the record with the run's accuracy, sealed anew; `IdentityError` when they are of different artifacts."""
-    if record.subject.files != run.files:
+    if (record.subject.files, record.subject.manifest_sha256) != (run.files, run.manifest_sha256):
         raise IdentityError("the accuracy was scored on another artifact than the record was measured on")
     scored = {
         name: counts.model_copy(update={"right_rows": row_bits(run.right[name])}) if run.right.get(name) else counts

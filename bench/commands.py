@@ -16,7 +16,7 @@ from ..errors import HavocError
 from .disturbance import cpu_share, disturbed_share
 from .figures import DASH, count, label, measured, printable, show, show_interval, unit_of
 from .tables import emphasis, table
-from .targets import load_target, require_known_tasks
+from .targets import load_target, require_known_tasks, require_pinned
 
 if TYPE_CHECKING:
     import argparse
@@ -43,6 +43,7 @@ def handle_gate(args: argparse.Namespace) -> int:
     target = load_target(args.target)
     records = [load_record(record_path(path)) for path in args.records]
     require_known_tasks(target, [task for record in records for task in record.accuracy])
+    require_pinned(target, records)
     files = None if args.artifact is None else hash_artifact(args.artifact)
     cpu = identify_cpu() if target.device.is_this_machine else None
     judgement = judge(records, target, artifact_files=files, this_cpu=cpu)
@@ -98,6 +99,12 @@ def _line_cells(line: Line) -> list[str]:
 
 def handle_bench(args: argparse.Namespace) -> int:
     """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
+    storage.require_writable(args.out)  # or minutes of measuring would be lost
+    with storage.only_writer(args.out):  # two into one folder: the second would replace the first one's record
+        return _bench(args)
+
+
+def _bench(args: argparse.Namespace) -> int:
     from .accuracy import add_accuracy, cut_prompts, fewer_rows, require_rows
     from .gate import why_invalid
     from .keeping import keep
@@ -108,7 +115,6 @@ def handle_bench(args: argparse.Namespace) -> int:
     path = out / "record.json"
     if path.exists() and not args.replace:
         raise HavocError(f"{out} holds a record already: choose another folder for --out, or give --replace")
-    storage.require_writable(out)  # or minutes of measuring would be lost
     if args.n != 0:
         identify_subject(args.artifact)
         require_rows(
@@ -375,9 +381,21 @@ def handle_eval(args: argparse.Namespace) -> int:
         return 0
     cells = [cell for task, row in document.items() for cell in _accuracy_cells(task, row)]
     print(table(("task", "metric", "accuracy", "95 % interval", "right", ""), cells, numbers=(2, 3, 4)))
-    if found.notes:
-        print("\n" + "\n".join(found.notes))
+    print()
+    for task, row in document.items():
+        print(_source_line(task, row))
+    for note in found.notes:
+        print(note)
     return 0
+
+
+def _source_line(task: str, row: dict[str, Any]) -> str:
+    """Where a task's rows came from, with the hashes by which others find the same."""
+    hashes = [f"{name} {row[key][:12]}" for name, key in _HASHES.items() if row[key] is not None]
+    return f"{task}: {printable(row['source'])}, {row['split']} split; SHA-256: {', '.join(hashes)}"
+
+
+_HASHES = {"rows": "rows_sha256", "task": "task_sha256", "data": "data_sha256"}
 
 
 def _accuracy_cells(task: str, row: dict[str, Any]) -> list[list[str]]:

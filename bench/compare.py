@@ -16,6 +16,7 @@ from ..errors import IdentityError, MeasurementError
 from . import bounds, disturbance, ratios
 from .gate import why_invalid
 from .limits import UNSETTLED, highest_bytes
+from .schema import asked_apart
 from .targets import MEMORY_MARGIN_SHARE, metric_of, title_of
 
 if TYPE_CHECKING:
@@ -195,6 +196,9 @@ def _accuracy(domain: str, old: Record, new: Record, margin: float) -> Compariso
         splits = f"{before.split} and {after.split} split" if before.split != after.split else "other rows"
         both = (item.num_right / item.num_rows for item in (before, after))
         return _missing(name, *both, reason=f"not of the same rows ({splits})")
+    if apart := asked_apart(before, after):
+        both = (item.num_right / item.num_rows for item in (before, after))
+        return _missing(name, *both, reason=f"asked in two ways ({apart} differ)")
     old_rows, new_rows = before.is_right(), after.is_right()
     if old_rows is not None and new_rows is not None and len(old_rows) == len(new_rows):
         return _paired_accuracy(name, old_rows, new_rows, margin)

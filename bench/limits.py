@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .record import ProcessSamples, Record
-    from .schema import MemorySeries, Workload
+    from .schema import FormatCost, MemorySeries, Workload
     from .targets import Limit, RequiredProtocol, RequiredWorkload
 
 STATISTICS = {
@@ -477,6 +477,39 @@ def accuracy_evidence(limit: Limit, records: Sequence[Record], protocol: Require
     return Evidence(share.value, share.low, share.high, num_rows, 0, "", num_short, advice=advice)
 
 
+def divergence_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
+    """Bound the mean KL divergence from the exact fold by the scatter between pieces of the text; the worst counts."""
+    costs = _costs(records)
+    if isinstance(costs, str):
+        return costs
+    worst = max(costs, key=lambda cost: cost.kl_mean)
+    found = bounds.mean_bounds(worst.kl_chunks, confidence=limit.confidence)
+    lacking = "" if found.high is not None else "one piece of text has no scatter: export with a longer --calibration"
+    return Evidence(found.value, found.low, found.high, worst.num_positions, 0, lacking, advice=_LONGER)
+
+
+def agreement_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
+    """Bound the share of positions whose first choice is that of the exact fold; the worst record counts."""
+    costs = _costs(records)
+    if isinstance(costs, str):
+        return costs
+    worst = min(costs, key=lambda cost: cost.top1_share)
+    share = bounds.share_bounds(worst.num_same, worst.num_positions, confidence=limit.confidence)
+    return Evidence(share.value, share.low, share.high, worst.num_positions, advice=_LONGER)
+
+
+_LONGER = ": the text cannot decide it; export a finer format, or with a longer text (--calibration FILE)"
+
+
+def _costs(records: Sequence[Record]) -> list[FormatCost] | str:
+    """What the formats cost by every record that says it, or why none can be judged."""
+    costs = [record.subject.format_cost for record in records if record.subject.format_cost is not None]
+    if not costs:
+        return "the artifact does not say what its format costs: export it again"
+    on_text = [cost for cost in costs if cost.text_sha256 is not None]
+    return on_text or "measured over random ids: the base has no tokenizer to read text with"
+
+
 def _short(num_needed: int, num_found: int) -> int | None:
     """Count what is missing; None for nothing."""
     return max(num_needed - num_found, 0) or None
@@ -515,4 +548,6 @@ _EVIDENCE = {
     "memory": memory_evidence,
     "energy": energy_evidence,
     "accuracy": accuracy_evidence,
+    "divergence": divergence_evidence,
+    "agreement": agreement_evidence,
 }

@@ -26,7 +26,7 @@ from .figures import printable
 from .gate import Judgement, judge
 from .record import Record, load_record
 from .searched import Front, Scores, read_front, read_scores, why_not_its_front, why_not_its_scores
-from .targets import Target, load_target, require_known_tasks
+from .targets import Target, load_target, require_known_tasks, require_pinned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -89,6 +89,7 @@ def write_report(
 
     `command` is the line that made the folder, shown as the way to repeat it. Returns the HTML page and the judgements.
     """
+    refuse_links(directory, (*WRITTEN, SUMS))
     run = read_run(directory, targets=targets, command=command)
     pages = {
         "report.html": page.html(run).encode(),
@@ -103,6 +104,13 @@ def write_report(
     return directory / "report.html", [judgement for _, judgement in run.judged]
 
 
+def refuse_links(directory: Path, names: Sequence[str]) -> None:
+    """Refuse to write where a link leads: pages belong into the folder, and what lies elsewhere is not theirs."""
+    for path in (directory / name for name in names):
+        if path.is_symlink():
+            raise HavocError(f"{path}: a link to {str(path.readlink())!r}, and pages stay in their folder: remove it")
+
+
 def read_run(directory: Path, *, targets: Sequence[str], command: str | None = None) -> Run:
     """Read a folder and judge its record; `HavocError` when it holds no sound record."""
     if not (directory / RECORD).is_file():
@@ -112,6 +120,7 @@ def read_run(directory: Path, *, targets: Sequence[str], command: str | None = N
     loaded = [load_target(name) for name in targets]
     for target in loaded:
         require_known_tasks(target, list(record.accuracy))
+        require_pinned(target, [record])
     scores, front = read_scores(directory / SCORES), read_front(directory / FRONT)
     no_scores = None if scores is None else why_not_its_scores(scores, record)
     no_front = None if front is None else why_not_its_front(front, record)

@@ -7,6 +7,7 @@ Nothing here names the machine, its user or a path.
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
@@ -23,6 +24,7 @@ PositiveCount = Annotated[int, Field(gt=0, lt=2**31)]
 NumRows = Annotated[int, Field(ge=0, lt=2**24)]
 ClockMhz = Annotated[int, Field(ge=0, lt=1_000_000)]
 PowerW = Annotated[float, Field(ge=0, lt=1e6)]
+Nats = Annotated[float, Field(ge=0, lt=1e6)]
 IntervalMs = Annotated[float, Field(gt=0, lt=1e12)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=500)]
@@ -41,6 +43,9 @@ WarmupClass = Literal["flat", "warmup", "slowdown", "no_steady_state"]
 CheckStatus = Literal["ok", "warning", "invalid", "unavailable"]
 
 
+_ROUNDING = 1e-6
+
+
 class Part(BaseModel):
     """Base of every part of a record: frozen, strict types, unknown keys and non-finite numbers refused."""
 
@@ -56,11 +61,51 @@ class Tool(Part):
     is_git_dirty: bool | None = None
 
 
+class FormatCost(Part):
+    """What the artifact's formats cost against the exact fold in fp32, as its export measured them on a text.
+
+    KL divergences in nats: `kl_chunks` are the means of equal pieces of neighbouring positions, `kl_mean` is theirs.
+    Without `text_sha256` the ids were random.
+    """
+
+    kl_mean: Nats
+    kl_p99: Nats
+    kl_chunks: Annotated[tuple[Nats, ...], Field(min_length=1, max_length=100_000)]
+    top1_share: Annotated[float, Field(ge=0, le=1)]
+    perplexity_ratio: Annotated[float, Field(gt=0, lt=1e30)]
+    num_positions: PositiveCount
+    text: Literal["bundled text", "given text", "random ids"]
+    text_sha256: Sha256 | None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        mean = sum(self.kl_chunks) / len(self.kl_chunks)
+        if not math.isclose(mean, self.kl_mean, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
+            msg = f"pieces of {mean:.6g} nats on average and a mean of {self.kl_mean:.6g}"
+            raise ValueError(msg)
+        if abs(self.top1_share * self.num_positions - self.num_same) > _ROUNDING * self.num_positions:
+            msg = f"a share of {self.top1_share!r} of {self.num_positions} positions is no whole number of them"
+            raise ValueError(msg)
+        if self.num_positions % len(self.kl_chunks):
+            msg = f"{self.num_positions} positions in {len(self.kl_chunks)} equal pieces"
+            raise ValueError(msg)
+        if (self.text == "random ids") != (self.text_sha256 is None):
+            msg = f"{self.text} with the SHA-256 {self.text_sha256}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def num_same(self) -> int:
+        """Positions with the same first choice."""
+        return round(self.top1_share * self.num_positions)
+
+
 class Subject(Part):
     """The artifact that was measured, down to the hash of each of its files.
 
     `config` and `structure` are its shape and formats in full, what the roofline of a measurement is computed from;
-    `graph` is how it was written: dialect, opset, kind of cache.
+    `graph` is how it was written: dialect, opset, kind of cache; `format_cost` what its formats cost in answers, null
+    in records of artifacts that do not say.
     """
 
     name: Text
@@ -79,6 +124,7 @@ class Subject(Part):
     structure: dict[Text, Text] | None = None
     graph: dict[Text, JsonValue] | None = None
     config: dict[Text, JsonValue] | None = None
+    format_cost: FormatCost | None = None
 
 
 class Workload(Part):
@@ -498,6 +544,16 @@ class DomainAccuracy(Part):
             msg = f"num_right {self.num_right} of {self.num_rows} rows is not what metrics says of {self.metric}"
             raise ValueError(msg)
         return self
+
+
+_ASKED = {"metric": "metric", "task_sha256": "task file", "few_shot": "solved rows", "chat": "chat template"}
+"""What a score depends on beside model and rows, and what each is called."""
+
+
+def asked_apart(one: DomainAccuracy, other: DomainAccuracy) -> str:
+    """Say in what two scores of one task were asked differently; what an older record leaves out is no difference."""
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in _ASKED}
+    return ", ".join(_ASKED[name] for name, pair in pairs.items() if None not in pair and pair[0] != pair[1])
 
 
 class Provenance(Part):

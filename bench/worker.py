@@ -14,10 +14,7 @@ import gc
 import hashlib
 import json
 import math
-import os
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -27,7 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import HavocError
+from ..export.serving import serve
 from ..export.session import DecoderSession
+from ..storage import scratch_directory
 from . import warmup
 from .own_process import Surroundings, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
 from .page_cache import disk_read_bytes, put_out, state_of
@@ -38,9 +37,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..export.past import Past
+    from ..export.serving import Emit
     from ..model.config import HavocConfig
-
-Emit = Callable[[dict[str, Any]], None]
 
 UNCOUNTED_S = 0.5
 
@@ -345,8 +343,8 @@ def measure_memory(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 def measure_arena(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """The most the runtime's allocator held for the provider while it read and wrote once, by its own profile."""
-    with tempfile.TemporaryDirectory(prefix="havoc-profile-") as folder:
-        bench = Bench(request, emit, profile=Path(folder) / "arena")
+    with scratch_directory("havoc-profile-") as folder:
+        bench = Bench(request, emit, profile=folder / "arena")
         bench.time_prefill(Measured())
         bench.time_episode()
         events = json.loads(bench.session.end_profiling().read_bytes())
@@ -379,43 +377,8 @@ TASKS: dict[str, Callable[[dict[str, Any], Emit], dict[str, Any]]] = {
 
 
 def main() -> int:
-    """Read the request, do it, write the result; every failure becomes one error line."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not mix with the answers
-
-    def emit(event: dict[str, Any]) -> None:
-        answers.write(json.dumps(event, allow_nan=False).encode() + b"\n")
-        answers.flush()
-
-    request = json.loads(_read_line())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        emit({"event": "result", "result": TASKS[request["task"]](request, emit)})
-    except HavocError as error:
-        emit({"event": "error", "type": type(error).__name__, "message": str(error)})
-        return error.exit_code
-    except MemoryError:
-        emit({"event": "error", "type": "MeasurementError", "message": "memory ran out while measuring"})
-        return 4
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _read_line() -> bytes:
-    data = b""
-    while not data.endswith(b"\n"):
-        piece = os.read(0, 1 << 16)
-        if not piece:
-            sys.exit(2)
-        data += piece
-    return data
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(3)
+    """Carry out the one request that comes on stdin."""
+    return serve(TASKS)
 
 
 if __name__ == "__main__":

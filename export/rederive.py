@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from ..errors import IdentityError
 from ..model.cost import num_parameters
 from ..model.structure import BITS_PER_WEIGHT, Structure
 from ..progress import SILENT, Progress
-from ..storage import write_json
+from ..storage import scratch_directory, write_json
 from .artifact import MANIFEST, READ_BY_RUNTIMES
 from .companions import LICENCE_FILES
 from .datafile import encoded_initializers
@@ -101,8 +100,7 @@ def _require_companions(
     A base may be called otherwise today, and its licence may have been added since; experts are known by their hashes.
     """
     found = {name for name in manifest.files if name in READ_BY_RUNTIMES or name == MIXTURE_FILE}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with scratch_directory("havoc-verify-") as folder:
         write_companions(folder, source, replace(mixture, experts=(), alpha=()), options)
         document = mixture_document(source, mixture)
         document["base"]["name"] = manifest.base_name

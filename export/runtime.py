@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+ort.disable_telemetry_events()  # where somebody imported it before this package could tell it to keep quiet
+
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 DEVICES = {CUDA: "cuda", CPU: "cpu"}
@@ -45,10 +47,12 @@ def open_graph(
     packs_weights: bool,
     provider_options: Mapping[str, str],
     profile: Path | None = None,
+    data_folder: Path | None = None,
 ) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
     """Open one graph; also return the values that alias `weights`, which must live as long as the session.
 
-    `profile` begins the name of the file to which every node's time and memory are written while it is set.
+    A graph in memory finds its data file in `data_folder`. `profile` begins the name of the file to which every node's
+    time and memory are written while it is set.
     A graph that does not load is a `HavocError`; one that would run on another provider an `IdentityError`.
     """
     options = ort.SessionOptions()
@@ -59,6 +63,8 @@ def open_graph(
     if not packs_weights:
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False  # it would keep every unpacked matrix
+    if data_folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
@@ -79,6 +85,10 @@ def open_graph(
         msg += '; CUDA\'s libraries come with pip install "havoc-core[gpu]"' if provider == CUDA else ""
         raise IdentityError(msg)
     session.disable_fallback()
+    try:
+        _ = [(item.name, item.type, item.shape) for item in (*session.get_inputs(), *session.get_outputs())]
+    except UnicodeDecodeError as error:
+        raise HavocError(f"{label}: a name in it is not UTF-8; export the artifact again") from error
     return session, values
 
 
@@ -95,7 +105,10 @@ def placement(sessions: Mapping[str, ort.InferenceSession]) -> dict[str, list[st
     nodes: dict[str, list[str]] = {}
     for graph, session in sessions.items():
         for part in session.get_provider_graph_assignment_info():
-            nodes.setdefault(part.ep_name, []).extend(f"{graph}:{node.name}" for node in part.get_nodes())
+            try:
+                nodes.setdefault(part.ep_name, []).extend(f"{graph}:{node.name}" for node in part.get_nodes())
+            except UnicodeDecodeError as error:
+                raise HavocError(f"{graph}: the name of a node is not UTF-8; export the artifact again") from error
     return {name: sorted(found) for name, found in nodes.items()}
 
 

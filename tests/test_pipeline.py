@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -16,6 +17,7 @@ import pytest
 
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError
+from havoc_core.model.structure import Structure
 from havoc_core.pipeline import run
 from havoc_core.progress import SILENT
 from havoc_core.storage import only_writer
@@ -35,6 +37,10 @@ population = 4
 generations = 1
 num_rows = 4
 weight_formats = ["fp32", "int8"]
+[export]
+weights = "int4"
+compute = "fp32"
+dialect = "contrib"
 [gate]
 num_rows = 8
 """
@@ -107,6 +113,33 @@ def test_finished_run_is_read_back(finished: Path, recipe: Path) -> None:
     assert time.perf_counter() - start < 60
 
 
+def test_a_finished_run_does_not_vouch_for_another_artifact(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    """Its artifact replaced after the measurement, whole and with right hashes: exit 5, and no hand-off says success.
+
+    The same command said "pass" for an artifact that answers nothing right.
+    """
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "artifact")
+    done = havoc("export", "nano", "--out", out / "artifact", "--quiet")
+    assert done.returncode == 0, done.stderr
+    done = havoc("run", recipe, "--out", out, "--quiet")
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "not the mixture that this search chose" in done.stderr
+    shutil.rmtree(out / "artifact")
+    shutil.copytree(finished / "artifact", out / "artifact")
+    readme = out / "artifact" / "README.md"
+    content = readme.read_bytes() + b"x"
+    readme.write_bytes(content)
+    manifest = out / "artifact" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["files"]["README.md"] = {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
+    manifest.write_text(json.dumps(document))
+    done = havoc("run", recipe, "--out", out, "--quiet")
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "is not the file that was measured" in done.stderr
+
+
 def test_the_gate_says_of_the_record_what_the_run_said(finished: Path) -> None:
     """`host` decides, `gtx1660` was not measured, and an edited record is refused."""
     record = finished / "record.json"
@@ -126,6 +159,14 @@ def test_eval_repeats_the_table_from_the_artifact_alone(finished: Path) -> None:
     (mixture,) = [row for row in json.loads((finished / "scores.json").read_text())["rows"] if row["kind"] == "mixture"]
     counts = {domain: accuracy["num_right"] for domain, accuracy in mixture["accuracy"].items()}
     assert {domain: row["num_right"] for domain, row in found["accuracy"].items()} == counts
+
+
+def test_the_artifact_is_the_one_that_the_recipe_names(finished: Path) -> None:
+    """Weights, what they compute in and the dialect are those of [export], not the search's choice."""
+    manifest = json.loads((finished / "artifact" / "manifest.json").read_text())
+    assert Structure.from_fields(manifest["structure"]) == Structure("int4", compute="fp32")
+    assert manifest["graph"]["dialect"] == "contrib"
+    assert manifest["graph"]["accuracy_level"] == 1
 
 
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import zlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pymoo.algorithms.moo.nsga2 import NSGA2
 
+from havoc_core import storage
 from havoc_core.adapt.search import COST_OBJECTIVES, Candidate, SearchSettings, search
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.model.structure import Structure
@@ -242,3 +244,36 @@ def test_journal_of_another_base_or_device_is_refused(tmp_path: Path) -> None:
     other = dataclasses.replace(SETTINGS, measured={"base": "another"})
     with pytest.raises(HavocError, match="other settings"):
         search(KnownLandscape(), settings=other, journal_path=path)
+
+
+def _line(entry: dict[str, object]) -> bytes:
+    body = storage.canonical_json(entry)
+    return b"%08x %s\n" % (zlib.crc32(body), body)
+
+
+WRONG_VALUES = [None, True, 0, -1, 1.5, "", "x", "2", [], [1], {}, {"math": 1}, {"math": "01"}, {"prefill_ms": "x"}]
+
+
+def test_a_journal_whose_lines_have_another_shape_is_one_line_of_error(tmp_path: Path) -> None:
+    """Checksums are right, contents are not: refused with the line, or harmless; never a crash (306 inputs were)."""
+    settings = dataclasses.replace(SETTINGS, population=4, generations=1)
+    path = tmp_path / "journal.jsonl"
+    search(KnownLandscape(), settings=settings, journal_path=path)
+    entries = storage.Journal(path).entries
+    kinds = [entry.get("kind") for entry in entries]
+    picked = [kinds.index("cost"), kinds.index("evaluation")]
+    num_refused = 0
+    for place in (0, *picked):
+        for key in entries[place]:
+            for value in (*WRONG_VALUES, ...):
+                changed = dict(entries[place])
+                changed.pop(key)
+                if value is not ...:
+                    changed[key] = value
+                path.write_bytes(b"".join(map(_line, [*entries[:place], changed, *entries[place + 1 :]])))
+                try:
+                    search(KnownLandscape(), settings=settings, journal_path=path)
+                except HavocError as error:
+                    num_refused += 1
+                    assert "\n" not in str(error)
+    assert num_refused > 50

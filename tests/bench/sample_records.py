@@ -6,8 +6,10 @@ Loaded with `runpy`, because tests are no package.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
+from havoc_core.bench.gate import hash_artifact
 from havoc_core.bench.record import Cpu, Record
 
 DOMAINS = ("math", "code", "reasoning", "vision")
@@ -39,6 +41,18 @@ GPU = {
 }
 
 
+COST = {
+    "kl_mean": 0.02,
+    "kl_p99": 0.11,
+    "kl_chunks": [0.018, 0.021, 0.019, 0.022, 0.02, 0.02, 0.018, 0.022, 0.019, 0.021, 0.02, 0.02],
+    "top1_share": 0.9375,
+    "perplexity_ratio": 1.004,
+    "num_positions": 768,
+    "text": "bundled text",
+    "text_sha256": "7" * 64,
+}
+
+
 def document(kind: str = "cpu") -> dict[str, Any]:
     """Return a good record as JSON values, unsealed, of a `cpu` or a `cuda` device."""
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[kind]
@@ -53,6 +67,7 @@ def document(kind: str = "cpu") -> dict[str, Any]:
         "subject": {
             "name": "sample",
             "files": {"model.onnx": "a" * 64, "model.onnx.data": "b" * 64},
+            "manifest_sha256": "c" * 64,
             "graph_sha256": "a" * 64,
             "num_parameters": 20_000_000,
             "weight_bytes": 80_000_000,
@@ -60,6 +75,7 @@ def document(kind: str = "cpu") -> dict[str, Any]:
             "activation_dtype": "fp32",
             "alpha": {"math": 1.2, "code": 0.8, "reasoning": 1.5, "vision": 0.9},
             "rule": "delta",
+            "format_cost": copy.deepcopy(COST),
         },
         "workload": {},
         "device": device(kind),
@@ -186,6 +202,12 @@ def accuracy(index: int) -> dict[str, Any]:
         "rows_sha256": str(index) * 64,
         "source": "built-in",
     }
+
+
+def made_from(artifact: Path) -> dict[str, Any]:
+    """Return the changes that make a record one of this artifact."""
+    files = hash_artifact(artifact)
+    return {"subject__manifest_sha256": files.pop("manifest.json"), "subject__files": files}
 
 
 def record(kind: str = "cpu", **changes: Any) -> Record:

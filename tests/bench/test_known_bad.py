@@ -173,13 +173,10 @@ def test_a_stale_artifact_is_found_and_its_twin_passes(
     own_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A release of other files than were measured, and one with a changed byte, end in 5; the measured one passes."""
-    from havoc_core.bench.gate import hash_artifact
-
     here = identify_cpu().model_dump(mode="json")
-    files = hash_artifact(own_artifact)
     words = ["gate", str(tmp_path / "record.json"), "--target", "host", "--artifact", str(own_artifact)]
     for changes, expected in (({}, 0), ({"subject__files__model.onnx": "f" * 64}, 5)):
-        record = {"device__cpu": here, "device__name": here["name"], "subject__files": files}
+        record = {"device__cpu": here, "device__name": here["name"], **samples.made_from(own_artifact)}
         samples.record("cpu", **record, **changes).save(tmp_path / "record.json")
         assert main(words) == expected
     assert "model.onnx is not the file that was measured" in capsys.readouterr().out

@@ -1,7 +1,8 @@
 """One fresh child process: started with a JSON request, listened to asleep, never left behind.
 
-The child is `python -m havoc_core.bench.worker`. It answers with one JSON document a line: marks and progress while it
-works, then its result or its error. Its standard input stays open as a lifeline: when this process dies, so does it.
+The child is a module that ends in `serving.serve`: `havoc_core.bench.worker` measures and scores, `foreign` runs an
+artifact's graphs for everybody else. It answers with one JSON document a line: marks and progress while it works, then
+its result or its error. Its standard input stays open as a lifeline: when this process dies, so does it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _ERRORS: dict[str, type[HavocError]] = {
     "IdentityError": IdentityError,
     "MeasurementError": MeasurementError,
 }
+WORKER = "havoc_core.bench.worker"
 ENVIRONMENT_DEFAULTS = {"CUDA_MODULE_LOADING": "LAZY", "PYTHONHASHSEED": "0"}
 
 
@@ -34,6 +36,7 @@ def run_worker(
     request: dict[str, Any],
     *,
     timeout_s: float,
+    module: str = WORKER,
     on_start: Callable[[int], None] | None = None,
     listen: Listener | None = None,
 ) -> dict[str, Any]:
@@ -42,7 +45,7 @@ def run_worker(
     `on_start` is told the process id before the work begins, `listen` every mark and progress event. An error of the
     child is raised here as the same class; a child that dies or outlives `timeout_s` is a `MeasurementError`.
     """
-    with tempfile.TemporaryFile() as complaints, _started(complaints) as process:
+    with tempfile.TemporaryFile() as complaints, _started(module, complaints) as process:
         if on_start is not None:
             on_start(process.pid)
         expired = threading.Event()
@@ -60,9 +63,9 @@ def run_worker(
 
 
 @contextmanager
-def _started(complaints: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401 - a temporary binary file
+def _started(module: str, complaints: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401 - a temporary binary file
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "havoc_core.bench.worker"],
+        [sys.executable, "-P", "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=complaints,
@@ -115,11 +118,11 @@ def _converse(
 
 def _death(return_code: int, timeout_s: float | None, complaints: Any) -> str:  # noqa: ANN401
     if timeout_s is not None:
-        return f"the measuring process gave no result within {timeout_s:.0f} s and was ended"
+        return f"the process that runs the model gave no result within {timeout_s:.0f} s and was ended"
     complaints.seek(0)
     lines = complaints.read().decode(errors="replace").strip().splitlines()
     last = f": {lines[-1][:300]}" if lines else ""
     if return_code == -9:  # noqa: PLR2004 - SIGKILL, whose usual sender is the kernel when memory runs out
-        return "the measuring process was killed (signal 9): memory may have run out; free some and measure again"
+        return "the process that runs the model was killed (signal 9): memory may have run out; free some and try again"
     how = f"by signal {-return_code}" if return_code < 0 else f"with code {return_code}"
-    return f"the measuring process ended {how} without a result{last}"
+    return f"the process that runs the model ended {how} without a result{last}"
