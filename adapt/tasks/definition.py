@@ -245,10 +245,14 @@ class GenerateRule(WrittenRule):
 
 
 class CodeRule(WrittenRule):
-    """The model writes a program: right when all `tests` hold, each one `assert` statement, run in the sandbox."""
+    """The model writes a program: right when all `tests` hold, each one `assert` statement, run in the sandbox.
+
+    The program and the calls of its tests may use `cpu_seconds` together, and three times that by the clock.
+    """
 
     tests: ExpressionText
     setup: ExpressionText | None = None
+    cpu_seconds: Annotated[int, Field(ge=1, le=60)] = 1
 
 
 class Limits(_Part):
