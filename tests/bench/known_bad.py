@@ -190,6 +190,14 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "V26": [
         ("cpu", {"samples__1__surroundings": samples.surroundings() | THROTTLED}),
         ("cpu", {"samples__1__surroundings": samples.surroundings() | THROTTLED, "host__cpu_quota_cores": 0.2}),
+        (
+            "cpu",
+            {
+                "samples__0__surroundings": samples.surroundings()
+                | {"num_periods": 10_000, "num_throttled_periods": 5, "throttled_ns": 1},
+                "samples__1__surroundings": samples.surroundings() | THROTTLED,
+            },
+        ),
     ],
 }
 
@@ -246,6 +254,7 @@ ODD: list[dict[str, Any]] = [
     {"samples__each__foreign_cpu_share": 0.10},
     {"samples__each__surroundings": samples.surroundings() | THROTTLED | {"num_throttled_periods": 1}},
     {"samples__each__surroundings": samples.surroundings() | THROTTLED | {"num_periods": None}},
+    {"samples__each__surroundings": samples.surroundings() | {"num_periods": 10, "num_throttled_periods": None}},
     {"memory__vram__0__peak_bytes": 80_000_000},
     {"memory__vram__0__cross_check_bytes": 464_000_000, "memory__vram__0__cross_check_method": "b"},
     {"samples__each__prefill__duration_ns": [700_000] * 20, "samples__each__busy_ns": 0},
