@@ -281,7 +281,10 @@ class Surroundings(Part):
 
 
 class ProcessSamples(Part):
-    """Everything one fresh latency process measured."""
+    """Everything one fresh latency process measured.
+
+    `clock_span_ns` is how long the counted part took by each clock that reached the process by a way of its own.
+    """
 
     process: Count
     load_ns: PositiveNs
@@ -298,6 +301,7 @@ class ProcessSamples(Part):
     foreign_cpu_share: Annotated[float, Field(ge=0, le=1)] | None = None
     steal_share: Annotated[float, Field(ge=0, le=1)] | None = None
     surroundings: Surroundings | None = None
+    clock_span_ns: dict[Word, PositiveNs] = {}
     busy_ns: TimestampNs = 0
 
     @property

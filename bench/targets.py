@@ -17,6 +17,7 @@ Metrics and the unit each is judged in:
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import tomllib
 from pathlib import Path
@@ -27,10 +28,10 @@ from pydantic import Field, ValidationError, model_validator
 from ..adapt.tasks.definition import NAME
 from ..adapt.tasks.task import bundled_tasks
 from ..errors import HavocError
-from .schema import Part, Text
+from .schema import Part, Sha256, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 BUNDLED = Path(__file__).with_name("targets.toml")
 MAX_TARGETS_BYTES = 200_000
@@ -254,8 +255,18 @@ class RequiredWorkload(Part):
     passes: Count = 1
 
 
+class Origin(Part):
+    """Where a target was read: the file's name, without its folder, and the SHA-256 of its content."""
+
+    file: Text
+    sha256: Sha256
+
+
 class Target(Part):
-    """One entry of a targets file."""
+    """One entry of a targets file; `origin` is set by whoever reads it, never by the file.
+
+    A record older than `max_age_days` proves nothing any more: drivers and heat change a device.
+    """
 
     name: Text
     title: Text
@@ -263,6 +274,8 @@ class Target(Part):
     roofline: Roofline | None = None
     protocol: RequiredProtocol = RequiredProtocol()
     workload: RequiredWorkload = RequiredWorkload()
+    max_age_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
+    origin: Origin | None = None
     limits: Annotated[tuple[Limit, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -313,22 +326,41 @@ def _is_file(name: str) -> bool:
 
 def read_targets(path: Path) -> dict[str, Target]:
     """Read every target of a TOML file; anything but the documented form is a one-line `HavocError`."""
-    table = _read_toml(path)
+    data = _read(path)
+    table = _parsed(path, data)
     if not table:
         raise HavocError(f"{path}: holds no target (a table like [my-device])")
-    return {name: _target_of(path, name, entry) for name, entry in table.items()}
+    if path != BUNDLED:
+        _refuse_reserved(path, table)
+    origin = Origin(file=path.name[:500], sha256=hashlib.sha256(data).hexdigest())
+    return {name: _target_of(path, name, entry).model_copy(update={"origin": origin}) for name, entry in table.items()}
+
+
+def _refuse_reserved(path: Path, names: Iterable[str]) -> None:
+    """Refuse another target under a bundled one's name, however it is spelt: a pass "on gtx1660" means that one."""
+    reserved = {_bare(name): name for name in _parsed(BUNDLED, _read(BUNDLED))}
+    for name in names:
+        if _bare(name) in reserved:
+            msg = f"{path}: the name {name!r} is that of the bundled target {reserved[_bare(name)]}: choose another"
+            raise HavocError(msg)
+
+
+def _bare(name: str) -> str:
+    return "".join(char for char in name.casefold() if char.isalnum())
 
 
 def _target_of(path: Path, name: str, entry: object) -> Target:
     if not isinstance(entry, dict):
         raise HavocError(f"{path}: {name} is not a table")
+    if "origin" in entry:
+        raise HavocError(f"{path}: target {name}: origin: no such key")
     try:
         return Target.model_validate_json(json.dumps({**entry, "name": name}))  # strict, but a list may be a tuple
     except (ValidationError, RecursionError, ValueError, TypeError) as error:  # no JSON: a date, a number too long
         raise HavocError(f"{path}: target {name}: {_first_line(error)}") from error
 
 
-def _read_toml(path: Path) -> Mapping[str, object]:
+def _read(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
             raise HavocError(f"{path}: a folder, a pipe or a device, not a file")
@@ -340,6 +372,10 @@ def _read_toml(path: Path) -> Mapping[str, object]:
         raise HavocError(f"{str(path)!r}: no file can be called so ({error})") from error
     if len(data) > MAX_TARGETS_BYTES:
         raise HavocError(f"{path}: larger than {MAX_TARGETS_BYTES} bytes, so it is no targets file")
+    return data
+
+
+def _parsed(path: Path, data: bytes) -> Mapping[str, object]:
     for number, line in enumerate(data.split(b"\n"), start=1):
         if (num_dots := line.count(b".")) > MAX_DOTS and not line.lstrip().startswith(b"#"):
             raise HavocError(f"{path}: line {number} has {num_dots} dots, more than {MAX_DOTS}: no target is so nested")

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from .schema import MemorySeries
 
 PROVIDER_OF_KIND = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+LOADED_BESIDE = ("LD_PRELOAD", "LD_AUDIT", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
+"""Variables that bring code of somebody else into a process that measures, its clock included."""
+_CLOCK_SHARE, _CLOCK_SLACK_NS = 0.01, 100_000_000
+"""Time servers steer by 0.05 % at most; the coarsest clock ticks in hundredths of a second."""
 HARMLESS_THROTTLE_REASONS = frozenset({"none", "gpu_idle", "applications_clocks_setting", "display_clock_setting"})
 CROSS_CHECK_BYTES = 64_000_000
 CROSS_CHECK_SHARE = 0.05
@@ -178,6 +182,24 @@ def not_under_xdist(case: Case) -> str | None:
     """Refuse timings taken beside parallel test workers."""
     worker = case.record.protocol.environment.get("PYTEST_XDIST_WORKER")
     return f"measured inside pytest-xdist worker {worker}, beside other tests" if worker else None
+
+
+def nothing_was_loaded_beside(case: Case) -> str | None:
+    """Refuse a measurement into whose processes the environment brought code of somebody else."""
+    found = [name for name in LOADED_BESIDE if case.record.protocol.environment.get(name)]
+    if not found:
+        return None
+    return f"measured with {' and '.join(found)} set, which can load code that bends the clock: unset it, measure again"
+
+
+def clocks_agree(case: Case) -> str | None:
+    """Compare how long the counted part took by every clock of a process: one that was bent differs."""
+    for process in case.record.samples:
+        spans = process.clock_span_ns
+        if spans and max(spans.values()) - min(spans.values()) > _CLOCK_SHARE * max(spans.values()) + _CLOCK_SLACK_NS:
+            told = ", ".join(f"{name} {span_ns / 1e9:.3f} s" for name, span_ns in spans.items())
+            return f"process {process.process}: its clocks disagree ({told}): one of them was bent"
+    return None
 
 
 def memory_holds_the_weights(case: Case) -> str | None:

@@ -28,6 +28,7 @@ from ..export.serving import serve
 from ..export.session import DecoderSession
 from ..storage import scratch_directory
 from . import warmup
+from .clocks import clock_readings, clock_spans
 from .own_process import Surroundings, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
 from .page_cache import disk_read_bytes, put_out, state_of
 
@@ -259,6 +260,7 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     gc.disable()
     bench.around.look(force=True)
     first_look = len(bench.around) - 1
+    clocks = clock_readings()
     bench.mark("prefill")
     for _ in rounds(plan["prefill"], lambda: prefill.busy_s):
         bench.time_prefill(prefill)
@@ -269,6 +271,7 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     bench.mark("decode")
     decode.extend(bench.time_episode() for _ in rounds(plan["decode"], lambda: busy_s(decode)))
     bench.around.look(force=True)
+    spans = clock_spans(clocks)
     bench.mark("end", num_tokens=sum(episode["num_tokens"] for episode in decode))
     gc.enable()
     samples = {
@@ -285,6 +288,7 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "busy_ns": sum(prefill.duration_ns) + sum(ttft.duration_ns) + round(busy_s(decode) * 1e9),
         **bench.around.shares(first_look),
         "surroundings": bench.around.as_json(),
+        "clock_span_ns": spans,
         **{key: value - usage[key] for key, value in own_usage().items()},
     }
     return {"samples": samples, "provider_options": bench.session.provider_options}
