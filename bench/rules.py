@@ -98,4 +98,5 @@ RULES = (
     Rule("V26", "No CPU quota was used up.", 4, "invalid", validity.quota_was_not_used_up),
     Rule("V30", "Nothing was loaded beside the runtime.", 4, "invalid", validity.nothing_was_loaded_beside),
     Rule("V31", "Clocks that know nothing of each other agree.", 4, "invalid", validity.clocks_agree),
+    Rule("V32", "Timed calls did the work.", 4, "invalid", validity.timed_calls_did_the_work),
 )

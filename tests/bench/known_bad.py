@@ -209,6 +209,10 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("cpu", {"samples__1__clock_span_ns": {"perf_counter": 5_000_000_000, "uptime": 10_000_000_000}}),
         ("cuda", {"samples__0__clock_span_ns": {"perf_counter": 9_850_000_000, "monotonic_raw": 10_060_000_000}}),
     ],
+    "V32": [
+        ("cpu", {"samples__1__work_done": {"num_calls": 3, "largest_error": 0.26}}),
+        ("cuda", {"samples__0__work_done": {"num_calls": 3, "largest_error": 0.0, "short_step_ns": [900_000_000] * 3}}),
+    ],
 }
 
 
