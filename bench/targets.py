@@ -1,8 +1,9 @@
 """What a release must meet: a device, told apart from its siblings, and the limits on it, read from TOML.
 
-The bundled `targets.toml` holds `gtx1660` and `host`, and both without pictures, `gtx1660-text` and `host-text`; a user's own file has the same form: one table per target. Every
-limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be mixed up; unknown keys are refused, and so
-are text or true for a number and figures that no device has.
+The bundled `targets.toml` holds `gtx1660` and `host`, and both without pictures, `gtx1660-text` and `host-text`; a
+user's own file has the same form: one table per target. Every limit names its unit, so milliseconds and seconds, or GB
+and GiB, cannot be mixed up; unknown keys are refused, and so are text or true for a number and figures that no device
+has.
 
 Metrics and the unit each is judged in:
 
@@ -146,8 +147,16 @@ def metric_of(name: str) -> Metric:
     raise ValueError(f"unknown metric {name!r}: choose from {', '.join(_METRICS)}, accuracy/<task>")
 
 
+_ROWS = {"rows", "seed", "rows_sha256", "data_sha256", "task_sha256"}
+
+
 class Limit(Part):
-    """One bound a release must prove: `below` or `above` in `unit`; `value` gives it in the metric's own unit."""
+    """One bound a release must prove: `below` or `above` in `unit`; `value` gives it in the metric's own unit.
+
+    A limit on accuracy may state its rows, so that nobody chooses them afterwards: how many (`rows`; with another
+    number the bound is one that holds for any number of looks), the `seed` of rows made here, and the hashes of the
+    rows, of the files they were read from and of the task, as the record has them.
+    """
 
     metric: Text
     below: Positive | None = None
@@ -155,6 +164,11 @@ class Limit(Part):
     unit: Text
     percentile: Annotated[float, Field(ge=0.01, le=0.9999)] = 0.9
     confidence: Annotated[float, Field(ge=0.5, le=0.999999)] = 0.95
+    rows: Count | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
+    rows_sha256: tuple[Sha256, ...] = ()
+    data_sha256: tuple[Sha256, ...] = ()
+    task_sha256: tuple[Sha256, ...] = ()
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -172,6 +186,8 @@ class Limit(Part):
             )
         if "percentile" in self.model_fields_set and metric.kind != "latency":
             raise ValueError(f"{self.metric} has no percentile")
+        if metric.kind != "accuracy" and (stated := sorted(_ROWS & self.model_fields_set)):
+            raise ValueError(f"{self.metric} is not judged on rows: {', '.join(stated)} has no meaning")
         if not metric.lowest <= self.value <= metric.highest:
             raise ValueError(f"{self.metric} limit of {self.value:g} {metric.unit} is no sane figure: check the unit")
         return self
