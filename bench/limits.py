@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from .record import ProcessSamples, Record
     from .schema import DomainAccuracy, MemorySeries
-from .targets import Limit, RequiredProtocol
+    from .targets import Limit, RequiredProtocol
 
 STATISTICS = {
     "worst_time": "slowest process",
