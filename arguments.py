@@ -21,7 +21,9 @@ DOMAINS = ("math", "code", "reasoning", "vision")
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
 ACTIVATION_DTYPES = ("fp32", "fp16")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
+COMPUTES = ("fp32", "int8")
 QUANTIZERS = ("rtn", "hqq", "k-quant")
+METHODS = ("auto", "expected-reward", "reinforce", "next-token")
 RULES = ("delta", "literal", "renorm")
 DIALECTS = ("standard", "contrib", "auto")
 CACHES = ("dynamic", "static")
@@ -65,7 +67,7 @@ def add_run(parser: Parser) -> None:
 
 def add_plan(parser: Parser) -> None:
     """`havoc plan MODEL --target NAME`."""
-    parser.add_argument("model", metavar="MODEL", help=f"a preset ({PRESETS}) or a model directory")
+    parser.add_argument("model", metavar="MODEL", help=f"a preset ({PRESETS}), a model directory or a .gguf file")
     _add_target(parser)
     _add_output(parser, quiet=False)
 
@@ -82,8 +84,10 @@ def add_pretrain(parser: Parser) -> None:
 
 
 def add_import(parser: Parser) -> None:
-    """`havoc import DIR`."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a Hugging Face model directory")
+    """`havoc import DIR|FILE [--out DIR]`."""
+    parser.add_argument("directory", type=Path, metavar="BASE", help="a Hugging Face model directory or a .gguf file")
+    out_help = "write a GGUF file as a Hugging Face directory (fp32)"
+    parser.add_argument("--out", type=Path, metavar="DIR", help=out_help)
     _add_output(parser)
 
 
@@ -94,11 +98,20 @@ def add_train(parser: Parser) -> None:
     task_help = f"what the expert is for: {', '.join(DOMAINS)}, another bundled task, or a TOML file of your own"
     parser.add_argument("--task", "--domain", dest="task", required=True, metavar="NAME", help=task_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the recipe's)")
+    _add_method(parser)
     _add_recipe(parser)
     _add_data(parser)
     _add_seed(parser)
     _add_out(parser)
     _add_output(parser)
+
+
+def _add_method(parser: Parser) -> None:
+    method_help = "what a step descends (default: the recipe's; auto is expected-reward where answers can be listed)"
+    parser.add_argument("--method", choices=METHODS, help=method_help)
+    rate_help = "learning rate of delta = z - 1 (default: the recipe's)"
+    parser.add_argument("--learning-rate", type=_rate, metavar="X", help=rate_help)
+    parser.add_argument("--force", action="store_true", help="train anew an expert that is finished")
 
 
 def add_search(parser: Parser) -> None:
@@ -142,6 +155,8 @@ def _add_blocks(parser: Parser) -> None:
     parser.add_argument("--asymmetric", action="store_true", help="give each block a zero point of its own")
     quantizer_help = "how a block's scale is chosen; hqq and k-quant need --asymmetric (default: rtn)"
     parser.add_argument("--quantizer", choices=QUANTIZERS, default="rtn", help=quantizer_help)
+    compute_help = "what activations are rounded to in products with int8 and int4 (default: auto, int8)"
+    parser.add_argument("--compute", choices=("auto", *COMPUTES), default="auto", help=compute_help)
     rank_help = "share of each projection's rank to keep, as two factors where they are smaller (default: 1)"
     parser.add_argument("--rank", type=float, default=1.0, metavar="F", help=rank_help)
 
@@ -228,6 +243,8 @@ def add_compare(parser: Parser) -> None:
     )
     margin_help = "ratios this near to 1 are equal (default: 0.05)"
     parser.add_argument("--margin", type=_share, default=0.05, metavar="SHARE", help=margin_help)
+    fail_help = "exit with 1 where any metric is proven worse (default: exit with 0 whatever is found)"
+    parser.add_argument("--fail-if", choices=("worse",), metavar="worse", help=fail_help)
     parser.add_argument("--across", action="store_true", help="compare different devices or versions all the same")
     _add_output(parser, quiet=False)
 
@@ -246,7 +263,7 @@ def add_generate(parser: Parser) -> None:
     _add_model_or_artifact(parser)
     _add_chat(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin")
-    parser.add_argument("--image", type=Path, metavar="PNG", help="a picture for a vision model")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture for a vision model: PNG, JPEG, TIFF")
     parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
     parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0 is greedy (default)")
     _add_seed(parser)
@@ -263,7 +280,7 @@ def _add_out(parser: Parser) -> None:
 
 
 def _add_base(parser: Parser) -> None:
-    parser.add_argument("base", metavar="BASE", help=f"a preset ({PRESETS}) or a model directory")
+    parser.add_argument("base", metavar="BASE", help=f"a preset ({PRESETS}), a model directory or a .gguf file")
 
 
 def _add_artifact(parser: Parser) -> None:
@@ -271,7 +288,9 @@ def _add_artifact(parser: Parser) -> None:
 
 
 def _add_model_or_artifact(parser: Parser) -> None:
-    parser.add_argument("model", metavar="ARTIFACT|BASE", help="an exported directory, a base directory or a preset")
+    parser.add_argument(
+        "model", metavar="ARTIFACT|BASE", help="an exported directory, a base directory, a .gguf file or a preset"
+    )
 
 
 def _add_chat(parser: Parser) -> None:
@@ -319,6 +338,13 @@ def _whole_number(text: str, low: int) -> int:
 
 def _share(text: str) -> float:
     return _number(text, 0.0, 1.0, "a number from 0 to 1")
+
+
+def _rate(text: str) -> float:
+    number = _number(text, 0.0, 10.0, "a number above 0 and at most 10")
+    if number == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 10")
+    return number
 
 
 def _temperature(text: str) -> float:

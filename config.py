@@ -14,8 +14,9 @@ import difflib
 import json
 import reprlib
 import tomllib
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -48,6 +49,7 @@ def _task_name(name: str) -> str:
     return name
 
 
+Method = Literal["auto", "expected-reward", "reinforce", "next-token"]
 Rule = Literal["delta", "literal", "renorm"]
 
 # TOML arrays become tuples; what they hold is checked as strictly as everything else
@@ -90,20 +92,29 @@ class DataSettings(_Section):
 
 
 class ExpertSettings(_Section):
-    """How each expert is trained (REINFORCE with a KL penalty)."""
+    """How each expert is trained, with a penalty on the KL divergence from the base."""
 
     tasks: TaskNames = Field(
         default=("math", "code", "reasoning", "vision"),
         description="one expert each, in this order: bundled tasks, or TOML files of your own",
+    )
+    method: Method = Field(
+        default="auto",
+        description='"expected-reward", "reinforce", "next-token"; auto: expected-reward where answers can be listed',
     )
     num_steps: Count = Field(default=30, description="optimizer steps")
     prompts_per_step: Count = Field(default=24, description="prompts per optimizer step")
     samples_per_prompt: int = Field(
         default=8, ge=2, description="completions per prompt; the others' mean is the baseline"
     )
+    signal_prompts: int = Field(
+        default=1, ge=0, description="reinforce draws prompts until the rewards of so many differ among their samples"
+    )
+    max_draws: Count = Field(default=4, description="prompts_per_step are drawn at most so many times a step")
     learning_rate: float = Field(default=1e-2, gt=0, description="of delta = z - 1")
     kl_coefficient: float = Field(default=0.05, ge=0, description="weight of KL(policy || base)")
     max_new_tokens: Count | None = Field(default=None, description="longest answer, in tokens; left out: the task's")
+    num_train_rows: Count = Field(default=2000, description="rows of the train split, or all it has")
     num_validation_rows: Count = Field(default=200, description="rows of the search split that pick the best step")
     seed: Seed = Field(default=0, description="seed of prompts and samples")
 
@@ -126,7 +137,9 @@ class SearchSettings(_Section):
     population: int = Field(default=8, ge=4, description="candidates per generation")
     generations: Count = Field(default=4, description="number of generations")
     num_rows: Count = Field(default=200, description="items per task that score a candidate")
-    weight_formats: StructureNames = Field(default=("fp32", "int8", "int4"), description="structures to choose from")
+    weight_formats: StructureNames = Field(
+        default=("fp32", "int8", "int4", "int4-cfp32"), description="structures to choose from"
+    )
     rule: Rule = Field(default="delta", description="how experts are mixed")
     seed: Seed = Field(default=0, description="seed of the search")
 
@@ -137,7 +150,24 @@ class ExportSettings(_Section):
     """What is written for deployment."""
 
     weights: StructureName | None = Field(default=None, description="structure; left out: what the search chose")
-    dialect: Literal["standard"] = Field(default="standard", description="operators of the graph")
+    compute: Literal["auto", "int8", "fp32"] = Field(
+        default="auto", description="what activations are rounded to in products; auto: what the structure says"
+    )
+    dialect: Literal["standard", "contrib"] = Field(default="standard", description="operators of the graph")
+
+    @model_validator(mode="after")
+    def _is_a_structure(self) -> Self:
+        if self.compute == "auto":
+            return self
+        if self.weights is None:
+            raise ValueError("names compute without weights: name both, or leave both to the search")
+        from .model.structure import Structure
+
+        try:
+            replace(Structure.named(self.weights), compute=self.compute)
+        except HavocError as error:
+            raise ValueError(f"cannot be used: {error}") from error
+        return self
 
 
 class BenchSettings(_Section):

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +32,9 @@ if TYPE_CHECKING:
     from .adapt.expert import Expert
     from .adapt.search import SearchResult
     from .adapt.svf import Basis
+    from .adapt.tasks.task import Task
     from .bench.gate import Judgement
+    from .bench.targets import Target
     from .model.checkpoint import Base
     from .progress import Progress
 
@@ -70,6 +73,7 @@ def handle_search(args: argparse.Namespace) -> int:
     require_experts(recipe, args.experts)
     progress = make_progress(quiet=args.quiet)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+    _ = base.tokenizer  # a base that cannot read text is refused before any work
     with storage.only_writer(args.out):
         basis = base_basis(base, args.out, progress)
         experts = read_experts(recipe, args.experts, base, basis)
@@ -84,12 +88,16 @@ def handle_search(args: argparse.Namespace) -> int:
 def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Progress) -> list[tuple[str, Judgement]]:
     """Carry `recipe` out in the folder `out`; return each target's name and judgement."""
     from .bench.report import write_report
+    from .export.options import require_heads
     from .model.checkpoint import load_base
 
     require_inputs(recipe)
     if not (out / "record.json").exists():
         require_rows(recipe)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+    if recipe.export.dialect == "contrib":
+        require_heads(base.config.attention.head_dim)
+    _ = base.tokenizer  # a base that cannot read text is refused before any work
     require_eyes(recipe, base)
     with storage.only_writer(out):
         claim_folder(recipe, out)
@@ -113,9 +121,29 @@ def require_inputs(recipe: Recipe) -> None:
         raise HavocError(msg)
     from .measuring import recipe_tasks
 
-    names = [task.name for task in recipe_tasks(recipe)]
-    for name in recipe.gate.targets:
-        require_known_tasks(load_target(name), names)
+    tasks = recipe_tasks(recipe)
+    for target in map(load_target, recipe.gate.targets):
+        require_known_tasks(target, [task.name for task in tasks])
+        require_pinned_data(recipe, target, tasks)
+
+
+def require_pinned_data(recipe: Recipe, target: Target, tasks: Sequence[Task]) -> None:
+    """Refuse data, or a task file, that is not what a target pins, before hours of work for a record it refuses."""
+    from .adapt.tasks.sources import data_hash
+
+    for task in tasks:
+        limit = next((limit for limit in target.limits if limit.metric == f"accuracy/{task.name}"), None)
+        if limit is None:
+            continue
+        if limit.task_sha256 not in {None, task.sha256}:
+            msg = f"target {target.name}: accuracy/{task.name} is pinned to another task file ({limit.task_sha256})"
+            raise HavocError(msg)
+        if limit.data_sha256 is None:
+            continue
+        found = data_hash(task, "gate", data_dir=recipe.data.directory, online=recipe.data.online)
+        if found != limit.data_sha256:
+            msg = f"target {target.name}: accuracy/{task.name} is pinned to data {limit.data_sha256}, this is {found}"
+            raise HavocError(msg)
 
 
 def require_eyes(recipe: Recipe, base: Base) -> None:
@@ -174,9 +202,10 @@ def claim_folder(recipe: Recipe, out: Path) -> None:
 
 def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> tuple[Basis, list[Expert]]:
     """Compute the basis and train one expert a task; those whose file is there are read back."""
-    from .adapt.commands import base_basis, reinforce_settings
+    from .adapt.commands import base_basis, training_settings
     from .adapt.expert import expert_path, save_expert
-    from .adapt.reinforce import forget_training, train_expert
+    from .adapt.training import train_expert
+    from .adapt.training_state import forget_training
     from .measuring import recipe_tasks
 
     basis = base_basis(base, out, progress)
@@ -187,7 +216,7 @@ def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> 
                 base,
                 basis,
                 task,
-                settings=reinforce_settings(recipe.experts, task),
+                settings=training_settings(recipe.experts, task),
                 checkpoint_dir=folder,
                 data_dir=recipe.data.directory,
                 online=recipe.data.online,
@@ -237,6 +266,7 @@ def export_mixture(
     progress: Progress,
 ) -> Path:
     """Fold the chosen mixture and write the artifact, unless it is there already."""
+    from .export.options import GraphOptions
     from .export.package import export_artifact
     from .model.structure import Structure
 
@@ -248,6 +278,8 @@ def export_mixture(
     structure = candidate.structure
     if recipe.export.weights is not None:
         structure = Structure.named(recipe.export.weights, structure.activation_dtype)
+    if recipe.export.compute != "auto":
+        structure = replace(structure, compute=recipe.export.compute)
     return export_artifact(
         base,
         artifact,
@@ -255,6 +287,7 @@ def export_mixture(
         alpha=candidate.alpha,
         rule=recipe.search.rule,
         structure=structure,
+        options=GraphOptions(dialect=recipe.export.dialect),
         basis=basis,
         progress=progress,
     )

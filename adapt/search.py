@@ -78,7 +78,7 @@ class SearchSettings:
     seed: int = 0
     population: int = 8
     generations: int = 4
-    weight_formats: tuple[str, ...] = ("fp32", "int8", "int4")
+    weight_formats: tuple[str, ...] = ("fp32", "int8", "int4", "int4-cfp32")
     activation_dtype: ActivationDtype = "fp32"
     alpha_max: float = 2.0
     num_finalists: int = 3

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..adapt.tasks.task import DOMAINS, load_tasks
+from ..cores import num_physical_cores
 from ..errors import HavocError, IdentityError
 from ..export.child import run_worker
 from ..export.held import hold
 from ..progress import SILENT
 from .cuda_driver import CudaCard, open_cuda_card
-from .device import CPU_PROVIDER, CUDA_PROVIDER, num_physical_cores
-from .schema import DomainAccuracy
+from .device import CPU_PROVIDER, CUDA_PROVIDER
+from .schema import DomainAccuracy, row_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -73,6 +74,7 @@ def run_accuracy(
     """
     if num_rows is not None and num_rows < 1:
         raise HavocError(f"{num_rows} rows prove nothing: give at least 1")
+    require_text(Path(artifact))
     if provider is None:
         provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
     request = {
@@ -120,10 +122,11 @@ def require_rows(
     online: bool = False,
     few_shot: int | None = None,
 ) -> None:
-    """Refuse what cannot be scored before minutes of measuring: data that is not there, pictures for a text model."""
+    """Refuse what cannot be scored before minutes of measuring: no tokenizer, no data, pictures for a text model."""
     from ..adapt.tasks.sources import rows
     from ..model.config import HavocConfig
 
+    require_text(artifact)
     can_see = HavocConfig.from_directory(artifact).vision is not None
     for task in tasks_to_score(tasks, can_see=can_see, data_dir=data_dir, online=online, few_shot=few_shot):
         if task.generator is None:
@@ -146,6 +149,15 @@ def tasks_to_score(
         raise HavocError(f"the model reads text only: {', '.join(unseen)} cannot be scored")
     seen = [name for name, task in zip(asked, tasks, strict=True) if task.name not in unseen]
     return load_tasks(seen, data_dir=data_dir, online=online, few_shot=few_shot)
+
+
+def require_text(artifact: Path) -> None:
+    """Refuse an artifact that cannot read text, before anything is measured for its answers."""
+    if not (artifact / "tokenizer.json").is_file():
+        raise HavocError(
+            f"{artifact} has no tokenizer.json (its base had none), so its answers cannot be scored: "
+            "export it from a base that has one, or measure without accuracy (--n 0)"
+        )
 
 
 def fewer_rows(num_rows: Mapping[str, int], num_asked: int) -> list[str]:
@@ -173,7 +185,11 @@ def add_accuracy(record: Record, run: AccuracyRun) -> Record:
     """Return the record with the run's accuracy, sealed anew; `IdentityError` when they are of different artifacts."""
     if (record.subject.files, record.subject.manifest_sha256) != (run.files, run.manifest_sha256):
         raise IdentityError("the accuracy was scored on another artifact than the record was measured on")
-    return record.model_copy(update={"accuracy": {**record.accuracy, **run.tasks}}).sealed()
+    scored = {
+        name: counts.model_copy(update={"right_rows": row_bits(run.right[name])}) if run.right.get(name) else counts
+        for name, counts in run.tasks.items()
+    }
+    return record.model_copy(update={"accuracy": {**record.accuracy, **scored}}).sealed()
 
 
 def score_here(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:

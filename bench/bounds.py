@@ -110,6 +110,15 @@ def share_bounds(num_right: int, num_rows: int, *, confidence: float) -> Bounds:
     return Bounds(value=num_right / num_rows, low=low, high=high)
 
 
+def mean_bounds(values: Sequence[float], *, confidence: float) -> Bounds:
+    """Bound the mean by Student's t: mean -+ t s / sqrt(n). A single value proves nothing."""
+    mean = _mean(values)
+    if len(values) == 1:
+        return Bounds(value=mean, low=None, high=None)
+    reach = student_t(len(values) - 1, confidence=confidence) * _deviation(values) / math.sqrt(len(values))
+    return Bounds(value=mean, low=mean - reach, high=mean + reach)
+
+
 def _cdf(count: int, num_trials: int, probability: float) -> float:
     return binomial_cdf(count, num_trials=num_trials, probability=probability)
 

@@ -16,7 +16,7 @@ from ..errors import HavocError
 from .disturbance import cpu_share, disturbed_share
 from .figures import DASH, count, label, measured, printable, show, show_interval, unit_of
 from .tables import emphasis, table
-from .targets import load_target, require_known_tasks
+from .targets import load_target, require_known_tasks, require_pinned
 
 if TYPE_CHECKING:
     import argparse
@@ -43,6 +43,7 @@ def handle_gate(args: argparse.Namespace) -> int:
     target = load_target(args.target)
     records = [load_record(record_path(path)) for path in args.records]
     require_known_tasks(target, [task for record in records for task in record.accuracy])
+    require_pinned(target, records)
     files = None if args.artifact is None else hash_artifact(args.artifact)
     cpu = identify_cpu() if target.device.is_this_machine else None
     judgement = judge(records, target, artifact_files=files, this_cpu=cpu)
@@ -71,6 +72,9 @@ def judgement_text(judgement: Judgement, title: str) -> str:
         body = table(("rule", "must hold", "but"), rows)
     else:
         body = limits_text(judgement.lines)
+    if judgement.unlimited:
+        rows = [[f"{item.title}, {item.statistic}", show(item.value, item.unit)] for item in judgement.unlimited]
+        body += "\n\n" + table(("without a limit", "measured"), rows, numbers=(1,))
     evidence = judgement.evidence.replace("_", " ")
     limits = ""
     if judgement.target_sha256:
@@ -87,7 +91,7 @@ def limits_text(lines: Sequence[Line]) -> str:
 def _line_cells(line: Line) -> list[str]:
     effort = count(line.num_samples, "row" if line.metric.startswith("accuracy/") else "sample")
     return [
-        line.title,
+        f"{line.title}, {line.statistic}",
         f"{line.sign} {show(line.limit, line.unit)}",
         show(line.value, line.unit),
         show_interval(line.low, line.high, line.unit),
@@ -226,15 +230,20 @@ def _checks(record: Record) -> list[dict[str, Any]]:
 
 
 def handle_compare(args: argparse.Namespace) -> int:
-    """Show the ratio of each metric of two records with its interval."""
-    from .compare import compare
+    """Show the ratio of each metric of two records with its interval; exit 1 where `--fail-if` says so."""
+    from .compare import compare, disturbances
     from .record import load_record
 
     old, new = (load_record(record_path(path)) for path in args.records)
     rows = compare(old, new, margin=args.margin, across=args.across)
+    warnings = disturbances(old, new)
+    code = 1 if args.fail_if == "worse" and any(row.change == "worse" for row in rows) else 0
     if args.json:
-        _print_json({"old": old.run_id, "new": new.run_id, "metrics": [row.document() for row in rows]})
-        return 0
+        metrics = [row.document() for row in rows]
+        _print_json({"warnings": warnings, "old": old.run_id, "new": new.run_id, "metrics": metrics})
+        return code
+    if warnings:
+        print("\n".join(f"{emphasis('warning', 'undecided')}: {printable(warning)}" for warning in warnings) + "\n")
     cells = [
         [
             f"{row.title}, median" if row.metric in _MEDIANS else row.title,
@@ -248,7 +257,7 @@ def handle_compare(args: argparse.Namespace) -> int:
         for row in rows
     ]
     print(table(("metric", "old", "new", "ratio", "95 % interval", "change", ""), cells, numbers=(1, 2, 3, 4)))
-    return 0
+    return code
 
 
 _MEDIANS = ("prefill_ms", "ttft_ms", "decode_tok_per_s")
@@ -259,7 +268,8 @@ def _would_show(row: Comparison) -> str:
     """Beside every "no change": the least change that these samples would have shown, or why nothing is compared."""
     if row.change not in {"equal", "undecided"}:
         return row.reason
-    return "too few samples to show any" if row.detectable is None else f"would show {row.detectable:.1%}"
+    shown = "too few samples to show any" if row.detectable is None else f"would show {row.detectable:.1%}"
+    return f"{shown}; {row.reason}" if row.reason else shown
 
 
 def handle_report(args: argparse.Namespace) -> int:
@@ -376,9 +386,21 @@ def handle_eval(args: argparse.Namespace) -> int:
         return 0
     cells = [cell for task, row in document.items() for cell in _accuracy_cells(task, row)]
     print(table(("task", "metric", "accuracy", "95 % interval", "right", ""), cells, numbers=(2, 3, 4)))
-    if found.notes:
-        print("\n" + "\n".join(found.notes))
+    print()
+    for task, row in document.items():
+        print(_source_line(task, row))
+    for note in found.notes:
+        print(note)
     return 0
+
+
+def _source_line(task: str, row: dict[str, Any]) -> str:
+    """Where a task's rows came from, with the hashes by which others find the same."""
+    hashes = [f"{name} {row[key][:12]}" for name, key in _HASHES.items() if row[key] is not None]
+    return f"{task}: {printable(row['source'])}, {row['split']} split; SHA-256: {', '.join(hashes)}"
+
+
+_HASHES = {"rows": "rows_sha256", "task": "task_sha256", "data": "data_sha256"}
 
 
 def _accuracy_cells(task: str, row: dict[str, Any]) -> list[list[str]]:

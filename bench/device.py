@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import math
 import os
 import platform
 import re
@@ -17,8 +16,9 @@ import sys
 from pathlib import Path
 
 from .. import storage
+from ..cgroups import cpu_quota_cores
+from ..cores import num_usable_cores
 from ..errors import HavocError
-from .cgroups import cpu_quota_cores
 from .cuda_driver import CudaCard, open_cuda_card
 from .nvml import Card, Nvml, open_nvml
 from .schema import Cpu, Device, Gpu, GpuWitness, Host
@@ -183,21 +183,6 @@ def _cpu_name(info: dict[str, str]) -> str:
 
 def _joined(info: dict[str, str], *keys: str) -> str | None:
     return "/".join(info[key] for key in keys if key in info) or None
-
-
-def num_usable_cores() -> int:
-    """Cores this process may keep busy: its affinity, and whole cores of its quota, so that no quota is used up."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cpu_quota_cores()
-    return available if quota is None else min(available, max(1, math.floor(quota)))
-
-
-def num_physical_cores() -> int:
-    """Physical cores among the usable ones: two threads of one core share its arithmetic."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    folder = Path("/sys/devices/system/cpu")
-    siblings = {_read_line(folder / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in usable}
-    return max(1, min(len(siblings), num_usable_cores()))
 
 
 def identify_host() -> Host:

@@ -62,6 +62,7 @@ _UNITS = {
     "peak_rss_bytes": "bytes",
     "peak_vram_bytes": "bytes",
     "energy_j_per_tok": "J/tok",
+    "kl_mean": "nats",
 }
 
 
@@ -72,6 +73,7 @@ STATISTICS = {
     "decode_tok_per_s": "over all runs",
     "peak_rss_bytes": "highest",
     "peak_vram_bytes": "highest",
+    "energy_j_per_tok": "mean",
 }
 """What each figure of `measured` is of its samples; the rest are shares and totals."""
 
@@ -100,8 +102,16 @@ def measured(record: Record) -> dict[str, float | None]:
         "peak_rss_bytes": record.memory.peak_rss_bytes,
         "peak_vram_bytes": record.memory.peak_vram_bytes,
         "energy_j_per_tok": record.energy.joules / record.energy.num_tokens if record.energy else None,
+        **_cost(record),
         **{f"accuracy/{domain}": item.num_right / item.num_rows for domain, item in record.accuracy.items()},
     }
+
+
+def _cost(record: Record) -> dict[str, float | None]:
+    """What the formats cost on a text, in records that say so; over random ids it is no figure of the artifact."""
+    cost = record.subject.format_cost
+    is_known = cost is not None and cost.text_sha256 is not None
+    return {"kl_mean": cost.kl_mean, "top1_share": cost.top1_share} if cost is not None and is_known else {}
 
 
 def decode_rate(record: Record) -> float | None:

@@ -21,9 +21,11 @@ from ..errors import HavocError
 from ..export.artifact import MANIFEST, verify_hashes
 from ..storage import unreadable
 from . import coherence
+from .figures import STATISTICS, measured, unit_of
 from .limits import Line, Verdict, judge_limit, line_without_data
 from .rules import RULES, Case, Exit
-from .targets import load_target
+from .schema import asked_apart
+from .targets import load_target, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
 EvidenceClass = Literal["measured_target", "measured_other_device", "projected", "simulated"]
 
-MEASUREMENT_EXIT, DEVICE_EXIT = 4, 5
+DEVICE_EXIT = 5
 NOT_CHECKED = "artifact not checked"
 ROWS_RULE = "No row counts twice."
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -53,8 +55,19 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """A measured metric: its name, what of its samples the value is, and the value in its unit."""
+
+    metric: str
+    title: str
+    statistic: str
+    unit: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict with everything it rests on.
+    """A verdict with everything it rests on; `unlimited` is what was measured and has no limit on the target.
 
     `is_artifact_checked`: the artifact's files were hashed anew. `target_file` and `target_sha256` name the limits.
     """
@@ -67,6 +80,7 @@ class Judgement:
     lines: tuple[Line, ...]
     findings: tuple[Finding, ...]
     run_ids: tuple[str, ...]
+    unlimited: tuple[Figure, ...] = ()
     is_artifact_checked: bool = False
     target_file: str | None = None
     target_sha256: str | None = None
@@ -100,7 +114,8 @@ def judge(
     findings = (*join_findings(records), *(finding for case in cases for finding in rule_findings(case)))
     if findings:
         blocker = max(findings, key=lambda finding: finding.exit_code)
-        lines = [line_without_data(limit, blocker.blocks, blocker.reason) for limit in target.limits]
+        workload = target.workload
+        lines = [line_without_data(limit, blocker.blocks, blocker.reason, workload=workload) for limit in target.limits]
         verdict: Verdict = blocker.blocks
         exit_code, reason = int(blocker.exit_code), f"{blocker.rule}: {blocker.reason}"
     else:
@@ -121,6 +136,28 @@ def judge(
         is_artifact_checked=artifact_files is not None,
         target_file=target.origin.file if target.origin else None,
         target_sha256=target.origin.sha256 if target.origin else None,
+        unlimited=figures_without_limit(records, target),
+    )
+
+
+def figures_without_limit(records: Sequence[Record], target: Target) -> tuple[Figure, ...]:
+    """What all records together measured that the target sets no limit on; it proves nothing."""
+    joined = records[-1].model_copy(
+        update={
+            "samples": tuple(process for record in records for process in record.samples),
+            "memory": records[-1].memory.model_copy(
+                update={
+                    "rss": tuple(series for record in records for series in record.memory.rss),
+                    "vram": tuple(series for record in records for series in record.memory.vram),
+                }
+            ),
+        }
+    )
+    limited = {limit.metric for limit in target.limits}
+    return tuple(
+        Figure(name, title_of(name, joined.workload), STATISTICS.get(name, "share right"), unit_of(name), value)
+        for name, value in measured(joined).items()
+        if name not in limited and value is not None
     )
 
 
@@ -134,17 +171,17 @@ def rule_findings(case: Case) -> list[Finding]:
     ]
 
 
-NO_TARGET_RULES = ("V01", "V02")
+CIRCUMSTANCES = frozenset({"V03", "V05", "V07", "V09", "V10", "V11", "V12", "V13", "V25", "V26"})
+"""Rules on how it went when it was measured, which ask nothing of the target."""
 
 
 def why_invalid(record: Record) -> str | None:
     """Why no number of this record may decide anything on any target; None where nothing speaks against it.
 
-    Applies the validity rules that ask nothing of the target. The sentence begins with the id of the rule.
+    The sentence begins with the id of the rule that does not hold.
     """
     case = Case(record=record, target=load_target("host"))
-    rules = (rule for rule in RULES if rule.exit_code == MEASUREMENT_EXIT and rule.id not in NO_TARGET_RULES)
-    found = ((rule.id, rule.check(case)) for rule in rules)
+    found = ((rule.id, rule.check(case)) for rule in RULES if rule.id in CIRCUMSTANCES)
     return next((f"{name}: {reason}" for name, reason in found if reason is not None), None)
 
 
@@ -177,7 +214,9 @@ def rows_apart(records: Sequence[Record]) -> list[str]:
     found = []
     for domain, one, other in pairs:
         scores = f"{one.num_right} of {one.num_rows} and {other.num_right} of {other.num_rows} right"
-        if one.rows_sha256 == other.rows_sha256:
+        if apart := asked_apart(one, other):
+            found.append(f"{domain} was asked in two ways ({apart} differ): gate the records one by one")
+        elif one.rows_sha256 == other.rows_sha256:
             if (one.num_right, one.num_rows) != (other.num_right, other.num_rows):
                 found.append(f"the same {domain} rows gave {scores}: gate the records one by one")
         elif (one.split, one.num_rows) == (other.split, other.num_rows):
@@ -211,10 +250,19 @@ def summary(lines: Sequence[Line]) -> str:
     """One sentence on all limits, the worst first."""
     num_met = sum(line.verdict == "pass" for line in lines)
     for verdict, words in (("fail", "missed"), ("inconclusive", "undecided"), ("not_measured", "not measured")):
-        names = [line.metric for line in lines if line.verdict == verdict]
-        if names:
-            return f"{num_met} of {len(lines)} limits proven met; {words}: {', '.join(names)}"
+        found = [line for line in lines if line.verdict == verdict]
+        if found:
+            names = ", ".join(line.metric for line in found)
+            because = _disturbed(found) if verdict == "inconclusive" else ""
+            return f"{num_met} of {len(lines)} limits proven met; {words}: {names}{because}"
     return f"all {len(lines)} limits proven met"
+
+
+def _disturbed(lines: Sequence[Line]) -> str:
+    """End the sentence on undecided limits where samples were disturbed: that is what to mend first."""
+    num_disturbed = sum(line.num_disturbed for line in lines)
+    num_samples = sum(line.num_samples for line in lines)
+    return f" ({num_disturbed} of {num_samples} samples were disturbed: free the machine)" if num_disturbed else ""
 
 
 def evidence_class(records: Sequence[Record], findings: Sequence[Finding]) -> EvidenceClass:

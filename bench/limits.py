@@ -19,14 +19,14 @@ from typing import TYPE_CHECKING, Literal
 
 from . import bounds, disturbance
 from .repeated import any_time_bounds
-from .targets import MEMORY_MARGIN_SHARE, metric_of
+from .targets import MEMORY_MARGIN_SHARE, metric_of, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .record import ProcessSamples, Record
-    from .schema import DomainAccuracy, MemorySeries
-    from .targets import Limit, RequiredProtocol
+    from .schema import DomainAccuracy, FormatCost, MemorySeries, Workload
+    from .targets import Limit, RequiredProtocol, RequiredWorkload
 
 STATISTICS = {
     "worst_time": "slowest process",
@@ -97,11 +97,11 @@ def judge_limit(limit: Limit, records: Sequence[Record], protocol: RequiredProto
     metric = metric_of(limit.metric)
     evidence = _EVIDENCE[metric.kind](limit, records, protocol)
     if isinstance(evidence, str):
-        return line_without_data(limit, "not_measured", evidence)
+        return line_without_data(limit, "not_measured", evidence, workload=records[0].workload)
     verdict, reason = decide(limit, evidence)
     return Line(
         metric=limit.metric,
-        title=metric.title,
+        title=title_of(limit.metric, records[0].workload),
         statistic=statistic_of(limit),
         unit=metric.unit,
         sign=limit.sign,
@@ -124,12 +124,14 @@ def statistic_of(limit: Limit) -> str:
     return f"p{limit.percentile * 100:g}" if kind == "latency" else STATISTICS[kind]
 
 
-def line_without_data(limit: Limit, verdict: Verdict, reason: str) -> Line:
+def line_without_data(
+    limit: Limit, verdict: Verdict, reason: str, *, workload: Workload | RequiredWorkload | None = None
+) -> Line:
     """Return the line of a limit no number speaks to."""
     metric = metric_of(limit.metric)
     return Line(
         metric=limit.metric,
-        title=metric.title,
+        title=title_of(limit.metric, workload),
         statistic=statistic_of(limit),
         unit=metric.unit,
         sign=limit.sign,
@@ -191,7 +193,9 @@ def _calls(process: ProcessSamples, metric: str) -> list[disturbance.Timed]:
 
 
 def _quantile(limit: Limit, ordered: Sequence[float]) -> float:
-    return bounds.quantile_of(ordered, limit.percentile)
+    """Return the percentile of sorted calls; infinite where it lies at or beside one that says nothing."""
+    value = bounds.quantile_of(ordered, limit.percentile)
+    return math.inf if math.isnan(value) else value
 
 
 def _upper(limit: Limit, slow: Sequence[Sequence[float]], figures: Sequence[float]) -> float | None:
@@ -490,15 +494,42 @@ def _other_rows(limit: Limit, counted: DomainAccuracy) -> str:
     """Say in what the rows are not those that the target states."""
     if limit.seed is not None and counted.seed != limit.seed:
         return f"scored on rows of seed {counted.seed}, the target states those of seed {limit.seed}"
-    for what, wanted, found in (
-        ("rows", limit.rows_sha256, counted.rows_sha256),
-        ("data", limit.data_sha256, counted.data_sha256),
-        ("task", limit.task_sha256, counted.task_sha256),
-    ):
-        if wanted and found not in wanted:
-            is_found = "does not say which" if found is None else f"has {found[:16]}"
-            return f"scored on other {what} than the target pins: the record {is_found}"
+    if limit.rows_sha256 is not None and counted.rows_sha256 != limit.rows_sha256:
+        return f"scored on other rows than the target pins: those of the record have {counted.rows_sha256[:16]}"
     return ""
+
+
+def divergence_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
+    """Bound the mean KL divergence from the exact fold by the scatter between pieces of the text; the worst counts."""
+    costs = _costs(records)
+    if isinstance(costs, str):
+        return costs
+    worst = max(costs, key=lambda cost: cost.kl_mean)
+    found = bounds.mean_bounds(worst.kl_chunks, confidence=limit.confidence)
+    lacking = "" if found.high is not None else "one piece of text has no scatter: export with a longer --calibration"
+    return Evidence(found.value, found.low, found.high, worst.num_positions, 0, lacking, advice=_LONGER)
+
+
+def agreement_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
+    """Bound the share of positions whose first choice is that of the exact fold; the worst record counts."""
+    costs = _costs(records)
+    if isinstance(costs, str):
+        return costs
+    worst = min(costs, key=lambda cost: cost.top1_share)
+    share = bounds.share_bounds(worst.num_same, worst.num_positions, confidence=limit.confidence)
+    return Evidence(share.value, share.low, share.high, worst.num_positions, advice=_LONGER)
+
+
+_LONGER = ": the text cannot decide it; export a finer format, or with a longer text (--calibration FILE)"
+
+
+def _costs(records: Sequence[Record]) -> list[FormatCost] | str:
+    """What the formats cost by every record that says it, or why none can be judged."""
+    costs = [record.subject.format_cost for record in records if record.subject.format_cost is not None]
+    if not costs:
+        return "the artifact does not say what its format costs: export it again"
+    on_text = [cost for cost in costs if cost.text_sha256 is not None]
+    return on_text or "measured over random ids: the base has no tokenizer to read text with"
 
 
 def _short(num_needed: int, num_found: int) -> int | None:
@@ -539,4 +570,6 @@ _EVIDENCE = {
     "memory": memory_evidence,
     "energy": energy_evidence,
     "accuracy": accuracy_evidence,
+    "divergence": divergence_evidence,
+    "agreement": agreement_evidence,
 }

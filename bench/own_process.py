@@ -13,7 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .cgroups import throttling
+from ..cgroups import throttling
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet

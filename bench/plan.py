@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import HavocError
 from ..model import cost
 from ..model.config import PRESETS, HavocConfig
+from ..model.gguf_header import is_gguf
 from ..model.structure import ACTIVATION_DTYPES, WEIGHT_FORMATS, Structure
 from . import bounds
 from .figures import show
@@ -83,11 +84,11 @@ class Plan:
 
 
 def load_config(model: str) -> HavocConfig:
-    """Return the shape of a preset or of a model directory; anything else is a `HavocError`."""
-    if model and Path(model).is_dir():
+    """Return the shape of a preset, a model directory or a GGUF file; anything else is a `HavocError`."""
+    if model and (Path(model).is_dir() or is_gguf(model)):
         return HavocConfig.from_directory(model)
     if model.lower().replace("_", "-").removeprefix("havoc-") not in PRESETS:
-        raise HavocError(f"{model!r} is neither a directory nor a preset: {', '.join(PRESETS)}")
+        raise HavocError(f"{model!r} is no directory, no .gguf file and no preset: {', '.join(PRESETS)}")
     return HavocConfig.preset(model)
 
 

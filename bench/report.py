@@ -26,10 +26,10 @@ from .figures import printable
 from .gate import NOT_CHECKED, Judgement, hash_artifact, judge
 from .record import Record, load_record
 from .searched import Front, Scores, read_front, read_scores, why_not_its_front, why_not_its_scores
-from .targets import Target, load_target, require_known_tasks
+from .targets import Target, load_target, require_known_tasks, require_pinned
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 WRITTEN = ("report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv")
 RECORD, SCORES, FRONT, SUMS = "record.json", "scores.json", "front.json", "SHA256SUMS"
@@ -46,6 +46,22 @@ _TELEMETRY_FIELDS = (
     "throttle_reasons",
     "used_bytes",
     "num_foreign_processes",
+)
+
+
+_JUDGEMENT_FIELDS = ("verdict", "reason", "exit_code", "evidence")
+_LINE_FIELDS = (
+    "verdict",
+    "statistic",
+    "unit",
+    "value",
+    "low",
+    "high",
+    "sign",
+    "limit",
+    "num_samples",
+    "num_processes",
+    "num_disturbed",
 )
 
 
@@ -111,6 +127,7 @@ def read_run(
     loaded = [load_target(name) for name in targets]
     for target in loaded:
         require_known_tasks(target, list(record.accuracy))
+        require_pinned(target, [record])
     scores, front = read_scores(directory / SCORES), read_front(directory / FRONT)
     no_scores = None if scores is None else why_not_its_scores(scores, record)
     no_front = None if front is None else why_not_its_front(front, record)
@@ -146,7 +163,10 @@ def _previous(directory: Path, record: Record) -> Record | None:
 
 
 def junit(run: Run) -> bytes:
-    """One suite a target, one case a limit: missed is a failure; undecided, invalid and not measured are errors."""
+    """One suite a target, one case a limit: missed is a failure; undecided, invalid and not measured are errors.
+
+    Verdict and reason are the first properties of a suite, what has no limit the last; a case has its figures.
+    """
     root = ET.Element("testsuites", name="havoc gate")
     for target, judgement in run.judged:
         outcomes = [_junit_outcome(line.verdict) for line in judgement.lines]
@@ -161,8 +181,11 @@ def junit(run: Run) -> bytes:
             ET.SubElement(properties, "property", name=name, value=value)
         suite.set("failures", str(outcomes.count("fail")))
         suite.set("errors", str(outcomes.count("error")))
+        others = {f"{item.metric}, {item.statistic}, {item.unit}": item.value for item in judgement.unlimited}
+        _junit_properties(suite, {name: getattr(judgement, name) for name in _JUDGEMENT_FIELDS} | others)
         for line, outcome in zip(judgement.lines, outcomes, strict=True):
             case = ET.SubElement(suite, "testcase", classname=f"havoc.{printable(target.name)}", name=line.metric)
+            _junit_properties(case, {name: getattr(line, name) for name in _LINE_FIELDS})
             if outcome != "pass":
                 kind = "failure" if outcome == "fail" else "error"
                 ET.SubElement(case, kind, type=line.verdict, message=printable(line.reason)).text = printable(
@@ -170,6 +193,14 @@ def junit(run: Run) -> bytes:
                 )
     ET.indent(root)
     return b'<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root) + b"\n"
+
+
+def _junit_properties(parent: ET.Element, values: Mapping[str, object]) -> None:
+    """Add names and values, those that are not known left out."""
+    properties = ET.SubElement(parent, "properties")
+    for name, value in values.items():
+        if value is not None:
+            ET.SubElement(properties, "property", name=printable(name), value=printable(str(value)))
 
 
 def _junit_outcome(verdict: str) -> str:

@@ -7,9 +7,13 @@ Nothing here names the machine, its user or a path.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+import math
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PositiveNs = Annotated[int, Field(gt=0, lt=2**62)]
 TimestampNs = Annotated[int, Field(ge=0, lt=2**62)]
@@ -20,6 +24,7 @@ PositiveCount = Annotated[int, Field(gt=0, lt=2**31)]
 NumRows = Annotated[int, Field(ge=0, lt=2**24)]
 ClockMhz = Annotated[int, Field(ge=0, lt=1_000_000)]
 PowerW = Annotated[float, Field(ge=0, lt=1e6)]
+Nats = Annotated[float, Field(ge=0, lt=1e6)]
 IntervalMs = Annotated[float, Field(gt=0, lt=1e12)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=500)]
@@ -29,10 +34,16 @@ RelativeName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*$", max_length=200)
 ]
 
+ROWS_PER_DIGIT = 4
+RowBits = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]+$", max_length=2**24 // ROWS_PER_DIGIT)]
+
 Evidence = Literal["measured", "simulated", "projected"]
 Purpose = Literal["screen", "confirm", "release"]
 WarmupClass = Literal["flat", "warmup", "slowdown", "no_steady_state"]
 CheckStatus = Literal["ok", "warning", "invalid", "unavailable"]
+
+
+_ROUNDING = 1e-6
 
 
 class Part(BaseModel):
@@ -50,11 +61,51 @@ class Tool(Part):
     is_git_dirty: bool | None = None
 
 
+class FormatCost(Part):
+    """What the artifact's formats cost against the exact fold in fp32, as its export measured them on a text.
+
+    KL divergences in nats: `kl_chunks` are the means of equal pieces of neighbouring positions, `kl_mean` is theirs.
+    Without `text_sha256` the ids were random.
+    """
+
+    kl_mean: Nats
+    kl_p99: Nats
+    kl_chunks: Annotated[tuple[Nats, ...], Field(min_length=1, max_length=100_000)]
+    top1_share: Annotated[float, Field(ge=0, le=1)]
+    perplexity_ratio: Annotated[float, Field(gt=0, lt=1e30)]
+    num_positions: PositiveCount
+    text: Literal["bundled text", "given text", "random ids"]
+    text_sha256: Sha256 | None
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        mean = sum(self.kl_chunks) / len(self.kl_chunks)
+        if not math.isclose(mean, self.kl_mean, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
+            msg = f"pieces of {mean:.6g} nats on average and a mean of {self.kl_mean:.6g}"
+            raise ValueError(msg)
+        if abs(self.top1_share * self.num_positions - self.num_same) > _ROUNDING * self.num_positions:
+            msg = f"a share of {self.top1_share!r} of {self.num_positions} positions is no whole number of them"
+            raise ValueError(msg)
+        if self.num_positions % len(self.kl_chunks):
+            msg = f"{self.num_positions} positions in {len(self.kl_chunks)} equal pieces"
+            raise ValueError(msg)
+        if (self.text == "random ids") != (self.text_sha256 is None):
+            msg = f"{self.text} with the SHA-256 {self.text_sha256}"
+            raise ValueError(msg)
+        return self
+
+    @property
+    def num_same(self) -> int:
+        """Positions with the same first choice."""
+        return round(self.top1_share * self.num_positions)
+
+
 class Subject(Part):
     """The artifact that was measured, down to the hash of each of its files.
 
     `config` and `structure` are its shape and formats in full, what the roofline of a measurement is computed from;
-    `graph` is how it was written: dialect, opset, kind of cache.
+    `graph` is how it was written: dialect, opset, kind of cache; `format_cost` what its formats cost in answers, null
+    in records of artifacts that do not say.
     """
 
     name: Text
@@ -73,6 +124,7 @@ class Subject(Part):
     structure: dict[Text, Text] | None = None
     graph: dict[Text, JsonValue] | None = None
     config: dict[Text, JsonValue] | None = None
+    format_cost: FormatCost | None = None
 
 
 class Workload(Part):
@@ -447,13 +499,21 @@ class MetricCounts(Part):
         return self
 
 
+def row_bits(right: Sequence[bool]) -> str:
+    """Write which rows were right as `DomainAccuracy.right_rows` holds it."""
+    bits = "".join("01"[is_right] for is_right in right)
+    bits += "0" * (-len(bits) % ROWS_PER_DIGIT)
+    return f"{int(bits, 2):0{len(bits) // ROWS_PER_DIGIT}x}"
+
+
 class DomainAccuracy(Part):
     """Right answers of the exported artifact on rows of one split, named by the hash of their content.
 
     `num_right` counts by `metric`, `metrics` by each metric of the task. `task_sha256` names what its file says,
     `data_sha256` the files that the rows were read from (null: made here, or from the hub), `few_shot` counts the
-    solved rows in front of every question, and `chat` says whether prompts went through the model's chat template. They
-    are null or empty in records older than these fields.
+    solved rows in front of every question, and `chat` says whether prompts went through the model's chat template.
+    `right_rows` holds one bit a row, in hexadecimal digits, the first row in the highest bit of the first. They are
+    null or empty in records older than these fields.
     """
 
     num_right: NumRows
@@ -469,6 +529,24 @@ class DomainAccuracy(Part):
     chat: bool | None = None
     task_sha256: Sha256 | None = None
     data_sha256: Sha256 | None = None
+    right_rows: RowBits | None = None
+
+    def is_right(self) -> tuple[bool, ...] | None:
+        """Whether each row was answered right, in the order that `rows_sha256` names; None where only sums are kept."""
+        if self.right_rows is None:
+            return None
+        bits = "".join(f"{int(digit, 16):04b}" for digit in self.right_rows)
+        return tuple(bit == "1" for bit in bits[: self.num_rows])
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
+        if self.right_rows is not None:
+            right = self.is_right() or ()
+            num_digits = -(-self.num_rows // ROWS_PER_DIGIT)
+            if len(self.right_rows) != num_digits or sum(right) != self.num_right:
+                msg = f"right_rows tells of {sum(right)} right of {len(right)} rows, num_right of {self.num_right}"
+                raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _counts_fit(self) -> Self:
@@ -483,6 +561,16 @@ class DomainAccuracy(Part):
             msg = f"num_right {self.num_right} of {self.num_rows} rows is not what metrics says of {self.metric}"
             raise ValueError(msg)
         return self
+
+
+_ASKED = {"metric": "metric", "task_sha256": "task file", "few_shot": "solved rows", "chat": "chat template"}
+"""What a score depends on beside model and rows, and what each is called."""
+
+
+def asked_apart(one: DomainAccuracy, other: DomainAccuracy) -> str:
+    """Say in what two scores of one task were asked differently; what an older record leaves out is no difference."""
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in _ASKED}
+    return ", ".join(_ASKED[name] for name, pair in pairs.items() if None not in pair and pair[0] != pair[1])
 
 
 class Provenance(Part):

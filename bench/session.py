@@ -12,11 +12,12 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+from ..cores import num_physical_cores
 from ..errors import HavocError
 from ..export.child import run_worker
 from ..export.held import hold
 from .cuda_driver import CudaCard, open_cuda_card
-from .device import CPU_PROVIDER, CUDA_PROVIDER, identify_device, num_physical_cores, runtime_package
+from .device import CPU_PROVIDER, CUDA_PROVIDER, identify_device, runtime_package
 from .instruments import Sampler, cpu_energy_j, cpu_reading, gpu_reading, telemetry_points
 from .neighbours import Neighbour, snapshot
 from .nvml import Card, Nvml, open_nvml

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import PurePath
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from pydantic import ValidationError
 from ..errors import HavocError
 from ..export.held import hold
 from ..model.config import HavocConfig
-from .schema import Subject
+from .schema import FormatCost, Subject
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,4 +64,12 @@ def _described(artifact: Path, manifest: ArtifactManifest, weight_bytes: int) ->
         structure=manifest.structure,
         graph=manifest.graph,
         config=HavocConfig.from_directory(artifact).to_hf(),
+        format_cost=_format_cost(manifest),
     )
+
+
+def _format_cost(manifest: ArtifactManifest) -> FormatCost | None:
+    """What the manifest says the formats cost; None in one written before it did."""
+    if manifest.format_cost is None:
+        return None
+    return FormatCost.model_validate_json(json.dumps(manifest.format_cost))  # strict, but a list may be a tuple

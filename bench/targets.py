@@ -1,9 +1,9 @@
 """What a release must meet: a device, told apart from its siblings, and the limits on it, read from TOML.
 
-The bundled `targets.toml` holds `gtx1660` and `host`, and both without pictures, `gtx1660-text` and `host-text`; a
+The bundled `targets.toml` holds `gtx1660` and `host`, and both without pictures: `gtx1660-text` and `host-text`. A
 user's own file has the same form: one table per target. Every limit names its unit, so milliseconds and seconds, or GB
 and GiB, cannot be mixed up; unknown keys are refused, and so are text or true for a number and figures that no device
-has.
+has. A limit on a task may pin its file and its data, and leave `above` to the task's file.
 
 Metrics and the unit each is judged in:
 
@@ -13,6 +13,8 @@ Metrics and the unit each is judged in:
     peak_vram_bytes, peak_rss_bytes  worst process plus a margin for the sampling gap
     energy_j_per_tok          J/tok  mean over one span
     accuracy/<task>           share  exact one-sided binomial bound
+    kl_mean                   nats   upper confidence bound of the mean over pieces of the text
+    top1_share                share  exact one-sided binomial bound
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
@@ -27,19 +30,22 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from ..adapt.tasks.definition import NAME
-from ..adapt.tasks.task import bundled_tasks
+from ..adapt.tasks.task import bundled_tasks, load_task
 from ..errors import HavocError
 from .schema import Part, Sha256, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping, Sequence
+
+    from .record import Record
+    from .schema import Workload
 
 BUNDLED = Path(__file__).with_name("targets.toml")
 MAX_TARGETS_BYTES = 200_000
 MAX_DOTS = 32  # in one line; a dotted key is parsed in quadratic time
 MEMORY_MARGIN_SHARE = 0.03
 
-Kind = Literal["latency", "worst_time", "throughput", "memory", "energy", "accuracy"]
+Kind = Literal["latency", "worst_time", "throughput", "memory", "energy", "accuracy", "divergence", "agreement"]
 Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=1e6, le=1e18)]  # per second: from a microcontroller's to more than any device's
 Count = Annotated[int, Field(gt=0, le=10_000_000)]
@@ -64,7 +70,7 @@ class Metric(Part):
     @property
     def is_lower_better(self) -> bool:
         """Whether a limit on it is an upper one."""
-        return self.kind not in {"throughput", "accuracy"}
+        return self.kind not in {"throughput", "accuracy", "agreement"}
 
 
 _METRICS = {
@@ -72,7 +78,7 @@ _METRICS = {
     for metric in (
         Metric(
             name="prefill_ms",
-            title="prefill, 512 tokens",
+            title="prefill",
             kind="latency",
             unit="ms",
             scales=_TIME_MS,
@@ -125,6 +131,24 @@ _METRICS = {
             lowest=1e-6,
             highest=1e6,
         ),
+        Metric(
+            name="kl_mean",
+            title="format cost, KL",
+            kind="divergence",
+            unit="nats",
+            scales={"nats": 1.0, "bits": math.log(2)},
+            lowest=1e-6,
+            highest=1e2,
+        ),
+        Metric(
+            name="top1_share",
+            title="format cost, same next token",
+            kind="agreement",
+            unit="share",
+            scales=_SHARE,
+            lowest=1e-6,
+            highest=1 - 1e-6,
+        ),
     )
 }
 
@@ -147,15 +171,24 @@ def metric_of(name: str) -> Metric:
     raise ValueError(f"unknown metric {name!r}: choose from {', '.join(_METRICS)}, accuracy/<task>")
 
 
-_ROWS = {"rows", "seed", "rows_sha256", "data_sha256", "task_sha256"}
+_ROWS = {"rows", "seed", "rows_sha256"}
+_PINS = ("task_sha256", "data_sha256")
+
+
+def title_of(name: str, workload: Workload | RequiredWorkload | None = None) -> str:
+    """Return the title of a metric, with the prompt's length where it is that of a prompt."""
+    title = metric_of(name).title
+    return f"{title}, {workload.prompt_tokens} tokens" if name == "prefill_ms" and workload is not None else title
 
 
 class Limit(Part):
     """One bound a release must prove: `below` or `above` in `unit`; `value` gives it in the metric's own unit.
 
-    A limit on accuracy may state its rows, so that nobody chooses them afterwards: how many (`rows`; with another
-    number the bound is one that holds for any number of looks), the `seed` of rows made here, and the hashes of the
-    rows, of the files they were read from and of the task, as the record has them.
+    A limit on accuracy may name the task's file, from beside the targets' file, and pin what the task's file says and
+    the data it is scored on by their hashes, as a record holds them.
+
+    It may also state its rows, so that nobody chooses them afterwards: how many (`rows`; with another number the bound
+    is one that holds for any number of looks), the `seed` of rows made here, and the hash of the rows themselves.
     """
 
     metric: Text
@@ -164,11 +197,12 @@ class Limit(Part):
     unit: Text
     percentile: Annotated[float, Field(ge=0.01, le=0.9999)] = 0.9
     confidence: Annotated[float, Field(ge=0.5, le=0.999999)] = 0.95
+    task: Text | None = None
+    task_sha256: Sha256 | None = None
+    data_sha256: Sha256 | None = None
     rows: Count | None = None
     seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
-    rows_sha256: tuple[Sha256, ...] = ()
-    data_sha256: tuple[Sha256, ...] = ()
-    task_sha256: tuple[Sha256, ...] = ()
+    rows_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -184,6 +218,8 @@ class Limit(Part):
                 f"{self.metric} limit of {written:g} % is under one percent: "
                 f'write {100 * written:g}, or {written:g} with unit "share"'
             )
+        if metric.kind != "accuracy" and (wrong := sorted({"task", *_PINS} & self.model_fields_set)):
+            raise ValueError(f"{self.metric} has no {', '.join(wrong)}: it is no limit on a task")
         if "percentile" in self.model_fields_set and metric.kind != "latency":
             raise ValueError(f"{self.metric} has no percentile")
         if metric.kind != "accuracy" and (stated := sorted(_ROWS & self.model_fields_set)):
@@ -327,7 +363,7 @@ def require_known_tasks(target: Target, names: Collection[str]) -> None:
     known = [*bundled_tasks(), *names]
     for limit in target.limits:
         prefix, _, task = limit.metric.partition("/")
-        if prefix == "accuracy" and task not in known:
+        if prefix == "accuracy" and limit.task is None and task not in known:
             near = difflib.get_close_matches(task, known, n=1)
             hint = f"did you mean accuracy/{near[0]}?" if near else f"there are {', '.join(dict.fromkeys(known))}"
             raise HavocError(f"target {target.name}: {limit.metric} is a limit on a task that does not exist; {hint}")
@@ -371,9 +407,50 @@ def _target_of(path: Path, name: str, entry: object) -> Target:
     if "origin" in entry:
         raise HavocError(f"{path}: target {name}: origin: no such key")
     try:
+        entry = _with_tasks(entry, path.parent)
         return Target.model_validate_json(json.dumps({**entry, "name": name}))  # strict, but a list may be a tuple
+    except HavocError as error:
+        raise HavocError(f"{path}: target {name}: {error}") from error
     except (ValidationError, RecursionError, ValueError, TypeError) as error:  # no JSON: a date, a number too long
         raise HavocError(f"{path}: target {name}: {_first_line(error)}") from error
+
+
+def _with_tasks(entry: dict[str, object], folder: Path) -> dict[str, object]:
+    """Read the tasks that limits name: what such a file says is pinned, and its own limit holds where none is given."""
+    limits = entry.get("limits")
+    if not isinstance(limits, list):
+        return entry
+    return {**entry, "limits": [_with_task(limit, folder) if isinstance(limit, dict) else limit for limit in limits]}
+
+
+def _with_task(limit: dict[str, object], folder: Path) -> dict[str, object]:
+    prefix, _, name = str(limit.get("metric", "")).partition("/")
+    file = limit.get("task")
+    if prefix != "accuracy" or (file is None and name not in bundled_tasks()):
+        return limit
+    task = load_task(name if file is None else folder / str(file), few_shot=0)
+    if task.name != name:
+        raise HavocError(f"accuracy/{name} names the file of the task {task.name} ({file})")
+    above = task.definition.limits.above
+    if above is not None and "above" not in limit and "below" not in limit:
+        limit = {**limit, "above": above, "unit": "share"}
+    return limit if file is None else {"task_sha256": task.sha256, **limit}
+
+
+def require_pinned(target: Target, records: Sequence[Record]) -> None:
+    """Refuse records whose accuracy was measured by another task file, or on other data, than the target pins."""
+    for limit in target.limits:
+        name = limit.metric.partition("/")[2]
+        for record in records:
+            found = record.accuracy.get(name)
+            for pin in _PINS if found is not None else ():
+                wanted, there = getattr(limit, pin), getattr(found, pin)
+                if wanted is not None and there != wanted:
+                    is_there = "none" if there is None else there
+                    raise HavocError(
+                        f"target {target.name}: {limit.metric} is pinned to {pin} {wanted}, and {record.run_id} holds "
+                        f"{is_there}: score the same file and data, or correct the target"
+                    )
 
 
 def _read(path: Path) -> bytes:

@@ -74,6 +74,7 @@ class ArtifactManifest:
     num_parameters: int
     fingerprint: dict[str, Any]
     parity: dict[str, Any]
+    format_cost: dict[str, Any] | None = None
     sha256: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -89,6 +90,7 @@ class ArtifactManifest:
             "num_parameters": self.num_parameters,
             "fingerprint": self.fingerprint,
             "parity": self.parity,
+            **({} if self.format_cost is None else {"format_cost": self.format_cost}),
             "files": {
                 name: {"sha256": file.sha256, "num_bytes": file.num_bytes} for name, file in sorted(self.files.items())
             },
@@ -138,6 +140,7 @@ def _parse(document: dict[str, Any], *, sha256: str) -> ArtifactManifest:
         num_parameters=_count(document["num_parameters"]),
         fingerprint=_typed(document["fingerprint"], dict),
         parity=_typed(document["parity"], dict),
+        format_cost=_typed(document["format_cost"], dict) if "format_cost" in document else None,
         sha256=sha256,
     )
     if set(manifest.alpha) != set(manifest.expert_hashes):

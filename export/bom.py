@@ -117,19 +117,24 @@ def _model_card(config: HavocConfig, manifest: ArtifactManifest) -> dict[str, An
     }
 
 
+_COSTS = {
+    "kl_mean": "mean KL divergence from the exact fold, nats",
+    "top1_share": "share of equal top-1 tokens, artifact against the exact fold",
+    "perplexity_ratio": "perplexity in units of the exact fold's",
+}
+
+
 def _metrics(manifest: ArtifactManifest) -> Iterator[dict[str, str]]:
-    """Parity: how far the graph is from torch on each way of running it, and the format from the exact fold."""
+    """How far the graph is from float64 on each way of running it, and what the format costs."""
     for case in manifest.parity["cases"]:
         yield {
-            "type": "largest logit difference to torch",
+            "type": f"error against float64 in units of that of {case['measure']}",
             "slice": str(case["name"]),
-            "value": repr(case["max_abs_diff"]),
+            "value": repr(case["ratio"]),
         }
-    drift = manifest.parity["format_drift"]
-    yield {
-        "type": "share of equal top-1 tokens, stored weights against the exact fold",
-        "value": repr(drift["top1_share"]),
-    }
+    for name, kind in _COSTS.items():
+        if manifest.format_cost is not None:
+            yield {"type": kind, "value": repr(manifest.format_cost[name])}
 
 
 def _limits(config: HavocConfig, manifest: ArtifactManifest) -> Iterator[str]:

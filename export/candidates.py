@@ -14,7 +14,6 @@ import onnx_ir as ir
 
 from ..adapt.mixture import DenseMixture
 from ..model.checkpoint import Base
-from ..model.tokenizer import Tokenizer, load_tokenizer
 from .datafile import encoded_initializers
 from .encode import encode, encode_factors
 from .fold import FoldedTensors
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from ..adapt.mixture import MixingRule
     from ..adapt.svf import Basis
     from ..model.structure import Structure
+    from ..model.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,7 @@ def _tokenizer_of(base: Source | Base | Path | str, source: Source) -> Tokenizer
     """The tokenizer of a loaded base as it is, with or without its chat template; else the directory's."""
     if isinstance(base, Base):
         return base.loaded_tokenizer
-    directory = source.directory
-    return None if directory is None else load_tokenizer(directory, num_rows=source.config.vocab_size)
+    return source.tokenizer
 
 
 def _places(model: ir.Model) -> dict[str, tuple[int, tuple[int, ...]]]:

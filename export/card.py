@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
 from .options import options_of
@@ -81,9 +81,12 @@ havoc bench . --out ../report     # latency, throughput, memory on this machine
 
 ## How it was checked
 
-Against torch, over the stored weights, when it was written:
+Against the same forward pass in float64 over the stored weights, when it was written; a graph is refused above
+{manifest.parity["max_ratio"]:g} times torch's own error:
 
 {_parity_table(manifest)}
+
+What the format costs: {cost_sentence(manifest.format_cost or {})}.
 
 ## Limits
 
@@ -164,13 +167,28 @@ def _blocks(structure: Structure) -> str:
 
 
 def _parity_table(manifest: ArtifactManifest) -> str:
-    lines = ["| way of running it | largest difference of a logit | mean | same next token |", "|---|---|---|---|"]
-    drift = manifest.parity["format_drift"] | {"name": "format: stored weights against the exact fold"}
+    lines = ["| way of running it | error, of the logits' spread | in units of torch's own | torch computing in |"]
+    lines += ["|---|---|---|---|"]
     lines += [
-        f"| {case['name']} | {case['max_abs_diff']:.2e} | {case['mean_abs_diff']:.2e} | {case['top1_share']:.3f} |"
-        for case in [*manifest.parity["cases"], drift]
+        f"| {case['name']} | {case['error']:.1e} | {case['ratio']:.2f} | {case['measure']} |"
+        for case in manifest.parity["cases"]
     ]
     return "\n".join(lines)
+
+
+def cost_sentence(cost: Mapping[str, Any]) -> str:
+    """What the format costs, in one sentence."""
+    return (
+        f"KL divergence from the exact fold {cost['kl_mean']:.2g} nats on average ({cost['kl_p99']:.2g} at the 99th "
+        f"percentile), the same next token at {cost['top1_share']:.1%}, perplexity times "
+        f"{cost['perplexity_ratio']:.4g}, over {cost['num_positions']} positions of {_sample(cost)}"
+    )
+
+
+def _sample(cost: Mapping[str, Any]) -> str:
+    if cost["text_sha256"] is None:
+        return "random ids"
+    return f"{'the bundled' if cost['text'] == 'bundled text' else 'a given'} text"
 
 
 def _limits(config: HavocConfig, manifest: ArtifactManifest, structure: Structure) -> str:
@@ -179,9 +197,8 @@ def _limits(config: HavocConfig, manifest: ArtifactManifest, structure: Structur
 
 def _limit_lines(config: HavocConfig, manifest: ArtifactManifest, structure: Structure) -> Iterator[str]:
     yield f"At most {config.max_seq_len:,} tokens of prompt and answer together."
-    drift = manifest.parity["format_drift"]
     if structure.is_quantized:
-        share = f"{drift['top1_share']:.1%} of the next tokens on random input"
+        share = f"{(manifest.format_cost or {})['top1_share']:.1%} of the next tokens"
         yield f"{structure.weight_format} weights keep {share}; what that costs in answers only an evaluation shows."
     if structure.activation_dtype == "fp16":
         yield "Activations beyond 65,504 overflow in fp16; the check above found none on its inputs."

@@ -12,6 +12,7 @@ from ..model.structure import Structure
 from ..progress import make_progress
 from ..storage import read_bounded
 from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
+from .card import cost_sentence
 from .options import DEFAULT_OPTIONS, GraphOptions, choose_dialect, options_of
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .verify import Check
 
 _MAX_IMAGE_BYTES = 1 << 24
+_IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 _UNCUT = "warning     --rank changed nothing: two factors of that rank are larger than every matrix they would replace"
 
 
@@ -38,6 +40,10 @@ def handle_export(args: argparse.Namespace) -> int:
     structure = _structure(args)
     source = open_source(args.base)
     options = _graph_options(args, source.config.attention.head_dim)
+    if source.directory is not None and source.tokenizer is None:
+        from ..model.base_tokenizer import missing_tokenizer
+
+        print(f"note: {printable(missing_tokenizer(source.directory))}; nor will the artifact", file=sys.stderr)
     experts, alpha = _experts(args.experts, args.alpha, source)
     if not args.replace:
         _require_same_making(args.out, source, dict(zip((e.hash for e in experts), alpha, strict=True)), structure)
@@ -98,7 +104,9 @@ def _require_same_making(out: Path, source: Source, weights: dict[str, float], s
 def _structure(args: argparse.Namespace) -> Structure:
     """The structure that is asked for; what cannot be, or not with `--to hf`, is refused before a base is opened."""
     quantizer = args.quantizer.replace("-", "_")
-    structure = Structure(args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank)
+    structure = Structure(
+        args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank, args.compute
+    )
     if args.to == "hf" and structure not in (Structure(), Structure("fp16")):
         msg = f"--to hf stores whole fp32 or fp16 weights, not {structure.description}"
         raise HavocError(msg)
@@ -152,9 +160,8 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
     mixture = ", ".join(f"{printable(domain)} {weight:g}" for domain, weight in manifest.alpha.items())
     structure = Structure.from_fields(manifest.structure)
     factored = f", {manifest.graph['factored']} as two factors" if "factored" in manifest.graph else ""
-    worst = max(case["max_abs_diff"] for case in manifest.parity["cases"])
-    drift = manifest.parity["format_drift"]
-    moved = f"moves logits by {drift['mean_relative_diff']:.1e} of their spread"
+    cases = manifest.parity["cases"]
+    worst = max(case["ratio"] for case in cases)
     kind = " (random weights)" if manifest.has_random_weights else ""
     return [
         f"artifact    {out}",
@@ -163,8 +170,8 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
         f"structure   {structure.description}{factored}",
         f"graph       {options_of(manifest).description}, opset {manifest.graph['opset']}",
         f"size        {manifest.num_parameters:,} parameters, {num_bytes:,} bytes",
-        f"parity      largest difference to torch {worst:.1e} over {len(manifest.parity['cases'])} ways of running it",
-        f"format      {moved}, keeps {drift['top1_share']:.1%} of top-1",
+        f"parity      at most {worst:.2g} times torch's own error over {len(cases)} ways of running it",
+        f"format      {cost_sentence(manifest.format_cost or {})}",
         *(["signed      " + SIGNATURE] if (out / SIGNATURE).exists() else []),
         *([_UNCUT] if str(manifest.graph.get("factored")).startswith("0 of ") else []),
     ]
@@ -245,14 +252,23 @@ def _has_torch() -> bool:
 
 
 def handle_import(args: argparse.Namespace) -> int:
-    """Check a Hugging Face directory completely and say what it is."""
+    """Check a base completely and say what it is; with `--out` write a GGUF file as a Hugging Face directory."""
     from ..model.config import PRESETS
+    from ..model.gguf_header import is_gguf
     from .inspection import inspect_directory
 
     if str(args.directory) in PRESETS and not args.directory.exists():
         msg = f"{args.directory} is a preset, and import checks a Hugging Face directory: give the folder of one"
         raise HavocError(msg)
-    document = inspect_directory(args.directory, progress=make_progress(quiet=args.quiet))
+    if args.out is not None and not is_gguf(args.directory):
+        msg = f"--out {args.out}: {args.directory} is no .gguf file; only such a file is written as a directory"
+        raise HavocError(msg)
+    progress = make_progress(quiet=args.quiet)
+    document = inspect_directory(args.directory, progress=progress)
+    if args.out is not None:
+        from .huggingface import export_huggingface
+
+        document["written_to"] = str(export_huggingface(args.directory, args.out, progress=progress))
     width = max(map(len, document))
     _print(
         args.json, document, [f"{name.replace('_', ' '):{width}s}  {_shown(value)}" for name, value in document.items()]
@@ -310,10 +326,19 @@ def _prompt(argument: str) -> str:
 
 
 def _image(path: Path) -> bytes:
+    """PNG bytes of a picture as people store it: upright, 8-bit RGB, the same that a task's rows go through."""
+    from ..model.picture import open_picture, png_of
+    from ..model.vision import MAX_IMAGE_PIXELS
+
     try:
-        return read_bounded(path, max_bytes=_MAX_IMAGE_BYTES)
+        data = read_bounded(path, max_bytes=_MAX_IMAGE_BYTES)
     except OSError as error:
         msg = f"{path}: {error.strerror or error}"
+        raise HavocError(msg) from error
+    try:
+        return png_of(open_picture(data, formats=_IMAGE_FORMATS, max_pixels=MAX_IMAGE_PIXELS))
+    except HavocError as error:
+        msg = f"{path}: {error}"
         raise HavocError(msg) from error
 
 

@@ -1,5 +1,7 @@
 """What comes along from the base unchanged: tokenizer, chat template, licence. No torch.
 
+Of a GGUF file it is what its metadata says, in the form of a Hugging Face directory.
+
 A base is input from somewhere else. A link in it may lead to another file of the same download (the hub's cache is made
 of such links), but not out of it: what is carried along is published with the artifact.
 """
@@ -11,6 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import HavocError
+from ..model.gguf_header import is_gguf, read_header
+from ..model.gguf_tokenizer import read_tokenizer
 from ..storage import explained, read_bounded, write_bytes
 
 if TYPE_CHECKING:
@@ -30,6 +34,7 @@ LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "NOTICE", "NOTICE.txt",
 
 _README_BYTES = 1 << 16
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---", re.DOTALL)
+_LICENCE = re.compile(r"[A-Za-z0-9.+-]{1,64}")
 _LICENCE_LINE = re.compile(r"^license:[ \t]*['\"]?([A-Za-z0-9.+-]{1,64})['\"]?[ \t]*$", re.MULTILINE)
 
 
@@ -43,6 +48,11 @@ class Licence:
 
 def carry(directory: Path | None, folder: Path) -> None:
     """Copy tokenizer, chat template and licence of a base into `folder`; what may not be carried is refused."""
+    if directory is not None and is_gguf(directory):
+        tokenizer = read_tokenizer(read_header(directory))
+        for name, content in ({} if tokenizer is None else tokenizer.files()).items():
+            write_bytes(folder / name, content)
+        return
     for file in carried_files(directory):
         try:
             content = read_bounded(file)
@@ -53,7 +63,7 @@ def carry(directory: Path | None, folder: Path) -> None:
 
 def carried_files(directory: Path | None) -> list[Path]:
     """Files of a base that go with it; one that is no regular file, or is not in that directory, is a `HavocError`."""
-    if directory is None:
+    if directory is None or is_gguf(directory):
         return []
     files = [directory / name for name in TOKENIZER_FILES + CHAT_TEMPLATES + LICENCE_FILES]
     found = [file for file in files if file.exists() or file.is_symlink()]
@@ -63,9 +73,15 @@ def carried_files(directory: Path | None) -> list[Path]:
 
 
 def licence_of(directory: Path | None) -> Licence:
-    """The licence that a base's directory names in the front matter of `README.md`, and its file."""
+    """The licence that a base's directory names in the front matter of `README.md`, and its file.
+
+    Of a GGUF file: what its metadata names.
+    """
     if directory is None:
         return Licence()
+    if is_gguf(directory):
+        named = read_header(directory).metadata.get("general.license")
+        return Licence(identifier=named if isinstance(named, str) and _LICENCE.fullmatch(named) else None)
     named = None
     readme = directory / "README.md"
     if readme.is_file():

@@ -61,7 +61,7 @@ def generate_text(
         temperature=temperature,
         seed=seed,
     )
-    texts = [tokenizer.decode_completion(row, new) for row, new in zip(rows, completed, strict=True)]
+    texts = (tokenizer.decode_completion(row, new) for row, new in zip(rows, completed, strict=True))
     return [stops.cut(text) for text in texts]
 
 

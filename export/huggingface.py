@@ -10,6 +10,7 @@ import torch
 
 from ..errors import HavocError
 from ..model.checkpoint import generation_fields
+from ..model.hf_config import with_ends
 from ..model.tensors import tensor_shapes
 from ..model.weights import INDEX_FILE, SAFETENSORS_FILE
 from ..progress import SILENT, Progress
@@ -73,10 +74,12 @@ def export_huggingface(
 def _generation(source: Source) -> dict[str, Any]:
     """How the base is sampled, as it says itself, with every end of text that its two files name."""
     file = None if source.directory is None else source.directory / "generation_config.json"
-    ours = generation_fields(source.config)
+    ours = generation_fields(
+        source.config if source.tokenizer is None else with_ends(source.config, source.tokenizer.eos_ids)
+    )
     if file is None or not file.exists():
         return ours
-    return {**ours, **read_json(file), "eos_token_id": ours["eos_token_id"]}
+    return {**ours, **read_json(file), "eos_token_id": ours["eos_token_id"], "pad_token_id": ours["pad_token_id"]}
 
 
 def _write_weights(

@@ -1,4 +1,4 @@
-"""What a Hugging Face directory is, after everything in it was checked."""
+"""What a base is, a Hugging Face directory or a GGUF file, after everything in it was checked."""
 
 from __future__ import annotations
 
@@ -7,16 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import HavocError
+from ..errors import HavocError, printable
+from ..model.base_tokenizer import load_tokenizer, missing_tokenizer
+from ..model.gguf import GgufTensors
+from ..model.gguf_header import is_gguf
 from ..model.tensors import tensor_shapes
-from ..model.tokenizer import load_tokenizer
 from ..progress import SILENT, Progress
-from .companions import CHAT_TEMPLATES, carried_files, licence_of
+from ..storage import read_json
+from .companions import carried_files, licence_of
 from .source import open_source
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from torch import Tensor
+
+    from ..model.config import HavocConfig
     from ..model.tokenizer import Tokenizer
     from .source import Source
 
@@ -44,6 +51,8 @@ def inspect_directory(directory: Path, *, progress: Progress = SILENT) -> dict[s
         "vision": "none" if config.vision is None else f"patches of {config.vision.patch_size} pixels",
         "stored_as": ", ".join(dtypes),
         "tokenizer": _tokenizer(tokenizer, directory),
+        "text_begins_and_ends": _around_text(tokenizer),
+        "padding": _padding(config, directory),
         "licence": licence.identifier or licence.file or "not named",
         "weight_hash": source.read_hash(progress),
     }
@@ -58,13 +67,39 @@ def _stored_types(source: Source, directory: Path, progress: Progress) -> list[s
             if not bool(torch.isfinite(tensor.float()).all()):
                 msg = f"{directory}: tensor {name} holds NaN or Inf; the file is damaged or training diverged"
                 raise HavocError(msg)
-            dtypes.add(str(tensor.dtype).removeprefix("torch."))
+            dtypes.add(_stored_type(source.tensors, name, tensor))
             stage.advance(note=name)
     return sorted(dtypes)
 
 
+def _stored_type(tensors: Mapping[str, Tensor], name: str, tensor: Tensor) -> str:
+    if isinstance(tensors, GgufTensors):
+        return tensors.block_type(name).name
+    return str(tensor.dtype).removeprefix("torch.")
+
+
 def _tokenizer(tokenizer: Tokenizer | None, directory: Path) -> str:
     if tokenizer is None:
-        return "none: it cannot read text"
-    has_template = any((directory / name).is_file() for name in CHAT_TEMPLATES)
-    return f"{tokenizer.vocab_size:,} ids" + (", with a chat template" if has_template else "")
+        return f"none: {missing_tokenizer(directory)}"
+    return f"{tokenizer.vocab_size:,} ids" + (", with a chat template" if tokenizer.chat is not None else "")
+
+
+def _around_text(tokenizer: Tokenizer | None) -> str:
+    """What stands before a plain prompt, and every token at which generation stops."""
+    if tokenizer is None:
+        return "not known"
+    begins = _names(tokenizer, tokenizer.without_chat().encode_prompt("")) or "nothing"
+    return f"{begins} before plain text; generation stops at {_names(tokenizer, tokenizer.eos_ids)}"
+
+
+def _padding(config: HavocConfig, directory: Path) -> str:
+    """The id that fills rows up; a config may name one that no row of the table has."""
+    if config.pad_token_id is not None:
+        return f"id {config.pad_token_id}"
+    file = directory / "config.json"
+    named = None if is_gguf(directory) else read_json(file).get("pad_token_id")
+    return "none" if named is None else f"none: pad_token_id {named} of {file.name} is no row of the table"
+
+
+def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    return printable(", ".join(str(tokenizer.backend.id_to_token(token_id)) for token_id in ids))

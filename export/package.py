@@ -21,8 +21,9 @@ from ..adapt.svf import matrix_basis
 from ..errors import HavocError
 from ..model.checkpoint import generation_fields
 from ..model.cost import num_parameters
+from ..model.hf_config import with_ends
 from ..model.structure import Structure
-from ..model.tokenizer import load_tokenizer
+from ..model.tokenizer import Tokenizer
 from ..progress import SILENT, Progress
 from ..storage import new_directory, sha256_file, write_bytes, write_json, write_text
 from .artifact import MANIFEST, ArtifactFile, ArtifactManifest, refuse_files_of_others
@@ -35,11 +36,10 @@ from .genai import genai_config
 from .graph import build_graphs, serialize
 from .layout import DATA_FILE, plan_layout
 from .options import DEFAULT_OPTIONS, GraphOptions
-from .parity import ParityCase, ParityReport, StreamedModel, compare, drift, reference_logits
-from .probe import fingerprint
-from .session import DecoderSession
+from .proof import Proof, prove
+from .sample import read_sample
 from .source import Source, open_source
-from .tape import CPU_ACCURACY_LEVELS
+from .tape import ACCURACY_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -106,18 +106,21 @@ def export_artifact(
     options: GraphOptions = DEFAULT_OPTIONS,
     basis: Basis | None = None,
     signer: Signer | None = None,
+    calibration: Path | None = None,
     progress: Progress = SILENT,
 ) -> Path:
     """Fold `experts` with weights `alpha` into `base` and write the artifact folder `out`; return it.
 
     Without experts the base itself is exported. `basis` saves computing it again. With a `signer` the artifact is
-    signed before it appears. An existing artifact at `out` is replaced when the new one is whole. Raises
-    `MeasurementError` when the graph does not agree with torch, `HavocError` for anything wrong with the input or the
-    disk; nothing is left behind then.
+    signed before it appears. `calibration` is the text that the format's cost is measured on, in place of the bundled
+    one. An existing artifact at `out` is replaced when the new one is whole. Raises `MeasurementError` when the graph
+    does not compute what the weights say, `HavocError` for anything wrong with the input or the disk; nothing is left
+    behind then.
     """
     source = open_source(base)
     structure = structure or Structure()
     require_companions(source)
+    require_calibration(source, calibration)
     plan_layout(source.config, structure)  # a structure that this model cannot have is refused before any work
     options = options.fitted(source.config.max_seq_len)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
@@ -127,9 +130,8 @@ def export_artifact(
         folded = FoldedTensors(source.tensors, mixture.deltas(source, basis), basis)
         data_sha256 = _write_model(folder, source.config, structure, options, folded, progress)
         write_companions(folder, source, mixture, options)
-        session, report, moved = _prove(folder, source.config, structure, options, folded, progress)
-        manifest = _manifest(source, mixture, structure, options, report, moved, fingerprint(session))
-        del session  # unmaps the data file before its folder is renamed
+        proof = _prove(folder, source, structure, options, folded, calibration, progress)
+        manifest = _manifest(source, mixture, structure, options, proof)
         _write_papers(folder, source, mixture, structure, manifest, {DATA_FILE: data_sha256})
         if signer is not None:
             signer.sign(folder, name=out.resolve().name)
@@ -168,17 +170,23 @@ def _write_model(
 def require_companions(source: Source) -> None:
     """Read what goes along with the weights before they are folded, which may take long."""
     carried_files(source.directory)
-    if source.directory is not None:
-        load_tokenizer(source.directory, num_rows=source.config.vocab_size)
+    _ = source.tokenizer
+
+
+def require_calibration(source: Source, calibration: Path | None) -> None:
+    """Read the text of one's own before any work: one that cannot be used is a `HavocError`."""
+    if calibration is not None:
+        read_sample(source.config, source.tokenizer, file=calibration)
 
 
 def write_companions(folder: Path, source: Source, mixture: Mixture, options: GraphOptions) -> None:
     """Write what stands beside weights and graphs: configurations, tokenizer, licence, experts and mixture."""
     config = source.config
     write_json(folder / "config.json", config.to_hf())
-    write_json(folder / "generation_config.json", generation_fields(config))
+    ends = config if source.tokenizer is None else with_ends(config, source.tokenizer.eos_ids)
+    write_json(folder / "generation_config.json", generation_fields(ends))
     if config.vision is None:
-        write_json(folder / "genai_config.json", genai_config(config, options))
+        write_json(folder / "genai_config.json", genai_config(ends, options))
     carry(source.directory, folder)
     for expert in mixture.experts:
         save_expert(expert, folder / EXPERTS_FOLDER)
@@ -227,28 +235,27 @@ def mixture_document(source: Source, mixture: Mixture) -> dict[str, Any]:
 
 def _prove(
     folder: Path,
-    config: HavocConfig,
+    source: Source,
     structure: Structure,
     options: GraphOptions,
     folded: FoldedTensors,
+    calibration: Path | None,
     progress: Progress,
-) -> tuple[DecoderSession, ParityReport, ParityCase]:
-    """Hold the graphs just written against torch over the stored weights, and those against the exact fold.
-
-    The references come first and leave only their logits, so that no weight is held twice at any time.
-    """
-    layout = plan_layout(config, structure)
-    stored = StoredWeights(folder / DATA_FILE, layout, structure)
-    with progress.stage("torch over the stored weights", config.num_layers, unit="layers") as stage:
-        expected = reference_logits(StreamedModel(config, stored, on_layer=stage.advance), config)
-    with progress.stage("torch over the exact weights", config.num_layers, unit="layers") as stage:
-        is_exact = structure.weight_format == "fp32" and all(torch.equal(stored[name], folded[name]) for name in stored)
-        exact = StreamedModel(config, folded, on_layer=stage.advance)
-        moved = drift(expected, expected if is_exact else reference_logits(exact, config), config)
-    graphs = {path.name: path for path in sorted(folder.glob("*.onnx"))}
-    session = DecoderSession(config, graphs, options=options, packs_weights=_is_packed(layout, structure))
-    report = compare(expected, session, structure, progress=progress)
-    return session, report, moved
+) -> Proof:
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+    layout = plan_layout(source.config, structure)
+    return prove(
+        folder,
+        config=source.config,
+        structure=structure,
+        options=options,
+        stored=StoredWeights(folder / DATA_FILE, layout, structure),
+        folded=folded,
+        layout=layout,
+        sample=read_sample(source.config, tokenizer, file=calibration),
+        packs_weights=_is_packed(layout, structure),
+        progress=progress,
+    )
 
 
 def _is_packed(layout: Layout, structure: Structure) -> bool:
@@ -264,9 +271,7 @@ def _manifest(
     mixture: Mixture,
     structure: Structure,
     options: GraphOptions,
-    report: ParityReport,
-    moved: ParityCase,
-    logits: dict[str, Any],
+    proof: Proof,
 ) -> ArtifactManifest:
     names = ("onnxruntime-gpu", "onnxruntime")
     runtime = next((found for name in names if (found := _installed(name))), "unknown")
@@ -286,22 +291,18 @@ def _manifest(
             **{name: version(name) for name in ("onnx-ir", "numpy", "torch")},
         },
         num_parameters=num_parameters(source.config),
-        fingerprint=logits,
+        fingerprint=proof.fingerprint,
         parity={
-            **report.to_json(),
+            **proof.parity.to_json(),
             "has_packed_weights": _is_packed(plan_layout(source.config, structure), structure),
-            "format_drift": moved.to_json(),
         },
+        format_cost=proof.cost.to_json(),
     )
 
 
 def graph_fields(config: HavocConfig, structure: Structure, options: GraphOptions) -> dict[str, Any]:
     """What a manifest says about the graph; `options` are fitted to the model's context."""
-    level = (
-        {"accuracy_level": CPU_ACCURACY_LEVELS[structure.weight_format]}
-        if structure.is_quantized and structure.activation_dtype == "fp32"
-        else {}
-    )
+    level = {"accuracy_level": ACCURACY_LEVELS[structure.compute]} if structure.has_compute else {}
     return {
         **options.to_json(),
         "opset": options.opset,

@@ -13,11 +13,12 @@ import numpy as np
 from .completion import left_padded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from numpy.typing import NDArray
 
     from ..model.config import HavocConfig
+    from .sample import Sample
     from .session import DecoderSession
 
 NUM_TOKENS = 24
@@ -48,20 +49,41 @@ def make_probe(config: HavocConfig, *, num_tokens: int = NUM_TOKENS, seed: int =
     """Random sequences of three lengths; in vision configurations the first and the last carry an image."""
     rng = np.random.default_rng(seed)
     num_tokens = min(num_tokens, config.max_seq_len)
-    lengths = [num_tokens, max(num_tokens - 5, 1), max(num_tokens // 2, 1)][:NUM_ROWS]
     forbidden = -1 if config.vision is None else config.vision.image_token_id
-    rows, images = [], []
-    for index, length in enumerate(lengths):
+
+    def drawn(length: int) -> NDArray[np.int64]:
         ids = rng.integers(0, config.vocab_size, length)
         ids[ids == forbidden] = (forbidden + 1) % config.vocab_size
+        return ids
+
+    return _with_images(config, map(drawn, _lengths(num_tokens)), rng)
+
+
+def text_probe(config: HavocConfig, sample: Sample, *, num_tokens: int) -> Probe:
+    """Three pieces of a text, of three lengths; in vision configurations the first and the last carry an image."""
+    pieces = sample.windows(length=min(num_tokens, config.max_seq_len), num_windows=NUM_ROWS)
+    num_tokens = pieces.shape[1]
+    rows = (pieces[index % len(pieces)][:length].copy() for index, length in enumerate(_lengths(num_tokens)))
+    return _with_images(config, rows, np.random.default_rng(20))
+
+
+def _lengths(num_tokens: int) -> list[int]:
+    return [num_tokens, max(num_tokens - 5, 1), max(num_tokens // 2, 1)]
+
+
+def _with_images(config: HavocConfig, pieces: Iterable[NDArray[np.int64]], rng: np.random.Generator) -> Probe:
+    """Give rows their images, drawn in turn with the rows where those are drawn too."""
+    rows, images = [], []
+    for index, ids in enumerate(pieces):
         image = None
         if config.vision is not None and index != 1:
-            num_patches = min(4, length - 1)
-            ids[1 : 1 + num_patches] = forbidden
+            num_patches = min(4, len(ids) - 1)
+            ids[1 : 1 + num_patches] = config.vision.image_token_id
             image = rng.uniform(-1, 1, (num_patches, config.vision.patch_dim)).astype(np.float32)
-        rows.append([int(token_id) for token_id in ids])
+        rows.append(ids.tolist())
         images.append(image)
-    ids_BT, mask_BT = left_padded(rows, pad_id=0 if forbidden != 0 else 1)
+    is_first_image = config.vision is not None and config.vision.image_token_id == 0
+    ids_BT, mask_BT = left_padded(rows, pad_id=1 if is_first_image else 0)
     return Probe(ids_BT, mask_BT, tuple(images))
 
 

@@ -47,10 +47,12 @@ def open_graph(
     packs_weights: bool,
     provider_options: Mapping[str, str],
     profile: Path | None = None,
+    data_folder: Path | None = None,
 ) -> tuple[ort.InferenceSession, list[ort.OrtValue]]:
     """Open one graph; also return the values that alias `weights`, which must live as long as the session.
 
-    `profile` begins the name of the file to which every node's time and memory are written while it is set.
+    A graph in memory finds its data file in `data_folder`. `profile` begins the name of the file to which every node's
+    time and memory are written while it is set.
     A graph that does not load is a `HavocError`; one that would run on another provider an `IdentityError`.
     """
     options = ort.SessionOptions()
@@ -61,6 +63,8 @@ def open_graph(
     if not packs_weights:
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.enable_cpu_mem_arena = False  # it would keep every unpacked matrix
+    if data_folder is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(data_folder))
     if profile is not None:
         options.enable_profiling, options.profile_file_prefix = True, str(profile)
     values = [ort.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]

@@ -54,12 +54,14 @@ class DecoderSession:
         weights: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
         packs_weights: bool = True,
         profile: Path | None = None,
+        data_folder: Path | None = None,
     ) -> None:
         """Open `graphs` by file name; see `open` for the usual way. `options` are those the graphs were built with.
 
-        `weights` gives initializers by graph and name, in the graph's dtype and shape. They replace the ones in the
-        data file and are not copied before the runtime packs them. Without `packs_weights` the runtime computes with
-        the mapped file alone: it holds no second copy in its own order, and quantized products are slow.
+        Graphs in memory find their data file in `data_folder`. `weights` gives initializers by graph and name, in the
+        graph's dtype and shape. They replace the ones in the data file and are not copied before the runtime packs
+        them. Without `packs_weights` the runtime computes with the mapped file alone: it holds no second copy in its
+        own order, and quantized products are slow.
         """
         require_provider(provider)
         self.config = config
@@ -82,6 +84,7 @@ class DecoderSession:
                 packs_weights=packs_weights,
                 provider_options=_options_of_graph(name, provider_options or {}),
                 profile=profile if name == DECODER else None,
+                data_folder=data_folder,
             )
             self._weights += values
         self._decoder = self._sessions[DECODER]

@@ -10,22 +10,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import HavocError
-from ..model.checkpoint import BUNDLED_NANO, Base
+from ..model.base_tokenizer import load_tokenizer
+from ..model.checkpoint import BUNDLED_NANO, Base, require_base
 from ..model.config import PRESETS, HavocConfig
-from ..model.weights import RandomTensors, open_tensors, require_tensors, require_tied, weight_hash
+from ..model.gguf import open_weights
+from ..model.gguf_header import is_gguf
+from ..model.weights import RandomTensors, require_tensors, require_tied, weight_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from torch import Tensor
 
+    from ..model.tokenizer import Tokenizer
     from ..progress import Progress
 
 
 @dataclass(frozen=True)
 class Source:
-    """A base to export. `directory` is None for a preset's random weights (seed 0)."""
+    """A base to export. `directory` is its directory or GGUF file, None for a preset's random weights (seed 0)."""
 
     name: str
     config: HavocConfig
@@ -42,6 +45,11 @@ class Source:
         """SHA-256 of the weights, as experts and records name the base."""
         return weight_hash(self.tensors)
 
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The base's tokenizer, None where it has none; a damaged one is a `HavocError`."""
+        return None if self.directory is None else load_tokenizer(self.directory, num_rows=self.config.vocab_size)
+
     def read_hash(self, progress: Progress) -> str:
         """Return `hash`, and show how far its reading is, which takes a minute where the base has gigabytes."""
         if "hash" not in vars(self):
@@ -51,14 +59,14 @@ class Source:
 
 
 def open_source(base: Source | Base | Path | str) -> Source:
-    """Open a directory, the bundled `nano`, another preset with random weights, or a base that is loaded.
+    """Open a directory, a GGUF file, the bundled `nano`, another preset with random weights, or a base that is loaded.
 
     A directory whose tensors do not fit its configuration is a `HavocError` that names the first one.
     """
     if isinstance(base, Source):
         return base
     if isinstance(base, Base):
-        name = "random" if base.directory is None else base.directory.resolve().name
+        name = "random" if base.directory is None else _name(base.directory)
         return Source(name, base.config, base.tensors(), base.directory)
     name = str(base)
     if name == "nano" and not isinstance(base, Path):
@@ -67,15 +75,18 @@ def open_source(base: Source | Base | Path | str) -> Source:
         config = HavocConfig.preset(name)
         return Source(name, config, RandomTensors(config), None)
     directory = Path(base)
-    if not directory.is_dir():
-        msg = f"{directory}: no such directory, and no preset is called so (there are {', '.join(PRESETS)})"
-        raise HavocError(msg)
-    return _open_directory(directory, directory.resolve().name)
+    require_base(directory)
+    return _open_directory(directory, _name(directory))
+
+
+def _name(path: Path) -> str:
+    resolved = path.resolve()
+    return resolved.stem if is_gguf(path) else resolved.name
 
 
 def _open_directory(directory: Path, name: str) -> Source:
     config = HavocConfig.from_directory(directory)
-    tensors = open_tensors(directory)
+    tensors = open_weights(directory, config)
     require_tensors(tensors, config, source=directory)
     require_tied(tensors, config, source=directory)
     return Source(name, config, tensors, directory)

@@ -36,7 +36,7 @@ class ChatTemplate:
 
     source: str
     variables: dict[str, str] = field(default_factory=dict)
-    place: str = "chat template"
+    place: str = field(default="chat template", compare=False)
 
     def render(self, text: str) -> str:
         """The text of a conversation of one user message, up to where the model answers.

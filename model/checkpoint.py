@@ -1,5 +1,7 @@
 """Models to and from directories in Hugging Face layout, and the base that everything downstream starts from.
 
+A base is such a directory or a GGUF file.
+
 A directory holds `config.json`, `generation_config.json` and `model.safetensors` (or shards; or `model.pt` on
 request) with Hugging Face's tensor names. Loading is strict: what is missing, extra, ill-shaped, not finite or not
 tied as promised is named.
@@ -18,9 +20,11 @@ from torch import Tensor
 
 from ..errors import HavocError
 from ..storage import write_bytes, write_json
+from .base_tokenizer import load_tokenizer, missing_tokenizer
 from .config import PRESETS, HavocConfig
+from .gguf import open_weights
+from .gguf_header import is_gguf
 from .tensors import EMBEDDING, module_name, tensor_name, tensor_shapes
-from .tokenizer import Tokenizer, load_tokenizer
 from .transformer import HavocModel
 from .weights import (
     INDEX_FILE,
@@ -35,6 +39,8 @@ from .weights import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from .tokenizer import Tokenizer
+
 __all__ = [
     "BUNDLED_NANO",
     "Base",
@@ -44,6 +50,8 @@ __all__ = [
     "load_model",
     "named_tensors",
     "open_tensors",
+    "open_weights",
+    "require_base",
     "save_model",
     "weight_hash",
 ]
@@ -55,7 +63,10 @@ _FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 @dataclass(frozen=True)
 class Base:
-    """A dense decoder to adapt and export, and the hash of its weights. `directory` is None for random weights."""
+    """A dense decoder to adapt and export, and the hash of its weights.
+
+    `directory` is the Hugging Face directory or GGUF file; None for random weights.
+    """
 
     model: HavocModel
     config: HavocConfig
@@ -72,18 +83,16 @@ class Base:
     def tokenizer(self) -> Tokenizer:
         """The tokenizer; a base without one is a `HavocError` when text is asked of it."""
         if self.loaded_tokenizer is None:
-            raise HavocError(
-                f"{self.directory or 'this preset'}: has no tokenizer.json, so it cannot read or write text"
-            )
+            raise HavocError(missing_tokenizer(self.directory))
         return self.loaded_tokenizer
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Every tensor by Hugging Face name, read from disk (or drawn) one at a time."""
-        return RandomTensors(self.config) if self.directory is None else open_tensors(self.directory)
+        return RandomTensors(self.config) if self.directory is None else open_weights(self.directory, self.config)
 
 
 def load_base(path_or_preset: str | Path, *, is_chat: bool = True) -> Base:
-    """Load a directory, the bundled `nano`, or another preset's shape with random weights (seed 0).
+    """Load a directory, a GGUF file, the bundled `nano`, or another preset's shape with random weights (seed 0).
 
     Prompts go through the base's chat template where it has one and `is_chat` does not say otherwise.
     """
@@ -94,14 +103,28 @@ def load_base(path_or_preset: str | Path, *, is_chat: bool = True) -> Base:
         tensors = RandomTensors(config)
         return Base(assemble(config, tensors, source=path_or_preset), config, weight_hash(tensors), None)
     directory = Path(path_or_preset)
-    if not directory.is_dir():
-        raise HavocError(f"{directory}: no such directory, and no preset is called so (there are {', '.join(PRESETS)})")
+    require_base(directory)
     config = HavocConfig.from_directory(directory)
-    stored = open_tensors(directory)
+    stored = open_weights(directory, config)
     tokenizer = load_tokenizer(directory, num_rows=config.vocab_size)
     if tokenizer is not None and not is_chat:
         tokenizer = tokenizer.without_chat()
     return Base(assemble(config, stored, source=directory), config, weight_hash(stored), directory, tokenizer)
+
+
+def require_base(path: Path) -> None:
+    """Refuse what is neither a Hugging Face directory nor a GGUF file, and say what it is instead."""
+    if is_gguf(path):
+        return
+    if path.is_file():
+        raise HavocError(f"{path}: a file; a base is a Hugging Face directory, a .gguf file or a preset")
+    if not path.is_dir():
+        raise HavocError(
+            f"{path}: no such directory or .gguf file, and no preset is called so (there are {', '.join(PRESETS)})"
+        )
+    files = sorted(path.glob("*.gguf"))
+    if files and not (path / "config.json").exists():
+        raise HavocError(f"{path}: holds no config.json; give its GGUF file: {files[0]}")
 
 
 def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> HavocModel:
@@ -110,7 +133,11 @@ def load_model(directory: str | Path, *, device: str | torch.device = "cpu") -> 
     config = HavocConfig.from_directory(directory)
     has_safetensors = (directory / SAFETENSORS_FILE).is_file() or (directory / INDEX_FILE).is_file()
     is_torch_file = not has_safetensors and (directory / TORCH_FILE).is_file()
-    tensors = _read_torch_file(directory / TORCH_FILE) if is_torch_file else open_tensors(directory)
+    tensors = (
+        _read_torch_file(directory / TORCH_FILE)
+        if is_torch_file
+        else open_tensors(directory, is_tied=config.tie_word_embeddings)
+    )
     return assemble(config, tensors, source=directory).to(device)
 
 

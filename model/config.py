@@ -253,8 +253,16 @@ class HavocConfig:
 
     @classmethod
     def from_directory(cls, path: str | Path) -> HavocConfig:
-        """Read `config.json` of a Hugging Face directory, and the ends of text in its `generation_config.json`."""
+        """Read `config.json` of a Hugging Face directory, and the ends of text in its `generation_config.json`.
+
+        Of a GGUF file: its metadata.
+        """
+        from .gguf_config import read_config
+        from .gguf_header import is_gguf
         from .hf_config import with_generation
+
+        if is_gguf(path):
+            return read_config(path)
 
         file, other = Path(path) / "config.json", Path(path) / "generation_config.json"
         fields = _read_object(file)

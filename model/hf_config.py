@@ -8,10 +8,13 @@ spellings are read and written: `rope_theta` + `rope_scaling` (old) and `rope_pa
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError
 from .config import AttentionConfig, HavocConfig, MLPConfig, RopeScaling, VisionConfig
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 MODEL_TYPES = ("llama", "qwen2", "qwen3", "havoc")
 
@@ -49,9 +52,11 @@ _WITHOUT_EFFECT = frozenset(
         "architectures",
         "attention_dropout",
         "attn_implementation",
+        "auto_map",
         "chunk_size_feed_forward",
         "dtype",
         "finetuning_task",
+        "gradient_checkpointing",
         "id2label",
         "is_llama_config",
         "label2id",
@@ -168,7 +173,7 @@ def read(fields: dict[str, Any]) -> HavocConfig:
         dropout=fields.get("dropout", 0.0),
         initializer_range=fields.get("initializer_range", 0.02),
         tie_word_embeddings=_flag(fields, "tie_word_embeddings", default=False),
-        pad_token_id=fields.get("pad_token_id"),
+        pad_token_id=_read_pad(fields),
         bos_token_id=fields.get("bos_token_id"),
         eos_token_id=_read_eos(fields.get("eos_token_id")),
     )
@@ -177,10 +182,14 @@ def read(fields: dict[str, Any]) -> HavocConfig:
 def with_generation(config: HavocConfig, fields: dict[str, Any]) -> HavocConfig:
     """The config with the ends of text that `generation_config.json` names too: chat models name theirs only there."""
     named = _read_eos(fields.get("eos_token_id"))
-    more = named if isinstance(named, tuple) else () if named is None else (named,)
-    if set(more) <= set(config.eos_token_ids):
+    return with_ends(config, named if isinstance(named, tuple) else () if named is None else (named,))
+
+
+def with_ends(config: HavocConfig, eos_ids: Sequence[int]) -> HavocConfig:
+    """The config with more ids that end a text; the same where it has them all."""
+    if set(eos_ids) <= set(config.eos_token_ids):
         return config
-    return config.replace(eos_token_id=tuple(dict.fromkeys([*config.eos_token_ids, *more])))
+    return config.replace(eos_token_id=tuple(dict.fromkeys([*config.eos_token_ids, *eos_ids])))
 
 
 def write(config: HavocConfig) -> dict[str, Any]:
@@ -347,6 +356,13 @@ def _read_vision(fields: object) -> VisionConfig | None:
     if not isinstance(fields, dict) or set(fields) != names:
         raise HavocError(f"vision must hold exactly {', '.join(sorted(names))}, not {fields!r}")
     return VisionConfig(**fields)
+
+
+def _read_pad(fields: dict[str, Any]) -> Any:  # noqa: ANN401 - HavocConfig judges what it is
+    """The padding id; one that no row of the table has is none, for padding is masked and any id will do."""
+    value, num_rows = fields.get("pad_token_id"), fields.get("vocab_size")
+    is_outside = type(value) is int and type(num_rows) is int and not 0 <= value < num_rows
+    return None if is_outside else value
 
 
 def _read_eos(value: object) -> int | tuple[int, ...] | None:

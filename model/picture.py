@@ -11,11 +11,10 @@ import io
 import warnings
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from ..errors import HavocError
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
 
@@ -34,7 +33,7 @@ def open_picture(data: bytes | Image, *, formats: tuple[str, ...] | None = None,
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sizes that are checked below, and of damaged tags
-            image = Image.open(io.BytesIO(data), formats=formats) if isinstance(data, bytes) else data
+            image = _opened(data, formats) if isinstance(data, bytes) else data
             if image.width * image.height > max_pixels:
                 raise HavocError(f"a picture of {image.width} x {image.height} pixels is larger than {max_pixels}")
             upright = ImageOps.exif_transpose(image)
@@ -43,13 +42,24 @@ def open_picture(data: bytes | Image, *, formats: tuple[str, ...] | None = None,
                 raise HavocError(f"a picture of mode {upright.mode} has one colour only after its conversion to RGB")
     except Image.DecompressionBombError as error:
         raise HavocError(f"a picture of more than {max_pixels} pixels ({error})") from error
-    except (OSError, ValueError, SyntaxError, TypeError, UnidentifiedImageError) as error:
+    except UnidentifiedImageError as error:
+        raise HavocError("a picture cannot be decoded (its format is unknown, or it is no picture)") from error
+    except (OSError, ValueError, SyntaxError, TypeError) as error:
         raise HavocError(f"a picture cannot be decoded ({error})") from error
     return seen
 
 
+def _opened(data: bytes, formats: tuple[str, ...] | None) -> Image:
+    from PIL import Image
+
+    Image.init()
+    known = None if formats is None else [name for name in formats if name in Image.OPEN]  # WebP is not everywhere
+    return Image.open(io.BytesIO(data), formats=known)
+
+
 def _scaled(image: Image) -> Image:
     """RGB of a grey picture with more than 8 bits."""
+    import numpy as np
     from PIL import Image
 
     values = np.asarray(image).astype(np.float64)
@@ -89,6 +99,11 @@ def fitted_png(image: Image, side: int) -> bytes:
 
     if image.size != (side, side):
         image = ImageOps.pad(image, (side, side), method=Image.Resampling.BICUBIC)
+    return png_of(image)
+
+
+def png_of(image: Image) -> bytes:
+    """PNG bytes of a picture."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()

@@ -19,7 +19,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from ..errors import HavocError
-from ..storage import explained, read_bounded, read_json, write_json, write_text
+from ..storage import explained, read_bounded, read_json, write_bytes
 from .chat import ChatTemplate, find_chat_template
 
 if TYPE_CHECKING:
@@ -32,25 +32,6 @@ NUM_BYTES = 256
 
 _MARKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 """Noncharacters of Unicode: one that a text does not hold is put into the special tokens that the text spells."""
-
-
-def load_tokenizer(directory: str | Path, *, num_rows: int) -> Tokenizer | None:
-    """The tokenizer of a base, None where it has none; one with an id beyond the model's `num_rows` is refused."""
-    file = Path(directory) / "tokenizer.json"
-    if not file.exists() and not file.is_symlink():
-        return None
-    tokenizer = Tokenizer.load(directory)
-    require_rows(tokenizer, num_rows, place=str(directory))
-    return tokenizer
-
-
-def require_rows(tokenizer: Tokenizer, num_rows: int, *, place: str) -> None:
-    """Refuse a tokenizer that can write an id beyond the model's table; ids may have holes, so the largest counts."""
-    if tokenizer.largest_id >= num_rows:
-        raise HavocError(
-            f"{place}: the tokenizer has the id {tokenizer.largest_id}, the model's table {num_rows} rows "
-            f"(ids 0 to {num_rows - 1}); take the tokenizer that the model was trained with"
-        )
 
 
 @dataclass(frozen=True)
@@ -108,7 +89,11 @@ class Tokenizer:
 
     def save(self, directory: str | Path) -> None:
         """Write `tokenizer.json` and the `tokenizer_config.json` that transformers' AutoTokenizer reads."""
-        write_text(Path(directory) / "tokenizer.json", self.backend.to_str(pretty=True))
+        for name, content in self.files().items():
+            write_bytes(Path(directory) / name, content)
+
+    def files(self) -> dict[str, bytes]:
+        """What `save` writes, by file name; the chat template stands in `tokenizer_config.json`."""
         ids = {"pad": self.pad_id, "bos": self.bos_id, "eos": self.eos_id, "image": self.image_id}
         names = {
             f"{role}_token": self.backend.id_to_token(token_id)
@@ -116,7 +101,10 @@ class Tokenizer:
             if token_id is not None
         }
         fields = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False, **names}
-        write_json(Path(directory) / "tokenizer_config.json", fields)
+        if self.chat is not None:
+            fields |= self.chat.variables | {"chat_template": self.chat.source}
+        config = json.dumps(fields, indent=2, ensure_ascii=False).encode() + b"\n"
+        return {"tokenizer.json": self.backend.to_str(pretty=True).encode(), "tokenizer_config.json": config}
 
     @property
     def vocab_size(self) -> int:
@@ -159,14 +147,18 @@ class Tokenizer:
         """Ids of a prompt, as `encode_prompt` gives them, and of a continuation as it reads behind it.
 
         Spaces at the end of the prompt belong to the continuation; both are encoded together and cut behind the ids of
-        the prompt alone, as lm-evaluation-harness does (`_encode_pair`). The continuation may end the cut short where
-        no token begins there.
+        the prompt alone, as lm-evaluation-harness does (`_encode_pair`). Where one token reaches from the prompt to the
+        end of the continuation, nothing would be left: there the cut is where the two ways of encoding part.
         """
         framed, mark = self._framed(prompt)
         prompt_ids = self._prompt_ids(framed.rstrip(), mark)
         if self.chat is not None and mark:
             continuation = self._marked(continuation, mark)
-        return prompt_ids, self._prompt_ids(framed + continuation, mark)[len(prompt_ids) :]
+        whole = self._prompt_ids(framed + continuation, mark)
+        if len(whole) <= len(prompt_ids):
+            pairs = enumerate(zip(prompt_ids, whole, strict=False))
+            prompt_ids = prompt_ids[: next((place for place, (ours, theirs) in pairs if ours != theirs), len(whole))]
+        return prompt_ids, whole[len(prompt_ids) :]
 
     def _framed(self, text: str) -> tuple[str, str]:
         """The prompt as text, and the mark inside every special token that is the user's own words.
@@ -262,7 +254,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    backend.post_processor = _around(bos=(BOS, 1), eos=None)
+    backend.post_processor = around(bos=(BOS, 1), eos=None)
     backend.encode_special_tokens = True
     return Tokenizer(backend, pad_id=0, bos_id=1, eos_id=2, image_id=3)
 
@@ -274,7 +266,7 @@ def _encoded(backend: tokenizers.Tokenizer, text: str, *, is_framed: bool = Fals
         raise HavocError(f"the tokenizer cannot read the text ({error})") from error
 
 
-def _around(*, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> processors.TemplateProcessing:
+def around(*, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> processors.TemplateProcessing:
     """What puts a beginning and an end around every text."""
     single = " ".join([*([bos[0]] if bos else []), "$A", *([eos[0]] if eos else [])])
     return processors.TemplateProcessing(single=single, special_tokens=[token for token in (bos, eos) if token])
@@ -290,7 +282,7 @@ def _set_post_processor(backend: tokenizers.Tokenizer, directory: Path) -> None:
         name = _name(fields.get(f"{role}_token")) if fields.get(f"add_{role}_token") is True else None
         token_id = None if name is None else backend.token_to_id(name)
         found[role] = None if name is None or token_id is None else (name, token_id)
-    backend.post_processor = _around(bos=found["bos"], eos=found["eos"])
+    backend.post_processor = around(bos=found["bos"], eos=found["eos"])
 
 
 def _special_names(directory: Path) -> dict[str, str]:

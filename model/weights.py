@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import safetensors
 import torch
@@ -30,7 +30,8 @@ _FORMER_BUFFERS = ("rotary_emb.inv_freq", "self_attn.masked_bias", "self_attn.bi
 class StoredTensors(Mapping[str, Tensor]):
     """Tensors of a directory by Hugging Face name: mapped, read when asked for, in the type they are stored in."""
 
-    def __init__(self, directory: str | Path) -> None:
+    def __init__(self, directory: str | Path, *, is_tied: bool = False) -> None:
+        """Map the files; of a tied head (`is_tied`) a file may hold the table alone or the head alone."""
         self.directory = Path(directory)
         self._files: dict[Path, Any] = {}
         self._file_of = _locate(self.directory)
@@ -39,6 +40,12 @@ class StoredTensors(Mapping[str, Tensor]):
                 raise HavocError(f"{file}: tensor {name} is listed in {INDEX_FILE} but not in the file")
         for file in list(self._files):
             self._require_listed(file)
+        self._table = HEAD if is_tied and EMBEDDING not in self._file_of and HEAD in self._file_of else EMBEDDING
+        if self._table == HEAD:
+            self._file_of[EMBEDDING] = self._file_of.pop(HEAD)
+
+    def _stored_name(self, name: str) -> str:
+        return self._table if name == EMBEDDING else name
 
     def _require_listed(self, file: Path) -> None:
         """Refuse what the index does not say of the file; a tensor in two files would have two values."""
@@ -49,7 +56,7 @@ class StoredTensors(Mapping[str, Tensor]):
                 raise HavocError(f"{file}: holds tensor {name}, but {INDEX_FILE} {elsewhere}")
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor: Tensor = self._open(self._file_of[name]).get_tensor(name)
+        tensor: Tensor = self._open(self._file_of[name]).get_tensor(self._stored_name(name))
         return tensor
 
     def __iter__(self) -> Iterator[str]:
@@ -60,11 +67,11 @@ class StoredTensors(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Shape of one tensor, read from the header."""
-        return tuple(self._open(self._file_of[name]).get_slice(name).get_shape())
+        return tuple(self._open(self._file_of[name]).get_slice(self._stored_name(name)).get_shape())
 
     def dtype(self, name: str) -> str:
         """Stored type of one tensor as safetensors names it, read from the header: F32, BF16, I8 and so on."""
-        return str(self._open(self._file_of[name]).get_slice(name).get_dtype())
+        return str(self._open(self._file_of[name]).get_slice(self._stored_name(name)).get_dtype())
 
     def _open(self, file: Path) -> Any:  # noqa: ANN401 - safetensors has no types
         if file not in self._files:
@@ -72,9 +79,12 @@ class StoredTensors(Mapping[str, Tensor]):
         return self._files[file]
 
 
-def open_tensors(directory: str | Path) -> StoredTensors:
-    """Map `model.safetensors`, or the shards that its index names; a broken or missing file is a `HavocError`."""
-    return StoredTensors(directory)
+def open_tensors(directory: str | Path, *, is_tied: bool = False) -> StoredTensors:
+    """Map `model.safetensors`, or the shards that its index names; a broken or missing file is a `HavocError`.
+
+    Where the config ties the head (`is_tied`), the table is whichever of the two tensors there is.
+    """
+    return StoredTensors(directory, is_tied=is_tied)
 
 
 def _open_safetensors(file: Path) -> Any:  # noqa: ANN401 - safetensors has no types
@@ -112,6 +122,11 @@ def _shard(directory: Path, file: object) -> Path:
             f"{directory / INDEX_FILE}: {file!r} is not the name of a safetensors file in the same directory"
         )
     return directory / file
+
+
+@runtime_checkable
+class _HasShapes(Protocol):
+    def shape(self, name: str) -> tuple[int, ...]: ...
 
 
 class RandomTensors(Mapping[str, Tensor]):
@@ -175,7 +190,7 @@ def require_tensors(tensors: Mapping[str, Tensor], config: HavocConfig, *, sourc
             hint = ": the config says tie_word_embeddings = false" if HEAD in names and problem == "is missing" else ""
             raise HavocError(f"{source}: tensor {min(names)} {problem}{others}{hint}")
     for name, shape in expected.items():
-        has = tensors.shape(name) if isinstance(tensors, StoredTensors | RandomTensors) else tuple(tensors[name].shape)
+        has = tensors.shape(name) if isinstance(tensors, _HasShapes) else tuple(tensors[name].shape)
         if has != shape:
             raise HavocError(f"{source}: tensor {name} has shape {list(has)}, the config says {list(shape)}")
         if isinstance(tensors, StoredTensors) and (dtype := tensors.dtype(name)) not in _FLOAT_TYPES:

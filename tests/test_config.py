@@ -39,6 +39,20 @@ def test_what_is_written_is_taken(tmp_path: Path) -> None:
     assert recipe.search == Recipe().search
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('compute = "int8"', "export names compute without weights: name both, or leave both to the search"),
+        ('weights = "fp16"\ncompute = "int8"', "export cannot be used: fp16 weights compute in fp32"),
+        ('weights = "int8"\ncompute = "int4"', "export.compute = 'int4': input should be 'auto', 'int8' or 'fp32'"),
+    ],
+)
+def test_what_products_compute_in_fits_the_weights(tmp_path: Path, text: str, message: str) -> None:
+    """Refused when the recipe is read, not after the hours before the export."""
+    with pytest.raises(HavocError, match=message):
+        load_recipe(written(tmp_path, f"[export]\n{text}"))
+
+
 def test_the_default_recipe_is_readable(tmp_path: Path) -> None:
     """The text saved beside a result explains every key and reads back to the same settings."""
     text = recipe_toml(Recipe())

@@ -17,6 +17,7 @@ import pytest
 
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError
+from havoc_core.model.structure import Structure
 from havoc_core.pipeline import run
 from havoc_core.progress import SILENT
 from havoc_core.storage import only_writer
@@ -36,6 +37,10 @@ population = 4
 generations = 1
 num_rows = 4
 weight_formats = ["fp32", "int8"]
+[export]
+weights = "int4"
+compute = "fp32"
+dialect = "contrib"
 [gate]
 num_rows = 8
 """
@@ -154,6 +159,14 @@ def test_eval_repeats_the_table_from_the_artifact_alone(finished: Path) -> None:
     (mixture,) = [row for row in json.loads((finished / "scores.json").read_text())["rows"] if row["kind"] == "mixture"]
     counts = {domain: accuracy["num_right"] for domain, accuracy in mixture["accuracy"].items()}
     assert {domain: row["num_right"] for domain, row in found["accuracy"].items()} == counts
+
+
+def test_the_artifact_is_the_one_that_the_recipe_names(finished: Path) -> None:
+    """Weights, what they compute in and the dialect are those of [export], not the search's choice."""
+    manifest = json.loads((finished / "artifact" / "manifest.json").read_text())
+    assert Structure.from_fields(manifest["structure"]) == Structure("int4", compute="fp32")
+    assert manifest["graph"]["dialect"] == "contrib"
+    assert manifest["graph"]["accuracy_level"] == 1
 
 
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])

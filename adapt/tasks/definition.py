@@ -31,6 +31,10 @@ NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 RESERVED = frozenset({"base", "mixture", "mean", "weight_format"})
 """Names that tables of scores and the search give to something else."""
 
+FORMATS = ("parquet", "jsonl", "json", "csv")
+_SHARES_OF_ONE_FILE = {"train": {"end": 0.7}, "search": {"start": 0.7, "end": 0.85}, "gate": {"start": 0.85}}
+_USUAL_PARTS = {"train": "train", "search": "validation", "gate": "test"}
+
 Kind = Literal["choice", "generate", "code"]
 SplitName = Literal["train", "search", "gate"]
 ColumnType = Literal["text", "texts", "number", "picture", "any"]
@@ -97,7 +101,8 @@ class Data(_Part):
     `path` is a file, or a folder that holds `PART-*.EXT` or `PART.EXT` (parquet, jsonl, json, csv); it is looked for in
     --data DIR, or else beside the task file. `problem` says what a row asks: rows that agree in it are given once, and
     never stand in two splits; `group` says it more widely (all questions about one picture). `ids` name a row without
-    changing it.
+    changing it. Without `splits` a single file is parted by hash, 70 / 15 / 15, and a folder has the parts train,
+    validation (for search) and test (for gate).
     """
 
     generator: Generator | None = None
@@ -305,13 +310,24 @@ class Definition(_Part):
 def read_definition(path: Path) -> Definition:
     """Read a task file; one that cannot be read or holds a mistake is a one-line `HavocError`."""
     table = _read_toml(path)
-    table.setdefault("name", path.stem)
     try:
-        return Definition.model_validate_json(json.dumps(table))  # strict, but a list may be a tuple
+        return Definition.model_validate_json(
+            json.dumps(_with_defaults(table, path))
+        )  # strict, but a list may be a tuple
     except ValidationError as error:
         raise HavocError(f"{path}: {_mistakes(error)}") from error
     except (ValueError, TypeError, RecursionError) as error:  # no JSON: a date, a number too long
         raise HavocError(f"{path}: {' '.join(str(error).split())[:200] or 'nested too deep'}") from error
+
+
+def _with_defaults(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Name the task after its file; part a single file by hash, and expect the usual parts in a folder."""
+    table = {"name": path.stem, **table}
+    data = table.get("data")
+    if isinstance(data, dict) and not {"splits", "generator"} & set(data):
+        is_file = Path(str(data.get("path", ""))).suffix.lstrip(".") in FORMATS
+        table["data"] = {**data, "splits": _SHARES_OF_ONE_FILE if is_file else _USUAL_PARTS}
+    return table
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...errors import HavocError
 from ...storage import sha256_file
+from .definition import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from .definition import Data
     from .task import Row, Task
 
-FORMATS = ("parquet", "jsonl", "json", "csv")
 _MAX_JSON_BYTES = 1 << 29
 _MAX_LINE_CHARS = 1 << 24
 _BATCH_ROWS = 64

@@ -13,7 +13,6 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from ...errors import HavocError
-from ...model.picture import open_picture
 from ...storage import sha256_json
 from .readers import Place, opened
 from .template import Expression
@@ -167,6 +166,8 @@ def assert_disjoint(splits: Mapping[str, Sequence[Row]], task: Task) -> None:
 
 def _canonical(value: Any) -> Any:  # noqa: ANN401 - a row holds JSON values, PNG bytes or a PIL image
     if isinstance(value, bytes) or hasattr(value, "tobytes"):
+        from ...model.picture import open_picture  # a task without pictures loads neither numpy nor pillow
+
         image = open_picture(value)
         return [*image.size, hashlib.sha256(image.tobytes()).hexdigest()]
     if isinstance(value, dict):

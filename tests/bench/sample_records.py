@@ -41,6 +41,18 @@ GPU = {
 }
 
 
+COST = {
+    "kl_mean": 0.02,
+    "kl_p99": 0.11,
+    "kl_chunks": [0.018, 0.021, 0.019, 0.022, 0.02, 0.02, 0.018, 0.022, 0.019, 0.021, 0.02, 0.02],
+    "top1_share": 0.9375,
+    "perplexity_ratio": 1.004,
+    "num_positions": 768,
+    "text": "bundled text",
+    "text_sha256": "7" * 64,
+}
+
+
 def document(kind: str = "cpu") -> dict[str, Any]:
     """Return a good record as JSON values, unsealed, of a `cpu` or a `cuda` device."""
     provider = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[kind]
@@ -63,6 +75,7 @@ def document(kind: str = "cpu") -> dict[str, Any]:
             "activation_dtype": "fp32",
             "alpha": {"math": 1.2, "code": 0.8, "reasoning": 1.5, "vision": 0.9},
             "rule": "delta",
+            "format_cost": copy.deepcopy(COST),
         },
         "workload": {},
         "device": device(kind),

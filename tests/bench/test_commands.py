@@ -277,3 +277,29 @@ def test_the_gate_is_light(record: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_compare_fails_where_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A proven worsening ends with 1 under `--fail-if worse`, and with 0 without it; no change never fails."""
+    slow = {"samples__each__decode__each__step_ns": [4_000_000] * 127, "samples__each__busy_ns": 0}
+    starts = {
+        f"samples__{index}__decode__{place}__start_ns": 13_700_000_000 + 600_000_000 * place
+        for index in range(5)
+        for place in range(3)
+    }
+    old, same, worse = saved(tmp_path, "old"), saved(tmp_path, "same"), saved(tmp_path, "worse", **slow, **starts)
+    for words, expected in (((old, worse), 0), ((old, worse, "--fail-if", "worse"), 1), ((worse, old), 0)):
+        assert run(capsys, "compare", *words)[0] == expected
+    assert run(capsys, "compare", old, same, "--fail-if", "worse")[0] == 0
+    assert run(capsys, "compare", old, worse, "--fail-if", "worse", "--json")[0] == 1
+    assert run(capsys, "compare", old, worse, "--fail-if", "better")[0] == 2
+
+
+def test_compare_warns_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was disturbed stands above the table and in the document."""
+    beside = {"samples__each__surroundings": samples.surroundings(foreign=(0.2, 0.3))}
+    pair = saved(tmp_path, "calm"), saved(tmp_path, "busy", **beside)
+    _, out, _ = run(capsys, "compare", *pair)
+    assert out.startswith("warning: the new record busy was disturbed in ")
+    _, out, _ = run(capsys, "compare", *pair, "--json")
+    assert "busy was disturbed" in json.loads(out)["warnings"][0]

@@ -164,6 +164,21 @@ def test_no_row_counts_twice(changes: dict[str, Any], exit_code: int) -> None:
         )
 
 
+ASKED = {"metric": "number", "task_sha256": "a" * 64, "few_shot": 0, "chat": False}
+
+
+@pytest.mark.parametrize("changes", [{"task_sha256": "b" * 64}, {"few_shot": 5}, {"chat": True}], ids=str)
+def test_rows_asked_in_two_ways_are_not_judged_as_one(changes: dict[str, Any]) -> None:
+    """Another task file, more solved rows, or a chat template make another score, even of more rows."""
+    counts = samples.accuracy(0)
+    first = samples.record("cpu", accuracy__math=counts | ASKED)
+    more = counts | ASKED | {"rows_sha256": "f" * 64, "num_rows": 1001}
+    assert judged(first, samples.second(accuracy__math=more)).exit_code == 0
+    found = judged(first, samples.second(accuracy__math=more | changes))
+    assert (found.exit_code, [finding.rule for finding in found.findings]) == (4, ["J03"])
+    assert "asked in two ways" in found.findings[0].reason
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [

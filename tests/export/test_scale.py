@@ -16,7 +16,6 @@ from havoc_core.export.artifact import read_manifest
 from havoc_core.export.graph import build_graphs, serialize
 from havoc_core.export.layout import plan_layout
 from havoc_core.export.package import export_artifact
-from havoc_core.export.parity import LIMITS, limit_of
 from havoc_core.export.source import Source
 from havoc_core.export.verify import verify_artifact
 from havoc_core.model.config import AttentionConfig, HavocConfig, MLPConfig
@@ -86,7 +85,9 @@ def test_memory_does_not_grow_with_the_model(tmp_path: Path, weight_format: str)
     assert found["growth"] < 4 * found["largest"] + 48e6
 
 
-@pytest.mark.parametrize("stage", ["write weights", "torch over the stored weights", "compare with torch"])
+@pytest.mark.parametrize(
+    "stage", ["write weights", "float64 over the stored weights", "compare the graph with float64"]
+)
 def test_kill_9_leaves_nothing_that_looks_whole(tmp_path: Path, stage: str) -> None:
     """Killed in mid-write or mid-proof: no artifact, no manifest anywhere; the next export clears up and succeeds."""
     out = tmp_path / "a"
@@ -129,13 +130,6 @@ def test_a_graph_does_not_hold_its_weights(weight_format: str) -> None:
     assert sum(len(serialize(graph)) for graph in build_graphs(config, structure).values()) < 1e6
 
 
-def test_the_limit_grows_with_the_width() -> None:
-    """Up to a width of 1024 the table's, at 7b's 4096 four times that; limits in units of the spread stay."""
-    limits = {name: limit_of(Structure("int4"), HavocConfig.preset(name)).max_abs for name in ("edge-360m", "7b")}
-    assert limits == {"edge-360m": 1e-4, "7b": 4e-4}
-    assert limit_of(Structure("int8"), HavocConfig.preset("7b")) == LIMITS["int8", "fp32"]
-
-
 @pytest.mark.parametrize("weight_format", ["fp16", "int8", "int4"])
 def test_large_models_are_proved_from_the_mapped_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight_format: str
@@ -147,5 +141,5 @@ def test_large_models_are_proved_from_the_mapped_file(
     source, structure = Source("small", config, RandomTensors(config), None), Structure(weight_format)
     monkeypatch.setattr(package, "_MAX_PACKED_BYTES", 0)
     manifest, _ = verify_artifact(export_artifact(source, tmp_path / "a", structure=structure))
-    assert len(manifest.parity["cases"]) == 6
+    assert len(manifest.parity["cases"]) == (12 if weight_format.startswith("int") else 6)
     assert manifest.parity["has_packed_weights"] is False

@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 
 from havoc_core import arguments
 from havoc_core.errors import HavocError
-from havoc_core.model.structure import ACTIVATION_DTYPES, BLOCK_SIZES, QUANTIZERS, WEIGHT_FORMATS, Structure
+from havoc_core.model.structure import (
+    ACTIVATION_DTYPES,
+    BLOCK_SIZES,
+    COMPUTES,
+    QUANTIZERS,
+    WEIGHT_FORMATS,
+    Structure,
+)
 
 PROJECTION = "model.layers.0.mlp.up_proj.weight"
 
@@ -55,6 +62,9 @@ def test_every_combination_has_a_name() -> None:
             ("int4", "fp32", 32, True, "rtn", "half"),
             "the share of the rank to keep must be above 0 and at most 1, not 'half'",
         ),
+        (("int4", "fp32", 32, True, "rtn", 1.0, "int4"), "products compute in fp32 or int8, not 'int4'"),
+        (("fp16", "fp32", 32, True, "rtn", 1.0, "int8"), "fp16 weights compute in fp32: int8 compute needs int8 or"),
+        (("int8", "fp16", 32, True, "rtn", 1.0, "int8"), "int8 compute rounds fp32 activations: leave it out, or ask"),
     ],
 )
 def test_others_are_refused(arguments: tuple[object, ...], message: str) -> None:
@@ -72,10 +82,11 @@ def everything() -> list[Structure]:
         *(("int4", size, False, quantizer) for size in BLOCK_SIZES for quantizer in QUANTIZERS),
     ]
     return [
-        Structure(weights, activations, *how, rank)
+        Structure(weights, activations, *how, rank, compute)
         for weights, *how in formats
         for activations in ACTIVATION_DTYPES
         for rank in (1.0, 0.5, 0.505)
+        for compute in (COMPUTES if activations == "fp32" and weights in {"int8", "int4"} else ("fp32",))
     ]
 
 
@@ -85,13 +96,14 @@ def test_names_say_what_is_unusual() -> None:
     assert str(Structure("int8", "fp16", rank_fraction=0.5)) == "int8-fp16-r0.50"
     assert str(Structure("int8", is_symmetric=False)) == "int8a-fp32"
     structures = everything()
-    assert len({str(structure) for structure in structures}) == len(structures) == 222
+    assert len({str(structure) for structure in structures}) == len(structures) == 327
 
 
 def test_the_command_line_offers_what_there_is() -> None:
     """The parser names its choices itself, so that `--help` imports nothing; they are the same."""
     assert arguments.WEIGHT_FORMATS == WEIGHT_FORMATS
     assert arguments.BLOCK_SIZES == BLOCK_SIZES
+    assert arguments.COMPUTES == COMPUTES
     assert tuple(name.replace("-", "_") for name in arguments.QUANTIZERS) == QUANTIZERS
 
 
@@ -100,6 +112,7 @@ def test_a_name_is_read_back() -> None:
     for structure in everything():
         assert Structure.named(str(structure)) == structure
     assert Structure.named("int4a-hqq-b64-r0.5", "fp16") == Structure("int4", "fp16", 64, False, "hqq", 0.5)
+    assert Structure.named("int4-cfp32-r0.5") == Structure("int4", rank_fraction=0.5, compute="fp32")
     assert Structure.named("int8a-k-quant") == Structure("int8", "fp32", 32, False, "k_quant")
 
 
@@ -131,16 +144,35 @@ def test_a_structure_is_described_in_words() -> None:
 
 def test_fields_come_back() -> None:
     """What is written is read back, from JSON with its own types and from text alone; defaults write three keys."""
-    assert list(Structure("int4").to_fields()) == ["weight_format", "activation_dtype", "block_size"]
+    assert list(Structure("fp16").to_fields()) == ["weight_format", "activation_dtype", "block_size"]
+    assert list(Structure("int4").to_fields()) == ["weight_format", "activation_dtype", "block_size", "compute"]
     for structure in everything():
         written = json.loads(json.dumps(structure.to_fields()))
         assert Structure.from_fields(written) == structure
         assert Structure.from_fields({name: str(value) for name, value in written.items()}) == structure
 
 
+def test_products_compute_in_the_fast_way_unless_asked() -> None:
+    """int8 where weights are integers under fp32 activations, else fp32; names and words say what deviates."""
+    fast = {str(s): s.compute for s in (Structure(w, a) for w in WEIGHT_FORMATS for a in ACTIVATION_DTYPES)}
+    assert {name for name, compute in fast.items() if compute == "int8"} == {"int8-fp32", "int4-fp32"}
+    exact = Structure("int4", compute="fp32")
+    assert (str(exact), Structure.named("int4-cfp32")) == ("int4-fp32-cfp32", exact)
+    assert Structure.named("int4-cint8") == Structure.named("int4") == Structure("int4")
+    assert exact.description == "int4 weights (symmetric blocks of 32, rtn), fp32 activations computed in fp32"
+
+
+def test_fields_of_an_older_version_mean_what_they_meant() -> None:
+    """Without a word about it int8 weights computed in int8, int4 weights in fp32."""
+    for weight_format, compute in (("int8", "int8"), ("int4", "fp32"), ("fp16", "fp32")):
+        old = {"weight_format": weight_format, "activation_dtype": "fp32", "block_size": 32}
+        assert Structure.from_fields(old).compute == compute
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"compute": "int4"}, "products compute in fp32 or int8, not 'int4'"),
         ({"weight_format": "int3"}, "no weight format is called 'int3'"),
         ({"block_size": "many"}, "cannot be read"),
         ({"is_symmetric": "maybe"}, "cannot be read"),

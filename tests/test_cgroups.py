@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from havoc_core import cores as cores_of
 from havoc_core.bench import device
-from havoc_core.bench.cgroups import Throttling, cpu_quota_cores, throttling
+from havoc_core.cgroups import Throttling, cpu_quota_cores, throttling
 
 V1_MOUNTS = """22 1 0:20 / /proc rw - proc proc rw
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
@@ -122,7 +123,8 @@ def test_usable_cores_follow_the_quota(quota: float | None, cores: int | None, m
     """Whole cores of it, so that as many threads never use it up; at least one, and no more than there are."""
     free = len(os.sched_getaffinity(0))
     monkeypatch.setattr(device, "cpu_quota_cores", lambda: quota)
-    assert device.num_usable_cores() == min(cores or free, free)
+    monkeypatch.setattr(cores_of, "cpu_quota_cores", lambda: quota)
+    assert cores_of.num_usable_cores() == min(cores or free, free)
     assert device.identify_host().cpu_quota_cores == quota
 
 
@@ -141,8 +143,8 @@ def test_a_real_quota_is_seen_and_its_throttling_counted() -> None:
     script = """
 import json, os, sys, time
 open(sys.argv[1] + "/cgroup.procs", "w").write(str(os.getpid()))
-from havoc_core.bench.cgroups import cpu_quota_cores, throttling
-from havoc_core.bench.device import num_usable_cores
+from havoc_core.cgroups import cpu_quota_cores, throttling
+from havoc_core.cores import num_usable_cores
 before, end = throttling(), time.time() + 2
 while time.time() < end: pass
 since = throttling().since(before)

@@ -1,0 +1,120 @@
+"""Both proofs of a folder just written: that its graphs compute what its weights say, and what its format costs.
+
+The bytes that ship are what is run. Where products round activations to int8, the graph is held against that rounding,
+which hides what is smaller; so the same graph is run once more with exact products, where nothing is hidden.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from ..model.cost import num_parameters
+from ..progress import SILENT, Progress
+from .format_cost import MAX_BLOCK_ERROR, CheckedFold, FormatCost, measure_cost, read_fold, windows_of
+from .parity import ParityReport, compare, read_reference
+from .probe import fingerprint, text_probe
+from .reference import FP32, StreamedModel, fp16_activations, int8_products
+from .session import DECODER, DecoderSession
+from .variant import with_all_logits, with_exact_products
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from torch import Tensor
+
+    from ..model.config import HavocConfig
+    from ..model.structure import Structure
+    from .datafile import StoredWeights
+    from .layout import Layout
+    from .options import GraphOptions
+    from .reference import Arithmetic
+    from .sample import Sample
+
+NUM_TOKENS = 64
+_MAX_LOGITS_BYTES = 1 << 27
+_ROWS_OF_A_PROBE = 2.5  # its three rows, in lengths of the longest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What a manifest keeps of it."""
+
+    parity: ParityReport
+    cost: FormatCost
+    fingerprint: dict[str, Any]
+
+
+def prove(
+    folder: Path,
+    *,
+    config: HavocConfig,
+    structure: Structure,
+    options: GraphOptions,
+    stored: StoredWeights,
+    folded: Mapping[str, Tensor],
+    layout: Layout,
+    sample: Sample,
+    packs_weights: bool,
+    progress: Progress = SILENT,
+) -> Proof:
+    """Prove the graphs of `folder`; what does not hold is a `MeasurementError`.
+
+    The references come first and leave only logits and activations, so that no weight is held twice at any time.
+    """
+    graphs = {path.name: path.read_bytes() for path in sorted(folder.glob("*.onnx"))}
+    measures = _measures(structure)
+    max_tokens = options.cache_len or config.max_seq_len
+    num_tokens = min(max_tokens, _num_tokens(config))
+    with progress.stage("float64 over the stored weights", config.num_layers, unit="layers") as stage:
+        model = StreamedModel(config, stored, on_layer=stage.advance)
+        reference = read_reference(model, text_probe(config, sample, num_tokens=num_tokens), measures)
+    windows = windows_of(sample, config, max_tokens=max_tokens, num_parameters=num_parameters(config))
+    with progress.stage("torch over the exact fold", config.num_layers, unit="layers") as stage:
+        exact = CheckedFold(folded, stored, layout, lambda name: _max_block_error(name, structure, layout))
+        fold = StreamedModel(config, exact, on_layer=stage.advance)
+        hidden = read_fold(fold, windows)
+
+    def opened(decoder: bytes, *, logits: str = options.logits) -> DecoderSession:
+        return DecoderSession(
+            config,
+            {**graphs, DECODER: decoder},
+            options=replace(options, logits=logits),  # type: ignore[arg-type]
+            packs_weights=packs_weights,
+            data_folder=folder,
+        )
+
+    shipped = opened(graphs[DECODER])
+    cases = compare(reference, shipped, measures[0], progress=progress)
+    logits = fingerprint(shipped)
+    del shipped
+    if len(measures) > 1:
+        exactly = opened(with_exact_products(graphs[DECODER]))
+        cases += compare(reference, exactly, FP32, label="exact products", progress=progress)
+        del exactly
+    every = opened(with_all_logits(graphs[DECODER]), logits="all")
+    cost = measure_cost(hidden, fold.head(), every, windows, sample, progress=progress)
+    return Proof(parity=ParityReport(cases=tuple(cases)), cost=cost, fingerprint=logits)
+
+
+def _measures(structure: Structure) -> list[Arithmetic]:
+    """What the graph's error is held against as it ships, and with exact products where its own are rounded."""
+    if structure.activation_dtype == "fp16":
+        return [fp16_activations()]
+    if structure.has_compute and structure.compute == "int8":
+        return [int8_products(structure.block_size), FP32]
+    return [FP32]
+
+
+def _num_tokens(config: HavocConfig) -> int:
+    """Tokens of the longest row: fewer where the vocabulary is so large that float64 logits would fill the memory."""
+    affordable = int(_MAX_LOGITS_BYTES / (8 * config.vocab_size * _ROWS_OF_A_PROBE))
+    return max(min(NUM_TOKENS, affordable), 32)
+
+
+def _max_block_error(name: str, structure: Structure, layout: Layout) -> float:
+    if layout[name].form == "blocks":
+        return MAX_BLOCK_ERROR[structure.weight_format]
+    is_half = "float16" in {item.dtype for item in layout[name].initializers}
+    return MAX_BLOCK_ERROR["fp16" if is_half else "fp32"]
