@@ -106,7 +106,7 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
         artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
         storage.write_json(out / "front.json", linked(result.to_json(), artifact))
         measure_artifact(recipe, base, basis, experts, artifact, out, progress)
-        _, judgements = write_report(out, targets=recipe.gate.targets, command=command)
+        _, judgements = write_report(out, targets=recipe.gate.targets, command=command, artifact=artifact)
         write_handoff(experts, artifact, judgements[0], out)
     return list(zip(recipe.gate.targets, judgements, strict=True))
 

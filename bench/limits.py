@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from . import bounds, disturbance
+from .repeated import any_time_bounds
 from .targets import MEMORY_MARGIN_SHARE, metric_of, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .record import ProcessSamples, Record
-    from .schema import FormatCost, MemorySeries, Workload
+    from .schema import DomainAccuracy, FormatCost, MemorySeries, Workload
     from .targets import Limit, RequiredProtocol, RequiredWorkload
 
 STATISTICS = {
@@ -464,19 +465,32 @@ def accuracy_evidence(limit: Limit, records: Sequence[Record], protocol: Require
     """Bound the share of right answers on the gate split; a row the judge could not decide counts as wrong.
 
     Of several sets of rows only the largest counts: built-in sets of one seed are each the beginning of a larger one.
+    Where the limit states how many rows and so many were scored, the bound is that of one look; else it holds for any
+    number of looks, since whoever chose the number may have looked before.
     """
     domain = limit.metric.partition("/")[2]
     found = [record.accuracy[domain] for record in records if domain in record.accuracy]
     gate = [item for item in found if item.split == "gate"]
     if not gate:
         return f"measured on the {found[0].split} split, not on the gate split" if found else "no samples"
-    counted = max(gate, key=lambda item: item.num_rows)  # the others may be rows of it: never added
+    counted = max(gate, key=lambda item: (item.num_rows == limit.rows, item.num_rows))  # the others may be rows of it
     num_right, num_rows = counted.num_right, counted.num_rows
-    share = bounds.share_bounds(num_right, num_rows, confidence=limit.confidence)
+    bound = bounds.share_bounds if num_rows == limit.rows else any_time_bounds
+    share = bound(num_right, num_rows, confidence=limit.confidence)
+    others = _other_rows(limit, counted)
     wanted = bounds.num_samples_needed(num_right / num_rows, quantile=limit.value, confidence=limit.confidence)
     num_short = None if wanted is None else _short(wanted, num_rows)
     advice = f": about {num_short} more rows would decide: measure again with --n {wanted}" if num_short else ""
-    return Evidence(share.value, share.low, share.high, num_rows, 0, "", num_short, advice=advice)
+    return Evidence(share.value, share.low, share.high, num_rows, 0, others, num_short, doubt=others, advice=advice)
+
+
+def _other_rows(limit: Limit, counted: DomainAccuracy) -> str:
+    """Say in what the rows are not those that the target states."""
+    if limit.seed is not None and counted.seed != limit.seed:
+        return f"scored on rows of seed {counted.seed}, the target states those of seed {limit.seed}"
+    if limit.rows_sha256 is not None and counted.rows_sha256 != limit.rows_sha256:
+        return f"scored on other rows than the target pins: those of the record have {counted.rows_sha256[:16]}"
+    return ""
 
 
 def divergence_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
