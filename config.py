@@ -191,7 +191,7 @@ class GateSettings(_Section):
     """What the record is judged against."""
 
     targets: Names = Field(default=("host", "gtx1660"), description="names of targets, or TOML files of your own")
-    num_rows: Count = Field(default=1000, description="items per task that prove the accuracy")
+    num_rows: Count = Field(default=1000, description="items per task that prove the accuracy, or all a data set has")
 
     _distinct = field_validator("targets")(_distinct)
 
