@@ -165,7 +165,7 @@ def require_eyes(recipe: Recipe, base: Base) -> None:
 
 
 def require_rows(recipe: Recipe) -> None:
-    """Refuse real data sets that lack rows, before hours of training; the gate takes all that there are, up to its own."""
+    """Refuse real data sets that lack rows, before hours of training; the gate takes what there is, up to its own."""
     from .adapt.tasks.sources import rows
     from .measuring import recipe_tasks
 
