@@ -62,6 +62,7 @@ def add_run(parser: Parser) -> None:
     parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help=recipe_help)
     out = Path("havoc-run")
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"where to write (default: {out})")
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -103,6 +104,7 @@ def add_train(parser: Parser) -> None:
     _add_data(parser)
     _add_seed(parser)
     _add_out(parser)
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -124,6 +126,7 @@ def add_search(parser: Parser) -> None:
     _add_data(parser)
     _add_seed(parser)
     _add_out(parser)
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -202,6 +205,7 @@ def add_eval(parser: Parser) -> None:
     parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer (default: the task's)")
     _add_data(parser)
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of the built-in rows (default: 0)")
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -220,6 +224,7 @@ def add_bench(parser: Parser) -> None:
     parser.add_argument("--wait", type=_count, default=30, metavar="SECONDS", help=wait_help)
     replace_help = "measure again into a folder that holds a record; its report is removed"
     parser.add_argument("--replace", action="store_true", help=replace_help)
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -298,6 +303,11 @@ def _add_model_or_artifact(parser: Parser) -> None:
     parser.add_argument(
         "model", metavar="ARTIFACT|BASE", help="an exported directory, a base directory, a .gguf file or a preset"
     )
+
+
+def _add_threads(parser: Parser) -> None:
+    threads_help = "threads of each job (default: as many as the model's size is worth)"
+    parser.add_argument("--threads", type=_positive, metavar="N", help=threads_help)
 
 
 def _add_chat(parser: Parser) -> None:

@@ -128,6 +128,7 @@ def _bench(args: argparse.Namespace) -> int:
         args.artifact,
         profile=args.profile,
         provider=args.provider,
+        num_threads=args.threads,
         previous=previous_record(out),
         wait_s=args.wait,
         progress=progress,
@@ -176,6 +177,7 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
             online=args.online,
             may_be_fewer=True,
             is_chat=args.is_chat,
+            num_threads=args.threads,
             progress=progress,
         )
     except HavocError as error:
@@ -378,6 +380,7 @@ def handle_eval(args: argparse.Namespace) -> int:
         data_dir=args.data,
         online=args.online,
         is_chat=args.is_chat,
+        num_threads=args.threads,
         progress=_progress(args),
     )
     document = found.document()
