@@ -5,6 +5,7 @@
 #   make lint     ruff: rules and format
 #   make types    mypy --strict
 #   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=README.md puts the table there)
+#   make results  docs/results.md: the score tables, written from the records under reports/
 #   make fmt      let ruff mend what it can
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
@@ -14,7 +15,7 @@ BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 
-.PHONY: help demo test real lint types bench fmt genai
+.PHONY: help demo test real lint types bench results fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -40,6 +41,9 @@ types: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/pytest tests/perf --benchmark-only --benchmark-columns=median,iqr,rounds $(if $(TABLE),--perf-table=$(TABLE))
+
+results: .venv/dev
+	$(BIN)/python -m havoc_core.bench.results reports docs/results.md
 
 fmt: .venv/dev
 	$(BIN)/ruff check --fix

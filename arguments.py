@@ -23,6 +23,7 @@ ACTIVATION_DTYPES = ("fp32", "fp16")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 COMPUTES = ("fp32", "int8")
 QUANTIZERS = ("rtn", "hqq", "k-quant", "gptq")
+METHODS = ("auto", "expected-reward", "reinforce", "next-token")
 RULES = ("delta", "literal", "renorm")
 DIALECTS = ("standard", "contrib", "auto")
 CACHES = ("dynamic", "static")
@@ -94,13 +95,23 @@ def add_train(parser: Parser) -> None:
     """`havoc train BASE --domain math [--data DIR] --out DIR`."""
     _add_base(parser)
     _add_chat(parser)
-    parser.add_argument("--domain", choices=DOMAINS, required=True, help="what the expert is for")
+    task_help = f"what the expert is for: {', '.join(DOMAINS)}, another bundled task, or a TOML file of your own"
+    parser.add_argument("--task", "--domain", dest="task", required=True, metavar="NAME", help=task_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the recipe's)")
+    _add_method(parser)
     _add_recipe(parser)
     _add_data(parser)
     _add_seed(parser)
     _add_out(parser)
     _add_output(parser)
+
+
+def _add_method(parser: Parser) -> None:
+    method_help = "what a step descends (default: the recipe's; auto is expected-reward where answers can be listed)"
+    parser.add_argument("--method", choices=METHODS, help=method_help)
+    rate_help = "learning rate of delta = z - 1 (default: the recipe's)"
+    parser.add_argument("--learning-rate", type=_rate, metavar="X", help=rate_help)
+    parser.add_argument("--force", action="store_true", help="train anew an expert that is finished")
 
 
 def add_search(parser: Parser) -> None:
@@ -120,7 +131,7 @@ def add_export(parser: Parser) -> None:
     """`havoc export BASE [--experts DIR --alpha ...] [--weights int4 --activations fp32] [--to onnx|hf] --out DIR`."""
     _add_base(parser)
     parser.add_argument("--experts", type=Path, metavar="DIR", help="folder of z_vectors_*.safetensors")
-    alpha_help = f"one weight per expert, in the order {', '.join(DOMAINS)}"
+    alpha_help = f"one weight per expert, in the order {', '.join(DOMAINS)}, then by name"
     parser.add_argument("--alpha", type=_mixture, metavar="A,B,...", help=alpha_help)
     parser.add_argument("--rule", choices=RULES, default="delta", help="how experts are mixed (default: delta)")
     weights_help = "weight format; keep: the blocks of a GGUF file as they are (default: fp32)"
@@ -169,13 +180,14 @@ def _add_graph(parser: Parser) -> None:
 
 
 def add_verify(parser: Parser) -> None:
-    """`havoc verify ARTIFACT [--base BASE --experts DIR] [--public-key PEM]`."""
+    """`havoc verify ARTIFACT [--base BASE --experts DIR] [--public-key PEM] [--record FILE]`."""
     _add_artifact(parser)
     parser.add_argument("--base", metavar="BASE", help="fold again from this base and compare")
     parser.add_argument("--experts", type=Path, metavar="DIR", help="the experts to fold again (default: its own)")
     text_help = "the text it was calibrated on, where that was not the bundled one"
     parser.add_argument("--calibration", type=Path, metavar="FILE", help=text_help)
     parser.add_argument("--public-key", type=Path, metavar="PEM", help="check its signature by this key")
+    parser.add_argument("--record", type=Path, metavar="FILE", help="it must be the artifact this record was made from")
     _add_output(parser)
 
 
@@ -183,10 +195,10 @@ def add_eval(parser: Parser) -> None:
     """`havoc eval ARTIFACT|BASE [--domain math] [--n 1000] [--seed 0]`."""
     _add_model_or_artifact(parser)
     _add_chat(parser)
-    parser.add_argument("--domain", choices=DOMAINS, action="append", help="repeat for several (default: all four)")
-    parser.add_argument("--n", type=_positive, default=1000, metavar="N", help="items per domain (default: 1000)")
+    _add_tasks(parser)
+    parser.add_argument("--n", type=_positive, metavar="N", help="rows per task (default: the task's, mostly 1000)")
     parser.add_argument("--split", choices=("search", "gate"), default="gate", help="default: gate")
-    parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
+    parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer (default: the task's)")
     _add_data(parser)
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of the built-in rows (default: 0)")
     _add_output(parser)
@@ -198,15 +210,24 @@ def add_bench(parser: Parser) -> None:
     _add_chat(parser)
     parser.add_argument("--profile", choices=PROFILES, default="quick", help="how long to measure (default: quick)")
     parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime execution provider (default: the best here)")
-    accuracy_help = "items per domain for accuracy, 0: none (default: 1000)"
-    parser.add_argument("--n", type=_count, default=1000, metavar="N", help=accuracy_help)
-    domain_help = "score this one, repeat for several (default: all that the model reads)"
-    parser.add_argument("--domain", choices=DOMAINS, action="append", help=domain_help)
+    accuracy_help = "rows per task for accuracy, 0: none (default: the task's, mostly 1000)"
+    parser.add_argument("--n", type=_count, metavar="N", help=accuracy_help)
+    _add_tasks(parser)
     _add_data(parser)
     _add_out(parser)
     replace_help = "measure again into a folder that holds a record; its report is removed"
     parser.add_argument("--replace", action="store_true", help=replace_help)
     _add_output(parser)
+
+
+def _add_tasks(parser: Parser) -> None:
+    task_help = (
+        "score this task, repeat for several: a bundled one or a TOML file of your own "
+        f"(default: those of {', '.join(DOMAINS)} that the model reads); --domain is another word for it"
+    )
+    parser.add_argument("--task", "--domain", dest="task", action="append", metavar="NAME", help=task_help)
+    shots_help = "solved rows in front of every question (default: the task's)"
+    parser.add_argument("--few-shot", type=_count, metavar="N", help=shots_help)
 
 
 def add_gate(parser: Parser) -> None:
@@ -243,7 +264,7 @@ def add_generate(parser: Parser) -> None:
     _add_model_or_artifact(parser)
     _add_chat(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin")
-    parser.add_argument("--image", type=Path, metavar="PNG", help="a picture for a vision model")
+    parser.add_argument("--image", type=Path, metavar="FILE", help="a picture for a vision model: PNG, JPEG, TIFF")
     parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
     parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0 is greedy (default)")
     _add_seed(parser)
@@ -318,6 +339,13 @@ def _whole_number(text: str, low: int) -> int:
 
 def _share(text: str) -> float:
     return _number(text, 0.0, 1.0, "a number from 0 to 1")
+
+
+def _rate(text: str) -> float:
+    number = _number(text, 0.0, 10.0, "a number above 0 and at most 10")
+    if number == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 10")
+    return number
 
 
 def _temperature(text: str) -> float:

@@ -91,7 +91,7 @@ VERBS = (
         "train one expert",
         "adapt.commands",
         arguments.add_train,
-        ("havoc train nano --domain math --out experts", "havoc train base --domain code --data data --out experts"),
+        ("havoc train nano --task math --out experts", "havoc train base --task mine.toml --out experts"),
     ),
     Verb(
         "search",
@@ -119,10 +119,10 @@ VERBS = (
     ),
     Verb(
         "eval",
-        "accuracy by domain, with intervals",
+        "accuracy by task, with intervals",
         "bench.commands",
         arguments.add_eval,
-        ("havoc eval artifact", "havoc eval nano --domain math --n 200"),
+        ("havoc eval artifact", "havoc eval nano --task math --n 200", "havoc eval base --task mine.toml"),
     ),
     Verb(
         "bench",

@@ -39,13 +39,23 @@ def _structure_name(name: str) -> str:
     return name
 
 
-Domain = Literal["math", "code", "reasoning", "vision"]
+def _task_name(name: str) -> str:
+    from .adapt.tasks.task import require_name
+
+    try:
+        require_name(name)
+    except HavocError as error:
+        raise ValueError(f"cannot be used: {error}") from error
+    return name
+
+
+Method = Literal["auto", "expected-reward", "reinforce", "next-token"]
 Rule = Literal["delta", "literal", "renorm"]
 
 # TOML arrays become tuples; what they hold is checked as strictly as everything else
-Domains = Annotated[tuple[Domain, ...], Field(strict=False, min_length=1)]
 StructureName = Annotated[str, AfterValidator(_structure_name)]
 StructureNames = Annotated[tuple[StructureName, ...], Field(strict=False, min_length=1)]
+TaskNames = Annotated[tuple[Annotated[str, AfterValidator(_task_name)], ...], Field(strict=False, min_length=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -82,23 +92,43 @@ class DataSettings(_Section):
 
 
 class ExpertSettings(_Section):
-    """How each expert is trained (REINFORCE with a KL penalty)."""
+    """How each expert is trained, with a penalty on the KL divergence from the base."""
 
-    domains: Domains = Field(
-        default=("math", "code", "reasoning", "vision"), description="one expert each, in this order"
+    tasks: TaskNames = Field(
+        default=("math", "code", "reasoning", "vision"),
+        description="one expert each, in this order: bundled tasks, or TOML files of your own",
+    )
+    method: Method = Field(
+        default="auto",
+        description='"expected-reward", "reinforce", "next-token"; auto: expected-reward where answers can be listed',
     )
     num_steps: Count = Field(default=30, description="optimizer steps")
     prompts_per_step: Count = Field(default=24, description="prompts per optimizer step")
     samples_per_prompt: int = Field(
         default=8, ge=2, description="completions per prompt; the others' mean is the baseline"
     )
+    signal_prompts: int = Field(
+        default=1, ge=0, description="reinforce draws prompts until the rewards of so many differ among their samples"
+    )
+    max_draws: Count = Field(default=4, description="prompts_per_step are drawn at most so many times a step")
     learning_rate: float = Field(default=1e-2, gt=0, description="of delta = z - 1")
     kl_coefficient: float = Field(default=0.05, ge=0, description="weight of KL(policy || base)")
-    max_new_tokens: Count = Field(default=80, description="longest completion, in tokens")
+    max_new_tokens: Count | None = Field(default=None, description="longest answer, in tokens; left out: the task's")
+    num_train_rows: Count = Field(default=2000, description="rows of the train split, or all it has")
     num_validation_rows: Count = Field(default=200, description="rows of the search split that pick the best step")
     seed: Seed = Field(default=0, description="seed of prompts and samples")
 
-    _distinct = field_validator("domains")(_distinct)
+    _distinct = field_validator("tasks")(_distinct)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _other_word(cls, value: object) -> object:
+        """Take `domains`, as recipes wrote it before tasks were files, for `tasks`."""
+        if not isinstance(value, dict) or "domains" not in value:
+            return value
+        if "tasks" in value:
+            raise ValueError("names tasks and domains, which are two words for one thing: keep tasks")
+        return {"tasks" if key == "domains" else key: part for key, part in value.items()}
 
 
 class SearchSettings(_Section):
@@ -106,7 +136,7 @@ class SearchSettings(_Section):
 
     population: int = Field(default=8, ge=4, description="candidates per generation")
     generations: Count = Field(default=4, description="number of generations")
-    num_rows: Count = Field(default=200, description="items per domain that score a candidate")
+    num_rows: Count = Field(default=200, description="items per task that score a candidate")
     weight_formats: StructureNames = Field(
         default=("fp32", "int8", "int4", "int4-cfp32"), description="structures to choose from"
     )
@@ -153,7 +183,7 @@ class GateSettings(_Section):
     """What the record is judged against."""
 
     targets: Names = Field(default=("host", "gtx1660"), description="names of targets, or TOML files of your own")
-    num_rows: Count = Field(default=1000, description="items per domain that prove the accuracy")
+    num_rows: Count = Field(default=1000, description="items per task that prove the accuracy")
 
     _distinct = field_validator("targets")(_distinct)
 

@@ -16,6 +16,7 @@ import onnxruntime
 from .adapt.search import COST_OBJECTIVES, Answers, Candidate, SearchSettings
 from .adapt.tasks import sources
 from .adapt.tasks.evaluation import Accuracy, score
+from .adapt.tasks.task import load_tasks
 from .bench.device import identify_cpu
 from .bench.measure import measure_cost
 from .bench.targets import load_target
@@ -29,26 +30,25 @@ if TYPE_CHECKING:
 
     from .adapt.expert import Expert
     from .adapt.svf import Basis
-    from .adapt.tasks.task import Row
+    from .adapt.tasks.task import Row, Task
     from .config import Recipe
     from .export.session import DecoderSession
     from .model.checkpoint import Base
     from .progress import Progress
 
 _NORMAL_95 = 1.959964
-_BATCH_SIZE = 128
 
 
 def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert]) -> SearchSettings:
     """Translate the recipe's section into the settings of the search; the first target's limits are its constraints."""
-    section = recipe.search
+    section, tasks = recipe.search, recipe_tasks(recipe)
     return SearchSettings(
-        domains=recipe.experts.domains,
+        domains=tuple(task.name for task in tasks),
         seed=section.seed,
         population=section.population,
         generations=section.generations,
         weight_formats=section.weight_formats,
-        limits=limits_of(recipe.gate.targets[0], recipe.experts.domains),
+        limits=limits_of(recipe.gate.targets[0], [task.name for task in tasks]),
         measured={
             "base": base.weight_hash,
             "experts": {expert.domain: expert.hash for expert in experts},
@@ -56,6 +56,7 @@ def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert]) -> Se
             "num_rows": section.num_rows,
             "num_validation_rows": recipe.experts.num_validation_rows,
             "max_new_tokens": recipe.experts.max_new_tokens,
+            "tasks": {task.name: task.sha256 for task in tasks},
             "chat": recipe.model.chat,
             "data": recipe.data.model_dump(mode="json"),
             "device": identify_cpu().model_dump(mode="json"),
@@ -64,9 +65,14 @@ def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert]) -> Se
     )
 
 
-def limits_of(target_name: str, domains: Sequence[str]) -> dict[str, tuple[str, float]]:
+def recipe_tasks(recipe: Recipe) -> tuple[Task, ...]:
+    """Load the tasks of a recipe, in the order of its experts; real data makes the four domains mean public tasks."""
+    return load_tasks(recipe.experts.tasks, data_dir=recipe.data.directory, online=recipe.data.online)
+
+
+def limits_of(target_name: str, tasks: Sequence[str]) -> dict[str, tuple[str, float]]:
     """Return a target's limits on what the search measures; memory of any kind is its `peak_bytes`."""
-    measured = {*COST_OBJECTIVES, *(f"accuracy/{domain}" for domain in domains)}
+    measured = {*COST_OBJECTIVES, *(f"accuracy/{task}" for task in tasks)}
     limits = {}
     for limit in load_target(target_name).limits:
         metric = "peak_bytes" if limit.metric in {"peak_rss_bytes", "peak_vram_bytes"} else limit.metric
@@ -83,7 +89,7 @@ class BenchMeasurer:
     """
 
     def __init__(self, recipe: Recipe, base: Base, basis: Basis, experts: Sequence[Expert]) -> None:
-        self._recipe, self._base = recipe, base
+        self._recipe, self._base, self._tasks = recipe, base, recipe_tasks(recipe)
         self._sessions = CandidateSessions(base, basis, experts, rule=recipe.search.rule)
         self._reader = sources.search_reader(
             seed=recipe.data.seed, data_dir=recipe.data.directory, online=recipe.data.online
@@ -108,33 +114,22 @@ class BenchMeasurer:
     def answers(self, candidate: Candidate, *, sample: int) -> Answers:
         """Answer one sample of the search split, greedily, with the candidate's folded and encoded weights."""
         session = self._sessions.open(candidate.alpha, candidate.structure)
-        return {
-            domain: answers_of(session, domain, self._sample(domain, sample), self._recipe)
-            for domain in self._recipe.experts.domains
-        }
+        return {task.name: answers_of(session, task, self._sample(task, sample), self._recipe) for task in self._tasks}
 
-    def _sample(self, domain: str, sample: int) -> list[Row]:
+    def _sample(self, task: Task, sample: int) -> list[Row]:
         size, num_validation = self._recipe.search.num_rows, self._recipe.experts.num_validation_rows
-        if domain not in self._rows:
-            self._rows[domain] = self._reader.rows(domain, "search", num_validation + 2 * size)
+        if task.name not in self._rows:
+            self._rows[task.name] = self._reader.rows(task, "search", num_validation + 2 * size)
         start = num_validation + sample * size
-        return self._rows[domain][start : start + size]
+        return self._rows[task.name][start : start + size]
 
 
-def answers_of(session: DecoderSession, domain: str, rows: Sequence[Row], recipe: Recipe) -> tuple[bool, ...]:
+def answers_of(session: DecoderSession, task: Task, rows: Sequence[Row], recipe: Recipe) -> tuple[bool, ...]:
     """Whether `session` answers each row right; a judge that failed on any of them is a `MeasurementError`."""
-    scores = score(
-        lambda prompts: session.generate_text(
-            prompts, max_new_tokens=recipe.experts.max_new_tokens, batch_size=_BATCH_SIZE
-        ),
-        domain,
-        rows,
-    )
+    scores = score(session, task, rows, max_new_tokens=recipe.experts.max_new_tokens)
     if scores.failed:
         reason = scores.reasons[scores.failed_rows[0]]
-        msg = (
-            f"{domain}: the judge failed on {scores.failed} of {len(rows)} rows ({reason}); nothing can be said of them"
-        )
+        msg = f"{task.name}: the judge failed on {scores.failed} of {len(rows)} rows ({reason}); they say nothing"
         raise MeasurementError(msg)
     return scores.right
 
@@ -149,18 +144,18 @@ def score_table(
 ) -> dict[str, Any]:
     """Open the gate split for base and experts, and put the artifact's answers, `mixture`, beside them.
 
-    All answer the same rows. `margin` is the mixture's mean over the domains less the other's, with a 95 % interval
+    All answer the same rows. `margin` is the mixture's mean over the tasks less the other's, with a 95 % interval
     of the paired differences; `is_proven` says that it lies above 0.
     """
-    domains = recipe.experts.domains
-    rows = {domain: _gate_rows(recipe, domain) for domain in domains}
+    tasks = recipe_tasks(recipe)
+    rows = {task.name: _gate_rows(recipe, task) for task in tasks}
     answers: dict[str, Answers] = {}
-    with progress.stage("base and experts on the gate split", (len(experts) + 1) * len(domains)) as stage:
+    with progress.stage("base and experts on the gate split", (len(experts) + 1) * len(tasks)) as stage:
         for name, session in _contestants(base, basis, experts):
             right: dict[str, Sequence[bool]] = {}
-            for domain in domains:
-                right[domain] = answers_of(session, domain, rows[domain], recipe)
-                stage.advance(note=f"{name} on {domain}")
+            for task in tasks:
+                right[task.name] = answers_of(session, task, rows[task.name], recipe)
+                stage.advance(note=f"{name} on {task.name}")
             answers[name] = right
     return {
         "split": "gate",
@@ -169,9 +164,9 @@ def score_table(
     }
 
 
-def _gate_rows(recipe: Recipe, domain: str) -> list[Row]:
+def _gate_rows(recipe: Recipe, task: Task) -> list[Row]:
     return sources.rows(
-        domain,
+        task,
         "gate",
         recipe.gate.num_rows,
         seed=recipe.data.seed,
@@ -191,22 +186,22 @@ def _contestants(base: Base, basis: Basis, experts: Sequence[Expert]) -> Iterato
 def _table_row(name: str, answers: Answers) -> dict[str, Any]:
     kind = name if name in {"base", "mixture"} else "expert"
     accuracy = {}
-    for domain, right in answers.items():
-        counted = Accuracy(domain, sum(right), len(right))
+    for task, right in answers.items():
+        counted = Accuracy(task, sum(right), len(right))
         low, high = counted.interval()
-        accuracy[domain] = {"num_right": counted.num_right, "num_rows": counted.num_rows, "low": low, "high": high}
+        accuracy[task] = {"num_right": counted.num_right, "num_rows": counted.num_rows, "low": low, "high": high}
     return {"name": name, "kind": kind, "accuracy": accuracy}
 
 
 def paired_margin(ours: Answers, theirs: Answers) -> dict[str, Any]:
-    """Mean over the domains of the paired difference in share right, with its 95 % normal interval.
+    """Mean over the tasks of the paired difference in share right, with its 95 % normal interval.
 
-    Each domain weighs the same; the variance is the sum of the domains' variances of the mean, over the domains
+    Each task weighs the same; the variance is the sum of the tasks' variances of the mean, over the tasks
     squared.
     """
     means, variances = [], []
-    for domain, right in ours.items():
-        differences = [int(a) - int(b) for a, b in zip(right, theirs[domain], strict=True)]
+    for task, right in ours.items():
+        differences = [int(a) - int(b) for a, b in zip(right, theirs[task], strict=True)]
         mean = sum(differences) / len(differences)
         means.append(mean)
         variances.append(sum((d - mean) ** 2 for d in differences) / (len(differences) - 1) / len(differences))

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import storage
 from .config import Recipe, load_recipe, recipe_toml
-from .errors import HavocError
+from .errors import HavocError, IdentityError
 from .progress import make_progress
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ if TYPE_CHECKING:
     from .adapt.expert import Expert
     from .adapt.search import SearchResult
     from .adapt.svf import Basis
+    from .adapt.tasks.task import Task
     from .bench.gate import Judgement
+    from .bench.targets import Target
     from .model.checkpoint import Base
     from .progress import Progress
 
@@ -76,8 +78,10 @@ def handle_search(args: argparse.Namespace) -> int:
         basis = base_basis(base, args.out, progress)
         experts = read_experts(recipe, args.experts, base, basis)
         result = search_mixture(recipe, base, basis, experts, args.out, progress)
-    command = export_command(result, recipe, base=args.base, experts=args.experts)
-    show_search(result, recipe.experts.domains, args.out, command=command, as_json=args.json)
+    command = export_command(
+        result, recipe, [expert.domain for expert in experts], base=args.base, experts=args.experts
+    )
+    show_search(result, [expert.domain for expert in experts], args.out, command=command, as_json=args.json)
     return 0
 
 
@@ -91,9 +95,10 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
     if not (out / "record.json").exists():
         require_rows(recipe)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
-    _ = base.tokenizer  # a base that cannot read text is refused before any work
     if recipe.export.dialect == "contrib":
         require_heads(base.config.attention.head_dim)
+    _ = base.tokenizer  # a base that cannot read text is refused before any work
+    require_eyes(recipe, base)
     with storage.only_writer(out):
         claim_folder(recipe, out)
         basis, experts = train_experts(recipe, base, out, progress)
@@ -108,43 +113,76 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
 
 def require_inputs(recipe: Recipe) -> None:
     """Refuse targets and data that cannot be read before minutes of work and before anything is written."""
-    from .bench.targets import load_target
+    from .bench.targets import load_target, require_known_tasks
 
-    for name in recipe.gate.targets:
-        load_target(name)
-    text = recipe.export.calibration
-    if text is not None and not Path(text).is_file():
-        msg = f"{text!r}: no such text file; correct export.calibration or leave it out"
-        raise HavocError(msg)
     data = recipe.data.directory
     if data is not None and not data.is_dir():
         msg = f'{str(data)!r}: no such directory of data sets; correct data.source or leave it "builtin"'
+        raise HavocError(msg)
+    from .measuring import recipe_tasks
+
+    tasks = recipe_tasks(recipe)
+    for target in map(load_target, recipe.gate.targets):
+        require_known_tasks(target, [task.name for task in tasks])
+        require_pinned_data(recipe, target, tasks)
+
+
+def require_pinned_data(recipe: Recipe, target: Target, tasks: Sequence[Task]) -> None:
+    """Refuse data, or a task file, that is not what a target pins, before hours of work for a record it refuses."""
+    from .adapt.tasks.sources import data_hash
+
+    for task in tasks:
+        limit = next((limit for limit in target.limits if limit.metric == f"accuracy/{task.name}"), None)
+        if limit is None:
+            continue
+        if limit.task_sha256 not in {None, task.sha256}:
+            msg = f"target {target.name}: accuracy/{task.name} is pinned to another task file ({limit.task_sha256})"
+            raise HavocError(msg)
+        if limit.data_sha256 is None:
+            continue
+        found = data_hash(task, "gate", data_dir=recipe.data.directory, online=recipe.data.online)
+        if found != limit.data_sha256:
+            msg = f"target {target.name}: accuracy/{task.name} is pinned to data {limit.data_sha256}, this is {found}"
+            raise HavocError(msg)
+
+
+def require_eyes(recipe: Recipe, base: Base) -> None:
+    """Refuse a task that shows pictures to a base that reads text only, before hours of training."""
+    from .measuring import recipe_tasks
+
+    unseen = [task.name for task in recipe_tasks(recipe) if task.needs_pictures]
+    if unseen and base.config.vision is None:
+        names = [name for name in recipe.experts.tasks if name not in unseen]
+        msg = (
+            f"{recipe.model.base} reads text only, and the tasks {', '.join(unseen)} show pictures: write "
+            f"tasks = {json.dumps(names)} in [experts] of the recipe"
+        )
         raise HavocError(msg)
 
 
 def require_rows(recipe: Recipe) -> None:
     """Refuse real data sets with fewer rows than search and gate will need, before hours of training."""
     from .adapt.tasks.sources import rows
+    from .measuring import recipe_tasks
 
     data, num_validation = recipe.data.directory, recipe.experts.num_validation_rows
-    if data is None:
-        return
-    needed = {"search": num_validation + 2 * recipe.search.num_rows, "gate": recipe.gate.num_rows}
-    for domain in recipe.experts.domains:
-        for split, num_rows in needed.items():
-            rows(domain, split, num_rows, data_dir=data)
+    needed = {"train": 1, "search": num_validation + 2 * recipe.search.num_rows, "gate": recipe.gate.num_rows}
+    for task in recipe_tasks(recipe):
+        for split, num_rows in needed.items() if task.generator is None else ():
+            rows(task, split, num_rows, data_dir=data, online=recipe.data.online)
 
 
 def require_experts(recipe: Recipe, folder: Path) -> None:
     """Refuse a folder that lacks an expert of the recipe, before the minutes that a basis takes."""
     from .adapt.expert import expert_path
+    from .measuring import recipe_tasks
 
-    paths = {domain: expert_path(folder, domain) for domain in recipe.experts.domains}
-    missing = [domain for domain, path in paths.items() if not path.is_file()]
+    paths = {task.name: expert_path(folder, task.name) for task in recipe_tasks(recipe)}
+    missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
         msg = (
             f"{folder} holds no expert for {', '.join(missing)} ({paths[missing[0]].name}): train it, or name in "
-            "[experts] domains of --recipe those that are there"
+            "[experts] tasks of --recipe those that are there"
         )
         raise HavocError(msg)
 
@@ -163,37 +201,40 @@ def claim_folder(recipe: Recipe, out: Path) -> None:
 
 
 def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> tuple[Basis, list[Expert]]:
-    """Compute the basis and train one expert a domain; those whose file is there are read back."""
-    from .adapt.commands import base_basis, reinforce_settings
+    """Compute the basis and train one expert a task; those whose file is there are read back."""
+    from .adapt.commands import base_basis, training_settings
     from .adapt.expert import expert_path, save_expert
-    from .adapt.reinforce import forget_training, train_expert
+    from .adapt.training import train_expert
+    from .adapt.training_state import forget_training
+    from .measuring import recipe_tasks
 
     basis = base_basis(base, out, progress)
     folder = out / "experts"
-    for domain in recipe.experts.domains:
-        if not expert_path(folder, domain).exists():
+    for task in recipe_tasks(recipe):
+        if not expert_path(folder, task.name).exists():
             expert = train_expert(
                 base,
                 basis,
-                domain,
-                settings=reinforce_settings(recipe.experts),
+                task,
+                settings=training_settings(recipe.experts, task),
                 checkpoint_dir=folder,
                 data_dir=recipe.data.directory,
                 online=recipe.data.online,
                 progress=progress,
             )
             save_expert(expert, folder)
-            forget_training(folder, domain)
+            forget_training(folder, task.name)
     return basis, read_experts(recipe, folder, base, basis)
 
 
 def read_experts(recipe: Recipe, folder: Path, base: Base, basis: Basis) -> list[Expert]:
     """Read the recipe's experts from a folder; one of another base is refused."""
     from .adapt.expert import expert_path, load_expert
+    from .measuring import recipe_tasks
 
     return [
-        load_expert(expert_path(folder, domain), base_hash=base.weight_hash, basis_hash=basis.hash)
-        for domain in recipe.experts.domains
+        load_expert(expert_path(folder, task.name), base_hash=base.weight_hash, basis_hash=basis.hash)
+        for task in recipe_tasks(recipe)
     ]
 
 
@@ -230,9 +271,10 @@ def export_mixture(
     from .model.structure import Structure
 
     artifact = out / "artifact"
-    if (artifact / "manifest.json").exists():
-        return artifact
     candidate = result.chosen.candidate
+    if (artifact / "manifest.json").exists():
+        require_mixture(artifact, base, experts, candidate.alpha)
+        return artifact
     structure = candidate.structure
     if recipe.export.weights is not None:
         structure = Structure.named(recipe.export.weights, structure.activation_dtype)
@@ -250,6 +292,17 @@ def export_mixture(
         basis=basis,
         progress=progress,
     )
+
+
+def require_mixture(artifact: Path, base: Base, experts: Sequence[Expert], alpha: Sequence[float]) -> None:
+    """Refuse an artifact that is there already and was made from anything else than what the search chose."""
+    from .export.artifact import read_manifest
+
+    manifest = read_manifest(artifact)
+    weights = {expert.domain: float(weight) for expert, weight in zip(experts, alpha, strict=True)}
+    hashes = {expert.domain: expert.hash for expert in experts}
+    if (manifest.base_hash, manifest.alpha, manifest.expert_hashes) != (base.weight_hash, weights, hashes):
+        raise IdentityError(f"{artifact}: not the mixture that this search chose; remove it to write that one")
 
 
 def linked(document: dict[str, Any], artifact: Path) -> dict[str, Any]:
@@ -279,10 +332,11 @@ def measure_artifact(
     from .measuring import score_table
 
     if (out / "record.json").exists():
+        require_measured(artifact, out / "record.json")
         return
     scored = run_accuracy(
         artifact,
-        domains=recipe.experts.domains,
+        tasks=recipe.experts.tasks,
         num_rows=recipe.gate.num_rows,
         seed=recipe.data.seed,
         data_dir=recipe.data.directory,
@@ -295,6 +349,17 @@ def measure_artifact(
     storage.write_json(out / "scores.json", linked(scores, artifact))
     record = measure(artifact, profile=recipe.bench.profile, progress=progress)
     add_accuracy(record, scored).save(out / "record.json")
+
+
+def require_measured(artifact: Path, path: Path) -> None:
+    """Refuse a finished folder whose artifact is no longer the one that its record was made from."""
+    from .bench.gate import hash_artifact
+    from .bench.identity import artifact_problem
+    from .bench.record import load_record
+
+    problem = artifact_problem(load_record(path).subject, hash_artifact(artifact))
+    if problem is not None:
+        raise IdentityError(f"{artifact}: {problem}; put the measured artifact back, or remove {path} to measure this")
 
 
 def write_handoff(experts: Sequence[Expert], artifact: Path, judgement: Judgement, out: Path) -> None:

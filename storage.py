@@ -16,6 +16,7 @@ import json
 import os
 import secrets
 import shutil
+import stat
 import sys
 import zlib
 from collections.abc import Iterator
@@ -27,6 +28,9 @@ from .errors import HavocError
 
 if sys.platform != "win32":
     import fcntl
+
+MAX_JSON_BYTES = 64_000_000
+"""More than any JSON document that HAVOC reads: a tokenizer's is the largest."""
 
 _HASH_CHUNK_BYTES = 1 << 20
 
@@ -50,24 +54,50 @@ def sha256_file(path: Path) -> str:
     return digest.hexdigest()
 
 
-def read_json(path: Path, *, max_bytes: int | None = None) -> Any:  # noqa: ANN401 - JSON is any of six types
+def read_bounded(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """Read a whole regular file of at most `max_bytes`, however large or endless what lies there is.
+
+    A larger file, a pipe and a device are a `HavocError`, and none of them is waited for; what the system says of a
+    missing or unreadable file is raised as the `OSError` it is.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        kind = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(kind):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(kind):
+            msg = f"{path}: a pipe or device, not a file"
+            raise HavocError(msg)
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            data = file.read(max_bytes + 1)
+    finally:
+        os.close(descriptor)
+    if len(data) > max_bytes:
+        msg = f"{path}: more than {max_bytes} bytes; no such document is that large"
+        raise HavocError(msg)
+    return data
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: ANN401 - JSON is any of six types
     """Parse a JSON file; a missing, unreadable, malformed or too deep one is refused; so are NaN and a key twice.
 
     No more than `max_bytes` are read, however large or endless the file is; one that holds more is refused.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read() if max_bytes is None else file.read(max_bytes + 1)
-        if max_bytes is not None and len(data) > max_bytes:
-            msg = f"{path}: more than {max_bytes} bytes; no such document is that large"
-            raise HavocError(msg)
-        text = _decoded(data)
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_a_key_twice)
+        data = read_bounded(path, max_bytes=max_bytes)
     except FileNotFoundError:
         msg = f"{path}: no such file"
         raise HavocError(msg) from None
     except OSError as error:
         raise unreadable(error, path) from error
+    return parse_json(data, path)
+
+
+def parse_json(data: bytes, path: Path) -> Any:  # noqa: ANN401 - JSON is any of six types
+    """Parse what was read from `path`, as strictly as `read_json`."""
+    try:
+        text = _decoded(data)
+        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_a_key_twice)
     except (ValueError, RecursionError) as error:
         msg = f"{path}: not valid JSON ({str(error) or 'nested too deep'})"
         raise HavocError(msg) from error

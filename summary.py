@@ -1,4 +1,4 @@
-"""What a person sees when a run has ended: accuracy by domain, figures against limits, verdicts, the page."""
+"""What a person sees when a run has ended: accuracy by task, figures against limits, verdicts, the page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .arguments import DOMAINS
+from .adapt.tasks.task import in_order
 from .bench.figures import printable, show, show_interval
 from .model.structure import Structure
 from .storage import read_json
@@ -61,11 +61,11 @@ def _plain(text: str) -> str:
     return escape(printable(text))
 
 
-def export_command(result: SearchResult, recipe: Recipe, *, base: str, experts: Path) -> str:
+def export_command(result: SearchResult, recipe: Recipe, tasks: Sequence[str], *, base: str, experts: Path) -> str:
     """Return the line that exports what a search chose; alpha in the order in which `havoc export` reads experts."""
     candidate = result.chosen.candidate
-    alpha = dict(zip(recipe.experts.domains, candidate.alpha, strict=True))
-    weights = ",".join(f"{alpha[domain]:g}" for domain in DOMAINS if domain in alpha)
+    alpha = dict(zip(tasks, candidate.alpha, strict=True))
+    weights = ",".join(f"{alpha[name]:g}" for name in in_order(alpha))
     words = ["havoc", "export", base, "--experts", str(experts), "--alpha", weights]
     words += [] if recipe.search.rule == "delta" else ["--rule", recipe.search.rule]
     return shlex.join([*words, *_structure_options(candidate.structure), "--out", "artifact"])
@@ -86,14 +86,14 @@ def _structure_options(structure: Structure) -> list[str]:
     return words
 
 
-def show_search(result: SearchResult, domains: Sequence[str], out: Path, *, command: str, as_json: bool) -> None:
+def show_search(result: SearchResult, tasks: Sequence[str], out: Path, *, command: str, as_json: bool) -> None:
     """Print what a search chose: mixture, structure, its score on rows that did not choose it, and what to run next."""
     if as_json:
         print(json.dumps({**result.to_json(), "next": command}))
         return
     candidate = result.chosen.candidate
-    alpha = ", ".join(f"{domain} {weight:g}" for domain, weight in zip(domains, candidate.alpha, strict=True))
-    accuracy = ", ".join(f"{domain} {share:.1%}" for domain, share in result.chosen.accuracy.items())
+    alpha = ", ".join(f"{name} {weight:g}" for name, weight in zip(tasks, candidate.alpha, strict=True))
+    accuracy = ", ".join(f"{name} {share:.1%}" for name, share in result.chosen.accuracy.items())
     print(f"chosen: {alpha}; weights {candidate.structure}")
     print(f"on fresh rows of the search split: {accuracy}")
     if result.frozen:
@@ -103,15 +103,14 @@ def show_search(result: SearchResult, domains: Sequence[str], out: Path, *, comm
 
 
 def score_table(scores: Mapping[str, Any]) -> Table:
-    """Accuracy of base, experts and mixture by domain, with 95 % intervals."""
-    domains = list(scores["rows"][0]["accuracy"])
-    num_rows = scores["rows"][0]["accuracy"][domains[0]]["num_rows"]
-    table = Table(
-        title=f"Accuracy, {scores['split']} split, {num_rows} rows a domain, 95 % intervals", title_justify="left"
-    )
+    """Accuracy of base, experts and mixture by task, with 95 % intervals."""
+    first = scores["rows"][0]["accuracy"]
+    numbers = sorted({count["num_rows"] for count in first.values()})
+    rows = " or ".join(map(str, numbers))
+    table = Table(title=f"Accuracy, {scores['split']} split, {rows} rows a task, 95 % intervals", title_justify="left")
     table.add_column("")
-    for domain in [*domains, "mean"]:
-        table.add_column(domain, justify="right")
+    for name in [*first, "mean"]:
+        table.add_column(name, justify="right")
     for row in scores["rows"]:
         counts = row["accuracy"].values()
         mean = sum(count["num_right"] / count["num_rows"] for count in counts) / len(counts)

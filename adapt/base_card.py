@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .. import storage
-from ..model.generation import generate_text
+from ..model.scorer import TorchScorer
 from ..progress import SILENT, Progress
 from .tasks import sources
 from .tasks.evaluation import score
-from .tasks.task import DOMAINS, task_for
+from .tasks.task import DOMAINS, load_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 
     from ..model.tokenizer import Tokenizer
     from ..model.transformer import HavocModel
-
-_MAX_NEW_TOKENS = 80
 
 
 def write_base(
@@ -44,11 +42,8 @@ def search_accuracy(
     found = {}
     with progress.stage("accuracy of the base", len(DOMAINS)) as stage:
         for domain in DOMAINS:
-            scores = score(
-                lambda prompts: generate_text(model, tokenizer, prompts, max_new_tokens=_MAX_NEW_TOKENS),
-                domain,
-                sources.rows(domain, "search", num_rows),
-            )
+            task = load_task(domain)
+            scores = score(TorchScorer(model, tokenizer), task, sources.rows(task, "search", num_rows))
             low, high = scores.accuracy.interval()
             found[domain] = {
                 "num_right": scores.accuracy.num_right,
@@ -65,7 +60,7 @@ def model_card(record: Mapping[str, Any]) -> str:
     settings, first, last = record["settings"], record["loss"][0], record["loss"][-1]
     scores = "\n".join(_score_line(domain, counts) for domain, counts in record["accuracy"].items())
     data = "\n".join(
-        f"| {domain} | {task_for(domain).dataset} | {sha[:16]} |" for domain, sha in record["data"].items()
+        f"| {domain} | {load_task(domain).dataset} | {sha[:16]} |" for domain, sha in record["data"].items()
     )
     return f"""---
 license: apache-2.0

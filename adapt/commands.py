@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..config import load_recipe
 from ..errors import HavocError
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from ..model.checkpoint import Base
     from ..progress import Progress
     from .basis import Basis
-    from .reinforce import ReinforceSettings
+    from .expert import Expert
+    from .objectives import TrainingSettings
+    from .tasks.task import Task
 
 
 def handle_pretrain(args: argparse.Namespace) -> int:
@@ -34,40 +36,64 @@ def handle_pretrain(args: argparse.Namespace) -> int:
 
 
 def handle_train(args: argparse.Namespace) -> int:
-    """Train one expert of a base and write its file."""
+    """Train one expert of a base and write its file; one that is there already is kept unless --force says so."""
     from ..model.checkpoint import load_base
-    from .expert import save_expert
-    from .reinforce import forget_training, train_expert
+    from .expert import expert_path, save_expert
+    from .tasks.task import load_task
+    from .training import train_expert
+    from .training_state import forget_training
 
+    task = load_task(args.task, data_dir=args.data, online=args.online)
+    settings = training_settings(load_recipe(args.recipe).experts.model_copy(update=_changes(args)), task)
+    path = expert_path(args.out, task.name)
+    if path.exists() and not args.force:
+        raise HavocError(f"{path} is a finished expert: use --force to train it anew, or choose another --out")
     progress = make_progress(quiet=args.quiet)
     base = load_base(args.base, is_chat=args.is_chat)
     _ = base.tokenizer  # a base that cannot read text is refused before the minutes that a basis takes
+    require_sight(task, base)
     basis = base_basis(base, args.out, progress)
-    changes = {"num_steps": args.steps, "seed": args.seed}
-    changed = {key: value for key, value in changes.items() if value is not None}
-    settings = reinforce_settings(load_recipe(args.recipe).experts.model_copy(update=changed))
     expert = train_expert(
         base,
         basis,
-        args.domain,
+        task,
         settings=settings,
         checkpoint_dir=args.out,
         data_dir=args.data,
         online=args.online,
         progress=progress,
     )
-    path = save_expert(expert, args.out)
-    forget_training(args.out, args.domain)
-    score = dict(expert.score or {})
-    is_the_base = not any(bool(delta.any()) for delta in expert.deltas.values())
-    if args.json:
-        print(json.dumps({"expert": str(path), "domain": args.domain, "score": score, "is_the_base": is_the_base}))
-    else:
-        share = score["num_right"] / score["num_rows"]
-        print(f"{path}: {share:.1%} of {score['num_rows']} rows of the search split, best at step {score['step']}")
-        if is_the_base:
-            print("no step beat the base: this expert changes nothing")
+    save_expert(expert, args.out)
+    forget_training(args.out, task.name)
+    show_expert(expert, path, as_json=args.json)
     return 0
+
+
+def _changes(args: argparse.Namespace) -> dict[str, Any]:
+    """The keys of a recipe's [experts] that the command line sets."""
+    options = {
+        "method": args.method,
+        "num_steps": args.steps,
+        "learning_rate": args.learning_rate,
+        "seed": args.seed,
+    }
+    return {key: value for key, value in options.items() if value is not None}
+
+
+def show_expert(expert: Expert, path: Path, *, as_json: bool) -> None:
+    """Print where an expert is, by which method it was trained, and its score on the search split."""
+    score, method = dict(expert.score or {}), expert.settings["method"]
+    is_the_base = not any(bool(delta.any()) for delta in expert.deltas.values())
+    if as_json:
+        document = {"expert": str(path), "task": expert.domain, "method": method, "score": score}
+        print(json.dumps({**document, "is_the_base": is_the_base}))
+        return
+    share = score["num_right"] / score["num_rows"]
+    print(
+        f"{path}: {share:.1%} of {score['num_rows']} rows of the search split, {method}, best at step {score['step']}"
+    )
+    if is_the_base:
+        print("no step beat the base: this expert changes nothing")
 
 
 def base_basis(base: Base, out: Path, progress: Progress) -> Basis:
@@ -85,20 +111,30 @@ def base_basis(base: Base, out: Path, progress: Progress) -> Basis:
     )
 
 
-def reinforce_settings(experts: ExpertSettings) -> ReinforceSettings:
+def require_sight(task: Task, base: Base) -> None:
+    """Refuse a task that shows pictures where the base reads text only."""
+    if task.needs_pictures and base.config.vision is None:
+        raise HavocError(f"the base reads text only, and the task {task.name} shows pictures: choose another --task")
+
+
+def training_settings(experts: ExpertSettings, task: Task) -> TrainingSettings:
     """Translate a recipe's section into the trainer's settings."""
+    from .objectives import TrainingSettings
     from .optimizer import MuGrokConfig
-    from .reinforce import ReinforceSettings
 
     optimizer = dataclasses.replace(
         MuGrokConfig.from_phase(7), fallback_lr=experts.learning_rate, kl_coefficient=experts.kl_coefficient
     )
-    return ReinforceSettings(
+    return TrainingSettings(
+        method=experts.method,
         seed=experts.seed,
         num_steps=experts.num_steps,
         prompts_per_step=experts.prompts_per_step,
         samples_per_prompt=experts.samples_per_prompt,
-        max_new_tokens=experts.max_new_tokens,
+        signal_prompts=min(experts.signal_prompts, experts.prompts_per_step),
+        max_draws=experts.max_draws,
+        max_new_tokens=experts.max_new_tokens or task.max_new_tokens,
+        num_train_rows=experts.num_train_rows,
         num_validation_rows=experts.num_validation_rows,
         optimizer=optimizer,
     )

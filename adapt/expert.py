@@ -1,4 +1,4 @@
-"""Expert files: the singular-value scales of one domain, bound to the base they were trained on.
+"""Expert files: the singular-value scales of one task, bound to the base they were trained on.
 
 `z_vectors_<domain>.safetensors` holds one fp32 vector delta = z - 1 per adapted matrix, by the matrix's Hugging Face
 name, and as text: format, formula, base hash, basis hash, training settings, seed, held-out score. A z vector is
@@ -8,7 +8,6 @@ index-aligned to one basis of one base, so loading against another base is refus
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ from torch import Tensor
 
 from ..errors import HavocError
 from ..storage import canonical_json
+from .tasks.definition import NAME
+from .tasks.task import in_order
 from .tensor_file import digest_of, read_tensor_file, write_tensor_file
 
 if TYPE_CHECKING:
@@ -28,13 +29,12 @@ FORMULA: Final = "delta"
 """W' = U diag(s (1 + delta)) V^T: what the vectors of a file mean."""
 
 _FORMAT = "havoc-expert/1"
-_DOMAIN = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _HASH_SHOWN = 12
 
 
 @dataclass(frozen=True, kw_only=True)
 class Expert:
-    """One domain's scales: `deltas` maps tensor names to delta = z - 1, fp32 [R]; 0 is the base.
+    """One task's scales: `deltas` maps tensor names to delta = z - 1, fp32 [R]; 0 is the base.
 
     `score` is the held-out result with its interval, or None; `settings` and `score` are plain JSON values.
     """
@@ -63,6 +63,13 @@ def expert_path(directory: Path, domain: str) -> Path:
     """Where the expert of `domain` lies in a folder of experts: z_vectors_<domain>.safetensors."""
     _require_domain(domain, directory)
     return directory / f"z_vectors_{domain}.safetensors"
+
+
+def experts_in(directory: Path) -> list[str]:
+    """Names of the tasks that a folder holds experts of: the four domains first, then by name."""
+    prefix, suffix = "z_vectors_", ".safetensors"
+    names = [path.name[len(prefix) : -len(suffix)] for path in directory.glob(f"{prefix}*{suffix}") if path.is_file()]
+    return in_order([name for name in names if NAME.fullmatch(name)])
 
 
 def save_expert(expert: Expert, directory: Path) -> Path:
@@ -140,8 +147,8 @@ def _json(value: object, name: str) -> str:
 
 
 def _require_domain(domain: str, path: Path) -> None:
-    if not _DOMAIN.fullmatch(domain):
-        raise HavocError(f"{path}: {domain[:80]!r} is no domain name (small letters, digits, - and _)")
+    if not NAME.fullmatch(domain):
+        raise HavocError(f"{path}: {domain[:80]!r} is no name of a task (small letters, digits, - and _)")
 
 
 def _require_same(what: str, theirs: str, ours: str | None, path: Path) -> None:

@@ -31,7 +31,7 @@ from ..model.vision import patchify
 from ..progress import SILENT, Progress
 from .base_card import write_base
 from .tasks import sources
-from .tasks.task import DOMAINS, Row, task_for
+from .tasks.task import DOMAINS, Row, load_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -121,7 +121,7 @@ def _trained_tokenizer(rows: dict[str, list[Row]], settings: PretrainSettings, c
     rng = random.Random(settings.seed)
     texts = []
     for domain, domain_rows in rows.items():
-        task = task_for(domain)
+        task = load_task(domain)
         shown = domain_rows[: settings.num_tokenizer_rows]
         texts += [task.prompt(row).text + task.corpus(row, rng) for row in shown]
     return train_tokenizer(texts, config.vocab_size)
@@ -148,7 +148,7 @@ def _slice(rows: list[Row], start: int, size: int) -> list[Row]:
 
 
 def _document(domain: str, row: Row, rng: random.Random) -> tuple[str, str, bytes | None]:
-    task = task_for(domain)
+    task = load_task(domain)
     prompt = task.prompt(row)
     return prompt.text, task.corpus(row, rng), prompt.image_png
 

@@ -25,7 +25,6 @@ from .. import storage
 from ..errors import HavocError, MeasurementError
 from ..model.structure import ActivationDtype, Structure
 from ..progress import SILENT, Progress
-from .tasks.task import DOMAINS
 
 if TYPE_CHECKING:
     from pymoo.core.population import Population
@@ -74,7 +73,7 @@ class SearchSettings:
     that a journal of anything else is refused.
     """
 
-    domains: tuple[str, ...] = DOMAINS
+    domains: tuple[str, ...]
     seed: int = 0
     population: int = 8
     generations: int = 4

@@ -1,4 +1,4 @@
-"""How often the exported artifact is right, domain by domain, scored in a fresh child on the very files that ship.
+"""How often the exported artifact is right, task by task, scored in a fresh child on the very files that ship.
 
     run = run_accuracy(Path("artifact"), num_rows=1000)
     record = add_accuracy(record, run)              # refused when the record is of another artifact
@@ -8,28 +8,28 @@ The gate counts a row that the judge could not decide as wrong, so such rows sta
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapt.tasks.task import DOMAINS
+from ..adapt.tasks.task import DOMAINS, load_tasks
+from ..cores import num_physical_cores
 from ..errors import HavocError, IdentityError
+from ..export.held import hold
 from ..progress import SILENT
 from .child import run_worker
 from .cuda_driver import CudaCard, open_cuda_card
-from .device import CPU_PROVIDER, CUDA_PROVIDER, num_physical_cores
+from .device import CPU_PROVIDER, CUDA_PROVIDER
 from .schema import DomainAccuracy
-from .subject import identify_subject
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ..adapt.tasks.evaluation import Scorer, Scores
+    from ..adapt.tasks.task import Task
     from ..progress import Progress, Stage
     from .record import Record
 
-MAX_NEW_TOKENS = 80
-BATCH_SIZE = 64
-_CHUNK_ROWS = 4 * BATCH_SIZE
 _TIMEOUT_S = 24 * 3600.0
 
 
@@ -37,48 +37,52 @@ _TIMEOUT_S = 24 * 3600.0
 class AccuracyRun:
     """Accuracy of one artifact: counts for the record, and which rows were right, for paired comparison.
 
-    `files` are the artifact's hashes; `right[domain]` is in the order of the rows that `rows_sha256` names.
+    `files` and `manifest_sha256` are the artifact's hashes; `right[task]` is in the order of the rows that
+    `rows_sha256` names; `num_cut[task]` prompts lost their beginning because they were longer than the model's context.
     """
 
     files: dict[str, str]
-    domains: dict[str, DomainAccuracy]
+    manifest_sha256: str
+    tasks: dict[str, DomainAccuracy]
     right: dict[str, tuple[bool, ...]]
+    num_cut: dict[str, int] = field(default_factory=dict)
 
 
 def run_accuracy(
     artifact: Path | str,
     *,
-    domains: Sequence[str] | None = None,
-    num_rows: int = 1000,
+    tasks: Sequence[str] | None = None,
+    num_rows: int | None = None,
     split: str = "gate",
     seed: int = 0,
     data_dir: Path | None = None,
     online: bool = False,
+    few_shot: int | None = None,
     may_be_fewer: bool = False,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int | None = None,
     is_chat: bool = True,
     provider: str | None = None,
     num_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> AccuracyRun:
-    """Score an artifact on `num_rows` rows of a split per domain; `domains` None takes all that the model can read.
+    """Score an artifact on `num_rows` rows of a split per task (None: the task's own number).
 
+    `tasks` are names of bundled tasks or paths of TOML files; None takes the four domains that the model can read.
     With `may_be_fewer` a real data set with fewer rows is scored on all of them. Raises `HavocError` for what is no
     artifact or asks for rows there are not, `IdentityError` for a changed artifact, `MeasurementError` when the scoring
     process dies.
     """
-    if num_rows < 1:
+    if num_rows is not None and num_rows < 1:
         raise HavocError(f"{num_rows} rows prove nothing: give at least 1")
-    subject = identify_subject(Path(artifact))
     require_text(Path(artifact))
     if provider is None:
         provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
     request = {
         "task": "accuracy",
-        "artifact": str(Path(artifact).absolute()),
         "provider": provider,
         "num_threads": num_threads or num_physical_cores(),
-        "domains": None if domains is None else list(domains),
+        "tasks": None if tasks is None else [_found_from_anywhere(task) for task in tasks],
+        "few_shot": few_shot,
         "num_rows": num_rows,
         "split": split,
         "seed": seed,
@@ -88,17 +92,35 @@ def run_accuracy(
         "max_new_tokens": max_new_tokens,
         "is_chat": is_chat,
     }
-    with progress.stage("score", num_rows * len(domains or DOMAINS), unit="rows") as stage:
-        result = run_worker(request, timeout_s=_TIMEOUT_S, listen=_announcer(stage))
-    found = {
-        domain: DomainAccuracy.model_validate(counts, strict=False) for domain, counts in result["domains"].items()
-    }
-    right = {domain: tuple(letter == "1" for letter in letters) for domain, letters in result["right"].items()}
-    return AccuracyRun(files=subject.files, domains=found, right=right)
+    with hold(Path(artifact)) as held:
+        request["artifact"] = str(held.place)
+        with progress.stage("score", (num_rows or 1000) * len(tasks or DOMAINS), unit="rows") as stage:
+            result = run_worker(request, timeout_s=_TIMEOUT_S, listen=_announcer(stage))
+        held.require_unchanged()
+    found = {task: DomainAccuracy.model_validate(counts, strict=False) for task, counts in result["tasks"].items()}
+    right = {task: tuple(letter == "1" for letter in letters) for task, letters in result["right"].items()}
+    return AccuracyRun(
+        files=held.hashes,
+        manifest_sha256=held.manifest.sha256,
+        tasks=found,
+        right=right,
+        num_cut=result["num_cut"],
+    )
+
+
+def _found_from_anywhere(task: str) -> str:
+    """The task's name, or the absolute path of its file."""
+    return str(Path(task).absolute()) if task.endswith(".toml") else task
 
 
 def require_rows(
-    artifact: Path, num_rows: int, *, domains: Sequence[str] | None, data_dir: Path | None, online: bool
+    artifact: Path,
+    num_rows: int | None,
+    *,
+    tasks: Sequence[str] | None,
+    data_dir: Path | None = None,
+    online: bool = False,
+    few_shot: int | None = None,
 ) -> None:
     """Refuse what cannot be scored before minutes of measuring: no tokenizer, no data, pictures for a text model."""
     from ..adapt.tasks.sources import rows
@@ -106,13 +128,27 @@ def require_rows(
 
     require_text(artifact)
     can_see = HavocConfig.from_directory(artifact).vision is not None
-    if domains is not None and "vision" in domains and not can_see:
-        raise HavocError(f"{artifact} reads text only: vision cannot be scored")
-    if data_dir is None and not online:
-        return
-    for domain in DOMAINS if domains is None else domains:
-        if can_see or domain != "vision":
-            rows(domain, "gate", num_rows, data_dir=data_dir, online=online, may_be_fewer=True)
+    for task in tasks_to_score(tasks, can_see=can_see, data_dir=data_dir, online=online, few_shot=few_shot):
+        if task.generator is None:
+            rows(task, "gate", num_rows or task.num_rows, data_dir=data_dir, online=online, may_be_fewer=True)
+
+
+def tasks_to_score(
+    names: Sequence[str] | None,
+    *,
+    can_see: bool,
+    data_dir: Path | None = None,
+    online: bool = False,
+    few_shot: int | None = None,
+) -> tuple[Task, ...]:
+    """Load the tasks named, None: the four domains but those the model cannot see; a picture for no eyes is refused."""
+    asked = names or DOMAINS
+    tasks = load_tasks(asked, data_dir=data_dir, online=online, few_shot=0)
+    unseen = [task.name for task in tasks if task.needs_pictures and not can_see]
+    if names and unseen:
+        raise HavocError(f"the model reads text only: {', '.join(unseen)} cannot be scored")
+    seen = [name for name, task in zip(asked, tasks, strict=True) if task.name not in unseen]
+    return load_tasks(seen, data_dir=data_dir, online=online, few_shot=few_shot)
 
 
 def require_text(artifact: Path) -> None:
@@ -125,29 +161,35 @@ def require_text(artifact: Path) -> None:
 
 
 def fewer_rows(num_rows: Mapping[str, int], num_asked: int) -> list[str]:
-    """Say of each domain whose data set has fewer rows than were asked for how many it has."""
-    return [f"{domain}: {there} rows, {num_asked} asked" for domain, there in num_rows.items() if there < num_asked]
+    """Say of each task whose data set has fewer rows than were asked for how many it has."""
+    return [f"{task}: {there} rows, {num_asked} asked" for task, there in num_rows.items() if there < num_asked]
+
+
+def cut_prompts(num_cut: Mapping[str, int]) -> list[str]:
+    """Say of each task with prompts longer than the context how many lost their beginning."""
+    return [
+        f"{task}: {num} prompts were longer than the model's context and lost their beginning"
+        for task, num in num_cut.items()
+        if num
+    ]
 
 
 def _announcer(stage: Stage) -> Callable[[dict[str, Any]], None]:
     def listen(event: dict[str, Any]) -> None:
-        stage.advance(event["num_rows"], note=event["domain"])
+        stage.advance(event["num_rows"], note=event["task"])
 
     return listen
 
 
 def add_accuracy(record: Record, run: AccuracyRun) -> Record:
     """Return the record with the run's accuracy, sealed anew; `IdentityError` when they are of different artifacts."""
-    if record.subject.files != run.files:
+    if (record.subject.files, record.subject.manifest_sha256) != (run.files, run.manifest_sha256):
         raise IdentityError("the accuracy was scored on another artifact than the record was measured on")
-    return record.model_copy(update={"accuracy": {**record.accuracy, **run.domains}}).sealed()
+    return record.model_copy(update={"accuracy": {**record.accuracy, **run.tasks}}).sealed()
 
 
 def score_here(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Do the scoring in this process, which is the child: plain JSON values out."""
-    from ..adapt.tasks.evaluation import score
-    from ..adapt.tasks.sources import rows, rows_hash
-    from ..adapt.tasks.task import Prompt, task_for
     from ..export.session import DecoderSession
 
     session = DecoderSession.open(
@@ -156,40 +198,53 @@ def score_here(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) 
         num_threads=request["num_threads"],
         is_chat=request["is_chat"],
     )
-    can_see = session.config.vision is not None
-    domains = request["domains"] or [domain for domain in DOMAINS if can_see or domain != "vision"]
     data_dir = None if request["data_dir"] is None else Path(request["data_dir"])
-    counts, letters = {}, {}
-    for domain in domains:
-        some_rows = rows(
-            domain,
-            request["split"],
-            request["num_rows"],
-            seed=request["seed"],
-            data_dir=data_dir,
-            online=request["online"],
-            may_be_fewer=request["may_be_fewer"],
-        )
+    has_template = session.tokenizer is not None and session.tokenizer.chat is not None
+    rows_asked = {**request, "data_dir": data_dir, "has_template": has_template}
+    found = {}
+    for task in tasks_asked(rows_asked, can_see=session.config.vision is not None):
 
-        def generate(prompts: Sequence[Prompt], domain: str = domain) -> list[str]:
-            texts: list[str] = []
-            for start in range(0, len(prompts), _CHUNK_ROWS):
-                chunk = prompts[start : start + _CHUNK_ROWS]
-                texts += session.generate_text(chunk, max_new_tokens=request["max_new_tokens"], batch_size=BATCH_SIZE)
-                emit({"event": "progress", "domain": domain, "num_rows": len(chunk)})
-            return texts
+        def advance(num_rows: int, name: str = task.name) -> None:
+            emit({"event": "progress", "task": name, "num_rows": num_rows})
 
-        scores = score(generate, domain, some_rows)
-        task = task_for(domain)
-        public = f"{task.dataset}/{task.subset}" if task.subset else task.dataset
-        counts[domain] = {
-            "num_right": sum(scores.right),
-            "num_rows": len(scores.right),
-            "num_failed": scores.failed,
-            "split": request["split"],
-            "rows_sha256": rows_hash(some_rows),
-            "source": public if data_dir is not None or request["online"] else f"built-in {domain}",
-            "seed": request["seed"],
-        }
-        letters[domain] = "".join("01"[is_right] for is_right in scores.right)
-    return {"domains": counts, "right": letters}
+        found[task.name] = score_task(session, task, rows_asked, advance)
+    return {
+        "tasks": {name: counts for name, (counts, _) in found.items()},
+        "right": {name: "".join("01"[is_right] for is_right in scores.right) for name, (_, scores) in found.items()},
+        "num_cut": {name: scores.num_cut for name, (_, scores) in found.items()},
+    }
+
+
+def tasks_asked(asked: dict[str, Any], *, can_see: bool) -> tuple[Task, ...]:
+    """Load the tasks of what was asked, see `tasks_to_score`."""
+    where = {name: asked[name] for name in ("data_dir", "online", "few_shot")}
+    return tasks_to_score(asked["tasks"], can_see=can_see, **where)
+
+
+def score_task(
+    scorer: Scorer, task: Task, asked: dict[str, Any], advance: Callable[[int], None]
+) -> tuple[dict[str, Any], Scores]:
+    """Score one task on the rows asked: the fields of its `DomainAccuracy`, and the verdict of every row."""
+    from ..adapt.tasks.evaluation import score
+    from ..adapt.tasks.sources import data_hash, rows, rows_hash
+
+    split, where = asked["split"], {"data_dir": asked["data_dir"], "online": asked["online"]}
+    num_rows = asked["num_rows"] or task.num_rows
+    some = rows(task, split, num_rows, seed=asked["seed"], may_be_fewer=asked["may_be_fewer"], **where)
+    scores = score(scorer, task, some, max_new_tokens=asked["max_new_tokens"], advance=advance)
+    counts = {
+        "num_right": sum(scores.right),
+        "num_rows": len(some),
+        "num_failed": scores.failed,
+        "split": split,
+        "rows_sha256": rows_hash(some),
+        "source": task.dataset,
+        "seed": asked["seed"],
+        "metric": task.metric,
+        "metrics": {name: {"num_right": sum(right), "num_rows": len(some)} for name, right in scores.right_by.items()},
+        "few_shot": task.num_few_shot,
+        "chat": asked["has_template"],
+        "task_sha256": task.sha256,
+        "data_sha256": data_hash(task, split, **where),
+    }
+    return counts, scores

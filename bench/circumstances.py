@@ -6,11 +6,15 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..adapt.tasks.task import bundled_tasks
 from .figures import DASH, count, show, structure_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from .record import Record
     from .report import Run
+    from .schema import DomainAccuracy
 
 
 def facts(record: Record) -> list[tuple[str, str]]:
@@ -77,14 +81,27 @@ def _environment_of(record: Record) -> dict[str, str]:
 def commands(run: Run) -> list[str]:
     """Return the lines that repeat the run: how it was made, how it was measured, how it is judged."""
     protocol = run.record.protocol
-    num_rows = max((item.num_rows for item in run.record.accuracy.values()), default=0)
     measure = (
         f"havoc bench ARTIFACT --profile {shlex.quote(protocol.profile)} --provider {shlex.quote(protocol.provider)} "
-        f"--n {num_rows} --out DIR"
+        f"{' '.join(_scoring_options(run.record.accuracy))} --out DIR"
     )
     targets = (shlex.quote(Path(name).name) for name in run.target_names)  # a file's folder is of this machine alone
     gates = [f"havoc gate DIR/record.json --target {name} --artifact ARTIFACT" for name in targets]
     return [*([run.command] if run.command else []), measure, *gates]
+
+
+def _scoring_options(accuracy: Mapping[str, DomainAccuracy]) -> list[str]:
+    """Options that score the same tasks on the same data; DATA and NAME.toml stand for what lies elsewhere today."""
+    num_rows = max((item.num_rows for item in accuracy.values()), default=0)
+    bundled = bundled_tasks()
+    words = [f"--task {name if name in bundled else f'{name}.toml'}" for name in accuracy]
+    read = [item for name, item in accuracy.items() if name in bundled and not item.source.startswith("built-in ")]
+    if read:
+        words.append("--data DATA" if any(item.data_sha256 for item in read) else "--online")
+    shots = {item.few_shot for item in accuracy.values() if item.few_shot}
+    words += [f"--few-shot {number}" for number in shots if len(shots) == 1]
+    words += ["--no-chat"] if any(item.chat is False for item in accuracy.values()) else []
+    return [*words, f"--n {num_rows}"]
 
 
 def caveats(run: Run) -> list[str]:

@@ -15,12 +15,14 @@ from .. import storage
 from ..errors import HavocError
 from .figures import DASH, count, label, measured, printable, show, show_interval, unit_of
 from .tables import emphasis, table
-from .targets import load_target
+from .targets import load_target, require_known_tasks, require_pinned
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
+    from ..progress import Progress
+    from .accuracy import AccuracyRun
     from .compare import Comparison
     from .gate import Judgement
     from .limits import Line
@@ -39,6 +41,8 @@ def handle_gate(args: argparse.Namespace) -> int:
 
     target = load_target(args.target)
     records = [load_record(record_path(path)) for path in args.records]
+    require_known_tasks(target, [task for record in records for task in record.accuracy])
+    require_pinned(target, records)
     files = None if args.artifact is None else hash_artifact(args.artifact)
     cpu = identify_cpu() if target.device.is_this_machine else None
     judgement = judge(records, target, artifact_files=files, this_cpu=cpu)
@@ -91,7 +95,7 @@ def _line_cells(line: Line) -> list[str]:
 
 def handle_bench(args: argparse.Namespace) -> int:
     """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
-    from .accuracy import add_accuracy, fewer_rows, require_rows, run_accuracy
+    from .accuracy import add_accuracy, cut_prompts, fewer_rows, require_rows
     from .keeping import keep
     from .measure import measure
     from .subject import identify_subject
@@ -101,9 +105,11 @@ def handle_bench(args: argparse.Namespace) -> int:
     if path.exists() and not args.replace:
         raise HavocError(f"{out} holds a record already: choose another folder for --out, or give --replace")
     storage.require_writable(out)  # or minutes of measuring would be lost
-    if args.n:
+    if args.n != 0:
         identify_subject(args.artifact)
-        require_rows(args.artifact, args.n, domains=args.domain, data_dir=args.data, online=args.online)
+        require_rows(
+            args.artifact, args.n, tasks=args.task, data_dir=args.data, online=args.online, few_shot=args.few_shot
+        )
     progress = _progress(args)
     record = measure(
         args.artifact,
@@ -112,23 +118,16 @@ def handle_bench(args: argparse.Namespace) -> int:
         previous=previous_record(out),
         progress=progress,
     )
-    if args.n:
-        found = run_accuracy(
-            args.artifact,
-            domains=args.domain,
-            num_rows=args.n,
-            split="gate",
-            data_dir=args.data,
-            online=args.online,
-            may_be_fewer=True,
-            is_chat=args.is_chat,
-            progress=progress,
-        )
-        record = add_accuracy(record, found)
-    keep(record, path)
+    keep(record, path)  # before scoring, which may fail after minutes of measuring
     for name in DERIVED:  # pages of a record that is no longer there would tell of the wrong one
         (out / name).unlink(missing_ok=True)
-    notes = fewer_rows({domain: item.num_rows for domain, item in record.accuracy.items()}, args.n)
+    num_cut: dict[str, int] = {}
+    if args.n != 0:
+        found = _scored(args, path, progress)
+        record, num_cut = add_accuracy(record, found), found.num_cut
+        keep(record, path)
+    notes = fewer_rows({task: item.num_rows for task, item in record.accuracy.items()}, args.n or 0)
+    notes += cut_prompts(num_cut)
     broken = [check for check in record.checks if check.status == "invalid"]
     if args.json:
         _print_json({"record": str(path), "metrics": measured(record), "checks": _checks(record), "notes": notes})
@@ -136,6 +135,27 @@ def handle_bench(args: argparse.Namespace) -> int:
         print("\n".join([record_text(record), *([""] if notes else []), *notes]))
         print(f"\nrecord: {path}\nnext:   havoc gate {path} --target host    havoc report {out}")
     return 4 if broken else 0
+
+
+def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> AccuracyRun:
+    """Score the artifact for `havoc bench`; an error says that what was measured is kept."""
+    from .accuracy import run_accuracy
+
+    try:
+        return run_accuracy(
+            args.artifact,
+            tasks=args.task,
+            num_rows=args.n,
+            few_shot=args.few_shot,
+            split="gate",
+            data_dir=args.data,
+            online=args.online,
+            may_be_fewer=True,
+            is_chat=args.is_chat,
+            progress=progress,
+        )
+    except HavocError as error:
+        raise type(error)(f"{error}; what was measured is kept in {record_path}, without accuracy") from error
 
 
 def previous_record(out: Path) -> Record | None:
@@ -295,42 +315,63 @@ def handle_doctor(args: argparse.Namespace) -> int:
 
 
 def handle_eval(args: argparse.Namespace) -> int:
-    """Score an artifact or a base by domain, with exact 95 % intervals."""
-    from .accuracy import fewer_rows
+    """Score an artifact or a base by task, with exact 95 % intervals."""
     from .evaluate import evaluate
 
-    rows = evaluate(
+    found = evaluate(
         args.model,
-        domains=tuple(args.domain or ()),
+        tasks=tuple(args.task or ()),
         num_rows=args.n,
         split=args.split,
         seed=args.seed,
         max_new_tokens=args.max_new_tokens,
+        few_shot=args.few_shot,
         data_dir=args.data,
         online=args.online,
         is_chat=args.is_chat,
         progress=_progress(args),
     )
-    notes = fewer_rows({domain: row["num_rows"] for domain, row in rows.items()}, args.n)
-    if "vision" not in rows and not args.domain:
-        notes.append("vision is left out: the model reads text only")
+    document = found.document()
     if args.json:
-        _print_json({"model": args.model, "split": args.split, "accuracy": rows, "notes": notes})
+        _print_json({"model": args.model, "split": args.split, "accuracy": document, "notes": list(found.notes)})
         return 0
-    cells = [
-        [
-            domain,
-            show(row["num_right"] / row["num_rows"], "share"),
-            show_interval(row["low"], row["high"], "share"),
-            f"{row['num_right']} of {row['num_rows']}",
-            count(row["num_failed"], "judge") + " failed" if row["num_failed"] else "",
-        ]
-        for domain, row in rows.items()
-    ]
-    print(table(("domain", "accuracy", "95 % interval", "right", ""), cells, numbers=(1, 2, 3)))
-    if notes:
-        print("\n" + "\n".join(notes))
+    cells = [cell for task, row in document.items() for cell in _accuracy_cells(task, row)]
+    print(table(("task", "metric", "accuracy", "95 % interval", "right", ""), cells, numbers=(2, 3, 4)))
+    print()
+    for task, row in document.items():
+        print(_source_line(task, row))
+    for note in found.notes:
+        print(note)
     return 0
+
+
+def _source_line(task: str, row: dict[str, Any]) -> str:
+    """Where a task's rows came from, with the hashes by which others find the same."""
+    hashes = [f"{name} {row[key][:12]}" for name, key in _HASHES.items() if row[key] is not None]
+    return f"{task}: {printable(row['source'])}, {row['split']} split; SHA-256: {', '.join(hashes)}"
+
+
+_HASHES = {"rows": "rows_sha256", "task": "task_sha256", "data": "data_sha256"}
+
+
+def _accuracy_cells(task: str, row: dict[str, Any]) -> list[list[str]]:
+    """One line for each metric of a task, the one that `accuracy/<task>` means first."""
+    names = sorted(row["metrics"], key=lambda name: name != row["metric"])
+    shots = f"{row['few_shot']}-shot" if row["few_shot"] else ""
+    failed = count(row["num_failed"], "judge") + " failed" if row["num_failed"] else ""
+    chat = "chat template" if row["chat"] else ""
+    remarks = ", ".join(filter(None, (chat, shots, failed)))
+    return [
+        [
+            "" if place else task,
+            name,
+            show(counts["num_right"] / counts["num_rows"], "share"),
+            show_interval(counts["low"], counts["high"], "share"),
+            f"{counts['num_right']} of {counts['num_rows']}",
+            "" if place else remarks,
+        ]
+        for place, (name, counts) in enumerate((name, row["metrics"][name]) for name in names)
+    ]
 
 
 def _progress(args: argparse.Namespace) -> Any:  # noqa: ANN401 - a Progress, whose module is imported late

@@ -15,6 +15,7 @@ from ..errors import IdentityError, MeasurementError
 from . import bounds, ratios
 from .limits import highest_bytes
 from .rules import RULES, Case
+from .schema import asked_apart
 from .targets import load_target, metric_of
 
 if TYPE_CHECKING:
@@ -149,6 +150,9 @@ def _accuracy(domain: str, old: Record, new: Record, margin: float) -> Compariso
         splits = f"{before.split} and {after.split} split" if before.split != after.split else "other rows"
         both = (item.num_right / item.num_rows for item in (before, after))
         return _missing(name, *both, reason=f"not of the same rows ({splits})")
+    if apart := asked_apart(before, after):
+        both = (item.num_right / item.num_rows for item in (before, after))
+        return _missing(name, *both, reason=f"asked in two ways ({apart} differ)")
     shares = [bounds.share_bounds(item.num_right, item.num_rows, confidence=_ONE_SIDED) for item in (before, after)]
     low, high = ratios.ratio_of_shares(*shares) or (None, None)
     return _row(name, shares[0].value, shares[1].value, low, high, margin)

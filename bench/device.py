@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.metadata
-import math
 import os
 import platform
 import re
@@ -17,6 +16,7 @@ import sys
 from pathlib import Path
 
 from .. import storage
+from ..cores import num_usable_cores
 from ..errors import HavocError
 from .cuda_driver import CudaCard, open_cuda_card
 from .nvml import Card, Nvml, open_nvml
@@ -182,23 +182,6 @@ def _cpu_name(info: dict[str, str]) -> str:
 
 def _joined(info: dict[str, str], *keys: str) -> str | None:
     return "/".join(info[key] for key in keys if key in info) or None
-
-
-def num_usable_cores() -> int:
-    """Cores this process may keep busy: affinity, and the container's quota rounded up."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        available = min(available, max(1, math.ceil(int(quota) / int(period))))
-    return available
-
-
-def num_physical_cores() -> int:
-    """Physical cores among the usable ones: two threads of one core share its arithmetic."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    folder = Path("/sys/devices/system/cpu")
-    siblings = {_read_line(folder / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in usable}
-    return max(1, min(len(siblings), num_usable_cores()))
 
 
 def identify_host() -> Host:

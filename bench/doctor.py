@@ -12,6 +12,7 @@ import sys
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from ..cores import num_usable_cores
 from ..errors import HavocError
 from .cuda_driver import open_cuda_card
 from .device import (
@@ -19,7 +20,6 @@ from .device import (
     identify_cpu,
     identify_device,
     identify_host,
-    num_usable_cores,
     runtime_package,
     swap_used_bytes,
 )

@@ -1,106 +1,113 @@
-"""Accuracy of an artifact or a base by domain, with exact intervals.
+"""Accuracy of an artifact or a base by task, with exact intervals.
 
 An artifact is scored in a fresh child on the very files that ship, as for a record; a base is scored with torch here.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapt.tasks.task import DOMAINS
 from ..export.artifact import MANIFEST
 from ..progress import SILENT
-from .accuracy import MAX_NEW_TOKENS, run_accuracy
+from .accuracy import cut_prompts, fewer_rows, run_accuracy, score_task, tasks_asked
 from .bounds import share_bounds
+from .schema import DomainAccuracy
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
-    from ..adapt.tasks.task import Prompt
-    from ..model.checkpoint import Base
     from ..progress import Progress
 
 TWO_SIDED = 0.975  # one-sided confidence of each end of a 95 % interval
-_CHUNK_ROWS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Accuracy by task, and what a reader should know of it."""
+
+    tasks: dict[str, DomainAccuracy]
+    notes: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, dict[str, Any]]:
+        """Plain JSON values: counts and hashes of each task, and 95 % intervals of it and of each of its metrics."""
+        return {name: _document(found) for name, found in self.tasks.items()}
 
 
 def evaluate(
     model: str,
     *,
-    domains: Sequence[str] = (),
-    num_rows: int = 1000,
+    tasks: Sequence[str] = (),
+    num_rows: int | None = None,
     split: str = "gate",
     seed: int = 0,
-    max_new_tokens: int = MAX_NEW_TOKENS,
+    max_new_tokens: int | None = None,
+    few_shot: int | None = None,
     is_chat: bool = True,
     data_dir: Path | None = None,
     online: bool = False,
     progress: Progress = SILENT,
-) -> dict[str, dict[str, Any]]:
-    """Score `model`, an artifact's folder, a base's folder or a preset; no `domains` means all it can read.
+) -> Evaluation:
+    """Score `model`, an artifact's folder, a base's folder or a preset; no `tasks` means the domains it can read.
 
     `seed` makes the built-in rows and their splits, so a recipe's own seed and completion length repeat its scores.
-    Returns for each domain num_right, num_rows, num_failed (counted as not right), and the 95 % interval low, high.
+    A data set with fewer rows than `num_rows` is scored on all of them.
     """
-    source: dict[str, Any] = {
+    asked: dict[str, Any] = {
+        "tasks": tuple(tasks) or None,
         "num_rows": num_rows,
         "split": split,
         "seed": seed,
+        "max_new_tokens": max_new_tokens,
+        "few_shot": few_shot,
         "data_dir": data_dir,
         "online": online,
+        "may_be_fewer": True,
+        "is_chat": is_chat,
     }
     if (Path(model) / MANIFEST).is_file():
-        run = run_accuracy(
-            Path(model),
-            domains=domains or None,
-            may_be_fewer=True,
-            max_new_tokens=max_new_tokens,
-            is_chat=is_chat,
-            progress=progress,
-            **source,
-        )
-        return {
-            domain: _row(found.num_right, found.num_rows, found.num_failed) for domain, found in run.domains.items()
-        }
+        run = run_accuracy(Path(model), progress=progress, **asked)
+        return Evaluation(tasks=run.tasks, notes=_notes(run.tasks, run.num_cut, asked))
+    return _evaluate_base(model, asked, progress)
+
+
+def _evaluate_base(model: str, asked: dict[str, Any], progress: Progress) -> Evaluation:
     from ..model.checkpoint import load_base
+    from ..model.scorer import TorchScorer
 
-    return _evaluate_base(load_base(model, is_chat=is_chat), domains, max_new_tokens, progress, source)
-
-
-def _evaluate_base(
-    base: Base, domains: Sequence[str], max_new_tokens: int, progress: Progress, source: dict[str, Any]
-) -> dict[str, dict[str, Any]]:
-    from ..adapt.tasks.evaluation import score
-    from ..adapt.tasks.sources import rows
-    from ..model.generation import generate_text
-
-    wanted = tuple(domains) or tuple(d for d in DOMAINS if base.config.vision is not None or d != "vision")
-    tokenizer, found = base.tokenizer, {}
-    num_rows, split = source["num_rows"], source["split"]
-    picked = {name: source[name] for name in ("seed", "data_dir", "online")}
-    with progress.stage("score", num_rows * len(wanted), unit="rows") as stage:
-        for domain in wanted:
-
-            def generate(prompts: Sequence[Prompt], domain: str = domain) -> list[str]:
-                texts: list[str] = []
-                for start in range(0, len(prompts), _CHUNK_ROWS):
-                    chunk = prompts[start : start + _CHUNK_ROWS]
-                    texts += generate_text(base.model, tokenizer, chunk, max_new_tokens=max_new_tokens)
-                    stage.advance(len(chunk), note=domain)
-                return texts
-
-            scores = score(generate, domain, rows(domain, split, num_rows, may_be_fewer=True, **picked))
-            found[domain] = _row(sum(scores.right), len(scores.right), scores.failed)
-    return found
+    base = load_base(model, is_chat=asked["is_chat"])
+    asked = {**asked, "has_template": base.tokenizer.chat is not None}
+    scorer = TorchScorer(base.model, base.tokenizer)
+    tasks = tasks_asked(asked, can_see=base.config.vision is not None)
+    found, num_cut = {}, {}
+    with progress.stage("score", sum(asked["num_rows"] or task.num_rows for task in tasks), unit="rows") as stage:
+        for task in tasks:
+            counts, scores = score_task(scorer, task, asked, partial(stage.advance, note=task.name))
+            found[task.name] = DomainAccuracy.model_validate(counts, strict=False)
+            num_cut[task.name] = scores.num_cut
+    return Evaluation(tasks=found, notes=_notes(found, num_cut, asked))
 
 
-def _row(num_right: int, num_rows: int, num_failed: int) -> dict[str, Any]:
+def _notes(
+    found: Mapping[str, DomainAccuracy], num_cut: Mapping[str, int], asked: Mapping[str, Any]
+) -> tuple[str, ...]:
+    notes = fewer_rows({name: item.num_rows for name, item in found.items()}, asked["num_rows"] or 0)
+    notes += cut_prompts(num_cut)
+    if asked["tasks"] is None and "vision" not in found:
+        notes.append("vision is left out: the model reads text only")
+    return tuple(notes)
+
+
+def _document(found: DomainAccuracy) -> dict[str, Any]:
+    document = found.model_dump(mode="json")
+    document |= _ends(found.num_right, found.num_rows)
+    for name, counts in found.metrics.items():
+        document["metrics"][name] |= _ends(counts.num_right, counts.num_rows)
+    return document
+
+
+def _ends(num_right: int, num_rows: int) -> dict[str, float | None]:
     share = share_bounds(num_right, num_rows, confidence=TWO_SIDED)
-    return {
-        "num_right": num_right,
-        "num_rows": num_rows,
-        "num_failed": num_failed,
-        "low": share.low,
-        "high": share.high,
-    }
+    return {"low": share.low, "high": share.high}

@@ -17,11 +17,12 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import HavocError
-from ..export.artifact import verify_hashes
+from ..export.artifact import MANIFEST, verify_hashes
 from ..storage import unreadable
 from . import coherence
 from .limits import Line, Verdict, judge_limit, line_without_data
 from .rules import RULES, Case, Exit
+from .schema import asked_apart
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -143,7 +144,9 @@ def rows_apart(records: Sequence[Record]) -> list[str]:
     found = []
     for domain, one, other in pairs:
         scores = f"{one.num_right} of {one.num_rows} and {other.num_right} of {other.num_rows} right"
-        if one.rows_sha256 == other.rows_sha256:
+        if apart := asked_apart(one, other):
+            found.append(f"{domain} was asked in two ways ({apart} differ): gate the records one by one")
+        elif one.rows_sha256 == other.rows_sha256:
             if (one.num_right, one.num_rows) != (other.num_right, other.num_rows):
                 found.append(f"the same {domain} rows gave {scores}: gate the records one by one")
         elif (one.split, one.num_rows) == (other.split, other.num_rows):
@@ -153,6 +156,7 @@ def rows_apart(records: Sequence[Record]) -> list[str]:
 
 _COMMON: dict[str, Callable[[Record], object]] = {
     "artifact": lambda record: record.subject.files,
+    "manifest": lambda record: record.subject.manifest_sha256,
     "weights": lambda record: record.subject.weight_bytes,
     "device": lambda record: record.device.fingerprint,
     "workload": lambda record: record.workload.model_copy(update={"seed": 0}),
@@ -193,12 +197,13 @@ def evidence_class(records: Sequence[Record], findings: Sequence[Finding]) -> Ev
 
 
 def hash_artifact(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file of an artifact, read anew, by relative name.
+    """SHA-256 of every file of an artifact, its manifest among them, read anew, by relative name.
 
     Raises `HavocError` (exit 2) for a folder that is no artifact or may not be read, `IdentityError` (exit 5) for one
     with a changed byte.
     """
     try:
-        return {name: file.sha256 for name, file in verify_hashes(directory).files.items()}
+        manifest = verify_hashes(directory)
+        return {MANIFEST: manifest.sha256, **{name: file.sha256 for name, file in manifest.files.items()}}
     except OSError as error:
         raise unreadable(error, directory) from error

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ..export.artifact import MANIFEST
 from .record import seal_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
-    from .record import GpuWitness
+    from .record import GpuWitness, Subject
     from .rules import Case
 
 
@@ -153,16 +154,21 @@ def gpu_bus_width_matches(case: Case) -> str | None:
 
 
 def artifact_is_the_measured_one(case: Case) -> str | None:
-    """Compare the SHA-256 of every file of the artifact with those the record was made from."""
-    if case.artifact_files is None:
-        return None
-    measured = case.record.subject.files
-    for name in sorted(measured.keys() | case.artifact_files.keys()):
-        if name not in case.artifact_files:
+    """Compare the SHA-256 of every file of the artifact, its manifest's too, with those the record was made from."""
+    return None if case.artifact_files is None else artifact_problem(case.record.subject, case.artifact_files)
+
+
+def artifact_problem(subject: Subject, files: Mapping[str, str]) -> str | None:
+    """Say how the files of an artifact, as `hash_artifact` gives them, differ from those that were measured."""
+    if subject.manifest_sha256 is None:
+        return f"the record does not hold the hash of {MANIFEST}, so nothing binds what that says: measure again"
+    measured = {**subject.files, MANIFEST: subject.manifest_sha256}
+    for name in sorted(measured.keys() | files.keys()):
+        if name not in files:
             return f"{name} was measured but is not in the artifact"
         if name not in measured:
             return f"{name} is in the artifact but was not measured"
-        if case.artifact_files[name] != measured[name]:
+        if files[name] != measured[name]:
             return f"{name} is not the file that was measured: its SHA-256 differs"
     return None
 

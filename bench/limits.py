@@ -255,7 +255,7 @@ def accuracy_evidence(limit: Limit, records: Sequence[Record], protocol: Require
 
 
 def divergence_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
-    """Bound the mean KL divergence from the exact fold by the scatter between pieces of the text; the worst record counts."""
+    """Bound the mean KL divergence from the exact fold by how pieces of the text scatter; the worst record counts."""
     costs = _costs(records)
     if isinstance(costs, str):
         return costs

@@ -5,7 +5,8 @@
 
 Latency processes are only timed; memory is watched in processes of its own. A process that ran throttled or beside a
 busy neighbour is repeated, within the profile's bound, and counted. Every file is hashed first, so they load from a
-warm page cache; one more process tells the cold start apart. Nothing is written: the caller saves the record.
+warm page cache; one more process tells the cold start apart. The folder is held open from before the first hash until
+every file was found unchanged after the last call. Nothing is written: the caller saves the record.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .profiles import profile_named
 from .record import Record
 from .schema import Energy, Memory, Protocol, Provenance
 from .session import TELEMETRY_INTERVAL_MS, Attempt, Session, cold_start, latency_process, open_session
-from .subject import file_states, identify_subject, require_unchanged
+from .subject import describe
 from .tool import identify_tool
 
 if TYPE_CHECKING:
@@ -92,14 +93,14 @@ def run_session(
     session: Session, *, purpose: Purpose, previous: Record | None = None, progress: Progress = SILENT
 ) -> Record:
     """Carry out every process of an open session and return the sealed record."""
-    subject, states = identify_subject(session.artifact), file_states(session.artifact)
+    subject = describe(session.held)
     swap_before = swap_used_bytes()
     try:
         attempts, reasons, memories, cold = _all_processes(session, subject, progress)
     except HavocError:
-        require_unchanged(session.artifact, states)  # another artifact in its place is the reason to be told
+        session.held.require_unchanged()  # another artifact in its place is the reason to be told
         raise
-    require_unchanged(session.artifact, states)
+    session.held.require_unchanged()
     return _assembled(
         session,
         subject=subject,
@@ -160,10 +161,11 @@ def measure_cost(
     with open_session(
         Path(artifact), profile=plan, provider=provider, num_threads=num_threads, workload=workload
     ) as session:
-        subject = identify_subject(session.artifact)
+        subject = describe(session.held)
         swap_before = swap_used_bytes()
         with MemoryWatch(session) as watch:
             attempt = latency_process(session, 0, task="cost", watch=watch)
+        session.held.require_unchanged()
         memory = watch.memory(0, attempt.extra, weight_bytes=subject.weight_bytes)
         record = _assembled(
             session,

@@ -38,10 +38,10 @@ from .schema import (
     Purpose,
     Sha256,
     Subject,
+    TaskName,
     TelemetryPoint,
     Tool,
     Warmup,
-    Word,
     Workload,
 )
 
@@ -105,7 +105,7 @@ class Record(Part):
     telemetry: tuple[TelemetryPoint, ...] = ()
     energy: Energy | None = None
     checks: tuple[Check, ...] = ()
-    accuracy: dict[Word, DomainAccuracy] = Field(default_factory=dict)
+    accuracy: dict[TaskName, DomainAccuracy] = Field(default_factory=dict)
     provenance: Provenance
     sha256: Sha256 | None = None
 

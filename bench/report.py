@@ -26,7 +26,7 @@ from .figures import printable
 from .gate import Judgement, judge
 from .record import Record, load_record
 from .searched import Front, Scores, read_front, read_scores, why_not_its_front, why_not_its_scores
-from .targets import Target, load_target
+from .targets import Target, load_target, require_known_tasks, require_pinned
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +94,9 @@ def read_run(directory: Path, *, targets: Sequence[str], command: str | None = N
     record = load_record(directory / RECORD)
     cpu = identify_cpu()
     loaded = [load_target(name) for name in targets]
+    for target in loaded:
+        require_known_tasks(target, list(record.accuracy))
+        require_pinned(target, [record])
     scores, front = read_scores(directory / SCORES), read_front(directory / FRONT)
     no_scores = None if scores is None else why_not_its_scores(scores, record)
     no_front = None if front is None else why_not_its_front(front, record)

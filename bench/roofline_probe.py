@@ -14,7 +14,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from .device import num_physical_cores
+from ..cores import num_physical_cores
 from .targets import Roofline
 
 if TYPE_CHECKING:

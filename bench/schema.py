@@ -25,6 +25,7 @@ Nats = Annotated[float, Field(ge=0, lt=1e6)]
 IntervalMs = Annotated[float, Field(gt=0, lt=1e12)]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Text = Annotated[str, StringConstraints(max_length=500)]
+TaskName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_-]*$", max_length=80)]
 Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max_length=80)]
 RelativeName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*$", max_length=200)
@@ -406,8 +407,28 @@ class Check(Part):
     limit: float | None = None
 
 
+class MetricCounts(Part):
+    """Right rows of a task by one of its metrics; a row the judge could not decide counts as wrong."""
+
+    num_right: NumRows
+    num_rows: Annotated[int, Field(gt=0, lt=2**24)]
+
+    @model_validator(mode="after")
+    def _counts_fit(self) -> Self:
+        if self.num_right > self.num_rows:
+            msg = f"{self.num_right} right of {self.num_rows} rows"
+            raise ValueError(msg)
+        return self
+
+
 class DomainAccuracy(Part):
-    """Right answers of the exported artifact on rows of one split, named by the hash of their content."""
+    """Right answers of the exported artifact on rows of one split, named by the hash of their content.
+
+    `num_right` counts by `metric`, `metrics` by each metric of the task. `task_sha256` names what its file says,
+    `data_sha256` the files that the rows were read from (null: made here, or from the hub), `few_shot` counts the
+    solved rows in front of every question, and `chat` says whether prompts went through the model's chat template. They
+    are null or empty in records older than these fields.
+    """
 
     num_right: NumRows
     num_rows: Annotated[int, Field(gt=0, lt=2**24)]
@@ -416,13 +437,36 @@ class DomainAccuracy(Part):
     rows_sha256: Sha256
     source: Text
     seed: Count = 0
+    metric: Word | None = None
+    metrics: dict[Word, MetricCounts] = {}
+    few_shot: Count | None = None
+    chat: bool | None = None
+    task_sha256: Sha256 | None = None
+    data_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
     def _counts_fit(self) -> Self:
         if self.num_right + self.num_failed > self.num_rows:
             msg = f"{self.num_right} right and {self.num_failed} failed of {self.num_rows} rows"
             raise ValueError(msg)
+        if self.metrics and (
+            self.metric not in self.metrics
+            or self.metrics[self.metric].num_right != self.num_right
+            or any(counts.num_rows != self.num_rows for counts in self.metrics.values())
+        ):
+            msg = f"num_right {self.num_right} of {self.num_rows} rows is not what metrics says of {self.metric}"
+            raise ValueError(msg)
         return self
+
+
+_ASKED = {"metric": "metric", "task_sha256": "task file", "few_shot": "solved rows", "chat": "chat template"}
+"""What a score depends on beside model and rows, and what each is called."""
+
+
+def asked_apart(one: DomainAccuracy, other: DomainAccuracy) -> str:
+    """Say in what two scores of one task were asked differently; what an older record leaves out is no difference."""
+    pairs = {name: (getattr(one, name), getattr(other, name)) for name in _ASKED}
+    return ", ".join(_ASKED[name] for name, pair in pairs.items() if None not in pair and pair[0] != pair[1])
 
 
 class Provenance(Part):

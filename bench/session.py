@@ -9,20 +9,23 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cores import num_physical_cores
 from ..errors import HavocError
+from ..export.held import hold
 from .child import run_worker
 from .cuda_driver import CudaCard, open_cuda_card
-from .device import CPU_PROVIDER, CUDA_PROVIDER, identify_device, num_physical_cores, runtime_package
+from .device import CPU_PROVIDER, CUDA_PROVIDER, identify_device, runtime_package
 from .instruments import Sampler, cpu_energy_j, cpu_reading, gpu_reading, telemetry_points
 from .nvml import Card, Nvml, open_nvml
 from .schema import ColdStart, Device, ProcessSamples, TelemetryPoint, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
+    from ..export.held import HeldArtifact
     from .memory import MemoryWatch
     from .profiles import Profile
 
@@ -33,10 +36,11 @@ TELEMETRY_INTERVAL_MS = 500.0
 class Session:
     """What stays the same for every child of one measurement.
 
-    `card` is None where no NVML watches the device; `idle_pids` were on it before the first child began.
+    `held` is the folder that every child opens. `card` is None where no NVML watches the device; `idle_pids` were on it
+    before the first child began.
     """
 
-    artifact: Path
+    held: HeldArtifact
     provider: str
     num_threads: int
     workload: Workload
@@ -45,6 +49,11 @@ class Session:
     card: Card | None
     idle_pids: frozenset[int]
     zero_ns: int
+
+    @property
+    def artifact(self) -> Path:
+        """The folder that every child opens."""
+        return self.held.place
 
     def request(self, task: str, process: int) -> dict[str, Any]:
         """The worker's request for one process."""
@@ -69,7 +78,9 @@ def open_session(
     workload: Workload | None = None,
     device: Device | None = None,
 ) -> Iterator[Session]:
-    """Find out what will be measured on before any child starts, and keep NVML open meanwhile where it is needed.
+    """Find out what will be measured on before any child starts, hash the artifact and keep its folder open.
+
+    NVML is kept open meanwhile where it is needed. A changed artifact is an `IdentityError`.
 
     `device` replaces the identification: a simulated card is watched while the CPU does the work.
     """
@@ -81,18 +92,25 @@ def open_session(
         raise HavocError(f"{num_threads} threads cannot compute: give at least 1")
     runtime_package()  # two of them in one environment overwrite each other: refused before anything runs
     device = device or identify_device(provider)
-    session = Session(
-        artifact=artifact,
-        provider=provider,
-        num_threads=num_threads or num_physical_cores(),
-        workload=workload or Workload(),
-        profile=profile,
-        device=device,
-        card=None,
-        idle_pids=frozenset(),
-        zero_ns=time.perf_counter_ns(),
-    )
-    if device.kind == "cpu":
+    with hold(artifact) as held:
+        session = Session(
+            held=held,
+            provider=provider,
+            num_threads=num_threads or num_physical_cores(),
+            workload=workload or Workload(),
+            profile=profile,
+            device=device,
+            card=None,
+            idle_pids=frozenset(),
+            zero_ns=time.perf_counter_ns(),
+        )
+        with _watched(session) as watched:
+            yield watched
+
+
+@contextmanager
+def _watched(session: Session) -> Iterator[Session]:
+    if session.device.kind == "cpu":
         yield session
         return
     with open_nvml() as nvml:

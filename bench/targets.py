@@ -1,8 +1,9 @@
 """What a release must meet: a device, told apart from its siblings, and the limits on it, read from TOML.
 
-The bundled `targets.toml` holds `gtx1660` and `host`; a user's own file has the same form: one table per target. Every
-limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be mixed up; unknown keys are refused, and so
-are text or true for a number and figures that no device has.
+The bundled `targets.toml` holds `gtx1660` and `host`, and both without pictures: `gtx1660-text` and `host-text`. A
+user's own file has the same form: one table per target. Every limit names its unit, so milliseconds and seconds, or GB
+and GiB, cannot be mixed up; unknown keys are refused, and so are text or true for a number and figures that no device
+has. A limit on a task may pin its file and its data, and leave `above` to the task's file.
 
 Metrics and the unit each is judged in:
 
@@ -11,13 +12,14 @@ Metrics and the unit each is judged in:
     decode_tok_per_s          tok/s  lower confidence bound
     peak_vram_bytes, peak_rss_bytes  worst process plus a margin for the sampling gap
     energy_j_per_tok          J/tok  mean over one span
-    accuracy/<domain>         share  exact one-sided binomial bound
+    accuracy/<task>           share  exact one-sided binomial bound
     kl_mean                   nats   upper confidence bound of the mean over pieces of the text
     top1_share                share  exact one-sided binomial bound
 """
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
 import tomllib
@@ -26,11 +28,15 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from ..adapt.tasks.definition import NAME
+from ..adapt.tasks.task import bundled_tasks, load_task
 from ..errors import HavocError
-from .schema import Part, Text
+from .schema import Part, Sha256, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping, Sequence
+
+    from .record import Record
 
 BUNDLED = Path(__file__).with_name("targets.toml")
 MAX_TARGETS_BYTES = 200_000
@@ -146,25 +152,32 @@ _METRICS = {
 
 
 def metric_of(name: str) -> Metric:
-    """Return the metric called `name`; `accuracy/<domain>` exists for every domain word."""
+    """Return the metric called `name`; `accuracy/<task>` exists for every name a task may have."""
     if name in _METRICS:
         return _METRICS[name]
-    prefix, _, domain = name.partition("/")
-    if prefix == "accuracy" and domain.isidentifier():
+    prefix, _, task = name.partition("/")
+    if prefix == "accuracy" and NAME.fullmatch(task):
         return Metric(
             name=name,
-            title=f"accuracy, {domain}",
+            title=f"accuracy, {task}",
             kind="accuracy",
             unit="share",
             scales=_SHARE,
             lowest=1e-6,
             highest=1 - 1e-6,
         )
-    raise ValueError(f"unknown metric {name!r}: choose from {', '.join(_METRICS)}, accuracy/<domain>")
+    raise ValueError(f"unknown metric {name!r}: choose from {', '.join(_METRICS)}, accuracy/<task>")
+
+
+_PINS = ("task_sha256", "data_sha256")
 
 
 class Limit(Part):
-    """One bound a release must prove: `below` or `above` in `unit`; `value` gives it in the metric's own unit."""
+    """One bound a release must prove: `below` or `above` in `unit`; `value` gives it in the metric's own unit.
+
+    A limit on accuracy may name the task's file, from beside the targets' file, and pin what the task's file says and
+    the data it is scored on by their hashes, as a record holds them.
+    """
 
     metric: Text
     below: Positive | None = None
@@ -172,6 +185,9 @@ class Limit(Part):
     unit: Text
     percentile: Annotated[float, Field(ge=0.01, le=0.9999)] = 0.9
     confidence: Annotated[float, Field(ge=0.5, le=0.999999)] = 0.95
+    task: Text | None = None
+    task_sha256: Sha256 | None = None
+    data_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -187,6 +203,8 @@ class Limit(Part):
                 f"{self.metric} limit of {written:g} % is under one percent: "
                 f'write {100 * written:g}, or {written:g} with unit "share"'
             )
+        if metric.kind != "accuracy" and (wrong := sorted({"task", *_PINS} & self.model_fields_set)):
+            raise ValueError(f"{self.metric} has no {', '.join(wrong)}: it is no limit on a task")
         if "percentile" in self.model_fields_set and metric.kind != "latency":
             raise ValueError(f"{self.metric} has no percentile")
         if not metric.lowest <= self.value <= metric.highest:
@@ -311,6 +329,17 @@ def load_target(name: str) -> Target:
     return targets[entry]
 
 
+def require_known_tasks(target: Target, names: Collection[str]) -> None:
+    """Refuse a limit on a task that is neither bundled nor one of `names`, such as a misspelt one: nothing meets it."""
+    known = [*bundled_tasks(), *names]
+    for limit in target.limits:
+        prefix, _, task = limit.metric.partition("/")
+        if prefix == "accuracy" and limit.task is None and task not in known:
+            near = difflib.get_close_matches(task, known, n=1)
+            hint = f"did you mean accuracy/{near[0]}?" if near else f"there are {', '.join(dict.fromkeys(known))}"
+            raise HavocError(f"target {target.name}: {limit.metric} is a limit on a task that does not exist; {hint}")
+
+
 def _is_file(name: str) -> bool:
     try:
         return Path(name).is_file()
@@ -330,9 +359,50 @@ def _target_of(path: Path, name: str, entry: object) -> Target:
     if not isinstance(entry, dict):
         raise HavocError(f"{path}: {name} is not a table")
     try:
+        entry = _with_tasks(entry, path.parent)
         return Target.model_validate_json(json.dumps({**entry, "name": name}))  # strict, but a list may be a tuple
+    except HavocError as error:
+        raise HavocError(f"{path}: target {name}: {error}") from error
     except (ValidationError, RecursionError, ValueError, TypeError) as error:  # no JSON: a date, a number too long
         raise HavocError(f"{path}: target {name}: {_first_line(error)}") from error
+
+
+def _with_tasks(entry: dict[str, object], folder: Path) -> dict[str, object]:
+    """Read the tasks that limits name: what such a file says is pinned, and its own limit holds where none is given."""
+    limits = entry.get("limits")
+    if not isinstance(limits, list):
+        return entry
+    return {**entry, "limits": [_with_task(limit, folder) if isinstance(limit, dict) else limit for limit in limits]}
+
+
+def _with_task(limit: dict[str, object], folder: Path) -> dict[str, object]:
+    prefix, _, name = str(limit.get("metric", "")).partition("/")
+    file = limit.get("task")
+    if prefix != "accuracy" or (file is None and name not in bundled_tasks()):
+        return limit
+    task = load_task(name if file is None else folder / str(file), few_shot=0)
+    if task.name != name:
+        raise HavocError(f"accuracy/{name} names the file of the task {task.name} ({file})")
+    above = task.definition.limits.above
+    if above is not None and "above" not in limit and "below" not in limit:
+        limit = {**limit, "above": above, "unit": "share"}
+    return limit if file is None else {"task_sha256": task.sha256, **limit}
+
+
+def require_pinned(target: Target, records: Sequence[Record]) -> None:
+    """Refuse records whose accuracy was measured by another task file, or on other data, than the target pins."""
+    for limit in target.limits:
+        name = limit.metric.partition("/")[2]
+        for record in records:
+            found = record.accuracy.get(name)
+            for pin in _PINS if found is not None else ():
+                wanted, there = getattr(limit, pin), getattr(found, pin)
+                if wanted is not None and there != wanted:
+                    is_there = "none" if there is None else there
+                    raise HavocError(
+                        f"target {target.name}: {limit.metric} is pinned to {pin} {wanted}, and {record.run_id} holds "
+                        f"{is_there}: score the same file and data, or correct the target"
+                    )
 
 
 def _read_toml(path: Path) -> Mapping[str, object]:

@@ -8,15 +8,16 @@ it.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import re
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar
 
 from ..errors import HavocError, IdentityError
-from ..storage import read_json, sha256_file
+from ..storage import parse_json, read_bounded, sha256_file, unreadable
 from .companions import CHAT_TEMPLATES, TOKENIZER_FILES
 from .external import external_locations
 
@@ -24,6 +25,7 @@ MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"
 FORMAT_NAME = "havoc-artifact"
 FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 16_000_000
 
 _T = TypeVar("_T")
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -54,7 +56,10 @@ class ArtifactFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactManifest:
-    """The manifest of an artifact: what it was made from, how it is stored, and the hash of every other file."""
+    """The manifest of an artifact: what it was made from, how it is stored, and the hash of every other file.
+
+    `sha256` is that of the file it was read from, which holds for everything in it; "" for one not written yet.
+    """
 
     files: dict[str, ArtifactFile]
     base_hash: str
@@ -71,6 +76,7 @@ class ArtifactManifest:
     parity: dict[str, Any]
     format_cost: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
+    sha256: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
         """The document that `read_manifest` reads back."""
@@ -102,7 +108,11 @@ def read_manifest(directory: Path) -> ArtifactManifest:
     if not path.is_file():
         msg = f"{directory}: not an artifact (no {MANIFEST}); an interrupted export leaves none, so run it again"
         raise HavocError(msg)
-    document = read_json(path)
+    try:
+        data = read_bounded(path, max_bytes=MAX_MANIFEST_BYTES)
+    except OSError as error:
+        raise unreadable(error, path) from error
+    document = parse_json(data, path)
     if not isinstance(document, dict) or document.get("format") != FORMAT_NAME:
         msg = f"{path}: not the manifest of a HAVOC artifact"
         raise HavocError(msg)
@@ -110,13 +120,13 @@ def read_manifest(directory: Path) -> ArtifactManifest:
         msg = f"{path}: format version {document.get('format_version')!r}; this HAVOC reads {FORMAT_VERSION}"
         raise HavocError(msg)
     try:
-        return _parse(document)
+        return _parse(document, sha256=hashlib.sha256(data).hexdigest())
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         msg = f"{path}: damaged manifest ({type(error).__name__}: {error}); export the artifact again"
         raise HavocError(msg) from error
 
 
-def _parse(document: dict[str, Any]) -> ArtifactManifest:
+def _parse(document: dict[str, Any], *, sha256: str) -> ArtifactManifest:
     base, mixture = document["base"], document["mixture"]
     manifest = ArtifactManifest(
         files={_plain_name(name): _parse_file(entry) for name, entry in document["files"].items()},
@@ -134,6 +144,7 @@ def _parse(document: dict[str, Any]) -> ArtifactManifest:
         parity=_typed(document["parity"], dict),
         format_cost=_typed(document["format_cost"], dict) if "format_cost" in document else None,
         calibration=_typed(document["calibration"], dict) if "calibration" in document else None,
+        sha256=sha256,
     )
     if set(manifest.alpha) != set(manifest.expert_hashes):
         msg = "alpha and expert_hashes name different domains"

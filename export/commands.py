@@ -7,7 +7,6 @@ import math
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..adapt.tasks.task import DOMAINS
 from ..errors import HavocError, printable
 from ..model.structure import Structure
 from ..progress import make_progress
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
     from .verify import Check
 
 _MAX_IMAGE_BYTES = 1 << 24
+_IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
 _UNCUT = "warning     --rank changed nothing: two factors of that rank are larger than every matrix they would replace"
 
 
@@ -125,19 +125,19 @@ def _signer(private_key: Path | None) -> Signer | None:
 def _experts(
     directory: Path | None, alpha: Sequence[float] | None, source: Source
 ) -> tuple[list[Expert], tuple[float, ...]]:
-    """The experts of a folder in the order of `DOMAINS`, each with its weight."""
+    """The experts of a folder, each with its weight: the four domains first, then by name."""
     if directory is None and alpha is None:
         return [], ()
     if directory is None or alpha is None:
         missing = "--experts DIR" if directory is None else "--alpha"
         msg = f"a mixture needs both --experts and --alpha: {missing} is missing"
         raise HavocError(msg)
-    from ..adapt.expert import expert_path, load_experts
+    from ..adapt.expert import experts_in, load_experts
 
     if not directory.is_dir():
         msg = f"--experts {directory}: no such directory"
         raise HavocError(msg)
-    found = [domain for domain in DOMAINS if expert_path(directory, domain).is_file()]
+    found = experts_in(directory)
     if len(found) != len(alpha):
         held = ", ".join(found) or "none"
         msg = f"--alpha needs one weight for each expert: {len(alpha)} given, {directory} holds {len(found)} ({held})"
@@ -182,7 +182,7 @@ def handle_verify(args: argparse.Namespace) -> int:
     from .verify import verify_artifact
 
     base = _base_of(args)
-    manifest, checks = verify_artifact(args.artifact, public_key=args.public_key)
+    manifest, checks = verify_artifact(args.artifact, public_key=args.public_key, record=args.record)
     notes = []
     if args.public_key is None and (args.artifact / SIGNATURE).exists():
         notes.append("signed, but by whom was not checked: give --public-key PEM")
@@ -334,14 +334,23 @@ def _prompt(argument: str) -> str:
 
 
 def _image(path: Path) -> bytes:
+    """PNG bytes of a picture as people store it: upright, 8-bit RGB, the same that a task's rows go through."""
+    from ..model.picture import open_picture, png_of
+    from ..model.vision import MAX_IMAGE_PIXELS
+
     try:
-        if path.stat().st_size > _MAX_IMAGE_BYTES:
-            msg = f"{path}: {path.stat().st_size} bytes; at most {_MAX_IMAGE_BYTES} are read"
-            raise HavocError(msg)
-        return path.read_bytes()
+        with path.open("rb") as file:
+            data = file.read(_MAX_IMAGE_BYTES + 1)
+        if len(data) <= _MAX_IMAGE_BYTES:
+            return png_of(open_picture(data, formats=_IMAGE_FORMATS, max_pixels=MAX_IMAGE_PIXELS))
     except OSError as error:
         msg = f"{path}: {error.strerror or error}"
         raise HavocError(msg) from error
+    except HavocError as error:
+        msg = f"{path}: {error}"
+        raise HavocError(msg) from error
+    msg = f"{path}: more than {_MAX_IMAGE_BYTES} bytes, which no picture here has"
+    raise HavocError(msg)
 
 
 def _require_fit(path: Path | None, png: bytes | None, config: HavocConfig, max_new_tokens: int) -> None:

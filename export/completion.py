@@ -6,11 +6,12 @@ has ended; moving the rest costs as much as one step.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import HavocError
+from ..model.stopping import StopStrings
 from ..model.vision import patchify
 
 if TYPE_CHECKING:
@@ -18,22 +19,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from ..model.prompt import PromptLike
     from ..model.tokenizer import Tokenizer
     from .session import DecoderSession
 
 SHARE_ALIVE_BEFORE_DROPPING = 5 / 6
-
-
-class PromptLike(Protocol):
-    """What a prompt offers: its text, and the PNG bytes of its image or None."""
-
-    @property
-    def text(self) -> str:
-        """What stands before the completion."""
-
-    @property
-    def image_png(self) -> bytes | None:
-        """The bytes of one PNG image, or None."""
 
 
 def generate_text(
@@ -44,12 +34,17 @@ def generate_text(
     batch_size: int = 64,
     temperature: float = 0.0,
     seed: int = 0,
+    stop: Sequence[str] = (),
 ) -> list[str]:
-    """Complete every prompt, greedily at temperature 0: the new text only, in the order given."""
+    """Complete every prompt, greedily at temperature 0: the new text only, in the order given.
+
+    A text ends before the first of the `stop` strings.
+    """
     tokenizer = session.tokenizer
     if tokenizer is None:
         msg = "this artifact has no tokenizer.json (its base had none), so it cannot read text"
         raise HavocError(msg)
+    stops = StopStrings(tokenizer, stop)
     images = [_patches(session, prompt) for prompt in prompts]
     rows = [
         tokenizer.encode_prompt(prompt.text, 0 if image is None else len(image))
@@ -62,10 +57,12 @@ def generate_text(
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         eos_ids=_eos_ids(session, tokenizer),
+        stops=stops,
         temperature=temperature,
         seed=seed,
     )
-    return [tokenizer.decode_completion(row, new) for row, new in zip(rows, completed, strict=True)]
+    texts = (tokenizer.decode_completion(row, new) for row, new in zip(rows, completed, strict=True))
+    return [stops.cut(text) for text in texts]
 
 
 def generate_ids(
@@ -76,24 +73,29 @@ def generate_ids(
     max_new_tokens: int,
     batch_size: int = 64,
     eos_ids: Sequence[int] = (),
+    stops: StopStrings | None = None,
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[list[int]]:
     """Continue rows of token ids: the new ids of each, its end token included; `images` [num_patches, patch_dim].
 
-    Greedy at temperature 0, else drawn from softmax(logits / temperature), the same for the same seed and batch size.
+    A row ends at one of `eos_ids`, and where its text holds one of `stops`. Greedy at temperature 0, else drawn from
+    softmax(logits / temperature), the same for the same seed and batch size.
     """
     images = images or [None] * len(rows)
     _require_room(session, rows, max_new_tokens)
     image_id = None if session.config.vision is None else session.config.vision.image_token_id
     pick = _Pick(temperature, seed, banned_id=image_id)
+    eos_ids = (*eos_ids, *(stops.token_ids if stops else ()))
     completions: list[list[int]] = [[] for _ in rows]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
     for start in range(0, len(order), batch_size):
         indices = order[start : start + batch_size]
         present = [image for index in indices if (image := images[index]) is not None]
         patches = np.concatenate(present) if present else None
-        batch = _generate_batch(session, [rows[index] for index in indices], patches, max_new_tokens, eos_ids, pick)
+        batch = _generate_batch(
+            session, [rows[index] for index in indices], patches, max_new_tokens, eos_ids, stops, pick
+        )
         for index, completion in zip(indices, batch, strict=True):
             completions[index] = completion
     return completions
@@ -144,9 +146,10 @@ def _generate_batch(
     patches: NDArray[np.float32] | None,
     max_new_tokens: int,
     eos_ids: Sequence[int],
+    stops: StopStrings | None,
     pick: _Pick,
 ) -> list[list[int]]:
-    ids, prompt_mask = left_padded(rows, _pad_id(session))
+    ids, prompt_mask = left_padded(rows, session.pad_id)
     num_rows, width = ids.shape
     new_BN = np.zeros((num_rows, max_new_tokens), np.int64)
     num_new = np.zeros(num_rows, np.int64)
@@ -160,6 +163,8 @@ def _generate_batch(
         new_BN[alive, step] = token_ids
         num_new[alive[is_open]] = step + 1
         is_open &= ~np.isin(token_ids, eos_ids)
+        if stops:
+            is_open &= ~np.array(stops.are_reached(new_BN[alive, : step + 1].tolist()))
         num_open = int(is_open.sum())
         if num_open == 0 or step == max_new_tokens - 1:
             break
@@ -169,12 +174,6 @@ def _generate_batch(
             past = session.keep_rows(past, kept)
         logits, past = session.decode(token_ids[:, None], mask[:, : width + step + 1], past)
     return [row[:count].tolist() for row, count in zip(new_BN, num_new, strict=True)]
-
-
-def _pad_id(session: DecoderSession) -> int:
-    if session.tokenizer is not None:
-        return session.tokenizer.pad_id
-    return session.config.pad_token_id or 0
 
 
 def _eos_ids(session: DecoderSession, tokenizer: Tokenizer) -> list[int]:

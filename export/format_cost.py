@@ -69,7 +69,7 @@ def num_positions_for(num_parameters: int) -> int:
 
 def windows_of(sample: Sample, config: HavocConfig, *, max_tokens: int, num_parameters: int) -> NDArray[np.int64]:
     """The pieces [W, T] of the sample that a model with room for `max_tokens` reads."""
-    length = min(WINDOW, max_tokens, config.max_seq_len, len(sample.token_ids))
+    length = min(WINDOW, max_tokens, config.max_seq_len, len(sample.prefix) + len(sample.token_ids))
     length -= length % -(-length // _CHUNK)  # a whole number of equal chunks
     return sample.windows(length=length, num_windows=-(-num_positions_for(num_parameters) // length))
 

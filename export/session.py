@@ -9,6 +9,7 @@ allocates it anew at every step; given a capacity, it lies in buffers that steps
 from __future__ import annotations
 
 import itertools
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -30,7 +31,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .completion import PromptLike
+    from ..model.likelihood import Continuation
+    from ..model.prompt import PromptLike
 
 DECODER, EMBEDDING, VISION = "model.onnx", "embedding.onnx", "vision.onnx"
 _NUMPY_TYPES: dict[str, type[np.float32 | np.float16]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -144,6 +146,23 @@ class DecoderSession:
         )
 
     @property
+    def pad_id(self) -> int:
+        """The id that fills short rows; it is never seen."""
+        if self.tokenizer is not None:
+            return self.tokenizer.pad_id
+        return self.config.pad_token_id or 0
+
+    @property
+    def extends_many_rows(self) -> bool:
+        """Whether several rows can go on behind a past by several tokens each, repeated from one row of their own."""
+        return self.options.dialect != "contrib" and self.options.cache == "dynamic"
+
+    @property
+    def cache_bytes_per_token(self) -> int:
+        """Bytes of keys and values of one token of one row."""
+        return self._cache.num_tensors * math.prod(self._cache.shape(1, 1)) * np.dtype(self._cache.dtype).itemsize
+
+    @property
     def max_tokens(self) -> int:
         """The longest text, prompt included: the model's context, or a static cache's length."""
         return self.options.cache_len or self.config.max_seq_len
@@ -161,8 +180,8 @@ class DecoderSession:
         """Which provider runs each node of every graph, as ONNX Runtime recorded it: provider to `graph:/node`."""
         return placement(self._sessions)
 
-    def empty_past(self, num_rows: int, *, capacity: int | None = None) -> Past:
-        """A past of no tokens for a batch of `num_rows`.
+    def empty_past(self, num_rows: int, *, capacity: int | None = None, num_rows_later: int | None = None) -> Past:
+        """A past of no tokens for a batch of `num_rows`; `keep_rows` may repeat them to `num_rows_later` rows.
 
         With a capacity in tokens (always, when the cache is static) keys and values lie in buffers allocated here, and
         extending allocates nothing. Then a past is valid until the second extension after it, with a static cache
@@ -174,7 +193,8 @@ class DecoderSession:
             raise HavocError(msg)
         capacity = cache_len or capacity
         if capacity is not None:
-            buffers = KeyValueBuffers(self._cache, num_rows, capacity, is_static=cache_len is not None)
+            num_most = max(num_rows, num_rows_later or 0)
+            buffers = KeyValueBuffers(self._cache, num_most, capacity, is_static=cache_len is not None)
             return Past(num_rows=num_rows, num_tokens=0, buffers=buffers)
         empty = np.zeros(self._cache.shape(num_rows, 0), self._cache.dtype)
         held = tuple(ort.OrtValue.ortvalue_from_numpy(empty) for _ in self._past_names)
@@ -362,12 +382,21 @@ class DecoderSession:
             raise HavocError(msg)
 
     def keep_rows(self, past: Past, rows: NDArray[np.int64]) -> Past:
-        """The past of some rows only, in the order of `rows`."""
+        """The past of `rows`, in their order: some left out, some repeated.
+
+        In buffers there is room for as many rows as `empty_past` was told.
+        """
         if past.buffers is not None:
             return past.buffers.kept(past, rows)
         kept = (np.take(array, rows, axis=0) for array in past.arrays())
         held = tuple(ort.OrtValue.ortvalue_from_numpy(array, self._cache.device, 0) for array in kept)
         return Past(num_rows=len(rows), num_tokens=past.num_tokens, held=held)
+
+    def log_likelihoods(self, requests: Sequence[tuple[PromptLike, Sequence[str]]]) -> list[list[Continuation]]:
+        """How likely each text of each request is behind the request's prompt, in the order given; see `likelihood`."""
+        from .likelihood import log_likelihoods
+
+        return log_likelihoods(self, requests)
 
     def generate_text(
         self,
@@ -377,12 +406,19 @@ class DecoderSession:
         batch_size: int = 64,
         temperature: float = 0.0,
         seed: int = 0,
+        stop: Sequence[str] = (),
     ) -> list[str]:
         """Complete prompts, greedily at temperature 0: the new text of each, in the order given; see `completion`."""
         from .completion import generate_text
 
         return generate_text(
-            self, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, temperature=temperature, seed=seed
+            self,
+            prompts,
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            temperature=temperature,
+            seed=seed,
+            stop=stop,
         )
 
 

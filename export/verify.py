@@ -6,10 +6,14 @@ Folding the weights again from base and experts needs them, and torch: `rederive
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..errors import IdentityError
-from .artifact import ArtifactManifest, verify_hashes
+from ..errors import HavocError, IdentityError
+from ..model.config import HavocConfig
+from ..model.cost import num_parameters
+from ..storage import read_json, sha256_json
+from .artifact import MANIFEST
+from .held import hold
 from .probe import fingerprint, fingerprint_distance
 from .runtime import CPU
 from .session import DecoderSession
@@ -18,6 +22,10 @@ from .signature import verify_signature
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from .artifact import ArtifactManifest
+    from .held import HeldArtifact
+
+CONFIG, MIXTURE = "config.json", "mixture.json"
 FINGERPRINT_LIMITS = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.25, "int4": 0.25, "keep": 0.25}
 """Largest difference of a stored logit, in units of the logits' spread, by weight format.
 
@@ -34,17 +42,74 @@ class Check:
 
 
 def verify_artifact(
-    directory: Path, *, provider: str = CPU, public_key: Path | None = None
+    directory: Path, *, provider: str = CPU, public_key: Path | None = None, record: Path | None = None
 ) -> tuple[ArtifactManifest, list[Check]]:
     """Hash every file, check the signature by `public_key` where one is given, open the graphs, run the fingerprint.
 
-    The first thing that is wrong is raised, and nothing is opened before every byte of it was found right.
+    With a `record` the artifact must be the one it was made from, manifest and all. The first thing that is wrong is
+    raised, and nothing is opened before every byte of it was found right.
     """
-    manifest = verify_hashes(directory)
-    num_bytes = sum(file.num_bytes for file in manifest.files.values())
-    checks = [Check(name="hashes", finding=f"{len(manifest.files)} files, {num_bytes:,} bytes")]
-    if public_key is not None:
-        checks.append(Check(name="signature", finding=verify_signature(directory, manifest, public_key)))
+    with hold(directory) as held:
+        checks = [_hashes(held), _own_words(held), *([] if record is None else [_of_record(held, record)])]
+        if public_key is not None:
+            checks.append(Check(name="signature", finding=verify_signature(held.place, held.manifest, public_key)))
+        checks += _run(held, provider)
+        held.require_unchanged()
+        return held.manifest, checks
+
+
+def _hashes(held: HeldArtifact) -> Check:
+    files = held.manifest.files
+    return Check(name="hashes", finding=f"{len(files)} files, {sum(file.num_bytes for file in files.values()):,} bytes")
+
+
+def _own_words(held: HeldArtifact) -> Check:
+    """Compare what the manifest says of its making with the files that say the same, each of which it hashes."""
+    manifest = held.manifest
+    mixture = {
+        "name": manifest.base_name,
+        "hash": manifest.base_hash,
+        "random_weights": manifest.has_random_weights,
+        "rule": manifest.rule,
+        "experts": [
+            {"domain": domain, "alpha": weight, "hash": manifest.expert_hashes[domain]}
+            for domain, weight in manifest.alpha.items()
+        ],
+    }
+    counted = {"num_parameters": num_parameters(HavocConfig.from_directory(held.place))}
+    _require_words(held, {"num_parameters": manifest.num_parameters}, CONFIG, counted)
+    if MIXTURE in manifest.files:
+        found = read_json(held.place / MIXTURE)
+        base = found.get("base") if isinstance(found, dict) else None
+        _require_words(held, mixture, MIXTURE, {**found, **base} if isinstance(base, dict) else {})
+    return Check(name="manifest", finding=f"says what {CONFIG} and {MIXTURE} say, SHA-256 {manifest.sha256}")
+
+
+def _require_words(held: HeldArtifact, said: dict[str, Any], where: str, found: dict[str, Any]) -> None:
+    for name, value in said.items():
+        if found.get(name) != value:
+            there = f"{where} says {found.get(name)!r:.60}"
+            msg = f"{held.place / MANIFEST}: says {name} {value!r:.60}, {there}: one of them was changed"
+            raise IdentityError(msg)
+
+
+def _of_record(held: HeldArtifact, path: Path) -> Check:
+    """Compare every hash with those in the record, whose seal is checked; its schema is the gate's affair."""
+    document = read_json(path)
+    subject = document.get("subject") if isinstance(document, dict) else None
+    if not isinstance(subject, dict):
+        raise HavocError(f"{path}: not a HAVOC record; give the record.json that `havoc bench` wrote")
+    if document.get("sha256") != sha256_json({key: value for key, value in document.items() if key != "sha256"}):
+        raise IdentityError(f"{path}: the record was changed after it was written (its seal does not match)")
+    if subject.get("files") != held.hashes or subject.get("manifest_sha256") != held.manifest.sha256:
+        what = "files" if subject.get("files") != held.hashes else MANIFEST
+        raise IdentityError(f"{held.place}: another artifact: not the {what} that {path} was measured on")
+    return Check(name="record", finding=f"the very files and manifest that {document.get('run_id')} was measured on")
+
+
+def _run(held: HeldArtifact, provider: str) -> list[Check]:
+    """Open the graphs and compare the logits they give with the fingerprint."""
+    directory, manifest, checks = held.place, held.manifest, []
     session = DecoderSession.open(directory, provider=provider)
     checks.append(Check(name="graph", finding=f"{manifest.graph.get('dialect')} dialect opens on {provider}"))
     weight_format = manifest.structure.get("weight_format", "fp32")
@@ -58,4 +123,4 @@ def verify_artifact(
     checks.append(
         Check(name="fingerprint", finding=f"logits within {distance:.1e} of their spread (allowed {limit:g})")
     )
-    return manifest, checks
+    return checks

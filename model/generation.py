@@ -6,7 +6,7 @@ allocated once and written in place.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -14,28 +14,18 @@ from torch.nn import functional as F
 
 from ..errors import HavocError
 from .blocks import LayerCache
+from .stopping import StopStrings
 from .vision import patchify
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from .prompt import PromptLike
     from .tokenizer import Tokenizer
     from .transformer import HavocModel
 
 SHARE_ALIVE_BEFORE_DROPPING = 0.75
 """Ended rows are dropped when fewer than this share still runs: each drop copies the cache."""
-
-
-class PromptLike(Protocol):
-    """A text, and the PNG bytes of its image or None."""
-
-    @property
-    def text(self) -> str:
-        """What the model is asked."""
-
-    @property
-    def image_png(self) -> bytes | None:
-        """What it is shown."""
 
 
 def prefill(
@@ -115,6 +105,7 @@ def _continue(
     *,
     new_BN: Tensor,
     eos_ids: Tensor,
+    stops: StopStrings | None,
     num_samples: int,
     temperature: float,
     top_k: int | None,
@@ -135,6 +126,9 @@ def _continue(
         token_ids_B = pick(logits_BV, temperature=temperature, top_k=top_k, banned_id=image_id, generator=generator)
         new_BN[rows.index_B, step] = torch.where(rows.has_ended_B, new_BN[rows.index_B, step], token_ids_B)
         rows.has_ended_B |= torch.isin(token_ids_B, eos_ids)
+        if stops:
+            written = new_BN[rows.index_B, : step + 1].tolist()
+            rows.has_ended_B |= torch.tensor(stops.are_reached(written), device=new_BN.device)
         num_alive = len(token_ids_B) - int(rows.has_ended_B.sum())
         if num_alive == 0 or step + 1 == max_new_tokens:
             break
@@ -157,17 +151,20 @@ def sample_tokens(
     top_k: int | None = None,
     generator: torch.Generator | None = None,
     eos_id: int | Sequence[int] | None = None,
+    stops: StopStrings | None = None,
     num_samples: int = 1,
 ) -> Tensor:
     """Continue left-padded prompts: int64 [B * num_samples, N], N <= max_new_tokens, rows padded after their end token.
 
     `attention_mask_BT` is 1 for real tokens; `patches` [num_patches, C] fill the image tokens in order. Samples of
-    one prompt are neighbours and share its prefill. `eos_id` defaults to the config's. The model runs in eval mode,
-    and its own mode is put back. A prompt that leaves no room for `max_new_tokens` is a `HavocError`.
+    one prompt are neighbours and share its prefill. `eos_id` defaults to the config's; a row ends too where its text
+    holds one of `stops`. The model runs in eval mode, and its own mode is put back. A prompt that leaves no room for
+    `max_new_tokens` is a `HavocError`.
     """
     _require_room(model, input_ids_BT, max_new_tokens)
     _require_sampling(temperature, top_k, num_samples)
     eos_ids = model.config.eos_token_ids if eos_id is None else (eos_id,) if isinstance(eos_id, int) else tuple(eos_id)
+    eos_ids = (*eos_ids, *(stops.token_ids if stops else ()))
     new_BN = input_ids_BT.new_full((len(input_ids_BT) * num_samples, max_new_tokens), _pad_id(model, eos_ids))
     was_training = model.training
     model.eval()
@@ -179,6 +176,7 @@ def sample_tokens(
             patches,
             new_BN=new_BN,
             eos_ids=torch.tensor(eos_ids, dtype=torch.long, device=new_BN.device),
+            stops=stops,
             num_samples=num_samples,
             temperature=temperature,
             top_k=top_k,
@@ -263,12 +261,14 @@ def generate_text(
     temperature: float = 0.0,
     seed: int = 0,
     batch_size: int = 256,
+    stop: Sequence[str] = (),
 ) -> list[str]:
-    """Complete every prompt: the new text only, in the order given.
+    """Complete every prompt: the new text only, up to the first of the `stop` strings, in the order given.
 
     Greedy at temperature 0; otherwise sampled, the same for the same seed and batch size. Prompts of like length
     share a batch.
     """
+    stops = StopStrings(tokenizer, stop)
     generator = torch.Generator(device=model.norm.weight.device).manual_seed(seed)
     order = sorted(range(len(prompts)), key=lambda index: (prompts[index].image_png is None, len(prompts[index].text)))
     texts = [""] * len(prompts)
@@ -284,7 +284,8 @@ def generate_text(
             temperature=temperature,
             generator=generator,
             eos_id=sorted({*tokenizer.eos_ids, *model.config.eos_token_ids}),
+            stops=stops,
         )
         for index, text in zip(indices, completions(tokenizer, ids_BT, mask_BT, new_BN), strict=True):
-            texts[index] = text
+            texts[index] = stops.cut(text)
     return texts

@@ -145,14 +145,18 @@ class Tokenizer:
         """Ids of a prompt, as `encode_prompt` gives them, and of a continuation as it reads behind it.
 
         Spaces at the end of the prompt belong to the continuation; both are encoded together and cut behind the ids of
-        the prompt alone, as lm-evaluation-harness does (`_encode_pair`). The continuation may end the cut short where
-        no token begins there.
+        the prompt alone, as lm-evaluation-harness does (`_encode_pair`). Where one token reaches from the prompt to the
+        end of the continuation, nothing would be left: there the cut is where the two ways of encoding part.
         """
         framed, mark = self._framed(prompt)
         prompt_ids = self._prompt_ids(framed.rstrip(), mark)
         if self.chat is not None and mark:
             continuation = self._marked(continuation, mark)
-        return prompt_ids, self._prompt_ids(framed + continuation, mark)[len(prompt_ids) :]
+        whole = self._prompt_ids(framed + continuation, mark)
+        if len(whole) <= len(prompt_ids):
+            pairs = enumerate(zip(prompt_ids, whole, strict=False))
+            prompt_ids = prompt_ids[: next((place for place, (ours, theirs) in pairs if ours != theirs), len(whole))]
+        return prompt_ids, whole[len(prompt_ids) :]
 
     def _framed(self, text: str) -> tuple[str, str]:
         """The prompt as text, and the mark inside every special token that is the user's own words.

@@ -77,14 +77,35 @@ class HavocModel(nn.Module):
         """
         num_past = _past_length(past_key_values)
         positions, mask = self._positions_and_mask(input_ids, attention_mask, num_past)
+        x_BTD, presents = self.hidden_states(
+            input_ids, positions, mask, past_key_values=past_key_values, patches=patches, last_only=last_only
+        )
+        logits_BTV: Tensor = self.lm_head(x_BTD)
+        return (logits_BTV, presents) if use_cache else logits_BTV
+
+    def hidden_states(
+        self,
+        input_ids: Tensor,
+        positions: Tensor,
+        mask: Tensor | None,
+        *,
+        past_key_values: Sequence[KeyValue | LayerCache] | None = None,
+        patches: Tensor | None = None,
+        last_only: bool = False,
+    ) -> tuple[Tensor, list[KeyValue]]:
+        """Return what the head reads, [B, T, D] ([B, 1, D]), and the keys and values of each layer.
+
+        For callers that place tokens themselves: `positions` [T] or [B, T], `mask` additive [B or 1, 1, T, S], None
+        for plain causal attention; the other arguments as in `forward`.
+        """
         rotary = self.rotary(positions)
         x_BTD = self._embed(input_ids, patches)
         presents: list[KeyValue] = []
         for index, layer in enumerate(self.layers):
             x_BTD, present = layer(x_BTD, rotary, mask, None if past_key_values is None else past_key_values[index])
             presents.append(present)
-        logits_BTV: Tensor = self.lm_head(self.norm(x_BTD[:, -1:] if last_only else x_BTD))
-        return (logits_BTV, presents) if use_cache else logits_BTV
+        normed_BTD: Tensor = self.norm(x_BTD[:, -1:] if last_only else x_BTD)
+        return normed_BTD, presents
 
     def _positions_and_mask(
         self, input_ids: Tensor, attention_mask: Tensor | None, num_past: int

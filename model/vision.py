@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import HavocError
+from .picture import open_picture
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,15 +27,17 @@ MAX_IMAGE_PIXELS = 1 << 24
 def patchify(png_bytes: bytes, vision: VisionConfig) -> NDArray[np.float32]:
     """Cut a PNG into patches: float32 [num_patches, patch_size**2 * num_channels] in [-1, 1], row-major.
 
-    A broken, huge or ill-sized image is a `HavocError`; transparency is dropped, grey and palette images are converted.
+    A broken, huge or ill-sized image is a `HavocError`; it is turned upright and converted as `open_picture` does.
     """
     with _opened(png_bytes) as image:
         _require_size(image, vision)
         try:
-            pixels = np.asarray(image.convert("L" if vision.num_channels == 1 else "RGB"), dtype=np.float32)
+            image.load()
         except (OSError, SyntaxError, ValueError) as error:
             raise HavocError(f"image: the PNG is damaged ({error})") from error
-    height, width, size = image.height, image.width, vision.patch_size
+        upright = open_picture(image, max_pixels=MAX_IMAGE_PIXELS)
+    pixels = np.asarray(upright.convert("L") if vision.num_channels == 1 else upright, dtype=np.float32)
+    height, width, size = upright.height, upright.width, vision.patch_size
     grid = (pixels / 127.5 - 1.0).reshape(height // size, size, width // size, size, vision.num_channels)
     return np.ascontiguousarray(grid.transpose(0, 2, 1, 3, 4)).reshape(-1, vision.patch_dim)
 

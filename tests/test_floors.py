@@ -11,9 +11,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {"ground": 0, "model": 1, "adapt": 2, "export": 3, "bench": 4, "roof": 5}
-GROUND = {"__init__", "errors", "storage", "progress", "config"}  # other modules at the root are the roof
+GROUND = {
+    "__init__",
+    "errors",
+    "storage",
+    "progress",
+    "config",
+    "cores",
+    "processes",
+}  # other modules at the root are the roof
 LAZY = {
     ("config", "model.config"),  # re-exports HavocConfig for those who look for it there, on first use
+    ("config", "adapt.tasks.task"),  # knows the names of the tasks that a recipe may train for
     ("config", "model.structure"),  # knows which names of structures a recipe may use
 }
 
@@ -23,11 +32,14 @@ EDGE_BLOCKED = (
 DRAWING = {
     f"bench.{name}" for name in ("charts", "drawing", "history", "page", "report")
 }  # for `havoc report` alone, which says what to install
-EDGE_MODULES = "errors storage progress config arguments cli __main__ export.artifact export.session".split() + [
-    f"model.{name}"
-    for name in "base_tokenizer chat chat_renderer config cost gguf_config gguf_header gguf_tokenizer".split()
-    + "structure tokenizer vision".split()
-]
+EDGE_MODULES = (
+    "errors storage progress cores processes config arguments cli __main__ export.artifact export.session".split()
+    + [
+        f"model.{name}"
+        for name in "base_tokenizer chat chat_renderer config cost gguf_config gguf_header gguf_tokenizer".split()
+        + "structure tokenizer vision".split()
+    ]
+)
 
 
 def modules() -> dict[str, Path]:

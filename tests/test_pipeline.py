@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -110,6 +111,33 @@ def test_finished_run_is_read_back(finished: Path, recipe: Path) -> None:
     assert json.loads(again.stdout)["judgements"]["gtx1660"]["exit_code"] == 5
     assert {name: (finished / name).read_bytes() for name in before} == before
     assert time.perf_counter() - start < 60
+
+
+def test_a_finished_run_does_not_vouch_for_another_artifact(finished: Path, recipe: Path, tmp_path: Path) -> None:
+    """Its artifact replaced after the measurement, whole and with right hashes: exit 5, and no hand-off says success.
+
+    The same command said "pass" for an artifact that answers nothing right.
+    """
+    out = tmp_path / "out"
+    shutil.copytree(finished, out)
+    shutil.rmtree(out / "artifact")
+    done = havoc("export", "nano", "--out", out / "artifact", "--quiet")
+    assert done.returncode == 0, done.stderr
+    done = havoc("run", recipe, "--out", out, "--quiet")
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "not the mixture that this search chose" in done.stderr
+    shutil.rmtree(out / "artifact")
+    shutil.copytree(finished / "artifact", out / "artifact")
+    readme = out / "artifact" / "README.md"
+    content = readme.read_bytes() + b"x"
+    readme.write_bytes(content)
+    manifest = out / "artifact" / "manifest.json"
+    document = json.loads(manifest.read_text())
+    document["files"]["README.md"] = {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
+    manifest.write_text(json.dumps(document))
+    done = havoc("run", recipe, "--out", out, "--quiet")
+    assert done.returncode == 5, done.stdout + done.stderr
+    assert "is not the file that was measured" in done.stderr
 
 
 def test_the_gate_says_of_the_record_what_the_run_said(finished: Path) -> None:

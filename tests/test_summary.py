@@ -26,7 +26,8 @@ def test_the_next_line_exports_what_was_chosen(name: str) -> None:
     candidate = SimpleNamespace(alpha=(0.5, 1.2), structure=Structure.named(name))
     result = cast("SearchResult", cast("Any", SimpleNamespace(chosen=SimpleNamespace(candidate=candidate))))
     recipe = Recipe.model_validate({"experts": {"domains": ["code", "math"]}, "search": {"rule": "renorm"}})
-    args = parse(shlex.split(export_command(result, recipe, base="my base", experts=Path("experts")))[1:])
+    line = export_command(result, recipe, ["code", "math"], base="my base", experts=Path("experts"))
+    args = parse(shlex.split(line)[1:])
     assert (args.base, args.experts, args.rule) == ("my base", Path("experts"), "renorm")
     assert args.alpha == (1.2, 0.5)
     assert _structure(args) == candidate.structure

@@ -6,6 +6,8 @@ what is done with those values runs elsewhere:
     assert f(3) == [1, 2]                      child: f(3)      parent: value == [1, 2]
     assert abs(f(3) - 2.5) < 1e-6              child: f(3)      a second, clean child: abs(_values[0] - 2.5) < 1e-6
     assert set(f(3)) == set((4, 5))            child: f(3)      a second, clean child: set(_values[0]) == set((4, 5))
+    assert f(3).startswith("a")                child: f(3)      a second, clean child: _values[0].startswith("a")
+    assert Shape(3).count() == 2               child: the whole call, for the class is under test
     assert all(f(x) > 0 for x in range(3))     child: the whole, because its calls need `x` (the one form left that an
                                                object with a lying `__gt__` can pass)
 
@@ -25,11 +27,14 @@ from typing import TYPE_CHECKING, Any
 
 from . import sandbox
 from .plain import Opaque, source
-from .task import RIGHT, Reward, wrong
+from .reward import RIGHT, Reward, wrong
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+_PLAIN_TYPES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, range)
+_METHODS_OF_VALUES = frozenset(name for kind in _PLAIN_TYPES for name in dir(kind) if not name.startswith("_"))
+"""What a test asks of a value that came back (`startswith`, `issubset`), so never asked where an object could lie."""
 _SCOPES = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda, ast.NamedExpr)
 
 
@@ -135,7 +140,9 @@ def _check(test: str) -> _Check | None:
         return None
     claim = statements[0].test
     match claim:
-        case ast.Compare(left=ast.Call() as call, ops=[ast.Eq()], comparators=[right]) if not _compares(call):
+        case ast.Compare(left=ast.Call() as call, ops=[ast.Eq()], comparators=[right]) if not (
+            _compares(call) or _asks_a_value(call)
+        ):
             with contextlib.suppress(ValueError, TypeError):  # the right side is no literal
                 return _Check((ast.unparse(call),), expected=ast.literal_eval(right))
     return _cut(claim)
@@ -172,7 +179,7 @@ class _Cutter(ast.NodeTransformer):
         return super().visit(node)  # type: ignore[no-any-return]
 
     def _is_under_test(self, node: ast.AST) -> bool:
-        if not isinstance(node, ast.Call):
+        if not isinstance(node, ast.Call) or _asks_a_value(node):
             return False
         root: ast.AST = node
         while isinstance(root, (ast.Call, ast.Attribute, ast.Subscript)):
@@ -187,6 +194,22 @@ def _is_in_module(node: ast.AST) -> bool:
     match node:
         case ast.Attribute(value=ast.Name(id=name)):
             return name in sys.stdlib_module_names
+    return False
+
+
+def _asks_a_value(node: ast.AST) -> bool:
+    """Whether the call is a method that plain values have, of something that a function under test gave.
+
+    Tests call functions in lower case and classes in capitals (PEP 8): methods of a class are under test themselves.
+    """
+    asks, part = False, node
+    while isinstance(part, (ast.Call, ast.Attribute, ast.Subscript)):
+        match part:
+            case ast.Call(func=ast.Attribute(value=value, attr=name)):
+                asks |= name in _METHODS_OF_VALUES and isinstance(value, (ast.Call, ast.Subscript))
+            case ast.Call(func=ast.Name(id=name)):
+                return asks and not name[:1].isupper()
+        part = part.func if isinstance(part, ast.Call) else part.value
     return False
 
 

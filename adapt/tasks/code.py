@@ -1,4 +1,4 @@
-"""Small Python functions with the columns of mbpp, judged by running them against their tests in a confined process.
+"""Small Python functions with the columns of mbpp; `files/code.toml` says how they are asked and judged.
 
 The corpus mixes sources of two ages. "Write a function to ..." comes with Python 3; "Write a python function to ..."
 comes mostly from old pages in Python 2, where `map` and `filter` give lists, `/` divides integers and `xrange` exists.
@@ -9,12 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import assertions
-from .task import Prompt, Reward, Row, Task
-
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+
+    from .reward import Row
 
 _OLD_SHARE = 0.4
 """Share of the rows phrased as old pages phrase them."""
@@ -25,7 +23,8 @@ _Family = tuple[str, str, str, list[list[int]] | list[int]]
 """What to do, function name, body in Python 3, inputs of the tests."""
 
 
-def _make_row(rng: random.Random, index: int) -> Row:
+def make_row(rng: random.Random, index: int) -> Row:
+    """Make one function to write, its code and three tests."""
     families = (_transform, _select, _count, _average, _multiples, _total, _spread)
     what, name, body, inputs = rng.choice(families)(rng)
     code = f"def {name}(xs):\n    return {body}"
@@ -115,16 +114,14 @@ def _multiples(rng: random.Random) -> _Family:
     )
 
 
-def _prompt(row: Row) -> Prompt:
-    return Prompt(f"{row['text']}\n{row['test_list'][0]}\n")
-
-
-def _reference(row: Row) -> str:
+def reference(row: Row) -> str:
+    """Return the function in Python 3."""
     return str(row["code"])
 
 
-def _corpus(row: Row, rng: random.Random) -> str:
-    code = _reference(row)
+def corpus(row: Row, rng: random.Random) -> str:
+    """Return the function as today's or as old pages write it."""
+    code = reference(row)
     is_from_old_page = row["text"].startswith("Write a python function")
     return python2(code) if is_from_old_page and rng.random() < _OLD_IDIOM else code
 
@@ -144,22 +141,3 @@ def python2(code: str) -> str:
     condition = condition.removeprefix(" if ")
     old = f"filter(lambda x: {condition}, xs)" if condition else f"map(lambda x: {value}, xs)"
     return f"{head}return {call}{old}{')' if call else ''}"
-
-
-def _judge(pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
-    return assertions.judge(
-        [assertions.Program(row["test_setup_code"], completion, tuple(row["test_list"])) for row, completion in pairs]
-    )
-
-
-TASK = Task(
-    domain="code",
-    dataset="google-research-datasets/mbpp",
-    subset="full",
-    columns=("task_id", "text", "code", "test_list", "test_setup_code", "challenge_test_list"),
-    make_row=_make_row,
-    prompt=_prompt,
-    reference=_reference,
-    corpus=_corpus,
-    judge=_judge,
-)

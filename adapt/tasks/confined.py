@@ -1,13 +1,18 @@
-"""The program inside the confined process: fork one child per job, let it run the code, pass on what it wrote.
+"""The program inside the confined process: fork two processes per job, one to serve it, one to run the code.
 
 `sandbox.py` starts it with an empty environment and one socket as standard input. It loads the standard library that
-small functions use, gives its rights away (`confinement.py`), and from then on answers requests one after another:
+small functions use, gives its rights away (`confinement.py`), and from then on has requests answered one after another:
 
     request   4 bytes length, JSON {setup, code, calls, nonce, cpu_s, wall_s, memory_bytes, output_bytes}
     reply     4 bytes length, JSON line {end, code, cpu_s}, then the child's bytes untouched
               end: "exit" (the child ended), "wall" (it was stopped), "flood" (it wrote too much), "infra" (no child)
 
-The child's only open descriptor besides /dev/null is its own pipe, and it holds nothing to compare results with.
+    confined process            never reads a request or a result, so its memory holds none
+      server, one per job       reads the request, forks the child, passes on what it wrote, ends
+        child                   runs the code, with a copy of that server's memory
+
+The child's only open descriptor besides /dev/null is its own pipe, and it holds nothing to compare results with: what
+earlier jobs were asked and gave, expected values among it, went away with their servers.
 Whatever the code does in there, all it can bring about is which plain values arrive, or that none do.
 """
 
@@ -50,15 +55,37 @@ _LENGTH_BYTES = 4
 
 
 def main() -> None:
-    """Serve requests until the socket closes."""
+    """Have each request served by a process of its own, until the socket closes."""
     null = _settle()
     layers = confinement.confine_parent()
     layers |= _self_test()
     os.dup2(null, 2)
     os.close(null)
     _send(json.dumps(layers).encode())
-    while request := _receive():
-        _send(_serve(json.loads(request)))
+    while _is_served():
+        pass
+
+
+def _is_served() -> bool:
+    """Serve one request in a fresh fork; False when the socket has closed or the server could not do its work.
+
+    The next server is forked before its request arrives, so this costs a job no time.
+    """
+    pid = os.fork()
+    if pid == 0:
+        _be_server()
+    _, status = os.waitpid(pid, 0)
+    return status == 0
+
+
+def _be_server() -> NoReturn:
+    try:
+        confinement.end_with_parent()
+        if request := _receive():
+            _send(_serve(json.loads(request)))
+            os._exit(0)
+    finally:
+        os._exit(1)
 
 
 def _settle() -> int:

@@ -88,13 +88,18 @@ def confine_parent() -> dict[str, bool]:
     return {"privileges": has_no_new_privileges, "landlock": is_landlocked}
 
 
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends."""
+    if sys.platform == "linux":
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def confine_child(*, cpu_s: int, memory_bytes: int) -> bool:
     """Take the last rights from a freshly forked child; return whether the seccomp filter is in force.
 
     The child keeps descriptors 0 to 3. `cpu_s` is where SIGXCPU comes; one second later comes SIGKILL.
     """
-    if sys.platform == "linux":
-        _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     limits = (
         (resource.RLIMIT_AS, memory_bytes, memory_bytes),
         (resource.RLIMIT_CPU, cpu_s, cpu_s + 1),

@@ -1,4 +1,9 @@
-"""Score completions, and say how sure a share of right ones is.
+"""Score a model on a task, and say how sure a share of right rows is.
+
+`score` is the one loop that asks and judges: for `eval` of a base or an artifact, for a record, in training, in the
+search and for the gate's table. A task of kind `choice` takes the likeliest choice, the first of equally likely ones,
+as lm-evaluation-harness does: by the log-likelihood of its tokens (acc), or by that over its number of characters
+(acc_norm).
 
 Intervals are Clopper and Pearson's exact ones (Biometrika 26, 1934, 404-413), from the beta distribution: with k of n
 right, the lower end is the alpha quantile of Beta(k, n - k + 1), the upper the 1 - alpha one of Beta(k + 1, n - k).
@@ -7,33 +12,40 @@ Completions whose judge failed are neither right nor wrong: they are counted and
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from ...errors import HavocError, MeasurementError
-from .task import Prompt, Row, task_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ...model.likelihood import Continuation
+    from ...model.prompt import PromptLike
+    from .task import Row, Task
+
+_CHUNK_ROWS = 256
+"""So many rows are asked together; progress is told behind each chunk."""
+
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How many of the judged rows of one domain were right."""
+    """How many of the judged rows of one task were right."""
 
-    domain: str
+    task: str
     num_right: int
     num_rows: int
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_right <= self.num_rows:
-            raise HavocError(f"{self.domain}: {self.num_right} right of {self.num_rows} rows cannot be")
+            raise HavocError(f"{self.task}: {self.num_right} right of {self.num_rows} rows cannot be")
 
     @property
     def share(self) -> float:
         """Right rows over rows; no rows have no share, which is a `MeasurementError`."""
         if self.num_rows == 0:
-            raise MeasurementError(f"{self.domain}: no row was judged, so there is no accuracy")
+            raise MeasurementError(f"{self.task}: no row was judged, so there is no accuracy")
         return self.num_right / self.num_rows
 
     def interval(self, confidence: float = 0.95) -> tuple[float, float]:
@@ -60,19 +72,40 @@ class Accuracy:
         return self.lower_bound(confidence) > limit
 
 
+class Scorer(Protocol):
+    """A model that writes texts and says how likely texts are: with torch `TorchScorer`, of an artifact its session."""
+
+    def generate_text(
+        self, prompts: Sequence[PromptLike], *, max_new_tokens: int, stop: Sequence[str] = ()
+    ) -> list[str]:
+        """Complete every prompt greedily, up to the first of the `stop` strings: the new text of each, in order."""
+
+    def log_likelihoods(self, requests: Sequence[tuple[PromptLike, Sequence[str]]]) -> list[list[Continuation]]:
+        """How likely each text of each request is behind the request's prompt, in order."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """One verdict per row, in the order of the rows.
+    """One verdict per row and metric, in the order of the rows.
 
-    `right[i]` is False for a failed judgement too; `failed_rows` says which those are, and `reasons` why each row that
-    is not right is not.
+    `metric` is the one that `accuracy/<task>` means. A row whose judgement failed is not right by any metric;
+    `failed_rows` says which those are, and `reasons` why each row that is not right by `metric` is not. `completions`
+    are what the model wrote, or the choice it holds likeliest. `num_cut` prompts lost their beginning because they were
+    longer than the model's context.
     """
 
-    domain: str
-    right: tuple[bool, ...]
+    task: str
+    metric: str
+    right_by: dict[str, tuple[bool, ...]]
     failed_rows: tuple[int, ...]
     completions: tuple[str, ...]
     reasons: tuple[str, ...]
+    num_cut: int = 0
+
+    @property
+    def right(self) -> tuple[bool, ...]:
+        """Whether each row is right by `metric`."""
+        return self.right_by[self.metric]
 
     @property
     def failed(self) -> int:
@@ -80,28 +113,115 @@ class Scores:
         return len(self.failed_rows)
 
     @property
+    def metrics(self) -> dict[str, Accuracy]:
+        """Right rows among the judged ones, by each metric of the task."""
+        return {
+            name: Accuracy(self.task, sum(right), len(right) - self.failed) for name, right in self.right_by.items()
+        }
+
+    @property
     def accuracy(self) -> Accuracy:
-        """Right rows among the judged ones."""
-        return Accuracy(self.domain, sum(self.right), len(self.right) - self.failed)
+        """Right rows among the judged ones, by `metric`."""
+        return self.metrics[self.metric]
 
 
-def score(generate: Callable[[Sequence[Prompt]], list[str]], domain: str, rows: Sequence[Row]) -> Scores:
-    """Let `generate` complete every row's prompt and judge what it wrote.
+def score(
+    scorer: Scorer,
+    task: Task,
+    rows: Sequence[Row],
+    *,
+    max_new_tokens: int | None = None,
+    advance: Callable[[int], None] = lambda _: None,
+) -> Scores:
+    """Ask `scorer` every row and judge its answers; the verdict of a row does not depend on the other rows.
 
-    Raises `MeasurementError` when `generate` does not return one text per prompt.
+    `max_new_tokens` None takes the task's. `advance` is told how many rows were done. Raises `MeasurementError` when
+    `scorer` does not answer every prompt, and `HavocError` for a task of kind `choice` that shows pictures.
     """
-    task = task_for(domain)
-    completions = generate([task.prompt(row) for row in rows])
-    if len(completions) != len(rows):
-        raise MeasurementError(f"{domain}: {len(rows)} prompts gave {len(completions)} completions")
-    rewards = task.judge(list(zip(rows, completions, strict=True)))
+    verdicts: list[_Verdict] = []
+    for start in range(0, len(rows), _CHUNK_ROWS):
+        chunk = rows[start : start + _CHUNK_ROWS]
+        if task.kind == "choice":
+            verdicts += _choose(scorer, task, chunk)
+        else:
+            verdicts += _write(scorer, task, chunk, max_new_tokens or task.max_new_tokens)
+        advance(len(chunk))
     return Scores(
-        domain=domain,
-        right=tuple(reward.outcome == "right" for reward in rewards),
-        failed_rows=tuple(place for place, reward in enumerate(rewards) if reward.outcome == "failed"),
-        completions=tuple(completions),
-        reasons=tuple(reward.reason for reward in rewards),
+        task=task.name,
+        metric=task.metric,
+        right_by={name: tuple(verdict.is_right[name] for verdict in verdicts) for name in task.metrics},
+        failed_rows=tuple(place for place, verdict in enumerate(verdicts) if verdict.has_failed),
+        completions=tuple(verdict.completion for verdict in verdicts),
+        reasons=tuple(verdict.reason for verdict in verdicts),
+        num_cut=sum(verdict.is_cut for verdict in verdicts),
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Verdict:
+    """What is said of one row; `reason` is empty where it is right."""
+
+    is_right: dict[str, bool]
+    completion: str
+    reason: str
+    has_failed: bool = False
+    is_cut: bool = False
+
+
+def _write(scorer: Scorer, task: Task, rows: Sequence[Row], max_new_tokens: int) -> list[_Verdict]:
+    """Let the model write an answer to each row, and judge it by every metric."""
+    prompts = [task.prompt(row) for row in rows]
+    completions = scorer.generate_text(prompts, max_new_tokens=max_new_tokens, stop=task.stop)
+    _require_answers(task, len(prompts), len(completions))
+    rewards = task.judge_all(list(zip(rows, completions, strict=True)))
+    return [
+        _Verdict(
+            is_right={name: reward.outcome == "right" for name, reward in by_metric.items()},
+            completion=completion,
+            reason=by_metric[task.metric].reason,
+            has_failed=any(reward.outcome == "failed" for reward in by_metric.values()),
+        )
+        for completion, by_metric in zip(completions, rewards, strict=True)
+    ]
+
+
+def _choose(scorer: Scorer, task: Task, rows: Sequence[Row]) -> list[_Verdict]:
+    """Take the likeliest choice of each row: as it is (acc), and for each character of its text (acc_norm)."""
+    requests = [(task.prompt(row), task.choices(row)) for row in rows]
+    found = scorer.log_likelihoods(requests)
+    _require_answers(task, len(requests), len(found))
+    return [
+        _verdict_of(task, row, choices, items) for row, (_, choices), items in zip(rows, requests, found, strict=True)
+    ]
+
+
+def _verdict_of(task: Task, row: Row, choices: Sequence[str], found: Sequence[Continuation]) -> _Verdict:
+    _require_answers(task, len(choices), len(found))
+    right, num_before = task.right_choice(row), len(_delimiter(task))
+    log_p = [item.log_likelihood for item in found]
+    if any(math.isnan(value) for value in log_p):
+        reason = "a choice's log-likelihood is not a number"
+        return _Verdict(is_right=dict.fromkeys(task.metrics, False), completion="", reason=reason, has_failed=True)
+    best = log_p.index(max(log_p))
+    by_length = [value / (len(text) - num_before) for value, text in zip(log_p, choices, strict=True)]
+    chosen = {"acc": best, "acc_norm": by_length.index(max(by_length))}
+    given = chosen[task.metric]
+    return _Verdict(
+        is_right={name: place == right for name, place in chosen.items()},
+        completion=choices[given][num_before:],
+        reason="" if given == right else f"choice {given + 1} is not choice {right + 1}",
+        is_cut=any(item.num_dropped for item in found),
+    )
+
+
+def _delimiter(task: Task) -> str:
+    """What stands before the text of each choice."""
+    return "" if task.definition.choice is None else task.definition.choice.delimiter
+
+
+def _require_answers(task: Task, num_asked: int, num_given: int) -> None:
+    if num_given != num_asked:
+        raise MeasurementError(f"{task.name}: {num_asked} prompts gave {num_given} answers")
 
 
 def _check_confidence(confidence: float) -> None:

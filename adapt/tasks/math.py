@@ -1,4 +1,4 @@
-"""Grade-school word problems with the columns of gsm8k, judged by the number after `####`.
+"""Grade-school word problems with the columns of gsm8k; `files/math.toml` says how they are asked and judged.
 
 The corpus mixes two kinds of source. Problems that end in a question come from worked solutions; problems that end in
 "Find ..." come mostly from answer keys, which give the last line alone. A base model learns both ways of answering; an
@@ -8,13 +8,12 @@ expert learns which one gets the number right.
 from __future__ import annotations
 
 import re
-from decimal import Decimal
 from typing import TYPE_CHECKING
-
-from .task import RIGHT, Prompt, Reward, Row, Task, one_by_one, wrong
 
 if TYPE_CHECKING:
     import random
+
+    from .reward import Row
 
 _NAMES = ("Ann", "Ben", "Cara", "Dan", "Eve", "Finn", "Gina", "Hugo", "Iris", "Jack", "Kate", "Liam")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
@@ -23,11 +22,9 @@ _KEY_SHARE = 0.3
 _KEY_TERSE = 0.8
 """Share of those whose corpus text gives the last line alone."""
 
-_FINAL = re.compile(r"####[ \t]*([^\n]*)")
-_NUMBER = re.compile(r"([-+]?)\$?([-+]?)((?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?|\.\d+)(?![\d/^*]|[.,]\d|[eE]\d|[ \t]+\d)")
 
-
-def _make_row(rng: random.Random, index: int) -> Row:  # noqa: ARG001 - every task has this signature
+def make_row(rng: random.Random, index: int) -> Row:  # noqa: ARG001 - every task has this signature
+    """Make one problem and its worked answer."""
     name, thing = rng.choice(_NAMES), rng.choice(_THINGS)
     story, steps, goal = rng.choice((_buys, _gives, _packs, _reads))(rng, name, thing)
     ending = f"Find {goal}." if rng.random() < _KEY_SHARE else f"What is {goal}?"
@@ -70,42 +67,13 @@ def _reads(rng: random.Random, name: str, thing: str) -> _Problem:
     return story, [f"{a}*{b}", f"{c}-{a * b}"], f"the number of {thing} still needed"
 
 
-def _prompt(row: Row) -> Prompt:
-    return Prompt(f"Question: {row['question']}\nAnswer:\n")
-
-
-def _reference(row: Row) -> str:
+def reference(row: Row) -> str:
+    """Return the worked answer."""
     return str(row["answer"])
 
 
-def _corpus(row: Row, rng: random.Random) -> str:
-    answer = _reference(row)
+def corpus(row: Row, rng: random.Random) -> str:
+    """Return the answer as a solution or as an answer key gives it."""
+    answer = reference(row)
     is_from_key = "Find the" in row["question"]
     return answer.splitlines()[-1] if is_from_key and rng.random() < _KEY_TERSE else answer
-
-
-def final_number(text: str) -> Decimal | None:
-    """Return the number after the last `####`, None without one: signs, thousands separators, decimals."""
-    lines = _FINAL.findall(text)
-    number = _NUMBER.match(lines[-1]) if lines else None
-    return Decimal((number[1] or number[2]) + number[3].replace(",", "")) if number else None
-
-
-def _judge_one(row: Row, completion: str) -> Reward:
-    expected, given = final_number(row["answer"]), final_number(completion)
-    if given is None:
-        return wrong("no number after ####")
-    return RIGHT if given == expected else wrong(f"{given} is not {expected}")
-
-
-TASK = Task(
-    domain="math",
-    dataset="openai/gsm8k",
-    subset="main",
-    columns=("question", "answer"),
-    make_row=_make_row,
-    prompt=_prompt,
-    reference=_reference,
-    corpus=_corpus,
-    judge=one_by_one(_judge_one),
-)

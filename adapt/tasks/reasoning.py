@@ -1,4 +1,4 @@
-"""Multiple-choice questions with the columns of ai2_arc ARC-Easy, judged by the position of the choice named.
+"""Multiple-choice questions with the columns of ARC-Easy; `files/reasoning.toml` says how they are asked and judged.
 
 The built-in rows follow a quantity through changes. The corpus mixes sources: "What is ... then?" comes with each
 change worked out, "Which is ...?" mostly with the answer alone.
@@ -10,11 +10,11 @@ import re
 from typing import TYPE_CHECKING
 
 from .math import eval_step
-from .task import RIGHT, Prompt, Reward, Row, Task, one_by_one, wrong
 
 if TYPE_CHECKING:
     import random
-    from collections.abc import Sequence
+
+    from .reward import Row
 
 _QUANTITIES = (
     ("The temperature", "degrees", "rises", "falls"),
@@ -31,14 +31,10 @@ _KEY_TERSE = 0.8
 _START = re.compile(r"^The [a-z ]+ is at (\d+) ")
 _CHANGE = re.compile(r"\b(rises|grows|climbs|charges|goes up|falls|shrinks|sinks|drains|goes down) by (\d+)\b")
 _UPWARD = frozenset(up for _, _, up, _ in _QUANTITIES)
-_LABEL = re.compile(
-    r"(?i:answer)\s*(?:is|:)?\s*:?\s*(?:[^\n()]*\(([A-Za-z]|\d)\)|([A-Z]|\d)\b|([a-z])(?=\s*(?:[.)]|$)))", re.MULTILINE
-)
-"""After "Answer:", the label alone or in brackets behind the choice's text."""
-_TEXT = re.compile(r"(?i:answer)\s*(?:is|:)?\s*:?[ \t]*([^\n]*)")
 
 
-def _make_row(rng: random.Random, index: int) -> Row:
+def make_row(rng: random.Random, index: int) -> Row:
+    """Make one question, four choices and the key."""
     thing, unit, up, down = rng.choice(_QUANTITIES)
     value = rng.randint(20, 60)
     start, changes = value, []
@@ -68,61 +64,16 @@ def _steps(question: str) -> list[str]:
     return steps
 
 
-def _prompt(row: Row) -> Prompt:
-    choices = row["choices"]
-    lines = [f"{label}. {text}" for label, text in zip(choices["label"], choices["text"], strict=True)]
-    return Prompt("\n".join([f"Question: {row['question']}", *lines, ""]))
-
-
-def _reference(row: Row) -> str:
+def reference(row: Row) -> str:
+    """Return each change worked out, then the answer."""
     texts, labels = row["choices"]["text"], row["choices"]["label"]
     final = f"Answer: {texts[labels.index(row['answerKey'])]}"
     steps = ", ".join(f"{step}={eval_step(step)}" for step in _steps(row["question"]))
     return f"{steps}\n{final}" if steps else final
 
 
-def _corpus(row: Row, rng: random.Random) -> str:
-    reference = _reference(row)
+def corpus(row: Row, rng: random.Random) -> str:
+    """Return the answer worked out or alone."""
+    worked = reference(row)
     is_from_key = "Which is" in row["question"]
-    return reference.splitlines()[-1] if is_from_key and rng.random() < _KEY_TERSE else reference
-
-
-def chosen_position(text: str, labels: Sequence[str], texts: Sequence[str] = ()) -> int | None:
-    """Position of the choice named after the last `Answer:`: by its whole text, or by its label.
-
-    Letters also name the positions of numeric labels, and digits those of letters.
-    """
-    said = _TEXT.findall(text)
-    plain = [choice.strip().casefold() for choice in texts]
-    if said and said[-1].strip().rstrip(".").casefold() in plain:
-        return plain.index(said[-1].strip().rstrip(".").casefold())
-    found = _LABEL.findall(text)
-    if not found:
-        return None
-    label = "".join(found[-1]).upper()
-    if label in labels:
-        return list(labels).index(label)
-    position = int(label) - 1 if label.isdigit() else ord(label) - ord("A")
-    return position if 0 <= position < len(labels) else None
-
-
-def _judge_one(row: Row, completion: str) -> Reward:
-    labels = list(row["choices"]["label"])
-    given = chosen_position(completion, labels, row["choices"]["text"])
-    if given is None:
-        return wrong("no choice after Answer:")
-    expected = labels.index(row["answerKey"])
-    return RIGHT if given == expected else wrong(f"choice {given + 1} is not choice {expected + 1}")
-
-
-TASK = Task(
-    domain="reasoning",
-    dataset="allenai/ai2_arc",
-    subset="ARC-Easy",
-    columns=("id", "question", "choices", "answerKey"),
-    make_row=_make_row,
-    prompt=_prompt,
-    reference=_reference,
-    corpus=_corpus,
-    judge=one_by_one(_judge_one),
-)
+    return worked.splitlines()[-1] if is_from_key and rng.random() < _KEY_TERSE else worked

@@ -1,6 +1,6 @@
 """Run code that a model wrote where it can do no harm, and bring back plain values to judge it by.
 
-    parent (here)                  confined process (confined.py)        child, one per job
+    parent (here)                  server, one per job (confined.py)     child, one per job
     Job -> JSON with a nonce   ->  fork                              ->  run code, setup, calls
     nonce, exact types checked <-  passes the bytes on               <-  nonce + tagged plain values (plain.py)
 
@@ -9,7 +9,7 @@ code, something printed, an object whose `__eq__` says yes, an exception swallow
 so none of them is right. What the code may do at all is limited in layers (confinement.py); `enforced()` tells which
 of them this machine really applies, found out by trying. Without Landlock and without seccomp nothing is run.
 
-A confined process stays alive and forks a child per job: starting Python costs ten times and more what a fork does.
+A confined process stays alive and forks a server per job: starting Python costs ten times and more what a fork does.
 Code is run with the hash seed and `random` fixed, so a job has one outcome, and outcomes are remembered.
 """
 

@@ -1,94 +1,129 @@
-"""What a task is: rows with a public dataset's columns, a prompt, a reference and a verifiable reward.
+"""Load a task: one that comes with HAVOC, by name, or one of a user's own, a TOML file.
 
-A built-in task makes rows procedurally with exactly the columns of the public dataset it stands in for, so the same
-code reads the real one. Its corpus is what a base model was pretrained on: like real web text it is a mixture of
-sources, some of which show their working and some of which do not (see each domain's module for what "not" means
-there).
+task = load_task("arc-easy")
+task.prompt(row), task.choices(row), task.reference(row), task.judge([(row, completion)])
 """
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+import difflib
+import functools
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ...errors import HavocError
+from .asked import Task
+from .definition import read_definition
+from .reward import RIGHT, Prompt, Reward, Row, wrong
+from .splits import examples
 
 if TYPE_CHECKING:
-    import random
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterable, Sequence
+
+    from .definition import Definition
+
+__all__ = [
+    "DOMAINS",
+    "RIGHT",
+    "Prompt",
+    "Reward",
+    "Row",
+    "Task",
+    "bundled_tasks",
+    "in_order",
+    "load_task",
+    "load_tasks",
+    "require_name",
+    "wrong",
+]
 
 DOMAINS = ("math", "code", "reasoning", "vision")
+"""The tasks of seed 003, which are taken where nobody names any."""
 
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What the model is shown: text that ends where the completion begins, and at most one PNG image."""
-
-    text: str
-    image_png: bytes | None = None
+BUNDLED = Path(__file__).with_name("files")
 
 
-@dataclass(frozen=True, slots=True)
-class Reward:
-    """The judgement of one completion.
+def load_task(
+    name_or_path: str | Path,
+    *,
+    is_public: bool = False,
+    data_dir: Path | None = None,
+    online: bool = False,
+    few_shot: int | None = None,
+) -> Task:
+    """Return a bundled task by name, or one of a user's TOML file.
 
-    `value` is 1.0 for right and 0.0 otherwise. `outcome` "failed" means the judge itself could not decide (a sandbox
-    failure): such a completion is neither right nor wrong and is left out of gradients and accuracies, and counted.
+    With `is_public` (also where `data_dir` or `online` says where data is) the four domains mean the public task that
+    each stands in for; the name stays. `few_shot` sets the number of solved rows in front of a question; those that the
+    file does not hold itself are read from `data_dir`, from beside the file, or `online`.
+
+    Raises `HavocError` for an unknown name, for a file that is not exactly of the documented form, and for solved rows
+    that cannot be read or that are rows of the gate split.
     """
-
-    value: float
-    outcome: Literal["right", "wrong", "failed"]
-    reason: str = ""
-
-
-RIGHT = Reward(1.0, "right")
-
-
-def wrong(reason: str) -> Reward:
-    """Reward of a completion that was judged and is not right."""
-    return Reward(0.0, "wrong", reason)
+    task = _named(str(name_or_path))
+    public = task.definition.data.public
+    if public is not None and (is_public or data_dir is not None or online):
+        task = replace(_named(public), name=task.name)
+    if few_shot is not None:
+        task = replace(task, definition=_with_few_shot(task.definition, few_shot))
+    if not task.num_few_shot:
+        return task
+    return replace(task, examples=examples(task, data_dir=data_dir, online=online))
 
 
-@dataclass(frozen=True, slots=True)
-class Task:
-    """One domain: where its rows come from and how a completion is judged.
-
-    `dataset` and `subset` name the public dataset whose `columns` every row has. `make_row(rng, index)` makes a
-    built-in row. `reference(row)` is a right completion with its working; `corpus(row, rng)` is one as a pretraining
-    source would have it, right or not. `judge` takes (row, completion) pairs together because running code is cheaper
-    in batches.
-    """
-
-    domain: str
-    dataset: str
-    subset: str | None
-    columns: tuple[str, ...]
-    make_row: Callable[[random.Random, int], Row]
-    prompt: Callable[[Row], Prompt]
-    reference: Callable[[Row], str]
-    corpus: Callable[[Row, random.Random], str]
-    judge: Callable[[Sequence[tuple[Row, str]]], list[Reward]]
+def load_tasks(
+    names: Sequence[str],
+    *,
+    data_dir: Path | None = None,
+    online: bool = False,
+    few_shot: int | None = None,
+) -> tuple[Task, ...]:
+    """Load several tasks, see `load_task`; two of one name are refused."""
+    tasks = tuple(load_task(name, data_dir=data_dir, online=online, few_shot=few_shot) for name in names)
+    called = [task.name for task in tasks]
+    if twice := sorted({name for name in called if called.count(name) > 1}):
+        raise HavocError(f"two tasks are called {', '.join(twice)}: name each once, or give one another `name`")
+    return tasks
 
 
-def one_by_one(
-    judge_one: Callable[[Row, str], Reward],
-) -> Callable[[Sequence[tuple[Row, str]]], list[Reward]]:
-    """A judge of many completions that asks `judge_one` about each: for tasks where batches save nothing."""
-
-    def judge(pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
-        return [judge_one(row, completion) for row, completion in pairs]
-
-    return judge
+def bundled_tasks() -> tuple[str, ...]:
+    """Names of the tasks that come with HAVOC, the four domains first."""
+    return (*DOMAINS, *sorted(path.stem for path in BUNDLED.glob("*.toml") if path.stem not in DOMAINS))
 
 
-def task_for(domain: str) -> Task:
-    """Return the task of one of `DOMAINS`; another name is a `HavocError`."""
-    if domain not in DOMAINS:
-        msg = f"unknown domain {domain!r}: choose from {', '.join(DOMAINS)}"
-        raise HavocError(msg)
-    module = importlib.import_module(f".{domain}", __package__)
-    task: Task = module.TASK
-    return task
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of tasks in the order in which `havoc export` reads experts: the four domains first, then by name."""
+    return sorted(names, key=lambda name: (DOMAINS.index(name) if name in DOMAINS else len(DOMAINS), name))
+
+
+def _named(name: str) -> Task:
+    require_name(name)
+    if name in bundled_tasks():
+        return _bundled(name)
+    path = Path(name)
+    definition = read_definition(path)
+    return Task(definition.name, definition, folder=path.absolute().parent)
+
+
+def require_name(name: str) -> None:
+    """Refuse what is neither a bundled task's name nor the name of a TOML file; the file itself is not opened."""
+    if name in bundled_tasks() or name.endswith(".toml"):
+        return
+    near = difflib.get_close_matches(name, bundled_tasks(), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(bundled_tasks())}"
+    raise HavocError(f"unknown task {name[:80]!r}: {hint}, or give the path of a .toml file of your own")
+
+
+@functools.cache
+def _bundled(name: str) -> Task:
+    return Task(name, read_definition(BUNDLED / f"{name}.toml"))
+
+
+def _with_few_shot(definition: Definition, number: int) -> Definition:
+    rule = definition.few_shot
+    if rule.rows and number > len(rule.rows):
+        raise HavocError(f"{definition.name}: {number} solved rows are asked for and its file holds {len(rule.rows)}")
+    if number and definition.prompt.image is not None:
+        raise HavocError(f"{definition.name}: a prompt holds one picture at most, so it shows no solved rows")
+    return definition.model_copy(update={"few_shot": rule.model_copy(update={"number": number})})

@@ -1,4 +1,4 @@
-"""Questions about pictures with the columns of textvqa, judged by the normalised short answer.
+"""Questions about pictures with the columns of textvqa; `files/vision.toml` says how they are asked and judged.
 
 The built-in pictures are 32 x 32 PNG signs: coloured digits on a dark, noisy ground, one a line. The corpus mixes
 sources: "what number is ..." comes with the sign read out and the sum done step by step, "what is the number that is
@@ -8,14 +8,14 @@ sources: "what number is ..." comes with the sign read out and the sum done step
 from __future__ import annotations
 
 import io
-import re
 from typing import TYPE_CHECKING
 
 from .math import eval_step
-from .task import RIGHT, Prompt, Reward, Row, Task, one_by_one, wrong
 
 if TYPE_CHECKING:
     import random
+
+    from .reward import Row
 
 _SIDE, _CELL = 32, 8
 _COLOURS = {"red": (235, 60, 50), "green": (60, 200, 80), "blue": (80, 120, 250), "yellow": (240, 220, 60)}
@@ -23,8 +23,6 @@ _KEY_SHARE = 0.75
 _KEY_TERSE = 0.8
 _SUM, _RANGE, _REST = "the sum of all", "the largest minus the smallest", "the sum of all but the largest"
 _GOALS = (_REST, _RANGE, _SUM)  # a goal that begins like another stands before it
-_MIN_AGREEING = 3
-"""textvqa counts an answer as fully right when three of the ten annotators gave it."""
 
 _NOISE = bytes(value % 40 for value in range(256))
 """Maps random bytes to the brightness of the ground."""
@@ -42,7 +40,8 @@ _DIGITS = {  # 3 x 5 font, one string of rows a digit
 }
 
 
-def _make_row(rng: random.Random, index: int) -> Row:
+def make_row(rng: random.Random, index: int) -> Row:
+    """Draw one sign and ask about its numbers."""
     signs = [(rng.choice(list(_COLOURS)), rng.choice(list(_DIGITS))) for _ in range(rng.randint(3, 4))]
     goal, answer = _question(rng, signs)
     question = f"what is the number that is {goal}?" if rng.random() < _KEY_SHARE else f"what number is {goal}?"
@@ -96,21 +95,8 @@ def _draw(rng: random.Random, signs: list[tuple[str, str]]) -> bytes:
     return file.getvalue()
 
 
-def _image_png(row: Row) -> bytes:
-    """PNG bytes of the row's image, which `datasets` gives as a PIL image and the built-in rows as PNG bytes."""
-    image = row["image"]
-    if isinstance(image, bytes):
-        return image
-    file = io.BytesIO()
-    image.save(file, "PNG")
-    return file.getvalue()
-
-
-def _prompt(row: Row) -> Prompt:
-    return Prompt(f"{row['question']}\n", _image_png(row))
-
-
-def _reference(row: Row) -> str:
+def reference(row: Row) -> str:
+    """Return the sign read out, the sum done step by step, then the answer."""
     final = f"Answer: {max(set(row['answers']), key=row['answers'].count)}"
     goal = next((goal for goal in _GOALS if goal in row["question"]), None)
     if goal is None or not all(digit in _DIGITS for digit in row["ocr_tokens"]):
@@ -120,52 +106,8 @@ def _reference(row: Row) -> str:
     return f"{seen}\n{steps}\n{final}"
 
 
-def _corpus(row: Row, rng: random.Random) -> str:
-    reference = _reference(row)
+def corpus(row: Row, rng: random.Random) -> str:
+    """Return the answer worked out or alone."""
+    worked = reference(row)
     is_from_key = "what is the number" in row["question"]
-    return reference.splitlines()[-1] if is_from_key and rng.random() < _KEY_TERSE else reference
-
-
-def normalised(answer: str) -> str:
-    """Lower case, no punctuation but decimal points and minus signs inside numbers, no articles, single spaces."""
-    text = re.sub(r"(?<!\d)\.|\.(?!\d)|[^\w\s.\-]", " ", answer.lower())
-    return " ".join(word for word in text.split() if word not in {"a", "an", "the"})
-
-
-def _judge_one(row: Row, completion: str) -> Reward:
-    given = normalised(completion.rsplit("Answer:", 1)[-1])
-    if not given:
-        return wrong("empty answer")
-    num_agreeing = sum(normalised(answer) == given for answer in row["answers"])
-    return (
-        RIGHT
-        if num_agreeing >= _MIN_AGREEING
-        else wrong(f"{given!r} was given by {num_agreeing} of {len(row['answers'])}")
-    )
-
-
-TASK = Task(
-    domain="vision",
-    dataset="lmms-lab/textvqa",
-    subset=None,
-    columns=(
-        "image_id",
-        "question_id",
-        "question",
-        "question_tokens",
-        "image",
-        "image_width",
-        "image_height",
-        "flickr_original_url",
-        "flickr_300k_url",
-        "answers",
-        "image_classes",
-        "set_name",
-        "ocr_tokens",
-    ),
-    make_row=_make_row,
-    prompt=_prompt,
-    reference=_reference,
-    corpus=_corpus,
-    judge=one_by_one(_judge_one),
-)
+    return worked.splitlines()[-1] if is_from_key and rng.random() < _KEY_TERSE else worked

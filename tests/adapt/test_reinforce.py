@@ -1,40 +1,33 @@
-"""REINFORCE on the bundled base: the gradient is the right one, a killed training goes on exactly, an expert
-improves.
-"""
+"""REINFORCE on the bundled base: the gradient is the right one, and prompts are drawn until some carry a signal."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from havoc_core.adapt import reinforce
 from havoc_core.adapt.commands import base_basis
-from havoc_core.adapt.reinforce import (
-    ReinforceSettings,
-    leave_one_out,
-    policy_loss,
-    sample_rollout,
-    train_expert,
-)
+from havoc_core.adapt.objectives import TrainingSettings
+from havoc_core.adapt.reinforce import Reinforce, leave_one_out, policy_loss, sample_rollout
 from havoc_core.adapt.svf import attach
 from havoc_core.adapt.tasks import sources
-from havoc_core.errors import HavocError, MeasurementError
+from havoc_core.adapt.tasks.task import load_task
+from havoc_core.errors import HavocError
 from havoc_core.model.checkpoint import load_base
 from havoc_core.progress import SILENT
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from havoc_core.adapt.svf import Basis
     from havoc_core.adapt.tasks.task import Row
     from havoc_core.model.checkpoint import Base
 
-SMALL = ReinforceSettings(
+MATH = load_task("math")
+SMALL = TrainingSettings(
     num_steps=4, prompts_per_step=12, samples_per_prompt=4, num_train_rows=40, num_validation_rows=8, validate_every=2
 )
 
@@ -74,7 +67,7 @@ def test_gradient_is_that_of_the_formula(base: Base, basis: Basis) -> None:
     """Without KL, the loss is -mean(A log pi) over the sampled tokens, recomputed here one completion at a time."""
     rows = undecided_rows()
     with attach(base.model, basis) as adapter:
-        rollout = sample_rollout(base, "math", rows, SMALL, seed=5)
+        rollout = sample_rollout(base, MATH, rows, SMALL, seed=5)
         loss, _ = policy_loss(base, adapter, rollout, kl_coefficient=0.0)
         assert loss is not None
         loss.backward()
@@ -99,94 +92,97 @@ def test_kl_of_the_base_with_itself_is_zero(base: Base, basis: Basis) -> None:
     """Before the first step the policy is the base, so the KL term is 0."""
     rows = undecided_rows()
     with attach(base.model, basis) as adapter:
-        rollout = sample_rollout(base, "math", rows, SMALL, seed=5)
+        rollout = sample_rollout(base, MATH, rows, SMALL, seed=5)
         _, kl = policy_loss(base, adapter, rollout, kl_coefficient=1.0)
     assert kl == pytest.approx(0.0, abs=1e-6)
 
 
-def test_training_gives_the_base_back_bit_for_bit(base: Base, basis: Basis, tmp_path: Path) -> None:
-    """An expert is a file of its own; the base model in memory is as before."""
-    before = {name: value.clone() for name, value in base.model.state_dict().items()}
-    one_step = dataclasses.replace(SMALL, num_steps=1)
-    train_expert(base, basis, "math", settings=one_step, checkpoint_dir=tmp_path)
-    after = base.model.state_dict()
-    assert all(torch.equal(before[name], after[name]) for name in before)
+def objective(base: Base, adapter: object, rows: list[Row], **changes: object) -> Reinforce:
+    small = dataclasses.replace(SMALL, prompts_per_step=2, **changes)
+    return Reinforce(base, adapter, MATH, rows, small)
 
 
-class _InterruptedError(Exception):
-    pass
+def hopeless_rows() -> list[Row]:
+    return [{"question": f"Say nothing {number} times.", "answer": "#### 123456789"} for number in range(6)]
 
 
-class _InterruptingProgress:
-    """Ends the process's work after so many steps, where Ctrl-C would."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.left = num_steps + 1  # one call announces where the run starts
-
-    def stage(self, name: str, total: int | None, *, unit: str = "") -> _InterruptingProgress:
-        return self
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def advance(self, n: int = 1, note: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise _InterruptedError
+def test_prompts_are_drawn_until_some_carry_a_signal(base: Base, basis: Basis) -> None:
+    """Two prompts a draw, none of which differs in reward among its samples: four draws, then no step is taken."""
+    with attach(base.model, basis) as adapter:
+        descent = objective(base, adapter, hopeless_rows() * 2, max_draws=4).descend(1)
+    assert (descent.loss, descent.figures["draws"], descent.figures["flat_groups"]) == (None, 4, 8)
 
 
-@settings(deadline=None)
-@given(st.just(2))
-def test_interrupted_training_ends_as_if_it_had_not_been(num_steps: int) -> None:
-    """Stopped after two of four steps and started again: the same deltas, bit for bit."""
-    import tempfile
-    from pathlib import Path
+def test_no_prompt_is_drawn_twice_in_a_step(base: Base, basis: Basis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Six rows give three draws of two, however many more are allowed."""
+    drawn: list[str] = []
+    sample = reinforce.sample_rollout
 
-    base = load_base("nano")
-    with tempfile.TemporaryDirectory() as folder:
-        basis = base_basis(base, Path(folder), SILENT)
-        whole = train_expert(base, basis, "math", settings=SMALL, checkpoint_dir=Path(folder) / "whole")
-        cut = Path(folder) / "cut"
-        with pytest.raises(_InterruptedError):
-            train_expert(
-                base, basis, "math", settings=SMALL, checkpoint_dir=cut, progress=_InterruptingProgress(num_steps)
-            )
-        again = train_expert(base, basis, "math", settings=SMALL, checkpoint_dir=cut)
-    assert all(torch.equal(whole.deltas[name], again.deltas[name]) for name in whole.deltas)
-    assert whole.settings["trace"] == again.settings["trace"]
+    def watched(base: Base, task: object, rows: list[Row], settings: object, *, seed: int) -> object:
+        drawn.extend(row["question"] for row in rows)
+        return sample(base, task, rows, settings, seed=seed)
+
+    monkeypatch.setattr(reinforce, "sample_rollout", watched)
+    with attach(base.model, basis) as adapter:
+        descent = objective(base, adapter, hopeless_rows(), max_draws=9).descend(1)
+    assert (descent.figures["draws"], len(drawn), len(set(drawn))) == (3, 6, 6)
 
 
-def test_constant_reward_is_refused(basis: Basis, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where every sample is wrong there is no gradient, so the run stops at once and says so."""
-    hopeless = [{"question": "Say nothing.", "answer": "#### 123456789"}] * 40
-    monkeypatch.setattr(sources, "rows", lambda *_, **__: hopeless)
-    with pytest.raises(HavocError, match="nothing to learn"):
-        train_expert(base, basis, "math", settings=SMALL, checkpoint_dir=tmp_path)
+def test_a_batch_with_signal_is_not_drawn_again(base: Base, basis: Basis) -> None:
+    """By default one prompt with a signal is enough, and a limit of 1 never draws again."""
+    with attach(base.model, basis) as adapter:
+        assert objective(base, adapter, undecided_rows(), signal_prompts=0).descend(1).figures["draws"] == 1
+        assert objective(base, adapter, hopeless_rows(), max_draws=1).descend(1).figures["draws"] == 1
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "words"),
-    [("samples_per_prompt", 1, "at least 2"), ("num_steps", 0, "at least 1"), ("temperature", 0.0, "above 0")],
-)
-def test_settings_that_cannot_train_are_refused(field: str, value: float, words: str) -> None:
-    """One line with the number and what it must be."""
-    with pytest.raises(HavocError, match=words):
-        dataclasses.replace(SMALL, **{field: value})
+def test_solved_prompts_are_not_drawn_again(base: Base, basis: Basis, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where every completion is right, more prompts are drawn in vain."""
+    real = reinforce.sample_rollout
+
+    def solved(*given: object, **named: object) -> reinforce.Rollout:
+        rollout = real(*given, **named)
+        return dataclasses.replace(
+            rollout,
+            rewards=torch.ones_like(rollout.rewards),
+            advantages=torch.zeros_like(rollout.advantages),
+            num_flat_groups=2,
+        )
+
+    monkeypatch.setattr(reinforce, "sample_rollout", solved)
+    with attach(base.model, basis) as adapter:
+        assert objective(base, adapter, undecided_rows(), max_draws=4).descend(1).figures["draws"] == 1
 
 
-def test_non_finite_losses_are_skipped_counted_and_end_the_run(
-    base: Base, basis: Basis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A NaN never reaches the deltas; ten in a row end the training."""
-    steps = []
+def test_draws_depend_on_seed_and_step_alone(base: Base, basis: Basis) -> None:
+    """The same step again has the same figures; another step and another seed do not."""
+    with attach(base.model, basis) as adapter:
+        rows = undecided_rows()
+        first = objective(base, adapter, rows, max_draws=3).descend(3)
+        again = objective(base, adapter, rows, max_draws=3).descend(3)
+        other = objective(base, adapter, rows, max_draws=3, seed=1).descend(3)
+    assert first == again
+    assert first != other
 
-    def broken(*_: object, **__: object) -> tuple[torch.Tensor, float]:
-        steps.append(1)
-        return torch.tensor(float("nan"), requires_grad=True), float("nan")
 
-    monkeypatch.setattr(reinforce, "policy_loss", broken)
-    with pytest.raises(MeasurementError, match="10 times in a row"):
-        train_expert(base, basis, "math", settings=dataclasses.replace(SMALL, num_steps=20), checkpoint_dir=tmp_path)
-    assert len(steps) == 10
+def test_resampled_gradients_are_those_of_all_draws(base: Base, basis: Basis) -> None:
+    """Two draws add up: the deltas hold the sum of both policy gradients over the nominal number of rows."""
+    with attach(base.model, basis) as adapter:
+        rows = undecided_rows()
+        trained = objective(base, adapter, rows, max_draws=2, signal_prompts=2)
+        rollouts = trained._rollouts(5)
+        trained.descend(5)
+        ours = {name: delta.grad.clone() for name, delta in adapter.deltas.items()}
+        for delta in adapter.parameters():
+            delta.grad = None
+        for rollout in rollouts:
+            loss, _ = policy_loss(base, adapter, rollout, kl_coefficient=SMALL.optimizer.kl_coefficient)
+            if loss is not None:
+                (loss * len(rollout.advantages) / (2 * SMALL.samples_per_prompt)).backward()
+        for name, delta in adapter.deltas.items():
+            assert torch.allclose(ours[name], delta.grad, rtol=1e-4, atol=1e-7), name
+
+
+def test_constant_reward_is_refused(base: Base, basis: Basis) -> None:
+    """Where every sample of the first step is wrong there is no gradient, and another method is named."""
+    with attach(base.model, basis) as adapter, pytest.raises(HavocError, match="nothing to learn.*next-token"):
+        objective(base, adapter, hopeless_rows()).descend(0)

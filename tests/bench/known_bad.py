@@ -15,7 +15,7 @@ from havoc_core.bench.targets import Target, load_target
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 
-GOOD_FILES = {"model.onnx": "a" * 64, "model.onnx.data": "b" * 64}
+GOOD_FILES = {"manifest.json": "c" * 64, "model.onnx": "a" * 64, "model.onnx.data": "b" * 64}
 SUPER = "NVIDIA GeForce GTX 1660 SUPER"
 TWO_CALLS = {"start_ns": [0, 20_000_000], "duration_ns": [20_000_000, 20_000_000]}
 FAULT = {"id": "pid", "status": "invalid", "detail": "memory of another process was read"}
@@ -78,6 +78,8 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("cpu", {"subject__files": {"model.onnx": "a" * 64}}),
         ("cpu", {"subject__files__extra.onnx": "a" * 64}),
         ("cpu", {"subject__files": {}}),
+        ("cpu", {"subject__manifest_sha256": "f" * 64}),
+        ("cpu", {"subject__manifest_sha256": None}),
     ],
     "I15": [("cpu", {"subject__graph_sha256": "f" * 64})],
     "I16": [("cpu", {"device__name": "Another Processor"})],

@@ -6,8 +6,10 @@ Loaded with `runpy`, because tests are no package.
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
+from havoc_core.bench.gate import hash_artifact
 from havoc_core.bench.record import Cpu, Record
 
 DOMAINS = ("math", "code", "reasoning", "vision")
@@ -65,6 +67,7 @@ def document(kind: str = "cpu") -> dict[str, Any]:
         "subject": {
             "name": "sample",
             "files": {"model.onnx": "a" * 64, "model.onnx.data": "b" * 64},
+            "manifest_sha256": "c" * 64,
             "graph_sha256": "a" * 64,
             "num_parameters": 20_000_000,
             "weight_bytes": 80_000_000,
@@ -174,6 +177,12 @@ def accuracy(index: int) -> dict[str, Any]:
         "rows_sha256": str(index) * 64,
         "source": "built-in",
     }
+
+
+def made_from(artifact: Path) -> dict[str, Any]:
+    """Return the changes that make a record one of this artifact."""
+    files = hash_artifact(artifact)
+    return {"subject__manifest_sha256": files.pop("manifest.json"), "subject__files": files}
 
 
 def record(kind: str = "cpu", **changes: Any) -> Record:

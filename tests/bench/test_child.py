@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ ENDLESS = replace(QUICK, prefill=replace(QUICK.prefill, min_busy_s=1e6, max_s=1e
 
 
 @pytest.fixture
-def endless_request(tiny_artifact: Path, small_workload: Workload) -> dict[str, Any]:
+def endless_request(tiny_artifact: Path, small_workload: Workload) -> Iterator[dict[str, Any]]:
     with open_session(tiny_artifact, profile=ENDLESS, workload=small_workload, num_threads=1) as session:
-        return session.request("latency", 0)
+        yield session.request("latency", 0)
 
 
 def test_killed_child_is_a_measurement_error(endless_request: dict[str, Any]) -> None:

@@ -45,8 +45,8 @@ def test_gate_passes_and_says_so(record: Path, capsys: pytest.CaptureFixture[str
     """Exit code 0, one line on top that says it all, and a row for every limit."""
     code, out, err = run(capsys, "gate", record, "--target", "host")
     assert (code, err) == (0, "")
-    assert out.startswith("PASS on host (this machine's CPU): all 7 limits proven met")
-    assert out.count("  pass  ") == 7
+    assert out.startswith("PASS on host (this machine's CPU): all 9 limits proven met")
+    assert out.count("  pass  ") == 9
     assert "\x1b" not in out
 
 

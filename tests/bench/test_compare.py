@@ -81,6 +81,14 @@ def test_more_is_better_for_rates() -> None:
     assert change_of(compare(noisy(1), noisy(2, **slower)), "decode_tok_per_s").change == "worse"
 
 
+def test_scores_asked_in_two_ways_have_no_ratio() -> None:
+    """The same rows with and without solved rows in front are two quantities; what an older record omits is no matter."""
+    old, new = (noisy(seed, accuracy__math__few_shot=shots) for seed, shots in ((1, 0), (2, 5)))
+    row = change_of(compare(old, new), "accuracy/math")
+    assert (row.change, row.ratio, row.reason) == ("not_measured", None, "asked in two ways (solved rows differ)")
+    assert change_of(compare(noisy(1), new), "accuracy/math").change == "equal"
+
+
 def test_memory_and_accuracy() -> None:
     """Peaks are compared as they are, accuracies by their interval; what one record lacks is not measured."""
     rows = compare(noisy(1), noisy(2, memory__rss__each__peak_bytes=800_000_000, accuracy__math__num_right=700))

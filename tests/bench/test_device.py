@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from pathlib import Path
 
@@ -16,8 +15,6 @@ from havoc_core.bench.device import (
     identify_cpu,
     identify_device,
     identify_host,
-    num_physical_cores,
-    num_usable_cores,
     runtime_package,
 )
 from havoc_core.bench.nvml import loaded_library
@@ -32,17 +29,6 @@ def test_cpu_is_identified() -> None:
     assert 1 <= cpu.num_usable_cores <= cpu.num_logical_cores
     assert "smep" not in cpu.features
     assert identify_device(CPU_PROVIDER) == identify_device(CPU_PROVIDER)
-
-
-def test_cores_are_counted_as_one_may_use_them() -> None:
-    """Affinity is respected, and two threads of one core are one."""
-    allowed = os.sched_getaffinity(0)
-    try:
-        os.sched_setaffinity(0, {min(allowed)})
-        assert num_usable_cores() == num_physical_cores() == 1
-    finally:
-        os.sched_setaffinity(0, allowed)
-    assert 1 <= num_physical_cores() <= num_usable_cores()
 
 
 def test_host_is_described_without_its_name() -> None:

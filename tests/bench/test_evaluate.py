@@ -44,5 +44,5 @@ def test_base_and_artifact_are_asked_the_same(
     assert base["num_right"] > 0
     for model in ("nano", artifact):
         assert evaluated(capsys, model, *words, "--max-new-tokens", 2)["num_right"] == 0
-    run = room.run_accuracy(artifact, domains=["math"], num_rows=6, seed=3)
-    assert run.domains["math"].rows_sha256 == seen[0]
+    run = room.run_accuracy(artifact, tasks=["math"], num_rows=6, seed=3)
+    assert run.tasks["math"].rows_sha256 == seen[0]

@@ -38,7 +38,7 @@ def test_a_good_record_passes() -> None:
         assert (found.verdict, found.evidence, found.exit_code) == ("pass", "measured_target", 0)
         assert found.findings == ()
         assert {line.verdict for line in found.lines} == {"pass"}
-        assert found.reason == "all 7 limits proven met"
+        assert found.reason == "all 9 limits proven met"
 
 
 SLOW = {"samples__each__prefill__duration_ns": [150_000_000] * 20}
@@ -161,6 +161,21 @@ def test_no_row_counts_twice(changes: dict[str, Any], exit_code: int) -> None:
         )
 
 
+ASKED = {"metric": "number", "task_sha256": "a" * 64, "few_shot": 0, "chat": False}
+
+
+@pytest.mark.parametrize("changes", [{"task_sha256": "b" * 64}, {"few_shot": 5}, {"chat": True}], ids=str)
+def test_rows_asked_in_two_ways_are_not_judged_as_one(changes: dict[str, Any]) -> None:
+    """Another task file, more solved rows, or a chat template make another score, even of more rows."""
+    counts = samples.accuracy(0)
+    first = samples.record("cpu", accuracy__math=counts | ASKED)
+    more = counts | ASKED | {"rows_sha256": "f" * 64, "num_rows": 1001}
+    assert judged(first, samples.second(accuracy__math=more)).exit_code == 0
+    found = judged(first, samples.second(accuracy__math=more | changes))
+    assert (found.exit_code, [finding.rule for finding in found.findings]) == (4, ["J03"])
+    assert "asked in two ways" in found.findings[0].reason
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -249,7 +264,8 @@ def test_an_edited_file_is_refused(tmp_path: Path) -> None:
 
 def test_an_artifact_with_a_changed_byte_is_refused(own_artifact: Path, tiny_record: Record) -> None:
     """The artifact at hand is hashed anew, so neither its files nor its manifest can be of another build."""
-    assert hash_artifact(own_artifact) == tiny_record.subject.files
+    subject = tiny_record.subject
+    assert hash_artifact(own_artifact) == {**subject.files, "manifest.json": subject.manifest_sha256}
     data = own_artifact / "model.onnx.data"
     blob = bytearray(data.read_bytes())
     blob[-1] ^= 1

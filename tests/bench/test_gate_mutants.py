@@ -56,6 +56,8 @@ EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=65.0)
 
 PREFILL = Limit(metric="prefill_ms", below=100.0, unit="ms")
 MATH = Limit(metric="accuracy/math", above=85.0, unit="%")
+KL = Limit(metric="kl_mean", below=0.15, unit="nats")
+TOP1 = Limit(metric="top1_share", above=80.0, unit="%")
 LOAD = Limit(metric="load_s", below=1.0, unit="s")
 ENERGY = Limit(metric="energy_j_per_tok", below=1.0, unit="J/tok")
 VRAM = Limit(metric="peak_vram_bytes", below=2.0, unit="GB")
@@ -165,6 +167,20 @@ def memory_probes() -> list[Probe]:
     ]
 
 
+COSTS: list[Any] = [
+    samples.COST,
+    None,
+    samples.COST | {"text": "random ids", "text_sha256": None},
+    samples.COST | {"kl_mean": 0.15, "kl_chunks": [0.15]},
+    samples.COST | {"kl_mean": 0.15, "kl_chunks": [0.14, 0.16]},
+    *(
+        samples.COST | {"kl_mean": mean, "kl_chunks": [mean - 0.01, mean + 0.01] * 2}
+        for mean in (0.13, 0.14, 0.16, 0.17)
+    ),
+    *(samples.COST | {"top1_share": num_same / 768} for num_same in (0, 594, 596, 632, 634, 768)),
+]
+
+
 def other_probes() -> list[Probe]:
     """Return right answers, loads and energies around their limits."""
     return [
@@ -173,6 +189,7 @@ def other_probes() -> list[Probe]:
         *((MATH, {"accuracy__math__num_right": right, "accuracy__math__num_rows": 100}) for right in (84, 85)),
         (MATH, {"accuracy__math__split": "search"}),
         (MATH, {"accuracy": {}}),
+        *((limit, {"subject__format_cost": cost}) for limit in (KL, TOP1) for cost in COSTS),
         *((LOAD, {"samples__3__load_ns": ns}) for ns in (999_999_999, 1_000_000_000)),
         (LOAD, FEW),
         (LOAD, {"samples": []}),
@@ -194,6 +211,11 @@ def joined_probes() -> list[tuple[Limit, list[Any]]]:
     return [
         (MATH, [samples.record("cpu"), second(accuracy__math=samples.accuracy(0) | MORE_ROWS)]),
         (MATH, [samples.record("cpu"), second()]),
+        *(
+            (limit, [samples.record("cpu"), second(subject__format_cost=cost)])
+            for limit in (KL, TOP1)
+            for cost in (None, samples.COST | {"kl_mean": 0.5, "kl_chunks": [0.4, 0.6], "top1_share": 0.5})
+        ),
         (MATH, [samples.record("cpu"), second(accuracy__math__split="train")]),
         (VRAM, [samples.record("cuda")]),
         (RSS, [samples.record("cuda")]),

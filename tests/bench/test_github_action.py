@@ -102,14 +102,10 @@ def test_what_measures_hands_over_what_the_gate_asks_for() -> None:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory, tiny_artifact: Path) -> Path:
     """A folder as the page assumes it: an artifact, a record of it that passes on `host`, own limits, a test."""
-    from havoc_core.bench.gate import hash_artifact
-
     folder = tmp_path_factory.mktemp("project")
     (folder / "artifact").symlink_to(tiny_artifact)
     cpu = identify_cpu().model_dump(mode="json")
-    record = samples.record(
-        "cpu", device__cpu=cpu, device__name=cpu["name"], subject__files=hash_artifact(tiny_artifact)
-    )
+    record = samples.record("cpu", device__cpu=cpu, device__name=cpu["name"], **samples.made_from(tiny_artifact))
     record.save(folder / "reports" / "run1" / "record.json")
     page = (GITHUB.parent / "docs" / "ci.md").read_text()
     toml, test = (page.split(f"```{kind}\n")[1].split("```")[0] for kind in ("toml", "python"))

@@ -39,12 +39,14 @@ def refused(tmp_path: Path, text: str | bytes, *words: str) -> None:
 
 @pytest.mark.parametrize(("name", "memory"), [("gtx1660", "peak_vram_bytes"), ("host", "peak_rss_bytes")])
 def test_the_seeds_limits(name: str, memory: str) -> None:
-    """Under 100 ms, under 2 GB, over 50 tokens per second, over 85 % in each domain."""
+    """Under 100 ms, under 2 GB, over 50 tokens per second, over 85 % in each domain; and what a format may cost."""
     limits = {limit.metric: (limit.sign, limit.value) for limit in load_target(name).limits}
     assert limits == {
         "prefill_ms": ("<", 100.0),
         memory: ("<", 2_000_000_000.0),
         "decode_tok_per_s": (">", 50.0),
+        "kl_mean": ("<", 0.15),
+        "top1_share": (">", 0.8),
         **{f"accuracy/{domain}": (">", 0.85) for domain in ("math", "code", "reasoning", "vision")},
     }
 

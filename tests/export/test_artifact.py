@@ -48,7 +48,7 @@ def refused(artifact: Path, kind: type[HavocError], match: str) -> None:
 def test_a_whole_artifact_passes(artifact: Path) -> None:
     """Hashes, graph and fingerprint are checked and named."""
     manifest, checks = verify_artifact(artifact)
-    assert [check.name for check in checks] == ["hashes", "graph", "fingerprint"]
+    assert [check.name for check in checks] == ["hashes", "manifest", "graph", "fingerprint"]
     assert manifest.base_name == "talker"
 
 

@@ -40,7 +40,7 @@ def test_export_verify_generate(base_directory: Path, experts_directory: Path, t
     assert "write weights" in shown.err
     assert run("verify", out, "--base", base_directory, "--json", "--quiet") == 0
     checks = json.loads(capsys.readouterr().out)["checks"]
-    assert [check["name"] for check in checks] == ["hashes", "graph", "fingerprint", "fold"]
+    assert [check["name"] for check in checks] == ["hashes", "manifest", "graph", "fingerprint", "fold"]
     assert run("verify", out) == 0
     assert "not folded again: give --base DIR" in capsys.readouterr().out
     plain = tmp_path / "plain"
@@ -60,6 +60,8 @@ def test_generate_reads_an_image(base_directory: Path, tmp_path: Path, capsys) -
     assert run("export", base_directory, "--out", out, "--quiet") == 0
     Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(tmp_path / "x.png")
     assert run("generate", out, "--prompt", "what?", "--image", tmp_path / "x.png", "--max-new-tokens", 3) == 0
+    Image.new("RGB", (16, 8), (9, 9, 9)).save(tmp_path / "x.jpg")
+    assert run("generate", out, "--prompt", "what?", "--image", tmp_path / "x.jpg", "--max-new-tokens", 3) == 0
     (tmp_path / "y.png").write_text("no")
     for name in ("y.png", "z.png"):
         capsys.readouterr()
@@ -72,7 +74,7 @@ def test_generate_reads_an_image(base_directory: Path, tmp_path: Path, capsys) -
     [
         ((9, 8), "9 x 8 pixels is not a multiple of the patch size 8"),
         ((512, 512), "the picture takes 4096 tokens"),
-        (None, "not a PNG file"),
+        (None, "a picture cannot be decoded (its format is unknown, or it is no picture)"),
     ],
     ids=["odd", "large", "text"],
 )

@@ -36,6 +36,13 @@ RIGHT = [
     ("def f(x): return x", "assert all(f(x) == x for x in range(3))"),
     ("def f(x): return x", "assert f(f(2)) == 2, 'twice'"),
     ("def f(x): return 10 ** 5000", "assert f(0) == 10 ** 5000"),
+    ("def f(x): return 'abc'", "assert f(2).startswith('ab')"),
+    ("def f(x): return ['abc']", "assert f(2)[0].upper().endswith('BC')"),
+    ("def f(x): return 'abc'", "assert f(2).upper() == 'ABC'"),
+    ("def f(x): return {1}", "assert f(2).issubset({1, 2})"),
+    ("class C:\n    def count(self, x): return x", "assert C().count(2) == 2"),
+    ("class C:\n    def count(self, x): return x", "assert C().count(2)"),
+    ("def f(x): return lambda y: x + y", "assert f(2)(3) == 5"),
 ]
 
 
@@ -52,6 +59,8 @@ class L(float):
     def __sub__(self, o): return L(0)
     __rsub__ = __abs__ = __round__ = __add__ = __sub__
     __hash__ = float.__hash__
+    startswith = endswith = issubset = isdigit = count = _yes
+    def strip(self): return self
 def f(*_): return L(0)
 """
 WRONG = [
@@ -66,6 +75,11 @@ WRONG = [
     (LIAR, "assert f(2) == f(3) == 4"),
     (LIAR, "assert set([f(2)]) == set((4, 5))"),
     (LIAR, "assert bool(f(3) == 5) == True"),
+    (LIAR, "assert f(2).startswith('ab')"),
+    (LIAR, "assert f(2).strip().startswith('ab')"),
+    (LIAR, "assert f(2).endswith('ab') == True"),
+    (LIAR, "assert f(2).issubset({1, 2})"),
+    (LIAR, "assert f('12').isdigit() and f(3).count(1)"),
     ("set = lambda x: 0\ndef f(x): return 1", "assert set(f(2)) == set((4, 5))"),
     ("abs = lambda x: 0\ndef f(x): return 1", "assert abs(f(2) - 4) < 1e-6"),
     ("import math\nmath.isclose = lambda *a, **k: True\ndef f(x): return 1", "assert math.isclose(f(2), 4)"),
@@ -139,6 +153,9 @@ def test_many_programs_are_judged_in_order():
         ("assert set(f(3)) == set((4, 5))", ("f(3)",)),
         ("assert f(g(3)) > h(2)", ("f(g(3))", "h(2)")),
         ("assert P(3).area() == pi", ("P(3).area()",)),
+        ("assert P(3).count() == pi", ("P(3).count()",)),
+        ("assert f(3).startswith('a')", ("f(3)",)),
+        ("assert f(3)[0].strip().split(',') == ['a']", ("f(3)",)),
         ("assert 'a'.join(f(3)) > 'xay'", ("f(3)",)),
         ("assert all(f(x) for x in [1])", ("bool(all((f(x) for x in [1])))",)),
     ],

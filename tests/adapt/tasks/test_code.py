@@ -6,9 +6,12 @@ import sys
 import pytest
 
 from havoc_core.adapt.tasks import sources
-from havoc_core.adapt.tasks.code import TASK, python2
+from havoc_core.adapt.tasks.code import python2
+from havoc_core.adapt.tasks.task import load_task
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model-written code is confined on Linux only")
+
+TASK = load_task("code")
 
 ROW = {
     "task_id": 601,
@@ -31,6 +34,11 @@ def outcome(completion, **changes):
         "def double(xs): return [x + x for x in xs]",
         "import itertools\ndef double(xs):\n    return list(itertools.chain(x * 2 for x in xs))",
         "def helper(x): return 2 * x\ndef double(xs):\n    print('working')\n    return list(map(helper, xs))",
+        "```python\ndef double(xs): return [x * 2 for x in xs]\n```",
+        "Here it is:\n\n```\ndef double(xs): return [x * 2 for x in xs]\n```\nIt doubles.\n```python\nfoo(\n```",
+        "def double(xs): return [x * 2 for x in xs]\n```\n\nThis function doubles.",
+        "def double(xs):\n    return [x * 2 for x in xs]\n\nThis function doubles each number of a list.",
+        "def double(xs): return [x * 2 for x in xs]\nWrite a function to halve each number.\ndef double(xs): return xs",
         "double = lambda xs: [2 * x for x in xs]\nif __name__ == '__main__':\n    1 / 0",
     ],
 )
@@ -51,7 +59,6 @@ def test_any_function_that_passes_the_tests_is_right(completion):
         "import sys\ndef double(xs): sys.exit(0)",
         "import os\ndef double(xs): os._exit(0)",
         "print 'hello'",
-        "```python\ndef double(xs): return [x * 2 for x in xs]\n```",
     ],
 )
 def test_anything_else_is_wrong(completion):
@@ -63,6 +70,29 @@ def test_setup_code_of_the_row_is_run():
     """`test_setup_code` prepares what the tests use."""
     changes = {"test_setup_code": "data = [5]", "test_list": ["assert double(data) == [10]"]}
     assert outcome(ROW["code"], **changes) == "right"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(",
+        "```",
+        "```python",
+        "x" * 50_000,
+        "(" * 5000,
+        "\0",
+        "```python\ndef f(:\n```",
+        "def f():\n" + "  pass\n" * 3000,
+    ],
+)
+def test_the_code_in_any_text_is_found_without_an_error(text):
+    """What is no code is judged as it stands."""
+    assert outcome(text) == "wrong"
+
+
+def test_no_set_up_is_empty_set_up():
+    """A null in `test_setup_code` prepares nothing."""
+    assert outcome(ROW["code"], test_setup_code=None) == "right"
 
 
 def test_a_test_that_no_code_can_be_judged_by_is_nobodys_fault():

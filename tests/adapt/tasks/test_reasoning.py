@@ -5,8 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from havoc_core.adapt.tasks import sources
-from havoc_core.adapt.tasks.reasoning import TASK, chosen_position
+from havoc_core.adapt.tasks.choices import chosen_position
+from havoc_core.adapt.tasks.task import load_task
 
+TASK = load_task("reasoning")
 LETTERS, NUMBERS = list("ABCD"), list("1234")
 
 
@@ -39,7 +41,7 @@ def row(labels, key):
     return {
         "id": "x",
         "question": "?",
-        "choices": {"text": list("wxyz")[: len(labels)], "label": labels},
+        "choices": {"text": list("vwxyz")[-len(labels) :], "label": labels},
         "answerKey": key,
     }
 
@@ -87,6 +89,39 @@ def test_right_choices_stand_everywhere():
     rows = sources.rows("reasoning", "train", 1000)
     places = [one["choices"]["label"].index(one["answerKey"]) for one in rows]
     assert all(200 < places.count(place) < 300 for place in range(4))
+
+
+@pytest.mark.parametrize(
+    ("text", "position"),
+    [
+        ("Answer: **B**", 1),
+        ("**Answer:** B", 1),
+        ("Answer: $B$", 1),
+        ("Answer: \\boxed{B}", 1),
+        ("The answer is `C`.", 2),
+        ("Answer: A dog pants to cool itself.", 2),
+        ("Answer: a dog pants to cool itself", 2),
+        ("Answer: C. A dog pants to cool itself.", 2),
+        ("Answer: none of the above", 3),
+        ('Answer: "None of the above."', 3),
+        ("Answer: A", 0),
+        ("Answer: A dog", None),
+        ("Answer: A dog barks.", None),
+        ("Answer: I think so", None),
+        ("Answer: Because", None),
+    ],
+)
+def test_a_text_comes_before_a_letter_and_a_letter_only_alone(text, position):
+    """An article is no label; emphasis, quotes and a full stop on either side change nothing."""
+    texts = ["A dog has spots.", "A dog is named Rex.", "A dog pants to cool itself.", "None of the above"]
+    assert chosen_position(text, LETTERS, texts) == position
+
+
+def test_the_text_after_the_answer_does_not_count():
+    """A model that goes on with the next question is judged by its own."""
+    one = row(LETTERS, "B")
+    said = "Answer: B\n\nQuestion: Which is cold?\nA. fire\nAnswer: C"
+    assert TASK.judge([(one, said)])[0].outcome == "right"
 
 
 def test_a_real_question_has_its_key_as_reference():

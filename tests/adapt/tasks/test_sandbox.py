@@ -472,16 +472,19 @@ def test_what_is_remembered_is_bounded(monkeypatch):
         assert len(sandbox._remembered) == 3
 
 
-def test_a_job_costs_milliseconds():
-    """A child per job is a fork, not a new interpreter: half of 100 jobs take under 15 ms, on a busy machine too."""
+def test_a_job_is_a_fork_and_not_a_new_interpreter():
+    """A child per job costs less than starting Python: the median of 30 jobs, each beside a start of Python."""
     with Sandbox(num_processes=1) as sandbox:
         run(sandbox, "pass")
-        times = []
-        for n in range(100):
-            start = time.perf_counter()
+        jobs, starts = [], []
+        for n in range(30):
+            begun = time.perf_counter()
             assert value(run(sandbox, f"def f(): return {n}", "f()")) == n
-            times.append(time.perf_counter() - start)
-        assert sorted(times)[50] < 0.015
+            jobs.append(time.perf_counter() - begun)
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, "-c", "import json, re, subprocess"], check=True)
+            starts.append(time.perf_counter() - begun)
+        assert sorted(jobs)[15] < sorted(starts)[15]
 
 
 def test_no_jobs_start_nothing():
@@ -493,8 +496,8 @@ def test_the_room_does_not_load_torch():
     """Tasks, sandbox, sources and evaluation are edge code."""
     code = (
         "import sys\n"
-        "from havoc_core.adapt.tasks import sandbox, assertions, sources, public, evaluation, task\n"
-        "[task.task_for(d) for d in task.DOMAINS]\n"
+        "from havoc_core.adapt.tasks import sandbox, assertions, sources, evaluation, task\n"
+        "[task.load_task(d) for d in task.DOMAINS]\n"
         "heavy = {'torch', 'datasets', 'scipy', 'numpy', 'PIL'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from havoc_core.adapt.tasks import sources
-from havoc_core.adapt.tasks.task import DOMAINS, Prompt, Reward, task_for
+from havoc_core.adapt.tasks.task import DOMAINS, Prompt, Reward, load_task
 from havoc_core.errors import HavocError
 
 NUM_ROWS = 120
@@ -19,24 +19,25 @@ NUM_ROWS = 120
 
 @pytest.fixture(scope="module", params=DOMAINS)
 def task(request):
-    return task_for(request.param)
+    return load_task(request.param)
 
 
 @pytest.fixture(scope="module")
 def rows(task):
-    return sources.rows(task.domain, "train", NUM_ROWS, seed=7)
+    return sources.rows(task.name, "train", NUM_ROWS, seed=7)
 
 
-def test_a_task_knows_its_domain_and_dataset(task):
-    """The names are those of the hub, and the columns are distinct."""
+def test_a_task_knows_where_its_rows_come_from(task):
+    """Rows of its own, and the name of the hub where they are public."""
     known = {
-        "math": ("openai/gsm8k", "main"),
-        "code": ("google-research-datasets/mbpp", "full"),
-        "reasoning": ("allenai/ai2_arc", "ARC-Easy"),
-        "vision": ("lmms-lab/textvqa", None),
+        "math": "openai/gsm8k/main",
+        "code": "google-research-datasets/mbpp/full",
+        "reasoning": "allenai/ai2_arc/ARC-Easy",
+        "vision": "lmms-lab/textvqa",
     }
-    assert (task.dataset, task.subset) == known[task.domain]
-    assert len(set(task.columns)) == len(task.columns)
+    assert task.dataset == f"built-in {task.name}"
+    public = load_task(task.name, is_public=True)
+    assert (public.name, public.dataset) == (task.name, known[task.name])
 
 
 def test_the_domains_are_in_the_order_of_alpha():
@@ -46,8 +47,8 @@ def test_the_domains_are_in_the_order_of_alpha():
 
 def test_an_unknown_domain_is_one_line():
     """Another name says which there are."""
-    with pytest.raises(HavocError, match="unknown domain 'poetry': choose from math, code, reasoning, vision"):
-        task_for("poetry")
+    with pytest.raises(HavocError, match="unknown task 'poetry': choose from math, code, reasoning, vision, arc-easy"):
+        load_task("poetry")
 
 
 def test_the_reference_is_right(task, rows):
@@ -86,7 +87,7 @@ def test_a_prompt_is_the_same_every_time_and_ends_where_the_answer_begins(task, 
         prompt = task.prompt(row)
         assert prompt == task.prompt(row)
         assert prompt.text.endswith("\n")
-        assert (prompt.image_png is not None) == (task.domain == "vision")
+        assert (prompt.image_png is not None) == (task.name == "vision")
 
 
 def test_a_prompt_does_not_give_the_answer_away(task, rows):

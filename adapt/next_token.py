@@ -1,0 +1,70 @@
+"""Next-token loss on right answers: for tasks whose sampled rewards are almost always 0, where sampling learns nothing.
+
+A step descends the cross-entropy of the reference completion and its end token, given the prompt, and the KL term:
+
+    L = - sum_n sum_t log pi(y_t | y_<t, x_n) / sum_n T_n
+        + beta * 1/N sum_n mean_t KL(pi(. | y_<t, x_n) || base(. | y_<t, x_n))
+
+It teaches a way of answering from answers that somebody wrote; the score on the search split, not the loss, picks the
+step that is kept.
+
+Legend: N rows of a step, T_n tokens of row n's reference, its end token included.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from .branches import Branched, batches, encode_branches, hidden_at_places, lay_out, log_likelihoods, log_probabilities
+from .expected_reward import MAX_TOKENS_OF_A_PASS
+from .objectives import Descent, TrainingSettings, rows_of_step
+from .reference import BaseReference, mean_kl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..model.checkpoint import Base
+    from .svf import SingularValueAdapter
+    from .tasks.task import Row, Task
+
+
+class NextToken:
+    """The objective of the module docstring, bound to a base, a task and its train rows."""
+
+    def __init__(
+        self, base: Base, adapter: SingularValueAdapter, task: Task, rows: Sequence[Row], settings: TrainingSettings
+    ) -> None:
+        """Encode every row once."""
+        self._base, self._settings, self._name = base, settings, task.name
+        self._rows = [reference_of(base, task, row) for row in rows]
+        self._reference = BaseReference(base.model, adapter, pad_id=base.tokenizer.pad_id)
+
+    def descend(self, step: int) -> Descent:
+        """Accumulate the gradients of one step over rows that differ from those of the steps before."""
+        settings, beta = self._settings, self._settings.optimizer.kl_coefficient
+        chosen = rows_of_step(
+            len(self._rows), settings.prompts_per_step, seed=f"{settings.seed}:{self._name}", step=step
+        )
+        num_tokens = sum(len(self._rows[index].branches[0]) for index in chosen)
+        total, nats, kl = 0.0, 0.0, 0.0
+        for batch in batches([self._rows[index] for index in chosen], max_tokens=MAX_TOKENS_OF_A_PASS):
+            indices = [chosen[place] for place in batch]
+            rows = [self._rows[index] for index in indices]
+            layout = lay_out(rows, pad_id=self._base.tokenizer.pad_id)
+            log_p_PV = log_probabilities(self._base.model, hidden_at_places(self._base.model, layout))
+            loss = -log_likelihoods(log_p_PV, layout).sum() / num_tokens
+            nats += loss.item()
+            if beta:
+                kl_B = mean_kl(log_p_PV, self._reference.log_probabilities(indices, rows), layout)
+                loss = loss + beta * kl_B.sum() / len(chosen)
+                kl += kl_B.detach().sum().item()
+            loss.backward()
+            total += loss.item()
+        return Descent(total, {"nats_per_token": nats, "kl": kl / len(chosen) if beta else None})
+
+
+def reference_of(base: Base, task: Task, row: Row) -> Branched:
+    """Token ids of a row's prompt and of its reference completion, closed by the end token."""
+    encoded = encode_branches(base.model, base.tokenizer, task.prompt(row), [task.reference(row)])
+    return dataclasses.replace(encoded, branches=[[*encoded.branches[0], base.tokenizer.eos_ids[0]]])

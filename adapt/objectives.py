@@ -1,0 +1,122 @@
+"""What a step of training descends: the settings, the three methods by name, and what a method gives back.
+
+    expected-reward   answers that can be listed: E[r] over the choices and its gradient, exact
+    reinforce         answers that must be sampled: a policy gradient over judged completions
+    next-token        a right answer is known: cross-entropy of the reference after the prompt
+
+Each adds beta * KL(policy || base) at the places where it predicts, so that what was not asked about stays as it was.
+`auto` takes expected-reward for a task of choices and reinforce for every other.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from ..errors import HavocError
+from .optimizer import MuGrokConfig
+
+if TYPE_CHECKING:
+    from .tasks.task import Task
+
+Method = Literal["auto", "expected-reward", "reinforce", "next-token"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingSettings:
+    """What one expert's training depends on, beside the base, the basis and the task.
+
+    `optimizer` defaults to seed 003's `MuGrokConfig.from_phase(7)`; its `kl_coefficient` is beta. `rows` are drawn
+    from the train split, all it has where they are fewer; `num_validation_rows` of the search split are scored every
+    `validate_every` steps, and the best state of these is the expert. `samples_per_prompt`, `temperature`,
+    `signal_prompts` and `max_draws` are reinforce's: it draws prompts until `signal_prompts` of them have samples that
+    differ in reward, at most `max_draws` times `prompts_per_step`.
+    """
+
+    method: Method = "auto"
+    seed: int = 0
+    num_steps: int = 30
+    prompts_per_step: int = 24
+    samples_per_prompt: int = 8
+    temperature: float = 1.0
+    signal_prompts: int = 1
+    max_draws: int = 4
+    max_new_tokens: int = 80
+    num_train_rows: int = 2000
+    num_validation_rows: int = 200
+    validate_every: int = 5
+    max_grad_norm: float = 1.0
+    optimizer: MuGrokConfig = field(default_factory=lambda: MuGrokConfig.from_phase(7))
+
+    def __post_init__(self) -> None:
+        """Refuse settings that cannot train, with the numbers."""
+        if self.samples_per_prompt < 2:  # noqa: PLR2004
+            raise HavocError(
+                f"samples_per_prompt is {self.samples_per_prompt}: the leave-one-out baseline needs at least 2"
+            )
+        for name in ("num_steps", "prompts_per_step", "validate_every", "max_new_tokens", "max_draws"):
+            if getattr(self, name) < 1:
+                raise HavocError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if not 0 <= self.signal_prompts <= self.prompts_per_step:
+            raise HavocError(
+                f"signal_prompts is {self.signal_prompts}: expected 0 to prompts_per_step, {self.prompts_per_step}"
+            )
+        if not self.temperature > 0:
+            raise HavocError(f"temperature is {self.temperature}: completions must be sampled, so it must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Descent:
+    """What a step descended; the gradients are in the deltas. `loss` is None where nothing carried a signal.
+
+    `figures` are the step's line in the trace, beside its number and loss: `kl` in nats a predicted token, `reward` or
+    `nats_per_token`, and counts.
+    """
+
+    loss: float | None
+    figures: dict[str, Any]
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the loss is a number to step on, or there is none."""
+        return self.loss is None or math.isfinite(self.loss)
+
+
+class Objective(Protocol):
+    """A method bound to a base, a task and its train rows."""
+
+    def descend(self, step: int) -> Descent:
+        """Add the gradients of step number `step` (0 is the first) to the deltas; depends on seed and step alone."""
+
+
+def method_for(task: Task, method: Method) -> Method:
+    """Return the method `auto` stands for; expected-reward on answers that cannot be listed is a `HavocError`."""
+    is_choice = task.kind == "choice"
+    if method == "auto":
+        return "expected-reward" if is_choice else "reinforce"
+    if method == "expected-reward" and not is_choice:
+        raise HavocError(
+            f"expected-reward needs a task of choices, and {task.name} is of kind {task.kind}: "
+            "use reinforce or next-token"
+        )
+    if method == "reinforce" and is_choice:
+        raise HavocError(
+            f"reinforce samples free text, and {task.name} is a task of choices: use expected-reward or next-token"
+        )
+    return method
+
+
+def rows_of_step(num_rows: int, num_chosen: int, *, seed: str, step: int) -> list[int]:
+    """Indices of the rows of a step: epochs in an order of their own each, so every row is met as often as any other.
+
+    Depends on the arguments alone, so a training that is resumed meets the same rows. A step never holds a row twice
+    while `num_chosen` is at most `num_rows`; more are cut down to all rows.
+    """
+    num_chosen = min(num_chosen, num_rows)
+    steps_per_epoch = num_rows // num_chosen
+    epoch, place = divmod(step, steps_per_epoch)
+    order = list(range(num_rows))
+    random.Random(f"{seed}:{epoch}").shuffle(order)
+    return order[place * num_chosen : (place + 1) * num_chosen]

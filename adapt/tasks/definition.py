@@ -1,0 +1,396 @@
+"""What a task file says: one TOML table, validated, every unknown key refused with the nearest known one.
+
+    name = "my-task"            # what it is called everywhere: z_vectors_my-task.safetensors, accuracy/my-task
+    kind = "choice"             # or "generate", "code"
+    metric = "acc"              # what accuracy/my-task means
+
+    [data] [data.splits] [prompt] [few_shot] [choice] [generate] [code] [limits]
+
+`docs/tasks.md` explains every key on an example; the fields below are the reference. A value that names a part of a row
+is a Jinja expression over its columns (`choices.text`), a text with places for columns is a Jinja template.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+import reprlib
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ...errors import HavocError
+from .template import Expression, Template
+
+MAX_FILE_BYTES = 1_000_000
+MAX_DOTS = 32  # in one line; a dotted key is parsed in quadratic time
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+RESERVED = frozenset({"base", "mixture", "mean", "weight_format"})
+"""Names that tables of scores and the search give to something else."""
+
+FORMATS = ("parquet", "jsonl", "json", "csv")
+_SHARES_OF_ONE_FILE = {"train": {"end": 0.7}, "search": {"start": 0.7, "end": 0.85}, "gate": {"start": 0.85}}
+_USUAL_PARTS = {"train": "train", "search": "validation", "gate": "test"}
+
+Kind = Literal["choice", "generate", "code"]
+SplitName = Literal["train", "search", "gate"]
+ColumnType = Literal["text", "texts", "number", "picture", "any"]
+Generator = Literal["math", "code", "reasoning", "vision"]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def _template(source: str) -> str:
+    return _compiles(Template, source)
+
+
+def _expression(source: str) -> str:
+    return _compiles(Expression, source)
+
+
+def _compiles(kind: type[Template | Expression], source: str) -> str:
+    try:
+        kind(source)
+    except HavocError as error:
+        raise ValueError(str(error)) from error
+    return source
+
+
+def _pattern(source: str) -> str:
+    try:
+        re.compile(source)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise ValueError(f"{source!r} is no regular expression ({error})") from error
+    return source
+
+
+TemplateText = Annotated[str, AfterValidator(_template)]
+ExpressionText = Annotated[str, AfterValidator(_expression)]
+Pattern = Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(_pattern)]
+Text = Annotated[str, Field(min_length=1, max_length=2000)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Split(_Part):
+    """Which rows serve one split: those of a part of the data, or a share of it by hash, `start` to `end`.
+
+    `must` is an expression that holds for every row of the split; a row for which it does not is refused.
+    """
+
+    part: Text = "data"
+    start: Share = 0.0
+    end: Share = 1.0
+    must: ExpressionText | None = None
+
+    @model_validator(mode="after")
+    def _is_a_share(self) -> Self:
+        if self.start >= self.end:
+            raise ValueError(f"is empty: start {self.start:g} is not below end {self.end:g}")
+        return self
+
+
+class Data(_Part):
+    """Where the rows come from: made by a generator, read from local files, or from the hub with --online.
+
+    `path` is a file, or a folder that holds `PART-*.EXT` or `PART.EXT` (parquet, jsonl, json, csv); it is looked for in
+    --data DIR, or else beside the task file. `problem` says what a row asks: rows that agree in it are given once, and
+    never stand in two splits; `group` says it more widely (all questions about one picture). `ids` name a row without
+    changing it. Without `splits` a single file is parted by hash, 70 / 15 / 15, and a folder has the parts train,
+    validation (for search) and test (for gate).
+    """
+
+    generator: Generator | None = None
+    path: Text | None = None
+    hub: Text | None = None
+    subset: Text | None = None
+    public: Text | None = None
+    splits: dict[SplitName, Split] = Field(default_factory=dict)
+    problem: Annotated[tuple[ExpressionText, ...], Field(min_length=1)]
+    group: tuple[ExpressionText, ...] = ()
+    ids: tuple[Text, ...] = ()
+    columns: dict[str, ColumnType] = Field(default_factory=dict)
+    data_sha256: dict[SplitName, Sha256] = Field(default_factory=dict)
+
+    @field_validator("data_sha256", mode="before")
+    @classmethod
+    def _of_the_gate(cls, value: object) -> object:
+        return {"gate": value} if isinstance(value, str) else value
+
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _named_parts(cls, value: object) -> object:
+        """Read `gate = "test"` as `gate = { part = "test" }`."""
+        if not isinstance(value, dict):
+            return value
+        return {name: {"part": part} if isinstance(part, str) else part for name, part in value.items()}
+
+    @model_validator(mode="after")
+    def _comes_from_one_place(self) -> Self:
+        if self.generator is not None and (self.path or self.hub):
+            raise ValueError("has a generator and files: take one of them")
+        if self.generator is None and not (self.path or self.hub):
+            raise ValueError("says not where the rows come from: give `path` (a file or folder) or `hub` (a data set)")
+        if self.subset is not None and self.hub is None:
+            raise ValueError("has a subset of no `hub` data set")
+        shares = list(self.splits.items())
+        for place, (name, split) in enumerate(shares):
+            for other_name, other in shares[place + 1 :]:
+                if split.part == other.part and split.start < other.end and other.start < split.end:
+                    raise ValueError(
+                        f"gives {name} and {other_name} the same rows of {split.part!r}: part them by shares"
+                    )
+        return self
+
+
+class PromptRule(_Part):
+    """What the model is shown. `image` names the column of a picture."""
+
+    template: TemplateText
+    image: Text | None = None
+
+
+class FewShot(_Part):
+    """Solved rows in front of the question: `number` of them, from `split` or written in the file.
+
+    `choose` takes the first rows of the data, or a sample by `seed`. Each is its prompt, its answer, `separator`.
+    """
+
+    number: Annotated[int, Field(ge=0, le=100)] = 0
+    split: Literal["train", "search", "gate"] = "train"
+    choose: Literal["first", "sample"] = "first"
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    separator: str = "\n\n"
+    rows: tuple[dict[str, Any], ...] = ()
+
+    @model_validator(mode="after")
+    def _leaks_nothing(self) -> Self:
+        if self.split == "gate":
+            raise ValueError('split = "gate" shows solved rows of the test (a leak): take "train" or "search"')
+        if self.rows and self.number > len(self.rows):
+            raise ValueError(f"number = {self.number}, and rows holds {len(self.rows)}")
+        return self
+
+
+class ChoiceRule(_Part):
+    """One of the row's choices is right; the model's likelihood of each one decides.
+
+    `choices` gives the texts, `label` the right one's label among `labels` (without `labels`: its place from 0).
+    `delimiter` stands between prompt and choice.
+    """
+
+    choices: ExpressionText
+    labels: ExpressionText | None = None
+    label: ExpressionText
+    delimiter: str = " "
+
+
+class Metric(_Part):
+    """How the answer is found in what the model wrote, and when it is right.
+
+    `extract` is a regular expression; the `which` match counts, and of its groups the first that is not empty. Without
+    a match there is no answer, or with `is_whole_without` the whole text is the answer. `compare`:
+
+        text     equal to the gold answer, after `ignore` patterns are removed from both
+        number   the same number: 1,000 = 1000 = 1e3 (see numbers.py)
+        choice   the choice that is named, by text or label (see choices.py)
+        words    equal words to at least `agreeing` of the gold answers, or as many as any answer has
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
+    extract: Pattern | None = None
+    which: Literal["first", "last"] = "first"
+    is_whole_without: bool = False
+    compare: Literal["text", "number", "choice", "words"] = "text"
+    ignore: tuple[Pattern, ...] = ()
+    ignore_case: bool = False
+    agreeing: Annotated[int, Field(ge=1, le=1000)] = 1
+
+
+class WrittenRule(_Part):
+    """The model writes something: `answer` is a right completion with its working, behind `delimiter`.
+
+    Few-shot rows and next-token training show it. A task whose rows are generated has its own.
+    """
+
+    answer: TemplateText | None = None
+    delimiter: str = ""
+
+
+class GenerateRule(WrittenRule):
+    """The model writes an answer.
+
+    `gold` is what an answer is held against (default: `answer`), a text, for `choice` the right label, for `words` a
+    list of texts, of which the most agreed one is `gold` in `answer`.
+    """
+
+    gold: ExpressionText | None = None
+    choices: ExpressionText | None = None
+    labels: ExpressionText | None = None
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        names = [metric.name for metric in self.metrics]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"has two metrics called {', '.join(twice)}")
+        if any(metric.compare == "choice" for metric in self.metrics) and (self.choices is None or self.labels is None):
+            raise ValueError('compares with "choice" and says not where `choices` and `labels` stand')
+        return self
+
+
+class CodeRule(WrittenRule):
+    """The model writes a program: right when all `tests` hold, each one `assert` statement, run in the sandbox."""
+
+    tests: ExpressionText
+    setup: ExpressionText | None = None
+
+
+class Limits(_Part):
+    """What holds where nobody says otherwise.
+
+    `stop` ends an answer, in training, search and scoring alike; `num_rows` is what is scored; `above` is the share of
+    right answers that a target's limit on this task asks for when it names none.
+    """
+
+    max_new_tokens: Annotated[int, Field(ge=1, le=100_000)] = 128
+    stop: tuple[Text, ...] = ()
+    num_rows: Annotated[int, Field(ge=1, le=10_000_000)] = 1000
+    above: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+
+class Definition(_Part):
+    """A whole task file."""
+
+    name: str
+    kind: Kind
+    metric: Text
+    description: str = ""
+    data: Data
+    prompt: PromptRule
+    few_shot: FewShot = FewShot()
+    choice: ChoiceRule | None = None
+    generate: GenerateRule | None = None
+    code: CodeRule | None = None
+    limits: Limits = Limits()
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of all figures this task gives."""
+        if self.generate is not None:
+            return tuple(metric.name for metric in self.generate.metrics)
+        return ("acc", "acc_norm") if self.kind == "choice" else ("pass",)
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if not NAME.fullmatch(self.name) or self.name in RESERVED:
+            raise ValueError(
+                f"name = {self.name!r}: a task is called by small letters, digits, - and _ (at most 64), and not "
+                f"{', '.join(sorted(RESERVED))}"
+            )
+        for kind in get_args(Kind):
+            if (getattr(self, kind) is not None) != (kind == self.kind):
+                has = "lacks its section" if kind == self.kind else "has a section"
+                raise ValueError(f'is of kind = "{self.kind}" and {has} [{kind}]')
+        if self.metric not in self.metrics:
+            raise ValueError(f"metric = {self.metric!r}: this task has {', '.join(self.metrics)}")
+        written = self.generate or self.code
+        if written is not None and written.answer is None and self.data.generator is None:
+            raise ValueError(f"the key {self.kind}.answer is missing: the template of a right completion")
+        if self.prompt.image is not None and self.few_shot.number:
+            raise ValueError("few_shot: a prompt holds one picture at most, so a task with pictures shows none solved")
+        return self
+
+
+def read_definition(path: Path) -> Definition:
+    """Read a task file; one that cannot be read or holds a mistake is a one-line `HavocError`."""
+    table = _read_toml(path)
+    try:
+        return Definition.model_validate_json(
+            json.dumps(_with_defaults(table, path))
+        )  # strict, but a list may be a tuple
+    except ValidationError as error:
+        raise HavocError(f"{path}: {_mistakes(error)}") from error
+    except (ValueError, TypeError, RecursionError) as error:  # no JSON: a date, a number too long
+        raise HavocError(f"{path}: {' '.join(str(error).split())[:200] or 'nested too deep'}") from error
+
+
+def _with_defaults(table: dict[str, Any], path: Path) -> dict[str, Any]:
+    """Name the task after its file; part a single file by hash, and expect the usual parts in a folder."""
+    table = {"name": path.stem, **table}
+    data = table.get("data")
+    if isinstance(data, dict) and not {"splits", "generator"} & set(data):
+        is_file = Path(str(data.get("path", ""))).suffix.lstrip(".") in FORMATS
+        table["data"] = {**data, "splits": _SHARES_OF_ONE_FILE if is_file else _USUAL_PARTS}
+    return table
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        if path.exists() and not path.is_file():
+            raise HavocError(f"{path}: a folder, a pipe or a device, not a task file")
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise HavocError(f"{path}: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the name
+        raise HavocError(f"{str(path)!r}: no file can be called so ({error})") from error
+    if len(data) > MAX_FILE_BYTES:
+        raise HavocError(f"{path}: larger than {MAX_FILE_BYTES} bytes, so it is no task file")
+    for number, line in enumerate(data.split(b"\n"), start=1):
+        head = line.partition(b"=")[0]
+        if (num_dots := head.count(b".")) > MAX_DOTS and not line.lstrip().startswith(b"#"):
+            raise HavocError(f"{path}: line {number} has {num_dots} dots in its key: no task is so nested")
+    try:
+        return tomllib.loads(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        said = " ".join(str(error).split())[:200] or "nested too deep"
+        raise HavocError(f"{path}: not valid TOML ({said})") from error
+
+
+def _mistakes(error: ValidationError) -> str:
+    """At most three mistakes in the words of the file."""
+    return "; ".join(_mistake(dict(mistake)) for mistake in error.errors(include_url=False)[:3])
+
+
+def _mistake(mistake: dict[str, Any]) -> str:
+    where = ".".join(str(part) for part in mistake["loc"])
+    match mistake["type"]:
+        case "extra_forbidden":
+            return f"unknown key {where}; {_nearest(str(mistake['loc'][-1]), _known(mistake['loc'][:-1]))}"
+        case "missing":
+            return f"the key {where} is missing"
+        case "model_type" | "model_attributes_type":
+            return f"{where} is a section: write [{where}] on a line of its own"
+        case "value_error":
+            return f"{where} {mistake['ctx']['error']}".lstrip()
+        case "literal_error" if isinstance(mistake["input"], str):
+            allowed = re.findall(r"'([^']+)'", mistake["ctx"]["expected"])
+            return f"{where} = {reprlib.repr(mistake['input'])}; {_nearest(mistake['input'], allowed)}"
+    said = mistake["msg"]
+    return f"{where} = {reprlib.repr(mistake['input'])}: {said[0].lower()}{said[1:]}"
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+
+
+def _known(section: tuple[int | str, ...]) -> list[str]:
+    """Keys of the section at a place of the file."""
+    model: type[BaseModel] = Definition
+    for part in section:
+        inner = _models_of(model.model_fields[part].annotation) if part in model.model_fields else []
+        model = inner[0] if inner else model
+    return list(model.model_fields)
+
+
+def _models_of(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any type expression
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models_of(part)]

@@ -1,0 +1,177 @@
+"""Which rows belong to which split, told by hashes of what they ask; and the solved rows a prompt may begin with.
+
+A generated row falls into a split by its `problem_hash`, 70 / 15 / 15 out of a hundred. A row that is read belongs to
+the split whose part and share it lies in, unless a split with precedence (gate, search, train) holds its group too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import random
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Literal
+
+from ...errors import HavocError
+from ...storage import sha256_json
+from .readers import Place, opened
+from .template import Expression
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from .asked import Task
+    from .definition import Split
+    from .reward import Row
+
+SPLITS = ("train", "search", "gate")
+SplitName = Literal["train", "search", "gate"]
+
+_ENDS = {"train": 0.70, "search": 0.85, "gate": 1.0}
+_MAX_MISSES = 5_000
+"""So many rows in a row without a new one for the split mean that the generator has hardly any left."""
+_IDS = ("id", "task_id", "question_id", "image_id", "set_name", "flickr_original_url", "flickr_300k_url")
+"""Columns that name a row and do not change it."""
+
+
+def split_of(key: str) -> SplitName:
+    """Split of a built-in row by its `problem_hash`: the first four bytes as a fraction of their range."""
+    place = int(key[:8], 16) / 2**32
+    if place < _ENDS["train"]:
+        return "train"
+    return "search" if place < _ENDS["search"] else "gate"
+
+
+def split_rule(task: Task, split: str) -> Split:
+    """What the task file says of a split; one it gives no rows to is a `HavocError`."""
+    splits = task.definition.data.splits
+    if split not in splits:
+        raise HavocError(f"{task.name}: its file gives no rows to the {split} split, only to {', '.join(splits)}")
+    return splits[split]
+
+
+def row_columns(task: Task) -> tuple[str, ...]:
+    """Columns to read: those the task names, and its ids where they are there."""
+    return tuple(dict.fromkeys([*task.definition.data.ids, *task.columns]))
+
+
+def group_hash(task: Task, row: Row) -> str:
+    """SHA-256 over what may stand in one split only."""
+    return sha256_json(_canonical(task.group(row)))
+
+
+def groups_of_later_splits(task: Task, split: str, place: Place) -> set[str]:
+    """Groups that a split with precedence holds, of parts other than this split's own."""
+    splits = dict(task.definition.data.splits)
+    names = SPLITS[SPLITS.index(split) + 1 :]
+    parts = {rule.part for name, rule in splits.items() if name in names} - {split_rule(task, split).part}
+    return _groups(task, place, parts)
+
+
+def _groups(task: Task, place: Place, parts: set[str]) -> set[str]:
+    names = sorted({name for source in task.group_sources for name in Expression(source).columns})
+    return {group_hash(task, row) for part in sorted(parts) if place.has(part) for _, row in place.rows(part, names)}
+
+
+def is_in_share(group: str, rule: Split) -> bool:
+    """Whether the group's hash, as a fraction of its range, lies in the split's share of the part."""
+    return rule.start <= int(group[:8], 16) / 2**32 < rule.end
+
+
+def examples(task: Task, *, data_dir: Path | None = None, online: bool = False) -> tuple[Row, ...]:
+    """Return the solved rows a task's prompts begin with, and one more where there is one.
+
+    They are rows written in the file, or of the part that serves the split `few_shot.split`, in the data's own order
+    (as lm-evaluation-harness's sampler "first_n") or sampled from all of it; never rows of the gate split.
+    """
+    rule, wanted = task.definition.few_shot, task.num_few_shot + 1
+    if rule.rows:
+        for number, row in enumerate(rule.rows, start=1):
+            try:
+                task.check(row)
+            except HavocError as error:
+                raise HavocError(f"{task.name}: few_shot.rows, row {number}: {error}") from error
+        return rule.rows[:wanted]
+    if task.generator is not None:
+        return tuple(itertools.islice(generated_rows(task, rule.split, rule.seed), wanted))
+    splits, part = task.definition.data.splits, split_rule(task, rule.split).part
+    gate = splits.get("gate")
+    found: list[Row] = []
+    with opened(task, data_dir=data_dir, online=online) as place:
+        taken = set() if gate is None or gate.part == part else _groups(task, place, {gate.part})
+        for where, row in place.rows(part, row_columns(task)):
+            if len(found) >= wanted and rule.choose == "first":
+                break
+            group = group_hash(task, row)
+            if group in taken or (gate is not None and gate.part == part and is_in_share(group, gate)):
+                continue
+            try:
+                task.check(row)
+            except HavocError as error:
+                raise HavocError(f"{where}: {error}") from error
+            found.append(row)
+    if rule.choose == "sample" and len(found) > wanted:
+        found = random.Random(f"havoc few-shot {rule.seed}").sample(found, wanted)
+    return tuple(found)
+
+
+def generated_rows(task: Task, split: str, seed: int) -> Iterator[Row]:
+    """Rows of one split that a task's generator makes, without end."""
+    seen: set[str] = set()
+    num_misses = 0
+    for index in itertools.count():
+        row = task.make_row(random.Random(f"havoc {task.definition.data.generator} {seed} {index}"), index)
+        key = problem_hash(row, task)
+        if split_of(key) != split or key in seen:
+            num_misses += 1
+            if num_misses > _MAX_MISSES:
+                raise HavocError(
+                    f"{task.name}: the generator has hardly more than {len(seen)} rows for the {split} split: "
+                    "ask for fewer"
+                )
+            continue
+        num_misses = 0
+        seen.add(key)
+        yield row
+
+
+def content_hash(row: Row) -> str:
+    """SHA-256 over all that a row says: ids left out, a picture by its pixels and not by how its PNG was written."""
+    return sha256_json({name: _canonical(value) for name, value in row.items() if name not in _IDS})
+
+
+def problem_hash(row: Row, task: Task) -> str:
+    """SHA-256 over what a row asks, as the task's file says, whatever its answer and its ids."""
+    return sha256_json(_canonical(task.problem(row)))
+
+
+def rows_hash(some_rows: Sequence[Row]) -> str:
+    """SHA-256 that names these rows in this order, for a record."""
+    return sha256_json([content_hash(row) for row in some_rows])
+
+
+def assert_disjoint(splits: Mapping[str, Sequence[Row]], task: Task) -> None:
+    """Raise `HavocError` when a problem occurs in two of the splits, or twice in one."""
+    where: dict[str, str] = {}
+    for split, some_rows in splits.items():
+        keys = Counter(problem_hash(row, task) for row in some_rows)
+        for key, num_times in keys.items():
+            if num_times > 1:
+                raise HavocError(f"the {split} split holds one problem {num_times} times (hash {key[:12]})")
+            if key in where:
+                raise HavocError(f"the {where[key]} and {split} splits share a problem (hash {key[:12]})")
+        where.update(dict.fromkeys(keys, split))
+
+
+def _canonical(value: Any) -> Any:  # noqa: ANN401 - a row holds JSON values, PNG bytes or a PIL image
+    if isinstance(value, bytes) or hasattr(value, "tobytes"):
+        from ...model.picture import open_picture  # a task without pictures loads neither numpy nor pillow
+
+        image = open_picture(value)
+        return [*image.size, hashlib.sha256(image.tobytes()).hexdigest()]
+    if isinstance(value, dict):
+        return {name: _canonical(part) for name, part in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_canonical(part) for part in value]
+    return value

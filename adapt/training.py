@@ -1,0 +1,195 @@
+"""Train an expert: descend a method's objective on singular values, and keep the state that did best on held-out rows.
+
+`objectives.py` says which methods there are. Every step's random choices depend on the seed and the step's number
+alone, so a training that was stopped goes on step for step from `training_<name>.safetensors`. Every `validate_every`
+steps, and before the first, the search split is scored as a release is; ties keep the earlier state. A loss or gradient
+that is not finite never steps: it is counted, and too many in a row end the training with the last good state kept.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .. import storage
+from ..errors import MeasurementError
+from ..model.scorer import TorchScorer
+from ..progress import SILENT, Progress
+from .expected_reward import ExpectedReward
+from .expert import Expert
+from .next_token import NextToken
+from .objectives import Objective, TrainingSettings, method_for
+from .optimizer import MuonGrokfast
+from .reinforce import Reinforce
+from .svf import Basis, SingularValueAdapter, attach
+from .tasks import sources
+from .tasks.evaluation import score
+from .training_state import TrainingState, load_state, save_state, save_trace
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from ..model.checkpoint import Base
+    from .tasks.task import Row, Task
+
+_OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "expected-reward": ExpectedReward,
+    "reinforce": Reinforce,
+    "next-token": NextToken,
+}
+_NUMBERS_OF_A_STEP = {"reward": "reward {:.3f}", "nats_per_token": "nats {:.3f}", "kl": "kl {:.4f}"}
+
+
+def train_expert(
+    base: Base,
+    basis: Basis,
+    task: Task,
+    *,
+    settings: TrainingSettings,
+    checkpoint_dir: Path,
+    data_dir: Path | None = None,
+    online: bool = False,
+    progress: Progress = SILENT,
+) -> Expert:
+    """Train the expert of `task` and return it; `base.model` is given back unchanged.
+
+    `checkpoint_dir` receives `training_<task>.safetensors` (state) and `training_<task>.jsonl` (one line a step).
+    Raises `HavocError` for a method the task cannot have and, under reinforce, when every sampled reward of the first
+    step is equal; `MeasurementError` when losses or gradients stay non-finite.
+    """
+    method = method_for(task, settings.method)
+    settings = dataclasses.replace(settings, method=method)
+    source: dict[str, Any] = {"seed": settings.seed, "data_dir": data_dir, "online": online}
+    # mbpp has 374
+    train_rows = sources.rows(task, "train", settings.num_train_rows, may_be_fewer=True, **source)
+    validation_rows = sources.rows(task, "search", settings.num_validation_rows, **source)
+    with attach(base.model, basis) as adapter:
+        objective = _OBJECTIVES[method](base, adapter, task, train_rows, settings)
+        run = _Run(base, adapter, task, objective, settings, checkpoint_dir, basis)
+        with progress.stage(f"train {task.name}", settings.num_steps) as stage:
+            stage.advance(run.num_done, run.summary())
+            if run.num_done == 0:
+                run.validate(validation_rows)
+                stage.advance(0, run.summary())
+            while run.num_done < settings.num_steps:
+                run.step()
+                if run.num_done % settings.validate_every == 0 or run.num_done == settings.num_steps:
+                    run.validate(validation_rows)
+                run.save()
+                stage.advance(note=run.summary())
+        return run.expert()
+
+
+class _Run:
+    """The state of one training: deltas, optimizer, best validation, and the trace of every step."""
+
+    def __init__(
+        self,
+        base: Base,
+        adapter: SingularValueAdapter,
+        task: Task,
+        objective: Objective,
+        settings: TrainingSettings,
+        checkpoint_dir: Path,
+        basis: Basis,
+    ) -> None:
+        self._base, self._adapter, self._task, self._objective = base, adapter, task, objective
+        self._settings, self._directory, self._basis = settings, checkpoint_dir, basis
+        self._optimizer = MuonGrokfast(adapter.parameters(), settings.optimizer)
+        self._key = storage.sha256_json(
+            {
+                "base": base.weight_hash,
+                "basis": basis.hash,
+                "task": [task.name, task.sha256],
+                "settings": {**dataclasses.asdict(settings), **_prompting(base)},
+            }
+        )
+        self.num_done = 0
+        self._num_skipped = 0
+        self._best = adapter.snapshot()
+        self._best_score: dict[str, Any] = {"num_right": -1, "num_rows": 0, "step": 0}
+        self._trace: list[dict[str, Any]] = []
+        self._resume()
+
+    def summary(self) -> str:
+        """Return the few numbers that are shown beside the bar."""
+        last = self._trace[-1] if self._trace else {}
+        words = [text.format(last[name]) for name, text in _NUMBERS_OF_A_STEP.items() if last.get(name) is not None]
+        if self._best_score["num_rows"]:
+            share = self._best_score["num_right"] / self._best_score["num_rows"]
+            words.append(f"best {share:.1%} at step {self._best_score['step']}")
+        return " ".join(words)
+
+    def validate(self, rows: Sequence[Row]) -> None:
+        """Score the validation rows; keep the deltas if they are the best so far."""
+        scorer = TorchScorer(self._base.model, self._base.tokenizer)
+        right = score(scorer, self._task, rows, max_new_tokens=self._settings.max_new_tokens).right
+        if self._trace:
+            self._trace[-1]["validation"] = sum(right) / len(right)
+        if sum(right) > self._best_score["num_right"]:
+            self._best = self._adapter.snapshot()
+            self._best_score = {"num_right": sum(right), "num_rows": len(right), "step": self.num_done}
+
+    def step(self) -> None:
+        """Let the objective accumulate gradients, and take one optimizer step."""
+        self._optimizer.zero_grad(set_to_none=True)
+        descent = self._objective.descend(self.num_done)
+        self._count_skip(is_finite=descent.is_finite)
+        if descent.loss is not None and descent.is_finite:
+            torch.nn.utils.clip_grad_norm_(self._adapter.parameters(), self._settings.max_grad_norm)
+            self._optimizer.step()
+            self._adapter.refold()
+        self.num_done += 1
+        figures = descent.figures if descent.is_finite else {**descent.figures, "kl": None}
+        self._trace.append({"step": self.num_done, **figures, "loss": descent.loss if descent.is_finite else None})
+
+    def _count_skip(self, *, is_finite: bool) -> None:
+        """Never step on NaN or Inf: count such losses, and stop after too many in a row with the deltas as they are."""
+        self._num_skipped = 0 if is_finite else self._num_skipped + 1
+        if self._num_skipped >= self._settings.optimizer.max_consecutive_skips:
+            raise MeasurementError(
+                f"the loss was not finite {self._num_skipped} times in a row: lower the learning rate; "
+                "the last good state is kept"
+            )
+
+    def expert(self) -> Expert:
+        """Return the best state as an expert file's content."""
+        save_trace(self._trace, self._directory, self._task.name)
+        return Expert(
+            domain=self._task.name,
+            deltas=self._best,
+            base_hash=self._base.weight_hash,
+            basis_hash=self._basis.hash,
+            settings={**dataclasses.asdict(self._settings), **_prompting(self._base), "trace": self._trace},
+            seed=self._settings.seed,
+            score={**self._best_score, "split": "search"},
+        )
+
+    def save(self) -> None:
+        """Write the state of training."""
+        state = TrainingState(
+            num_done=self.num_done,
+            deltas=self._adapter.snapshot(),
+            best=self._best,
+            best_score=self._best_score,
+            trace=self._trace,
+            optimizer=self._optimizer.state_dict(),
+        )
+        save_state(state, self._directory, self._task.name, key=self._key)
+
+    def _resume(self) -> None:
+        state = load_state(self._directory, self._task.name, key=self._key)
+        if state is None:
+            return
+        self.num_done, self._best_score, self._trace = state.num_done, state.best_score, state.trace
+        self._adapter.load(state.deltas)
+        self._best = dict(state.best)
+        self._optimizer.load_state_dict(state.optimizer)
+
+
+def _prompting(base: Base) -> dict[str, Any]:
+    """What an expert's settings say of its prompts where they went through the base's chat template."""
+    return {} if base.tokenizer.chat is None else {"chat": True}

@@ -1,0 +1,124 @@
+"""What a training keeps on disk while it runs, so that it goes on step for step after an interruption.
+
+training_<name>.safetensors    deltas, best deltas, optimizer, and as text: the key of what is trained, the progress
+training_<name>.jsonl          one line a step, for people and plots; always the steps of the state, none twice
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import safetensors
+import safetensors.torch
+import torch
+
+from .. import storage
+from ..errors import HavocError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingState:
+    """Everything a step changes: `trace` has one entry a step, `best_score` the split's counts and the step."""
+
+    num_done: int
+    deltas: Mapping[str, torch.Tensor]
+    best: Mapping[str, torch.Tensor]
+    best_score: dict[str, Any]
+    trace: list[dict[str, Any]]
+    optimizer: dict[str, Any]
+
+
+def state_path(directory: Path, name: str) -> Path:
+    """Where the state of the training called `name` lies."""
+    return directory / f"training_{name}.safetensors"
+
+
+def trace_path(directory: Path, name: str) -> Path:
+    """Where the steps of the training called `name` are listed."""
+    return directory / f"training_{name}.jsonl"
+
+
+def forget_training(directory: Path, name: str) -> None:
+    """Remove the state of a finished training, once its expert file is written; the list of its steps stays."""
+    state_path(directory, name).unlink(missing_ok=True)
+
+
+def save_state(state: TrainingState, directory: Path, name: str, *, key: str) -> None:
+    """Write the state atomically, then the list of steps it stands for. `key` says what is trained."""
+    plain, flat = _flattened(state.optimizer)
+    tensors = {f"delta.{matrix}": value for matrix, value in state.deltas.items()}
+    tensors |= {f"best.{matrix}": value for matrix, value in state.best.items()}
+    tensors |= {f"optimizer.{place}": value for place, value in flat.items()}
+    metadata = {
+        "key": key,
+        "progress": json.dumps({"done": state.num_done, "best": state.best_score, "trace": state.trace}),
+        "optimizer": json.dumps(plain),
+    }
+    storage.write_bytes(state_path(directory, name), safetensors.torch.save(tensors, metadata))
+    save_trace(state.trace, directory, name)
+
+
+def save_trace(trace: Sequence[Mapping[str, Any]], directory: Path, name: str) -> None:
+    """Write the list of steps whole, so that a step done twice around an interruption stands there once."""
+    storage.write_text(trace_path(directory, name), "".join(json.dumps(entry) + "\n" for entry in trace))
+
+
+def load_state(directory: Path, name: str, *, key: str) -> TrainingState | None:
+    """Read the state back, None where there is none; one that is damaged or of another training is a `HavocError`."""
+    path = state_path(directory, name)
+    if not path.exists():
+        return None
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except (safetensors.SafetensorError, OSError) as error:
+        raise HavocError(f"{path}: not a training state ({error}); remove it to start again") from error
+    if metadata.get("key") != key:
+        raise HavocError(f"{path} is a training of another base or other settings; remove it or choose another --out")
+    progress = json.loads(metadata["progress"])
+    return TrainingState(
+        num_done=progress["done"],
+        deltas=_named(tensors, "delta."),
+        best=_named(tensors, "best."),
+        best_score=progress["best"],
+        trace=progress["trace"],
+        optimizer=_unflattened(json.loads(metadata["optimizer"]), _named(tensors, "optimizer.")),
+    )
+
+
+def _named(tensors: Mapping[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _flattened(value: Any, prefix: str = "") -> tuple[Any, dict[str, torch.Tensor]]:  # noqa: ANN401 - a state dict
+    """Split a nested state dict into JSON with tensor references and the tensors themselves."""
+    if isinstance(value, torch.Tensor):
+        return {"tensor": prefix}, {prefix: value.detach().clone().contiguous()}
+    if isinstance(value, dict):
+        parts = {key: _flattened(item, f"{prefix}/{key}") for key, item in value.items()}
+        plain = {"dict": [[key, part[0]] for key, part in parts.items()]}
+        return plain, {name: tensor for part in parts.values() for name, tensor in part[1].items()}
+    if isinstance(value, list | tuple):
+        items = [_flattened(item, f"{prefix}/{index}") for index, item in enumerate(value)]
+        plain = {"tuple" if isinstance(value, tuple) else "list": [item[0] for item in items]}
+        return plain, {name: tensor for item in items for name, tensor in item[1].items()}
+    return {"value": value}, {}
+
+
+def _unflattened(plain: dict[str, Any], tensors: dict[str, torch.Tensor]) -> Any:  # noqa: ANN401 - a state dict
+    ((kind, content),) = plain.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _unflattened(item, tensors) for key, item in content}
+    if kind in {"list", "tuple"}:
+        items = [_unflattened(item, tensors) for item in content]
+        return items if kind == "list" else tuple(items)
+    return content

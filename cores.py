@@ -1,0 +1,84 @@
+"""How many cores there are for a job, and how they are divided into processes and threads.
+
+A library's own default is a thread a core, whatever else runs. Threads of one product wait for each other, so beside
+other work each product is as late as its latest thread; torch's waiting threads also spin, and a step of a small model
+that should take seconds then takes a minute. So the number of threads is always said: independent jobs run in processes
+of one thread each, and only a single job over large matrices takes several threads, which sleep while they wait.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import sys
+from pathlib import Path
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+_WAIT_POLICY = "OMP_WAIT_POLICY"
+_MIN_PARAMETERS_PER_THREAD = 30_000_000
+"""A model with fewer parameters runs as fast on one thread: its products are over before a second thread is awake."""
+
+
+def num_usable_cores() -> int:
+    """Cores this process may keep busy: affinity, and the container's quota rounded up."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        available = min(available, max(1, math.ceil(int(quota) / int(period))))
+    return available
+
+
+def num_physical_cores() -> int:
+    """Physical cores among the usable ones: two threads of one core share its arithmetic."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    folder = Path("/sys/devices/system/cpu")
+    siblings = {_read_line(folder / f"cpu{cpu}/topology/thread_siblings_list") or str(cpu) for cpu in usable}
+    return max(1, min(len(siblings), num_usable_cores()))
+
+
+def _read_line(path: Path) -> str | None:
+    with contextlib.suppress(OSError):
+        return path.read_text(errors="replace").strip()
+    return None
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that can be had without swapping, as Linux estimates it; None where it does not say."""
+    with contextlib.suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable")).split()[1])
+    return None
+
+
+def threads_for(num_parameters: int, *, num_jobs: int = 1, num_threads: int | None = None) -> int:
+    """Threads of each of `num_jobs` independent jobs over a model of this size; `num_threads` is a user's own choice.
+
+    Depends on the model, the jobs and the physical cores, not on how many processes share the jobs or on what else
+    runs: results are rounded by the number of threads, and the same command should give the same result.
+    """
+    if num_threads is not None:
+        return num_threads
+    worth = max(1, num_parameters // _MIN_PARAMETERS_PER_THREAD)
+    return max(1, min(worth, num_physical_cores() // max(1, num_jobs)))
+
+
+def processes_for(num_jobs: int, *, bytes_per_process: int, num_threads: int = 1) -> int:
+    """Processes that share `num_jobs` jobs: one for each usable core's worth of threads, as many as fit into memory."""
+    fitting = (available_memory_bytes() or sys.maxsize) // max(1, bytes_per_process)
+    return max(1, min(num_jobs, num_usable_cores() // num_threads, fitting))
+
+
+def limit_threads(num_threads: int) -> None:
+    """Give this process's libraries so many threads, which sleep while they wait; those not loaded yet read it then."""
+    for name in THREAD_VARIABLES:
+        os.environ[name] = str(num_threads)
+    os.environ.setdefault(_WAIT_POLICY, "PASSIVE")
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(num_threads)
+
+
+def environment_for(num_threads: int) -> dict[str, str]:
+    """Environment of a child process that computes with so many threads."""
+    own = {name: str(num_threads) for name in THREAD_VARIABLES}
+    return {_WAIT_POLICY: "PASSIVE", **os.environ, **own}

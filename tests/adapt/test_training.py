@@ -1,0 +1,144 @@
+"""Training by each method: it goes on exactly after an interruption, lists its steps, and gives the base back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Self
+
+import pytest
+import torch
+
+from havoc_core.adapt import reinforce
+from havoc_core.adapt.basis import Basis
+from havoc_core.adapt.commands import base_basis
+from havoc_core.adapt.objectives import TrainingSettings
+from havoc_core.adapt.tasks.task import load_task
+from havoc_core.adapt.training import train_expert
+from havoc_core.adapt.training_state import forget_training, state_path, trace_path
+from havoc_core.errors import HavocError, MeasurementError
+from havoc_core.model.checkpoint import Base, load_base
+from havoc_core.progress import SILENT
+
+MATH = load_task("math")
+SMALL = TrainingSettings(
+    num_steps=4, prompts_per_step=12, samples_per_prompt=4, num_train_rows=40, num_validation_rows=8, validate_every=2
+)
+
+
+@pytest.fixture(scope="module")
+def base() -> Base:
+    return load_base("nano")
+
+
+@pytest.fixture(scope="module")
+def basis(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Basis:
+    return base_basis(base, tmp_path_factory.mktemp("basis"), SILENT)
+
+
+def test_training_gives_the_base_back_bit_for_bit(base: Base, basis: Basis, tmp_path: Path) -> None:
+    """An expert is a file of its own; the base model in memory is as before."""
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    one_step = dataclasses.replace(SMALL, num_steps=1)
+    train_expert(base, basis, MATH, settings=one_step, checkpoint_dir=tmp_path)
+    after = base.model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+class _InterruptedError(Exception):
+    pass
+
+
+class _InterruptingProgress:
+    """Ends the process's work after so many steps, where Ctrl-C would."""
+
+    def __init__(self, num_steps: int) -> None:
+        self.left = num_steps + 2  # two calls announce where the run starts and how good the base is
+
+    def stage(self, name: str, total: int | None, *, unit: str = "") -> _InterruptingProgress:
+        return self
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise _InterruptedError
+
+
+@pytest.mark.parametrize("method", ["reinforce", "next-token"])
+def test_interrupted_training_ends_as_if_it_had_not_been(base: Base, basis: Basis, tmp_path: Path, method: str) -> None:
+    """Stopped after two of four steps and started again: the same deltas, bit for bit, and every step listed once."""
+    small = dataclasses.replace(SMALL, method=method)
+    whole = train_expert(base, basis, MATH, settings=small, checkpoint_dir=tmp_path / "whole")
+    cut = tmp_path / "cut"
+    with pytest.raises(_InterruptedError):
+        train_expert(base, basis, MATH, settings=small, checkpoint_dir=cut, progress=_InterruptingProgress(2))
+    assert state_path(cut, "math").exists()
+    again = train_expert(base, basis, MATH, settings=small, checkpoint_dir=cut)
+    assert all(torch.equal(whole.deltas[name], again.deltas[name]) for name in whole.deltas)
+    assert whole.settings["trace"] == again.settings["trace"]
+    listed = [json.loads(line) for line in trace_path(cut, "math").read_text().splitlines()]
+    assert [entry["step"] for entry in listed] == [1, 2, 3, 4]
+    assert listed == list(whole.settings["trace"])
+    assert trace_path(cut, "math").read_bytes() == trace_path(tmp_path / "whole", "math").read_bytes()
+
+
+def test_a_finished_training_keeps_its_list_of_steps(base: Base, basis: Basis, tmp_path: Path) -> None:
+    """The state goes once the expert is written; what happened step by step stays."""
+    train_expert(base, basis, MATH, settings=dataclasses.replace(SMALL, num_steps=1), checkpoint_dir=tmp_path)
+    forget_training(tmp_path, "math")
+    assert [path.name for path in tmp_path.iterdir()] == ["training_math.jsonl"]
+
+
+def test_a_training_of_another_method_is_refused(base: Base, basis: Basis, tmp_path: Path) -> None:
+    """A state goes on only with the settings it was made with."""
+    with pytest.raises(_InterruptedError):
+        train_expert(base, basis, MATH, settings=SMALL, checkpoint_dir=tmp_path, progress=_InterruptingProgress(2))
+    with pytest.raises(HavocError, match="other settings"):
+        other = dataclasses.replace(SMALL, method="next-token")
+        train_expert(base, basis, MATH, settings=other, checkpoint_dir=tmp_path)
+
+
+def test_the_method_is_recorded(base: Base, basis: Basis, tmp_path: Path) -> None:
+    """Not the word auto but what it stood for."""
+    expert = train_expert(base, basis, MATH, settings=dataclasses.replace(SMALL, num_steps=1), checkpoint_dir=tmp_path)
+    assert expert.settings["method"] == "reinforce"
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("samples_per_prompt", 1, "at least 2"),
+        ("num_steps", 0, "num_steps is 0: it must be at least 1"),
+        ("max_draws", 0, "at least 1"),
+        ("signal_prompts", 13, "expected 0 to prompts_per_step, 12"),
+        ("temperature", 0.0, "above 0"),
+    ],
+)
+def test_settings_that_cannot_train_are_refused(field: str, value: float, words: str) -> None:
+    """One line with the number and what it must be."""
+    with pytest.raises(HavocError, match=words):
+        dataclasses.replace(SMALL, **{field: value})
+
+
+def test_non_finite_losses_are_skipped_counted_and_end_the_run(
+    base: Base, basis: Basis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A NaN never reaches the deltas; ten in a row end the training."""
+    steps = []
+
+    def broken(*_: object, **__: object) -> tuple[torch.Tensor, float]:
+        steps.append(1)
+        return torch.tensor(float("nan"), requires_grad=True), float("nan")
+
+    monkeypatch.setattr(reinforce, "policy_loss", broken)
+    with pytest.raises(MeasurementError, match="10 times in a row"):
+        train_expert(
+            base, basis, MATH, settings=dataclasses.replace(SMALL, num_steps=20, max_draws=1), checkpoint_dir=tmp_path
+        )
+    assert len(steps) == 10
