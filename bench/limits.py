@@ -33,6 +33,8 @@ STATISTICS = {
     "memory": "worst process",
     "energy": "mean",
     "accuracy": "share right",
+    "divergence": "mean",
+    "agreement": "share same",
 }
 
 Verdict = Literal["pass", "fail", "inconclusive", "invalid", "not_measured"]
