@@ -220,6 +220,14 @@ def add_bench(parser: Parser) -> None:
     _add_tasks(parser)
     _add_data(parser)
     _add_out(parser)
+    target_help = "measure this target's workload, on its provider and threads (default: a prompt of 512 tokens)"
+    parser.add_argument("--target", metavar="NAME", help=target_help)
+    prompt_help = "tokens of the prompt, and of the context that decoding begins with"
+    parser.add_argument("--prompt-tokens", type=_positive, metavar="N", help=f"{prompt_help} (default: 512)")
+    parser.add_argument("--decode-tokens", type=_several, metavar="N", help="tokens to decode (default: 128)")
+    parser.add_argument("--batch", type=_positive, metavar="N", help="prompts at once; rates are of each (default: 1)")
+    threads_help = "threads that compute (default: one a physical core)"
+    parser.add_argument("--threads", type=_positive, metavar="N", help=threads_help)
     wait_help = "wait up to this long for a machine that does nothing else, 0: not at all (default: 30)"
     parser.add_argument("--wait", type=_count, default=30, metavar="SECONDS", help=wait_help)
     replace_help = "measure again into a folder that holds a record; its report is removed"
@@ -345,6 +353,10 @@ def _count(text: str) -> int:
 
 def _positive(text: str) -> int:
     return _whole_number(text, 1)
+
+
+def _several(text: str) -> int:
+    return _whole_number(text, 2)
 
 
 def _whole_number(text: str, low: int) -> int:
