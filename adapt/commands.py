@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ..config import load_recipe
+from ..cores import limit_threads, threads_for
 from ..errors import HavocError
 from ..progress import make_progress
 
@@ -52,6 +53,7 @@ def handle_train(args: argparse.Namespace) -> int:
     base = load_base(args.base, is_chat=args.is_chat)
     _ = base.tokenizer  # a base that cannot read text is refused before the minutes that a basis takes
     require_sight(task, base)
+    limit_threads(threads_for(base.model.num_parameters(), num_threads=args.threads))
     basis = base_basis(base, args.out, progress)
     expert = train_expert(
         base,

@@ -53,6 +53,9 @@ def workload_is_the_targets(case: Case) -> str | None:
         for field, value in wanted.model_dump().items()
         if getattr(found, field) != value
     ]
+    num_threads = case.target.protocol.num_threads
+    if num_threads is not None and case.record.protocol.num_threads != num_threads:
+        different.append(f"num_threads {case.record.protocol.num_threads} instead of {num_threads}")
     return f"another workload was measured: {', '.join(different)}" if different else None
 
 

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 _MAX_IMAGE_BYTES = 1 << 24
 _IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
+_EXACT = (
+    "note: products compute in fp32, because rounding activations to int8 would cost more than the default targets "
+    "allow a format; --compute int8 keeps the faster ones"
+)
 _UNCUT = "warning     --rank changed nothing: two factors of that rank are larger than every matrix they would replace"
 
 
@@ -75,9 +79,12 @@ def handle_export(args: argparse.Namespace) -> int:
         options=options,
         signer=signer,
         calibration=args.calibration,
+        is_compute_open=args.compute == "auto",
         progress=progress,
     )
     manifest = read_manifest(out)
+    if Structure.from_fields(manifest.structure) != structure:
+        print(_EXACT, file=sys.stderr)
     _print(
         args.json, {"directory": str(out), "format": "onnx", "manifest": manifest.to_json()}, _summary(out, manifest)
     )

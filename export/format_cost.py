@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .sample import Sample
     from .session import DecoderSession
 
+KL_LIMIT, TOP1_LIMIT = 0.15, 0.8
 NUM_POSITIONS = 768
 MIN_POSITIONS = 256
 WINDOW = 256
@@ -56,6 +57,11 @@ class FormatCost:
     num_positions: int
     text: str
     text_sha256: str | None
+
+    @property
+    def is_small(self) -> bool:
+        """Whether it stays within what the built-in targets allow a format (docs/decisions/0011)."""
+        return self.kl_mean < KL_LIMIT and self.top1_share > TOP1_LIMIT
 
     def to_json(self) -> dict[str, Any]:
         """The document kept in the manifest and in records."""

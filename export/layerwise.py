@@ -24,7 +24,7 @@ from .quantize import Blocks, dequantize_blocks, quantize_blocks
 from .reference import build_block
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -94,8 +94,7 @@ class CalibratedBlocks:
         return stored
 
     def _next_layer(self) -> None:
-        prefix = f"model.layers.{self._layer}."
-        weights = {name: self._tensors[name].to(torch.float32) for name in self._tensors if name.startswith(prefix)}
+        weights = layer_weights(self._tensors, self._layer)
         block = self._reader.block(weights)
         moments = self._reader.moments(block, self._x_WTD)
         for name, tensor in weights.items():
@@ -113,15 +112,18 @@ class CalibratedBlocks:
         return _quantized(weight, blocks, self._tensors[HEAD], second_moment(x_WTD))
 
 
+def layer_weights(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tensor]:
+    """One layer's tensors in fp32, by Hugging Face name."""
+    prefix = f"model.layers.{layer}."
+    return {name: tensors[name].to(torch.float32) for name in tensors if name.startswith(prefix)}
+
+
 def head_moment(tensors: Mapping[str, Tensor], config: HavocConfig, ids_WT: Tensor) -> Tensor:
     """Sum of x x^T, fp64 [D, D], over what the head reads in a pass of these tensors."""
     reader = LayerReader(config, ids_WT.shape[1])
     x_WTD = F.embedding(ids_WT, tensors[EMBEDDING].to(torch.float32))
     for layer in range(config.num_layers):
-        prefix = f"model.layers.{layer}."
-        x_WTD = reader.read(
-            reader.block({name: tensors[name].to(torch.float32) for name in tensors if name.startswith(prefix)}), x_WTD
-        )
+        x_WTD = reader.read(reader.block(layer_weights(tensors, layer)), x_WTD)
     return second_moment(F.rms_norm(x_WTD, (config.d_model,), tensors[FINAL_NORM].to(torch.float32), config.norm_eps))
 
 
@@ -152,6 +154,48 @@ class LayerReader:
             for hook in hooks:
                 hook.remove()
         return {f"{path}.weight": found[first] for first, paths in _READERS.items() for path in paths}
+
+    def back(
+        self,
+        block: TransformerBlock,
+        x_WTD: Tensor,
+        gradient_WTD: Tensor,
+        errors: Mapping[str, Sequence[Tensor]],
+    ) -> tuple[Tensor, dict[str, list[float]]]:
+        """The gradient at what the layer reads, from that at what it gives; and half the mean of (g . E x)^2.
+
+        That for each error E of the matrices that `errors` names by the path of their parameter.
+        """
+        before, losses = [], {path: [0.0 for _ in matrices] for path, matrices in errors.items()}
+        for x_part, gradient_part in zip(
+            x_WTD.split(_WINDOWS_AT_ONCE), gradient_WTD.split(_WINDOWS_AT_ONCE), strict=True
+        ):
+            seen: dict[str, tuple[Tensor, Tensor]] = {}
+            hooks = [
+                block.get_submodule(path.removesuffix(".weight")).register_forward_hook(_keeping(seen, path))
+                for path in errors
+            ]
+            try:
+                read = x_part.detach().requires_grad_()
+                given, _ = block.requires_grad_(requires_grad=False)(read, self._rotary)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+            outputs = [seen[path][1] for path in errors]
+            first, *others = torch.autograd.grad(given, [read, *outputs], gradient_part)
+            before.append(first)
+            for path, output_gradient in zip(errors, others, strict=True):
+                for index, error in enumerate(errors[path]):
+                    moved = ((seen[path][0].detach() @ error.t()) * output_gradient).sum(-1)
+                    losses[path][index] += float(moved.square().sum()) / 2 / x_WTD.shape[:2].numel()
+        return torch.cat(before), losses
+
+
+def _keeping(seen: dict[str, tuple[Tensor, Tensor]], path: str) -> Callable[[Any, tuple[Tensor, ...], Tensor], None]:
+    def keep(_module: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ANN401 - torch's own signature
+        seen[path] = inputs[0], output
+
+    return keep
 
 
 def _adding(found: dict[str, Tensor], path: str) -> Callable[[Any, tuple[Tensor, ...]], None]:

@@ -110,15 +110,17 @@ def export_artifact(
     basis: Basis | None = None,
     signer: Signer | None = None,
     calibration: Path | None = None,
+    is_compute_open: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
     """Fold `experts` with weights `alpha` into `base` and write the artifact folder `out`; return it.
 
     Without experts the base itself is exported. `basis` saves computing it again. With a `signer` the artifact is
-    signed before it appears. `calibration` is the text that the format's cost is measured on, in place of the bundled
-    one. An existing artifact at `out` is replaced when the new one is whole. Raises `MeasurementError` when the graph
-    does not compute what the weights say, `HavocError` for anything wrong with the input or the disk; nothing is left
-    behind then.
+    signed before it appears. `calibration` is a text of one's own that calibrates and on which the format's cost is
+    measured, in place of the bundled ones. With `is_compute_open`, products that were to round activations to int8
+    compute in fp32 where only that keeps the cost small (`FormatCost.is_small`). An existing artifact at `out` is
+    replaced when the new one is whole. Raises `MeasurementError` when the graph does not compute what the weights say,
+    `HavocError` for anything wrong with the input or the disk; nothing is left behind then.
     """
     source = open_source(base)
     structure = structure or Structure()
@@ -137,8 +139,16 @@ def export_artifact(
         data_sha256 = _write_model(folder, source.config, storage, options, folded, progress)
         write_companions(folder, source, mixture, options)
         proof = _prove(folder, source, storage, options, folded, calibration, progress)
+        if is_compute_open and structure.compute == "int8" and not proof.cost.is_small:
+            exact = replace(storage, structure=replace(structure, compute="fp32"))
+            _write_graphs(folder, source.config, exact, options)
+            exact_proof = _prove(folder, source, exact, options, folded, calibration, progress)
+            if exact_proof.cost.is_small:
+                storage, proof = exact, exact_proof
+            else:
+                _write_graphs(folder, source.config, storage, options)
         manifest = _manifest(source, mixture, storage, options, proof)
-        _write_papers(folder, source, mixture, structure, manifest, {DATA_FILE: data_sha256})
+        _write_papers(folder, source, mixture, storage.structure, manifest, {DATA_FILE: data_sha256})
         if signer is not None:
             signer.sign(folder, name=out.resolve().name)
     return out
@@ -167,8 +177,7 @@ def _write_model(
     progress: Progress,
 ) -> str:
     """Write data file and graphs; return the data file's SHA-256."""
-    for name, graph in build_graphs(config, storage.structure, options, layout=storage.layout).items():
-        write_bytes(folder / name, serialize(graph))
+    _write_graphs(folder, config, storage, options)
     return write_data_file(
         folder / DATA_FILE,
         tensors,
@@ -178,6 +187,11 @@ def _write_model(
         blocks_of=storage.blocks_of(tensors, config),
         progress=progress,
     )
+
+
+def _write_graphs(folder: Path, config: HavocConfig, storage: Storage, options: GraphOptions) -> None:
+    for name, graph in build_graphs(config, storage.structure, options, layout=storage.layout).items():
+        write_bytes(folder / name, serialize(graph))
 
 
 def require_companions(source: Source) -> None:

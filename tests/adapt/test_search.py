@@ -16,7 +16,7 @@ from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.model.structure import Structure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 BEST = {"math": 1.0, "code": 0.5}
@@ -36,7 +36,16 @@ class KnownLandscape:
         wobble = 1 + self._noise * (self.num_costs % 2)
         return {"prefill_ms": 10 * scale * wobble, "peak_bytes": 1e6 * scale, "decode_tok_per_s": 100.0 * wobble}
 
-    def answers(self, candidate: Candidate, *, sample: int) -> Mapping[str, tuple[bool, ...]]:
+    def answers(
+        self, candidates: Sequence[Candidate], *, sample: int
+    ) -> Iterator[Mapping[str, tuple[bool, ...]] | HavocError]:
+        for candidate in candidates:
+            try:
+                yield self.answer(candidate, sample)
+            except HavocError as error:
+                yield error
+
+    def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
         self.num_answers += 1
         if candidate.alpha[0] > self._fail_above:
             msg = "alpha too large for this graph"

@@ -104,6 +104,7 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("cpu", {"workload__prompt_tokens": 256}),
         ("cpu", {"workload__context_tokens": 64}),
         ("cpu", {"workload__passes": 2}),
+        ("threads", {"protocol__num_threads": 7}),
     ],
     "V03": [("cpu", {"checks": [FAULT]}), ("cpu", {"checks": [FAULT, FAULT]}), ("cpu", {"checks": [FAULT] * 3})],
     "V04": [
@@ -227,10 +228,12 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
 def case_of(kind: str, changes: dict[str, Any]) -> Case:
     """Return a changed record before its own target, sealed after the change but for the cases of the seal."""
     unsealed = {key: value for key, value in changes.items() if key == "sha256" or value == "edited-after-sealing"}
-    record = samples.record(kind, **{key: value for key, value in changes.items() if key not in unsealed})
+    record = samples.record(
+        "cuda" if kind == "cuda" else "cpu", **{key: value for key, value in changes.items() if key not in unsealed}
+    )
     return Case(
         record=record.model_copy(update=unsealed),
-        target=target_of("cuda" if kind == "cuda" else "cpu"),
+        target=target_of(kind),
         artifact_files=GOOD_FILES,
         this_cpu=samples.THIS_CPU,
         now=NOW,
@@ -242,6 +245,8 @@ def target_of(kind: str) -> Target:
     if kind == "cuda":
         return load_target("gtx1660")
     host = load_target("host")
+    if kind == "threads":
+        return host.model_copy(update={"protocol": host.protocol.model_copy(update={"num_threads": 8})})
     return host.model_copy(update={"device": host.device.model_copy(update={"features": ("avx2",)})})
 
 

@@ -263,6 +263,9 @@ def few_probes() -> list[Probe]:
     few = [
         {"samples": samples.document("cpu")["samples"][:number], "protocol__num_processes": number} for number in (1, 2)
     ]
+    runs = few[0]["samples"][0]["decode"]
+    many = [run | {"start_ns": 13_700_000_000 + 300_000_000 * place} for place, run in enumerate(runs * 4)]
+    few.append({"samples": [few[0]["samples"][0] | {"decode": many}], "protocol__num_processes": 1})
     alone = [{"memory": {"rss": [samples.memory_series(0) | {"method": "vm_hwm"}]}}]
     sizes = [Limit(metric="peak_rss_bytes", below=size, unit="bytes") for size in (412_000_000, 412_000_001)]
     return [*itertools.product(limits, few), *itertools.product(sizes, alone)]

@@ -252,26 +252,6 @@ def test_a_text_target_is_the_same_without_pictures(name: str) -> None:
         assert getattr(text, part) == getattr(whole, part)
 
 
-def test_a_target_is_like_another_of_its_file(tmp_path: Path) -> None:
-    """All of it but what is written anew and the limits that are left out; what does not fit is one line."""
-    more = '[[mine.limits]]\nmetric = "accuracy/code"\nabove = 10\nunit = "%"\n[other]\ntitle = "other"\n'
-    text = MINE + 'metric = "load_s"\nbelow = 1\nunit = "s"\n' + more
-    path = tmp_path / "t.toml"
-    path.write_text(text + 'like = "mine"\nwithout = ["load_s"]\n')
-    target = load_target(f"{path}:other")
-    assert (target.title, [limit.metric for limit in target.limits]) == ("other", ["accuracy/code"])
-    for wrong in (
-        'like = "host"',
-        'like = "other"',
-        "like = 3",
-        'like = "mine"\nwithout = ["ttft_ms"]',
-        "without = []",
-    ):
-        path.write_text(text + wrong)
-        with pytest.raises(HavocError, match=r"t.toml: target other: (like|without) = .* names no"):
-            read_targets(path)
-
-
 def test_a_task_that_does_not_exist_is_no_limit(tmp_path: Path) -> None:
     """Bundled tasks, tasks of the records and tasks whose file is named are known; the nearest name is offered."""
     (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/reasonin"\nabove = 50\nunit = "%"\n')
