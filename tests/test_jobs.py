@@ -47,6 +47,7 @@ def place_with(folder: Path, num_cores: int, monkeypatch: pytest.MonkeyPatch) ->
     return Place(RECIPE, folder, folder / "experts")
 
 
+@pytest.mark.timeout(900)  # nine processes start, one after the other where there is one core
 def test_experts_and_answers_do_not_depend_on_the_number_of_processes(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -75,6 +76,7 @@ def test_experts_and_answers_do_not_depend_on_the_number_of_processes(
     assert tables[0] == tables[1]
 
 
+@pytest.mark.timeout(900)
 def test_a_run_goes_on_with_the_trainings_it_finds(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each expert has a state of its own: a finished one is read back, one that was cut goes on to the same bytes."""
     whole = place_with(tmp_path / "whole", 2, monkeypatch)
