@@ -62,6 +62,7 @@ def add_run(parser: Parser) -> None:
     parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help=recipe_help)
     out = Path("havoc-run")
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"where to write (default: {out})")
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -103,6 +104,7 @@ def add_train(parser: Parser) -> None:
     _add_data(parser)
     _add_seed(parser)
     _add_out(parser)
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -124,6 +126,7 @@ def add_search(parser: Parser) -> None:
     _add_data(parser)
     _add_seed(parser)
     _add_out(parser)
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -145,6 +148,7 @@ def add_export(parser: Parser) -> None:
         "--to", choices=("onnx", "hf"), default="onnx", help="an artifact, or a Hugging Face directory (default: onnx)"
     )
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this private key (PEM, elliptic curve)")
+    parser.add_argument("--replace", action="store_true", help="replace an artifact made from something else")
     _add_out(parser)
     _add_output(parser)
 
@@ -201,6 +205,7 @@ def add_eval(parser: Parser) -> None:
     parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer (default: the task's)")
     _add_data(parser)
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of the built-in rows (default: 0)")
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -215,8 +220,19 @@ def add_bench(parser: Parser) -> None:
     _add_tasks(parser)
     _add_data(parser)
     _add_out(parser)
+    target_help = "measure this target's workload, on its provider and threads (default: a prompt of 512 tokens)"
+    parser.add_argument("--target", metavar="NAME", help=target_help)
+    prompt_help = "tokens of the prompt, and of the context that decoding begins with"
+    parser.add_argument("--prompt-tokens", type=_positive, metavar="N", help=f"{prompt_help} (default: 512)")
+    parser.add_argument("--decode-tokens", type=_several, metavar="N", help="tokens to decode (default: 128)")
+    parser.add_argument("--batch", type=_positive, metavar="N", help="prompts at once; rates are of each (default: 1)")
+    threads_help = "threads that compute (default: one a physical core)"
+    parser.add_argument("--threads", type=_positive, metavar="N", help=threads_help)
+    wait_help = "wait up to this long for a machine that does nothing else, 0: not at all (default: 30)"
+    parser.add_argument("--wait", type=_count, default=30, metavar="SECONDS", help=wait_help)
     replace_help = "measure again into a folder that holds a record; its report is removed"
     parser.add_argument("--replace", action="store_true", help=replace_help)
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -247,6 +263,8 @@ def add_compare(parser: Parser) -> None:
     )
     margin_help = "ratios this near to 1 are equal (default: 0.05)"
     parser.add_argument("--margin", type=_share, default=0.05, metavar="SHARE", help=margin_help)
+    fail_help = "exit with 1 where any metric is proven worse (default: exit with 0 whatever is found)"
+    parser.add_argument("--fail-if", choices=("worse",), metavar="worse", help=fail_help)
     parser.add_argument("--across", action="store_true", help="compare different devices or versions all the same")
     _add_output(parser, quiet=False)
 
@@ -256,6 +274,7 @@ def add_report(parser: Parser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="folder that holds record.json")
     target_help = "judge against it, repeat for several (default: host)"
     parser.add_argument("--target", action="append", metavar="NAME", help=target_help)
+    parser.add_argument("--artifact", type=Path, metavar="DIR", help="check that the record is of this artifact")
     _add_output(parser, quiet=False)
 
 
@@ -294,6 +313,11 @@ def _add_model_or_artifact(parser: Parser) -> None:
     )
 
 
+def _add_threads(parser: Parser) -> None:
+    threads_help = "threads of each job (default: as many as the model's size is worth)"
+    parser.add_argument("--threads", type=_positive, metavar="N", help=threads_help)
+
+
 def _add_chat(parser: Parser) -> None:
     chat_help = "prompts as they stand, not through the model's chat template"
     parser.add_argument("--no-chat", dest="is_chat", action="store_false", help=chat_help)
@@ -329,6 +353,10 @@ def _count(text: str) -> int:
 
 def _positive(text: str) -> int:
     return _whole_number(text, 1)
+
+
+def _several(text: str) -> int:
+    return _whole_number(text, 2)
 
 
 def _whole_number(text: str, low: int) -> int:

@@ -14,6 +14,8 @@ import os
 import sys
 from pathlib import Path
 
+from .cgroups import cpu_quota_cores
+
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _WAIT_POLICY = "OMP_WAIT_POLICY"
 _MIN_PARAMETERS_PER_THREAD = 30_000_000
@@ -21,12 +23,10 @@ _MIN_PARAMETERS_PER_THREAD = 30_000_000
 
 
 def num_usable_cores() -> int:
-    """Cores this process may keep busy: affinity, and the container's quota rounded up."""
+    """Cores this process may keep busy: its affinity, and whole cores of its quota, so that no quota is used up."""
     available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        available = min(available, max(1, math.ceil(int(quota) / int(period))))
-    return available
+    quota = cpu_quota_cores()
+    return available if quota is None else min(available, max(1, math.floor(quota)))
 
 
 def num_physical_cores() -> int:
@@ -69,11 +69,16 @@ def processes_for(num_jobs: int, *, bytes_per_process: int, num_threads: int = 1
     return max(1, min(num_jobs, num_usable_cores() // num_threads, fitting))
 
 
+def let_threads_sleep() -> None:
+    """Have threads that wait for each other sleep instead of spin; must come before a library that starts some."""
+    os.environ.setdefault(_WAIT_POLICY, "PASSIVE")
+
+
 def limit_threads(num_threads: int) -> None:
     """Give this process's libraries so many threads, which sleep while they wait; those not loaded yet read it then."""
     for name in THREAD_VARIABLES:
         os.environ[name] = str(num_threads)
-    os.environ.setdefault(_WAIT_POLICY, "PASSIVE")
+    let_threads_sleep()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(num_threads)
 

@@ -18,8 +18,10 @@ import secrets
 import shutil
 import stat
 import sys
+import tempfile
+import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,6 +34,11 @@ if sys.platform != "win32":
 MAX_JSON_BYTES = 64_000_000
 """More than any JSON document that HAVOC reads: a tokenizer's is the largest."""
 
+MAX_JOURNAL_BYTES = 1_000_000_000
+"""A million evaluations."""
+
+_LEFT_BEHIND_S = 60.0
+"""So old is a temporary file at least that no process holds, before it counts as left behind by a killed one."""
 _HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -163,7 +170,10 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_left_behind(path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"))
         with temporary.open("wb") as file:
+            if sys.platform != "win32":
+                fcntl.flock(file, fcntl.LOCK_EX)  # so that others see that its writer lives
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -174,6 +184,36 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch_directory(prefix: str) -> Iterator[Path]:
+    """A folder of one's own in the system's temporary one, gone afterwards; what killed processes left goes first."""
+    home = Path(tempfile.gettempdir())
+    _remove_left_behind(home.glob(f"{glob.escape(prefix)}*"))
+    with tempfile.TemporaryDirectory(prefix=prefix) as folder, _locked(Path(folder), Path(folder)):
+        yield Path(folder)
+
+
+def _remove_left_behind(paths: Iterable[Path]) -> None:
+    """Remove files and folders that no process holds: their writers were killed. Those of others are not touched."""
+    if sys.platform == "win32":
+        return
+    for path in paths:
+        with contextlib.suppress(OSError):  # another process was quicker, or it is not ours to remove
+            status = path.lstat()
+            is_ours = status.st_uid == os.geteuid() and (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode))
+            if not is_ours or time.time() - status.st_mtime < _LEFT_BEHIND_S:
+                continue
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if stat.S_ISDIR(status.st_mode):
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -300,7 +340,7 @@ class Journal:
         self.entries: list[dict[str, Any]] = []
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            data = path.read_bytes() if path.exists() else b""
+            data = read_bounded(path, max_bytes=MAX_JOURNAL_BYTES) if path.exists() else b""
             whole = self._read(data)
             if whole < len(data):
                 with path.open("r+b") as file:

@@ -39,12 +39,6 @@ def show_run(out: Path, judgements: Sequence[tuple[str, Judgement]], *, as_json:
         print(json.dumps(document))
         return
     console = Console()
-    console.print(score_table(scores))
-    for row in scores["paired"]:
-        console.print(_paired(row), highlight=False)
-    console.print()
-    for name, judgement in judgements:
-        console.print(limit_table(name, judgement))
     for name, judgement in judgements:
         colour = _COLOURS[judgement.verdict]
         console.print(
@@ -53,6 +47,13 @@ def show_run(out: Path, judgements: Sequence[tuple[str, Judgement]], *, as_json:
             highlight=False,
             soft_wrap=True,
         )
+    console.print()
+    console.print(score_table(scores))
+    for row in scores["paired"]:
+        console.print(_paired(row), highlight=False)
+    console.print()
+    for name, judgement in judgements:
+        console.print(limit_table(name, judgement))
     console.print(f"\nreport: {escape(str(out / 'report.html'))}", highlight=False, soft_wrap=True)
 
 
@@ -139,7 +140,7 @@ def limit_table(name: str, judgement: Judgement) -> Table:
         table.add_column(column, justify="left" if column in {"", "verdict"} else "right")
     for line in judgement.lines:
         table.add_row(
-            line.title,
+            f"{line.title}, {line.statistic}",
             f"{line.sign} {show(line.limit, line.unit)}",
             show(line.value, line.unit),
             show_interval(line.low, line.high, line.unit),

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from ..adapt.tasks.task import DOMAINS, load_tasks
 from ..cores import num_physical_cores
 from ..errors import HavocError, IdentityError
+from ..export.child import run_worker
 from ..export.held import hold
 from ..progress import SILENT
-from .child import run_worker
 from .cuda_driver import CudaCard, open_cuda_card
 from .device import CPU_PROVIDER, CUDA_PROVIDER
-from .schema import DomainAccuracy
+from .schema import DomainAccuracy, row_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -185,7 +185,11 @@ def add_accuracy(record: Record, run: AccuracyRun) -> Record:
     """Return the record with the run's accuracy, sealed anew; `IdentityError` when they are of different artifacts."""
     if (record.subject.files, record.subject.manifest_sha256) != (run.files, run.manifest_sha256):
         raise IdentityError("the accuracy was scored on another artifact than the record was measured on")
-    return record.model_copy(update={"accuracy": {**record.accuracy, **run.tasks}}).sealed()
+    scored = {
+        name: counts.model_copy(update={"right_rows": row_bits(run.right[name])}) if run.right.get(name) else counts
+        for name, counts in run.tasks.items()
+    }
+    return record.model_copy(update={"accuracy": {**record.accuracy, **scored}}).sealed()
 
 
 def score_here(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -215,6 +219,14 @@ def score_here(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) 
     }
 
 
+def source_of(task: Task, split: str, data_dir: Path | None) -> str:
+    """What the rows are called: a published data set's name only where its files have the hash that the task pins."""
+    is_pinned = split in task.definition.data.data_sha256
+    if task.generator is not None or data_dir is None or is_pinned:
+        return task.dataset
+    return f"{task.dataset} as folder {data_dir.name} has it"
+
+
 def tasks_asked(asked: dict[str, Any], *, can_see: bool) -> tuple[Task, ...]:
     """Load the tasks of what was asked, see `tasks_to_score`."""
     where = {name: asked[name] for name in ("data_dir", "online", "few_shot")}
@@ -238,7 +250,7 @@ def score_task(
         "num_failed": scores.failed,
         "split": split,
         "rows_sha256": rows_hash(some),
-        "source": task.dataset,
+        "source": source_of(task, split, asked["data_dir"]),
         "seed": asked["seed"],
         "metric": task.metric,
         "metrics": {name: {"num_right": sum(right), "num_rows": len(some)} for name, right in scores.right_by.items()},

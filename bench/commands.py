@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import storage
 from ..errors import HavocError
+from .disturbance import cpu_share, disturbed_share
 from .figures import DASH, count, label, measured, printable, show, show_interval, unit_of
 from .tables import emphasis, table
 from .targets import load_target, require_known_tasks, require_pinned
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .limits import Line
     from .plan import Option
     from .record import Record
+    from .schema import Workload
 
 DERIVED = ("report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv", "SHA256SUMS")
 """What `havoc report` writes beside a record."""
@@ -71,8 +73,14 @@ def judgement_text(judgement: Judgement, title: str) -> str:
         body = table(("rule", "must hold", "but"), rows)
     else:
         body = limits_text(judgement.lines)
+    if judgement.unlimited:
+        rows = [[f"{item.title}, {item.statistic}", show(item.value, item.unit)] for item in judgement.unlimited]
+        body += "\n\n" + table(("without a limit", "measured"), rows, numbers=(1,))
     evidence = judgement.evidence.replace("_", " ")
-    return f"{head}\n\n{body}\n\nevidence: {evidence}; exit code {judgement.exit_code}"
+    limits = ""
+    if judgement.target_sha256:
+        limits = f"; limits of {printable(judgement.target_file or '')}, SHA-256 {judgement.target_sha256[:16]}"
+    return f"{head}\n\n{body}\n\nevidence: {evidence}; exit code {judgement.exit_code}{limits}"
 
 
 def limits_text(lines: Sequence[Line]) -> str:
@@ -84,7 +92,7 @@ def limits_text(lines: Sequence[Line]) -> str:
 def _line_cells(line: Line) -> list[str]:
     effort = count(line.num_samples, "row" if line.metric.startswith("accuracy/") else "sample")
     return [
-        line.title,
+        f"{line.title}, {line.statistic}",
         f"{line.sign} {show(line.limit, line.unit)}",
         show(line.value, line.unit),
         show_interval(line.low, line.high, line.unit),
@@ -95,16 +103,23 @@ def _line_cells(line: Line) -> list[str]:
 
 def handle_bench(args: argparse.Namespace) -> int:
     """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
+    storage.require_writable(args.out)  # or minutes of measuring would be lost
+    with storage.only_writer(args.out):  # two into one folder: the second would replace the first one's record
+        return _bench(args)
+
+
+def _bench(args: argparse.Namespace) -> int:
     from .accuracy import add_accuracy, cut_prompts, fewer_rows, require_rows
+    from .gate import why_invalid
     from .keeping import keep
     from .measure import measure
     from .subject import identify_subject
 
     out: Path = args.out
     path = out / "record.json"
+    workload, provider, num_threads = work_asked(args)
     if path.exists() and not args.replace:
         raise HavocError(f"{out} holds a record already: choose another folder for --out, or give --replace")
-    storage.require_writable(out)  # or minutes of measuring would be lost
     if args.n != 0:
         identify_subject(args.artifact)
         require_rows(
@@ -114,8 +129,11 @@ def handle_bench(args: argparse.Namespace) -> int:
     record = measure(
         args.artifact,
         profile=args.profile,
-        provider=args.provider,
+        provider=provider,
+        num_threads=num_threads,
+        workload=workload,
         previous=previous_record(out),
+        wait_s=args.wait,
         progress=progress,
     )
     keep(record, path)  # before scoring, which may fail after minutes of measuring
@@ -128,12 +146,22 @@ def handle_bench(args: argparse.Namespace) -> int:
         keep(record, path)
     notes = fewer_rows({task: item.num_rows for task, item in record.accuracy.items()}, args.n or 0)
     notes += cut_prompts(num_cut)
-    broken = [check for check in record.checks if check.status == "invalid"]
+    broken = why_invalid(record)
     if args.json:
-        _print_json({"record": str(path), "metrics": measured(record), "checks": _checks(record), "notes": notes})
+        _print_json(
+            {
+                "is_valid": broken is None,
+                "reason": broken or "",
+                "disturbed_share": disturbed_share(record.samples),
+                "record": str(path),
+                "metrics": measured(record),
+                "checks": _checks(record),
+                "notes": notes,
+            }
+        )
     else:
         print("\n".join([record_text(record), *([""] if notes else []), *notes]))
-        print(f"\nrecord: {path}\nnext:   havoc gate {path} --target host    havoc report {out}")
+        print(f"\nrecord: {path}\nnext:   havoc gate {path} --target {args.target or 'host'}    havoc report {out}")
     return 4 if broken else 0
 
 
@@ -152,10 +180,28 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
             online=args.online,
             may_be_fewer=True,
             is_chat=args.is_chat,
+            num_threads=args.threads,
             progress=progress,
         )
     except HavocError as error:
         raise type(error)(f"{error}; what was measured is kept in {record_path}, without accuracy") from error
+
+
+def work_asked(args: argparse.Namespace) -> tuple[Workload, str | None, int | None]:
+    """Workload, provider and threads that `bench` was asked for: the target's, where an option says nothing else."""
+    from .schema import Workload
+    from .validity import PROVIDER_OF_KIND
+
+    target = None if args.target is None else load_target(args.target)
+    asked = {"batch_size": args.batch, "decode_tokens": args.decode_tokens}
+    if args.prompt_tokens is not None:
+        asked |= {"prompt_tokens": args.prompt_tokens, "context_tokens": args.prompt_tokens}
+    given = {} if target is None else target.workload.model_dump()
+    workload = Workload(**given | {name: value for name, value in asked.items() if value is not None})
+    if target is None:
+        return workload, args.provider, args.threads
+    provider = args.provider or PROVIDER_OF_KIND[target.device.kind]
+    return workload, provider, args.threads or target.protocol.num_threads
 
 
 def previous_record(out: Path) -> Record | None:
@@ -171,9 +217,14 @@ def previous_record(out: Path) -> Record | None:
 
 
 def record_text(record: Record) -> str:
-    """Return what a record measured, as a table of figures without any verdict."""
+    """Return what a record measured, as a table of figures without any verdict, below the reason why it is invalid."""
+    from .gate import why_invalid
+
     rows = [[label(name), show(value, unit_of(name))] for name, value in measured(record).items()]
-    lines = [table(("measured", printable(record.device.name)), rows, numbers=(1,))]
+    broken = why_invalid(record)
+    lines = [] if broken is None else [f"{emphasis('INVALID', 'invalid')}: {printable(broken)}\n"]
+    lines.append(table(("measured", printable(record.device.name)), rows, numbers=(1,)))
+    lines.extend(_witness_lines(record))
     if (cold := record.cold_start) is not None:
         seconds = (cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9
         lines.append(
@@ -184,20 +235,37 @@ def record_text(record: Record) -> str:
     return "\n".join([*lines, *([""] if doubts else []), *doubts])
 
 
+def _witness_lines(record: Record) -> list[str]:
+    """Put CPU time beside wall time, and say how much of the time something else took the CPU."""
+    cores, share = cpu_share(record.samples), disturbed_share(record.samples)
+    lines = []
+    if cores is not None:
+        threads = count(record.protocol.num_threads, "thread")
+        lines.append(f"\nprefills computed on {cores:.2f} cores all the while, with {threads}")
+    if share:
+        lines.append(f"disturbed: {share:.0%} of the timed time, in which calls say nothing of the model")
+    return lines
+
+
 def _checks(record: Record) -> list[dict[str, Any]]:
     return [check.model_dump(mode="json") for check in record.checks]
 
 
 def handle_compare(args: argparse.Namespace) -> int:
-    """Show the ratio of each metric of two records with its interval."""
-    from .compare import compare
+    """Show the ratio of each metric of two records with its interval; exit 1 where `--fail-if` says so."""
+    from .compare import compare, disturbances
     from .record import load_record
 
     old, new = (load_record(record_path(path)) for path in args.records)
     rows = compare(old, new, margin=args.margin, across=args.across)
+    warnings = disturbances(old, new)
+    code = 1 if args.fail_if == "worse" and any(row.change == "worse" for row in rows) else 0
     if args.json:
-        _print_json({"old": old.run_id, "new": new.run_id, "metrics": [row.document() for row in rows]})
-        return 0
+        metrics = [row.document() for row in rows]
+        _print_json({"warnings": warnings, "old": old.run_id, "new": new.run_id, "metrics": metrics})
+        return code
+    if warnings:
+        print("\n".join(f"{emphasis('warning', 'undecided')}: {printable(warning)}" for warning in warnings) + "\n")
     cells = [
         [
             f"{row.title}, median" if row.metric in _MEDIANS else row.title,
@@ -211,7 +279,7 @@ def handle_compare(args: argparse.Namespace) -> int:
         for row in rows
     ]
     print(table(("metric", "old", "new", "ratio", "95 % interval", "change", ""), cells, numbers=(1, 2, 3, 4)))
-    return 0
+    return code
 
 
 _MEDIANS = ("prefill_ms", "ttft_ms", "decode_tok_per_s")
@@ -222,7 +290,8 @@ def _would_show(row: Comparison) -> str:
     """Beside every "no change": the least change that these samples would have shown, or why nothing is compared."""
     if row.change not in {"equal", "undecided"}:
         return row.reason
-    return "too few samples to show any" if row.detectable is None else f"would show {row.detectable:.1%}"
+    shown = "too few samples to show any" if row.detectable is None else f"would show {row.detectable:.1%}"
+    return f"{shown}; {row.reason}" if row.reason else shown
 
 
 def handle_report(args: argparse.Namespace) -> int:
@@ -233,8 +302,10 @@ def handle_report(args: argparse.Namespace) -> int:
     targets = args.target or ["host"]
     directory: Path = args.directory
     if (directory / RECORD).is_file() or not any(directory.glob(f"*/{RECORD}")):
-        page, judgements = write_report(directory, targets=targets)
+        page, judgements = write_report(directory, targets=targets, artifact=args.artifact)
         document: dict[str, Any] = {"report": str(page), "verdicts": {j.target: j.verdict for j in judgements}}
+    elif args.artifact is not None:
+        raise HavocError(f"{directory} holds several runs, and --artifact is of one: give that run's folder")
     else:
         page = write_index(directory, targets=targets)
         document = {"index": str(page)}
@@ -329,6 +400,7 @@ def handle_eval(args: argparse.Namespace) -> int:
         data_dir=args.data,
         online=args.online,
         is_chat=args.is_chat,
+        num_threads=args.threads,
         progress=_progress(args),
     )
     document = found.document()

@@ -8,21 +8,22 @@ measurement is invalid are refused always. Accuracy of other rows and memory by 
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import IdentityError, MeasurementError
-from . import bounds, ratios
-from .limits import highest_bytes
-from .rules import RULES, Case
+from . import bounds, disturbance, ratios
+from .gate import why_invalid
+from .limits import UNSETTLED, highest_bytes
 from .schema import asked_apart
-from .targets import load_target, metric_of
+from .targets import MEMORY_MARGIN_SHARE, metric_of, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from .record import Record
-    from .schema import MemorySeries
+    from .schema import MemorySeries, ProcessSamples
 
 Change = Literal["better", "worse", "equal", "undecided", "not_measured"]
 CONFIDENCE = 0.95
@@ -33,7 +34,7 @@ _ONE_SIDED = 1 - (1 - CONFIDENCE) / 2
 class Comparison:
     """One metric in both records. `ratio` is new over old; `detectable` the least relative change that would show.
 
-    `reason` says why two measured figures are not compared.
+    `reason` says why two measured figures are not compared, or what is behind the change.
     """
 
     metric: str
@@ -60,29 +61,20 @@ def compare(old: Record, new: Record, *, margin: float = 0.05, across: bool = Fa
     not comparable, naming what differs.
     """
     for name, record in (("old", old), ("new", new)):
-        if broken := _why_invalid(record):
+        if broken := why_invalid(record):
             raise MeasurementError(f"the {name} record {record.run_id} is invalid ({broken}): measure it again")
     if not across and (different := differences(old, new)):
         raise IdentityError(f"not comparable: {'; '.join(different)} (--across compares them all the same)")
     found = [
-        _timing("prefill_ms", old, new, margin, lambda process: process.prefill_ms),
-        _timing("ttft_ms", old, new, margin, lambda process: process.ttft_ms),
-        _timing("decode_tok_per_s", old, new, margin, lambda process: process.decode_tok_per_s),
+        _timing("prefill_ms", old, new, margin, _prefills),
+        _timing("ttft_ms", old, new, margin, _first_tokens),
+        _timing("decode_tok_per_s", old, new, margin, _rates),
         _memory("peak_vram_bytes", old.memory.vram, new.memory.vram, margin),
         _memory("peak_rss_bytes", old.memory.rss, new.memory.rss, margin),
     ]
     domains = sorted(old.accuracy.keys() | new.accuracy.keys())
-    return [*found, *(_accuracy(domain, old, new, margin) for domain in domains)]
-
-
-_MUST_HOLD = frozenset({"V03", "V05", "V07"})
-
-
-def _why_invalid(record: Record) -> str | None:
-    """Apply the rules that ask for no target: the harness's own checks, the provider of every node, finite logits."""
-    case = Case(record=record, target=load_target("host"))
-    found = ((rule.id, rule.check(case)) for rule in RULES if rule.id in _MUST_HOLD)
-    return next((f"{name}: {reason}" for name, reason in found if reason), None)
+    rows = [*found, *(_accuracy(domain, old, new, margin) for domain in domains)]
+    return [replace(row, title=title_of(row.metric, new.workload)) for row in rows]
 
 
 def differences(old: Record, new: Record) -> list[str]:
@@ -111,12 +103,62 @@ def _versions(old: Record, new: Record) -> list[str]:
     return sorted(old.host.versions.keys() | new.host.versions.keys())
 
 
-def _timing(name: str, old: Record, new: Record, margin: float, read: Callable[[Any], Sequence[float]]) -> Comparison:
-    before, after = ([samples for process in record.samples if (samples := read(process))] for record in (old, new))
+def _timing(name: str, old: Record, new: Record, margin: float, read: Callable[[Any], list[_Sample]]) -> Comparison:
+    """Compare medians; the interval holds both that of all samples and that of the undisturbed ones."""
+    sides = [[samples for process in record.samples if (samples := read(process))] for record in (old, new)]
+    before, after = ([[value for value, _ in samples] for samples in side] for side in sides)
     if not before or not after:
         return _missing(name, _median(before), _median(after))
+    row = _row(name, _median(before), _median(after), None, None, margin)
+    if len(before) == 1 or len(after) == 1:
+        return replace(row, reason="a single process does not show how processes differ")
+    low, high = _ratio_range(before, after)
+    if any(is_disturbed for side in sides for samples in side for _, is_disturbed in samples):
+        calm = [[[value for value, is_off in samples if not is_off] for samples in side] for side in sides]
+        if not all(values for side in calm for values in side):
+            return replace(row, reason="a process was disturbed all the while")
+        calm_low, calm_high = _ratio_range(*calm)
+        low, high = min(low, calm_low), max(high, calm_high)
+    return _row(name, row.old, row.new, low or None, None if high == math.inf else high, margin)
+
+
+def _ratio_range(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Bounds of the ratio; as wide as can be where there are none."""
     found = ratios.ratio_bounds(before, after, confidence=_ONE_SIDED)
-    return _row(name, _median(before), _median(after), found.low, found.high, margin)
+    return (0.0 if found.low is None else found.low), (math.inf if found.high is None else found.high)
+
+
+_Sample = tuple[float, bool]
+"""A figure, and whether it was disturbed when it was measured."""
+
+
+def _prefills(process: ProcessSamples) -> list[_Sample]:
+    return [(call.duration_ns / 1e6, call.is_disturbed) for call in disturbance.calls_of(process, process.prefill)]
+
+
+def _first_tokens(process: ProcessSamples) -> list[_Sample]:
+    return [(call.duration_ns / 1e6, call.is_disturbed) for call in disturbance.calls_of(process, process.ttft)]
+
+
+def _rates(process: ProcessSamples) -> list[_Sample]:
+    return [
+        (len(run) / sum(step.duration_ns for step in run) * 1e9, any(step.is_disturbed for step in run))
+        for run in disturbance.runs_of(process)
+        if run
+    ]
+
+
+def disturbances(old: Record, new: Record) -> list[str]:
+    """Say of both records what makes their ratio less than sure: disturbed time, and processes that did not settle."""
+    found = []
+    for name, record in (("old", old), ("new", new)):
+        share = disturbance.disturbed_share(record.samples)
+        if share:
+            found.append(f"the {name} record {record.run_id} was disturbed in {share:.0%} of its timed time")
+        unsettled = sum(process.warmup.classification in UNSETTLED for process in record.samples)
+        if unsettled:
+            found.append(f"{unsettled} processes of the {name} record {record.run_id} did not settle")
+    return found
 
 
 def _median(processes: Sequence[Sequence[float]]) -> float | None:
@@ -138,11 +180,15 @@ def _memory(name: str, before: Sequence[MemorySeries], after: Sequence[MemorySer
 
 
 def _peak_range(series: Sequence[MemorySeries]) -> tuple[float, float]:
-    return float(min(item.peak_bytes for item in series)), max(highest_bytes(item) for item in series)
+    """Least and highest peak that another process may have; a single one does not show how they scatter."""
+    least, highest = float(min(item.peak_bytes for item in series)), max(highest_bytes(item) for item in series)
+    if len(series) == 1:
+        return least / (1.0 + MEMORY_MARGIN_SHARE), max(highest, least * (1.0 + MEMORY_MARGIN_SHARE))
+    return least, highest
 
 
 def _accuracy(domain: str, old: Record, new: Record, margin: float) -> Comparison:
-    """Ratio of two shares of the same rows, from the exact bounds of each as if they were unpaired."""
+    """Ratio of two shares of the same rows, row by row where both records tell of each, else as if unpaired."""
     name, before, after = f"accuracy/{domain}", old.accuracy.get(domain), new.accuracy.get(domain)
     if before is None or after is None:
         return _missing(name, *(None if item is None else item.num_right / item.num_rows for item in (before, after)))
@@ -153,9 +199,20 @@ def _accuracy(domain: str, old: Record, new: Record, margin: float) -> Compariso
     if apart := asked_apart(before, after):
         both = (item.num_right / item.num_rows for item in (before, after))
         return _missing(name, *both, reason=f"asked in two ways ({apart} differ)")
+    old_rows, new_rows = before.is_right(), after.is_right()
+    if old_rows is not None and new_rows is not None and len(old_rows) == len(new_rows):
+        return _paired_accuracy(name, old_rows, new_rows, margin)
     shares = [bounds.share_bounds(item.num_right, item.num_rows, confidence=_ONE_SIDED) for item in (before, after)]
     low, high = ratios.ratio_of_shares(*shares) or (None, None)
     return _row(name, shares[0].value, shares[1].value, low, high, margin)
+
+
+def _paired_accuracy(name: str, old: Sequence[bool], new: Sequence[bool], margin: float) -> Comparison:
+    low, high = ratios.ratio_of_paired_shares(old, new, confidence=_ONE_SIDED) or (None, None)
+    gained = sum(now and not was for was, now in zip(old, new, strict=True))
+    lost = sum(was and not now for was, now in zip(old, new, strict=True))
+    row = _row(name, sum(old) / len(old), sum(new) / len(new), low, high, margin)
+    return replace(row, reason=f"{gained} rows gained, {lost} lost")
 
 
 def _missing(name: str, old: float | None, new: float | None, *, reason: str = "") -> Comparison:

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 from .. import storage
+from ..cgroups import cpu_quota_cores
 from ..cores import num_usable_cores
 from ..errors import HavocError
 from .cuda_driver import CudaCard, open_cuda_card
@@ -195,6 +196,7 @@ def identify_host() -> Host:
         ram_bytes=_meminfo_bytes("MemTotal") or _physical_memory_bytes(),
         swap_bytes=_meminfo_bytes("SwapTotal") or 0,
         cpu_governor=_read_line(Path("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")),
+        cpu_quota_cores=cpu_quota_cores(),
         versions={
             "python": platform.python_version(),
             **{name: importlib.metadata.version(name) for name in (runtime_package(), "numpy", "nvidia-ml-py")},

@@ -8,7 +8,10 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
+from .disturbance import cpu_share, disturbed_share, off_cpu
+from .neighbours import MOST_NAMES, Neighbour
 from .schema import Check
+from .validity import FOREIGN_SHARE, MOST_DISTURBED_SHARE, MOST_STOPPED_SHARE, STEAL_SHARE
 from .vram import CROSS_CHECK_BYTES, disagreement
 
 if TYPE_CHECKING:
@@ -17,31 +20,54 @@ if TYPE_CHECKING:
     from .schema import CheckStatus, Device, Memory, ProcessSamples
     from .session import Attempt
 
-FOREIGN_CPU_SHARE = 0.25
-STEAL_SHARE = 0.10
 DRIFT_SHARE = 0.10
 SWAP_BYTES = 64_000_000
 MAJOR_PAGE_FAULTS = 100
 PARENT_CPU_SHARE = 0.01
 FULL_SHARE = 0.95
+REPEAT_SHARE = 0.10  # of a process's time: what is disturbed for longer is measured again where the profile allows it
 HARMLESS = frozenset({"gpu_idle", "applications_clocks_setting", "display_clock_setting"})
 
 
 def attempt_problems(attempt: Attempt) -> list[str]:
-    """Why one process's timings should be repeated: throttling, foreign GPU work, a busy or stolen CPU."""
+    """Why one process's timings should be repeated: throttling, foreign GPU work, a busy, stolen or rationed CPU."""
     problems = []
+    samples = attempt.samples
     reasons = {reason for point in attempt.telemetry for reason in point.throttle_reasons} - HARMLESS
     if reasons:
         problems.append(f"the device throttled ({', '.join(sorted(reasons))})")
     if any(point.num_foreign_processes for point in attempt.telemetry):
         problems.append("another process used the GPU")
-    if (attempt.samples.foreign_cpu_share or 0.0) > FOREIGN_CPU_SHARE:
-        problems.append(f"other processes used {attempt.samples.foreign_cpu_share:.0%} of the CPU")
-    if (attempt.samples.steal_share or 0.0) > STEAL_SHARE:
-        problems.append(f"the hypervisor took {attempt.samples.steal_share:.0%} of the CPU")
-    if attempt.samples.warmup.classification == "no_steady_state":
+    if stopped := _stopped_share(samples):
+        problems.append(f"the CPU quota was used up in {stopped:.0%} of its periods")
+    disturbed = disturbed_share([samples]) or 0.0
+    if (samples.foreign_cpu_share or 0.0) > FOREIGN_SHARE:
+        problems.append(f"other processes used {samples.foreign_cpu_share:.0%} of the CPU{_names([attempt])}")
+    elif (samples.steal_share or 0.0) > STEAL_SHARE:
+        problems.append(f"the hypervisor took {samples.steal_share:.0%} of the CPU")
+    elif disturbed > REPEAT_SHARE:
+        problems.append(f"it was disturbed in {disturbed:.0%} of its time{_names([attempt])}")
+    if samples.warmup.classification == "no_steady_state":
         problems.append("no two windows of calls agreed, so it was never warm")
     return problems
+
+
+def _names(attempts: Sequence[Attempt]) -> str:
+    """End a sentence with who ran beside the processes: the busiest programs, by their highest share of a core."""
+    cores: dict[str, float] = {}
+    for neighbour in (neighbour for attempt in attempts for neighbour in attempt.neighbours):
+        cores[neighbour.name] = max(cores.get(neighbour.name, 0.0), neighbour.cores)
+    busiest = sorted(cores.items(), key=lambda item: -item[1])[:MOST_NAMES]
+    return f": {', '.join(str(Neighbour(*item)) for item in busiest)}" if busiest else ""
+
+
+def _stopped_share(samples: ProcessSamples) -> float:
+    """Share of the control group's periods in which the process stood still; 0.0 up to what is harmless."""
+    around = samples.surroundings
+    if around is None or not around.num_periods:
+        return 0.0
+    share = (around.num_throttled_periods or 0) / around.num_periods
+    return share if share > MOST_STOPPED_SHARE else 0.0
 
 
 def session_checks(
@@ -49,14 +75,17 @@ def session_checks(
     *,
     memory: Memory,
     device: Device,
-    is_contention_invalid: bool,
     retry_reasons: Sequence[str],
     swap_growth_bytes: int | None,
 ) -> tuple[Check, ...]:
     """All checks of one session, in the order they are shown."""
     processes = [attempt.samples for attempt in attempts]
     return (
-        _contention(processes, "invalid" if is_contention_invalid else "warning"),
+        _contention(attempts),
+        _stolen(processes),
+        _quota(processes),
+        _disturbance(attempts),
+        _cpu_witness(processes),
         _throttling(attempts),
         _steadiness(processes),
         _drift(processes),
@@ -70,18 +99,64 @@ def session_checks(
     )
 
 
-def _contention(processes: Sequence[ProcessSamples], when_exceeded: CheckStatus) -> Check:
-    shares = [process.foreign_cpu_share for process in processes if process.foreign_cpu_share is not None]
+def _contention(attempts: Sequence[Attempt]) -> Check:
+    shares = [a.samples.foreign_cpu_share for a in attempts if a.samples.foreign_cpu_share is not None]
     if not shares:
         return Check(id="cpu_contention", status="unavailable", detail="the system does not count foreign CPU time")
     worst = max(shares)
+    is_exceeded = worst > FOREIGN_SHARE
+    detail = f"other processes used up to {worst:.0%} of the CPU while latency was measured"
+    detail += _names(attempts) if is_exceeded else ""
+    status: CheckStatus = "invalid" if is_exceeded else "ok"
+    return Check(id="cpu_contention", status=status, detail=detail[:500], value=worst, limit=FOREIGN_SHARE)
+
+
+def _stolen(processes: Sequence[ProcessSamples]) -> Check:
+    shares = [process.steal_share for process in processes if process.steal_share is not None]
+    if not shares:
+        return Check(id="cpu_steal", status="unavailable", detail="the system does not count what a hypervisor takes")
+    worst = max(shares)
+    status: CheckStatus = "invalid" if worst > STEAL_SHARE else "ok"
+    detail = f"the hypervisor took up to {worst:.0%} of the CPU"
+    return Check(id="cpu_steal", status=status, detail=detail, value=worst, limit=STEAL_SHARE)
+
+
+def _quota(processes: Sequence[ProcessSamples]) -> Check:
+    """Tell whether the control group of a container or service stopped a process for having used up its CPU time."""
+    around = [process.surroundings for process in processes if process.surroundings is not None]
+    if not any(item.num_periods is not None for item in around):
+        return Check(id="cpu_quota", status="unavailable", detail="no control group counts CPU time here")
+    worst = max(_stopped_share(process) for process in processes)
+    stopped = sum(item.num_throttled_periods or 0 for item in around)
+    periods = sum(item.num_periods or 0 for item in around)
+    status: CheckStatus = "invalid" if worst else "ok"
+    detail = f"the CPU quota was used up in {stopped} of {periods} periods"
+    return Check(id="cpu_quota", status=status, detail=detail, value=worst, limit=MOST_STOPPED_SHARE)
+
+
+def _disturbance(attempts: Sequence[Attempt]) -> Check:
+    """Say in which share of the timed time something else took the CPU; such calls say nothing of the model."""
+    shares = [share for attempt in attempts if (share := disturbed_share([attempt.samples])) is not None]
+    worst = max(shares, default=0.0)
+    statuses: dict[bool, CheckStatus] = {True: "invalid", False: "warning" if worst > 0 else "ok"}
+    detail = f"a process was disturbed in at most {worst:.0%} of its timed calls" if worst else "no call was disturbed"
     return Check(
-        id="cpu_contention",
-        status=when_exceeded if worst > FOREIGN_CPU_SHARE else "ok",
-        detail=f"other processes used up to {worst:.0%} of the CPU while latency was measured",
+        id="disturbance",
+        status=statuses[worst > MOST_DISTURBED_SHARE],
+        detail=(detail + (_names(attempts) if worst else ""))[:500],
         value=worst,
-        limit=FOREIGN_CPU_SHARE,
+        limit=MOST_DISTURBED_SHARE,
     )
+
+
+def _cpu_witness(processes: Sequence[ProcessSamples]) -> Check:
+    """Put CPU time beside wall time: slow and not running look alike on the clock alone."""
+    cores = cpu_share(processes)
+    if cores is None:
+        return Check(id="cpu_time", status="unavailable", detail="the model does not run on the CPU")
+    off = [is_off for process in processes for is_off in off_cpu(process.prefill)]
+    detail = f"prefills computed on {cores:.2f} cores; {sum(off)} of {len(off)} were off the CPU for a while"
+    return Check(id="cpu_time", status="ok", detail=detail, value=cores)
 
 
 def _throttling(attempts: Sequence[Attempt]) -> Check:

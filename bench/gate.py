@@ -14,15 +14,18 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import HavocError
 from ..export.artifact import MANIFEST, verify_hashes
 from ..storage import unreadable
 from . import coherence
+from .figures import STATISTICS, measured, unit_of
 from .limits import Line, Verdict, judge_limit, line_without_data
 from .rules import RULES, Case, Exit
 from .schema import asked_apart
+from .targets import load_target, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 EvidenceClass = Literal["measured_target", "measured_other_device", "projected", "simulated"]
 
 DEVICE_EXIT = 5
+NOT_CHECKED = "artifact not checked"
 ROWS_RULE = "No row counts twice."
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
@@ -51,8 +55,22 @@ class Finding:
 
 
 @dataclass(frozen=True, slots=True)
+class Figure:
+    """A measured metric: its name, what of its samples the value is, and the value in its unit."""
+
+    metric: str
+    title: str
+    statistic: str
+    unit: str
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict with everything it rests on."""
+    """A verdict with everything it rests on; `unlimited` is what was measured and has no limit on the target.
+
+    `is_artifact_checked`: the artifact's files were hashed anew. `target_file` and `target_sha256` name the limits.
+    """
 
     target: str
     verdict: Verdict
@@ -62,6 +80,10 @@ class Judgement:
     lines: tuple[Line, ...]
     findings: tuple[Finding, ...]
     run_ids: tuple[str, ...]
+    unlimited: tuple[Figure, ...] = ()
+    is_artifact_checked: bool = False
+    target_file: str | None = None
+    target_sha256: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -74,25 +96,34 @@ def judge(
     *,
     artifact_files: Mapping[str, str] | None = None,
     this_cpu: Cpu | None = None,
+    now: datetime | None = None,
 ) -> Judgement:
     """Judge records of one artifact on one device against a target.
 
     `artifact_files` maps the artifact's file names to their SHA-256 where the artifact is at hand; `this_cpu` is the
-    CPU the gate runs on, for targets that ask for it. Raises `HavocError` without a record.
+    CPU the gate runs on, for targets that ask for it; `now` is the time that a record's age counts to. Raises
+    `HavocError` without a record.
     """
     if not records:
         raise HavocError("no record to judge: measure one with `havoc bench`")
-    cases = [Case(record=record, target=target, artifact_files=artifact_files, this_cpu=this_cpu) for record in records]
+    now = now or datetime.now(UTC)
+    cases = [
+        Case(record=record, target=target, artifact_files=artifact_files, this_cpu=this_cpu, now=now)
+        for record in records
+    ]
     findings = (*join_findings(records), *(finding for case in cases for finding in rule_findings(case)))
     if findings:
         blocker = max(findings, key=lambda finding: finding.exit_code)
-        lines = [line_without_data(limit, blocker.blocks, blocker.reason) for limit in target.limits]
+        workload = target.workload
+        lines = [line_without_data(limit, blocker.blocks, blocker.reason, workload=workload) for limit in target.limits]
         verdict: Verdict = blocker.blocks
         exit_code, reason = int(blocker.exit_code), f"{blocker.rule}: {blocker.reason}"
     else:
         lines = [judge_limit(limit, records, target.protocol) for limit in target.limits]
         verdict = overall(lines)
         exit_code, reason = EXIT_CODES[verdict], summary(lines)
+        if verdict == "pass" and artifact_files is None:
+            reason = f"{reason}; {NOT_CHECKED}"
     return Judgement(
         target=target.name,
         verdict=verdict,
@@ -102,6 +133,31 @@ def judge(
         lines=tuple(lines),
         findings=findings,
         run_ids=tuple(record.run_id for record in records),
+        is_artifact_checked=artifact_files is not None,
+        target_file=target.origin.file if target.origin else None,
+        target_sha256=target.origin.sha256 if target.origin else None,
+        unlimited=figures_without_limit(records, target),
+    )
+
+
+def figures_without_limit(records: Sequence[Record], target: Target) -> tuple[Figure, ...]:
+    """What all records together measured that the target sets no limit on; it proves nothing."""
+    joined = records[-1].model_copy(
+        update={
+            "samples": tuple(process for record in records for process in record.samples),
+            "memory": records[-1].memory.model_copy(
+                update={
+                    "rss": tuple(series for record in records for series in record.memory.rss),
+                    "vram": tuple(series for record in records for series in record.memory.vram),
+                }
+            ),
+        }
+    )
+    limited = {limit.metric for limit in target.limits}
+    return tuple(
+        Figure(name, title_of(name, joined.workload), STATISTICS.get(name, "share right"), unit_of(name), value)
+        for name, value in measured(joined).items()
+        if name not in limited and value is not None
     )
 
 
@@ -113,6 +169,20 @@ def rule_findings(case: Case) -> list[Finding]:
         for rule, reason in found
         if reason is not None
     ]
+
+
+CIRCUMSTANCES = frozenset({"V03", "V05", "V07", "V09", "V10", "V11", "V12", "V13", "V25", "V26"})
+"""Rules on how it went when it was measured, which ask nothing of the target."""
+
+
+def why_invalid(record: Record) -> str | None:
+    """Why no number of this record may decide anything on any target; None where nothing speaks against it.
+
+    The sentence begins with the id of the rule that does not hold.
+    """
+    case = Case(record=record, target=load_target("host"))
+    found = ((rule.id, rule.check(case)) for rule in RULES if rule.id in CIRCUMSTANCES)
+    return next((f"{name}: {reason}" for name, reason in found if reason is not None), None)
 
 
 def join_findings(records: Sequence[Record]) -> list[Finding]:
@@ -180,10 +250,19 @@ def summary(lines: Sequence[Line]) -> str:
     """One sentence on all limits, the worst first."""
     num_met = sum(line.verdict == "pass" for line in lines)
     for verdict, words in (("fail", "missed"), ("inconclusive", "undecided"), ("not_measured", "not measured")):
-        names = [line.metric for line in lines if line.verdict == verdict]
-        if names:
-            return f"{num_met} of {len(lines)} limits proven met; {words}: {', '.join(names)}"
+        found = [line for line in lines if line.verdict == verdict]
+        if found:
+            names = ", ".join(line.metric for line in found)
+            because = _disturbed(found) if verdict == "inconclusive" else ""
+            return f"{num_met} of {len(lines)} limits proven met; {words}: {names}{because}"
     return f"all {len(lines)} limits proven met"
+
+
+def _disturbed(lines: Sequence[Line]) -> str:
+    """End the sentence on undecided limits where samples were disturbed: that is what to mend first."""
+    num_disturbed = sum(line.num_disturbed for line in lines)
+    num_samples = sum(line.num_samples for line in lines)
+    return f" ({num_disturbed} of {num_samples} samples were disturbed: free the machine)" if num_disturbed else ""
 
 
 def evidence_class(records: Sequence[Record], findings: Sequence[Finding]) -> EvidenceClass:

@@ -15,7 +15,7 @@ from . import page
 from .bounds import quantile_of
 from .figures import decode_rate, structure_of
 from .record import load_record
-from .report import RECORD, write_report
+from .report import RECORD, refuse_links, write_report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,6 +28,7 @@ HISTORY, INDEX = "history.jsonl", "index.html"
 
 def write_index(directory: Path, *, targets: Sequence[str]) -> Path:
     """Write every run's pages, then the history and the index above them; return the index."""
+    refuse_links(directory, (HISTORY, INDEX))
     runs, unread = [], []
     for folder in sorted(path.parent for path in directory.glob(f"*/{RECORD}")):
         try:
@@ -45,6 +46,8 @@ def write_index(directory: Path, *, targets: Sequence[str]) -> Path:
 
 
 def _load(path: Path) -> Record:
+    if path.parent.is_symlink():
+        raise HavocError("a link to another folder: give that one to `havoc report` itself")
     if not path.is_file():
         raise HavocError(f"{path}: a folder, a pipe or a device, not a file")
     return load_record(path)

@@ -117,7 +117,9 @@ _FIRST_CPU = Path("/sys/devices/system/cpu/cpu0")
 
 
 def _cpu_clock_mhz() -> float | None:
-    kilohertz = _number(_FIRST_CPU / "cpufreq/scaling_cur_freq")
+    """Clock of the fastest core: the one that works, while others idle at their lowest."""
+    files = _FIRST_CPU.parent.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
+    kilohertz = max((found for file in files if (found := _number(file)) is not None), default=None)
     if kilohertz is not None:
         return kilohertz / 1e3
     with contextlib.suppress(OSError, ValueError, IndexError):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import time
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,18 +21,20 @@ from typing import TYPE_CHECKING
 
 from .. import storage
 from ..errors import HavocError, MeasurementError
+from ..export.child import ENVIRONMENT_DEFAULTS
 from ..progress import SILENT
 from . import warmup
-from .child import ENVIRONMENT_DEFAULTS
 from .device import identify_host, swap_used_bytes
 from .findings import attempt_problems, session_checks
 from .memory import RSS_INTERVAL_MS, VRAM_INTERVAL_MS, MemoryWatch, joined, memory_process
+from .neighbours import wait_until_quiet
 from .profiles import profile_named
 from .record import Record
 from .schema import Energy, Memory, Protocol, Provenance
 from .session import TELEMETRY_INTERVAL_MS, Attempt, Session, cold_start, latency_process, open_session
 from .subject import describe
 from .tool import identify_tool
+from .validity import LOADED_BESIDE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,7 +54,7 @@ _ENVIRONMENT = (
     "PYTEST_XDIST_WORKER",
     "PYTHONHASHSEED",
 )
-_PRESENCE_ONLY = ("LD_PRELOAD", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")  # their values hold paths or identities
+_PRESENCE_ONLY = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", *LOADED_BESIDE)  # their values hold paths or identities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,30 +76,38 @@ def measure(
     num_threads: int | None = None,
     workload: Workload | None = None,
     previous: Record | None = None,
+    wait_s: float = 0.0,
     progress: Progress = SILENT,
 ) -> Record:
     """Measure an artifact on this machine and return the sealed record.
 
-    `provider` None takes the GPU where CUDA shows one, else the CPU; `num_threads` None is one thread a physical core.
-    `purpose` follows the profile: "release" for release, else "confirm". Raises `HavocError` for what is no artifact,
-    `IdentityError` for a changed one or a device that is not there, `MeasurementError` when a process dies.
+    It waits up to `wait_s` seconds in all for others to leave the CPU alone, before the first process and before each
+    that is repeated; then it measures all the same, and the record tells of what disturbed it. `provider` None takes
+    the GPU where CUDA shows one, else the CPU; `num_threads` None is one thread a physical core. `purpose` follows the
+    profile: "release" for release, else "confirm". Raises `HavocError` for what is no artifact, `IdentityError` for a
+    changed one or a device that is not there, `MeasurementError` when a process dies.
     """
     plan = profile_named(profile)
     chosen: Purpose = purpose or ("release" if profile == "release" else "confirm")
     with open_session(
         Path(artifact), profile=plan, provider=provider, num_threads=num_threads, workload=workload
     ) as session:
-        return run_session(session, purpose=chosen, previous=previous, progress=progress)
+        return run_session(session, purpose=chosen, previous=previous, wait_s=wait_s, progress=progress)
 
 
 def run_session(
-    session: Session, *, purpose: Purpose, previous: Record | None = None, progress: Progress = SILENT
+    session: Session,
+    *,
+    purpose: Purpose,
+    previous: Record | None = None,
+    wait_s: float = 0.0,
+    progress: Progress = SILENT,
 ) -> Record:
     """Carry out every process of an open session and return the sealed record."""
     subject = describe(session.held)
     swap_before = swap_used_bytes()
     try:
-        attempts, reasons, memories, cold = _all_processes(session, subject, progress)
+        attempts, reasons, memories, cold = _all_processes(session, subject, _Patience(wait_s, progress), progress)
     except HavocError:
         session.held.require_unchanged()  # another artifact in its place is the reason to be told
         raise
@@ -114,14 +125,29 @@ def run_session(
     )
 
 
+class _Patience:
+    """Waits for a quiet machine, for no more seconds in all than it was given."""
+
+    def __init__(self, wait_s: float, progress: Progress) -> None:
+        self._left_s, self._progress = wait_s, progress
+
+    def wait(self) -> None:
+        """Wait until the machine is quiet or the time is over."""
+        if self._left_s > 0:
+            began = time.monotonic()
+            wait_until_quiet(self._left_s, progress=self._progress)
+            self._left_s -= time.monotonic() - began
+
+
 def _all_processes(
-    session: Session, subject: Subject, progress: Progress
+    session: Session, subject: Subject, patience: _Patience, progress: Progress
 ) -> tuple[list[Attempt], list[str], list[Memory], ColdStart]:
     """Latency, then memory, then the cold start, one process after another."""
     profile = session.profile
     num_stages = profile.num_processes + profile.num_memory_processes + 1
+    patience.wait()
     with progress.stage("measure", num_stages, unit="processes") as stage:
-        attempts, reasons = _latency_processes(session, stage)
+        attempts, reasons = _latency_processes(session, patience, stage)
         memories = []
         for process in range(profile.num_memory_processes):
             memories.append(memory_process(session, process, weight_bytes=subject.weight_bytes))
@@ -131,7 +157,7 @@ def _all_processes(
     return attempts, reasons, memories, cold
 
 
-def _latency_processes(session: Session, stage: Stage) -> tuple[list[Attempt], list[str]]:
+def _latency_processes(session: Session, patience: _Patience, stage: Stage) -> tuple[list[Attempt], list[str]]:
     """Every latency process, repeated while it is disturbed and the profile allows it; and why each was repeated."""
     attempts: list[Attempt] = []
     reasons: list[str] = []
@@ -140,6 +166,7 @@ def _latency_processes(session: Session, stage: Stage) -> tuple[list[Attempt], l
         while len(reasons) < session.profile.num_retries and (problems := attempt_problems(attempt)):
             reasons.append(f"process {process}: {problems[0]}")
             stage.advance(0, note=f"repeating: {problems[0]}")
+            patience.wait()
             attempt = latency_process(session, process)
         attempts.append(attempt)
         stage.advance(note=_note(attempt.samples))
@@ -212,7 +239,6 @@ def _assembled(
         attempts,
         memory=memory,
         device=session.device,
-        is_contention_invalid=session.profile.is_contention_invalid,
         retry_reasons=retry_reasons,
         swap_growth_bytes=None if swap_after is None or swap_before_bytes is None else swap_after - swap_before_bytes,
     )
@@ -257,7 +283,7 @@ def _protocol(session: Session, attempts: Sequence[Attempt], retry_reasons: Sequ
         num_processes=profile.num_processes,
         num_threads=session.num_threads,
         min_busy_s=profile.prefill.min_busy_s + profile.ttft.min_busy_s + profile.decode.min_busy_s,
-        warmup_tolerance=warmup.TOLERANCE,
+        warmup_tolerance=warmup.LEAST_TOLERANCE,
         io_binding=True,
         kv_cache="preallocated",
         memory_interval_ms=RSS_INTERVAL_MS if session.card is None else VRAM_INTERVAL_MS,
@@ -280,6 +306,7 @@ def _energy(session: Session, attempts: Sequence[Attempt]) -> Energy | None:
         joules=sum(attempt.decode_joules or 0.0 for attempt in attempts),
         num_tokens=sum(attempt.decode_tokens for attempt in attempts),
         span_s=sum(attempt.decode_span_s for attempt in attempts),
+        process_j_per_tok=tuple((attempt.decode_joules or 0.0) / attempt.decode_tokens for attempt in attempts),
     )
 
 

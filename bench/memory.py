@@ -12,7 +12,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from .child import run_worker
+from ..export.child import run_worker
 from .gpu_processes import sort_out
 from .instruments import Sampler, process_rss_bytes, thinned
 from .schema import Memory, MemorySeries

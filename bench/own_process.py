@@ -9,8 +9,16 @@ import contextlib
 import os
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from ..cgroups import throttling
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+LOOK_INTERVAL_NS = 200_000_000  # twenty ticks of the coarsest clock: shorter stretches would be all rounding
 _STATUS = Path("/proc/self/status")
 
 
@@ -56,29 +64,110 @@ def own_usage() -> dict[str, int]:
     return {"involuntary_switches": usage.ru_nivcsw, "major_page_faults": usage.ru_majflt}
 
 
-class CpuShare:
-    """From its making on: the share of the machine's CPU that other processes, and the hypervisor, took."""
+class Surroundings:
+    """Reads between calls what else the machine did: counters since its making, kept as columns.
 
-    def __init__(self) -> None:
-        self._begin = (_system_ticks(), time.process_time())
+    `busy_ns` is CPU time that anybody used and `stolen_ns` what the hypervisor took, both on the CPUs that this process
+    may use; `own_ns` is this process's own CPU time. `waited_ns` is the time that one of its threads, the one which
+    waited longest between two readings, was ready to run and did not (`/proc/self/task/*/schedstat`): a computation on
+    many threads waits for its slowest. A column that the system does not count stays empty.
+    """
 
-    def since(self) -> dict[str, float]:
-        """`foreign_cpu_share` and `steal_share` in [0, 1]; empty where the system does not count."""
-        begin, end = self._begin[0], _system_ticks()
-        if begin is None or end is None or end[0] <= begin[0]:
+    def __init__(self, *, zero_ns: int) -> None:
+        self._zero_ns, self._next_ns = zero_ns, 0
+        self._cpus = usable_cpus()
+        self._waits, self._waited_ns = _thread_waits(), 0
+        self._begin = self._counters()
+        self._limits = throttling()
+        self._columns: dict[str, list[int]] = {"t_ns": [], **{name: [] for name in self._begin}}
+        self.look(force=True)
+
+    def look(self, *, force: bool = False) -> None:
+        """Take one reading, unless the last one is less than `LOOK_INTERVAL_NS` old."""
+        now = time.perf_counter_ns()
+        if now < self._next_ns and not force:
+            return
+        self._next_ns = now + LOOK_INTERVAL_NS
+        counters = self._counters()
+        self._columns["t_ns"].append(max(now - self._zero_ns, 0))
+        for name, before in self._begin.items():
+            self._columns[name].append(max(counters.get(name, before) - before, 0))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the columns as the record keeps them, with a last reading; throttling is counted once for all."""
+        self.look(force=True)
+        now = throttling()
+        since = None if now is None or self._limits is None else now.since(self._limits)
+        return {
+            "num_cpus": len(self._cpus) or os.cpu_count() or 1,
+            **self._columns,
+            **({} if since is None else asdict(since)),
+        }
+
+    def shares(self, begin: int = 0) -> dict[str, float]:
+        """`foreign_cpu_share` and `steal_share` in [0, 1] from reading number `begin` on; empty where not counted."""
+        moved = {name: column[-1] - column[begin] for name, column in self._columns.items()}
+        capacity_ns = moved["t_ns"] * (len(self._cpus) or 1)
+        if "busy_ns" not in moved or capacity_ns <= 0:
             return {}
-        total, busy, steal = (after - before for before, after in zip(begin, end, strict=True))
-        own = (time.process_time() - self._begin[1]) * os.sysconf("SC_CLK_TCK")
-        foreign = min(max(busy - own, 0.0), total)
-        return {"foreign_cpu_share": foreign / total, "steal_share": min(steal / total, 1.0)}
+        foreign_ns = max(moved["busy_ns"] - moved["own_ns"], 0)
+        return {
+            "foreign_cpu_share": min(foreign_ns / capacity_ns, 1.0),
+            "steal_share": min(moved["stolen_ns"] / capacity_ns, 1.0),
+        }
+
+    def __len__(self) -> int:
+        """Readings so far."""
+        return len(self._columns["t_ns"])
+
+    def _counters(self) -> dict[str, int]:
+        found: dict[str, int] = {}
+        if (ticks := busy_and_stolen_ns(self._cpus)) is not None:
+            found["busy_ns"], found["stolen_ns"] = ticks
+            found["own_ns"] = time.process_time_ns()
+        if self._waits is not None:
+            now = _thread_waits() or {}
+            moved = (wait - self._waits.get(thread, 0) for thread, wait in now.items())
+            self._waited_ns += max(moved, default=0)
+            self._waits = now
+            found["waited_ns"] = self._waited_ns
+        return found
 
 
-def _system_ticks() -> tuple[float, float, float] | None:
-    """All, busy and stolen ticks of all CPUs since boot."""
+def usable_cpus() -> frozenset[int]:
+    """Numbers of the CPUs that this process may run on; empty where the platform does not tell."""
+    return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
+
+
+def busy_and_stolen_ns(cpus: AbstractSet[int]) -> tuple[int, int] | None:
+    """CPU time that was used, and that the hypervisor took, on the given CPUs since boot; None off Linux."""
     with contextlib.suppress(OSError, ValueError):
-        user, nice, system, idle, iowait, irq, softirq, steal = map(
-            float, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-        )
-        busy = user + nice + system + irq + softirq
-        return busy + idle + iowait + steal, busy, steal
+        busy = stolen = 0
+        tick_ns = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
+        for line in Path("/proc/stat").read_text().splitlines():
+            name, *numbers = line.split()
+            if not name.startswith("cpu"):
+                break
+            if name != "cpu" and int(name[3:]) not in cpus:
+                continue
+            if name == "cpu" and len(cpus) < (os.cpu_count() or 1):
+                continue  # a sum of some is rounded once for each, the sum of all only once
+            user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, numbers[:8])
+            busy += user + nice + system + irq + softirq
+            stolen += steal
+            if name == "cpu":
+                break
+        return busy * tick_ns, stolen * tick_ns
     return None
+
+
+def _thread_waits() -> dict[str, int] | None:
+    """Time in ns that each thread of this process was ready and not running; None where the kernel does not count."""
+    waits = {}
+    try:
+        for task in os.scandir("/proc/self/task"):
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a thread that has just ended
+                waits[task.name] = int(Path(task.path, "schedstat").read_text().split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return waits or None

@@ -127,6 +127,8 @@ def prose(text: str) -> Markup:
 def content(run: Run) -> dict[str, Any]:
     """Everything both templates say, as strings and plain lists."""
     record = run.record
+    is_judged = any(not judgement.findings for _, judgement in run.judged)
+    limited = {line.metric for _, judgement in run.judged for line in judgement.lines if not judgement.findings}
     return {
         "name": record.subject.name,
         "run_id": record.run_id,
@@ -134,9 +136,11 @@ def content(run: Run) -> dict[str, Any]:
         "facts": facts(record),
         "verdicts": [verdict(target.title, judgement) for target, judgement in run.judged],
         "figures": [
-            (label(name), show(value, unit_of(name))) for name, value in measured(record).items() if value is not None
+            (label(name), show(value, unit_of(name)))
+            for name, value in measured(record).items()
+            if value is not None and not (is_judged and name in limited)
         ],
-        "is_judged": any(not judgement.findings for _, judgement in run.judged),
+        "is_judged": is_judged,
         "scores": score_table(run.scores),
         "environment": environment_rows(record, run.previous),
         "has_previous": run.previous is not None,
@@ -157,6 +161,7 @@ def verdict(title: str, judgement: Any) -> dict[str, Any]:  # noqa: ANN401 - a J
         "evidence": EVIDENCE_WORDS[judgement.evidence],
         "exit_code": judgement.exit_code,
         "reason": judgement.reason,
+        "origin": f"{judgement.target_file}, SHA-256 {judgement.target_sha256}" if judgement.target_sha256 else "",
         "is_judged": not judgement.findings,
         "lines": [limit_row(line) for line in judgement.lines],
         "findings": [f"{finding.rule}: {finding.sentence} Not so: {finding.reason}" for finding in judgement.findings],
@@ -168,6 +173,7 @@ def limit_row(line: Line) -> dict[str, Any]:
     return {
         "metric": line.metric,
         "title": line.title,
+        "statistic": line.statistic,
         "limit": f"{line.sign} {show(line.limit, line.unit)}",
         "value": show(line.value, line.unit),
         "interval": show_interval(line.low, line.high, line.unit),
@@ -189,8 +195,8 @@ def _samples(line: Line) -> str:
     return f"{count(line.num_samples, 'sample')} in {count(line.num_processes, 'process')}"
 
 
-def bar(line: Line) -> dict[str, float] | None:
-    """Positions in percent of a track: value, interval and limit; None without a value."""
+def bar(line: Line) -> dict[str, float | str] | None:
+    """Positions in percent of a track: value, interval and limit, and its ends in words; None without a value."""
     if line.value is None:
         return None
     low = line.value if line.low is None else line.low
@@ -208,6 +214,8 @@ def bar(line: Line) -> dict[str, float] | None:
         "low": place(low),
         "width": round(max(place(high) - place(low), 0.8), 2),
         "limit": place(line.limit),
+        "start": show(start, line.unit) if start else "0",
+        "end": show(end, line.unit),
         "good_from": 0.0 if line.sign == "<" else place(line.limit),
         "good_width": place(line.limit) if line.sign == "<" else round(100 - place(line.limit), 2),
     }

@@ -10,11 +10,12 @@ from ..errors import HavocError
 
 @dataclass(frozen=True)
 class Series:
-    """Repeat until both minima are met, or the longest time has passed and there are two."""
+    """Repeat until both minima are met, or the longest time has passed and there are `least`."""
 
     min_calls: int
     min_busy_s: float
     max_s: float
+    least: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +32,6 @@ class Profile:
     ttft: Series
     decode: Series
     memory: Series
-    is_contention_invalid: bool
 
     def plan(self) -> dict[str, Any]:
         """The worker's part of the plan, as JSON values."""
@@ -56,20 +56,18 @@ _SCREEN = Profile(
     ttft=Series(2, 0.0, 2.0),
     decode=Series(3, 0.3, 4.0),
     memory=Series(2, 0.0, 2.0),
-    is_contention_invalid=False,
 )
 _QUICK = Profile(
     name="quick",
     num_processes=5,
     num_memory_processes=1,
-    num_retries=0,
+    num_retries=2,
     warmup_window_s=0.1,
     warmup_max_s=3.0,
-    prefill=Series(20, 0.4, 15.0),
-    ttft=Series(8, 0.1, 8.0),
-    decode=Series(3, 0.4, 15.0),
-    memory=Series(3, 0.2, 10.0),
-    is_contention_invalid=False,
+    prefill=Series(20, 0.4, 5.0),
+    ttft=Series(8, 0.1, 1.0, least=1),
+    decode=Series(3, 0.4, 2.0, least=1),
+    memory=Series(3, 0.2, 1.0, least=1),
 )
 _STANDARD = Profile(
     name="standard",
@@ -82,7 +80,6 @@ _STANDARD = Profile(
     ttft=Series(20, 1.0, 60.0),
     decode=Series(5, 6.0, 120.0),
     memory=Series(5, 2.0, 60.0),
-    is_contention_invalid=True,
 )
 _RELEASE = Profile(
     name="release",
@@ -95,7 +92,6 @@ _RELEASE = Profile(
     ttft=Series(40, 4.0, 300.0),
     decode=Series(10, 60.0, 900.0),
     memory=Series(10, 10.0, 300.0),
-    is_contention_invalid=True,
 )
 PROFILES = {profile.name: profile for profile in (_SCREEN, _QUICK, _STANDARD, _RELEASE)}
 

@@ -79,7 +79,7 @@ def _failure(judgement: Judgement, lines: Sequence[Line], title: str, *, is_whol
 
     if is_whole or judgement.findings:
         return judgement_text(judgement, title)
-    words = ", ".join(f"{line.title}: {line.verdict.replace('_', ' ').upper()}" for line in lines)
+    words = ", ".join(f"{line.title}, {line.statistic}: {line.verdict.replace('_', ' ').upper()}" for line in lines)
     return f"{words} on {judgement.target} ({title})\n\n{limits_text(lines)}"
 
 

@@ -68,6 +68,33 @@ def detectable_change(low: float, high: float, *, confidence: float) -> float:
     return math.expm1((quantile(confidence) + quantile(POWER)) * error)
 
 
+def ratio_of_paired_shares(
+    old: Sequence[bool], new: Sequence[bool], *, confidence: float
+) -> tuple[float, float] | None:
+    """Bound `new / old` of two shares right of the same rows, answered row by row.
+
+    The hybrid Wilson score interval of Bonett & Price, Statistics in Medicine 25 (2006), equations 6 to 8: rows that
+    both answer alike say nothing of a change, so the interval is narrower than that of two independent shares. None
+    where the old share may be 0.
+    """
+    pairs = list(zip(old, new, strict=True))
+    num_old, num_new = sum(was for was, _ in pairs), sum(now for _, now in pairs)
+    num_moved, num_either = sum(was != now for was, now in pairs), sum(was or now for was, now in pairs)
+    if not num_either:
+        return None
+    joint = math.sqrt((num_moved + 2) / ((num_new + 1) * (num_old + 1)))
+    parts = [math.sqrt((1 - (count + 1) / (num_either + 2)) / (count + 1)) for count in (num_new, num_old)]
+    z = NormalDist().inv_cdf(confidence) * joint / sum(parts)
+    (new_low, new_high), (old_low, old_high) = (_wilson(count, num_either, z) for count in (num_new, num_old))
+    return (new_low / old_high, new_high / old_low) if old_low > 0 else None
+
+
+def _wilson(num_right: int, num_rows: int, z: float) -> tuple[float, float]:
+    """Wilson's score interval of a share."""
+    middle, reach = 2 * num_right + z**2, z * math.sqrt(z**2 + 4 * num_right * (1 - num_right / num_rows))
+    return (middle - reach) / (2 * (num_rows + z**2)), (middle + reach) / (2 * (num_rows + z**2))
+
+
 def ratio_of_shares(old: Bounds, new: Bounds) -> tuple[float, float] | None:
     """Bound `new / old` of two independent shares from their own bounds (MOVER-R: Donner & Zou, 2012, equation 9).
 

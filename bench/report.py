@@ -23,13 +23,13 @@ from ..errors import HavocError
 from . import page
 from .device import identify_cpu
 from .figures import printable
-from .gate import Judgement, judge
+from .gate import NOT_CHECKED, Judgement, hash_artifact, judge
 from .record import Record, load_record
 from .searched import Front, Scores, read_front, read_scores, why_not_its_front, why_not_its_scores
 from .targets import Target, load_target, require_known_tasks, require_pinned
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 WRITTEN = ("report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv")
 RECORD, SCORES, FRONT, SUMS = "record.json", "scores.json", "front.json", "SHA256SUMS"
@@ -46,6 +46,22 @@ _TELEMETRY_FIELDS = (
     "throttle_reasons",
     "used_bytes",
     "num_foreign_processes",
+)
+
+
+_JUDGEMENT_FIELDS = ("verdict", "reason", "exit_code", "evidence")
+_LINE_FIELDS = (
+    "verdict",
+    "statistic",
+    "unit",
+    "value",
+    "low",
+    "high",
+    "sign",
+    "limit",
+    "num_samples",
+    "num_processes",
+    "num_disturbed",
 )
 
 
@@ -67,13 +83,19 @@ class Run:
 
 
 def write_report(
-    directory: Path, *, targets: Sequence[str] = ("host", "gtx1660"), command: str | None = None
+    directory: Path,
+    *,
+    targets: Sequence[str] = ("host", "gtx1660"),
+    command: str | None = None,
+    artifact: Path | None = None,
 ) -> tuple[Path, list[Judgement]]:
     """Judge `record.json` of a folder against targets and write every page beside it.
 
-    `command` is the line that made the folder, shown as the way to repeat it. Returns the HTML page and the judgements.
+    `command` is the line that made the folder, shown as the way to repeat it; with `artifact` its files must be those
+    of the record, as `havoc gate --artifact` asks. Returns the HTML page and the judgements.
     """
-    run = read_run(directory, targets=targets, command=command)
+    refuse_links(directory, (*WRITTEN, SUMS))
+    run = read_run(directory, targets=targets, command=command, artifact=artifact)
     pages = {
         "report.html": page.html(run).encode(),
         "report.md": _within(page.markdown(run).encode(), MAX_MARKDOWN_BYTES),
@@ -87,12 +109,21 @@ def write_report(
     return directory / "report.html", [judgement for _, judgement in run.judged]
 
 
-def read_run(directory: Path, *, targets: Sequence[str], command: str | None = None) -> Run:
-    """Read a folder and judge its record; `HavocError` when it holds no sound record."""
+def refuse_links(directory: Path, names: Sequence[str]) -> None:
+    """Refuse to write where a link leads: pages belong into the folder, and what lies elsewhere is not theirs."""
+    for path in (directory / name for name in names):
+        if path.is_symlink():
+            raise HavocError(f"{path}: a link to {str(path.readlink())!r}, and pages stay in their folder: remove it")
+
+
+def read_run(
+    directory: Path, *, targets: Sequence[str], command: str | None = None, artifact: Path | None = None
+) -> Run:
+    """Read a folder and judge its record, of `artifact` where it is given; `HavocError` without a sound record."""
     if not (directory / RECORD).is_file():
         raise HavocError(f"{directory}: holds no {RECORD}; `havoc bench ARTIFACT --out {directory}` writes one")
     record = load_record(directory / RECORD)
-    cpu = identify_cpu()
+    cpu, files = identify_cpu(), None if artifact is None else hash_artifact(artifact)
     loaded = [load_target(name) for name in targets]
     for target in loaded:
         require_known_tasks(target, list(record.accuracy))
@@ -102,7 +133,7 @@ def read_run(directory: Path, *, targets: Sequence[str], command: str | None = N
     no_front = None if front is None else why_not_its_front(front, record)
     return Run(
         record=record,
-        judged=tuple((target, judge([record], target, this_cpu=cpu)) for target in loaded),
+        judged=tuple((target, judge([record], target, artifact_files=files, this_cpu=cpu)) for target in loaded),
         scores=None if no_scores else scores,
         front=None if no_front else front,
         previous=_previous(directory, record),
@@ -132,15 +163,29 @@ def _previous(directory: Path, record: Record) -> Record | None:
 
 
 def junit(run: Run) -> bytes:
-    """One suite a target, one case a limit: missed is a failure; undecided, invalid and not measured are errors."""
+    """One suite a target, one case a limit: missed is a failure; undecided, invalid and not measured are errors.
+
+    Verdict and reason are the first properties of a suite, what has no limit the last; a case has its figures.
+    """
     root = ET.Element("testsuites", name="havoc gate")
     for target, judgement in run.judged:
         outcomes = [_junit_outcome(line.verdict) for line in judgement.lines]
         suite = ET.SubElement(root, "testsuite", name=printable(target.name), tests=str(len(outcomes)), skipped="0")
+        properties = ET.SubElement(suite, "properties")
+        for name, value in (
+            ("verdict", judgement.verdict),
+            ("artifact", "checked" if judgement.is_artifact_checked else NOT_CHECKED),
+            ("target file", printable(judgement.target_file or "")),
+            ("target SHA-256", judgement.target_sha256 or ""),
+        ):
+            ET.SubElement(properties, "property", name=name, value=value)
         suite.set("failures", str(outcomes.count("fail")))
         suite.set("errors", str(outcomes.count("error")))
+        others = {f"{item.metric}, {item.statistic}, {item.unit}": item.value for item in judgement.unlimited}
+        _junit_properties(suite, {name: getattr(judgement, name) for name in _JUDGEMENT_FIELDS} | others)
         for line, outcome in zip(judgement.lines, outcomes, strict=True):
             case = ET.SubElement(suite, "testcase", classname=f"havoc.{printable(target.name)}", name=line.metric)
+            _junit_properties(case, {name: getattr(line, name) for name in _LINE_FIELDS})
             if outcome != "pass":
                 kind = "failure" if outcome == "fail" else "error"
                 ET.SubElement(case, kind, type=line.verdict, message=printable(line.reason)).text = printable(
@@ -150,16 +195,25 @@ def junit(run: Run) -> bytes:
     return b'<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root) + b"\n"
 
 
+def _junit_properties(parent: ET.Element, values: Mapping[str, object]) -> None:
+    """Add names and values, those that are not known left out."""
+    properties = ET.SubElement(parent, "properties")
+    for name, value in values.items():
+        if value is not None:
+            ET.SubElement(properties, "property", name=printable(name), value=printable(str(value)))
+
+
 def _junit_outcome(verdict: str) -> str:
     return verdict if verdict in {"pass", "fail"} else "error"
 
 
 def badge(judgement: Judgement) -> dict[str, object]:
     """Return a shields.io endpoint document for the first target."""
+    unchecked = f", {NOT_CHECKED}" if judgement.verdict == "pass" and not judgement.is_artifact_checked else ""
     return {
         "schemaVersion": 1,
         "label": f"havoc {judgement.target}",
-        "message": judgement.verdict.replace("_", " "),
+        "message": judgement.verdict.replace("_", " ") + unchecked,
         "color": _BADGE_COLOURS.get(judgement.verdict, "lightgrey"),
     }
 

@@ -8,9 +8,12 @@ Nothing here names the machine, its user or a path.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 PositiveNs = Annotated[int, Field(gt=0, lt=2**62)]
 TimestampNs = Annotated[int, Field(ge=0, lt=2**62)]
@@ -30,6 +33,9 @@ Word = Annotated[str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$", max
 RelativeName = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.\-]*(/[A-Za-z0-9_][A-Za-z0-9_.\-]*)*$", max_length=200)
 ]
+
+ROWS_PER_DIGIT = 4
+RowBits = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]+$", max_length=2**24 // ROWS_PER_DIGIT)]
 
 Evidence = Literal["measured", "simulated", "projected"]
 Purpose = Literal["screen", "confirm", "release"]
@@ -124,7 +130,8 @@ class Subject(Part):
 class Workload(Part):
     """What was asked of the model: tokens are uniform random ids, drawn anew for every call from the seed.
 
-    `decode_tokens` counts the first generated token, which belongs to the prefill and is not timed with the others.
+    `decode_tokens` counts the first generated token, which belongs to the prefill and is not timed with the others. Of
+    `batch_size` prompts at once, tokens and rates are those of each.
     """
 
     batch_size: PositiveCount = 1
@@ -200,7 +207,10 @@ class Device(Part):
 
 
 class Host(Part):
-    """The machine around the device, without anything that names it."""
+    """The machine around the device, without anything that names it.
+
+    `cpu_quota_cores` is the CPU time that a container or service may use, in cores; null without such a limit.
+    """
 
     os: Text
     kernel: Text
@@ -209,6 +219,7 @@ class Host(Part):
     ram_bytes: PositiveBytes
     swap_bytes: Bytes
     cpu_governor: Text | None = None
+    cpu_quota_cores: Annotated[float, Field(gt=0, lt=1e6)] | None = None
     versions: dict[Text, Text]
 
 
@@ -238,26 +249,37 @@ class Protocol(Part):
 
 
 class Calls(Part):
-    """Timed calls in order: when each began (ns since the process's first clock reading) and how long it took."""
+    """Timed calls in order: when each began (ns since the process's first clock reading) and how long it took.
+
+    `cpu_ns` is the CPU time that all threads of the process used during each call; empty where it was not counted.
+    """
 
     start_ns: tuple[TimestampNs, ...] = ()
     duration_ns: tuple[PositiveNs, ...] = ()
+    cpu_ns: tuple[TimestampNs, ...] = ()
 
     @model_validator(mode="after")
     def _one_start_each(self) -> Self:
         if len(self.start_ns) != len(self.duration_ns):
             msg = f"{len(self.start_ns)} start times for {len(self.duration_ns)} durations"
             raise ValueError(msg)
+        if self.cpu_ns and len(self.cpu_ns) != len(self.duration_ns):
+            msg = f"{len(self.cpu_ns)} CPU times for {len(self.duration_ns)} durations"
+            raise ValueError(msg)
         return self
 
 
 class Episode(Part):
-    """One decode run: `num_tokens` generated, of which the first came with the prefill and each other took one step."""
+    """One decode run: `num_tokens` generated, of which the first came with the prefill and each other took one step.
+
+    `cpu_ns` is the CPU time of all threads over all steps; null where it was not counted.
+    """
 
     start_ns: TimestampNs
     prefill_ns: PositiveNs
     step_ns: tuple[PositiveNs, ...]
     num_tokens: Count
+    cpu_ns: TimestampNs | None = None
 
     @property
     def tok_per_s(self) -> float | None:
@@ -266,15 +288,68 @@ class Episode(Part):
 
 
 class Warmup(Part):
-    """The calls before the counted ones and how the process settled."""
+    """The calls before the counted ones and how the process settled.
+
+    `tolerance` is how far the medians of two windows were allowed to lie apart, as a share: what the scatter of the
+    calls explains. Null in records older than the field, whose protocol has one for all.
+    """
 
     classification: WarmupClass
     calls: Calls
     window_ns: tuple[PositiveNs, ...] = ()
+    tolerance: Annotated[float, Field(gt=0, lt=1e6)] | None = None
+
+
+class Surroundings(Part):
+    """What else the machine did while a process worked: counters, read between calls, as columns of equal length.
+
+    `t_ns` is on the clock of the process's calls. CPU time that anybody used (`busy_ns`) and that the hypervisor took
+    (`stolen_ns`) is that of the `num_cpus` the process may use; `own_ns` is its own. `waited_ns` is the time that one
+    of its threads, the one which waited longest since the reading before, was ready to run and did not. An empty column
+    was not counted. The last three count how often the process's control group stood still because its CPU quota was
+    used up.
+    """
+
+    num_cpus: PositiveCount
+    t_ns: tuple[TimestampNs, ...]
+    busy_ns: tuple[TimestampNs, ...] = ()
+    own_ns: tuple[TimestampNs, ...] = ()
+    stolen_ns: tuple[TimestampNs, ...] = ()
+    waited_ns: tuple[TimestampNs, ...] = ()
+    num_periods: Count | None = None
+    num_throttled_periods: Count | None = None
+    throttled_ns: TimestampNs | None = None
+
+    @model_validator(mode="after")
+    def _columns_are_equally_long(self) -> Self:
+        for name in ("busy_ns", "own_ns", "stolen_ns", "waited_ns"):
+            column = getattr(self, name)
+            if column and len(column) != len(self.t_ns):
+                msg = f"{len(column)} readings of {name} at {len(self.t_ns)} times"
+                raise ValueError(msg)
+        if len(self.busy_ns) != len(self.own_ns):
+            msg = "busy_ns without own_ns, or the other way round"
+            raise ValueError(msg)
+        return self
+
+
+class WorkDone(Part):
+    """What shows that timed calls did the work: `num_calls` of them left in the cache what the same tokens leave alone.
+
+    `largest_error` is the largest RMS difference of keys or values, in units of their own RMS, outside the timed spans;
+    `short_step_ns` are single steps after a few tokens, which take no longer than those after many.
+    """
+
+    num_calls: Count
+    largest_error: Annotated[float, Field(ge=0, le=1e6)]
+    short_step_ns: tuple[PositiveNs, ...] = ()
 
 
 class ProcessSamples(Part):
-    """Everything one fresh latency process measured."""
+    """Everything one fresh latency process measured.
+
+    `clock_span_ns` is how long the counted part took by each clock that reached the process by a way of its own.
+    """
 
     process: Count
     load_ns: PositiveNs
@@ -290,6 +365,9 @@ class ProcessSamples(Part):
     major_page_faults: Count | None = None
     foreign_cpu_share: Annotated[float, Field(ge=0, le=1)] | None = None
     steal_share: Annotated[float, Field(ge=0, le=1)] | None = None
+    surroundings: Surroundings | None = None
+    clock_span_ns: dict[Word, PositiveNs] = {}
+    work_done: WorkDone | None = None
     busy_ns: TimestampNs = 0
 
     @property
@@ -389,12 +467,13 @@ class TelemetryPoint(Part):
 
 
 class Energy(Part):
-    """Energy of a span of decoding: `joules / num_tokens` is `energy_j_per_tok`."""
+    """Energy of a span of decoding: `joules / num_tokens` is `energy_j_per_tok`, and each process has its own."""
 
     method: Text
     joules: Annotated[float, Field(gt=0, lt=1e12)]
     num_tokens: Annotated[int, Field(gt=0, lt=2**62)]
     span_s: Annotated[float, Field(gt=0, lt=1e9)]
+    process_j_per_tok: tuple[Annotated[float, Field(gt=0, lt=1e12)], ...] = ()
 
 
 class Check(Part):
@@ -421,13 +500,21 @@ class MetricCounts(Part):
         return self
 
 
+def row_bits(right: Sequence[bool]) -> str:
+    """Write which rows were right as `DomainAccuracy.right_rows` holds it."""
+    bits = "".join("01"[is_right] for is_right in right)
+    bits += "0" * (-len(bits) % ROWS_PER_DIGIT)
+    return f"{int(bits, 2):0{len(bits) // ROWS_PER_DIGIT}x}"
+
+
 class DomainAccuracy(Part):
     """Right answers of the exported artifact on rows of one split, named by the hash of their content.
 
     `num_right` counts by `metric`, `metrics` by each metric of the task. `task_sha256` names what its file says,
     `data_sha256` the files that the rows were read from (null: made here, or from the hub), `few_shot` counts the
-    solved rows in front of every question, and `chat` says whether prompts went through the model's chat template. They
-    are null or empty in records older than these fields.
+    solved rows in front of every question, and `chat` says whether prompts went through the model's chat template.
+    `right_rows` holds one bit a row, in hexadecimal digits, the first row in the highest bit of the first. They are
+    null or empty in records older than these fields.
     """
 
     num_right: NumRows
@@ -443,6 +530,24 @@ class DomainAccuracy(Part):
     chat: bool | None = None
     task_sha256: Sha256 | None = None
     data_sha256: Sha256 | None = None
+    right_rows: RowBits | None = None
+
+    def is_right(self) -> tuple[bool, ...] | None:
+        """Whether each row was answered right, in the order that `rows_sha256` names; None where only sums are kept."""
+        if self.right_rows is None:
+            return None
+        bits = "".join(f"{int(digit, 16):04b}" for digit in self.right_rows)
+        return tuple(bit == "1" for bit in bits[: self.num_rows])
+
+    @model_validator(mode="after")
+    def _rows_fit(self) -> Self:
+        if self.right_rows is not None:
+            right = self.is_right() or ()
+            num_digits = -(-self.num_rows // ROWS_PER_DIGIT)
+            if len(self.right_rows) != num_digits or sum(right) != self.num_right:
+                msg = f"right_rows tells of {sum(right)} right of {len(right)} rows, num_right of {self.num_right}"
+                raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _counts_fit(self) -> Self:

@@ -6,6 +6,7 @@ its energy counter at the marks where decoding begins and ends.
 
 from __future__ import annotations
 
+import os
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..cores import num_physical_cores
 from ..errors import HavocError
+from ..export.child import run_worker
 from ..export.held import hold
-from .child import run_worker
 from .cuda_driver import CudaCard, open_cuda_card
 from .device import CPU_PROVIDER, CUDA_PROVIDER, identify_device, runtime_package
 from .instruments import Sampler, cpu_energy_j, cpu_reading, gpu_reading, telemetry_points
+from .neighbours import Neighbour, snapshot
 from .nvml import Card, Nvml, open_nvml
 from .schema import ColdStart, Device, ProcessSamples, TelemetryPoint, Workload
 
@@ -123,7 +125,7 @@ def _watched(session: Session) -> Iterator[Session]:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One latency process: its samples and what was seen of the device meanwhile."""
+    """One latency process: its samples and what was seen of the device and the other processes meanwhile."""
 
     samples: ProcessSamples
     telemetry: tuple[TelemetryPoint, ...]
@@ -131,6 +133,7 @@ class Attempt:
     decode_span_s: float
     decode_tokens: int
     parent_cpu_share: float
+    neighbours: tuple[Neighbour, ...] = ()
     provider_options: dict[str, str] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
@@ -169,6 +172,7 @@ def latency_process(
         return gpu_reading(session.card, own_pid=pid, idle_pids=session.idle_pids)
 
     sampler = Sampler(read, interval_ms=TELEMETRY_INTERVAL_MS)
+    beside = snapshot()
     cpu_before, wall_before = time.process_time(), time.perf_counter()
     with ExitStack() as stack:
         result = run_worker(
@@ -188,6 +192,7 @@ def latency_process(
         decode_span_s=(end[0] - begin[0]) / 1e9,
         decode_tokens=end[2],
         parent_cpu_share=share,
+        neighbours=snapshot().since(beside, own_pids={pid, os.getpid()}).neighbours,
         provider_options=result.pop("provider_options"),
         extra=result,
     )

@@ -10,7 +10,7 @@ import math
 import statistics
 from typing import TYPE_CHECKING
 
-from . import physics
+from . import disturbance, physics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,12 +20,22 @@ if TYPE_CHECKING:
     from .schema import MemorySeries
 
 PROVIDER_OF_KIND = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+LOADED_BESIDE = ("LD_PRELOAD", "LD_AUDIT", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
+"""Variables that bring code of somebody else into a process that measures, its clock included."""
+MOST_WORK_ERROR = 0.25
+"""Quantized products of few and of many rows differ by hundredths; what was never computed, by 1."""
+_LONG_CONTEXT, _MOST_SHORT_STEP = 128, 1.5
+_CLOCK_SHARE, _CLOCK_SLACK_NS = 0.01, 100_000_000
+"""Time servers steer by 0.05 % at most; the coarsest clock ticks in hundredths of a second."""
 HARMLESS_THROTTLE_REASONS = frozenset({"none", "gpu_idle", "applications_clocks_setting", "display_clock_setting"})
 CROSS_CHECK_BYTES = 64_000_000
 CROSS_CHECK_SHARE = 0.05
 CLOCK_DROP_SHARE = 0.10
 MIN_DISTINCT_OUTPUTS = 2
-STEAL_SHARE = 0.25
+STEAL_SHARE = 0.10
+FOREIGN_SHARE = 0.25
+MOST_DISTURBED_SHARE = 0.5
+MOST_STOPPED_SHARE = 0.01
 
 
 def purpose_is_release(case: Case) -> str | None:
@@ -43,6 +53,9 @@ def workload_is_the_targets(case: Case) -> str | None:
         for field, value in wanted.model_dump().items()
         if getattr(found, field) != value
     ]
+    num_threads = case.target.protocol.num_threads
+    if num_threads is not None and case.record.protocol.num_threads != num_threads:
+        different.append(f"num_threads {case.record.protocol.num_threads} instead of {num_threads}")
     return f"another workload was measured: {', '.join(different)}" if different else None
 
 
@@ -119,15 +132,15 @@ def nothing_throttled(case: Case) -> str | None:
 
 
 def clocks_are_steady(case: Case) -> str | None:
-    """Refuse core clocks that fell while the work went on."""
-    clocks = [point.sm_clock_mhz for point in case.record.telemetry if point.sm_clock_mhz]
+    """Refuse core clocks, of a card or a CPU, that fell while the work went on."""
+    clocks = [clock for point in case.record.telemetry if (clock := point.sm_clock_mhz or point.cpu_clock_mhz)]
     if not clocks:
         return None
     typical = statistics.median(clocks)
     tenth = sorted(clocks)[len(clocks) // 10]
     if tenth >= (1 - CLOCK_DROP_SHARE) * typical:
         return None
-    return f"the core clock fell from {typical:g} to {tenth} MHz during the measurement"
+    return f"the core clock fell from {typical:g} to {tenth:g} MHz during the measurement"
 
 
 def no_foreign_process(case: Case) -> str | None:
@@ -144,10 +157,81 @@ def cpu_was_not_stolen(case: Case) -> str | None:
     return f"the hypervisor took {worst:.0%} of the CPU time away (at most {STEAL_SHARE:.0%})"
 
 
+def cpu_was_not_busy(case: Case) -> str | None:
+    """Refuse a measurement beside other work: in one process too much of it, or over more than half of the time."""
+    processes = case.record.samples
+    worst = max((process.foreign_cpu_share or 0.0 for process in processes), default=0.0)
+    if worst > FOREIGN_SHARE:
+        return f"other processes used {worst:.0%} of the CPU (at most {FOREIGN_SHARE:.0%}): free the machine"
+    disturbed = max((disturbance.disturbed_share([process]) or 0.0 for process in processes), default=0.0)
+    if disturbed <= MOST_DISTURBED_SHARE:
+        return None
+    return (
+        f"a process was disturbed in {disturbed:.0%} of its time (at most {MOST_DISTURBED_SHARE:.0%}), "
+        "by other work on the CPU or because it was not running: free the machine"
+    )
+
+
+def quota_was_not_used_up(case: Case) -> str | None:
+    """Refuse a process that its control group stopped, because the CPU time it is allowed was used up."""
+    around = [process.surroundings for process in case.record.samples if process.surroundings is not None]
+    counted = [(item.num_throttled_periods or 0, item.num_periods) for item in around if item.num_periods]
+    if not counted:
+        return None
+    stopped, periods = max(counted, key=lambda pair: pair[0] / pair[1])
+    if stopped <= MOST_STOPPED_SHARE * periods:
+        return None
+    quota = case.record.host.cpu_quota_cores
+    limit = "" if quota is None else f" of {quota:g} cores"
+    return f"the CPU quota{limit} was used up in {stopped} of {periods} periods: raise it, or use fewer threads"
+
+
 def not_under_xdist(case: Case) -> str | None:
     """Refuse timings taken beside parallel test workers."""
     worker = case.record.protocol.environment.get("PYTEST_XDIST_WORKER")
     return f"measured inside pytest-xdist worker {worker}, beside other tests" if worker else None
+
+
+def nothing_was_loaded_beside(case: Case) -> str | None:
+    """Refuse a measurement into whose processes the environment brought code of somebody else."""
+    found = [name for name in LOADED_BESIDE if case.record.protocol.environment.get(name)]
+    if not found:
+        return None
+    return f"measured with {' and '.join(found)} set, which can load code that bends the clock: unset it, measure again"
+
+
+def clocks_agree(case: Case) -> str | None:
+    """Compare how long the counted part took by every clock of a process: one that was bent differs."""
+    for process in case.record.samples:
+        spans = process.clock_span_ns
+        if spans and max(spans.values()) - min(spans.values()) > _CLOCK_SHARE * max(spans.values()) + _CLOCK_SLACK_NS:
+            told = ", ".join(f"{name} {span_ns / 1e9:.3f} s" for name, span_ns in spans.items())
+            return f"process {process.process}: its clocks disagree ({told}): one of them was bent"
+    return None
+
+
+def timed_calls_did_the_work(case: Case) -> str | None:
+    """Refuse a model that works less where it knows that it is timed."""
+    for process in case.record.samples:
+        work = process.work_done
+        if work is None:
+            continue
+        where = f"process {process.process}"
+        if work.largest_error > MOST_WORK_ERROR:
+            return (
+                f"{where}: timed calls left other keys and values than the same tokens read alone (error "
+                f"{work.largest_error:.3g}, at most {MOST_WORK_ERROR:g}): the model skips work when it is timed"
+            )
+        steps = [ns for run in process.decode for ns in run.step_ns]
+        if case.record.workload.context_tokens < _LONG_CONTEXT or not (steps and work.short_step_ns):
+            continue
+        short_ns, long_ns = min(work.short_step_ns), statistics.median(steps)
+        if short_ns > _MOST_SHORT_STEP * long_ns:
+            return (
+                f"{where}: a step after a few tokens takes {short_ns / 1e6:.3g} ms at least, one after many "
+                f"{long_ns / 1e6:.3g} ms: the model skips work when it is timed"
+            )
+    return None
 
 
 def memory_holds_the_weights(case: Case) -> str | None:

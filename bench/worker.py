@@ -5,7 +5,7 @@ Times are `perf_counter_ns`, whose clock all processes of a machine share. Input
 outside the timed span; the garbage collector is off inside it. Keys and values stay in buffers that were allocated
 once: no call is charged for allocating them.
 
-    B = 1 batch, T prompt tokens, V vocab
+    B batch, T prompt tokens, V vocab
 """
 
 from __future__ import annotations
@@ -13,10 +13,8 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
-import os
+import math
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,10 +24,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import HavocError
+from ..export.serving import serve
 from ..export.session import DecoderSession
+from ..storage import scratch_directory
 from . import warmup
-from .own_process import CpuShare, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
+from .clocks import clock_readings, clock_spans
+from .own_process import Surroundings, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
 from .page_cache import disk_read_bytes, put_out, state_of
+from .witness import Witness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,9 +39,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..export.past import Past
+    from ..export.serving import Emit
     from ..model.config import HavocConfig
 
-Emit = Callable[[dict[str, Any]], None]
+UNCOUNTED_S = 0.5
 
 
 @dataclass
@@ -48,11 +51,14 @@ class Measured:
 
     start_ns: list[int] = field(default_factory=list)
     duration_ns: list[int] = field(default_factory=list)
+    cpu_ns: list[int] = field(default_factory=list)
 
-    def add(self, start_ns: int, end_ns: int) -> None:
-        """Keep one call."""
+    def add(self, start_ns: int, end_ns: int, cpu_ns: int | None = None) -> None:
+        """Keep one call, with the CPU time of all threads during it where that tells something."""
         self.start_ns.append(start_ns)
         self.duration_ns.append(max(end_ns - start_ns, 1))
+        if cpu_ns is not None:
+            self.cpu_ns.append(cpu_ns)
 
     @property
     def busy_s(self) -> float:
@@ -68,11 +74,13 @@ class Bench:
         self.emit = emit
         self.workload = request["workload"]
         self.zero_ns = time.perf_counter_ns()
+        self.around = Surroundings(zero_ns=self.zero_ns)
         self.rng = np.random.default_rng([self.workload["seed"], request["process"]])
         self.num_nonfinite_logits = 0
         self.outputs: set[bytes] = set()
         self.session = self._open(profile)
-        self.past = self.session.empty_past(1, capacity=self._require_context())
+        self.past = self.session.empty_past(self.workload["batch_size"], capacity=self._require_context())
+        self.witness = Witness(self.session)
         self.plain_ids = plain_ids(self.session.config)
 
     def _open(self, profile: Path | None) -> DecoderSession:
@@ -103,7 +111,7 @@ class Bench:
         return needed
 
     def prefill(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], Past]:
-        """Read a prompt [1, T] into the buffers, over what the call before left there."""
+        """Read prompts [B, T] into the buffers, over what the call before left there."""
         return self.session.extend(ids, None, self.past)
 
     def mark(self, name: str, **values: object) -> None:
@@ -111,73 +119,106 @@ class Bench:
         self.emit({"event": "mark", "name": name, "t_ns": time.perf_counter_ns(), **values})
 
     def prompt(self, num_tokens: int) -> NDArray[np.int64]:
-        """Uniform random ids [1, T] of plain tokens, new for every call."""
-        return self.rng.choice(self.plain_ids, size=(1, num_tokens))
+        """Uniform random ids [B, T] of plain tokens, new for every call."""
+        return self.rng.choice(self.plain_ids, size=(self.workload["batch_size"], num_tokens))
 
     def check(self, logits: NDArray[np.float32]) -> None:
         """Notice NaN and infinity, and whether different inputs give different outputs."""
         self.num_nonfinite_logits += int(logits.size - np.isfinite(logits).sum())
         self.outputs.add(hashlib.blake2b(np.ascontiguousarray(logits).tobytes(), digest_size=8).digest())
 
+    def cpu_ns(self) -> int | None:
+        """CPU time of all threads so far; None where the model runs on another processor, which this does not count."""
+        return time.process_time_ns() if self.request["provider"] == "CPUExecutionProvider" else None
+
+    def keep(self, into: Measured, begin: int, end: int, cpu_before: int | None) -> None:
+        """Keep one call between two clock readings, and look around where the last look is old."""
+        cpu_now = self.cpu_ns()
+        used = None if cpu_now is None or cpu_before is None else cpu_now - cpu_before
+        into.add(begin - self.zero_ns, end - self.zero_ns, used)
+        self.around.look()
+
     def time_prefill(self, into: Measured) -> None:
         """One prefill of a new prompt, to its last-token logits on the host."""
         ids = self.prompt(self.workload["prompt_tokens"])
+        cpu_before = self.cpu_ns()
         begin = time.perf_counter_ns()
-        logits, _past = self.prefill(ids)
+        logits, past = self.prefill(ids)
         end = time.perf_counter_ns()
-        into.add(begin - self.zero_ns, end - self.zero_ns)
+        self.keep(into, begin, end, cpu_before)
         self.check(logits)
+        self.witness.keep(ids, past)
 
     def time_first_token(self, into: Measured) -> None:
-        """One request from its text (ids where the artifact has no tokenizer) to the text of its first token."""
+        """One request from its text (ids where the artifact has no tokenizer) to the text of its first token.
+
+        In a batch every request is the same text.
+        """
         tokenizer, num_tokens = self.session.tokenizer, self.workload["prompt_tokens"]
         ids = self.prompt(num_tokens)
         text = "" if tokenizer is None else tokenizer.decode(ids[0].tolist())
+        cpu_before = self.cpu_ns()
         begin = time.perf_counter_ns()
         if tokenizer is not None:
             encoded = (tokenizer.encode(text) * num_tokens)[:num_tokens]
-            ids = np.array([encoded or ids[0].tolist()], dtype=np.int64)
-        logits, _past = self.prefill(ids)
+            ids = np.array([encoded or ids[0].tolist()] * len(ids), dtype=np.int64)
+        logits, past = self.prefill(ids)
         token = int(logits[0].argmax())
         if tokenizer is not None:
             tokenizer.decode([token])
         end = time.perf_counter_ns()
-        into.add(begin - self.zero_ns, end - self.zero_ns)
+        self.keep(into, begin, end, cpu_before)
         self.check(logits)
+        self.witness.keep(ids, past)
 
-    def time_episode(self) -> dict[str, Any]:
-        """Decode greedily after a new context: the first token comes with the prefill, others take timed steps."""
+    def time_episode(self, most_s: float = math.inf) -> dict[str, Any]:
+        """Decode greedily after a new context: the first token comes with the prefill, others take timed steps.
+
+        `most_s` ends it early, after that many seconds of decoding: for an episode that does not count.
+        """
         ids = self.prompt(self.workload["context_tokens"])
         begin = before = time.perf_counter_ns()
         logits, past = self.prefill(ids)
         token_ids = logits.argmax(axis=-1)[:, None]
         after = time.perf_counter_ns()
         prefill_ns = max(after - before, 1)
-        step_ns = []
+        step_ns, cpu_before = [], self.cpu_ns()
         for _ in range(self.workload["decode_tokens"] - 1):
             before = time.perf_counter_ns()
             logits, past = self.session.decode(token_ids, None, past)
             token_ids = logits.argmax(axis=-1)[:, None]
             step_ns.append(max(time.perf_counter_ns() - before, 1))
+            self.around.look()
+            if sum(step_ns) > most_s * 1e9:
+                break
+        cpu_now = self.cpu_ns()
         self.check(logits)
+        self.witness.keep(ids, past)
         return {
             "start_ns": begin - self.zero_ns,
             "prefill_ns": prefill_ns,
             "step_ns": step_ns,
             "num_tokens": 1 + len(step_ns),
+            "cpu_ns": None if cpu_now is None or cpu_before is None else cpu_now - cpu_before,
         }
 
     def warm_up(self) -> dict[str, Any]:
-        """Prefill until two windows agree, within the plan's bounds; all calls are kept."""
+        """Prefill until two windows agree as far as their own scatter lets them, within the plan's bounds.
+
+        All calls are kept.
+        """
         plan, calls = self.request["plan"], Measured()
         self.time_prefill(calls)
         window = warmup.calls_per_window(calls.duration_ns[0], plan["warmup_window_s"])
         medians: list[int] = []
-        while not warmup.is_steady(medians) and (len(medians) < 2 or calls.busy_s < plan["warmup_max_s"]):  # noqa: PLR2004
+        tolerance = warmup.LEAST_TOLERANCE
+        while not warmup.is_steady(medians, tolerance) and (len(medians) < 2 or calls.busy_s < plan["warmup_max_s"]):  # noqa: PLR2004
             for _ in range(window):
                 self.time_prefill(calls)
             medians = warmup.window_medians(calls.duration_ns[1:], window)
-        return {"classification": warmup.classify(medians), "calls": as_json(calls), "window_ns": medians}
+            tolerance = warmup.tolerance_of(calls.duration_ns[1:], window)
+        word = warmup.classify(medians, tolerance)
+        return {"classification": word, "calls": as_json(calls), "window_ns": medians, "tolerance": tolerance}
 
 
 def plain_ids(config: HavocConfig) -> NDArray[np.int64]:
@@ -190,16 +231,16 @@ def plain_ids(config: HavocConfig) -> NDArray[np.int64]:
 
 def as_json(calls: Measured) -> dict[str, list[int]]:
     """The record's form of timed calls."""
-    return {"start_ns": calls.start_ns, "duration_ns": calls.duration_ns}
+    return {"start_ns": calls.start_ns, "duration_ns": calls.duration_ns, "cpu_ns": calls.cpu_ns}
 
 
 def rounds(
     plan: dict[str, Any], spent_s: Callable[[], float], *, now: Callable[[], float] = time.perf_counter
 ) -> Iterator[int]:
-    """Count rounds until both the least number and the least busy time are reached, or the longest time has passed."""
+    """Count rounds until both minima are reached, or the longest time has passed and the least number is there."""
     begin, count = now(), 0
     while count < plan["min_calls"] or spent_s() < plan["min_busy_s"]:
-        if count >= 2 and now() - begin > plan["max_s"]:  # noqa: PLR2004 - two calls are the least series
+        if count >= plan["least"] and now() - begin > plan["max_s"]:
             return
         yield count
         count += 1
@@ -222,18 +263,23 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     warm = bench.warm_up()
     prefill, ttft = Measured(), Measured()
     decode: list[dict[str, Any]] = []
-    usage, cpu = own_usage(), CpuShare()
+    usage = own_usage()
     gc.collect()
     gc.disable()
+    bench.around.look(force=True)
+    first_look = len(bench.around) - 1
+    clocks = clock_readings()
     bench.mark("prefill")
     for _ in rounds(plan["prefill"], lambda: prefill.busy_s):
         bench.time_prefill(prefill)
     bench.mark("ttft")
     for _ in rounds(plan["ttft"], lambda: ttft.busy_s):
         bench.time_first_token(ttft)
-    bench.time_episode()  # shapes of decoding are met for the first time here, uncounted
+    bench.time_episode(UNCOUNTED_S)  # shapes of decoding are met for the first time here
     bench.mark("decode")
     decode.extend(bench.time_episode() for _ in rounds(plan["decode"], lambda: busy_s(decode)))
+    bench.around.look(force=True)
+    spans = clock_spans(clocks)
     bench.mark("end", num_tokens=sum(episode["num_tokens"] for episode in decode))
     gc.enable()
     samples = {
@@ -248,7 +294,10 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "num_nonfinite_logits": bench.num_nonfinite_logits,
         "num_distinct_outputs": len(bench.outputs),
         "busy_ns": sum(prefill.duration_ns) + sum(ttft.duration_ns) + round(busy_s(decode) * 1e9),
-        **cpu.since(),
+        **bench.around.shares(first_look),
+        "surroundings": bench.around.as_json(),
+        "clock_span_ns": spans,
+        "work_done": bench.witness.testify(bench.past),
         **{key: value - usage[key] for key, value in own_usage().items()},
     }
     return {"samples": samples, "provider_options": bench.session.provider_options}
@@ -307,8 +356,8 @@ def measure_memory(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 def measure_arena(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     """The most the runtime's allocator held for the provider while it read and wrote once, by its own profile."""
-    with tempfile.TemporaryDirectory(prefix="havoc-profile-") as folder:
-        bench = Bench(request, emit, profile=Path(folder) / "arena")
+    with scratch_directory("havoc-profile-") as folder:
+        bench = Bench(request, emit, profile=folder / "arena")
         bench.time_prefill(Measured())
         bench.time_episode()
         events = json.loads(bench.session.end_profiling().read_bytes())
@@ -341,43 +390,8 @@ TASKS: dict[str, Callable[[dict[str, Any], Emit], dict[str, Any]]] = {
 
 
 def main() -> int:
-    """Read the request, do it, write the result; every failure becomes one error line."""
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not mix with the answers
-
-    def emit(event: dict[str, Any]) -> None:
-        answers.write(json.dumps(event, allow_nan=False).encode() + b"\n")
-        answers.flush()
-
-    request = json.loads(_read_line())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        emit({"event": "result", "result": TASKS[request["task"]](request, emit)})
-    except HavocError as error:
-        emit({"event": "error", "type": type(error).__name__, "message": str(error)})
-        return error.exit_code
-    except MemoryError:
-        emit({"event": "error", "type": "MeasurementError", "message": "memory ran out while measuring"})
-        return 4
-    except KeyboardInterrupt:
-        return 130
-    return 0
-
-
-def _read_line() -> bytes:
-    data = b""
-    while not data.endswith(b"\n"):
-        piece = os.read(0, 1 << 16)
-        if not piece:
-            sys.exit(2)
-        data += piece
-    return data
-
-
-def _end_with_parent() -> None:
-    while os.read(0, 1):
-        pass
-    os._exit(3)
+    """Carry out the one request that comes on stdin."""
+    return serve(TASKS)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import HavocError, printable
 from ..model.structure import Structure
 from ..progress import make_progress
+from ..storage import read_bounded
 from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
 from .card import cost_sentence
 from .options import DEFAULT_OPTIONS, GraphOptions, choose_dialect, options_of
@@ -48,6 +49,8 @@ def handle_export(args: argparse.Namespace) -> int:
 
         print(f"note: {printable(missing_tokenizer(source.directory))}; nor will the artifact", file=sys.stderr)
     experts, alpha = _experts(args.experts, args.alpha, source)
+    if not args.replace:
+        _require_same_making(args.out, source, dict(zip((e.hash for e in experts), alpha, strict=True)), structure)
     progress = make_progress(quiet=args.quiet)
     if args.to == "hf":
         from .huggingface import export_huggingface
@@ -86,6 +89,24 @@ def handle_export(args: argparse.Namespace) -> int:
         args.json, {"directory": str(out), "format": "onnx", "manifest": manifest.to_json()}, _summary(out, manifest)
     )
     return 0
+
+
+def _require_same_making(out: Path, source: Source, weights: dict[str, float], structure: Structure) -> None:
+    """Refuse to replace an artifact that this command would not have written: it may be the result of a long search."""
+    try:
+        there = read_manifest(out)
+    except HavocError:  # none, or a damaged one: exporting again is how that is mended
+        return
+    mixed = {there.expert_hashes[domain]: weight for domain, weight in there.alpha.items()}
+    fields = {name: str(value) for name, value in structure.to_fields().items()}
+    for what, is_same in (
+        ("base", there.base_hash == source.hash),
+        ("mixture", mixed == weights),
+        ("structure", there.structure == fields),
+    ):
+        if not is_same:
+            msg = f"{out} holds an artifact of another {what}: choose another --out, or give --replace"
+            raise HavocError(msg)
 
 
 def _structure(args: argparse.Namespace) -> Structure:
@@ -313,11 +334,13 @@ def handle_generate(args: argparse.Namespace) -> int:
         "seed": args.seed or 0,
     }
     if (Path(args.model) / MANIFEST).exists():
-        from .session import DecoderSession
+        from ..model.config import HavocConfig
+        from .foreign import foreign_completions
 
-        runtime, session = "onnxruntime", DecoderSession.open(Path(args.model), is_chat=args.is_chat)
-        _require_fit(args.image, prompt.image_png, session.config, args.max_new_tokens)
-        (completion,) = session.generate_text([prompt], **settings)
+        runtime, directory = "onnxruntime", Path(args.model)
+        num_bytes = sum(file.num_bytes for file in read_manifest(directory).files.values())
+        _require_fit(args.image, prompt.image_png, HavocConfig.from_directory(directory), args.max_new_tokens)
+        (completion,) = foreign_completions(directory, [prompt], num_bytes=num_bytes, is_chat=args.is_chat, **settings)
     else:
         from ..model.checkpoint import load_base
         from ..model.generation import generate_text
@@ -346,18 +369,15 @@ def _image(path: Path) -> bytes:
     from ..model.vision import MAX_IMAGE_PIXELS
 
     try:
-        with path.open("rb") as file:
-            data = file.read(_MAX_IMAGE_BYTES + 1)
-        if len(data) <= _MAX_IMAGE_BYTES:
-            return png_of(open_picture(data, formats=_IMAGE_FORMATS, max_pixels=MAX_IMAGE_PIXELS))
+        data = read_bounded(path, max_bytes=_MAX_IMAGE_BYTES)
     except OSError as error:
         msg = f"{path}: {error.strerror or error}"
         raise HavocError(msg) from error
+    try:
+        return png_of(open_picture(data, formats=_IMAGE_FORMATS, max_pixels=MAX_IMAGE_PIXELS))
     except HavocError as error:
         msg = f"{path}: {error}"
         raise HavocError(msg) from error
-    msg = f"{path}: more than {_MAX_IMAGE_BYTES} bytes, which no picture here has"
-    raise HavocError(msg)
 
 
 def _require_fit(path: Path | None, png: bytes | None, config: HavocConfig, max_new_tokens: int) -> None:

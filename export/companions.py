@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from ..errors import HavocError
 from ..model.gguf_header import is_gguf, read_header
 from ..model.gguf_tokenizer import read_tokenizer
-from ..storage import explained, write_bytes
+from ..storage import explained, read_bounded, write_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ def carry(directory: Path | None, folder: Path) -> None:
         return
     for file in carried_files(directory):
         try:
-            content = file.read_bytes()
+            content = read_bounded(file)
         except OSError as error:
             raise explained(error, file) from error
         write_bytes(folder / file.name, content)

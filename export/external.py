@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ..errors import HavocError
-from ..storage import explained
+from ..storage import explained, read_bounded
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +37,9 @@ _MESSAGES: dict[str, dict[int, str]] = {
 }
 """Every message on a way to a tensor: the fields to follow, and the message that each of them holds."""
 
+_MAX_GRAPH_BYTES = 2**31
+"""Of which Protocol Buffers reads no larger one."""
+
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _MAX_VARINT_BYTES, _MAX_TAG = 10, 2**32 - 1
 
@@ -47,7 +50,7 @@ def external_locations(path: Path) -> set[str]:
     A file that is no ONNX graph, or is cut short, is a `HavocError`.
     """
     try:
-        data = path.read_bytes()
+        data = read_bounded(path, max_bytes=_MAX_GRAPH_BYTES)
     except OSError as error:
         raise explained(error, path) from error
     try:

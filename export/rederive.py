@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,13 +13,13 @@ from ..errors import HavocError, IdentityError
 from ..model.cost import num_parameters
 from ..model.structure import Structure
 from ..progress import SILENT, Progress
-from ..storage import write_json
+from ..storage import scratch_directory, write_json
 from .artifact import MANIFEST, READ_BY_RUNTIMES
 from .calibration import read_calibration
 from .companions import LICENCE_FILES
 from .datafile import StoredWeights, encoded_initializers
 from .fold import FoldedTensors
-from .format_cost import MAX_BLOCK_ERROR, block_error
+from .format_cost import block_error, block_limit
 from .graph import build_graphs, serialize
 from .layout import DATA_FILE, Layout
 from .options import GraphOptions, options_of
@@ -142,8 +141,9 @@ def _hold(directory: Path, layout: Layout, tensors: FoldedTensors, names: Collec
     """Every block of these matrices must be near the fold's."""
     stored = StoredWeights(directory / DATA_FILE, layout)
     for name in sorted(names):
-        error = block_error(stored[name], tensors[name])
-        if not error <= MAX_BLOCK_ERROR["int4"]:
+        limit = block_limit(layout[name])
+        error = block_error(stored[name], tensors[name], size=limit.size)
+        if not error <= limit.error:
             msg = f"{directory / DATA_FILE}: a block of {name} is {error:.3g} of its size off base + experts + alpha"
             raise IdentityError(msg)
 
@@ -169,8 +169,7 @@ def _require_companions(
     A base may be called otherwise today, and its licence may have been added since; experts are known by their hashes.
     """
     found = {name for name in manifest.files if name in READ_BY_RUNTIMES or name == MIXTURE_FILE}
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
+    with scratch_directory("havoc-verify-") as folder:
         write_companions(folder, source, replace(mixture, experts=(), alpha=()), options)
         document = mixture_document(source, mixture)
         document["base"]["name"] = manifest.base_name

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+ort.disable_telemetry_events()  # where somebody imported it before this package could tell it to keep quiet
+
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 DEVICES = {CUDA: "cuda", CPU: "cpu"}
@@ -83,6 +85,10 @@ def open_graph(
         msg += '; CUDA\'s libraries come with pip install "havoc-core[gpu]"' if provider == CUDA else ""
         raise IdentityError(msg)
     session.disable_fallback()
+    try:
+        _ = [(item.name, item.type, item.shape) for item in (*session.get_inputs(), *session.get_outputs())]
+    except UnicodeDecodeError as error:
+        raise HavocError(f"{label}: a name in it is not UTF-8; export the artifact again") from error
     return session, values
 
 
@@ -99,7 +105,10 @@ def placement(sessions: Mapping[str, ort.InferenceSession]) -> dict[str, list[st
     nodes: dict[str, list[str]] = {}
     for graph, session in sessions.items():
         for part in session.get_provider_graph_assignment_info():
-            nodes.setdefault(part.ep_name, []).extend(f"{graph}:{node.name}" for node in part.get_nodes())
+            try:
+                nodes.setdefault(part.ep_name, []).extend(f"{graph}:{node.name}" for node in part.get_nodes())
+            except UnicodeDecodeError as error:
+                raise HavocError(f"{graph}: the name of a node is not UTF-8; export the artifact again") from error
     return {name: sorted(found) for name, found in nodes.items()}
 
 

@@ -13,10 +13,10 @@ from ..model.config import HavocConfig
 from ..model.cost import num_parameters
 from ..storage import read_json, sha256_json
 from .artifact import MANIFEST
+from .foreign import foreign_fingerprint
 from .held import hold
-from .probe import fingerprint, fingerprint_distance
+from .probe import fingerprint_distance
 from .runtime import CPU
-from .session import DecoderSession
 from .signature import verify_signature
 
 if TYPE_CHECKING:
@@ -108,19 +108,18 @@ def _of_record(held: HeldArtifact, path: Path) -> Check:
 
 
 def _run(held: HeldArtifact, provider: str) -> list[Check]:
-    """Open the graphs and compare the logits they give with the fingerprint."""
-    directory, manifest, checks = held.place, held.manifest, []
-    session = DecoderSession.open(directory, provider=provider)
-    checks.append(Check(name="graph", finding=f"{manifest.graph.get('dialect')} dialect opens on {provider}"))
+    """Open the graphs, in a process that can be ended, and compare the logits they give with the fingerprint."""
+    manifest = held.manifest
+    num_bytes = sum(file.num_bytes for file in manifest.files.values())
+    found = foreign_fingerprint(held.place, provider=provider, num_bytes=num_bytes)
     weight_format = manifest.structure.get("weight_format", "fp32")
     is_half = manifest.structure.get("activation_dtype") == "fp16"
     limit = max(FINGERPRINT_LIMITS.get(weight_format, 1e-3), 0.05 if is_half else 0.0)
-    distance = fingerprint_distance(manifest.fingerprint, fingerprint(session))
+    distance = fingerprint_distance(manifest.fingerprint, found)
     if not distance <= limit:
-        found = f"the stored logits differ by {distance:.3g} of their spread (allowed {limit:g})"
-        msg = f"{directory}: {found}: another model or a broken runtime"
-        raise IdentityError(msg)
-    checks.append(
-        Check(name="fingerprint", finding=f"logits within {distance:.1e} of their spread (allowed {limit:g})")
-    )
-    return checks
+        differ = f"the stored logits differ by {distance:.3g} of their spread (allowed {limit:g})"
+        raise IdentityError(f"{held.place}: {differ}: another model or a broken runtime")
+    return [
+        Check(name="graph", finding=f"{manifest.graph.get('dialect')} dialect opens on {provider}"),
+        Check(name="fingerprint", finding=f"logits within {distance:.1e} of their spread (allowed {limit:g})"),
+    ]

@@ -17,6 +17,7 @@ GROUND = {
     "storage",
     "progress",
     "config",
+    "cgroups",
     "cores",
     "processes",
 }  # other modules at the root are the roof
@@ -33,11 +34,12 @@ DRAWING = {
     f"bench.{name}" for name in ("charts", "drawing", "history", "page", "report")
 }  # for `havoc report` alone, which says what to install
 EDGE_MODULES = (
-    "errors storage progress cores processes config arguments cli __main__ export.artifact export.session".split()
+    "errors storage progress cgroups cores processes config arguments cli __main__".split()
+    + "export.artifact export.likelihood export.session".split()
     + [
         f"model.{name}"
         for name in "base_tokenizer chat chat_renderer config cost gguf_config gguf_header gguf_tokenizer".split()
-        + "structure tokenizer vision".split()
+        + "likelihood prompt stopping structure tokenizer vision".split()
     ]
 )
 

@@ -140,6 +140,31 @@ def process(index: int, provider: str) -> dict[str, Any]:
     }
 
 
+def surroundings(
+    *,
+    foreign: tuple[float, float] = (0.0, 0.0),
+    waited: tuple[float, float] = (0.0, 0.0),
+    stolen: tuple[float, float] = (0.0, 0.0),
+    num_cpus: int = 8,
+    share: float = 0.5,
+) -> dict[str, Any]:
+    """Return readings every 0.1 s of the 20 s of a process: what took `share` of the CPU from one second to another."""
+    times = [100_000_000 * place for place in range(200)]
+    own_ns = [num_cpus * t_ns for t_ns in times]
+
+    def taken(span_s: tuple[float, float], capacity: int) -> list[int]:
+        return [round(share * capacity * max(min(t_ns, span_s[1] * 1e9) - span_s[0] * 1e9, 0.0)) for t_ns in times]
+
+    return {
+        "num_cpus": num_cpus,
+        "t_ns": times,
+        "busy_ns": [own + other for own, other in zip(own_ns, taken(foreign, num_cpus), strict=True)],
+        "own_ns": own_ns,
+        "stolen_ns": taken(stolen, num_cpus),
+        "waited_ns": taken(waited, 1),
+    }
+
+
 def busy_ns(measured: dict[str, Any]) -> int:
     """Return the time of all timed calls of a process."""
     runs = sum(run["prefill_ns"] + sum(run["step_ns"]) for run in measured["decode"])

@@ -15,7 +15,7 @@ import pytest
 from havoc_core.bench.commands import DERIVED, previous_record
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.doctor import examine, provider_problem
-from havoc_core.bench.record import load_record
+from havoc_core.bench.record import Record, load_record
 from havoc_core.bench.report import SUMS, WRITTEN
 from havoc_core.cli import main
 
@@ -277,3 +277,98 @@ def test_the_gate_is_light(record: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == "[]"
+
+
+def test_compare_fails_where_it_is_told_to(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A proven worsening ends with 1 under `--fail-if worse`, and with 0 without it; no change never fails."""
+    slow = {"samples__each__decode__each__step_ns": [4_000_000] * 127, "samples__each__busy_ns": 0}
+    starts = {
+        f"samples__{index}__decode__{place}__start_ns": 13_700_000_000 + 600_000_000 * place
+        for index in range(5)
+        for place in range(3)
+    }
+    old, same, worse = saved(tmp_path, "old"), saved(tmp_path, "same"), saved(tmp_path, "worse", **slow, **starts)
+    for words, expected in (((old, worse), 0), ((old, worse, "--fail-if", "worse"), 1), ((worse, old), 0)):
+        assert run(capsys, "compare", *words)[0] == expected
+    assert run(capsys, "compare", old, same, "--fail-if", "worse")[0] == 0
+    assert run(capsys, "compare", old, worse, "--fail-if", "worse", "--json")[0] == 1
+    assert run(capsys, "compare", old, worse, "--fail-if", "better")[0] == 2
+
+
+def test_compare_warns_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was disturbed stands above the table and in the document."""
+    beside = {"samples__each__surroundings": samples.surroundings(foreign=(0.2, 0.3))}
+    pair = saved(tmp_path, "calm"), saved(tmp_path, "busy", **beside)
+    _, out, _ = run(capsys, "compare", *pair)
+    assert out.startswith("warning: the new record busy was disturbed in ")
+    _, out, _ = run(capsys, "compare", *pair, "--json")
+    assert "busy was disturbed" in json.loads(out)["warnings"][0]
+
+
+SHORT = """
+[short]
+extends = "host"
+title = "short prompts"
+[short.workload]
+prompt_tokens = 24
+context_tokens = 24
+decode_tokens = 5
+[short.protocol]
+num_threads = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "workload", "provider", "num_threads"),
+    [
+        ((), (1, 512, 512, 128), None, None),
+        (("--prompt-tokens", "64", "--decode-tokens", "9"), (1, 64, 64, 9), None, None),
+        (("--batch", "3", "--threads", "2"), (3, 512, 512, 128), None, 2),
+        (("--target", "SHORT"), (1, 24, 24, 5), "CPUExecutionProvider", 1),
+        (("--target", "SHORT", "--prompt-tokens", "8", "--threads", "4"), (1, 8, 8, 5), "CPUExecutionProvider", 4),
+        (("--target", "gtx1660"), (1, 512, 512, 128), "CUDAExecutionProvider", None),
+    ],
+)
+def test_bench_measures_the_work_it_is_asked_for(
+    words: tuple[str, ...],
+    workload: tuple[int, ...],
+    provider: str | None,
+    num_threads: int | None,
+    tiny_artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The target's workload, provider and threads, or the options', which come first."""
+    (tmp_path / "own.toml").write_text(SHORT)
+    asked: dict[str, Any] = {}
+
+    def measure(*_: object, **given: object) -> Record:
+        asked.update(given)
+        return samples.record("cpu")
+
+    monkeypatch.setattr("havoc_core.bench.measure.measure", measure)
+    named = [str(tmp_path / "own.toml") if word == "SHORT" else word for word in words]
+    code, out, _ = run(capsys, "bench", tiny_artifact, "--n", "0", "--quiet", "--out", tmp_path / "run", *named)
+    assert code == 0
+    fields = ("batch_size", "prompt_tokens", "context_tokens", "decode_tokens")
+    assert tuple(getattr(asked["workload"], field) for field in fields) == workload
+    assert (asked["provider"], asked["num_threads"], asked["wait_s"]) == (provider, num_threads, 30)
+    assert f"--target {named[1] if '--target' in words else 'host'}" in out
+
+
+def test_a_batch_is_measured_and_titled_by_its_work(
+    tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two prompts at once, for real; limits are titled by the prompt's length; another target's work is refused."""
+    (tmp_path / "own.toml").write_text(SHORT)
+    words = ("--target", tmp_path / "own.toml", "--wait", "0", "--n", "0", "--quiet", "--batch", "2")
+    assert run(capsys, "bench", tiny_artifact, "--out", tmp_path / "run", *words)[0] in {0, 4}
+    record = load_record(tmp_path / "run" / "record.json")
+    assert (record.workload.batch_size, record.workload.prompt_tokens, record.protocol.num_threads) == (2, 24, 1)
+    assert all(len(episode.step_ns) == 4 for process in record.samples for episode in process.decode)
+    _, out, _ = run(capsys, "gate", tmp_path / "run", "--target", tmp_path / "own.toml", "--json")
+    judgement = json.loads(out)
+    assert judgement["lines"][0]["title"] == "prefill, 24 tokens"
+    assert any(finding["rule"] == "V02" for finding in judgement["findings"])
+    assert run(capsys, "bench", tiny_artifact, "--out", tmp_path / "b", "--decode-tokens", "1")[0] == 2

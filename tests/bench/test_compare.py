@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench.compare import Comparison, compare, decide
-from havoc_core.bench.record import Record
+from havoc_core.bench.compare import Comparison, compare, decide, disturbances
+from havoc_core.bench.record import DomainAccuracy, Record
+from havoc_core.bench.schema import row_bits
 from havoc_core.errors import IdentityError, MeasurementError
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
@@ -82,11 +83,77 @@ def test_more_is_better_for_rates() -> None:
 
 
 def test_scores_asked_in_two_ways_have_no_ratio() -> None:
-    """The same rows with and without solved rows in front are two quantities; what an older record omits is no matter."""
+    """The same rows with and without solved rows in front are two quantities; what an older record omits is not."""
     old, new = (noisy(seed, accuracy__math__few_shot=shots) for seed, shots in ((1, 0), (2, 5)))
     row = change_of(compare(old, new), "accuracy/math")
     assert (row.change, row.ratio, row.reason) == ("not_measured", None, "asked in two ways (solved rows differ)")
     assert change_of(compare(noisy(1), new), "accuracy/math").change == "equal"
+
+
+@pytest.mark.parametrize("what", ["prefill", "memory"])
+def test_one_process_is_no_point(what: str) -> None:
+    """A single process does not show how processes differ: no interval for times, a margin for memory."""
+    if what == "memory":
+        alone = {"memory": {"rss": [samples.memory_series(0) | {"method": "vm_hwm"}]}}
+        row = change_of(compare(noisy(1, **alone), noisy(2, **alone)), "peak_rss_bytes")
+        assert (row.low, row.high) == (pytest.approx(1 / 1.03**2), pytest.approx(1.03**2))
+        return
+    alone = {"samples": [samples.process(0, "CPUExecutionProvider")], "protocol__num_processes": 1}
+    for pair in ((noisy(1, **alone), noisy(2)), (noisy(1), noisy(2, **alone))):
+        row = change_of(compare(*pair), "prefill_ms")
+        assert (row.low, row.high, row.change) == (None, None, "undecided")
+        assert "single process" in row.reason
+
+
+def answered(right: list[bool]) -> dict[str, Any]:
+    """Return changes that give the rows of math these answers."""
+    counts = {"num_right": sum(right), "num_rows": len(right), "right_rows": row_bits(right)}
+    return {"accuracy__math": samples.accuracy(0) | counts}
+
+
+def test_answers_are_compared_row_by_row() -> None:
+    """25 of 1000 rows lost and none gained is proven worse at 95 %; sums alone, 900 and 875 right, do not prove it."""
+    old = [place < 900 for place in range(1000)]
+    new = [place < 875 for place in range(1000)]
+    row = change_of(compare(noisy(1, **answered(old)), noisy(2, **answered(new)), margin=0.0), "accuracy/math")
+    assert (row.change, row.reason) == ("worse", "0 rows gained, 25 lost")
+    sums = [{"accuracy__math__num_right": sum(right)} for right in (old, new)]
+    unpaired = change_of(compare(noisy(1, **sums[0]), noisy(2, **sums[1]), margin=0.0), "accuracy/math")
+    assert unpaired.change == "undecided"
+    assert unpaired.low is not None
+    assert unpaired.high is not None
+    assert row.low is not None
+    assert row.high is not None
+    assert row.high - row.low < 0.7 * (unpaired.high - unpaired.low)
+
+
+def test_the_rows_of_a_record_are_those_it_counts() -> None:
+    """One bit a row; more or other bits than the sums say are no record."""
+    right = [True, False, True, True, False]
+    assert row_bits(right) == "b0"
+    found = DomainAccuracy.model_validate(answered(right)["accuracy__math"], strict=False)
+    assert found.is_right() == tuple(right)
+    for wrong in ({"right_rows": "b"}, {"right_rows": "f0"}, {"right_rows": "b00"}):
+        with pytest.raises(ValueError, match="right_rows"):
+            DomainAccuracy.model_validate(answered(right)["accuracy__math"] | wrong, strict=False)
+
+
+def test_disturbed_records_are_warned_of_and_prove_less() -> None:
+    """Beside other work for a moment: a sentence for each record, and an interval that holds the calm calls too."""
+    beside = {"samples__each__surroundings": samples.surroundings(foreign=(0.2, 0.3))}
+    calm, busy = noisy(1, **PREFILL_ALONE), noisy(2, **PREFILL_ALONE, **beside)
+    assert disturbances(calm, noisy(3)) == []
+    (warning,) = disturbances(calm, busy)
+    assert "the new record noisy-2 was disturbed in" in warning
+    quiet, disturbed = (change_of(compare(calm, record), "prefill_ms") for record in (noisy(2, **PREFILL_ALONE), busy))
+    assert quiet.low is not None
+    assert disturbed.low is not None
+    assert disturbed.low <= quiet.low
+    unsettled = noisy(4, samples__each__warmup__classification="no_steady_state")
+    assert disturbances(unsettled, calm) == ["5 processes of the old record noisy-4 did not settle"]
+    all_along = {"samples__0__surroundings": samples.surroundings(foreign=(0.0, 1.4))}
+    row = change_of(compare(calm, noisy(5, **all_along)), "prefill_ms")
+    assert (row.change, row.low) == ("undecided", None)
 
 
 def test_memory_and_accuracy() -> None:

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import runpy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from havoc_core.bench.findings import attempt_problems, session_checks
+from havoc_core.bench.neighbours import Neighbour
+from havoc_core.bench.profiles import Profile
 from havoc_core.bench.record import (
     Calls,
     Check,
@@ -17,10 +24,24 @@ from havoc_core.bench.record import (
     Memory,
     MemorySeries,
     Record,
+    Surroundings,
     TelemetryPoint,
     Warmup,
 )
 from havoc_core.bench.session import Attempt
+
+samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+COUNTED = {"num_periods": 100, "num_throttled_periods": 0, "throttled_ns": 0}
+CALM = Surroundings.model_validate(samples.surroundings() | COUNTED, strict=False)
+BUSY = Surroundings.model_validate(samples.surroundings(foreign=(0.0, 1e9)), strict=False)
+STOPPED = CALM.model_copy(update={"num_periods": 10, "num_throttled_periods": 5, "throttled_ns": 10**9})
+OFF_THE_CPU = {
+    "prefill": Calls(
+        start_ns=tuple(range(0, 10 * 10**8, 10**8)), duration_ns=(10**7,) * 10, cpu_ns=(10**7,) * 6 + (10**6,) * 4
+    ),
+    "ttft": Calls(),
+    "decode": (),
+}
 
 
 @pytest.fixture
@@ -33,6 +54,7 @@ def attempt(tiny_record: Record) -> Callable[..., Attempt]:
             "steal_share": 0.0,
             "num_nonfinite_logits": 0,
             "major_page_faults": 0,
+            "surroundings": CALM,
             "warmup": Warmup(classification="flat", calls=Calls()),
         }
         return Attempt(
@@ -55,7 +77,6 @@ def checks(tiny_record: Record, attempt: Callable[..., Attempt]) -> Callable[...
         usual = {
             "memory": tiny_record.memory,
             "device": tiny_record.device,
-            "is_contention_invalid": True,
             "retry_reasons": (),
             "swap_growth_bytes": 0,
         }
@@ -71,7 +92,7 @@ def _calls(*durations_ns: int) -> Calls:
 def test_calm_session_is_ok(checks: Callable[..., dict[str, Check]], attempt: Callable[..., Attempt]) -> None:
     """Nothing disturbed: every check is ok or says that it could not look."""
     settled = Warmup(classification="flat", calls=Calls())
-    found = checks(attempt(warmup=settled, prefill=_calls(*[100] * 8)))
+    found = checks(attempt(warmup=settled, prefill=_calls(*[100] * 8).model_copy(update={"cpu_ns": (100,) * 8})))
     assert {check.status for check in found.values()} == {"ok"}
     assert attempt_problems(attempt()) == []
 
@@ -81,7 +102,12 @@ def test_calm_session_is_ok(checks: Callable[..., dict[str, Check]], attempt: Ca
     [
         ({"foreign_cpu_share": 0.4}, "cpu_contention", "invalid", "other processes used 40% of the CPU"),
         ({"foreign_cpu_share": None}, "cpu_contention", "unavailable", None),
-        ({"steal_share": 0.2}, "cpu_contention", "ok", "the hypervisor took 20% of the CPU"),
+        ({"steal_share": 0.2}, "cpu_steal", "invalid", "the hypervisor took 20% of the CPU"),
+        ({"steal_share": None}, "cpu_steal", "unavailable", None),
+        ({"surroundings": None}, "cpu_quota", "unavailable", None),
+        ({"surroundings": STOPPED}, "cpu_quota", "invalid", "the CPU quota was used up in 50% of its periods"),
+        ({"surroundings": BUSY}, "disturbance", "invalid", "it was disturbed in 100% of its time"),
+        (OFF_THE_CPU, "disturbance", "warning", "it was disturbed in 40% of its time"),
         ({"num_nonfinite_logits": 3}, "finite_logits", "invalid", None),
         ({"warmup": Warmup(classification="slowdown", calls=Calls())}, "warmup", "warning", None),
         (
@@ -127,11 +153,18 @@ def test_throttling_is_invalid_unless_harmless(
     assert attempt_problems(shared) == ["another process used the GPU"]
 
 
-def test_contention_only_warns_in_quick(
-    checks: Callable[..., dict[str, Check]], attempt: Callable[..., Attempt]
-) -> None:
-    """The quick profile tells of a busy neighbour and goes on."""
-    assert checks(attempt(foreign_cpu_share=0.9), is_contention_invalid=False)["cpu_contention"].status == "warning"
+def test_contention_is_invalid_in_every_profile(tiny_record: Record, attempt: Callable[..., Attempt]) -> None:
+    """No profile goes on with a busy neighbour as if nothing were: the checks do not even know which one it is."""
+    assert "profile" not in inspect.signature(session_checks).parameters
+    assert not any("contention" in field.name for field in dataclasses.fields(Profile))
+
+
+def test_neighbours_are_named(checks: Callable[..., dict[str, Check]], attempt: Callable[..., Attempt]) -> None:
+    """Who took the CPU, by name and share of a core, the busiest first."""
+    busy = replace(attempt(foreign_cpu_share=0.9), neighbours=(Neighbour("cc1plus", 0.98), Neighbour("rsync", 0.2)))
+    words = "cc1plus (98% of a core), rsync (20% of a core)"
+    assert checks(busy)["cpu_contention"].detail.endswith(words)
+    assert attempt_problems(busy)[0].endswith(words)
 
 
 def test_swap_and_repetitions(checks: Callable[..., dict[str, Check]], attempt: Callable[..., Attempt]) -> None:

@@ -8,7 +8,7 @@ import runpy
 from pathlib import Path
 from statistics import NormalDist
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import binom
 
+from havoc_core.bench import limits as judging
 from havoc_core.bench.limits import Line, judge_limit
-from havoc_core.bench.targets import Limit, RequiredProtocol
+from havoc_core.bench.targets import Kind, Limit, RequiredProtocol
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=0.0)
@@ -56,6 +57,12 @@ def prefills(*per_process: list[float]) -> dict[str, Any]:
         process = samples.process(index, "CPUExecutionProvider")
         processes.append(process | {"prefill": {"start_ns": starts, "duration_ns": durations}})
     return {"samples": processes, "protocol__num_processes": max(len(per_process), 1)}
+
+
+def test_every_kind_of_metric_has_a_statistic_and_a_judge() -> None:
+    """A new kind is told what it is of its samples, and how it is judged."""
+    assert set(get_args(Kind)) == set(judging._EVIDENCE)
+    assert set(get_args(Kind)) == {"latency", *judging.STATISTICS}
 
 
 @pytest.mark.parametrize("limit", [PREFILL, DECODE, RSS, MATH, LOAD, KL, TOP1], ids=lambda limit: limit.metric)
@@ -140,19 +147,19 @@ def test_processes_that_scatter_prove_nothing_of_the_next() -> None:
     """All five hold the limit, but by how they differ a sixth may not: undecided; further below the limit: a pass."""
     apart = prefills(*[[level] * 40 for level in (80.0, 84.0, 88.0, 92.0, 96.0)])
     found = line(PREFILL, **apart)
-    assert found.high is not None
-    assert found.high < 100
+    assert found.high == pytest.approx(102.77, abs=0.01)
     assert (found.verdict, found.reason) == ("inconclusive", "the processes scatter: one more may have p90 = 102.8 ms")
     assert line(Limit(metric="prefill_ms", below=103.0, unit="ms"), **apart).verdict == "pass"
 
 
 def test_one_fast_process_puts_a_miss_in_doubt() -> None:
-    """Four slow processes and a fast one: the bound over all calls is missed, yet one process holds the limit."""
+    """Four slow processes and a fast one: most calls miss the limit, yet one process holds it: nothing is proven.
+
+    Of four processes none is in doubt, but four do not carry 95 %.
+    """
     found = line(PREFILL, **prefills([99.0] * 40, *[[150.0] * 40] * 4))
-    assert found.low is not None
-    assert found.low >= 100
-    assert found.verdict == "inconclusive"
-    assert "only some processes miss the limit: the fastest has p90 = 99 ms" in found.reason
+    assert (found.low, found.verdict) == (99.0, "inconclusive")
+    assert line(PREFILL, **prefills(*[[150.0] * 40] * 4)).verdict == "inconclusive"
     assert line(PREFILL, **prefills([100.0] * 40, *[[150.0] * 40] * 4)).verdict == "fail"
 
 
@@ -201,8 +208,14 @@ def test_too_little_time_is_undecided() -> None:
 
 @pytest.mark.parametrize("classification", ["slowdown", "no_steady_state"])
 def test_an_unsettled_process_needs_room(classification: str) -> None:
-    """What may still get slower proves a limit only by a factor of two."""
+    """What did not settle proves a limit, met or missed, only by a factor of two."""
     unsettled = {"samples__2__warmup__classification": classification}
+    for limit_ms, verdict in ((19.0, "inconclusive"), (10.1, "inconclusive"), (10.0, "fail")):
+        limit = Limit(metric="prefill_ms", below=limit_ms, unit="ms")
+        assert (line(limit).verdict, line(limit, **unsettled).verdict) == ("fail", verdict)
+    for rate, verdict in ((510.0, "inconclusive"), (990.0, "inconclusive"), (1010.0, "fail")):
+        limit = Limit(metric="decode_tok_per_s", above=rate, unit="tok/s")
+        assert (line(limit).verdict, line(limit, **unsettled).verdict) == ("fail", verdict)
     assert line(PREFILL, **unsettled).verdict == "pass"
     assert line(Limit(metric="prefill_ms", below=39.0, unit="ms"), **unsettled).verdict == "inconclusive"
     assert line(DECODE, **unsettled).verdict == "pass"
@@ -211,10 +224,78 @@ def test_an_unsettled_process_needs_room(classification: str) -> None:
     assert line(Limit(metric="decode_tok_per_s", above=260.0, unit="tok/s")).verdict == "pass"
 
 
-def test_a_miss_is_a_miss_however_little_was_measured() -> None:
-    """Three slow samples in one process do not prove a percentile; thirty do, without any further effort."""
-    assert line(PREFILL, **prefills([150.0] * 30)).verdict == "fail"
-    assert line(PREFILL, **prefills([150.0])).verdict == "inconclusive"
+def surrounded(**spans: tuple[float, float]) -> dict[str, Any]:
+    """Return changes that put each process beside something that took the CPU for some seconds."""
+    return {"samples__each__surroundings": samples.surroundings(**spans)}
+
+
+@pytest.mark.parametrize("what", ["foreign", "waited", "stolen"])
+def test_a_disturbed_call_says_nothing_on_either_side(what: str) -> None:
+    """Calls beside other work, off the CPU, or while the hypervisor had it, count as slow for a pass, fast for a miss.
+
+    The 20 prefills of each process begin 0.1 s after it and take 0.42 s: all of them are disturbed in the first second,
+    and of the first tokens that follow one in twenty is.
+    """
+    missed = Limit(metric="prefill_ms", below=10.0, unit="ms")
+    for limit, calm_verdict in ((PREFILL, "pass"), (missed, "fail")):
+        assert line(limit, **surrounded()).verdict == calm_verdict
+        found = line(limit, **surrounded(**{what: (0.0, 1.0)}))
+        assert (found.verdict, found.low, found.high) == ("inconclusive", None, None)
+        assert found.num_disturbed == 100
+        assert "100 of 100 calls were disturbed" in found.reason
+
+
+def test_a_few_disturbed_calls_widen_the_bounds() -> None:
+    """One call of twenty in each process: 5 of 100 are one too many for the p90, and the lower bound falls as well."""
+    calm, found = (line(PREFILL, **surrounded(foreign=span)) for span in ((0.0, 0.0), (0.5, 0.6)))
+    assert (calm.num_disturbed, calm.verdict) == (0, "pass")
+    assert (found.num_disturbed, found.high, found.verdict) == (5, None, "inconclusive")
+    assert calm.low is not None
+    assert found.low is not None
+    assert found.low <= calm.low
+
+
+def test_disturbed_steps_are_left_out_and_bound_both_sides() -> None:
+    """Two runs of three are slow beside other work: the lower bound is of all steps, the upper one of the calm ones."""
+    slow: dict[str, Any] = {}
+    for index in range(5):
+        for place, (start_ns, step_ns) in enumerate(((13.6e9, 4e6), (14.2e9, 4e6), (15.1e9, 2e6))):
+            slow[f"samples__{index}__decode__{place}__start_ns"] = int(start_ns)
+            slow[f"samples__{index}__decode__{place}__step_ns"] = [int(step_ns) + 1000 * index] * 127
+    beside = {"samples__each__surroundings": samples.surroundings(foreign=(13.5, 15.0))}
+    at = {rate: Limit(metric="decode_tok_per_s", above=rate, unit="tok/s") for rate in (200, 300, 495, 510)}
+    assert [line(at[rate], **slow).verdict for rate in at] == ["pass", "inconclusive", "fail", "fail"]
+    found = [line(at[rate], **slow, **beside) for rate in at]
+    assert [line.verdict for line in found] == ["pass", "inconclusive", "inconclusive", "fail"]
+    assert {line.num_disturbed for line in found} == {10}
+
+
+def test_disturbed_loads_prove_nothing() -> None:
+    """Loads beside other work neither hold nor miss a limit; the same loads on a quiet machine do."""
+    for limit_s, verdict in ((1.0, "pass"), (0.1, "fail")):
+        limit = Limit(metric="load_s", below=limit_s, unit="s")
+        assert line(limit, **surrounded()).verdict == verdict
+        assert line(limit, **surrounded(foreign=(0.0, 0.3))).verdict == "inconclusive"
+
+
+def test_energy_beside_other_work_proves_nothing() -> None:
+    """The counter counts the neighbour too: neither a pass nor a miss."""
+    each = [0.5, 0.51, 0.49, 0.5, 0.5]
+    energy = {"method": "counter", "joules": 50.0, "num_tokens": 100, "span_s": 10.0, "process_j_per_tok": each}
+    for joules, verdict in ((50.0, "pass"), (200.0, "fail")):
+        spent = {"energy": energy | {"joules": joules}}
+        assert line(ENERGY, **spent, **surrounded()).verdict == verdict
+        assert line(ENERGY, **spent, **surrounded(foreign=(13.8, 14.0))).verdict == "inconclusive"
+
+
+def test_a_miss_is_a_miss_however_few_calls_there_were() -> None:
+    """One slow call in each of five processes proves a miss without the effort of a pass; all in one process do not."""
+    assert line(PREFILL, **prefills(*[[150.0]] * 5)).verdict == "fail"
+    assert line(PREFILL, **prefills([150.0] * 30)).verdict == "inconclusive"
+    slow = Limit(metric="decode_tok_per_s", above=510.0, unit="tok/s")
+    one = {"samples": samples.document("cpu")["samples"][:1], "protocol__num_processes": 1}
+    assert line(slow).verdict == "fail"
+    assert line(slow, **one).verdict == "inconclusive"
 
 
 def test_throughput_on_both_sides() -> None:
@@ -239,7 +320,7 @@ def test_throughput_needs_its_processes() -> None:
 
 
 def test_memory_is_the_worst_process_and_a_margin() -> None:
-    """Between the peak and the peak with 3 % more, sampling cannot tell; a method without gaps can."""
+    """Between the peak and the peak with 3 % more, sampling cannot tell; without gaps it is what processes scatter."""
     peak = 400_000_001
     for limit_bytes, verdict in (
         (peak, "fail"),
@@ -249,8 +330,12 @@ def test_memory_is_the_worst_process_and_a_margin() -> None:
     ):
         assert line(Limit(metric="peak_rss_bytes", below=limit_bytes, unit="bytes")).verdict == verdict
     exact = {"memory__rss__each__method": "nvml_accounting"}
-    assert line(Limit(metric="peak_rss_bytes", below=peak + 1, unit="bytes"), **exact).verdict == "pass"
+    assert line(Limit(metric="peak_rss_bytes", below=peak + 5, unit="bytes"), **exact).verdict == "pass"
+    assert line(Limit(metric="peak_rss_bytes", below=peak + 4, unit="bytes"), **exact).verdict == "inconclusive"
     assert line(Limit(metric="peak_rss_bytes", below=peak, unit="bytes"), **exact).verdict == "fail"
+    alone = {"memory": {"rss": [samples.memory_series(0) | {"method": "vm_hwm"}]}}
+    for limit_bytes, verdict in ((412_000_000, "inconclusive"), (412_000_001, "pass")):
+        assert line(Limit(metric="peak_rss_bytes", below=limit_bytes, unit="bytes"), **alone).verdict == verdict
 
 
 def test_allocator_statistics_prove_no_pass() -> None:
@@ -329,18 +414,22 @@ def test_more_rows_are_asked_for_in_one_set() -> None:
 
 
 def test_load_is_the_slowest_process() -> None:
-    """A single slow load of five decides."""
+    """A single slow load of five decides; what they scatter, one more may too."""
     assert line(LOAD, samples__3__load_ns=1_000_000_000).verdict == "fail"
-    assert line(LOAD, samples__3__load_ns=999_999_999).verdict == "pass"
+    assert line(LOAD, samples__3__load_ns=999_999_999).verdict == "inconclusive"
+    assert line(LOAD, samples__each__load_ns=999_999_990).verdict == "pass"
     assert line(LOAD, **prefills(*[[50.0] * 40] * 4)).verdict == "inconclusive"
 
 
 def test_energy_needs_a_span() -> None:
-    """Ten seconds are the least in which a counter is believed."""
-    energy = {"method": "counter", "joules": 50.0, "num_tokens": 100, "span_s": 10.0}
+    """Ten seconds are the least in which a counter is believed, and one figure for all processes has no bounds."""
+    each = [0.5, 0.51, 0.49, 0.5, 0.5]
+    energy = {"method": "counter", "joules": 50.0, "num_tokens": 100, "span_s": 10.0, "process_j_per_tok": each}
     assert line(ENERGY, energy=energy).verdict == "pass"
     assert line(ENERGY, energy=energy | {"span_s": 9.9}).verdict == "inconclusive"
-    assert line(ENERGY, energy=energy | {"joules": 100.0}).verdict == "fail"
+    assert line(ENERGY, energy=energy | {"joules": 101.0}).verdict == "inconclusive"
+    assert line(ENERGY, energy=energy | {"joules": 102.0}).verdict == "fail"
+    assert line(ENERGY, energy=energy | {"process_j_per_tok": []}).verdict == "inconclusive"
 
 
 ORDER = {"fail": 0, "inconclusive": 1, "pass": 2}
@@ -360,7 +449,7 @@ def test_slower_samples_never_better_a_verdict(times: list[list[float]], slower:
 
 
 @given(st.floats(0.97, 1.03), st.lists(st.floats(0, 0.2), min_size=1, max_size=3), st.integers(0, 4))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_slower_runs_never_turn_a_fail_into_a_pass(level: float, slower: list[float], where: int) -> None:
     """Decode runs at or under the limit do not pass what failed, and raise the bound by no more than redrawing does."""
     limit = Limit(metric="decode_tok_per_s", above=500.0, unit="tok/s")

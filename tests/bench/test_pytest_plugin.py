@@ -74,7 +74,7 @@ def test_one_limit_tells_of_itself(tmp_path: Path) -> None:
     outcomes, out = run(tmp_path, "--havoc-record", saved(tmp_path, accuracy__math__num_right=700).parent, suite=suite)
     assert outcomes["test_latency_alone"] == "FAILED"
     own = out.partition("_ test_latency_alone _")[2].partition("_ test_a_limit")[0]
-    assert "accuracy, math: FAIL on host (this machine's CPU)" in own
+    assert "accuracy, math, share right: FAIL on host (this machine's CPU)" in own
     assert "decode" not in own
 
 

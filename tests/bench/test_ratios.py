@@ -75,3 +75,26 @@ def test_shares_of_any_count_have_an_ordered_interval(old_right: int, new_right:
     if found is not None:
         assert 0 <= found[0] <= new.value / old.value + 1e-12 <= found[1] + 2e-12
         assert found[0] < found[1]
+
+
+@pytest.mark.parametrize(("share", "moved"), [(0.9, 0.02), (0.6, 0.1), (0.3, 0.25)])
+def test_paired_ratios_cover_the_truth(share: float, moved: float) -> None:
+    """Of 2000 pairs of answer sheets with one true ratio, at least 94 % of the 95 % intervals hold it."""
+    generator, covered, trials = random.Random(9), 0, 2000
+    lost, gained = moved, moved / 2
+    true = (share * (1 - lost) + (1 - share) * gained) / share
+    for _ in range(trials):
+        old = [generator.random() < share for _ in range(200)]
+        new = [generator.random() >= lost if was else generator.random() < gained for was in old]
+        low, high = ratios.ratio_of_paired_shares(old, new, confidence=0.975) or (0.0, 9e9)
+        covered += low <= true <= high
+    assert covered >= 0.94 * trials
+
+
+def test_equal_answers_leave_room_and_none_right_no_ratio() -> None:
+    """The same rows right twice is near 1 but no point; where nothing was right there is no ratio."""
+    same = [place % 3 > 0 for place in range(300)]
+    low, high = ratios.ratio_of_paired_shares(same, same, confidence=0.975) or (0.0, 0.0)
+    assert 0.95 < low < 1 < high < 1.05
+    assert ratios.ratio_of_paired_shares([False] * 9, [False] * 9, confidence=0.975) is None
+    assert ratios.ratio_of_paired_shares([False] * 9, [True] * 9, confidence=0.975) is None

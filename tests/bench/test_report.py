@@ -163,6 +163,7 @@ def test_the_page_says_what_it_must(folder: Path) -> None:
         "out of memory",
         "havoc run --out run",
         "havoc bench ARTIFACT --profile standard",
+        "--task math --task code --task reasoning --task vision",
         "havoc gate DIR/record.json --target gtx1660",
         "not a determined forger",
         "No previous record",
@@ -220,7 +221,7 @@ def test_numbers_in_markdown_are_those_of_the_verdict(folder: Path) -> None:
     text = (folder / "report.md").read_text()
     assert "**Pass** on `host`" in text
     assert "**Not measured** on `gtx1660`" in text
-    assert "| prefill, 512 tokens | \\< 100 ms | 20.1 ms |" in text
+    assert "| prefill, 512 tokens, p90 | \\< 100 ms | 20.1 ms |" in text
     assert text.count("| **Pass** |") == 7
 
 
@@ -248,6 +249,68 @@ def test_junit_tells_a_miss_from_doubt(folder: Path) -> None:
         "message": "fail",
         "color": "red",
     }
+
+
+def properties(element: ET.Element | None) -> dict[str, str]:
+    assert element is not None
+    return {str(item.get("name")): str(item.get("value")) for item in element.iterfind("properties/property")}
+
+
+def test_junit_carries_every_figure(folder: Path) -> None:
+    """Value, interval, limit, statistic and unit of each case; what has no limit too; the verdict before all else."""
+    write_report(folder, targets=["host"])
+    suite = ET.parse(folder / "junit.xml").getroot()[0]
+    assert suite[0].tag == "properties"
+    said = properties(suite)
+    assert list(said)[:4] == ["verdict", "reason", "exit_code", "evidence"]
+    assert (said["verdict"], said["exit_code"]) == ("pass", "0")
+    assert float(said["ttft_ms, median, ms"]) == pytest.approx(650.06, abs=0.01)
+    cases = {case.get("name"): properties(case) for case in suite.iterfind("testcase")}
+    assert cases["prefill_ms"]["statistic"] == "p90"
+    assert cases["decode_tok_per_s"]["statistic"] == "mean rate"
+    assert cases["peak_rss_bytes"]["statistic"] == "worst process"
+    assert cases["accuracy/math"]["statistic"] == "share right"
+    for case in cases.values():
+        assert float(case["low"]) <= float(case["value"]) <= float(case["high"])
+        assert {"unit", "sign", "limit", "num_samples", "num_processes", "num_disturbed"} <= case.keys()
+
+
+def test_what_makes_a_record_invalid_is_said_first(folder: Path) -> None:
+    """Beside other work: before any figure in the page and in Markdown, in the badge, and in every case of JUnit."""
+    cpu = identify_cpu().model_dump(mode="json")
+    here = {"device__cpu": cpu, "device__name": cpu["name"]}
+    samples.record("cpu", **here, samples__2__foreign_cpu_share=0.9).save(folder / "record.json")
+    write_report(folder, targets=["host"])
+    reason = "other processes used 90% of the CPU"
+    words = Page((folder / "report.html").read_text()).words
+    text = " ".join(" ".join(words).split())
+    assert text.index("Invalid") < text.index(reason) < text.index("Parameters")
+    markdown = (folder / "report.md").read_text().splitlines()
+    assert markdown[2].startswith("**Invalid** on `host`")
+    assert reason in markdown[2]
+    suite = ET.parse(folder / "junit.xml").getroot()[0]
+    assert properties(suite)["verdict"] == "invalid"
+    assert reason in properties(suite)["reason"]
+    assert all(reason in str(case[1].get("message")) for case in suite.iterfind("testcase"))
+    assert json.loads((folder / "badge.json").read_text())["message"] == "invalid"
+
+
+def test_what_has_no_limit_is_shown_too(folder: Path) -> None:
+    """The first token has no limit on the host: it is on the page and in Markdown, and said to prove nothing."""
+    write_report(folder, targets=["host"])
+    for name in ("report.html", "report.md"):
+        text = (folder / name).read_text().replace("\\", "")
+        assert "Figures without a limit" in text
+        assert "ttft_ms, median" in text
+        assert "prefill_ms, median" not in text
+
+
+def test_bars_have_a_scale(folder: Path) -> None:
+    """Both ends of a bar are named, so that its length means something."""
+    write_report(folder, targets=["host"])
+    text = (folder / "report.html").read_text()
+    assert '<div class="scale number"><span>0</span><span>150 ms</span></div>' in re.sub(r"\s*\n\s*", "", text)
+    assert "<span>50.0 %</span><span>100.0 %</span>" in text
 
 
 def test_telemetry_is_a_table(folder: Path) -> None:
@@ -465,7 +528,9 @@ def test_a_hostile_target_steers_nothing(folder: Path, capsys: pytest.CaptureFix
     write_report(folder, targets=[str(path)])
     (suite,) = ET.parse(folder / "junit.xml").getroot()
     assert "\ufffd" in str(suite.get("name"))
-    assert "\ufffd" in str(suite[0].get("classname"))
+    case = suite.find("testcase")
+    assert case is not None
+    assert "\ufffd" in str(case.get("classname"))
     text = (folder / "report.md").read_text()
     prose = re.sub(r"`[^`\n]*`|```.*?```", "", text, flags=re.DOTALL)
     assert "@team" not in prose

@@ -1,21 +1,22 @@
-"""How far graphs are from float64 in units of torch's own error: the table of docs/decisions/0010, made anew.
+"""How far graphs are from float64 in units of torch's own error, and what formats cost: the tables of two decisions.
 
     python tests/export/parity_table.py [HF-DIRECTORY ...] [--widths 64,256,1024]
 
 Random models of several widths, depths, architectures and kinds of weights, the bundled nano and every directory that
 is named, each in five structures: nothing is refused, the ratio of every case is kept, and one line a model says its
-median and its largest by what the error is measured against.
+median and its largest by what the error is measured against. The second table is what the five cost on the bundled
+text, of every model that can read it: docs/decisions/0010 and 0011.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,20 +79,17 @@ def weights(config: HavocConfig, *, seed: int, has_outliers: bool) -> dict[str, 
 
 
 def sources(widths: list[int], directories: list[str]) -> Iterator[tuple[str, Source]]:
-    for width in widths:
-        cases = (
-            [("llama", False), ("llama", True), ("qwen2", True), ("qwen3", True)] if width < 2048 else [("llama", True)]
-        )
-        for kind, has_outliers in cases:
-            config = shape(width, kind=kind, num_layers=8 if width <= 256 else 2)
-            for seed in range(3 if width <= 256 else 1):
-                tensors = weights(config, seed=seed, has_outliers=has_outliers)
-                yield (
-                    f"random {kind}{', outliers' if has_outliers else ''}, width {width}",
-                    Source("random", config, tensors, None),
-                )
+    """Models by name; wide ones in fewer variants."""
     for name in ["nano", *directories]:
         yield Path(name).name, open_source(name)
+    for width in widths:
+        kinds = ["llama", "qwen2", "qwen3"] if width <= 256 else ["llama", "qwen3"] if width <= 1024 else ["llama"]
+        variants = [("llama", False), *((kind, True) for kind in kinds)] if width <= 256 else [(k, True) for k in kinds]
+        for kind, has_outliers in variants:
+            config = shape(width, kind=kind, num_layers=8 if width <= 256 else 2)
+            tensors = weights(config, seed=width, has_outliers=has_outliers)
+            name = f"random {kind}{', outliers' if has_outliers else ''}, width {width}, {config.num_layers} layers"
+            yield name, Source("random", config, tensors, None)
 
 
 def main() -> None:
@@ -101,22 +99,32 @@ def main() -> None:
     args = parser.parse_args()
     parity.MAX_RATIO = 1e9
     torch.set_num_threads(1)
-    ratios: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    costs: list[str] = []
+    print("| model | cases | " + " | ".join(f"{name}: median, most" for name in MEASURES.values()) + " |")
+    print("|---|---|" + "---|" * len(MEASURES))
     for name, source in sources([int(width) for width in args.widths.split(",") if width], args.directories):
+        ratios: dict[str, list[float]] = defaultdict(list)
         for structure in STRUCTURES:
             dialect = "contrib" if structure.activation_dtype == "fp16" else "standard"
             with tempfile.TemporaryDirectory() as folder:
-                out = export_artifact(
-                    source, Path(folder) / "a", structure=structure, options=GraphOptions(dialect=dialect)
+                options = GraphOptions(dialect=dialect)
+                manifest = read_manifest(
+                    export_artifact(source, Path(folder) / "a", structure=structure, options=options)
                 )
-                for case in read_manifest(out).parity["cases"]:
-                    ratios[name][MEASURES[case["measure"]]].append(case["ratio"])
-        print(f"{name}: {structure}", file=sys.stderr)
-    print("| model | cases | " + " | ".join(f"{name}: median, most" for name in MEASURES.values()) + " |")
-    print("|---|---|" + "---|" * len(MEASURES))
-    for name, found in ratios.items():
-        cells = [f"{np.median(found[key]):.2f}, {max(found[key]):.2f}" for key in MEASURES.values()]
-        print(f"| {name} | {sum(map(len, found.values()))} | " + " | ".join(cells) + " |")
+            for case in manifest.parity["cases"]:
+                ratios[MEASURES[case["measure"]]].append(case["ratio"])
+            costs += _cost_row(name, structure, manifest.format_cost or {})
+        cells = [f"{np.median(ratios[key]):.2f}, {max(ratios[key]):.2f}" for key in MEASURES.values()]
+        print(f"| {name} | {sum(map(len, ratios.values()))} | " + " | ".join(cells) + " |", flush=True)
+    print("\n| model | structure | KL mean | KL p99 | same next token | perplexity |\n|---|---|---|---|---|---|")
+    print("\n".join(costs))
+
+
+def _cost_row(name: str, structure: Structure, cost: dict[str, Any]) -> list[str]:
+    if cost["text_sha256"] is None:
+        return []
+    kl = f"{cost['kl_mean']:.2g} | {cost['kl_p99']:.2g}"
+    return [f"| {name} | {structure} | {kl} | {cost['top1_share']:.1%} | x {cost['perplexity_ratio']:.4g} |"]
 
 
 if __name__ == "__main__":

@@ -105,7 +105,7 @@ def test_a_calibrated_export_is_derived_again_bit_for_bit(base_directory: Path, 
 def test_a_text_of_ones_own_is_asked_for(
     base_directory: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With the text every block is derived again, without it each is held to the fold; another text is refused."""
+    """With the text every block is derived again; without it each is held to the fold; another text is refused."""
     text, other, out = tmp_path / "text.txt", tmp_path / "other.txt", tmp_path / "a"
     text.write_text(TEXT)
     other.write_text(TEXT.replace("goats", "sheep"))

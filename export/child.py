@@ -1,18 +1,22 @@
 """One fresh child process: started with a JSON request, listened to asleep, never left behind.
 
-The child is `python -m havoc_core.bench.worker`. It answers with one JSON document a line: marks and progress while it
-works, then its result or its error. Its standard input stays open as a lifeline: when this process dies, so does it.
+The child is a module that ends in `serving.serve`: `havoc_core.bench.worker` measures and scores, `foreign` runs an
+artifact's graphs for everybody else. It answers with one JSON document a line: marks and progress while it works, then
+its result or its error. Its standard input stays open as a lifeline: when this process dies, so does it.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import site
 import subprocess
 import sys
 import tempfile
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError, IdentityError, MeasurementError
@@ -27,13 +31,15 @@ _ERRORS: dict[str, type[HavocError]] = {
     "IdentityError": IdentityError,
     "MeasurementError": MeasurementError,
 }
-ENVIRONMENT_DEFAULTS = {"CUDA_MODULE_LOADING": "LAZY", "PYTHONHASHSEED": "0"}
+WORKER = "havoc_core.bench.worker"
+ENVIRONMENT_DEFAULTS = {"CUDA_MODULE_LOADING": "LAZY"}
 
 
 def run_worker(
     request: dict[str, Any],
     *,
     timeout_s: float,
+    module: str = WORKER,
     on_start: Callable[[int], None] | None = None,
     listen: Listener | None = None,
 ) -> dict[str, Any]:
@@ -42,7 +48,7 @@ def run_worker(
     `on_start` is told the process id before the work begins, `listen` every mark and progress event. An error of the
     child is raised here as the same class; a child that dies or outlives `timeout_s` is a `MeasurementError`.
     """
-    with tempfile.TemporaryFile() as complaints, _started(complaints) as process:
+    with tempfile.TemporaryFile() as complaints, _started(module, complaints) as process:
         if on_start is not None:
             on_start(process.pid)
         expired = threading.Event()
@@ -60,9 +66,9 @@ def run_worker(
 
 
 @contextmanager
-def _started(complaints: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401 - a temporary binary file
+def _started(module: str, complaints: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401 - a temporary binary file
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "havoc_core.bench.worker"],
+        [sys.executable, *isolation(), "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=complaints,
@@ -76,6 +82,17 @@ def _started(complaints: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 _close(pipe)
+
+
+@functools.cache
+def isolation() -> tuple[str, ...]:
+    """Options under which no variable and no file of the user's brings code of its own into the child.
+
+    A package that is installed for the user alone is found among the user's files, which then stay in sight.
+    """
+    home = site.getusersitepackages() if site.ENABLE_USER_SITE else None
+    is_of_user = home is not None and Path(__file__).is_relative_to(home)
+    return ("-E", "-P") if is_of_user else ("-I",)
 
 
 def _end(process: subprocess.Popen[bytes], expired: threading.Event) -> None:
@@ -115,11 +132,11 @@ def _converse(
 
 def _death(return_code: int, timeout_s: float | None, complaints: Any) -> str:  # noqa: ANN401
     if timeout_s is not None:
-        return f"the measuring process gave no result within {timeout_s:.0f} s and was ended"
+        return f"the process that runs the model gave no result within {timeout_s:.0f} s and was ended"
     complaints.seek(0)
     lines = complaints.read().decode(errors="replace").strip().splitlines()
     last = f": {lines[-1][:300]}" if lines else ""
     if return_code == -9:  # noqa: PLR2004 - SIGKILL, whose usual sender is the kernel when memory runs out
-        return "the measuring process was killed (signal 9): memory may have run out; free some and measure again"
+        return "the process that runs the model was killed (signal 9): memory may have run out; free some and try again"
     how = f"by signal {-return_code}" if return_code < 0 else f"with code {return_code}"
-    return f"the measuring process ended {how} without a result{last}"
+    return f"the process that runs the model ended {how} without a result{last}"

@@ -1,0 +1,53 @@
+"""What a line of a search's journal may say, checked as it is read: a checksum proves only that nobody damaged it."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from ..errors import HavocError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from pathlib import Path
+
+
+def known_entries(
+    entries: Sequence[Mapping[str, Any]], path: Path, *, objectives: Collection[str], domains: Collection[str]
+) -> dict[str, Mapping[str, Any]]:
+    """The entries behind the opening one by their keys.
+
+    Raises `HavocError` for one that no search of these cost objectives and domains writes, with its line.
+    """
+    for number, entry in enumerate(entries[1:], start=2):
+        problem = _problem(entry, objectives, domains)
+        if problem:
+            msg = f"{path}: line {number} is no evaluation of a search: {problem}; restore it or choose another --out"
+            raise HavocError(msg)
+    return {entry["key"]: entry for entry in entries[1:]}
+
+
+def _problem(entry: Mapping[str, Any], objectives: Collection[str], domains: Collection[str]) -> str:
+    if not isinstance(entry.get("key"), str):
+        return "it has no key"
+    if "reason" in entry:
+        is_reason = isinstance(entry["reason"], str) and bool(entry["reason"])
+        return "" if is_reason else "its reason is no text"
+    if entry.get("kind") == "cost":
+        cost = entry.get("cost")
+        if not isinstance(cost, dict) or not all(_is_positive(cost.get(metric)) for metric in objectives):
+            return f"its cost is not a number above 0 for each of {', '.join(objectives)}"
+        return ""
+    if entry.get("kind") != "evaluation":
+        return "its kind is neither cost nor evaluation"
+    right = entry.get("right")
+    if not isinstance(right, dict) or set(right) != set(domains):
+        return f"it has no answers for exactly {', '.join(domains)}"
+    if not all(isinstance(marks, str) and marks and set(marks) <= {"0", "1"} for marks in right.values()):
+        return "its answers are not written as 0 and 1"
+    return ""
+
+
+def _is_positive(value: object) -> bool:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return is_number and 0 < value < math.inf  # type: ignore[operator]

@@ -1,0 +1,148 @@
+"""Which timed calls were disturbed: by other work on the CPU, by the hypervisor, or because the process did not run.
+
+Computed when a record is read, from the counters it holds (`Surroundings`) and from the CPU time of each call, which is
+the second witness beside the clock: a call that took long and used the CPU all the while is slow; one that took long
+and used little of it was not running. Wall time alone cannot tell the two apart.
+
+A disturbed call says nothing of the model: it may have been slow for the neighbour's sake, and, where a neighbour's
+work raised the clock, even fast. So the limits count it as slow where a pass is asked for and as fast where a miss is.
+"""
+
+from __future__ import annotations
+
+import statistics
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from .schema import Calls, ProcessSamples, Surroundings
+
+# Cores' worth of other work within one stretch between two readings. Not a share: where a model computes on every
+# core, one neighbour on one of them holds up all threads, whatever their number.
+FOREIGN_CORES = 0.2
+TICKS_NS = 20_000_000  # and no less than two ticks of the clock that counts it
+FOREIGN_SHARE = 0.10  # of the CPUs, where a record has only the share of a whole process
+STOLEN_SHARE = 0.05
+WAITED_SHARE = 0.05  # of the stretch, by the thread that waited longest
+RAN_SHARE = 0.85  # of the CPU time that a call of its length usually uses
+USUAL_QUANTILE = 0.75
+FEWEST_CALLS = 5  # fewer have no usual share
+WHOLE_PROCESS = ((0, 2**63),)
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Timed:
+    """One timed call or step: how long it took, and whether it was disturbed."""
+
+    duration_ns: int
+    is_disturbed: bool
+
+
+def disturbed_spans(process: ProcessSamples) -> tuple[Span, ...]:
+    """Stretches of a process's time, in ns on the clock of its calls, in which something else took the CPU.
+
+    A record without counters has only the shares of the whole process: then all of it was disturbed, or none.
+    """
+    around = process.surroundings
+    if around is not None and (around.busy_ns or around.waited_ns):
+        return tuple(_spans(around))
+    is_busy = (process.foreign_cpu_share or 0.0) > FOREIGN_SHARE or (process.steal_share or 0.0) > STOLEN_SHARE
+    return WHOLE_PROCESS if is_busy else ()
+
+
+def _spans(around: Surroundings) -> Iterator[Span]:
+    for place, (begin_ns, end_ns) in enumerate(pairwise(around.t_ns), start=1):
+        if end_ns > begin_ns and _is_disturbed(around, place, end_ns - begin_ns):
+            yield begin_ns, end_ns
+
+
+def _is_disturbed(around: Surroundings, place: int, length_ns: int) -> bool:
+    """Whether the stretch before reading number `place` was disturbed, by the share of each counter."""
+
+    def moved(column: Sequence[int]) -> int:
+        return column[place] - column[place - 1] if column else 0
+
+    foreign_ns = moved(around.busy_ns) - moved(around.own_ns)
+    return (
+        foreign_ns > max(FOREIGN_CORES * length_ns, TICKS_NS)
+        or moved(around.stolen_ns) > max(STOLEN_SHARE * length_ns * around.num_cpus, TICKS_NS)
+        or moved(around.waited_ns) > WAITED_SHARE * length_ns
+    )
+
+
+def calls_of(process: ProcessSamples, calls: Calls) -> list[Timed]:
+    """Timed calls of one kind, each with whether it was disturbed."""
+    spans, was_off = disturbed_spans(process), off_cpu(calls)
+    return [
+        Timed(duration_ns, is_off or _overlaps(spans, start_ns, start_ns + duration_ns))
+        for start_ns, duration_ns, is_off in zip(calls.start_ns, calls.duration_ns, was_off, strict=True)
+    ]
+
+
+def off_cpu(calls: Calls) -> list[bool]:
+    """Whether each call used clearly less of the CPU than its neighbours usually do: it was not running for a while.
+
+    The usual share is the third quartile of CPU time over wall time: what most calls reach that ran undisturbed. All
+    False where CPU time was not counted.
+    """
+    if len(calls.cpu_ns) < FEWEST_CALLS:
+        return [False] * len(calls.duration_ns)
+    shares = [cpu / wall for cpu, wall in zip(calls.cpu_ns, calls.duration_ns, strict=True)]
+    usual = statistics.quantiles(shares, n=4, method="inclusive")[2]
+    return [share < RAN_SHARE * usual for share in shares]
+
+
+def runs_of(process: ProcessSamples) -> list[list[Timed]]:
+    """Steps of each decode run, each with whether it was disturbed."""
+    spans, runs = disturbed_spans(process), []
+    for episode in process.decode:
+        timed, begin_ns = [], episode.start_ns + episode.prefill_ns
+        for step_ns in episode.step_ns:
+            timed.append(Timed(step_ns, _overlaps(spans, begin_ns, begin_ns + step_ns)))
+            begin_ns += step_ns
+        runs.append(timed)
+    return runs
+
+
+def is_load_disturbed(process: ProcessSamples) -> bool:
+    """Whether something else took the CPU while the process loaded the artifact, the first that it does."""
+    return _overlaps(disturbed_spans(process), 0, process.load_ns)
+
+
+def _overlaps(spans: Sequence[Span], begin_ns: int, end_ns: int) -> bool:
+    """Whether any of the ordered spans has time in common with the one from `begin_ns` to `end_ns`."""
+    place = bisect_right(spans, begin_ns, key=lambda span: span[1])
+    return place < len(spans) and spans[place][0] < end_ns
+
+
+def disturbed_share(processes: Sequence[ProcessSamples]) -> float | None:
+    """Share of all timed time in which calls were disturbed; None where nothing was timed."""
+    timed = [
+        item
+        for process in processes
+        for part in (
+            calls_of(process, process.prefill),
+            calls_of(process, process.ttft),
+            *runs_of(process),
+        )
+        for item in part
+    ]
+    total_ns = sum(item.duration_ns for item in timed)
+    return sum(item.duration_ns for item in timed if item.is_disturbed) / total_ns if total_ns else None
+
+
+def cpu_share(processes: Sequence[ProcessSamples]) -> float | None:
+    """CPU time of all prefills over their wall time, in cores that computed; None where it was not counted."""
+    pairs = [
+        (cpu_ns, wall_ns)
+        for process in processes
+        for cpu_ns, wall_ns in zip(process.prefill.cpu_ns, process.prefill.duration_ns, strict=False)
+    ]
+    wall_ns = sum(wall for _, wall in pairs)
+    return sum(cpu for cpu, _ in pairs) / wall_ns if wall_ns else None

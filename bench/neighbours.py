@@ -1,0 +1,146 @@
+"""What else runs on this machine, before and while something is measured: how much of the CPU, and the names.
+
+Reads /proc, of one short stretch: every process's CPU time before and after. Where there is no /proc nothing is seen,
+and nothing is waited for. Names are those of the programs (15 letters), never their arguments.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..progress import SILENT
+from .disturbance import FOREIGN_CORES
+from .own_process import busy_and_stolen_ns, usable_cpus
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Collection, Mapping
+
+    from ..progress import Progress
+
+PROC = Path("/proc")
+LOOK_S = 1.0
+LEAST_CORES = 0.02  # a process that used less is not worth a name
+MOST_NAMES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbour:
+    """A program that ran beside the measurement, and how many cores' worth of CPU time it used."""
+
+    name: str
+    cores: float
+
+    def __str__(self) -> str:
+        """Write it for a person: `cc1plus (98 % of a core)`."""
+        return f"{self.name} ({self.cores:.0%} of a core)"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Cores' worth of CPU time that others used, of how many CPUs, and who used most of it."""
+
+    cores: float
+    num_cpus: int
+    neighbours: tuple[Neighbour, ...] = ()
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether a measurement beside it would not be disturbed."""
+        return self.cores <= FOREIGN_CORES
+
+    def __str__(self) -> str:
+        """Write it for a person: the sum and the names."""
+        names = ", ".join(map(str, self.neighbours)) or "processes too short-lived to be named"
+        return f"other processes use {self.cores:.2f} of {self.num_cpus} CPUs: {names}"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """CPU time of every process so far, by process id and name, and of all together, at one moment.
+
+    `busy_s` is that of the CPUs this process may use, its own time apart; it knows of processes too short-lived to be
+    listed twice. None where the system does not count it.
+    """
+
+    time_s: float
+    cpu_s: Mapping[tuple[int, str], float]
+    busy_s: float | None = None
+
+    def since(self, before: Snapshot, *, own_pids: Collection[int] = ()) -> Load:
+        """Return what others than `own_pids` used between two snapshots."""
+        elapsed_s = max(self.time_s - before.time_s, 1e-9)
+        used: dict[str, float] = {}
+        for (pid, name), cpu_s in self.cpu_s.items():
+            if pid not in own_pids:
+                used[name] = used.get(name, 0.0) + max(cpu_s - before.cpu_s.get((pid, name), 0.0), 0.0)
+        cores = {name: seconds / elapsed_s for name, seconds in used.items()}
+        busiest = sorted((item for item in cores.items() if item[1] >= LEAST_CORES), key=lambda item: -item[1])
+        total = sum(cores.values())
+        if self.busy_s is not None and before.busy_s is not None:
+            total = max(self.busy_s - before.busy_s, 0.0) / elapsed_s
+        num_cpus = len(usable_cpus()) or os.cpu_count() or 1
+        return Load(min(total, num_cpus), num_cpus, tuple(Neighbour(*item) for item in busiest[:MOST_NAMES]))
+
+
+def snapshot(proc: Path = PROC) -> Snapshot:
+    """Read the CPU time of every process now."""
+    found = {}
+    for folder in _process_folders(proc):
+        with contextlib.suppress(OSError, ValueError, IndexError):  # it has just ended
+            text = (folder / "stat").read_text(errors="replace")
+            name, _, rest = text.partition("(")[2].rpartition(")")
+            fields = rest.split()
+            found[int(folder.name), _printable(name)] = (int(fields[11]) + int(fields[12])) / _ticks_per_s()
+    ticks = busy_and_stolen_ns(usable_cpus()) if proc == PROC else None
+    busy_s = None if ticks is None else (ticks[0] - time.process_time_ns()) / 1e9
+    return Snapshot(time.monotonic(), found, busy_s)
+
+
+def _process_folders(proc: Path) -> list[Path]:
+    with contextlib.suppress(OSError):
+        return [folder for folder in proc.iterdir() if folder.name.isdigit()]
+    return []
+
+
+def _printable(name: str) -> str:
+    return "".join(letter if letter.isprintable() else "?" for letter in name)
+
+
+def _ticks_per_s() -> int:
+    return os.sysconf("SC_CLK_TCK") if hasattr(os, "sysconf") else 100
+
+
+def look(look_s: float = LOOK_S) -> Load:
+    """Watch the machine for a moment, this process apart."""
+    before = snapshot()
+    time.sleep(look_s)
+    return snapshot().since(before, own_pids={os.getpid()})
+
+
+def wait_until_quiet(
+    wait_s: float,
+    *,
+    progress: Progress = SILENT,
+    watch: Callable[[], Load] = look,
+    now: Callable[[], float] = time.monotonic,
+) -> Load:
+    """Look at the machine until it is quiet, for at most `wait_s` seconds; return what was seen last.
+
+    With 0 it looks once and waits for nothing.
+    """
+    load = watch()
+    if load.is_quiet or wait_s <= 0:
+        return load
+    deadline = now() + wait_s
+    with progress.stage("wait for a quiet machine", None) as stage:
+        while now() < deadline:
+            stage.advance(0, note=str(load))
+            load = watch()
+            if load.is_quiet:
+                break
+    return load
