@@ -261,6 +261,7 @@ def add_report(parser: Parser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help="folder that holds record.json")
     target_help = "judge against it, repeat for several (default: host)"
     parser.add_argument("--target", action="append", metavar="NAME", help=target_help)
+    parser.add_argument("--artifact", type=Path, metavar="DIR", help="check that the record is of this artifact")
     _add_output(parser, quiet=False)
 
 

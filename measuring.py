@@ -170,6 +170,7 @@ def _gate_rows(recipe: Recipe, task: Task) -> list[Row]:
         task,
         "gate",
         recipe.gate.num_rows,
+        may_be_fewer=True,
         seed=recipe.data.seed,
         data_dir=recipe.data.directory,
         online=recipe.data.online,

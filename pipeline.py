@@ -106,7 +106,7 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
         artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
         storage.write_json(out / "front.json", linked(result.to_json(), artifact))
         measure_artifact(recipe, base, basis, experts, artifact, out, progress)
-        _, judgements = write_report(out, targets=recipe.gate.targets, command=command)
+        _, judgements = write_report(out, targets=recipe.gate.targets, command=command, artifact=artifact)
         write_handoff(experts, artifact, judgements[0], out)
     return list(zip(recipe.gate.targets, judgements, strict=True))
 
@@ -165,7 +165,7 @@ def require_eyes(recipe: Recipe, base: Base) -> None:
 
 
 def require_rows(recipe: Recipe) -> None:
-    """Refuse real data sets with fewer rows than search and gate will need, before hours of training."""
+    """Refuse real data sets that lack rows, before hours of training; the gate takes what there is, up to its own."""
     from .adapt.tasks.sources import rows
     from .measuring import recipe_tasks
 
@@ -173,7 +173,7 @@ def require_rows(recipe: Recipe) -> None:
     needed = {"train": 1, "search": num_validation + 2 * recipe.search.num_rows, "gate": recipe.gate.num_rows}
     for task in recipe_tasks(recipe):
         for split, num_rows in needed.items() if task.generator is None else ():
-            rows(task, split, num_rows, data_dir=data, online=recipe.data.online)
+            rows(task, split, num_rows, data_dir=data, online=recipe.data.online, may_be_fewer=split == "gate")
 
 
 def require_experts(recipe: Recipe, folder: Path) -> None:
@@ -342,6 +342,7 @@ def measure_artifact(
         artifact,
         tasks=recipe.experts.tasks,
         num_rows=recipe.gate.num_rows,
+        may_be_fewer=True,
         seed=recipe.data.seed,
         data_dir=recipe.data.directory,
         online=recipe.data.online,

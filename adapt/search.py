@@ -38,6 +38,10 @@ _FIRST_LEVELS = (0.75, 0.5)
 _SEED_MIXTURE = (1.2, 0.8, 1.5, 0.9)
 _NO_VALUE = 1e9
 """Objective of a candidate that could not be measured; its constraint violation keeps it out of every front."""
+_FAILED = math.inf
+"""Violation of every constraint by a candidate that failed: no measured one, however far off, ranks below it."""
+_FAILED_FINITE = 1e12
+"""The same for NSGA-II, which adds violations up; no measured figure is that many times its limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,7 @@ def _summary(evaluation: Evaluation, rescored: Mapping[str, Evaluation]) -> dict
         "structure": evaluation.candidate.structure.to_fields(),
         "cost": dict(evaluation.cost),
         "search_accuracy": evaluation.accuracy,
-        "rescored_accuracy": None if again is None else again.accuracy,
+        "rescored_accuracy": None if again is None or again.reason else again.accuracy,
     }
 
 
@@ -201,7 +205,11 @@ def search(
         for evaluation in _finalists(measured, settings):
             rescored.append(ledger.evaluate(evaluation.candidate, sample=1))
             stage.advance(note="finalists on fresh rows")
-    chosen = max(rescored, key=lambda evaluation: _preference(evaluation, settings))
+    scored = [evaluation for evaluation in rescored if not evaluation.reason]
+    if not scored:
+        msg = f"none of the {len(rescored)} best candidates could be scored again; the first failed with: "
+        raise MeasurementError(msg + rescored[0].reason)
+    chosen = max(scored, key=lambda evaluation: _preference(evaluation, settings))
     return SearchResult(tuple(seen.values()), tuple(front), floor, frozen, tuple(rescored), chosen)
 
 
@@ -319,7 +327,8 @@ def _evolve(
             candidate = _candidate(x, settings)
             evaluation = ledger.evaluate(candidate)
             seen.setdefault(candidate.key(), evaluation)
-            rows.append((_objectives(evaluation, frozen), _violations(evaluation, settings)))
+            violations = [min(excess, _FAILED_FINITE) for excess in _violations(evaluation, settings)]
+            rows.append((_objectives(evaluation, frozen), violations))
             best = max(seen.values(), key=lambda item: item.mean_accuracy)
             advance(note=f"best mean accuracy {best.mean_accuracy:.1%}")
         static = StaticProblem(problem, F=_matrix(rows, 0), G=_matrix(rows, 1))
@@ -383,9 +392,9 @@ def _signed(metric: str, value: float) -> float:
 
 
 def _violations(evaluation: Evaluation, settings: SearchSettings) -> list[float]:
-    """How far each limit is missed, relative to it, and 1 for a candidate that failed; at most 0 means met."""
+    """How far each limit is missed, relative to it; infinitely far by a candidate that failed; at most 0 means met."""
     if evaluation.reason:
-        return [1.0] * (len(settings.limits) + 1)
+        return [_FAILED] * (len(settings.limits) + 1)
     values = dict(evaluation.cost) | {f"accuracy/{d}": share for d, share in evaluation.accuracy.items()}
     violations = []
     for metric, (comparison, limit) in settings.limits.items():

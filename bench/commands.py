@@ -76,7 +76,10 @@ def judgement_text(judgement: Judgement, title: str) -> str:
         rows = [[f"{item.title}, {item.statistic}", show(item.value, item.unit)] for item in judgement.unlimited]
         body += "\n\n" + table(("without a limit", "measured"), rows, numbers=(1,))
     evidence = judgement.evidence.replace("_", " ")
-    return f"{head}\n\n{body}\n\nevidence: {evidence}; exit code {judgement.exit_code}"
+    limits = ""
+    if judgement.target_sha256:
+        limits = f"; limits of {printable(judgement.target_file or '')}, SHA-256 {judgement.target_sha256[:16]}"
+    return f"{head}\n\n{body}\n\nevidence: {evidence}; exit code {judgement.exit_code}{limits}"
 
 
 def limits_text(lines: Sequence[Line]) -> str:
@@ -277,8 +280,10 @@ def handle_report(args: argparse.Namespace) -> int:
     targets = args.target or ["host"]
     directory: Path = args.directory
     if (directory / RECORD).is_file() or not any(directory.glob(f"*/{RECORD}")):
-        page, judgements = write_report(directory, targets=targets)
+        page, judgements = write_report(directory, targets=targets, artifact=args.artifact)
         document: dict[str, Any] = {"report": str(page), "verdicts": {j.target: j.verdict for j in judgements}}
+    elif args.artifact is not None:
+        raise HavocError(f"{directory} holds several runs, and --artifact is of one: give that run's folder")
     else:
         page = write_index(directory, targets=targets)
         document = {"index": str(page)}

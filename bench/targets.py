@@ -20,6 +20,7 @@ Metrics and the unit each is judged in:
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 import tomllib
@@ -34,7 +35,7 @@ from ..errors import HavocError
 from .schema import Part, Sha256, Text
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from .record import Record
     from .schema import Workload
@@ -170,6 +171,7 @@ def metric_of(name: str) -> Metric:
     raise ValueError(f"unknown metric {name!r}: choose from {', '.join(_METRICS)}, accuracy/<task>")
 
 
+_ROWS = {"rows", "seed", "rows_sha256"}
 _PINS = ("task_sha256", "data_sha256")
 
 
@@ -184,6 +186,9 @@ class Limit(Part):
 
     A limit on accuracy may name the task's file, from beside the targets' file, and pin what the task's file says and
     the data it is scored on by their hashes, as a record holds them.
+
+    It may also state its rows, so that nobody chooses them afterwards: how many (`rows`; with another number the bound
+    is one that holds for any number of looks), the `seed` of rows made here, and the hash of the rows themselves.
     """
 
     metric: Text
@@ -195,6 +200,9 @@ class Limit(Part):
     task: Text | None = None
     task_sha256: Sha256 | None = None
     data_sha256: Sha256 | None = None
+    rows: Count | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
+    rows_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -214,6 +222,8 @@ class Limit(Part):
             raise ValueError(f"{self.metric} has no {', '.join(wrong)}: it is no limit on a task")
         if "percentile" in self.model_fields_set and metric.kind != "latency":
             raise ValueError(f"{self.metric} has no percentile")
+        if metric.kind != "accuracy" and (stated := sorted(_ROWS & self.model_fields_set)):
+            raise ValueError(f"{self.metric} is not judged on rows: {', '.join(stated)} has no meaning")
         if not metric.lowest <= self.value <= metric.highest:
             raise ValueError(f"{self.metric} limit of {self.value:g} {metric.unit} is no sane figure: check the unit")
         return self
@@ -297,8 +307,18 @@ class RequiredWorkload(Part):
     passes: Count = 1
 
 
+class Origin(Part):
+    """Where a target was read: the file's name, without its folder, and the SHA-256 of its content."""
+
+    file: Text
+    sha256: Sha256
+
+
 class Target(Part):
-    """One entry of a targets file."""
+    """One entry of a targets file; `origin` is set by whoever reads it, never by the file.
+
+    A record older than `max_age_days` proves nothing any more: drivers and heat change a device.
+    """
 
     name: Text
     title: Text
@@ -306,6 +326,8 @@ class Target(Part):
     roofline: Roofline | None = None
     protocol: RequiredProtocol = RequiredProtocol()
     workload: RequiredWorkload = RequiredWorkload()
+    max_age_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
+    origin: Origin | None = None
     limits: Annotated[tuple[Limit, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -356,15 +378,53 @@ def _is_file(name: str) -> bool:
 
 def read_targets(path: Path) -> dict[str, Target]:
     """Read every target of a TOML file; anything but the documented form is a one-line `HavocError`."""
-    table = _read_toml(path)
+    data = _read(path)
+    table = _parsed(path, data)
     if not table:
         raise HavocError(f"{path}: holds no target (a table like [my-device])")
-    return {name: _target_of(path, name, entry) for name, entry in table.items()}
+    if path != BUNDLED:
+        _refuse_reserved(path, table)
+    origin = Origin(file=path.name[:500], sha256=hashlib.sha256(data).hexdigest())
+    return {
+        name: _target_of(path, name, _resolved(path, name, entry, table)).model_copy(update={"origin": origin})
+        for name, entry in table.items()
+    }
+
+
+def _refuse_reserved(path: Path, names: Iterable[str]) -> None:
+    """Refuse another target under a bundled one's name, however it is spelt: a pass "on gtx1660" means that one."""
+    reserved = {_bare(name): name for name in _parsed(BUNDLED, _read(BUNDLED))}
+    for name in names:
+        if _bare(name) in reserved:
+            msg = f"{path}: the name {name!r} is that of the bundled target {reserved[_bare(name)]}: choose another"
+            raise HavocError(msg)
+
+
+def _bare(name: str) -> str:
+    return "".join(char for char in name.casefold() if char.isalnum())
+
+
+def _resolved(path: Path, name: str, entry: object, table: Mapping[str, object]) -> object:
+    """Write out an entry that is `like` another of its file, `without` some of its limits."""
+    if not isinstance(entry, dict) or not {"like", "without"} & set(entry):
+        return entry
+    other, without = table.get(str(entry.get("like"))), entry.get("without", [])
+    if not isinstance(other, dict) or "like" in other:
+        raise HavocError(f"{path}: target {name}: like = {entry.get('like')!r} names no target of this file")
+    limits = other.get("limits", [])
+    metrics = [limit.get("metric") for limit in limits if isinstance(limit, dict)] if isinstance(limits, list) else []
+    if not isinstance(without, list) or not set(map(str, without)) <= set(map(str, metrics)):
+        raise HavocError(f"{path}: target {name}: without = {without!r} names no limits of {entry['like']}")
+    own = {key: value for key, value in entry.items() if key not in {"like", "without"}}
+    kept = [limit for limit, metric in zip(limits, metrics, strict=True) if metric not in without]
+    return {**other, "limits": kept, **own}
 
 
 def _target_of(path: Path, name: str, entry: object) -> Target:
     if not isinstance(entry, dict):
         raise HavocError(f"{path}: {name} is not a table")
+    if "origin" in entry:
+        raise HavocError(f"{path}: target {name}: origin: no such key")
     try:
         entry = _with_tasks(entry, path.parent)
         return Target.model_validate_json(json.dumps({**entry, "name": name}))  # strict, but a list may be a tuple
@@ -412,7 +472,7 @@ def require_pinned(target: Target, records: Sequence[Record]) -> None:
                     )
 
 
-def _read_toml(path: Path) -> Mapping[str, object]:
+def _read(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
             raise HavocError(f"{path}: a folder, a pipe or a device, not a file")
@@ -424,6 +484,10 @@ def _read_toml(path: Path) -> Mapping[str, object]:
         raise HavocError(f"{str(path)!r}: no file can be called so ({error})") from error
     if len(data) > MAX_TARGETS_BYTES:
         raise HavocError(f"{path}: larger than {MAX_TARGETS_BYTES} bytes, so it is no targets file")
+    return data
+
+
+def _parsed(path: Path, data: bytes) -> Mapping[str, object]:
     for number, line in enumerate(data.split(b"\n"), start=1):
         if (num_dots := line.count(b".")) > MAX_DOTS and not line.lstrip().startswith(b"#"):
             raise HavocError(f"{path}: line {number} has {num_dots} dots, more than {MAX_DOTS}: no target is so nested")

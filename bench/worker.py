@@ -28,8 +28,10 @@ from ..export.serving import serve
 from ..export.session import DecoderSession
 from ..storage import scratch_directory
 from . import warmup
+from .clocks import clock_readings, clock_spans
 from .own_process import Surroundings, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
 from .page_cache import disk_read_bytes, put_out, state_of
+from .witness import Witness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,6 +80,7 @@ class Bench:
         self.outputs: set[bytes] = set()
         self.session = self._open(profile)
         self.past = self.session.empty_past(1, capacity=self._require_context())
+        self.witness = Witness(self.session)
         self.plain_ids = plain_ids(self.session.config)
 
     def _open(self, profile: Path | None) -> DecoderSession:
@@ -140,10 +143,11 @@ class Bench:
         ids = self.prompt(self.workload["prompt_tokens"])
         cpu_before = self.cpu_ns()
         begin = time.perf_counter_ns()
-        logits, _past = self.prefill(ids)
+        logits, past = self.prefill(ids)
         end = time.perf_counter_ns()
         self.keep(into, begin, end, cpu_before)
         self.check(logits)
+        self.witness.keep(ids, past)
 
     def time_first_token(self, into: Measured) -> None:
         """One request from its text (ids where the artifact has no tokenizer) to the text of its first token."""
@@ -155,13 +159,14 @@ class Bench:
         if tokenizer is not None:
             encoded = (tokenizer.encode(text) * num_tokens)[:num_tokens]
             ids = np.array([encoded or ids[0].tolist()], dtype=np.int64)
-        logits, _past = self.prefill(ids)
+        logits, past = self.prefill(ids)
         token = int(logits[0].argmax())
         if tokenizer is not None:
             tokenizer.decode([token])
         end = time.perf_counter_ns()
         self.keep(into, begin, end, cpu_before)
         self.check(logits)
+        self.witness.keep(ids, past)
 
     def time_episode(self, most_s: float = math.inf) -> dict[str, Any]:
         """Decode greedily after a new context: the first token comes with the prefill, others take timed steps.
@@ -185,6 +190,7 @@ class Bench:
                 break
         cpu_now = self.cpu_ns()
         self.check(logits)
+        self.witness.keep(ids, past)
         return {
             "start_ns": begin - self.zero_ns,
             "prefill_ns": prefill_ns,
@@ -259,6 +265,7 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     gc.disable()
     bench.around.look(force=True)
     first_look = len(bench.around) - 1
+    clocks = clock_readings()
     bench.mark("prefill")
     for _ in rounds(plan["prefill"], lambda: prefill.busy_s):
         bench.time_prefill(prefill)
@@ -269,6 +276,7 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     bench.mark("decode")
     decode.extend(bench.time_episode() for _ in rounds(plan["decode"], lambda: busy_s(decode)))
     bench.around.look(force=True)
+    spans = clock_spans(clocks)
     bench.mark("end", num_tokens=sum(episode["num_tokens"] for episode in decode))
     gc.enable()
     samples = {
@@ -285,6 +293,8 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "busy_ns": sum(prefill.duration_ns) + sum(ttft.duration_ns) + round(busy_s(decode) * 1e9),
         **bench.around.shares(first_look),
         "surroundings": bench.around.as_json(),
+        "clock_span_ns": spans,
+        "work_done": bench.witness.testify(bench.past),
         **{key: value - usage[key] for key, value in own_usage().items()},
     }
     return {"samples": samples, "provider_options": bench.session.provider_options}

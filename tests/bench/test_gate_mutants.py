@@ -223,8 +223,56 @@ def joined_probes() -> list[tuple[Limit, list[Any]]]:
     ]
 
 
-SINGLE = [*latency_probes(), *throughput_probes(), *memory_probes(), *other_probes()]
+def surrounded(where: str = "each", **spans: tuple[float, float]) -> dict[str, Any]:
+    return {f"samples__{where}__surroundings": samples.surroundings(**spans)}
+
+
+def disturbed_probes() -> list[Probe]:
+    """Return calls, steps, loads and energies beside other work, on both sides of limits."""
+    below = [Limit(metric="prefill_ms", below=ms, unit="ms") for ms in (9.0, 10.0, 11.0, 19.0, 30.0)]
+    first = [Limit(metric="ttft_ms", below=ms, unit="ms") for ms in (600.0, 700.0)]
+    rates = [Limit(metric="decode_tok_per_s", above=rate, unit="tok/s") for rate in (490, 510, 999, 1001)]
+    loads = [Limit(metric="load_s", below=s, unit="s") for s in (0.1, 1.0)]
+    moments = [(0.0, 0.6), (0.2, 0.3), (0.5, 0.6), (13.7, 14.0), (13.7, 13.8), (13.7, 15.0), (0.0, 0.1)]
+    eleven = prefills([[50.0] * 11] * 7)
+    spans = [SPAN | {"process_j_per_tok": each} for each in ([], [0.5], [0.5, 0.6], [0.4, 0.5, 0.6, 0.5, 0.5])]
+    exact = Limit(metric="prefill_ms", below=10.0, unit="ms", confidence=1 - 0.5**5)
+    slow_run = {"samples__0__decode__0__step_ns": [4_000_000] * 127, "samples__each__busy_ns": 65_000_000_000}
+    return [
+        *((limit, surrounded(foreign=moment)) for limit in (*below, *rates, *loads) for moment in moments),
+        *((limit, surrounded("0", foreign=moment)) for limit in (*below, *rates, *loads) for moment in moments),
+        *((limit, {}) for limit in first),
+        *((limit, unsettled("slowdown")) for limit in (*below, *rates)),
+        *((limit, slow_run | surrounded("0", foreign=(13.7, 14.3))) for limit in rates),
+        (PREFILL, eleven | surrounded("0", foreign=(0.51, 0.6))),
+        (exact, {}),
+        *((ENERGY, {"energy": span}) for span in spans),
+        *((ENERGY, {"energy": spans[3] | {"joules": joules}}) for joules in (2.0, 90.0, 300.0)),
+        *((ENERGY, {"energy": spans[3]} | surrounded("0", foreign=moment)) for moment in moments),
+    ]
+
+
+def few_probes() -> list[Probe]:
+    """Return one process and two, for which little effort is asked."""
+    limits = [
+        PREFILL,
+        LOAD,
+        *(Limit(metric="prefill_ms", below=ms, unit="ms") for ms in (10.0, 30.0)),
+        *(Limit(metric="decode_tok_per_s", above=rate, unit="tok/s") for rate in (50, 510)),
+    ]
+    few = [
+        {"samples": samples.document("cpu")["samples"][:number], "protocol__num_processes": number} for number in (1, 2)
+    ]
+    alone = [{"memory": {"rss": [samples.memory_series(0) | {"method": "vm_hwm"}]}}]
+    sizes = [Limit(metric="peak_rss_bytes", below=size, unit="bytes") for size in (412_000_000, 412_000_001)]
+    return [*itertools.product(limits, few), *itertools.product(sizes, alone)]
+
+
+LITTLE = RequiredProtocol(min_processes=1, min_samples=1, min_busy_s=0.0)
+SINGLE = [*latency_probes(), *throughput_probes(), *memory_probes(), *other_probes(), *disturbed_probes()]
 PROBES = [(limit, [samples.record("cpu", **change)]) for limit, change in SINGLE] + joined_probes()
+
+FEW_PROBES = [(limit, [samples.record("cpu", **change)]) for limit, change in few_probes()]
 
 
 def answers_of_limits(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
@@ -233,6 +281,8 @@ def answers_of_limits(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
         patch.setattr(bounds, "TAIL_RESAMPLES", TAIL_RESAMPLES)
         for probe in PROBES:
             yield str(namespace["judge_limit"](*probe, EFFORT))
+        for limit, records in FEW_PROBES:
+            yield str(namespace["judge_limit"](limit, records, LITTLE))
     below, above = PROBES[0][0], Limit(metric="decode_tok_per_s", above=100.0, unit="tok/s")
     for limit, low, high in itertools.product((below, above), (None, 99.0, 100.0, 101.0), (None, 99.0, 100.0, 101.0)):
         for lacking in ("", "too little"):
@@ -411,6 +461,9 @@ MODULES: dict[types.ModuleType, Callable[..., Iterator[Any]]] = {
 TINY = "terms below a double's last digit are left out, or are added"
 LENGTH = "how long a message may get is no part of the verdict"
 EQUIVALENT = {
+    "limits.throughput_evidence: if -> True: if True:\n    found = _widest(found, calm, limit.confidence)": (
+        "without a disturbed step both sides are the bounds of all steps"
+    ),
     "targets._read_toml: 1 + 1: 2": "one byte too many is as much too many as two",
     "targets._read_toml: 200 + 1: 201": LENGTH,
     "targets._first_line: 120 + 1: 121": LENGTH,

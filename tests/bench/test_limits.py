@@ -8,7 +8,7 @@ import runpy
 from pathlib import Path
 from statistics import NormalDist
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import binom
 
+from havoc_core.bench import limits as judging
 from havoc_core.bench.limits import Line, judge_limit
-from havoc_core.bench.targets import Limit, RequiredProtocol
+from havoc_core.bench.targets import Kind, Limit, RequiredProtocol
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=0.0)
@@ -56,6 +57,12 @@ def prefills(*per_process: list[float]) -> dict[str, Any]:
         process = samples.process(index, "CPUExecutionProvider")
         processes.append(process | {"prefill": {"start_ns": starts, "duration_ns": durations}})
     return {"samples": processes, "protocol__num_processes": max(len(per_process), 1)}
+
+
+def test_every_kind_of_metric_has_a_statistic_and_a_judge() -> None:
+    """A new kind is told what it is of its samples, and how it is judged."""
+    assert set(get_args(Kind)) == set(judging._EVIDENCE)
+    assert set(get_args(Kind)) == {"latency", *judging.STATISTICS}
 
 
 @pytest.mark.parametrize("limit", [PREFILL, DECODE, RSS, MATH, LOAD, KL, TOP1], ids=lambda limit: limit.metric)
