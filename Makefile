@@ -6,6 +6,8 @@
 #   make types    mypy --strict
 #   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=README.md puts the table there)
 #   make results  docs/results.md: the score tables, written from the records under reports/
+#   make simulate 5000 simulated benches beside random load: how often is a verdict wrong?
+#   make load-test   200 real ones beside real load, into load-test/; needs a machine that does nothing else, and hours
 #   make fmt      let ruff mend what it can
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
@@ -15,7 +17,7 @@ BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 
-.PHONY: help demo test real lint types bench results fmt genai
+.PHONY: help demo test real lint types bench results simulate load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +46,13 @@ bench: .venv/dev
 
 results: .venv/dev
 	$(BIN)/python -m havoc_core.bench.results reports docs/results.md
+
+simulate: .venv/dev
+	$(BIN)/python tests/bench/simulated_benches.py --benches 5000
+
+load-test: .venv/dev
+	test -d load-test/artifact || $(BIN)/havoc export nano --out load-test/artifact
+	$(BIN)/python tests/perf/benches_beside_load.py load-test/artifact --out load-test
 
 fmt: .venv/dev
 	$(BIN)/ruff check --fix

@@ -219,6 +219,14 @@ def score_here(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) 
     }
 
 
+def source_of(task: Task, split: str, data_dir: Path | None) -> str:
+    """What the rows are called: a published data set's name only where its files have the hash that the task pins."""
+    is_pinned = split in task.definition.data.data_sha256
+    if task.generator is not None or data_dir is None or is_pinned:
+        return task.dataset
+    return f"{task.dataset} as folder {data_dir.name} has it"
+
+
 def tasks_asked(asked: dict[str, Any], *, can_see: bool) -> tuple[Task, ...]:
     """Load the tasks of what was asked, see `tasks_to_score`."""
     where = {name: asked[name] for name in ("data_dir", "online", "few_shot")}
@@ -242,7 +250,7 @@ def score_task(
         "num_failed": scores.failed,
         "split": split,
         "rows_sha256": rows_hash(some),
-        "source": task.dataset,
+        "source": source_of(task, split, asked["data_dir"]),
         "seed": asked["seed"],
         "metric": task.metric,
         "metrics": {name: {"num_right": sum(right), "num_rows": len(some)} for name, right in scores.right_by.items()},

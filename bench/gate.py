@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import HavocError
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 EvidenceClass = Literal["measured_target", "measured_other_device", "projected", "simulated"]
 
 DEVICE_EXIT = 5
+NOT_CHECKED = "artifact not checked"
 ROWS_RULE = "No row counts twice."
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
@@ -65,7 +67,10 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict with everything it rests on; `unlimited` is what was measured and has no limit on the target."""
+    """A verdict with everything it rests on; `unlimited` is what was measured and has no limit on the target.
+
+    `is_artifact_checked`: the artifact's files were hashed anew. `target_file` and `target_sha256` name the limits.
+    """
 
     target: str
     verdict: Verdict
@@ -76,6 +81,9 @@ class Judgement:
     findings: tuple[Finding, ...]
     run_ids: tuple[str, ...]
     unlimited: tuple[Figure, ...] = ()
+    is_artifact_checked: bool = False
+    target_file: str | None = None
+    target_sha256: str | None = None
 
     def document(self) -> dict[str, Any]:
         """Return plain JSON values."""
@@ -88,15 +96,21 @@ def judge(
     *,
     artifact_files: Mapping[str, str] | None = None,
     this_cpu: Cpu | None = None,
+    now: datetime | None = None,
 ) -> Judgement:
     """Judge records of one artifact on one device against a target.
 
     `artifact_files` maps the artifact's file names to their SHA-256 where the artifact is at hand; `this_cpu` is the
-    CPU the gate runs on, for targets that ask for it. Raises `HavocError` without a record.
+    CPU the gate runs on, for targets that ask for it; `now` is the time that a record's age counts to. Raises
+    `HavocError` without a record.
     """
     if not records:
         raise HavocError("no record to judge: measure one with `havoc bench`")
-    cases = [Case(record=record, target=target, artifact_files=artifact_files, this_cpu=this_cpu) for record in records]
+    now = now or datetime.now(UTC)
+    cases = [
+        Case(record=record, target=target, artifact_files=artifact_files, this_cpu=this_cpu, now=now)
+        for record in records
+    ]
     findings = (*join_findings(records), *(finding for case in cases for finding in rule_findings(case)))
     if findings:
         blocker = max(findings, key=lambda finding: finding.exit_code)
@@ -108,6 +122,8 @@ def judge(
         lines = [judge_limit(limit, records, target.protocol) for limit in target.limits]
         verdict = overall(lines)
         exit_code, reason = EXIT_CODES[verdict], summary(lines)
+        if verdict == "pass" and artifact_files is None:
+            reason = f"{reason}; {NOT_CHECKED}"
     return Judgement(
         target=target.name,
         verdict=verdict,
@@ -117,6 +133,9 @@ def judge(
         lines=tuple(lines),
         findings=findings,
         run_ids=tuple(record.run_id for record in records),
+        is_artifact_checked=artifact_files is not None,
+        target_file=target.origin.file if target.origin else None,
+        target_sha256=target.origin.sha256 if target.origin else None,
         unlimited=figures_without_limit(records, target),
     )
 

@@ -6,16 +6,22 @@ the target asks for and the record does not know counts as different.
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ..export.artifact import MANIFEST
 from .record import seal_of
+from .targets import metric_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from .record import GpuWitness, Subject
     from .rules import Case
+
+
+_FIRST_DAY = datetime(2025, 1, 1, tzinfo=UTC)
+_CLOCK_SKEW = timedelta(days=1)
 
 
 def record_is_intact(case: Case) -> str | None:
@@ -31,8 +37,10 @@ def record_is_intact(case: Case) -> str | None:
 def evidence_is_measured(case: Case) -> str | None:
     """Refuse simulations and projections."""
     record = case.record
-    if record.evidence == "measured" and not record.device.is_simulated:
+    if record.evidence == "measured" and not record.device.is_simulated and not record.device.simulation_reasons:
         return None
+    if record.evidence == "measured" and not record.device.is_simulated:
+        return f"the record gives reasons why its device is simulated ({record.device.simulation_reasons[0]})"
     reasons = "; ".join(record.device.simulation_reasons)
     because = f" ({reasons})" if reasons else ""
     return f"the record is {record.evidence}, not measured{because}: run `havoc bench` on the target"
@@ -117,6 +125,9 @@ def gpu_num_sms_matches(case: Case) -> str | None:
     if gpu is None or wanted is None:
         return None
     found = gpu.cuda.num_sms if gpu.cuda else None
+    others = gpu.nvml.num_sms if gpu.nvml else None
+    if others is not None and others != found:
+        return f"the card has {others} multiprocessors by NVML and {found} by the CUDA driver"
     return None if found == wanted else f"the card has {found} multiprocessors, the target {wanted}"
 
 
@@ -151,6 +162,42 @@ def gpu_bus_width_matches(case: Case) -> str | None:
     return (
         None if gpu.bus_width_bits == wanted else f"the memory bus has {gpu.bus_width_bits} bits, the target's {wanted}"
     )
+
+
+def gpu_is_whole(case: Case) -> str | None:
+    """Refuse a card that is split into instances: a slice of it was measured."""
+    gpu = case.record.device.gpu
+    if case.target.device.kind != "cuda" or gpu is None or gpu.mig_mode in (None, "off"):
+        return None
+    return f"the card's MIG mode is {gpu.mig_mode}, so a part of it was measured: turn it off and measure again"
+
+
+def weights_are_trained(case: Case) -> str | None:
+    """Refuse random weights where the target limits accuracy, which is then no property of a trained model."""
+    limits = [limit.metric for limit in case.target.limits if metric_of(limit.metric).kind == "accuracy"]
+    if not (limits and case.record.subject.has_random_weights):
+        return None
+    return f"the weights are random, and {limits[0]} is a property of a trained model"
+
+
+def record_is_of_its_time(case: Case) -> str | None:
+    """Refuse a date before this program was written or after today, and a record older than the target allows."""
+    text, oldest_days = case.record.created_utc, case.target.max_age_days
+    try:
+        created = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
+    except ValueError:
+        return f"{text} is no date"
+    if created < _FIRST_DAY:
+        return f"made on {text}, before any version of this program: its machine's clock was wrong"
+    if case.now is None:
+        return None
+    age = case.now - created
+    if age < -_CLOCK_SKEW:
+        return f"made on {text}, which is {-age.days} days ahead of now: one of the two clocks is wrong"
+    if oldest_days is not None and age > timedelta(days=oldest_days):
+        days = f"{age.total_seconds() / 86400:.1f}"
+        return f"made {days} days ago, the target takes records of {oldest_days:g} days at most: measure again"
+    return None
 
 
 def artifact_is_the_measured_one(case: Case) -> str | None:

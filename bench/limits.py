@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from . import bounds, disturbance
+from .repeated import any_time_bounds
 from .targets import MEMORY_MARGIN_SHARE, metric_of, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .record import ProcessSamples, Record
-    from .schema import FormatCost, MemorySeries, Workload
+    from .schema import DomainAccuracy, FormatCost, MemorySeries, Workload
     from .targets import Limit, RequiredProtocol, RequiredWorkload
 
 STATISTICS = {
@@ -33,6 +34,8 @@ STATISTICS = {
     "memory": "worst process",
     "energy": "mean",
     "accuracy": "share right",
+    "divergence": "mean",
+    "agreement": "share of tokens",
 }
 
 Verdict = Literal["pass", "fail", "inconclusive", "invalid", "not_measured"]
@@ -181,7 +184,7 @@ def latency_evidence(limit: Limit, records: Sequence[Record], protocol: Required
         num_processes=len(timed),
         lacking=_latency_lacking(limit, processes, protocol, slow, slow_figures),
         num_samples_short=_samples_short(limit, protocol, num_within, len(samples)),
-        doubt=_latency_doubt(limit, processes, fast_figures),
+        doubt=_unsettled(processes, times_spare=min(fast_figures) / limit.value),
         advice=_disturbed(num_disturbed, len(samples)),
         num_disturbed=num_disturbed,
     )
@@ -261,15 +264,6 @@ def _processes_lacking(limit: Limit, figures: Sequence[float], per_process: Sequ
     return f"the processes scatter: one more may have {_figure(limit, likely)}" if likely >= limit.value else ""
 
 
-def _latency_doubt(limit: Limit, processes: Sequence[ProcessSamples], figures: Sequence[float]) -> str:
-    """Say what keeps the calls from proving a miss: a process that holds the limit, or one that did not settle."""
-    if min(figures) == 0:
-        return DISTURBED
-    if min(figures) < limit.value:
-        return f"only some processes miss the limit: the fastest has {_figure(limit, min(figures))}"
-    return _unsettled(processes, times_spare=min(figures) / limit.value)
-
-
 def _within(limit: Limit, per_process: Sequence[Sequence[float]]) -> list[Sequence[float]]:
     """Keep the calls within the limit, of each process's sorted ones."""
     return [values[: bisect_left(values, limit.value)] for values in per_process]
@@ -312,7 +306,7 @@ def throughput_evidence(limit: Limit, records: Sequence[Record], protocol: Requi
         num_samples=num_runs,
         num_processes=len(timed),
         lacking=_throughput_lacking(limit, processes, protocol, len(timed), found, min(rates)),
-        doubt=_throughput_doubt(limit, processes, max(rates)),
+        doubt=_unsettled(processes, times_spare=limit.value / max(rates)),
         advice=_disturbed(num_disturbed, num_runs),
         num_disturbed=num_disturbed,
     )
@@ -336,16 +330,24 @@ def _widest(whole: bounds.Bounds, calm: Sequence[Sequence[tuple[float, float]]],
     if not all(calm):
         return bounds.Bounds(whole.value, None, None)
     other = bounds.rate_bounds(calm, confidence=confidence)
-    if whole.low is None or whole.high is None or other.low is None or other.high is None:
-        return bounds.Bounds(whole.value, None, None)
-    return bounds.Bounds(whole.value, min(whole.low, other.low), max(whole.high, other.high))
+    return bounds.Bounds(whole.value, _least(whole.low, other.low), _most(whole.high, other.high))
+
+
+def _least(*values: float | None) -> float | None:
+    """Return the least of bounds; None where one of them is none."""
+    known = [value for value in values if value is not None]
+    return min(known) if len(known) == len(values) else None
+
+
+def _most(*values: float | None) -> float | None:
+    """Return the highest of bounds; None where one of them is none."""
+    known = [value for value in values if value is not None]
+    return max(known) if len(known) == len(values) else None
 
 
 def _beyond_processes(found: bounds.Bounds, rates: Sequence[float]) -> bounds.Bounds:
     """Widen bounds to the slowest and the fastest process."""
-    if found.low is None or found.high is None:
-        return found
-    return bounds.Bounds(found.value, min(found.low, *rates), max(found.high, *rates))
+    return bounds.Bounds(found.value, _least(found.low, *rates), _most(found.high, *rates))
 
 
 def _throughput_lacking(
@@ -368,13 +370,6 @@ def _throughput_lacking(
     if found.low is None:
         return f"{num_measured} processes cannot carry a confidence of {limit.confidence!r}: lower it"
     return ""
-
-
-def _throughput_doubt(limit: Limit, processes: Sequence[ProcessSamples], fastest: float) -> str:
-    """Say what keeps the runs from proving a miss: a process that holds the limit, or one that did not settle."""
-    if fastest > limit.value:
-        return f"only some processes miss the limit: the fastest reaches {fastest:.4g} tok/s"
-    return _unsettled(processes, times_spare=limit.value / fastest)
 
 
 def memory_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
@@ -470,19 +465,32 @@ def accuracy_evidence(limit: Limit, records: Sequence[Record], protocol: Require
     """Bound the share of right answers on the gate split; a row the judge could not decide counts as wrong.
 
     Of several sets of rows only the largest counts: built-in sets of one seed are each the beginning of a larger one.
+    Where the limit states how many rows and so many were scored, the bound is that of one look; else it holds for any
+    number of looks, since whoever chose the number may have looked before.
     """
     domain = limit.metric.partition("/")[2]
     found = [record.accuracy[domain] for record in records if domain in record.accuracy]
     gate = [item for item in found if item.split == "gate"]
     if not gate:
         return f"measured on the {found[0].split} split, not on the gate split" if found else "no samples"
-    counted = max(gate, key=lambda item: item.num_rows)  # the others may be rows of it: never added
+    counted = max(gate, key=lambda item: (item.num_rows == limit.rows, item.num_rows))  # the others may be rows of it
     num_right, num_rows = counted.num_right, counted.num_rows
-    share = bounds.share_bounds(num_right, num_rows, confidence=limit.confidence)
+    bound = bounds.share_bounds if num_rows == limit.rows else any_time_bounds
+    share = bound(num_right, num_rows, confidence=limit.confidence)
+    others = _other_rows(limit, counted)
     wanted = bounds.num_samples_needed(num_right / num_rows, quantile=limit.value, confidence=limit.confidence)
     num_short = None if wanted is None else _short(wanted, num_rows)
     advice = f": about {num_short} more rows would decide: measure again with --n {wanted}" if num_short else ""
-    return Evidence(share.value, share.low, share.high, num_rows, 0, "", num_short, advice=advice)
+    return Evidence(share.value, share.low, share.high, num_rows, 0, others, num_short, doubt=others, advice=advice)
+
+
+def _other_rows(limit: Limit, counted: DomainAccuracy) -> str:
+    """Say in what the rows are not those that the target states."""
+    if limit.seed is not None and counted.seed != limit.seed:
+        return f"scored on rows of seed {counted.seed}, the target states those of seed {limit.seed}"
+    if limit.rows_sha256 is not None and counted.rows_sha256 != limit.rows_sha256:
+        return f"scored on other rows than the target pins: those of the record have {counted.rows_sha256[:16]}"
+    return ""
 
 
 def divergence_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001

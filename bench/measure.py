@@ -34,6 +34,7 @@ from .schema import Energy, Memory, Protocol, Provenance
 from .session import TELEMETRY_INTERVAL_MS, Attempt, Session, cold_start, latency_process, open_session
 from .subject import describe
 from .tool import identify_tool
+from .validity import LOADED_BESIDE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,7 +54,7 @@ _ENVIRONMENT = (
     "PYTEST_XDIST_WORKER",
     "PYTHONHASHSEED",
 )
-_PRESENCE_ONLY = ("LD_PRELOAD", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")  # their values hold paths or identities
+_PRESENCE_ONLY = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", *LOADED_BESIDE)  # their values hold paths or identities
 
 
 @dataclass(frozen=True, kw_only=True)

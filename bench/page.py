@@ -161,6 +161,7 @@ def verdict(title: str, judgement: Any) -> dict[str, Any]:  # noqa: ANN401 - a J
         "evidence": EVIDENCE_WORDS[judgement.evidence],
         "exit_code": judgement.exit_code,
         "reason": judgement.reason,
+        "origin": f"{judgement.target_file}, SHA-256 {judgement.target_sha256}" if judgement.target_sha256 else "",
         "is_judged": not judgement.findings,
         "lines": [limit_row(line) for line in judgement.lines],
         "findings": [f"{finding.rule}: {finding.sentence} Not so: {finding.reason}" for finding in judgement.findings],

@@ -23,7 +23,7 @@ from ..errors import HavocError
 from . import page
 from .device import identify_cpu
 from .figures import printable
-from .gate import Judgement, judge
+from .gate import NOT_CHECKED, Judgement, hash_artifact, judge
 from .record import Record, load_record
 from .searched import Front, Scores, read_front, read_scores, why_not_its_front, why_not_its_scores
 from .targets import Target, load_target, require_known_tasks, require_pinned
@@ -83,14 +83,19 @@ class Run:
 
 
 def write_report(
-    directory: Path, *, targets: Sequence[str] = ("host", "gtx1660"), command: str | None = None
+    directory: Path,
+    *,
+    targets: Sequence[str] = ("host", "gtx1660"),
+    command: str | None = None,
+    artifact: Path | None = None,
 ) -> tuple[Path, list[Judgement]]:
     """Judge `record.json` of a folder against targets and write every page beside it.
 
-    `command` is the line that made the folder, shown as the way to repeat it. Returns the HTML page and the judgements.
+    `command` is the line that made the folder, shown as the way to repeat it; with `artifact` its files must be those
+    of the record, as `havoc gate --artifact` asks. Returns the HTML page and the judgements.
     """
     refuse_links(directory, (*WRITTEN, SUMS))
-    run = read_run(directory, targets=targets, command=command)
+    run = read_run(directory, targets=targets, command=command, artifact=artifact)
     pages = {
         "report.html": page.html(run).encode(),
         "report.md": _within(page.markdown(run).encode(), MAX_MARKDOWN_BYTES),
@@ -111,12 +116,14 @@ def refuse_links(directory: Path, names: Sequence[str]) -> None:
             raise HavocError(f"{path}: a link to {str(path.readlink())!r}, and pages stay in their folder: remove it")
 
 
-def read_run(directory: Path, *, targets: Sequence[str], command: str | None = None) -> Run:
-    """Read a folder and judge its record; `HavocError` when it holds no sound record."""
+def read_run(
+    directory: Path, *, targets: Sequence[str], command: str | None = None, artifact: Path | None = None
+) -> Run:
+    """Read a folder and judge its record, of `artifact` where it is given; `HavocError` without a sound record."""
     if not (directory / RECORD).is_file():
         raise HavocError(f"{directory}: holds no {RECORD}; `havoc bench ARTIFACT --out {directory}` writes one")
     record = load_record(directory / RECORD)
-    cpu = identify_cpu()
+    cpu, files = identify_cpu(), None if artifact is None else hash_artifact(artifact)
     loaded = [load_target(name) for name in targets]
     for target in loaded:
         require_known_tasks(target, list(record.accuracy))
@@ -126,7 +133,7 @@ def read_run(directory: Path, *, targets: Sequence[str], command: str | None = N
     no_front = None if front is None else why_not_its_front(front, record)
     return Run(
         record=record,
-        judged=tuple((target, judge([record], target, this_cpu=cpu)) for target in loaded),
+        judged=tuple((target, judge([record], target, artifact_files=files, this_cpu=cpu)) for target in loaded),
         scores=None if no_scores else scores,
         front=None if no_front else front,
         previous=_previous(directory, record),
@@ -164,6 +171,14 @@ def junit(run: Run) -> bytes:
     for target, judgement in run.judged:
         outcomes = [_junit_outcome(line.verdict) for line in judgement.lines]
         suite = ET.SubElement(root, "testsuite", name=printable(target.name), tests=str(len(outcomes)), skipped="0")
+        properties = ET.SubElement(suite, "properties")
+        for name, value in (
+            ("verdict", judgement.verdict),
+            ("artifact", "checked" if judgement.is_artifact_checked else NOT_CHECKED),
+            ("target file", printable(judgement.target_file or "")),
+            ("target SHA-256", judgement.target_sha256 or ""),
+        ):
+            ET.SubElement(properties, "property", name=name, value=value)
         suite.set("failures", str(outcomes.count("fail")))
         suite.set("errors", str(outcomes.count("error")))
         others = {f"{item.metric}, {item.statistic}, {item.unit}": item.value for item in judgement.unlimited}
@@ -194,10 +209,11 @@ def _junit_outcome(verdict: str) -> str:
 
 def badge(judgement: Judgement) -> dict[str, object]:
     """Return a shields.io endpoint document for the first target."""
+    unchecked = f", {NOT_CHECKED}" if judgement.verdict == "pass" and not judgement.is_artifact_checked else ""
     return {
         "schemaVersion": 1,
         "label": f"havoc {judgement.target}",
-        "message": judgement.verdict.replace("_", " "),
+        "message": judgement.verdict.replace("_", " ") + unchecked,
         "color": _BADGE_COLOURS.get(judgement.verdict, "lightgrey"),
     }
 

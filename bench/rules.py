@@ -14,6 +14,7 @@ from . import coherence, identity, validity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from datetime import datetime
 
     from .record import Cpu, Record
     from .targets import Target
@@ -29,6 +30,7 @@ class Case:
     target: Target
     artifact_files: Mapping[str, str] | None = None
     this_cpu: Cpu | None = None
+    now: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,9 @@ RULES = (
     Rule("I14", "The artifact is the one that was measured.", 5, "invalid", identity.artifact_is_the_measured_one),
     Rule("I15", "The record names its graph among its files.", 5, "invalid", identity.files_hold_the_graph),
     Rule("I16", "The device is the CPU it names.", 5, "invalid", identity.cpu_has_one_name),
+    Rule("I17", "The whole card was measured.", 5, "not_measured", identity.gpu_is_whole),
+    Rule("I18", "The weights are trained, where accuracy is limited.", 5, "invalid", identity.weights_are_trained),
+    Rule("I19", "The record is neither of another age nor too old.", 5, "invalid", identity.record_is_of_its_time),
     Rule("V01", "The record was made for a release.", 4, "invalid", validity.purpose_is_release),
     Rule("V02", "The work is what the limits speak of.", 4, "invalid", validity.workload_is_the_targets),
     Rule("V03", "The harness found no fault when it measured.", 4, "invalid", validity.recorded_checks_hold),
@@ -91,4 +96,7 @@ RULES = (
     Rule("V24", "Energy is that of a processor at work.", 4, "invalid", coherence.energy_is_possible),
     Rule("V25", "The CPU did no other work.", 4, "invalid", validity.cpu_was_not_busy),
     Rule("V26", "No CPU quota was used up.", 4, "invalid", validity.quota_was_not_used_up),
+    Rule("V30", "Nothing was loaded beside the runtime.", 4, "invalid", validity.nothing_was_loaded_beside),
+    Rule("V31", "Clocks that know nothing of each other agree.", 4, "invalid", validity.clocks_agree),
+    Rule("V32", "Timed calls did the work.", 4, "invalid", validity.timed_calls_did_the_work),
 )

@@ -130,7 +130,8 @@ class Subject(Part):
 class Workload(Part):
     """What was asked of the model: tokens are uniform random ids, drawn anew for every call from the seed.
 
-    `decode_tokens` counts the first generated token, which belongs to the prefill and is not timed with the others.
+    `decode_tokens` counts the first generated token, which belongs to the prefill and is not timed with the others. Of
+    `batch_size` prompts at once, tokens and rates are those of each.
     """
 
     batch_size: PositiveCount = 1
@@ -332,8 +333,23 @@ class Surroundings(Part):
         return self
 
 
+class WorkDone(Part):
+    """What shows that timed calls did the work: `num_calls` of them left in the cache what the same tokens leave alone.
+
+    `largest_error` is the largest RMS difference of keys or values, in units of their own RMS, outside the timed spans;
+    `short_step_ns` are single steps after a few tokens, which take no longer than those after many.
+    """
+
+    num_calls: Count
+    largest_error: Annotated[float, Field(ge=0, le=1e6)]
+    short_step_ns: tuple[PositiveNs, ...] = ()
+
+
 class ProcessSamples(Part):
-    """Everything one fresh latency process measured."""
+    """Everything one fresh latency process measured.
+
+    `clock_span_ns` is how long the counted part took by each clock that reached the process by a way of its own.
+    """
 
     process: Count
     load_ns: PositiveNs
@@ -350,6 +366,8 @@ class ProcessSamples(Part):
     foreign_cpu_share: Annotated[float, Field(ge=0, le=1)] | None = None
     steal_share: Annotated[float, Field(ge=0, le=1)] | None = None
     surroundings: Surroundings | None = None
+    clock_span_ns: dict[Word, PositiveNs] = {}
+    work_done: WorkDone | None = None
     busy_ns: TimestampNs = 0
 
     @property

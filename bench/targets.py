@@ -1,9 +1,9 @@
 """What a release must meet: a device, told apart from its siblings, and the limits on it, read from TOML.
 
-The bundled `targets.toml` holds `gtx1660` and `host`, and both without pictures: `gtx1660-text` and `host-text`. A
-user's own file has the same form: one table per target. Every limit names its unit, so milliseconds and seconds, or GB
-and GiB, cannot be mixed up; unknown keys are refused, and so are text or true for a number and figures that no device
-has. A limit on a task may pin its file and its data, and leave `above` to the task's file.
+The bundled `targets.toml` holds `gtx1660` and `host`, and for bases that read text only `gtx1660-text` and
+`host-text`; a user's own file has the same form: one table per target, which may take over another's (`extends`, see
+`target_table.py`). Every limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be mixed up; unknown
+keys are refused, and so are text or true for a number and figures that no device has.
 
 Metrics and the unit each is judged in:
 
@@ -20,6 +20,7 @@ Metrics and the unit each is judged in:
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import math
 import tomllib
@@ -32,9 +33,10 @@ from ..adapt.tasks.definition import NAME
 from ..adapt.tasks.task import bundled_tasks, load_task
 from ..errors import HavocError
 from .schema import Part, Sha256, Text
+from .target_table import EXTENDS, WITHOUT, hint, whole_entry
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from .record import Record
     from .schema import Workload
@@ -170,6 +172,7 @@ def metric_of(name: str) -> Metric:
     raise ValueError(f"unknown metric {name!r}: choose from {', '.join(_METRICS)}, accuracy/<task>")
 
 
+_ROWS = {"rows", "seed", "rows_sha256"}
 _PINS = ("task_sha256", "data_sha256")
 
 
@@ -184,6 +187,9 @@ class Limit(Part):
 
     A limit on accuracy may name the task's file, from beside the targets' file, and pin what the task's file says and
     the data it is scored on by their hashes, as a record holds them.
+
+    It may also state its rows, so that nobody chooses them afterwards: how many (`rows`; with another number the bound
+    is one that holds for any number of looks), the `seed` of rows made here, and the hash of the rows themselves.
     """
 
     metric: Text
@@ -195,6 +201,9 @@ class Limit(Part):
     task: Text | None = None
     task_sha256: Sha256 | None = None
     data_sha256: Sha256 | None = None
+    rows: Count | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
+    rows_sha256: Sha256 | None = None
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:
@@ -214,6 +223,8 @@ class Limit(Part):
             raise ValueError(f"{self.metric} has no {', '.join(wrong)}: it is no limit on a task")
         if "percentile" in self.model_fields_set and metric.kind != "latency":
             raise ValueError(f"{self.metric} has no percentile")
+        if metric.kind != "accuracy" and (stated := sorted(_ROWS & self.model_fields_set)):
+            raise ValueError(f"{self.metric} is not judged on rows: {', '.join(stated)} has no meaning")
         if not metric.lowest <= self.value <= metric.highest:
             raise ValueError(f"{self.metric} limit of {self.value:g} {metric.unit} is no sane figure: check the unit")
         return self
@@ -280,11 +291,12 @@ class Roofline(Part):
 
 
 class RequiredProtocol(Part):
-    """The least effort a verdict on this target rests on."""
+    """The least effort a verdict on this target rests on; `num_threads` is how many compute, where that is set."""
 
     min_processes: Annotated[int, Field(gt=0, le=1000)] = 5
     min_samples: Count = 64
     min_busy_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    num_threads: Annotated[int, Field(gt=0, le=10_000)] | None = None
 
 
 class RequiredWorkload(Part):
@@ -297,8 +309,18 @@ class RequiredWorkload(Part):
     passes: Count = 1
 
 
+class Origin(Part):
+    """Where a target was read: the file's name, without its folder, and the SHA-256 of its content."""
+
+    file: Text
+    sha256: Sha256
+
+
 class Target(Part):
-    """One entry of a targets file."""
+    """One entry of a targets file; `origin` is set by whoever reads it, never by the file.
+
+    A record older than `max_age_days` proves nothing any more: drivers and heat change a device.
+    """
 
     name: Text
     title: Text
@@ -306,6 +328,8 @@ class Target(Part):
     roofline: Roofline | None = None
     protocol: RequiredProtocol = RequiredProtocol()
     workload: RequiredWorkload = RequiredWorkload()
+    max_age_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
+    origin: Origin | None = None
     limits: Annotated[tuple[Limit, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -356,17 +380,38 @@ def _is_file(name: str) -> bool:
 
 def read_targets(path: Path) -> dict[str, Target]:
     """Read every target of a TOML file; anything but the documented form is a one-line `HavocError`."""
-    table = _read_toml(path)
+    data = _read(path)
+    table = _parsed(path, data)
     if not table:
         raise HavocError(f"{path}: holds no target (a table like [my-device])")
-    return {name: _target_of(path, name, entry) for name, entry in table.items()}
+    if path != BUNDLED:
+        _refuse_reserved(path, table)
+    bundled = {} if path == BUNDLED else _parsed(BUNDLED, _read(BUNDLED))
+    origin = Origin(file=path.name[:500], sha256=hashlib.sha256(data).hexdigest())
+    return {name: _target_of(path, name, table, bundled).model_copy(update={"origin": origin}) for name in table}
 
 
-def _target_of(path: Path, name: str, entry: object) -> Target:
+def _refuse_reserved(path: Path, names: Iterable[str]) -> None:
+    """Refuse another target under a bundled one's name, however it is spelt: a pass "on gtx1660" means that one."""
+    reserved = {_bare(name): name for name in _parsed(BUNDLED, _read(BUNDLED))}
+    for name in names:
+        if _bare(name) in reserved:
+            msg = f"{path}: the name {name!r} is that of the bundled target {reserved[_bare(name)]}: choose another"
+            raise HavocError(msg)
+
+
+def _bare(name: str) -> str:
+    return "".join(char for char in name.casefold() if char.isalnum())
+
+
+def _target_of(path: Path, name: str, table: Mapping[str, object], bundled: Mapping[str, object]) -> Target:
+    entry = table[name]
     if not isinstance(entry, dict):
         raise HavocError(f"{path}: {name} is not a table")
+    if "origin" in entry:
+        raise HavocError(f"{path}: target {name}: origin: no such key")
     try:
-        entry = _with_tasks(entry, path.parent)
+        entry = _with_tasks(whole_entry(name, table, bundled), path.parent)
         return Target.model_validate_json(json.dumps({**entry, "name": name}))  # strict, but a list may be a tuple
     except HavocError as error:
         raise HavocError(f"{path}: target {name}: {error}") from error
@@ -412,7 +457,7 @@ def require_pinned(target: Target, records: Sequence[Record]) -> None:
                     )
 
 
-def _read_toml(path: Path) -> Mapping[str, object]:
+def _read(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
             raise HavocError(f"{path}: a folder, a pipe or a device, not a file")
@@ -424,6 +469,10 @@ def _read_toml(path: Path) -> Mapping[str, object]:
         raise HavocError(f"{str(path)!r}: no file can be called so ({error})") from error
     if len(data) > MAX_TARGETS_BYTES:
         raise HavocError(f"{path}: larger than {MAX_TARGETS_BYTES} bytes, so it is no targets file")
+    return data
+
+
+def _parsed(path: Path, data: bytes) -> Mapping[str, object]:
     for number, line in enumerate(data.split(b"\n"), start=1):
         if (num_dots := line.count(b".")) > MAX_DOTS and not line.lstrip().startswith(b"#"):
             raise HavocError(f"{path}: line {number} has {num_dots} dots, more than {MAX_DOTS}: no target is so nested")
@@ -435,6 +484,20 @@ def _read_toml(path: Path) -> Mapping[str, object]:
         ) from error
 
 
+def _keys_beside(place: Sequence[int | str]) -> list[str]:
+    """Return the keys that may stand where an unknown one stood."""
+    tables: dict[str, type[Part]] = {
+        "device": DeviceRule,
+        "roofline": Roofline,
+        "protocol": RequiredProtocol,
+        "workload": RequiredWorkload,
+        "limits": Limit,
+    }
+    if len(place) > 1:
+        return list(tables[str(place[0])].model_fields)
+    return [key for key in (*Target.model_fields, EXTENDS, WITHOUT) if key != "name"]
+
+
 def _first_line(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deep"
@@ -443,4 +506,6 @@ def _first_line(error: Exception) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])[:120]
     said = " ".join(first["msg"].removeprefix("Value error, ").split())[:300]
+    if first["type"] == "extra_forbidden":
+        said = f"unknown key{hint(str(first['loc'][-1]), _keys_beside(first['loc']))}"
     return f"{where}: {said}" if where else said

@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from .schema import MemorySeries
 
 PROVIDER_OF_KIND = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+LOADED_BESIDE = ("LD_PRELOAD", "LD_AUDIT", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
+"""Variables that bring code of somebody else into a process that measures, its clock included."""
+MOST_WORK_ERROR = 0.25
+"""Quantized products of few and of many rows differ by hundredths; what was never computed, by 1."""
+_LONG_CONTEXT, _MOST_SHORT_STEP = 128, 1.5
+_CLOCK_SHARE, _CLOCK_SLACK_NS = 0.01, 100_000_000
+"""Time servers steer by 0.05 % at most; the coarsest clock ticks in hundredths of a second."""
 HARMLESS_THROTTLE_REASONS = frozenset({"none", "gpu_idle", "applications_clocks_setting", "display_clock_setting"})
 CROSS_CHECK_BYTES = 64_000_000
 CROSS_CHECK_SHARE = 0.05
@@ -46,6 +53,9 @@ def workload_is_the_targets(case: Case) -> str | None:
         for field, value in wanted.model_dump().items()
         if getattr(found, field) != value
     ]
+    num_threads = case.target.protocol.num_threads
+    if num_threads is not None and case.record.protocol.num_threads != num_threads:
+        different.append(f"num_threads {case.record.protocol.num_threads} instead of {num_threads}")
     return f"another workload was measured: {', '.join(different)}" if different else None
 
 
@@ -166,7 +176,9 @@ def quota_was_not_used_up(case: Case) -> str | None:
     """Refuse a process that its control group stopped, because the CPU time it is allowed was used up."""
     around = [process.surroundings for process in case.record.samples if process.surroundings is not None]
     counted = [(item.num_throttled_periods or 0, item.num_periods) for item in around if item.num_periods]
-    stopped, periods = max(counted, key=lambda pair: pair[0] / pair[1], default=(0, 1))
+    if not counted:
+        return None
+    stopped, periods = max(counted, key=lambda pair: pair[0] / pair[1])
     if stopped <= MOST_STOPPED_SHARE * periods:
         return None
     quota = case.record.host.cpu_quota_cores
@@ -178,6 +190,48 @@ def not_under_xdist(case: Case) -> str | None:
     """Refuse timings taken beside parallel test workers."""
     worker = case.record.protocol.environment.get("PYTEST_XDIST_WORKER")
     return f"measured inside pytest-xdist worker {worker}, beside other tests" if worker else None
+
+
+def nothing_was_loaded_beside(case: Case) -> str | None:
+    """Refuse a measurement into whose processes the environment brought code of somebody else."""
+    found = [name for name in LOADED_BESIDE if case.record.protocol.environment.get(name)]
+    if not found:
+        return None
+    return f"measured with {' and '.join(found)} set, which can load code that bends the clock: unset it, measure again"
+
+
+def clocks_agree(case: Case) -> str | None:
+    """Compare how long the counted part took by every clock of a process: one that was bent differs."""
+    for process in case.record.samples:
+        spans = process.clock_span_ns
+        if spans and max(spans.values()) - min(spans.values()) > _CLOCK_SHARE * max(spans.values()) + _CLOCK_SLACK_NS:
+            told = ", ".join(f"{name} {span_ns / 1e9:.3f} s" for name, span_ns in spans.items())
+            return f"process {process.process}: its clocks disagree ({told}): one of them was bent"
+    return None
+
+
+def timed_calls_did_the_work(case: Case) -> str | None:
+    """Refuse a model that works less where it knows that it is timed."""
+    for process in case.record.samples:
+        work = process.work_done
+        if work is None:
+            continue
+        where = f"process {process.process}"
+        if work.largest_error > MOST_WORK_ERROR:
+            return (
+                f"{where}: timed calls left other keys and values than the same tokens read alone (error "
+                f"{work.largest_error:.3g}, at most {MOST_WORK_ERROR:g}): the model skips work when it is timed"
+            )
+        steps = [ns for run in process.decode for ns in run.step_ns]
+        if case.record.workload.context_tokens < _LONG_CONTEXT or not (steps and work.short_step_ns):
+            continue
+        short_ns, long_ns = min(work.short_step_ns), statistics.median(steps)
+        if short_ns > _MOST_SHORT_STEP * long_ns:
+            return (
+                f"{where}: a step after a few tokens takes {short_ns / 1e6:.3g} ms at least, one after many "
+                f"{long_ns / 1e6:.3g} ms: the model skips work when it is timed"
+            )
+    return None
 
 
 def memory_holds_the_weights(case: Case) -> str | None:

@@ -5,7 +5,7 @@ Times are `perf_counter_ns`, whose clock all processes of a machine share. Input
 outside the timed span; the garbage collector is off inside it. Keys and values stay in buffers that were allocated
 once: no call is charged for allocating them.
 
-    B = 1 batch, T prompt tokens, V vocab
+    B batch, T prompt tokens, V vocab
 """
 
 from __future__ import annotations
@@ -28,8 +28,10 @@ from ..export.serving import serve
 from ..export.session import DecoderSession
 from ..storage import scratch_directory
 from . import warmup
+from .clocks import clock_readings, clock_spans
 from .own_process import Surroundings, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
 from .page_cache import disk_read_bytes, put_out, state_of
+from .witness import Witness
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,7 +79,8 @@ class Bench:
         self.num_nonfinite_logits = 0
         self.outputs: set[bytes] = set()
         self.session = self._open(profile)
-        self.past = self.session.empty_past(1, capacity=self._require_context())
+        self.past = self.session.empty_past(self.workload["batch_size"], capacity=self._require_context())
+        self.witness = Witness(self.session)
         self.plain_ids = plain_ids(self.session.config)
 
     def _open(self, profile: Path | None) -> DecoderSession:
@@ -108,7 +111,7 @@ class Bench:
         return needed
 
     def prefill(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], Past]:
-        """Read a prompt [1, T] into the buffers, over what the call before left there."""
+        """Read prompts [B, T] into the buffers, over what the call before left there."""
         return self.session.extend(ids, None, self.past)
 
     def mark(self, name: str, **values: object) -> None:
@@ -116,8 +119,8 @@ class Bench:
         self.emit({"event": "mark", "name": name, "t_ns": time.perf_counter_ns(), **values})
 
     def prompt(self, num_tokens: int) -> NDArray[np.int64]:
-        """Uniform random ids [1, T] of plain tokens, new for every call."""
-        return self.rng.choice(self.plain_ids, size=(1, num_tokens))
+        """Uniform random ids [B, T] of plain tokens, new for every call."""
+        return self.rng.choice(self.plain_ids, size=(self.workload["batch_size"], num_tokens))
 
     def check(self, logits: NDArray[np.float32]) -> None:
         """Notice NaN and infinity, and whether different inputs give different outputs."""
@@ -140,13 +143,17 @@ class Bench:
         ids = self.prompt(self.workload["prompt_tokens"])
         cpu_before = self.cpu_ns()
         begin = time.perf_counter_ns()
-        logits, _past = self.prefill(ids)
+        logits, past = self.prefill(ids)
         end = time.perf_counter_ns()
         self.keep(into, begin, end, cpu_before)
         self.check(logits)
+        self.witness.keep(ids, past)
 
     def time_first_token(self, into: Measured) -> None:
-        """One request from its text (ids where the artifact has no tokenizer) to the text of its first token."""
+        """One request from its text (ids where the artifact has no tokenizer) to the text of its first token.
+
+        In a batch every request is the same text.
+        """
         tokenizer, num_tokens = self.session.tokenizer, self.workload["prompt_tokens"]
         ids = self.prompt(num_tokens)
         text = "" if tokenizer is None else tokenizer.decode(ids[0].tolist())
@@ -154,14 +161,15 @@ class Bench:
         begin = time.perf_counter_ns()
         if tokenizer is not None:
             encoded = (tokenizer.encode(text) * num_tokens)[:num_tokens]
-            ids = np.array([encoded or ids[0].tolist()], dtype=np.int64)
-        logits, _past = self.prefill(ids)
+            ids = np.array([encoded or ids[0].tolist()] * len(ids), dtype=np.int64)
+        logits, past = self.prefill(ids)
         token = int(logits[0].argmax())
         if tokenizer is not None:
             tokenizer.decode([token])
         end = time.perf_counter_ns()
         self.keep(into, begin, end, cpu_before)
         self.check(logits)
+        self.witness.keep(ids, past)
 
     def time_episode(self, most_s: float = math.inf) -> dict[str, Any]:
         """Decode greedily after a new context: the first token comes with the prefill, others take timed steps.
@@ -185,6 +193,7 @@ class Bench:
                 break
         cpu_now = self.cpu_ns()
         self.check(logits)
+        self.witness.keep(ids, past)
         return {
             "start_ns": begin - self.zero_ns,
             "prefill_ns": prefill_ns,
@@ -259,6 +268,7 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     gc.disable()
     bench.around.look(force=True)
     first_look = len(bench.around) - 1
+    clocks = clock_readings()
     bench.mark("prefill")
     for _ in rounds(plan["prefill"], lambda: prefill.busy_s):
         bench.time_prefill(prefill)
@@ -269,6 +279,7 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     bench.mark("decode")
     decode.extend(bench.time_episode() for _ in rounds(plan["decode"], lambda: busy_s(decode)))
     bench.around.look(force=True)
+    spans = clock_spans(clocks)
     bench.mark("end", num_tokens=sum(episode["num_tokens"] for episode in decode))
     gc.enable()
     samples = {
@@ -285,6 +296,8 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "busy_ns": sum(prefill.duration_ns) + sum(ttft.duration_ns) + round(busy_s(decode) * 1e9),
         **bench.around.shares(first_look),
         "surroundings": bench.around.as_json(),
+        "clock_span_ns": spans,
+        "work_done": bench.witness.testify(bench.past),
         **{key: value - usage[key] for key, value in own_usage().items()},
     }
     return {"samples": samples, "provider_options": bench.session.provider_options}

@@ -7,13 +7,16 @@ its result or its error. Its standard input stays open as a lifeline: when this 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import site
 import subprocess
 import sys
 import tempfile
 import threading
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError, IdentityError, MeasurementError
@@ -29,7 +32,7 @@ _ERRORS: dict[str, type[HavocError]] = {
     "MeasurementError": MeasurementError,
 }
 WORKER = "havoc_core.bench.worker"
-ENVIRONMENT_DEFAULTS = {"CUDA_MODULE_LOADING": "LAZY", "PYTHONHASHSEED": "0"}
+ENVIRONMENT_DEFAULTS = {"CUDA_MODULE_LOADING": "LAZY"}
 
 
 def run_worker(
@@ -65,7 +68,7 @@ def run_worker(
 @contextmanager
 def _started(module: str, complaints: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401 - a temporary binary file
     process = subprocess.Popen(
-        [sys.executable, "-P", "-m", module],
+        [sys.executable, *isolation(), "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=complaints,
@@ -79,6 +82,17 @@ def _started(module: str, complaints: Any) -> Iterator[subprocess.Popen[bytes]]:
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
                 _close(pipe)
+
+
+@functools.cache
+def isolation() -> tuple[str, ...]:
+    """Options under which no variable and no file of the user's brings code of its own into the child.
+
+    A package that is installed for the user alone is found among the user's files, which then stay in sight.
+    """
+    home = site.getusersitepackages() if site.ENABLE_USER_SITE else None
+    is_of_user = home is not None and Path(__file__).is_relative_to(home)
+    return ("-E", "-P") if is_of_user else ("-I",)
 
 
 def _end(process: subprocess.Popen[bytes], expired: threading.Event) -> None:

@@ -6,6 +6,7 @@ Loaded with `runpy`, because tests are no package.
 from __future__ import annotations
 
 import runpy
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ from havoc_core.bench.targets import Target, load_target
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 
+NOW = datetime(2026, 11, 23, tzinfo=UTC)
 GOOD_FILES = {"manifest.json": "c" * 64, "model.onnx": "a" * 64, "model.onnx.data": "b" * 64}
 SUPER = "NVIDIA GeForce GTX 1660 SUPER"
 TWO_CALLS = {"start_ns": [0, 20_000_000], "duration_ns": [20_000_000, 20_000_000]}
@@ -66,7 +68,11 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("cuda", {"device__gpu__nvml__compute_capability": "8.6"}),
         ("cuda", {"device__gpu__nvml__compute_capability": None}),
     ],
-    "I10": [("cuda", {"device__gpu__cuda__num_sms": 24}), ("cuda", {"device__gpu__cuda__num_sms": None})],
+    "I10": [
+        ("cuda", {"device__gpu__cuda__num_sms": 24}),
+        ("cuda", {"device__gpu__nvml__num_sms": 24}),
+        ("cuda", {"device__gpu__cuda__num_sms": None}),
+    ],
     "I11": [
         ("cuda", {"device__gpu__nvml__memory_total_bytes": 8_589_934_592}),
         ("cuda", {"device__gpu__cuda__memory_total_bytes": 4_000_000_000}),
@@ -85,12 +91,20 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     "I15": [("cpu", {"subject__graph_sha256": "f" * 64})],
     "I16": [("cpu", {"device__name": "Another Processor"})],
+    "I17": [("cuda", {"device__gpu__mig_mode": "on"}), ("cuda", {"device__gpu__mig_mode": "unknown"})],
+    "I18": [("cuda", {"subject__has_random_weights": True}), ("cpu", {"subject__has_random_weights": True})],
+    "I19": [
+        ("cuda", {"created_utc": "1970-01-01T00:00:00Z"}),
+        ("cuda", {"created_utc": "9999-12-31T23:59:59Z"}),
+        ("cpu", {"created_utc": "2026-02-31T00:00:00Z"}),
+    ],
     "V01": [("cpu", {"purpose": "screen"})],
     "V02": [
         ("cpu", {"workload__batch_size": 2}),
         ("cpu", {"workload__prompt_tokens": 256}),
         ("cpu", {"workload__context_tokens": 64}),
         ("cpu", {"workload__passes": 2}),
+        ("threads", {"protocol__num_threads": 7}),
     ],
     "V03": [("cpu", {"checks": [FAULT]}), ("cpu", {"checks": [FAULT, FAULT]}), ("cpu", {"checks": [FAULT] * 3})],
     "V04": [
@@ -190,6 +204,23 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "V26": [
         ("cpu", {"samples__1__surroundings": samples.surroundings() | THROTTLED}),
         ("cpu", {"samples__1__surroundings": samples.surroundings() | THROTTLED, "host__cpu_quota_cores": 0.2}),
+        (
+            "cpu",
+            {
+                "samples__0__surroundings": samples.surroundings()
+                | {"num_periods": 10_000, "num_throttled_periods": 5, "throttled_ns": 1},
+                "samples__1__surroundings": samples.surroundings() | THROTTLED,
+            },
+        ),
+    ],
+    "V30": [("cpu", {"protocol__environment": {name: "set"}}) for name in ("LD_PRELOAD", "PYTHONPATH", "LD_AUDIT")],
+    "V31": [
+        ("cpu", {"samples__1__clock_span_ns": {"perf_counter": 5_000_000_000, "uptime": 10_000_000_000}}),
+        ("cuda", {"samples__0__clock_span_ns": {"perf_counter": 9_850_000_000, "monotonic_raw": 10_060_000_000}}),
+    ],
+    "V32": [
+        ("cpu", {"samples__1__work_done": {"num_calls": 3, "largest_error": 0.26}}),
+        ("cuda", {"samples__0__work_done": {"num_calls": 3, "largest_error": 0.0, "short_step_ns": [900_000_000] * 3}}),
     ],
 }
 
@@ -197,12 +228,15 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
 def case_of(kind: str, changes: dict[str, Any]) -> Case:
     """Return a changed record before its own target, sealed after the change but for the cases of the seal."""
     unsealed = {key: value for key, value in changes.items() if key == "sha256" or value == "edited-after-sealing"}
-    record = samples.record(kind, **{key: value for key, value in changes.items() if key not in unsealed})
+    record = samples.record(
+        "cuda" if kind == "cuda" else "cpu", **{key: value for key, value in changes.items() if key not in unsealed}
+    )
     return Case(
         record=record.model_copy(update=unsealed),
-        target=target_of("cuda" if kind == "cuda" else "cpu"),
+        target=target_of(kind),
         artifact_files=GOOD_FILES,
         this_cpu=samples.THIS_CPU,
+        now=NOW,
     )
 
 
@@ -211,6 +245,8 @@ def target_of(kind: str) -> Target:
     if kind == "cuda":
         return load_target("gtx1660")
     host = load_target("host")
+    if kind == "threads":
+        return host.model_copy(update={"protocol": host.protocol.model_copy(update={"num_threads": 8})})
     return host.model_copy(update={"device": host.device.model_copy(update={"features": ("avx2",)})})
 
 
@@ -246,6 +282,7 @@ ODD: list[dict[str, Any]] = [
     {"samples__each__foreign_cpu_share": 0.10},
     {"samples__each__surroundings": samples.surroundings() | THROTTLED | {"num_throttled_periods": 1}},
     {"samples__each__surroundings": samples.surroundings() | THROTTLED | {"num_periods": None}},
+    {"samples__each__surroundings": samples.surroundings() | {"num_periods": 10, "num_throttled_periods": None}},
     {"memory__vram__0__peak_bytes": 80_000_000},
     {"memory__vram__0__cross_check_bytes": 464_000_000, "memory__vram__0__cross_check_method": "b"},
     {"samples__each__prefill__duration_ns": [700_000] * 20, "samples__each__busy_ns": 0},

@@ -8,6 +8,7 @@ import runpy
 import shutil
 import sys
 import tempfile
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -38,7 +39,9 @@ def test_a_good_record_passes() -> None:
         assert (found.verdict, found.evidence, found.exit_code) == ("pass", "measured_target", 0)
         assert found.findings == ()
         assert {line.verdict for line in found.lines} == {"pass"}
-        assert found.reason == "all 7 limits proven met"
+        assert found.reason == "all 9 limits proven met; artifact not checked"
+        files = {"manifest.json": "c" * 64, "model.onnx": "a" * 64, "model.onnx.data": "b" * 64}
+        assert judged(samples.record(kind), target=target, artifact_files=files).reason == "all 9 limits proven met"
 
 
 SLOW = {"samples__each__prefill__duration_ns": [150_000_000] * 20}
@@ -310,3 +313,15 @@ def test_a_real_short_record_is_undecided_at_best(tiny_record: Record) -> None:
     found = judge([tiny_record], target.model_copy(update={"workload": wanted}), this_cpu=identify_cpu())
     assert found.verdict != "pass"
     assert found.exit_code != 0
+
+
+def test_a_record_grows_stale_where_the_target_says_when() -> None:
+    """`max_age_days` was promised and not checked: a day before it passes, a day after it is refused with both ages."""
+    target = load_target("gtx1660").model_copy(update={"max_age_days": 30.0})
+    record = samples.record("cuda", created_utc="2026-06-01T00:00:00Z")
+    made = datetime(2026, 6, 1, tzinfo=UTC)
+    assert judge([record], target, now=made + timedelta(days=29)).verdict == "pass"
+    found = judge([record], target, now=made + timedelta(days=31))
+    assert (found.verdict, found.exit_code) == ("invalid", 5)
+    assert "made 31.0 days ago, the target takes records of 30 days at most" in found.reason
+    assert judge([record], load_target("gtx1660"), now=made + timedelta(days=400)).verdict == "pass"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import runpy
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -18,7 +20,7 @@ samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_
 GITHUB = Path(__file__).parents[2] / ".github"
 
 
-def judge_step(folder: Path, record: Path, target: str) -> tuple[int, str, str]:
+def judge_step(folder: Path, record: Path, target: str, artifact: str = "") -> tuple[int, str, str]:
     """Run the action's step `judge`; return its exit code, outputs and summary."""
     action = yaml.safe_load((GITHUB / "actions" / "gate" / "action.yml").read_text())
     script = next(step["run"] for step in action["runs"]["steps"] if step.get("id") == "judge")
@@ -31,7 +33,7 @@ def judge_step(folder: Path, record: Path, target: str) -> tuple[int, str, str]:
         "GITHUB_STEP_SUMMARY": str(folder / "summary"),
         "RECORD": str(record),
         "TARGET": target,
-        "ARTIFACT": "",
+        "ARTIFACT": artifact,
     }
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
     return done.returncode, (folder / "output").read_text(), (folder / "summary").read_text()
@@ -56,6 +58,59 @@ def test_the_action_passes_and_fails_with_the_gate(tmp_path: Path) -> None:
     assert found == 2
     assert "verdict=invalid\nexit-code=2" in outputs
     assert "Not judged" in summary
+
+
+def test_the_pages_say_what_the_gate_said(own_artifact: Path, tmp_path: Path) -> None:
+    """Of another artifact: red everywhere. The summary, badge and JUnit said PASS while the gate ended in 5."""
+    cpu = identify_cpu().model_dump(mode="json")
+    record = tmp_path / "record.json"
+    here = {"device__cpu": cpu, "device__name": cpu["name"]}
+    for name, changes, code, word in (
+        ("right", samples.made_from(own_artifact), 0, "Pass"),
+        ("other", {}, 5, "Invalid"),
+    ):
+        samples.record("cpu", **here, **changes).save(record)
+        folder = tmp_path / name
+        folder.mkdir()
+        found, outputs, summary = judge_step(folder, record, "host", str(own_artifact))
+        assert found == code
+        assert f"**{word}** on `host`" in summary
+        assert "artifact not checked" not in summary
+        badge = json.loads((folder / "havoc-report" / "badge.json").read_text())
+        assert (badge["message"] == "pass") is (code == 0)
+        suite = ET.parse(folder / "havoc-report" / "junit.xml").getroot()[0]
+        assert (int(suite.get("errors", "0")) == 0) is (code == 0)
+        assert f"verdict={'pass' if code == 0 else 'invalid'}" in outputs
+
+
+def test_a_pass_without_an_artifact_says_so(tmp_path: Path) -> None:
+    """On the terminal, in every page, in the badge: nobody takes it for a verdict on an artifact."""
+    cpu = identify_cpu().model_dump(mode="json")
+    record = tmp_path / "record.json"
+    samples.record("cpu", device__cpu=cpu, device__name=cpu["name"]).save(record)
+    found, _, summary = judge_step(tmp_path, record, "host")
+    assert found == 0
+    pages = tmp_path / "havoc-report"
+    for text in (summary, *((pages / name).read_text() for name in ("report.html", "junit.xml", "badge.json"))):
+        assert "artifact not checked" in text
+
+
+def test_the_gate_judges_only_what_this_repository_measured() -> None:
+    """Any run of a workflow with the right name was judged: a fork's, a failed one, one that a push started."""
+    gate = yaml.safe_load((GITHUB / "workflows" / "gate.yml").read_text())
+    condition = gate["jobs"]["gate"]["if"]
+    for asked in (
+        "github.event.workflow_run.event == 'workflow_dispatch'",
+        "github.event.workflow_run.conclusion == 'success'",
+        "github.event.workflow_run.head_repository.full_name == github.repository",
+        "github.event.workflow_run.path == '.github/workflows/measure.yml'",
+    ):
+        assert asked in condition
+    assert "||" not in condition
+    measure = yaml.safe_load((GITHUB / "workflows" / "measure.yml").read_text())
+    assert list(measure[True]) == ["workflow_dispatch"]
+    script = next(step["run"] for step in measure["jobs"]["measure"]["steps"] if step.get("name") == "Measure")
+    assert "verify artifact --record record/record.json" in script
 
 
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))

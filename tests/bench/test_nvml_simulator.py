@@ -67,19 +67,13 @@ def session(run: Simulate, tiny_artifact: Path) -> Simulate:
     return start
 
 
-LATE = """
-import sys, time
-if "havoc_core.bench.worker" in sys.orig_argv:
-    time.sleep(0.6)
-"""
-
-
 @pytest.fixture
 def late_session(session: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Simulate:
     """Begin every measuring process 0.6 s late, so that what happens earlier happens while it loads, on any machine."""
-    (tmp_path / "late").mkdir()
-    (tmp_path / "late" / "sitecustomize.py").write_text(LATE)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "late"))
+    late = tmp_path / "late-python"
+    late.write_text(f'#!/bin/sh\nsleep 0.6\nexec "{sys.executable}" "$@"\n')
+    late.chmod(0o755)
+    monkeypatch.setenv("SIMULATED_CHILD_PYTHON", str(late))
     return session
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ def see(session: Session, mode: str) -> dict[str, Any]:
 
 def main(artifact: str, mode: str, num_retries: str = "0") -> None:
     """Print what was seen, or the type and words of the error."""
+    sys.executable = os.environ.get("SIMULATED_CHILD_PYTHON", sys.executable)
     try:
         device = identify_device(CUDA_PROVIDER)
         profile = dataclasses.replace(BRIEF, num_retries=int(num_retries))

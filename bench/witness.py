@@ -1,0 +1,96 @@
+"""Whether timed calls did the work: what they left in the cache is compared with the same tokens read alone.
+
+    T tokens of the timed call, K <= T of them read again, D head dim
+
+A model reads causally: the keys and values of the first K tokens are the same whether K or T tokens are read. So of a
+few timed calls, which nothing in the call tells apart, some positions are copied after the clock has stopped, and when
+all timing is over their first K tokens are read alone, K drawn anew for each. A graph that skips the model where it
+knows that it is timed has to fill the cache with the truth all the same, which is the work. Single steps write where no
+shorter call reads; for those, a step after a few tokens must not take longer than one after many.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from ..export.past import Past
+    from ..export.session import DecoderSession
+
+NUM_CALLS = 3
+NUM_POSITIONS = 8
+NUM_SHORT_STEPS = 12
+SHORT_TOKENS = 32
+_NO_NUMBER = 1e6
+"""Stands for an error that is no finite number."""
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A timed prompt [1, T], K, and the keys and values of some positions below K: each [heads, positions, D]."""
+
+    ids: NDArray[np.int64]
+    num_alone: int
+    positions: NDArray[np.int64]
+    values: list[NDArray[Any]]
+
+
+class Witness:
+    """Keeps what a few timed calls wrote; any of them may be among the few, and the draw is not that of the inputs."""
+
+    def __init__(self, session: DecoderSession) -> None:
+        self._session = session
+        self._rng = np.random.default_rng()
+        self._kept: list[_Kept] = []
+        self._num_seen = 0
+
+    def keep(self, ids_BT: NDArray[np.int64], past: Past) -> None:
+        """Look at a timed prompt and the cache it filled, after the clock was stopped; each is as likely to be kept."""
+        self._num_seen += 1
+        place = len(self._kept) if self._num_seen <= NUM_CALLS else int(self._rng.integers(self._num_seen))
+        if place >= NUM_CALLS:
+            return
+        num_tokens = ids_BT.shape[1]
+        num_alone = int(self._rng.integers(max(1, num_tokens // 16), num_tokens)) if num_tokens > 1 else 1
+        positions = np.unique(np.append(self._rng.integers(num_alone, size=NUM_POSITIONS), num_alone - 1))
+        values = [array[0][:, positions].astype(np.float32) for array in past.arrays()]
+        self._kept[place : place + 1] = [_Kept(ids_BT.copy(), num_alone, positions, values)]
+
+    def testify(self, past: Past) -> dict[str, Any]:
+        """Read the kept prompts' beginnings alone, over `past`; see `schema.WorkDone`."""
+        errors = [self._error(kept, past) for kept in self._kept]
+        return {
+            "num_calls": len(errors),
+            "largest_error": max(errors, default=0.0),
+            "short_step_ns": self._short_steps(past) if self._kept else [],
+        }
+
+    def _error(self, kept: _Kept, past: Past) -> float:
+        """Largest RMS difference of a tensor of keys or values, in units of its own RMS."""
+        _, alone = self._session.extend(kept.ids[:, : kept.num_alone], None, past)
+        truths = [array[0][:, kept.positions].astype(np.float32) for array in alone.arrays()]
+        errors = [
+            float(np.sqrt(np.mean((found - truth) ** 2)) / max(float(np.sqrt(np.mean(truth**2))), 1e-12))
+            for found, truth in zip(kept.values, truths, strict=True)
+        ]
+        worst = max(errors)
+        return worst if all(np.isfinite(errors)) and worst < _NO_NUMBER else _NO_NUMBER
+
+    def _short_steps(self, past: Past) -> list[int]:
+        """Nanoseconds of single steps after a few tokens."""
+        half = self._kept[0].ids.shape[1] // 2
+        ids_BT = self._kept[0].ids[:, : min(SHORT_TOKENS, max(half, 1))]
+        logits, past = self._session.extend(ids_BT, None, past)
+        steps = []
+        for _ in range(min(NUM_SHORT_STEPS, half)):
+            token_ids = logits.argmax(axis=-1)[:, None]
+            begin = time.perf_counter_ns()
+            logits, past = self._session.decode(token_ids, None, past)
+            steps.append(max(time.perf_counter_ns() - begin, 1))
+        return steps

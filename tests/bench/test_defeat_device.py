@@ -1,0 +1,159 @@
+"""An artifact that knows when it is timed: below a length it is the model, from there on it skips it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from havoc_core.bench.measure import run_session
+from havoc_core.bench.profiles import PROFILES, Series
+from havoc_core.bench.record import Record, Workload
+from havoc_core.bench.rules import Case
+from havoc_core.bench.session import open_session
+from havoc_core.bench.targets import load_target
+from havoc_core.bench.validity import timed_calls_did_the_work
+from havoc_core.export.verify import verify_artifact
+from havoc_core.model.config import HavocConfig
+
+BRIEF = dataclasses.replace(
+    PROFILES["quick"],
+    num_processes=1,
+    warmup_window_s=0.0,
+    warmup_max_s=0.1,
+    prefill=Series(4, 0.0, 2.0),
+    ttft=Series(2, 0.0, 2.0),
+    decode=Series(2, 0.0, 2.0),
+    memory=Series(2, 0.0, 2.0),
+)
+THRESHOLD = 150
+WORKLOAD = Workload(prompt_tokens=160, context_tokens=160, decode_tokens=8)
+
+
+def _constant(name: str, values: list[int]) -> onnx.NodeProto:
+    tensor = helper.make_tensor(f"{name}/value", TensorProto.INT64, [len(values)], values)
+    return helper.make_node("Constant", [], [name], value=tensor)
+
+
+def defeat(artifact: Path) -> None:
+    """From THRESHOLD tokens on: logits from the last embedding alone, zeros for keys and values, no layer run."""
+    config = HavocConfig.from_directory(artifact)
+    model = onnx.load(artifact / "model.onnx", load_external_data=False)
+    graph = model.graph
+    embeds, outputs = graph.input[0].name, [output.name for output in graph.output]
+    assert embeds == "inputs_embeds"  # a vision model's decoder reads embeddings
+    infos = {output.name: output for output in graph.output}
+
+    def branch(name: str, nodes: list[onnx.NodeProto], prefix: str) -> onnx.GraphProto:
+        declared = [onnx.ValueInfoProto.FromString(infos[output].SerializeToString()) for output in outputs]
+        for info in declared:
+            info.name = prefix + info.name
+        return helper.make_graph(nodes, name, [], declared)
+
+    inside = []
+    for node in graph.node:
+        copied = onnx.NodeProto.FromString(node.SerializeToString())
+        for names in (copied.input, copied.output):
+            for index, name in enumerate(names):
+                names[index] = f"full/{name}" if name in outputs else name
+        inside.append(copied)
+    times = -(-config.vocab_size // config.d_model)
+    heads, width = config.attention.num_kv_heads, config.attention.head_dim
+    cheap = [
+        *(_constant(f"x/{name}", values) for name, values in (("m1", [-1]), ("end", [2**31]), ("1", [1]), ("0", [0]))),
+        *(_constant(f"x/{name}", [value]) for name, value in (("heads", heads), ("width", width))),
+        *(_constant(f"x/{name}", [value]) for name, value in (("V", config.vocab_size), ("2", 2))),
+        _constant("x/times", [1, 1, times]),
+        helper.make_node("Slice", [embeds, "x/m1", "x/end", "x/1"], ["x/last"]),
+        helper.make_node("Tile", ["x/last", "x/times"], ["x/wide"]),
+        helper.make_node("Slice", ["x/wide", "x/0", "x/V", "x/2"], ["cheap/logits"]),
+        helper.make_node("Shape", [embeds], ["x/shape"]),
+        helper.make_node("Gather", ["x/shape", "x/0"], ["x/B"]),
+        helper.make_node("Gather", ["x/shape", "x/1"], ["x/T"]),
+        helper.make_node("Concat", ["x/B", "x/heads", "x/T", "x/width"], ["x/new"], axis=0),
+        helper.make_node(
+            "ConstantOfShape", ["x/new"], ["x/zeros"], value=helper.make_tensor("x/z", TensorProto.FLOAT, [1], [0.0])
+        ),
+    ]
+    for output in outputs:
+        if output.startswith("present."):
+            past = output.replace("present", "past_key_values", 1)
+            cheap.append(helper.make_node("Concat", [past, "x/zeros"], [f"cheap/{output}"], axis=2))
+    top = [
+        helper.make_node("Shape", ["attention_mask"], ["t/shape"]),
+        helper.make_node("Constant", [], ["t/1"], value=helper.make_tensor("t/one", TensorProto.INT64, [], [1])),
+        helper.make_node("Gather", ["t/shape", "t/1"], ["t/S"]),
+        helper.make_node("Constant", [], ["t/N"], value=helper.make_tensor("t/n", TensorProto.INT64, [], [THRESHOLD])),
+        helper.make_node("Less", ["t/S", "t/N"], ["t/short"]),
+        helper.make_node(
+            "If",
+            ["t/short"],
+            outputs,
+            then_branch=branch("full", inside, "full/"),
+            else_branch=branch("cheap", cheap, "cheap/"),
+        ),
+    ]
+    del graph.node[:]
+    graph.node.extend(top)
+    del graph.value_info[:]
+    data = model.SerializeToString()
+    (artifact / "model.onnx").write_bytes(data)
+    path = artifact / "manifest.json"
+    document = json.loads(path.read_text())
+    document["files"]["model.onnx"] = {"sha256": hashlib.sha256(data).hexdigest(), "num_bytes": len(data)}
+    path.write_text(json.dumps(document))
+
+
+def measured(artifact: Path) -> Record:
+    with open_session(artifact, profile=BRIEF, workload=WORKLOAD, num_threads=1) as session:
+        return run_session(session, purpose="confirm")
+
+
+def problem(record: Record) -> str | None:
+    return timed_calls_did_the_work(Case(record=record, target=load_target("host")))
+
+
+@pytest.fixture
+def honest(tiny_artifact: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_artifact, tmp_path / "honest"))
+
+
+def test_a_model_that_skips_itself_when_timed_is_invalid(honest: Path, tmp_path: Path) -> None:
+    """Hashes, manifest, fingerprint and interface are in order, prefill took 0.2 ms and the gate passed it."""
+    device = Path(shutil.copytree(honest, tmp_path / "device"))
+    defeat(device)
+    verify_artifact(device)  # twelve tokens: it answers as the model does
+    record = measured(device)
+    assert record.samples[0].work_done is not None
+    assert record.samples[0].work_done.largest_error > 0.9
+    assert "process 0: timed calls left other keys and values" in str(problem(record))
+
+
+def test_an_honest_model_did_the_work(honest: Path) -> None:
+    """The same tokens leave the same keys and values, whatever stands behind them."""
+    record = measured(honest)
+    assert problem(record) is None
+    work = record.samples[0].work_done
+    assert work is not None
+    assert work.num_calls == 3
+    assert work.largest_error < 1e-3
+    assert work.short_step_ns
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_a_quantized_model_did_the_work_too(weights: str, tmp_path: Path, tiny_artifact: Path) -> None:
+    """Products of few and of many rows round differently, and stay far within what the rule takes."""
+    from havoc_core.export.package import export_artifact
+    from havoc_core.model.structure import Structure
+
+    base = tiny_artifact.parent / "base"
+    artifact = export_artifact(base, tmp_path / weights, structure=Structure.named(weights))
+    work = measured(artifact).samples[0].work_done
+    assert work is not None
+    assert work.largest_error < 0.1

@@ -1,0 +1,95 @@
+"""Bounds for any number of looks, and limits that state their rows."""
+
+from __future__ import annotations
+
+import random
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from havoc_core.bench.bounds import share_bounds
+from havoc_core.bench.limits import judge_limit
+from havoc_core.bench.repeated import any_time_bounds, log_evidence
+from havoc_core.bench.targets import Limit, load_target
+
+samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+LIMIT = {"metric": "accuracy/math", "above": 85.0, "unit": "%"}
+
+
+def test_a_worse_model_does_not_pass_at_some_number_of_rows() -> None:
+    """84 % right, looked at after every row from 1 to 1000: passes anywhere in at most 5 %, not in 16.5 %."""
+    wanted = 2.9957  # ln(1 / 0.05)
+    needed: list[int] = []
+    least = 0
+    for num_rows in range(1, 1001):
+        while least <= num_rows and log_evidence(least, num_rows, share=0.85) < wanted:
+            least += 1
+        needed.append(least)
+    rng = random.Random(1)
+    num_passed = 0
+    for _ in range(400):
+        num_right, has_passed = 0, False
+        for num_rows in range(1000):
+            num_right += rng.random() < 0.84
+            has_passed |= num_right >= needed[num_rows]
+        num_passed += has_passed
+    assert num_passed <= 0.05 * 400
+
+
+def test_a_good_model_still_passes() -> None:
+    """The price is a few rows: 900 of 1000 prove more than 85 % at any number of looks, 869 do with one look only."""
+    assert any_time_bounds(900, 1000, confidence=0.95).low > 0.85
+    assert any_time_bounds(869, 1000, confidence=0.95).low < 0.85 < share_bounds(869, 1000, confidence=0.95).low
+
+
+@pytest.mark.parametrize(("num_right", "num_rows"), [(0, 1), (1, 1), (0, 50), (50, 50), (17, 50), (849, 1000)])
+def test_they_are_wider_than_those_of_one_look(num_right: int, num_rows: int) -> None:
+    """On both sides, and never beyond the share itself."""
+    once, always = (f(num_right, num_rows, confidence=0.95) for f in (share_bounds, any_time_bounds))
+    assert 0 <= always.low <= once.low <= once.value <= once.high <= always.high <= 1
+
+
+def judged(limit: dict[str, object], **accuracy: object) -> tuple[str, str]:
+    record = samples.record("cpu", accuracy__math=samples.accuracy(0) | accuracy)
+    line = judge_limit(Limit.model_validate(LIMIT | limit, strict=False), [record], load_target("host").protocol)
+    return line.verdict, line.reason
+
+
+def test_the_number_that_the_target_states_is_judged_by_one_look() -> None:
+    """869 of the stated 1000 pass; of 1000 that nobody stated, or of 1001, they do not."""
+    assert judged({"rows": 1000}, num_right=869)[0] == "pass"
+    assert judged({}, num_right=869)[0] == "inconclusive"
+    assert judged({"rows": 1001}, num_right=869)[0] == "inconclusive"
+    assert judged({"rows": 1000}, num_right=19, num_rows=19)[0] == "inconclusive"
+    assert judged({}, num_right=700)[0] == "fail"
+
+
+@pytest.mark.parametrize(
+    ("limit", "accuracy", "word"),
+    [
+        ({"seed": 0}, {"seed": 7}, "rows of seed 7, the target states those of seed 0"),
+        ({"rows_sha256": "1" * 64}, {"rows_sha256": "2" * 64}, "other rows than the target pins"),
+    ],
+)
+def test_chosen_rows_decide_nothing(limit: dict[str, object], accuracy: dict[str, object], word: str) -> None:
+    """1000 rows that the model answers right, called gsm8k, passed; now neither a pass nor a miss is proven by them."""
+    for num_right in (1000, 0):
+        verdict, reason = judged({"rows": 1000, **limit}, num_right=num_right, **accuracy)
+        assert verdict == "inconclusive"
+        assert word in reason
+
+
+def test_only_accuracy_is_judged_on_rows() -> None:
+    """A limit on time that states rows is a mistake."""
+    with pytest.raises(ValueError, match="prefill_ms is not judged on rows: rows"):
+        Limit(metric="prefill_ms", below=1, unit="s", rows=1000)
+
+
+def test_the_bundled_targets_state_their_rows() -> None:
+    """Every limit on accuracy of every bundled target."""
+    for name in ("gtx1660", "host", "gtx1660-text", "host-text"):
+        for limit in load_target(name).limits:
+            if limit.metric.startswith("accuracy/"):
+                assert (limit.rows, limit.seed) == (1000, 0)
