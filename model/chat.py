@@ -24,6 +24,7 @@ from typing import IO, Any
 from ..errors import HavocError, printable
 from ..storage import read_json, unreadable
 
+RENDERER = "havoc_core.model.chat_renderer"
 MAX_TEMPLATE_CHARS = 1 << 20
 _MAX_LINE_BYTES = 1 << 26
 _TIMEOUT_S = 30.0
@@ -71,7 +72,7 @@ class _Renderer:
 
     def _start(self) -> None:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "havoc_core.model.chat_renderer"],
+            [sys.executable, "-P", "-m", RENDERER],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -91,11 +92,8 @@ class _Renderer:
         finally:
             timer.cancel()
         if answer is None:
-            _end(process, self._owner)
             self._process = None
-            raise HavocError(
-                f"{place}: it takes more than its 2 s of time or 1 GiB of memory; mend it, or give --no-chat"
-            )
+            raise HavocError(f"{place}: {_death(process, self._owner)}; mend it, or give --no-chat")
         if "error" in answer:
             raise HavocError(f"{place}: {printable(str(answer['error']))}; mend it, or give --no-chat")
         return str(answer["text"])
@@ -112,6 +110,17 @@ def _converse(to: IO[bytes] | None, back: IO[bytes] | None, request: dict[str, A
     except (OSError, ValueError):
         return None
     return answer if isinstance(answer, dict) else None
+
+
+def _death(process: subprocess.Popen[bytes], owner: int) -> str:
+    """Why the process is no more: a limit of the system ends it by a signal, a broken installation by itself."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=1)
+    code = process.returncode
+    _end(process, owner)
+    if code is not None and code > 0:
+        return f"what renders it ended with code {code} (`{Path(sys.executable).name} -m {RENDERER}` says why)"
+    return "it takes more than its 2 s of time or 1 GiB of memory"
 
 
 def _end(process: subprocess.Popen[bytes], owner: int) -> None:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from .gguf_header import Header
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4
+MAX_TOKEN_CHARS = 1024
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4
 _ROLES = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 _TAIL = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -66,12 +67,19 @@ class _Fields:
         self.tokens: list[str] = self._list("tokens", str)
         if not self.tokens:
             raise HavocError("tokenizer.ggml.tokens is empty")
-        if len(set(self.tokens)) < len(self.tokens):
-            twice = next(token for token in self.tokens if self.tokens.count(token) > 1)
-            raise HavocError(f"tokenizer.ggml.tokens holds {twice[:40]!r} twice")
+        self._require_distinct()
         self.types: list[int] = self._list("token_type", int) or [_NORMAL] * len(self.tokens)
         if len(self.types) != len(self.tokens):
             raise HavocError(f"tokenizer.ggml.token_type has {len(self.types)} values for {len(self.tokens)} tokens")
+
+    def _require_distinct(self) -> None:
+        seen: set[str] = set()
+        for token in self.tokens:
+            if len(token) > MAX_TOKEN_CHARS:
+                raise HavocError(f"tokenizer.ggml.tokens holds one of {len(token):,} characters, {token[:40]!r}...")
+            if token in seen:
+                raise HavocError(f"tokenizer.ggml.tokens holds {token[:40]!r} twice")
+            seen.add(token)
 
     def text(self, name: str, default: str = "") -> str:
         value = self._metadata.get(f"tokenizer.{name}", default)

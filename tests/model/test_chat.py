@@ -20,6 +20,7 @@ import transformers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors, trainers
 
 from havoc_core.errors import HavocError
+from havoc_core.model import chat
 from havoc_core.model.base_tokenizer import load_tokenizer
 from havoc_core.model.chat import ChatTemplate
 from havoc_core.model.gguf_header import is_gguf
@@ -211,6 +212,13 @@ def test_a_renderer_goes_on_after_an_error_and_ends_with_its_template() -> None:
     del template
     gc.collect()
     assert process.poll() is not None
+
+
+def test_a_renderer_that_cannot_start_is_no_slow_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A broken installation is told apart from a template that takes too long."""
+    monkeypatch.setattr(chat, "RENDERER", "havoc_core.model.no_such_module")
+    with pytest.raises(HavocError, match="what renders it ended with code 1"):
+        ChatTemplate("{{ messages[0].content }}").render("Hello")
 
 
 def test_a_template_can_be_copied_and_sent_to_other_processes() -> None:

@@ -260,6 +260,8 @@ def test_rope_frequencies_of_llama_3_become_its_scaling(tmp_path: Path) -> None:
         ("llama", {"tokenizer.ggml.eos_token_id": 99999}, "eos_token_id names no token"),
         ("llama", {"tokenizer.ggml.merges": ["a"]}, "tokenizer.ggml.merges holds 'a', which is no pair"),
         ("llama", {"tokenizer.ggml.merges": ["qq zz"]}, "describes no tokenizer"),
+        ("llama", {"tokenizer.ggml.tokens": ["a", "b", "a"]}, "tokenizer.ggml.tokens holds 'a' twice"),
+        ("llama", {"tokenizer.ggml.tokens": ["a", "b" * 5000]}, "tokenizer.ggml.tokens holds one of 5,000 characters"),
         ("llama", {"tokenizer.ggml.token_type": [1]}, "token_type has 1 values"),
         ("llama", {"split.count": 3}, "is one of 3 parts"),
         ("llama", {"general.alignment": 3}, "general.alignment 3"),
