@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..adapt.tasks.task import bundled_tasks
+from ..adapt.tasks.task import bundled_tasks, in_order
 from .figures import DASH, count, show, structure_of
 
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ def _scoring_options(accuracy: Mapping[str, DomainAccuracy]) -> list[str]:
     """Options that score the same tasks on the same data; DATA and NAME.toml stand for what lies elsewhere today."""
     num_rows = max((item.num_rows for item in accuracy.values()), default=0)
     bundled = bundled_tasks()
-    words = [f"--task {name if name in bundled else f'{name}.toml'}" for name in accuracy]
-    read = [item for name, item in accuracy.items() if name in bundled and not item.source.startswith("built-in ")]
+    words = [f"--task {name if name in bundled else f'{name}.toml'}" for name in in_order(accuracy)]
+    read = [item for name, item in accuracy.items() if name in bundled and not item.source.startswith("built-in")]
     if read:
         words.append("--data DATA" if any(item.data_sha256 for item in read) else "--online")
     shots = {item.few_shot for item in accuracy.values() if item.few_shot}
