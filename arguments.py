@@ -232,7 +232,6 @@ def add_bench(parser: Parser) -> None:
     parser.add_argument("--wait", type=_count, default=30, metavar="SECONDS", help=wait_help)
     replace_help = "measure again into a folder that holds a record; its report is removed"
     parser.add_argument("--replace", action="store_true", help=replace_help)
-    _add_threads(parser)
     _add_output(parser)
 
 
