@@ -60,7 +60,7 @@ class FormatCost:
 
     @property
     def is_small(self) -> bool:
-        """Whether it stays within what the built-in targets allow a format (docs/decisions/0011)."""
+        """Whether it stays within what the built-in targets allow a format (docs/decisions/0017)."""
         return self.kl_mean < KL_LIMIT and self.top1_share > TOP1_LIMIT
 
     def to_json(self) -> dict[str, Any]:

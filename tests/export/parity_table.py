@@ -5,7 +5,7 @@
 Random models of several widths, depths, architectures and kinds of weights, the bundled nano and every directory that
 is named, each in five structures: nothing is refused, the ratio of every case is kept, and one line a model says its
 median and its largest by what the error is measured against. The second table is what the five cost on the bundled
-text, of every model that can read it: docs/decisions/0010 and 0011.
+text, of every model that can read it: docs/decisions/0016 and 0017.
 """
 
 from __future__ import annotations
