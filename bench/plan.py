@@ -19,8 +19,10 @@ from ..model.config import PRESETS, HavocConfig
 from ..model.gguf_header import is_gguf
 from ..model.structure import ACTIVATION_DTYPES, WEIGHT_FORMATS, Structure
 from . import bounds
+from .device import identify_cpu
 from .figures import show
 from .roofline_probe import probe_roofline
+from .targets import BUNDLED, read_targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
 Outlook = Literal["impossible", "unlikely", "possible"]
 CUDA_CONTEXT_BYTES = 300_000_000  # measured range 287..667 MB (pytorch pull request 86509); for estimates only
+# Python, ONNX Runtime and a session's own: of the 95 MB that the bundled nano takes, 4 are its weights and activations.
+CPU_RUNTIME_BYTES = 90_000_000
 ROW_COUNTS = (100, 200, 500, 1000, 2000)
 RANK_FRACTIONS = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1)
 TRUE_SHARES = (0.88, 0.90, 0.95)
@@ -95,8 +99,9 @@ def load_config(model: str) -> HavocConfig:
 def build_plan(model: str, target: Target) -> Plan:
     """Work out every structure of a model on a target."""
     config = load_config(model)
-    roofline, origin = (target.roofline, "on paper") if target.roofline is not None else probe_roofline()
-    is_on_paper = target.roofline is not None
+    on_paper = paper_roofline(target)
+    roofline, origin = (on_paper, "on paper") if on_paper is not None else probe_roofline()
+    is_on_paper = on_paper is not None
 
     def work_out(rank_fraction: float) -> tuple[Option, ...]:
         return tuple(
@@ -120,6 +125,26 @@ def build_plan(model: str, target: Target) -> Plan:
         is_impossible=all(option.outlook == "impossible" for option in options),
         conclusion=conclude(options) + ("" if roofline is not None else " (by memory alone)"),
         samples=samples_needed(target),
+    )
+
+
+def paper_roofline(target: Target) -> Roofline | None:
+    """Return a target's own peaks, or those of the bundled target that names its device; None to measure them here.
+
+    Measured are only the peaks of this machine. A `HavocError` asks for those of any other device.
+    """
+    if target.roofline is not None:
+        return target.roofline
+    device = target.device
+    for other in read_targets(BUNDLED).values():
+        is_same = other.device.kind == device.kind and set(device.names) & set(other.device.names)
+        if is_same and other.roofline is not None:
+            return other.roofline
+    if device.is_this_machine or (device.kind == "cpu" and identify_cpu().name in device.names):
+        return None
+    raise HavocError(
+        f"target {target.name}: the peaks of {device.names[0]!r} are not known here; give them in a table "
+        f"[{target.name}.roofline]: fp32_flop_per_s, fp16_flop_per_s, bandwidth_bytes_per_s"
     )
 
 
@@ -236,7 +261,7 @@ def peak_memory_bytes(config: HavocConfig, structure: Structure, target: Target)
     workload = target.workload
     num_tokens = max(workload.prompt_tokens, workload.context_tokens)
     cache = (num_tokens + workload.decode_tokens) * cost.kv_bytes_per_token(config, structure)
-    runtime = CUDA_CONTEXT_BYTES if target.device.kind == "cuda" else 0
+    runtime = CUDA_CONTEXT_BYTES if target.device.kind == "cuda" else CPU_RUNTIME_BYTES
     likely = cost.peak_bytes(config, num_tokens, structure, num_new_tokens=workload.decode_tokens) + runtime
     return float(cost.weight_bytes(config, structure) + cache), float(likely)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from havoc_core.bench.plan import build_plan, load_config, prefill_ms, structures
+from havoc_core.bench.plan import build_plan, load_config, paper_roofline, prefill_ms, structures
 from havoc_core.bench.roofline_probe import measure_rounds, roofline_of
 from havoc_core.bench.targets import Target, load_target
 from havoc_core.errors import HavocError
@@ -154,3 +154,42 @@ def test_planning_needs_no_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+CARD = """
+[mine]
+extends = "gtx1660"
+title = "a card of one's own"
+[mine.device]
+names = ["{name}"]
+pci_device_id = "0x1234"
+"""
+
+
+def test_peaks_are_never_those_of_another_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A card without peaks is asked for them, or gets those of the bundled target that names it; nothing is probed."""
+
+    def probe() -> None:
+        raise AssertionError("probed")
+
+    monkeypatch.setattr("havoc_core.bench.plan.probe_roofline", probe)
+    path = tmp_path / "own.toml"
+    for name in ("NVIDIA GeForce RTX 9999", "GeForce GTX 1660"):
+        path.write_text(CARD.format(name=name))
+        target = load_target(str(path)).model_copy(update={"roofline": None})
+        if "1660" in name:
+            assert paper_roofline(target) == load_target("gtx1660").roofline
+            continue
+        with pytest.raises(HavocError, match=r"the peaks of 'NVIDIA GeForce RTX 9999' .* \[mine\.roofline\]"):
+            build_plan("nano", target)
+    board = load_target("host").device.model_copy(update={"is_this_machine": False, "names": ("Board Processor",)})
+    with pytest.raises(HavocError, match="the peaks of 'Board Processor'"):
+        build_plan("nano", load_target("host").model_copy(update={"device": board}))
+    assert paper_roofline(load_target("host")) is None
+
+
+def test_the_runtime_is_part_of_a_cpus_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bundled nano takes 95 MB, of which 4 are its own: the estimate is within 15 %."""
+    monkeypatch.setattr("havoc_core.bench.plan.probe_roofline", lambda: (None, "busy"))
+    (option,) = [option for option in build_plan("nano", load_target("host")).options if option.structure == "fp32"]
+    assert option.figures[0].estimate == pytest.approx(94.9e6, rel=0.15)
