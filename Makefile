@@ -6,6 +6,7 @@
 #   make types    mypy --strict
 #   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=README.md puts the table there)
 #   make results  docs/results.md: the score tables, written from the records under reports/
+#   make fuzz     100,000 damaged files for every reader: each is read, or refused in one line (INPUTS=1000000 for more)
 #   make fmt      let ruff mend what it can
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
@@ -15,7 +16,7 @@ BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 
-.PHONY: help demo test real lint types bench results fmt genai
+.PHONY: help demo test real fuzz lint types bench results fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -44,6 +45,9 @@ bench: .venv/dev
 
 results: .venv/dev
 	$(BIN)/python -m havoc_core.bench.results reports docs/results.md
+
+fuzz: .venv/dev
+	$(BIN)/python tests/fuzzing.py --inputs $(or $(INPUTS),100000)
 
 fmt: .venv/dev
 	$(BIN)/ruff check --fix
