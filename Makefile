@@ -7,6 +7,8 @@
 #   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=README.md puts the table there)
 #   make results  docs/results.md: the score tables, written from the records under reports/
 #   make fuzz     100,000 damaged files for every reader: each is read, or refused in one line (INPUTS=1000000 for more)
+#   make simulate 5000 simulated benches beside random load: how often is a verdict wrong?
+#   make load-test   200 real ones beside real load, into load-test/; needs a machine that does nothing else, and hours
 #   make fmt      let ruff mend what it can
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
@@ -16,7 +18,7 @@ BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 
-.PHONY: help demo test real fuzz lint types bench results fmt genai
+.PHONY: help demo test real fuzz lint types bench results simulate load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -48,6 +50,13 @@ results: .venv/dev
 
 fuzz: .venv/dev
 	$(BIN)/python tests/fuzzing.py --inputs $(or $(INPUTS),100000)
+
+simulate: .venv/dev
+	$(BIN)/python tests/bench/simulated_benches.py --benches 5000
+
+load-test: .venv/dev
+	test -d load-test/artifact || $(BIN)/havoc export nano --out load-test/artifact
+	$(BIN)/python tests/perf/benches_beside_load.py load-test/artifact --out load-test
 
 fmt: .venv/dev
 	$(BIN)/ruff check --fix

@@ -22,7 +22,7 @@ WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
 ACTIVATION_DTYPES = ("fp32", "fp16")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 COMPUTES = ("fp32", "int8")
-QUANTIZERS = ("rtn", "hqq", "k-quant")
+QUANTIZERS = ("rtn", "hqq", "k-quant", "gptq")
 METHODS = ("auto", "expected-reward", "reinforce", "next-token")
 RULES = ("delta", "literal", "renorm")
 DIALECTS = ("standard", "contrib", "auto")
@@ -62,6 +62,7 @@ def add_run(parser: Parser) -> None:
     parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help=recipe_help)
     out = Path("havoc-run")
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"where to write (default: {out})")
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -103,6 +104,7 @@ def add_train(parser: Parser) -> None:
     _add_data(parser)
     _add_seed(parser)
     _add_out(parser)
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -124,6 +126,7 @@ def add_search(parser: Parser) -> None:
     _add_data(parser)
     _add_seed(parser)
     _add_out(parser)
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -134,7 +137,8 @@ def add_export(parser: Parser) -> None:
     alpha_help = f"one weight per expert, in the order {', '.join(DOMAINS)}, then by name"
     parser.add_argument("--alpha", type=_mixture, metavar="A,B,...", help=alpha_help)
     parser.add_argument("--rule", choices=RULES, default="delta", help="how experts are mixed (default: delta)")
-    parser.add_argument("--weights", choices=WEIGHT_FORMATS, default="fp32", help="weight format (default: fp32)")
+    weights_help = "weight format; keep: the blocks of a GGUF file as they are (default: fp32)"
+    parser.add_argument("--weights", choices=(*WEIGHT_FORMATS, "keep"), default="fp32", help=weights_help)
     parser.add_argument(
         "--activations", choices=ACTIVATION_DTYPES, default="fp32", help="what is computed in (default: fp32)"
     )
@@ -153,8 +157,12 @@ def _add_blocks(parser: Parser) -> None:
     size_help = "weights that share a scale in int8 and int4 (default: 32)"
     parser.add_argument("--block-size", type=int, choices=BLOCK_SIZES, default=32, help=size_help)
     parser.add_argument("--asymmetric", action="store_true", help="give each block a zero point of its own")
-    quantizer_help = "how a block's scale is chosen; hqq and k-quant need --asymmetric (default: rtn)"
+    quantizer_help = "how values and scales are chosen; hqq and k-quant need --asymmetric (default: rtn)"
     parser.add_argument("--quantizer", choices=QUANTIZERS, default="rtn", help=quantizer_help)
+    bits_help = "let int4's most sensitive matrices be int8, up to so many bits a weight, scales included"
+    parser.add_argument("--bits", type=float, metavar="B", help=bits_help)
+    text_help = "text that gptq and --bits calibrate on and the format's cost is measured on (default: bundled texts)"
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help=text_help)
     compute_help = "what activations are rounded to in products with int8 and int4 (default: auto, int8)"
     parser.add_argument("--compute", choices=("auto", *COMPUTES), default="auto", help=compute_help)
     rank_help = "share of each projection's rank to keep, as two factors where they are smaller (default: 1)"
@@ -180,6 +188,8 @@ def add_verify(parser: Parser) -> None:
     _add_artifact(parser)
     parser.add_argument("--base", metavar="BASE", help="fold again from this base and compare")
     parser.add_argument("--experts", type=Path, metavar="DIR", help="the experts to fold again (default: its own)")
+    text_help = "the text it was calibrated on, where that was not the bundled one"
+    parser.add_argument("--calibration", type=Path, metavar="FILE", help=text_help)
     parser.add_argument("--public-key", type=Path, metavar="PEM", help="check its signature by this key")
     parser.add_argument("--record", type=Path, metavar="FILE", help="it must be the artifact this record was made from")
     _add_output(parser)
@@ -195,6 +205,7 @@ def add_eval(parser: Parser) -> None:
     parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer (default: the task's)")
     _add_data(parser)
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of the built-in rows (default: 0)")
+    _add_threads(parser)
     _add_output(parser)
 
 
@@ -209,6 +220,14 @@ def add_bench(parser: Parser) -> None:
     _add_tasks(parser)
     _add_data(parser)
     _add_out(parser)
+    target_help = "measure this target's workload, on its provider and threads (default: a prompt of 512 tokens)"
+    parser.add_argument("--target", metavar="NAME", help=target_help)
+    prompt_help = "tokens of the prompt, and of the context that decoding begins with"
+    parser.add_argument("--prompt-tokens", type=_positive, metavar="N", help=f"{prompt_help} (default: 512)")
+    parser.add_argument("--decode-tokens", type=_several, metavar="N", help="tokens to decode (default: 128)")
+    parser.add_argument("--batch", type=_positive, metavar="N", help="prompts at once; rates are of each (default: 1)")
+    threads_help = "threads that compute (default: one a physical core)"
+    parser.add_argument("--threads", type=_positive, metavar="N", help=threads_help)
     wait_help = "wait up to this long for a machine that does nothing else, 0: not at all (default: 30)"
     parser.add_argument("--wait", type=_count, default=30, metavar="SECONDS", help=wait_help)
     replace_help = "measure again into a folder that holds a record; its report is removed"
@@ -293,6 +312,11 @@ def _add_model_or_artifact(parser: Parser) -> None:
     )
 
 
+def _add_threads(parser: Parser) -> None:
+    threads_help = "threads of each job (default: as many as the model's size is worth)"
+    parser.add_argument("--threads", type=_positive, metavar="N", help=threads_help)
+
+
 def _add_chat(parser: Parser) -> None:
     chat_help = "prompts as they stand, not through the model's chat template"
     parser.add_argument("--no-chat", dest="is_chat", action="store_false", help=chat_help)
@@ -328,6 +352,10 @@ def _count(text: str) -> int:
 
 def _positive(text: str) -> int:
     return _whole_number(text, 1)
+
+
+def _several(text: str) -> int:
+    return _whole_number(text, 2)
 
 
 def _whole_number(text: str, low: int) -> int:

@@ -27,6 +27,7 @@ from typing import NoReturn
 
 from . import __version__, arguments
 from .arguments import Parser, did_you_mean
+from .cores import let_threads_sleep
 from .errors import HavocError
 from .storage import explained
 
@@ -203,6 +204,7 @@ def _open_what_is_closed() -> None:
 def _run(words: Sequence[str], stops: Sequence[BaseException]) -> int:
     try:
         args = parse(words)
+        let_threads_sleep()
         handler = _handler(args.verb)
         if stops:
             raise stops[-1]  # swallowed by a module that was being imported

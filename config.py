@@ -1,7 +1,7 @@
 """A recipe: everything `havoc run` can be told, from TOML to frozen, validated settings.
 
     recipe = load_recipe(Path("recipe.toml"))      # None: the bundled nano model's own
-    recipe.experts.num_steps                       # 40
+    recipe.experts.samples_per_prompt              # 8
     recipe_toml(recipe)                            # the text that is saved beside every result
 
 A key that is not written keeps its default, so an empty file is the bundled demo. An unknown key, a value of another
@@ -102,8 +102,10 @@ class ExpertSettings(_Section):
         default="auto",
         description='"expected-reward", "reinforce", "next-token"; auto: expected-reward where answers can be listed',
     )
-    num_steps: Count = Field(default=30, description="optimizer steps")
-    prompts_per_step: Count = Field(default=24, description="prompts per optimizer step")
+    num_steps: Count | None = Field(default=None, description="optimizer steps; left out: the method's own")
+    prompts_per_step: Count | None = Field(
+        default=None, description="prompts per optimizer step; left out: the method's own"
+    )
     samples_per_prompt: int = Field(
         default=8, ge=2, description="completions per prompt; the others' mean is the baseline"
     )
@@ -111,11 +113,17 @@ class ExpertSettings(_Section):
         default=1, ge=0, description="reinforce draws prompts until the rewards of so many differ among their samples"
     )
     max_draws: Count = Field(default=4, description="prompts_per_step are drawn at most so many times a step")
-    learning_rate: float = Field(default=1e-2, gt=0, description="of delta = z - 1")
+    learning_rate: float | None = Field(default=None, gt=0, description="of delta = z - 1; left out: the method's own")
     kl_coefficient: float = Field(default=0.05, ge=0, description="weight of KL(policy || base)")
     max_new_tokens: Count | None = Field(default=None, description="longest answer, in tokens; left out: the task's")
+    trained_layers: Count | None = Field(
+        default=None, description="last layers whose matrices are trained; left out: all layers"
+    )
     num_train_rows: Count = Field(default=2000, description="rows of the train split, or all it has")
     num_validation_rows: Count = Field(default=200, description="rows of the search split that pick the best step")
+    validate_every: Count | None = Field(
+        default=None, description="steps from one validation to the next; left out: the method's own"
+    )
     seed: Seed = Field(default=0, description="seed of prompts and samples")
 
     _distinct = field_validator("tasks")(_distinct)
@@ -153,6 +161,9 @@ class ExportSettings(_Section):
     compute: Literal["auto", "int8", "fp32"] = Field(
         default="auto", description="what activations are rounded to in products; auto: what the structure says"
     )
+    calibration: str | None = Field(
+        default=None, min_length=1, description="text file that gptq and mixed bits calibrate on; left out: bundled"
+    )
     dialect: Literal["standard", "contrib"] = Field(default="standard", description="operators of the graph")
 
     @model_validator(mode="after")
@@ -180,7 +191,7 @@ class GateSettings(_Section):
     """What the record is judged against."""
 
     targets: Names = Field(default=("host", "gtx1660"), description="names of targets, or TOML files of your own")
-    num_rows: Count = Field(default=1000, description="items per task that prove the accuracy")
+    num_rows: Count = Field(default=1000, description="items per task that prove the accuracy, or all a data set has")
 
     _distinct = field_validator("targets")(_distinct)
 

@@ -69,11 +69,16 @@ def processes_for(num_jobs: int, *, bytes_per_process: int, num_threads: int = 1
     return max(1, min(num_jobs, num_usable_cores() // num_threads, fitting))
 
 
+def let_threads_sleep() -> None:
+    """Have threads that wait for each other sleep instead of spin; must come before a library that starts some."""
+    os.environ.setdefault(_WAIT_POLICY, "PASSIVE")
+
+
 def limit_threads(num_threads: int) -> None:
     """Give this process's libraries so many threads, which sleep while they wait; those not loaded yet read it then."""
     for name in THREAD_VARIABLES:
         os.environ[name] = str(num_threads)
-    os.environ.setdefault(_WAIT_POLICY, "PASSIVE")
+    let_threads_sleep()
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(num_threads)
 

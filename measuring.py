@@ -13,26 +13,25 @@ from typing import TYPE_CHECKING, Any, Self
 import onnxruntime
 
 from .adapt.search import COST_OBJECTIVES, Answers, Candidate, SearchSettings
-from .adapt.tasks import sources
-from .adapt.tasks.evaluation import Accuracy, score
+from .adapt.tasks.evaluation import Accuracy
 from .adapt.tasks.task import load_tasks
 from .bench.device import identify_cpu
 from .bench.measure import measure_cost
 from .bench.targets import load_target
-from .errors import MeasurementError
-from .export.candidates import CandidateSessions
+from .errors import HavocError
 from .export.package import export_artifact
+from .jobs import scoring_workers
 from .model.structure import Structure
+from .processes import results_of
 from .storage import scratch_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from .adapt.expert import Expert
-    from .adapt.svf import Basis
-    from .adapt.tasks.task import Row, Task
+    from .adapt.tasks.task import Task
     from .config import Recipe
-    from .export.session import DecoderSession
+    from .jobs import Place
     from .model.checkpoint import Base
     from .progress import Progress
 
@@ -84,17 +83,15 @@ def limits_of(target_name: str, tasks: Sequence[str]) -> dict[str, tuple[str, fl
 class BenchMeasurer:
     """Measures candidates for the search; use it in `with`, it keeps the exported structures in a temporary folder.
 
-    Sample 0 and sample 1 of the search split are disjoint, and both are disjoint from the rows that experts were
-    validated on.
+    Costs are measured one at a time, answers are given by worker processes, which sleep meanwhile. Sample 0 and sample
+    1 of the search split are disjoint, and both are disjoint from the rows that experts were validated on.
     """
 
-    def __init__(self, recipe: Recipe, base: Base, basis: Basis, experts: Sequence[Expert]) -> None:
-        self._recipe, self._base, self._tasks = recipe, base, recipe_tasks(recipe)
-        self._sessions = CandidateSessions(base, basis, experts, rule=recipe.search.rule)
-        self._reader = sources.search_reader(
-            seed=recipe.data.seed, data_dir=recipe.data.directory, online=recipe.data.online
-        )
-        self._rows: dict[str, list[Row]] = {}
+    def __init__(self, place: Place, base: Base, *, num_experts: int) -> None:
+        self._place, self._base = place, base
+        self._tasks = [task.name for task in recipe_tasks(place.recipe)]
+        population = place.recipe.search.population
+        self._workers = scoring_workers(base, population, num_experts=num_experts, num_threads=place.num_threads)
 
     def __enter__(self) -> Self:
         self._open = contextlib.ExitStack()
@@ -102,6 +99,7 @@ class BenchMeasurer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._workers.end()
         self._open.close()
 
     def cost(self, structure: Structure) -> Mapping[str, float]:
@@ -112,76 +110,72 @@ class BenchMeasurer:
         cost = measure_cost(artifact)
         return {metric: float(getattr(cost, metric)) for metric in COST_OBJECTIVES}
 
-    def answers(self, candidate: Candidate, *, sample: int) -> Answers:
-        """Answer one sample of the search split, greedily, with the candidate's folded and encoded weights."""
-        session = self._sessions.open(candidate.alpha, candidate.structure)
-        return {task.name: answers_of(session, task, self._sample(task, sample), self._recipe) for task in self._tasks}
+    def answers(self, candidates: Sequence[Candidate], *, sample: int) -> Iterator[Answers | HavocError]:
+        """Answer one sample of the search split, greedily, with each candidate's folded and encoded weights."""
+        recipe = self._place.recipe
+        size = recipe.search.num_rows
+        about = {
+            "rule": recipe.search.rule,
+            "tasks": list(self._tasks),
+            "split": "search",
+            "start": recipe.experts.num_validation_rows + sample * size,
+            "size": size,
+        }
+        requests = [
+            self._place.request(
+                num_threads=self._workers.num_threads,
+                alpha=list(candidate.alpha),
+                structure=candidate.structure.to_fields(),
+                **about,
+            )
+            for candidate in candidates
+        ]
+        for outcome in self._workers.run(".jobs:answer", requests):
+            yield outcome if isinstance(outcome, HavocError) else _right(outcome)
 
-    def _sample(self, task: Task, sample: int) -> list[Row]:
-        size, num_validation = self._recipe.search.num_rows, self._recipe.experts.num_validation_rows
-        if task.name not in self._rows:
-            self._rows[task.name] = self._reader.rows(task, "search", num_validation + 2 * size)
-        start = num_validation + sample * size
-        return self._rows[task.name][start : start + size]
 
-
-def answers_of(session: DecoderSession, task: Task, rows: Sequence[Row], recipe: Recipe) -> tuple[bool, ...]:
-    """Whether `session` answers each row right; a judge that failed on any of them is a `MeasurementError`."""
-    scores = score(session, task, rows, max_new_tokens=recipe.experts.max_new_tokens)
-    if scores.failed:
-        reason = scores.reasons[scores.failed_rows[0]]
-        msg = f"{task.name}: the judge failed on {scores.failed} of {len(rows)} rows ({reason}); they say nothing"
-        raise MeasurementError(msg)
-    return scores.right
+def _right(answers: Mapping[str, str]) -> Answers:
+    return {task: tuple(mark == "1" for mark in marks) for task, marks in answers.items()}
 
 
 def score_table(
-    recipe: Recipe,
-    base: Base,
-    basis: Basis,
-    experts: Sequence[Expert],
-    mixture: Answers,
-    progress: Progress,
+    place: Place, base: Base, experts: Sequence[Expert], mixture: Answers, progress: Progress
 ) -> dict[str, Any]:
     """Open the gate split for base and experts, and put the artifact's answers, `mixture`, beside them.
 
     All answer the same rows. `margin` is the mixture's mean over the tasks less the other's, with a 95 % interval
     of the paired differences; `is_proven` says that it lies above 0.
     """
-    tasks = recipe_tasks(recipe)
-    rows = {task.name: _gate_rows(recipe, task) for task in tasks}
-    answers: dict[str, Answers] = {}
-    with progress.stage("base and experts on the gate split", (len(experts) + 1) * len(tasks)) as stage:
-        for name, session in _contestants(base, basis, experts):
-            right: dict[str, Sequence[bool]] = {}
-            for task in tasks:
-                right[task.name] = answers_of(session, task, rows[task.name], recipe)
-                stage.advance(note=f"{name} on {task.name}")
-            answers[name] = right
+    num, tasks = len(experts), [task.name for task in recipe_tasks(place.recipe)]
+    contestants = {"base": [0.0] * num}
+    contestants |= {
+        expert.domain: [float(position == other) for other in range(num)] for position, expert in enumerate(experts)
+    }
+    jobs = [(name, task) for task in tasks for name in contestants]
+    with scoring_workers(base, len(jobs), num_experts=num, num_threads=place.num_threads) as workers:
+        requests = [
+            place.request(
+                alpha=contestants[name],
+                tasks=[task],
+                rule="delta",
+                structure=Structure().to_fields(),
+                split="gate",
+                start=0,
+                size=place.recipe.gate.num_rows,
+                num_threads=workers.num_threads,
+            )
+            for name, task in jobs
+        ]
+        answers: dict[str, Answers] = {name: {} for name in contestants}
+        with progress.stage("base and experts on the gate split", len(jobs)) as stage:
+            found = results_of(workers.run(".jobs:answer", requests, listen=stage.advance))
+            for (name, _), given in zip(jobs, found, strict=True):
+                answers[name] = {**answers[name], **_right(given)}
     return {
         "split": "gate",
         "rows": [_table_row(name, right) for name, right in {**answers, "mixture": mixture}.items()],
         "paired": [{"against": name, **paired_margin(mixture, right)} for name, right in answers.items()],
     }
-
-
-def _gate_rows(recipe: Recipe, task: Task) -> list[Row]:
-    return sources.rows(
-        task,
-        "gate",
-        recipe.gate.num_rows,
-        seed=recipe.data.seed,
-        data_dir=recipe.data.directory,
-        online=recipe.data.online,
-    )
-
-
-def _contestants(base: Base, basis: Basis, experts: Sequence[Expert]) -> Iterator[tuple[str, DecoderSession]]:
-    sessions = CandidateSessions(base, basis, experts)
-    exact = Structure()
-    yield "base", sessions.open([0.0] * len(experts), exact)
-    for place, expert in enumerate(experts):
-        yield expert.domain, sessions.open([float(place == other) for other in range(len(experts))], exact)
 
 
 def _table_row(name: str, answers: Answers) -> dict[str, Any]:

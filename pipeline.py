@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import storage
 from .config import Recipe, load_recipe, recipe_toml
+from .cores import limit_threads, threads_for
 from .errors import HavocError, IdentityError
 from .progress import make_progress
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .adapt.tasks.task import Task
     from .bench.gate import Judgement
     from .bench.targets import Target
+    from .jobs import Place
     from .model.checkpoint import Base
     from .progress import Progress
 
@@ -46,7 +48,7 @@ def handle_run(args: argparse.Namespace) -> int:
     recipe = load_recipe(args.recipe)
     progress = make_progress(quiet=args.quiet)
     command = shlex.join(["havoc", "run", *([str(args.recipe)] if args.recipe else []), "--out", str(args.out)])
-    judgements = run(recipe, args.out, command=command, progress=progress)
+    judgements = run(recipe, args.out, command=command, num_threads=args.threads, progress=progress)
     show_run(args.out, judgements, as_json=args.json)
     return judgements[0][1].exit_code
 
@@ -54,6 +56,7 @@ def handle_run(args: argparse.Namespace) -> int:
 def handle_search(args: argparse.Namespace) -> int:
     """Search mixture and structure of experts that are there; write `search/journal.jsonl` and `front.json`."""
     from .adapt.commands import base_basis
+    from .jobs import Place
     from .model.checkpoint import load_base
     from .summary import export_command, show_search
 
@@ -74,10 +77,12 @@ def handle_search(args: argparse.Namespace) -> int:
     progress = make_progress(quiet=args.quiet)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
     _ = base.tokenizer  # a base that cannot read text is refused before any work
+    limit_threads(threads_for(base.model.num_parameters(), num_threads=args.threads))
     with storage.only_writer(args.out):
         basis = base_basis(base, args.out, progress)
         experts = read_experts(recipe, args.experts, base, basis)
-        result = search_mixture(recipe, base, basis, experts, args.out, progress)
+        place = Place(recipe, args.out, args.experts, args.threads)
+        result = search_mixture(place, base, experts, progress)
     command = export_command(
         result, recipe, [expert.domain for expert in experts], base=args.base, experts=args.experts
     )
@@ -85,10 +90,16 @@ def handle_search(args: argparse.Namespace) -> int:
     return 0
 
 
-def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Progress) -> list[tuple[str, Judgement]]:
-    """Carry `recipe` out in the folder `out`; return each target's name and judgement."""
+def run(
+    recipe: Recipe, out: Path, *, command: str = "havoc run", num_threads: int | None = None, progress: Progress
+) -> list[tuple[str, Judgement]]:
+    """Carry `recipe` out in the folder `out`; return each target's name and judgement.
+
+    `num_threads` is what each job computes with, None: what its size is worth.
+    """
     from .bench.report import write_report
     from .export.options import require_heads
+    from .jobs import Place
     from .model.checkpoint import load_base
 
     require_inputs(recipe)
@@ -99,13 +110,15 @@ def run(recipe: Recipe, out: Path, *, command: str = "havoc run", progress: Prog
         require_heads(base.config.attention.head_dim)
     _ = base.tokenizer  # a base that cannot read text is refused before any work
     require_eyes(recipe, base)
+    limit_threads(threads_for(base.model.num_parameters(), num_threads=num_threads))
     with storage.only_writer(out):
         claim_folder(recipe, out)
-        basis, experts = train_experts(recipe, base, out, progress)
-        result = search_mixture(recipe, base, basis, experts, out, progress)
+        place = Place(recipe, out, out / "experts", num_threads)
+        basis, experts = train_experts(place, base, progress)
+        result = search_mixture(place, base, experts, progress)
         artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
         storage.write_json(out / "front.json", linked(result.to_json(), artifact))
-        measure_artifact(recipe, base, basis, experts, artifact, out, progress)
+        measure_artifact(place, base, experts, artifact, progress)
         _, judgements = write_report(out, targets=recipe.gate.targets, command=command, artifact=artifact)
         write_handoff(experts, artifact, judgements[0], out)
     return list(zip(recipe.gate.targets, judgements, strict=True))
@@ -115,6 +128,10 @@ def require_inputs(recipe: Recipe) -> None:
     """Refuse targets and data that cannot be read before minutes of work and before anything is written."""
     from .bench.targets import load_target, require_known_tasks
 
+    text = recipe.export.calibration
+    if text is not None and not Path(text).is_file():
+        msg = f"{text!r}: no such text file; correct export.calibration or leave it out"
+        raise HavocError(msg)
     data = recipe.data.directory
     if data is not None and not data.is_dir():
         msg = f'{str(data)!r}: no such directory of data sets; correct data.source or leave it "builtin"'
@@ -161,7 +178,7 @@ def require_eyes(recipe: Recipe, base: Base) -> None:
 
 
 def require_rows(recipe: Recipe) -> None:
-    """Refuse real data sets with fewer rows than search and gate will need, before hours of training."""
+    """Refuse real data sets that lack rows, before hours of training; the gate takes what there is, up to its own."""
     from .adapt.tasks.sources import rows
     from .measuring import recipe_tasks
 
@@ -169,7 +186,7 @@ def require_rows(recipe: Recipe) -> None:
     needed = {"train": 1, "search": num_validation + 2 * recipe.search.num_rows, "gate": recipe.gate.num_rows}
     for task in recipe_tasks(recipe):
         for split, num_rows in needed.items() if task.generator is None else ():
-            rows(task, split, num_rows, data_dir=data, online=recipe.data.online)
+            rows(task, split, num_rows, data_dir=data, online=recipe.data.online, may_be_fewer=split == "gate")
 
 
 def require_experts(recipe: Recipe, folder: Path) -> None:
@@ -200,31 +217,27 @@ def claim_folder(recipe: Recipe, out: Path) -> None:
         raise HavocError(msg)
 
 
-def train_experts(recipe: Recipe, base: Base, out: Path, progress: Progress) -> tuple[Basis, list[Expert]]:
-    """Compute the basis and train one expert a task; those whose file is there are read back."""
+def train_experts(place: Place, base: Base, progress: Progress) -> tuple[Basis, list[Expert]]:
+    """Compute the basis and train one expert a task, in worker processes; those whose file is there are read back."""
     from .adapt.commands import base_basis, training_settings
-    from .adapt.expert import expert_path, save_expert
-    from .adapt.training import train_expert
-    from .adapt.training_state import forget_training
+    from .adapt.expert import expert_path
+    from .jobs import training_workers
     from .measuring import recipe_tasks
+    from .processes import results_of
 
-    basis = base_basis(base, out, progress)
-    folder = out / "experts"
-    for task in recipe_tasks(recipe):
-        if not expert_path(folder, task.name).exists():
-            expert = train_expert(
-                base,
-                basis,
-                task,
-                settings=training_settings(recipe.experts, task),
-                checkpoint_dir=folder,
-                data_dir=recipe.data.directory,
-                online=recipe.data.online,
-                progress=progress,
-            )
-            save_expert(expert, folder)
-            forget_training(folder, task.name)
-    return basis, read_experts(recipe, folder, base, basis)
+    recipe = place.recipe
+    basis = base_basis(base, place.out, progress)
+    pairs = zip(recipe.experts.tasks, recipe_tasks(recipe), strict=True)
+    missing = {name: task for name, task in pairs if not expert_path(place.experts, task.name).exists()}
+    if missing:
+        num_steps = sum(training_settings(recipe.experts, task).num_steps for task in missing.values())
+        title = f"train {', '.join(task.name for task in missing.values())}"
+        with training_workers(base, len(missing), num_threads=place.num_threads) as workers:
+            requests = [place.request(task=name, num_threads=workers.num_threads) for name in missing]
+            with progress.stage(title, num_steps, unit="steps") as stage:
+                for _ in results_of(workers.run(".jobs:train", requests, listen=stage.advance)):
+                    pass
+    return basis, read_experts(recipe, place.experts, base, basis)
 
 
 def read_experts(recipe: Recipe, folder: Path, base: Base, basis: Basis) -> list[Expert]:
@@ -238,21 +251,19 @@ def read_experts(recipe: Recipe, folder: Path, base: Base, basis: Basis) -> list
     ]
 
 
-def search_mixture(
-    recipe: Recipe, base: Base, basis: Basis, experts: Sequence[Expert], out: Path, progress: Progress
-) -> SearchResult:
+def search_mixture(place: Place, base: Base, experts: Sequence[Expert], progress: Progress) -> SearchResult:
     """Search alpha and structure against the bench; leave the journal and `front.json`."""
     from .adapt.search import search
     from .measuring import BenchMeasurer, search_settings
 
-    with BenchMeasurer(recipe, base, basis, experts) as measurer:
+    with BenchMeasurer(place, base, num_experts=len(experts)) as measurer:
         result = search(
             measurer,
-            settings=search_settings(recipe, base, experts),
-            journal_path=out / "search" / "journal.jsonl",
+            settings=search_settings(place.recipe, base, experts),
+            journal_path=place.out / "search" / "journal.jsonl",
             progress=progress,
         )
-    storage.write_json(out / "front.json", result.to_json())
+    storage.write_json(place.out / "front.json", result.to_json())
     return result
 
 
@@ -288,6 +299,7 @@ def export_mixture(
         rule=recipe.search.rule,
         structure=structure,
         options=GraphOptions(dialect=recipe.export.dialect),
+        calibration=None if recipe.export.calibration is None else Path(recipe.export.calibration),
         basis=basis,
         progress=progress,
     )
@@ -313,15 +325,7 @@ def linked(document: dict[str, Any], artifact: Path) -> dict[str, Any]:
     return {**document, "artifact_sha256": artifact_hash(files)}
 
 
-def measure_artifact(
-    recipe: Recipe,
-    base: Base,
-    basis: Basis,
-    experts: Sequence[Expert],
-    artifact: Path,
-    out: Path,
-    progress: Progress,
-) -> None:
+def measure_artifact(place: Place, base: Base, experts: Sequence[Expert], artifact: Path, progress: Progress) -> None:
     """Measure the artifact in fresh processes and open the gate split once; leave `scores.json` and `record.json`.
 
     The record is written last: it is the mark that both are there.
@@ -330,6 +334,7 @@ def measure_artifact(
     from .bench.measure import measure
     from .measuring import score_table
 
+    recipe, out = place.recipe, place.out
     if (out / "record.json").exists():
         require_measured(artifact, out / "record.json")
         return
@@ -337,14 +342,16 @@ def measure_artifact(
         artifact,
         tasks=recipe.experts.tasks,
         num_rows=recipe.gate.num_rows,
+        may_be_fewer=True,
         seed=recipe.data.seed,
         data_dir=recipe.data.directory,
         online=recipe.data.online,
         max_new_tokens=recipe.experts.max_new_tokens,
         is_chat=recipe.model.chat,
+        num_threads=threads_for(base.model.num_parameters(), num_threads=place.num_threads),
         progress=progress,
     )
-    scores = score_table(recipe, base, basis, experts, scored.right, progress)
+    scores = score_table(place, base, experts, scored.right, progress)
     storage.write_json(out / "scores.json", linked(scores, artifact))
     record = measure(artifact, profile=recipe.bench.profile, progress=progress)
     add_accuracy(record, scored).save(out / "record.json")

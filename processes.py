@@ -89,6 +89,10 @@ class Workers:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """End the workers, whatever they are at."""
         for worker in self._workers:
             worker.end()
         self._workers.clear()

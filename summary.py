@@ -81,6 +81,7 @@ def _structure_options(structure: Structure) -> list[str]:
     words += [] if structure.block_size == plain.block_size else ["--block-size", str(structure.block_size)]
     words += [] if structure.is_symmetric else ["--asymmetric"]
     words += [] if structure.quantizer == plain.quantizer else ["--quantizer", structure.quantizer.replace("_", "-")]
+    words += [] if structure.average_bits is None else ["--bits", f"{structure.average_bits:g}"]
     words += ["--compute", structure.compute] if structure.has_compute and structure.compute != "int8" else []
     words += [] if structure.rank_fraction == plain.rank_fraction else ["--rank", f"{structure.rank_fraction:g}"]
     return words

@@ -143,13 +143,32 @@ def lay_out(rows: Sequence[Branched], *, pad_id: int, dtype: torch.dtype = torch
     )
 
 
-def hidden_at_places(model: HavocModel, layout: Layout) -> Tensor:
-    """Run the decoder; return what the head reads at the predicting places, [P, D]."""
+def embedded(model: HavocModel, layout: Layout) -> Tensor:
+    """What the first layer reads, [B, T, D]; a row longer than the model's context is a `HavocError`."""
     longest = int(layout.positions_BT.max()) + 1
     if longest > model.config.max_seq_len:
         raise HavocError(f"{longest} tokens exceed the model's context of {model.config.max_seq_len}; use shorter rows")
-    hidden_BTD, _ = model.hidden_states(layout.ids_BT, layout.positions_BT, layout.mask_B1TT, patches=layout.patches)
-    return hidden_BTD.flatten(0, 1)[layout.place_P]
+    return model.embed(layout.ids_BT, layout.patches)
+
+
+def through_layers(model: HavocModel, x_BTD: Tensor, layout: Layout, layers: range) -> Tensor:
+    """Run some of the decoder's layers: [B, T, D] to [B, T, D]."""
+    rotary = model.rotary(layout.positions_BT)
+    for index in layers:
+        x_BTD, _ = model.layers[index](x_BTD, rotary, layout.mask_B1TT)
+    return x_BTD
+
+
+def at_places(model: HavocModel, x_BTD: Tensor, layout: Layout) -> Tensor:
+    """What the head reads at the predicting places, [P, D]."""
+    normed_PD: Tensor = model.norm(x_BTD.flatten(0, 1)[layout.place_P])
+    return normed_PD
+
+
+def hidden_at_places(model: HavocModel, layout: Layout) -> Tensor:
+    """Run the whole decoder; return what the head reads at the predicting places, [P, D]."""
+    x_BTD = through_layers(model, embedded(model, layout), layout, range(len(model.layers)))
+    return at_places(model, x_BTD, layout)
 
 
 def log_probabilities(model: HavocModel, hidden_PD: Tensor) -> Tensor:

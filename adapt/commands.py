@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from ..config import load_recipe
+from ..cores import limit_threads, threads_for
 from ..errors import HavocError
 from ..progress import make_progress
 
@@ -52,6 +53,7 @@ def handle_train(args: argparse.Namespace) -> int:
     base = load_base(args.base, is_chat=args.is_chat)
     _ = base.tokenizer  # a base that cannot read text is refused before the minutes that a basis takes
     require_sight(task, base)
+    limit_threads(threads_for(base.model.num_parameters(), num_threads=args.threads))
     basis = base_basis(base, args.out, progress)
     expert = train_expert(
         base,
@@ -118,23 +120,30 @@ def require_sight(task: Task, base: Base) -> None:
 
 
 def training_settings(experts: ExpertSettings, task: Task) -> TrainingSettings:
-    """Translate a recipe's section into the trainer's settings."""
-    from .objectives import TrainingSettings
+    """Translate a recipe's section into the trainer's settings; what it leaves out is the method's own."""
+    from .objectives import METHOD_DEFAULTS, TrainingSettings, method_for
     from .optimizer import MuGrokConfig
 
+    method = method_for(task, experts.method)
+    own = METHOD_DEFAULTS[method]
     optimizer = dataclasses.replace(
-        MuGrokConfig.from_phase(7), fallback_lr=experts.learning_rate, kl_coefficient=experts.kl_coefficient
+        MuGrokConfig.from_phase(7),
+        fallback_lr=experts.learning_rate or own.learning_rate,
+        kl_coefficient=experts.kl_coefficient,
     )
+    prompts_per_step = experts.prompts_per_step or own.prompts_per_step
     return TrainingSettings(
-        method=experts.method,
+        method=method,
+        trained_layers=experts.trained_layers,
         seed=experts.seed,
-        num_steps=experts.num_steps,
-        prompts_per_step=experts.prompts_per_step,
+        num_steps=experts.num_steps or own.num_steps,
+        prompts_per_step=prompts_per_step,
         samples_per_prompt=experts.samples_per_prompt,
-        signal_prompts=min(experts.signal_prompts, experts.prompts_per_step),
+        signal_prompts=min(experts.signal_prompts, prompts_per_step),
         max_draws=experts.max_draws,
         max_new_tokens=experts.max_new_tokens or task.max_new_tokens,
         num_train_rows=experts.num_train_rows,
         num_validation_rows=experts.num_validation_rows,
+        validate_every=experts.validate_every or own.validate_every,
         optimizer=optimizer,
     )

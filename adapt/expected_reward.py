@@ -7,10 +7,11 @@ A policy that answers by likelihood picks choice c of row n with probability
 
 so the expected reward is the right choice's probability, and a step descends
 
-    L = - 1/N sum_n p_n(right)  +  beta * 1/N sum_n mean_t KL(pi(. | x_n, c_<t) || base(. | x_n, c_<t))
+    L = - 1/N sum_n log p_n(right)  +  beta * 1/N sum_n mean_t KL(pi(. | x_n, c_<t) || base(. | x_n, c_<t))
 
-REINFORCE estimates the gradient of the first term from samples (Williams, 1992); here its expectation is taken over all
-choices. The lengths are those lm-eval divides by, in characters, scaled so that s stays in nats of a whole choice.
+The gradient of p_n is what REINFORCE estimates from samples (Williams, 1992), here with its expectation taken over all
+choices; the logarithm divides it by p_n, so that rows the policy gets wrong count most (docs/log.md has both). Lengths
+are those lm-eval divides by, in characters, scaled so that s stays in nats of a whole choice.
 
 Legend: B rows of a pass, C choices of all its rows, N rows of a step.
 """
@@ -22,9 +23,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .branches import batches, encode_branches, hidden_at_places, lay_out, log_likelihoods, log_probabilities
+from .branches import batches, encode_branches, log_likelihoods
 from .objectives import Descent, TrainingSettings, rows_of_step
-from .reference import BaseReference, mean_kl
+from .reading import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,11 +45,11 @@ class ExpectedReward:
         self, base: Base, adapter: SingularValueAdapter, task: Task, rows: Sequence[Row], settings: TrainingSettings
     ) -> None:
         """Encode every row once."""
-        self._base, self._settings, self._name = base, settings, task.name
+        self._settings, self._name = settings, task.name
         self._rows = [encode_branches(base.model, base.tokenizer, task.prompt(row), task.choices(row)) for row in rows]
         self._right = [task.right_choice(row) for row in rows]
         self._lengths = [lengths_of(task, row) for row in rows]
-        self._reference = BaseReference(base.model, adapter, pad_id=base.tokenizer.pad_id)
+        self._reader = Reader(base.model, adapter, pad_id=base.tokenizer.pad_id)
 
     def descend(self, step: int) -> Descent:
         """Accumulate the gradients of one step over rows that differ from those of the steps before."""
@@ -60,21 +61,19 @@ class ExpectedReward:
         for batch in batches([self._rows[index] for index in chosen], max_tokens=MAX_TOKENS_OF_A_PASS):
             indices = [chosen[place] for place in batch]
             rows = [self._rows[index] for index in indices]
-            layout = lay_out(rows, pad_id=self._base.tokenizer.pad_id)
-            log_p_PV = log_probabilities(self._base.model, hidden_at_places(self._base.model, layout))
+            log_p_PV, layout = self._reader.policy(indices, rows)
             scores_C = log_likelihoods(log_p_PV, layout) * torch.cat([self._lengths[index] for index in indices])
-            reward_B, is_right_B = expected_rewards(
-                scores_C, layout.row_of_C, torch.tensor([self._right[index] for index in indices])
-            )
-            loss = -reward_B.sum()
+            right_B = torch.tensor([self._right[index] for index in indices])
+            log_reward_B, is_right_B = log_expected_rewards(scores_C, layout.row_of_C, right_B)
+            loss = losses(log_reward_B).sum()
             if beta:
-                kl_B = mean_kl(log_p_PV, self._reference.log_probabilities(indices, rows), layout)
+                kl_B = self._reader.kl(log_p_PV, layout, indices, rows)
                 loss = loss + beta * kl_B.sum()
                 kl += kl_B.detach().sum().item()
             loss = loss / len(chosen)
             loss.backward()
             total += loss.item()
-            reward += reward_B.detach().sum().item()
+            reward += log_reward_B.detach().exp().sum().item()
             num_right += int(is_right_B.sum())
         figures = {
             "reward": reward / len(chosen),
@@ -84,16 +83,22 @@ class ExpectedReward:
         return Descent(total, figures)
 
 
-def expected_rewards(scores_C: Tensor, row_of_C: Tensor, right_B: Tensor) -> tuple[Tensor, Tensor]:
-    """Probability of each row's right choice, [B], and whether it is the likeliest, bool [B].
+def losses(log_reward_B: Tensor) -> Tensor:
+    """What a step descends for each row, [B], by the log of its expected reward."""
+    return -log_reward_B
+
+
+def log_expected_rewards(scores_C: Tensor, row_of_C: Tensor, right_B: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probability of each row's right choice, [B], and whether it is the likeliest, bool [B].
 
     `scores_C` are the choices' log-likelihoods, row after row; `row_of_C` names their rows, `right_B` the right choice
     within each.
     """
     rows = [scores_C[row_of_C == row] for row in range(len(right_B))]
-    reward_B = torch.stack([torch.softmax(scores, dim=0)[right] for scores, right in zip(rows, right_B, strict=True)])
-    is_right_B = torch.stack([scores.argmax() == right for scores, right in zip(rows, right_B, strict=True)])
-    return reward_B, is_right_B
+    pairs = list(zip(rows, right_B, strict=True))
+    log_reward_B = torch.stack([torch.log_softmax(scores, dim=0)[right] for scores, right in pairs])
+    is_right_B = torch.stack([scores.argmax() == right for scores, right in pairs])
+    return log_reward_B, is_right_B
 
 
 def lengths_of(task: Task, row: Row) -> Tensor:

@@ -16,10 +16,10 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING
 
-from .branches import Branched, batches, encode_branches, hidden_at_places, lay_out, log_likelihoods, log_probabilities
+from .branches import Branched, batches, encode_branches, log_likelihoods
 from .expected_reward import MAX_TOKENS_OF_A_PASS
 from .objectives import Descent, TrainingSettings, rows_of_step
-from .reference import BaseReference, mean_kl
+from .reading import Reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -36,9 +36,9 @@ class NextToken:
         self, base: Base, adapter: SingularValueAdapter, task: Task, rows: Sequence[Row], settings: TrainingSettings
     ) -> None:
         """Encode every row once."""
-        self._base, self._settings, self._name = base, settings, task.name
+        self._settings, self._name = settings, task.name
         self._rows = [reference_of(base, task, row) for row in rows]
-        self._reference = BaseReference(base.model, adapter, pad_id=base.tokenizer.pad_id)
+        self._reader = Reader(base.model, adapter, pad_id=base.tokenizer.pad_id)
 
     def descend(self, step: int) -> Descent:
         """Accumulate the gradients of one step over rows that differ from those of the steps before."""
@@ -51,12 +51,11 @@ class NextToken:
         for batch in batches([self._rows[index] for index in chosen], max_tokens=MAX_TOKENS_OF_A_PASS):
             indices = [chosen[place] for place in batch]
             rows = [self._rows[index] for index in indices]
-            layout = lay_out(rows, pad_id=self._base.tokenizer.pad_id)
-            log_p_PV = log_probabilities(self._base.model, hidden_at_places(self._base.model, layout))
+            log_p_PV, layout = self._reader.policy(indices, rows)
             loss = -log_likelihoods(log_p_PV, layout).sum() / num_tokens
             nats += loss.item()
             if beta:
-                kl_B = mean_kl(log_p_PV, self._reference.log_probabilities(indices, rows), layout)
+                kl_B = self._reader.kl(log_p_PV, layout, indices, rows)
                 loss = loss + beta * kl_B.sum() / len(chosen)
                 kl += kl_B.detach().sum().item()
             loss.backward()

@@ -5,7 +5,8 @@
     next-token        a right answer is known: cross-entropy of the reference after the prompt
 
 Each adds beta * KL(policy || base) at the places where it predicts, so that what was not asked about stays as it was.
-`auto` takes expected-reward for a task of choices and reinforce for every other.
+`auto` takes the method that the task's file names; without one expected-reward for a task of choices and reinforce for
+every other.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ Method = Literal["auto", "expected-reward", "reinforce", "next-token"]
 class TrainingSettings:
     """What one expert's training depends on, beside the base, the basis and the task.
 
+    `trained_layers` is the number of last layers whose matrices are trained, None for all: the others keep delta = 0.
     `optimizer` defaults to seed 003's `MuGrokConfig.from_phase(7)`; its `kl_coefficient` is beta. `rows` are drawn
     from the train split, all it has where they are fewer; `num_validation_rows` of the search split are scored every
     `validate_every` steps, and the best state of these is the expert. `samples_per_prompt`, `temperature`,
@@ -36,6 +38,7 @@ class TrainingSettings:
     """
 
     method: Method = "auto"
+    trained_layers: int | None = None
     seed: int = 0
     num_steps: int = 30
     prompts_per_step: int = 24
@@ -59,12 +62,33 @@ class TrainingSettings:
         for name in ("num_steps", "prompts_per_step", "validate_every", "max_new_tokens", "max_draws"):
             if getattr(self, name) < 1:
                 raise HavocError(f"{name} is {getattr(self, name)}: it must be at least 1")
+        if self.trained_layers is not None and self.trained_layers < 1:
+            raise HavocError(f"trained_layers is {self.trained_layers}: at least one layer must be trained")
         if not 0 <= self.signal_prompts <= self.prompts_per_step:
             raise HavocError(
                 f"signal_prompts is {self.signal_prompts}: expected 0 to prompts_per_step, {self.prompts_per_step}"
             )
         if not self.temperature > 0:
             raise HavocError(f"temperature is {self.temperature}: completions must be sampled, so it must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MethodDefaults:
+    """What a method takes where neither recipe nor command line says otherwise."""
+
+    num_steps: int
+    prompts_per_step: int
+    learning_rate: float
+    validate_every: int
+
+
+METHOD_DEFAULTS: dict[Method, MethodDefaults] = {
+    "expected-reward": MethodDefaults(num_steps=80, prompts_per_step=48, learning_rate=1e-3, validate_every=10),
+    "reinforce": MethodDefaults(num_steps=30, prompts_per_step=24, learning_rate=1e-2, validate_every=5),
+    "next-token": MethodDefaults(num_steps=60, prompts_per_step=16, learning_rate=1e-3, validate_every=20),
+}
+"""Found by trials that docs/log.md lists: reinforce on the bundled base, the others on a public one of 135 million
+parameters, where validation of written answers takes as long as many steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +116,13 @@ class Objective(Protocol):
 
 
 def method_for(task: Task, method: Method) -> Method:
-    """Return the method `auto` stands for; expected-reward on answers that cannot be listed is a `HavocError`."""
+    """Return the method `auto` stands for: the one the task's file names, or the one that fits its kind.
+
+    A method that does not fit the kind of the task's answers is a `HavocError`.
+    """
     is_choice = task.kind == "choice"
+    if method == "auto":
+        method = task.definition.training.method
     if method == "auto":
         return "expected-reward" if is_choice else "reinforce"
     if method == "expected-reward" and not is_choice:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -38,6 +38,10 @@ _FIRST_LEVELS = (0.75, 0.5)
 _SEED_MIXTURE = (1.2, 0.8, 1.5, 0.9)
 _NO_VALUE = 1e9
 """Objective of a candidate that could not be measured; its constraint violation keeps it out of every front."""
+_FAILED = math.inf
+"""Violation of every constraint by a candidate that failed: no measured one, however far off, ranks below it."""
+_FAILED_FINITE = 1e12
+"""The same for NSGA-II, which adds violations up; no measured figure is that many times its limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +66,11 @@ class Measurer(Protocol):
     def cost(self, structure: Structure) -> Mapping[str, float]:
         """Measure `COST_OBJECTIVES` of a structure in a fresh process."""
 
-    def answers(self, candidate: Candidate, *, sample: int) -> Answers:
-        """Answer the rows of search-split sample number `sample` (0 screens, 1 re-scores); the same rows every time."""
+    def answers(self, candidates: Sequence[Candidate], *, sample: int) -> Iterable[Answers | HavocError]:
+        """Answer the rows of search-split sample number `sample` (0 screens, 1 re-scores); the same rows every time.
+
+        In the order of the candidates, each as soon as it may be; one that fails gives its error in its place.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +98,9 @@ class SearchSettings:
             msg = f"population {self.population} and generations {self.generations}: at least 4 and 1 are needed"
             raise HavocError(msg)
         for name in self.weight_formats:
-            Structure.named(name, self.activation_dtype)
+            if Structure.named(name, self.activation_dtype).weight_format == "keep":
+                msg = "keep stores a file's own blocks, and a mixture has none: it cannot be searched"
+                raise HavocError(msg)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +163,7 @@ def _summary(evaluation: Evaluation, rescored: Mapping[str, Evaluation]) -> dict
         "structure": evaluation.candidate.structure.to_fields(),
         "cost": dict(evaluation.cost),
         "search_accuracy": evaluation.accuracy,
-        "rescored_accuracy": None if again is None else again.accuracy,
+        "rescored_accuracy": None if again is None or again.reason else again.accuracy,
     }
 
 
@@ -196,10 +205,15 @@ def search(
             raise HavocError(msg)
         front = _front(measured, settings, frozen)
         rescored = []
-        for evaluation in _finalists(measured, settings):
-            rescored.append(ledger.evaluate(evaluation.candidate, sample=1))
+        finalists = [evaluation.candidate for evaluation in _finalists(measured, settings)]
+        for evaluation in ledger.evaluate(finalists, sample=1):
+            rescored.append(evaluation)
             stage.advance(note="finalists on fresh rows")
-    chosen = max(rescored, key=lambda evaluation: _preference(evaluation, settings))
+    scored = [evaluation for evaluation in rescored if not evaluation.reason]
+    if not scored:
+        msg = f"none of the {len(rescored)} best candidates could be scored again; the first failed with: "
+        raise MeasurementError(msg + rescored[0].reason)
+    chosen = max(scored, key=lambda evaluation: _preference(evaluation, settings))
     return SearchResult(tuple(seen.values()), tuple(front), floor, frozen, tuple(rescored), chosen)
 
 
@@ -265,31 +279,46 @@ class _Ledger:
         """Measure a structure as often as its noise needs; one that failed before fails again with the same reason."""
         return [self.cost(structure, repeat=repeat) for repeat in range(_NUM_REPEATS)]
 
-    def evaluate(self, candidate: Candidate, *, sample: int = 0) -> Evaluation:
-        """Measure a candidate; a `HavocError` becomes an infeasible candidate with its reason."""
+    def evaluate(self, candidates: Sequence[Candidate], *, sample: int = 0) -> Iterator[Evaluation]:
+        """Measure candidates, in their order; a `HavocError` becomes an infeasible candidate with its reason."""
+        costs = {candidate.structure: self._cost_or_reason(candidate.structure) for candidate in candidates}
+        keys = [f"{candidate.key()}:{sample}" for candidate in candidates]
+        unknown = {
+            key: candidate
+            for key, candidate in zip(keys, candidates, strict=True)
+            if key not in self._known and not isinstance(costs[candidate.structure], str)
+        }
+        answered = iter(self._measurer.answers(list(unknown.values()), sample=sample)) if unknown else iter(())
+        for key, candidate in zip(keys, candidates, strict=True):
+            cost = costs[candidate.structure]
+            if isinstance(cost, str):
+                yield Evaluation(candidate, {}, {}, cost)
+                continue
+            entry = self._entry(key, lambda candidate=candidate: _described(candidate, sample, next(answered)))
+            if "reason" in entry:
+                yield Evaluation(candidate, {}, {}, entry["reason"])
+                continue
+            answers = {domain: tuple(mark == "1" for mark in marks) for domain, marks in entry["right"].items()}
+            yield Evaluation(candidate, answers, cost)
+
+    def _cost_or_reason(self, structure: Structure) -> dict[str, float] | str:
         try:
-            cost = _mean_cost(self.costs(candidate.structure))
+            return _mean_cost(self.costs(structure))
         except HavocError as error:
-            return Evaluation(candidate, {}, {}, str(error))
+            return str(error)
 
-        def measure() -> dict[str, Any]:
-            described = {
-                "kind": "evaluation",
-                "sample": sample,
-                "alpha": list(candidate.alpha),
-                "structure": candidate.structure.to_fields(),
-            }
-            try:
-                answers = self._measurer.answers(candidate, sample=sample)
-            except HavocError as error:
-                return {**described, "reason": str(error)}
-            return {**described, "right": {d: "".join("01"[bool(x)] for x in right) for d, right in answers.items()}}
 
-        entry = self._entry(f"{candidate.key()}:{sample}", measure)
-        if "reason" in entry:
-            return Evaluation(candidate, {}, {}, entry["reason"])
-        answers = {domain: tuple(mark == "1" for mark in marks) for domain, marks in entry["right"].items()}
-        return Evaluation(candidate, answers, cost)
+def _described(candidate: Candidate, sample: int, outcome: Answers | HavocError) -> dict[str, Any]:
+    """Give an evaluation's entry in the journal."""
+    described = {
+        "kind": "evaluation",
+        "sample": sample,
+        "alpha": list(candidate.alpha),
+        "structure": candidate.structure.to_fields(),
+    }
+    if isinstance(outcome, HavocError):
+        return {**described, "reason": str(outcome)}
+    return {**described, "right": {d: "".join("01"[bool(x)] for x in right) for d, right in outcome.items()}}
 
 
 def _evolve(
@@ -313,11 +342,11 @@ def _evolve(
     while algorithm.has_next():
         population = algorithm.ask()
         rows = []
-        for x in population.get("X"):
-            candidate = _candidate(x, settings)
-            evaluation = ledger.evaluate(candidate)
-            seen.setdefault(candidate.key(), evaluation)
-            rows.append((_objectives(evaluation, frozen), _violations(evaluation, settings)))
+        candidates = [_candidate(x, settings) for x in population.get("X")]
+        for evaluation in ledger.evaluate(candidates):
+            seen.setdefault(evaluation.candidate.key(), evaluation)
+            violations = [min(excess, _FAILED_FINITE) for excess in _violations(evaluation, settings)]
+            rows.append((_objectives(evaluation, frozen), violations))
             best = max(seen.values(), key=lambda item: item.mean_accuracy)
             advance(note=f"best mean accuracy {best.mean_accuracy:.1%}")
         static = StaticProblem(problem, F=_matrix(rows, 0), G=_matrix(rows, 1))
@@ -381,9 +410,9 @@ def _signed(metric: str, value: float) -> float:
 
 
 def _violations(evaluation: Evaluation, settings: SearchSettings) -> list[float]:
-    """How far each limit is missed, relative to it, and 1 for a candidate that failed; at most 0 means met."""
+    """How far each limit is missed, relative to it; infinitely far by a candidate that failed; at most 0 means met."""
     if evaluation.reason:
-        return [1.0] * (len(settings.limits) + 1)
+        return [_FAILED] * (len(settings.limits) + 1)
     values = dict(evaluation.cost) | {f"accuracy/{d}": share for d, share in evaluation.accuracy.items()}
     violations = []
     for metric, (comparison, limit) in settings.limits.items():

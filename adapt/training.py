@@ -22,6 +22,7 @@ from .expert import Expert
 from .next_token import NextToken
 from .objectives import Objective, TrainingSettings, method_for
 from .optimizer import MuonGrokfast
+from .reading import layer_of
 from .reinforce import Reinforce
 from .svf import Basis, SingularValueAdapter, attach
 from .tasks import sources
@@ -66,7 +67,10 @@ def train_expert(
     # mbpp has 374
     train_rows = sources.rows(task, "train", settings.num_train_rows, may_be_fewer=True, **source)
     validation_rows = sources.rows(task, "search", settings.num_validation_rows, **source)
-    with storage.only_one(checkpoint_dir, f"training_{task.name}"), attach(base.model, basis) as adapter:
+    with (
+        storage.only_one(checkpoint_dir, f"training_{task.name}"),
+        attach(base.model, trained_part(basis, base, settings.trained_layers)) as adapter,
+    ):
         objective = _OBJECTIVES[method](base, adapter, task, train_rows, settings)
         run = _Run(base, adapter, task, objective, settings, checkpoint_dir, basis)
         with progress.stage(f"train {task.name}", settings.num_steps) as stage:
@@ -81,6 +85,18 @@ def train_expert(
                 run.save()
                 stage.advance(note=run.summary())
         return run.expert()
+
+
+def trained_part(basis: Basis, base: Base, trained_layers: int | None) -> Basis:
+    """Return the part of the basis that belongs to the last `trained_layers` layers; None: all of it."""
+    if trained_layers is None:
+        return basis
+    first = base.config.num_layers - trained_layers
+    if first < 0:
+        raise HavocError(f"trained_layers is {trained_layers} and the base has {base.config.num_layers} layers")
+    return dataclasses.replace(
+        basis, matrices={name: matrix for name, matrix in basis.matrices.items() if layer_of(name) >= first}
+    )
 
 
 class _Run:
@@ -160,7 +176,7 @@ class _Run:
         save_trace(self._trace, self._directory, self._task.name)
         return Expert(
             domain=self._task.name,
-            deltas=self._best,
+            deltas={**_untrained(self._basis), **self._best},
             base_hash=self._base.weight_hash,
             basis_hash=self._basis.hash,
             settings={**dataclasses.asdict(self._settings), **_prompting(self._base), "trace": self._trace},
@@ -199,6 +215,11 @@ class _Run:
         self._adapter.load(state.deltas)
         self._best = dict(state.best)
         self._optimizer.load_state_dict(state.optimizer)
+
+
+def _untrained(basis: Basis) -> dict[str, torch.Tensor]:
+    """Deltas of an expert that is the base: 0 in every direction."""
+    return {name: torch.zeros(matrix.num_directions) for name, matrix in basis.matrices.items()}
 
 
 def _prompting(base: Base) -> dict[str, Any]:

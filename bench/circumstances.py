@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from .record import Record
     from .report import Run
-    from .schema import DomainAccuracy
+    from .schema import DomainAccuracy, Workload
 
 
 def facts(record: Record) -> list[tuple[str, str]]:
@@ -83,7 +83,7 @@ def commands(run: Run) -> list[str]:
     protocol = run.record.protocol
     measure = (
         f"havoc bench ARTIFACT --profile {shlex.quote(protocol.profile)} --provider {shlex.quote(protocol.provider)} "
-        f"{' '.join(_scoring_options(run.record.accuracy))} --out DIR"
+        f"{' '.join(_scoring_options(run.record.accuracy))}{_workload_options(run.record.workload)} --out DIR"
     )
     targets = (shlex.quote(Path(name).name) for name in run.target_names)  # a file's folder is of this machine alone
     gates = [f"havoc gate DIR/record.json --target {name} --artifact ARTIFACT" for name in targets]
@@ -102,6 +102,17 @@ def _scoring_options(accuracy: Mapping[str, DomainAccuracy]) -> list[str]:
     words += [f"--few-shot {number}" for number in shots if len(shots) == 1]
     words += ["--no-chat"] if any(item.chat is False for item in accuracy.values()) else []
     return [*words, f"--n {num_rows}"]
+
+
+def _workload_options(workload: Workload) -> str:
+    """Options of `havoc bench` for what differs from its usual workload."""
+    usual = type(workload)()
+    options = {"prompt_tokens": "--prompt-tokens", "decode_tokens": "--decode-tokens", "batch_size": "--batch"}
+    return "".join(
+        f" {option} {getattr(workload, field)}"
+        for field, option in options.items()
+        if getattr(workload, field) != getattr(usual, field)
+    )
 
 
 def caveats(run: Run) -> list[str]:

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .limits import Line
     from .plan import Option
     from .record import Record
+    from .schema import Workload
 
 DERIVED = ("report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv", "SHA256SUMS")
 """What `havoc report` writes beside a record."""
@@ -116,6 +117,7 @@ def _bench(args: argparse.Namespace) -> int:
 
     out: Path = args.out
     path = out / "record.json"
+    workload, provider, num_threads = work_asked(args)
     if path.exists() and not args.replace:
         raise HavocError(f"{out} holds a record already: choose another folder for --out, or give --replace")
     if args.n != 0:
@@ -127,7 +129,9 @@ def _bench(args: argparse.Namespace) -> int:
     record = measure(
         args.artifact,
         profile=args.profile,
-        provider=args.provider,
+        provider=provider,
+        num_threads=num_threads,
+        workload=workload,
         previous=previous_record(out),
         wait_s=args.wait,
         progress=progress,
@@ -157,7 +161,7 @@ def _bench(args: argparse.Namespace) -> int:
         )
     else:
         print("\n".join([record_text(record), *([""] if notes else []), *notes]))
-        print(f"\nrecord: {path}\nnext:   havoc gate {path} --target host    havoc report {out}")
+        print(f"\nrecord: {path}\nnext:   havoc gate {path} --target {args.target or 'host'}    havoc report {out}")
     return 4 if broken else 0
 
 
@@ -176,10 +180,28 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
             online=args.online,
             may_be_fewer=True,
             is_chat=args.is_chat,
+            num_threads=args.threads,
             progress=progress,
         )
     except HavocError as error:
         raise type(error)(f"{error}; what was measured is kept in {record_path}, without accuracy") from error
+
+
+def work_asked(args: argparse.Namespace) -> tuple[Workload, str | None, int | None]:
+    """Workload, provider and threads that `bench` was asked for: the target's, where an option says nothing else."""
+    from .schema import Workload
+    from .validity import PROVIDER_OF_KIND
+
+    target = None if args.target is None else load_target(args.target)
+    asked = {"batch_size": args.batch, "decode_tokens": args.decode_tokens}
+    if args.prompt_tokens is not None:
+        asked |= {"prompt_tokens": args.prompt_tokens, "context_tokens": args.prompt_tokens}
+    given = {} if target is None else target.workload.model_dump()
+    workload = Workload(**given | {name: value for name, value in asked.items() if value is not None})
+    if target is None:
+        return workload, args.provider, args.threads
+    provider = args.provider or PROVIDER_OF_KIND[target.device.kind]
+    return workload, provider, args.threads or target.protocol.num_threads
 
 
 def previous_record(out: Path) -> Record | None:
@@ -378,6 +400,7 @@ def handle_eval(args: argparse.Namespace) -> int:
         data_dir=args.data,
         online=args.online,
         is_chat=args.is_chat,
+        num_threads=args.threads,
         progress=_progress(args),
     )
     document = found.document()

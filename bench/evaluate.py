@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..cores import limit_threads, threads_for
 from ..export.artifact import MANIFEST
 from ..progress import SILENT
 from .accuracy import cut_prompts, fewer_rows, run_accuracy, score_task, tasks_asked
@@ -48,12 +49,13 @@ def evaluate(
     is_chat: bool = True,
     data_dir: Path | None = None,
     online: bool = False,
+    num_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> Evaluation:
     """Score `model`, an artifact's folder, a base's folder or a preset; no `tasks` means the domains it can read.
 
     `seed` makes the built-in rows and their splits, so a recipe's own seed and completion length repeat its scores.
-    A data set with fewer rows than `num_rows` is scored on all of them.
+    A data set with fewer rows than `num_rows` is scored on all of them. `num_threads` None is what the size is worth.
     """
     asked: dict[str, Any] = {
         "tasks": tuple(tasks) or None,
@@ -68,16 +70,17 @@ def evaluate(
         "is_chat": is_chat,
     }
     if (Path(model) / MANIFEST).is_file():
-        run = run_accuracy(Path(model), progress=progress, **asked)
+        run = run_accuracy(Path(model), num_threads=num_threads, progress=progress, **asked)
         return Evaluation(tasks=run.tasks, notes=_notes(run.tasks, run.num_cut, asked))
-    return _evaluate_base(model, asked, progress)
+    return _evaluate_base(model, asked, num_threads, progress)
 
 
-def _evaluate_base(model: str, asked: dict[str, Any], progress: Progress) -> Evaluation:
+def _evaluate_base(model: str, asked: dict[str, Any], num_threads: int | None, progress: Progress) -> Evaluation:
     from ..model.checkpoint import load_base
     from ..model.scorer import TorchScorer
 
     base = load_base(model, is_chat=asked["is_chat"])
+    limit_threads(threads_for(base.model.num_parameters(), num_threads=num_threads))
     asked = {**asked, "has_template": base.tokenizer.chat is not None}
     scorer = TorchScorer(base.model, base.tokenizer)
     tasks = tasks_asked(asked, can_see=base.config.vision is not None)

@@ -74,6 +74,8 @@ STATISTICS = {
     "peak_rss_bytes": "highest",
     "peak_vram_bytes": "highest",
     "energy_j_per_tok": "mean",
+    "kl_mean": "mean",
+    "top1_share": "share of tokens",
 }
 """What each figure of `measured` is of its samples; the rest are shares and totals."""
 

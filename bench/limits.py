@@ -34,6 +34,8 @@ STATISTICS = {
     "memory": "worst process",
     "energy": "mean",
     "accuracy": "share right",
+    "divergence": "mean",
+    "agreement": "share of tokens",
 }
 
 Verdict = Literal["pass", "fail", "inconclusive", "invalid", "not_measured"]
@@ -182,7 +184,7 @@ def latency_evidence(limit: Limit, records: Sequence[Record], protocol: Required
         num_processes=len(timed),
         lacking=_latency_lacking(limit, processes, protocol, slow, slow_figures),
         num_samples_short=_samples_short(limit, protocol, num_within, len(samples)),
-        doubt=_latency_doubt(limit, processes, fast_figures),
+        doubt=_unsettled(processes, times_spare=min(fast_figures) / limit.value),
         advice=_disturbed(num_disturbed, len(samples)),
         num_disturbed=num_disturbed,
     )
@@ -262,15 +264,6 @@ def _processes_lacking(limit: Limit, figures: Sequence[float], per_process: Sequ
     return f"the processes scatter: one more may have {_figure(limit, likely)}" if likely >= limit.value else ""
 
 
-def _latency_doubt(limit: Limit, processes: Sequence[ProcessSamples], figures: Sequence[float]) -> str:
-    """Say what keeps the calls from proving a miss: a process that holds the limit, or one that did not settle."""
-    if min(figures) == 0:
-        return DISTURBED
-    if min(figures) < limit.value:
-        return f"only some processes miss the limit: the fastest has {_figure(limit, min(figures))}"
-    return _unsettled(processes, times_spare=min(figures) / limit.value)
-
-
 def _within(limit: Limit, per_process: Sequence[Sequence[float]]) -> list[Sequence[float]]:
     """Keep the calls within the limit, of each process's sorted ones."""
     return [values[: bisect_left(values, limit.value)] for values in per_process]
@@ -313,7 +306,7 @@ def throughput_evidence(limit: Limit, records: Sequence[Record], protocol: Requi
         num_samples=num_runs,
         num_processes=len(timed),
         lacking=_throughput_lacking(limit, processes, protocol, len(timed), found, min(rates)),
-        doubt=_throughput_doubt(limit, processes, max(rates)),
+        doubt=_unsettled(processes, times_spare=limit.value / max(rates)),
         advice=_disturbed(num_disturbed, num_runs),
         num_disturbed=num_disturbed,
     )
@@ -337,16 +330,24 @@ def _widest(whole: bounds.Bounds, calm: Sequence[Sequence[tuple[float, float]]],
     if not all(calm):
         return bounds.Bounds(whole.value, None, None)
     other = bounds.rate_bounds(calm, confidence=confidence)
-    if whole.low is None or whole.high is None or other.low is None or other.high is None:
-        return bounds.Bounds(whole.value, None, None)
-    return bounds.Bounds(whole.value, min(whole.low, other.low), max(whole.high, other.high))
+    return bounds.Bounds(whole.value, _least(whole.low, other.low), _most(whole.high, other.high))
+
+
+def _least(*values: float | None) -> float | None:
+    """Return the least of bounds; None where one of them is none."""
+    known = [value for value in values if value is not None]
+    return min(known) if len(known) == len(values) else None
+
+
+def _most(*values: float | None) -> float | None:
+    """Return the highest of bounds; None where one of them is none."""
+    known = [value for value in values if value is not None]
+    return max(known) if len(known) == len(values) else None
 
 
 def _beyond_processes(found: bounds.Bounds, rates: Sequence[float]) -> bounds.Bounds:
     """Widen bounds to the slowest and the fastest process."""
-    if found.low is None or found.high is None:
-        return found
-    return bounds.Bounds(found.value, min(found.low, *rates), max(found.high, *rates))
+    return bounds.Bounds(found.value, _least(found.low, *rates), _most(found.high, *rates))
 
 
 def _throughput_lacking(
@@ -369,13 +370,6 @@ def _throughput_lacking(
     if found.low is None:
         return f"{num_measured} processes cannot carry a confidence of {limit.confidence!r}: lower it"
     return ""
-
-
-def _throughput_doubt(limit: Limit, processes: Sequence[ProcessSamples], fastest: float) -> str:
-    """Say what keeps the runs from proving a miss: a process that holds the limit, or one that did not settle."""
-    if fastest > limit.value:
-        return f"only some processes miss the limit: the fastest reaches {fastest:.4g} tok/s"
-    return _unsettled(processes, times_spare=limit.value / fastest)
 
 
 def memory_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001

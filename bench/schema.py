@@ -130,7 +130,8 @@ class Subject(Part):
 class Workload(Part):
     """What was asked of the model: tokens are uniform random ids, drawn anew for every call from the seed.
 
-    `decode_tokens` counts the first generated token, which belongs to the prefill and is not timed with the others.
+    `decode_tokens` counts the first generated token, which belongs to the prefill and is not timed with the others. Of
+    `batch_size` prompts at once, tokens and rates are those of each.
     """
 
     batch_size: PositiveCount = 1

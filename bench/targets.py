@@ -1,9 +1,9 @@
 """What a release must meet: a device, told apart from its siblings, and the limits on it, read from TOML.
 
-The bundled `targets.toml` holds `gtx1660` and `host`, and both without pictures: `gtx1660-text` and `host-text`. A
-user's own file has the same form: one table per target. Every limit names its unit, so milliseconds and seconds, or GB
-and GiB, cannot be mixed up; unknown keys are refused, and so are text or true for a number and figures that no device
-has. A limit on a task may pin its file and its data, and leave `above` to the task's file.
+The bundled `targets.toml` holds `gtx1660` and `host`, and for bases that read text only `gtx1660-text` and
+`host-text`; a user's own file has the same form: one table per target, which may take over another's (`extends`, see
+`target_table.py`). Every limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be mixed up; unknown
+keys are refused, and so are text or true for a number and figures that no device has.
 
 Metrics and the unit each is judged in:
 
@@ -33,6 +33,7 @@ from ..adapt.tasks.definition import NAME
 from ..adapt.tasks.task import bundled_tasks, load_task
 from ..errors import HavocError
 from .schema import Part, Sha256, Text
+from .target_table import EXTENDS, WITHOUT, hint, whole_entry
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -290,11 +291,12 @@ class Roofline(Part):
 
 
 class RequiredProtocol(Part):
-    """The least effort a verdict on this target rests on."""
+    """The least effort a verdict on this target rests on; `num_threads` is how many compute, where that is set."""
 
     min_processes: Annotated[int, Field(gt=0, le=1000)] = 5
     min_samples: Count = 64
     min_busy_s: Annotated[float, Field(ge=0, le=1e6)] = 0.0
+    num_threads: Annotated[int, Field(gt=0, le=10_000)] | None = None
 
 
 class RequiredWorkload(Part):
@@ -384,8 +386,9 @@ def read_targets(path: Path) -> dict[str, Target]:
         raise HavocError(f"{path}: holds no target (a table like [my-device])")
     if path != BUNDLED:
         _refuse_reserved(path, table)
+    bundled = {} if path == BUNDLED else _parsed(BUNDLED, _read(BUNDLED))
     origin = Origin(file=path.name[:500], sha256=hashlib.sha256(data).hexdigest())
-    return {name: _target_of(path, name, entry).model_copy(update={"origin": origin}) for name, entry in table.items()}
+    return {name: _target_of(path, name, table, bundled).model_copy(update={"origin": origin}) for name in table}
 
 
 def _refuse_reserved(path: Path, names: Iterable[str]) -> None:
@@ -401,13 +404,14 @@ def _bare(name: str) -> str:
     return "".join(char for char in name.casefold() if char.isalnum())
 
 
-def _target_of(path: Path, name: str, entry: object) -> Target:
+def _target_of(path: Path, name: str, table: Mapping[str, object], bundled: Mapping[str, object]) -> Target:
+    entry = table[name]
     if not isinstance(entry, dict):
         raise HavocError(f"{path}: {name} is not a table")
     if "origin" in entry:
         raise HavocError(f"{path}: target {name}: origin: no such key")
     try:
-        entry = _with_tasks(entry, path.parent)
+        entry = _with_tasks(whole_entry(name, table, bundled), path.parent)
         return Target.model_validate_json(json.dumps({**entry, "name": name}))  # strict, but a list may be a tuple
     except HavocError as error:
         raise HavocError(f"{path}: target {name}: {error}") from error
@@ -480,6 +484,20 @@ def _parsed(path: Path, data: bytes) -> Mapping[str, object]:
         ) from error
 
 
+def _keys_beside(place: Sequence[int | str]) -> list[str]:
+    """Return the keys that may stand where an unknown one stood."""
+    tables: dict[str, type[Part]] = {
+        "device": DeviceRule,
+        "roofline": Roofline,
+        "protocol": RequiredProtocol,
+        "workload": RequiredWorkload,
+        "limits": Limit,
+    }
+    if len(place) > 1:
+        return list(tables[str(place[0])].model_fields)
+    return [key for key in (*Target.model_fields, EXTENDS, WITHOUT) if key != "name"]
+
+
 def _first_line(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deep"
@@ -488,4 +506,6 @@ def _first_line(error: Exception) -> str:
     first = error.errors(include_url=False, include_input=False, include_context=False)[0]
     where = ".".join(str(part) for part in first["loc"])[:120]
     said = " ".join(first["msg"].removeprefix("Value error, ").split())[:300]
+    if first["type"] == "extra_forbidden":
+        said = f"unknown key{hint(str(first['loc'][-1]), _keys_beside(first['loc']))}"
     return f"{where}: {said}" if where else said

@@ -53,6 +53,9 @@ def workload_is_the_targets(case: Case) -> str | None:
         for field, value in wanted.model_dump().items()
         if getattr(found, field) != value
     ]
+    num_threads = case.target.protocol.num_threads
+    if num_threads is not None and case.record.protocol.num_threads != num_threads:
+        different.append(f"num_threads {case.record.protocol.num_threads} instead of {num_threads}")
     return f"another workload was measured: {', '.join(different)}" if different else None
 
 
@@ -173,7 +176,9 @@ def quota_was_not_used_up(case: Case) -> str | None:
     """Refuse a process that its control group stopped, because the CPU time it is allowed was used up."""
     around = [process.surroundings for process in case.record.samples if process.surroundings is not None]
     counted = [(item.num_throttled_periods or 0, item.num_periods) for item in around if item.num_periods]
-    stopped, periods = max(counted, key=lambda pair: pair[0] / pair[1], default=(0, 1))
+    if not counted:
+        return None
+    stopped, periods = max(counted, key=lambda pair: pair[0] / pair[1])
     if stopped <= MOST_STOPPED_SHARE * periods:
         return None
     quota = case.record.host.cpu_quota_cores

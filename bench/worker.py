@@ -5,7 +5,7 @@ Times are `perf_counter_ns`, whose clock all processes of a machine share. Input
 outside the timed span; the garbage collector is off inside it. Keys and values stay in buffers that were allocated
 once: no call is charged for allocating them.
 
-    B = 1 batch, T prompt tokens, V vocab
+    B batch, T prompt tokens, V vocab
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class Bench:
         self.num_nonfinite_logits = 0
         self.outputs: set[bytes] = set()
         self.session = self._open(profile)
-        self.past = self.session.empty_past(1, capacity=self._require_context())
+        self.past = self.session.empty_past(self.workload["batch_size"], capacity=self._require_context())
         self.witness = Witness(self.session)
         self.plain_ids = plain_ids(self.session.config)
 
@@ -111,7 +111,7 @@ class Bench:
         return needed
 
     def prefill(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], Past]:
-        """Read a prompt [1, T] into the buffers, over what the call before left there."""
+        """Read prompts [B, T] into the buffers, over what the call before left there."""
         return self.session.extend(ids, None, self.past)
 
     def mark(self, name: str, **values: object) -> None:
@@ -119,8 +119,8 @@ class Bench:
         self.emit({"event": "mark", "name": name, "t_ns": time.perf_counter_ns(), **values})
 
     def prompt(self, num_tokens: int) -> NDArray[np.int64]:
-        """Uniform random ids [1, T] of plain tokens, new for every call."""
-        return self.rng.choice(self.plain_ids, size=(1, num_tokens))
+        """Uniform random ids [B, T] of plain tokens, new for every call."""
+        return self.rng.choice(self.plain_ids, size=(self.workload["batch_size"], num_tokens))
 
     def check(self, logits: NDArray[np.float32]) -> None:
         """Notice NaN and infinity, and whether different inputs give different outputs."""
@@ -150,7 +150,10 @@ class Bench:
         self.witness.keep(ids, past)
 
     def time_first_token(self, into: Measured) -> None:
-        """One request from its text (ids where the artifact has no tokenizer) to the text of its first token."""
+        """One request from its text (ids where the artifact has no tokenizer) to the text of its first token.
+
+        In a batch every request is the same text.
+        """
         tokenizer, num_tokens = self.session.tokenizer, self.workload["prompt_tokens"]
         ids = self.prompt(num_tokens)
         text = "" if tokenizer is None else tokenizer.decode(ids[0].tolist())
@@ -158,7 +161,7 @@ class Bench:
         begin = time.perf_counter_ns()
         if tokenizer is not None:
             encoded = (tokenizer.encode(text) * num_tokens)[:num_tokens]
-            ids = np.array([encoded or ids[0].tolist()], dtype=np.int64)
+            ids = np.array([encoded or ids[0].tolist()] * len(ids), dtype=np.int64)
         logits, past = self.prefill(ids)
         token = int(logits[0].argmax())
         if tokenizer is not None:

@@ -75,6 +75,7 @@ class ArtifactManifest:
     fingerprint: dict[str, Any]
     parity: dict[str, Any]
     format_cost: dict[str, Any] | None = None
+    calibration: dict[str, Any] | None = None
     sha256: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -91,6 +92,7 @@ class ArtifactManifest:
             "fingerprint": self.fingerprint,
             "parity": self.parity,
             **({} if self.format_cost is None else {"format_cost": self.format_cost}),
+            **({} if self.calibration is None else {"calibration": self.calibration}),
             "files": {
                 name: {"sha256": file.sha256, "num_bytes": file.num_bytes} for name, file in sorted(self.files.items())
             },
@@ -141,6 +143,7 @@ def _parse(document: dict[str, Any], *, sha256: str) -> ArtifactManifest:
         fingerprint=_typed(document["fingerprint"], dict),
         parity=_typed(document["parity"], dict),
         format_cost=_typed(document["format_cost"], dict) if "format_cost" in document else None,
+        calibration=_typed(document["calibration"], dict) if "calibration" in document else None,
         sha256=sha256,
     )
     if set(manifest.alpha) != set(manifest.expert_hashes):

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING, Any
 import onnx_ir as ir
 
 from ..adapt.mixture import DenseMixture
+from ..errors import HavocError
 from ..model.checkpoint import Base
 from .datafile import encoded_initializers
 from .encode import encode, encode_factors
 from .fold import FoldedTensors
 from .graph import build_graphs, serialize
-from .layout import Layout, plan_layout
 from .options import DEFAULT_OPTIONS, GraphOptions
 from .runtime import CPU
 from .session import DecoderSession
 from .source import Source, open_source
+from .storing import plan_storage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from ..adapt.svf import Basis
     from ..model.structure import Structure
     from ..model.tokenizer import Tokenizer
+    from .layout import Layout
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,10 @@ class CandidateSessions:
 
     def open(self, alpha: Sequence[float], structure: Structure) -> DecoderSession:
         """A session over the mixture `alpha`; it stays valid when the next one is opened."""
-        shared = self._shared_of(structure)
+        if structure.is_calibrated:
+            shared, changed = self._made(structure, self._mixed(alpha)), {}
+        else:
+            shared, changed = self._shared_of(structure), self.encoded(alpha, structure)
         return DecoderSession(
             self._source.config,
             shared.graphs,
@@ -80,14 +85,16 @@ class CandidateSessions:
             tokenizer=self._tokenizer,
             provider=self._provider,
             num_threads=self._num_threads,
-            weights=_by_name(shared, self.encoded(alpha, structure)),
+            weights=_by_name(shared, changed),
         )
 
     def encoded(self, alpha: Sequence[float], structure: Structure) -> dict[int, NDArray[Any]]:
-        """The adapted weights of `alpha` as the structure stores them, by offset in the data file."""
+        """The adapted weights of `alpha` as the structure stores them, by offset in the data file.
+
+        Of a structure without calibration: with one, every matrix depends on all that are read before it.
+        """
         layout = self._shared_of(structure).layout
-        deltas = self._mixture.deltas(alpha) if layout.num_factored else {}
-        mixed = FoldedTensors(self._source.tensors, deltas, self._basis)
+        mixed = self._mixed(alpha) if layout.num_factored else FoldedTensors(self._source.tensors, {}, self._basis)
         encoded: dict[int, NDArray[Any]] = {}
         for name, folded in self._mixture.fold(alpha).items():
             weight = layout[name]
@@ -104,20 +111,32 @@ class CandidateSessions:
         folded = {name: tensor.clone() for name, tensor in self._mixture.fold(alpha).items()}
         return {name: folded[name] if name in folded else self._source.tensors[name] for name in self._source.tensors}
 
+    def _mixed(self, alpha: Sequence[float]) -> FoldedTensors:
+        return FoldedTensors(self._source.tensors, self._mixture.deltas(alpha), self._basis)
+
     def _shared_of(self, structure: Structure) -> _Shared:
         if structure not in self._shared:
-            config = self._source.config
-            layout = plan_layout(config, structure)
-            models = build_graphs(config, structure, self._options)
             base = FoldedTensors(self._source.tensors, {}, self._basis)
-            items = encoded_initializers(base, config, structure, layout)
-            self._shared[structure] = _Shared(
-                graphs={name: serialize(model) for name, model in models.items()},
-                layout=layout,
-                places={name: _places(model) for name, model in models.items()},
-                arrays={item.offset_bytes: array for item, array in items},
-            )
+            self._shared[structure] = self._made(structure, base)
         return self._shared[structure]
+
+    def _made(self, structure: Structure, tensors: FoldedTensors) -> _Shared:
+        """Everything of one structure from `tensors`; a calibration on the bundled text where it asks for one."""
+        config = self._source.config
+        if structure.weight_format == "keep":
+            msg = "keep stores a file's own blocks, and a mixture has none: it cannot be searched; take int4 or int8"
+            raise HavocError(msg)
+        storage = plan_storage(self._source, structure, tensors)
+        models = build_graphs(config, structure, self._options, layout=storage.layout)
+        items = encoded_initializers(
+            tensors, config, structure, storage.layout, blocks_of=storage.blocks_of(tensors, config)
+        )
+        return _Shared(
+            graphs={name: serialize(model) for name, model in models.items()},
+            layout=storage.layout,
+            places={name: _places(model) for name, model in models.items()},
+            arrays={item.offset_bytes: array for item, array in items},
+        )
 
 
 def _tokenizer_of(base: Source | Base | Path | str, source: Source) -> Tokenizer | None:

@@ -162,8 +162,13 @@ def _rank(structure: Structure, manifest: ArtifactManifest) -> str:
 def _blocks(structure: Structure) -> str:
     if not structure.is_quantized:
         return ""
+    if structure.weight_format == "keep":
+        return ": the blocks of the file as they are"
     symmetry = "symmetric" if structure.is_symmetric else "asymmetric"
-    return f", {symmetry}, blocks of {structure.block_size}, {structure.quantizer}"
+    mixed = (
+        "" if structure.average_bits is None else f", int8 where it matters most up to {structure.average_bits:g} bits"
+    )
+    return f", {symmetry}, blocks of {structure.block_size}, {structure.quantizer}{mixed}"
 
 
 def _parity_table(manifest: ArtifactManifest) -> str:

@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 _MAX_IMAGE_BYTES = 1 << 24
 _IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
+_EXACT = (
+    "note: products compute in fp32, because rounding activations to int8 would cost more than the default targets "
+    "allow a format; --compute int8 keeps the faster ones"
+)
 _UNCUT = "warning     --rank changed nothing: two factors of that rank are larger than every matrix they would replace"
 
 
@@ -74,9 +78,13 @@ def handle_export(args: argparse.Namespace) -> int:
         structure=structure,
         options=options,
         signer=signer,
+        calibration=args.calibration,
+        is_compute_open=args.compute == "auto",
         progress=progress,
     )
     manifest = read_manifest(out)
+    if Structure.from_fields(manifest.structure) != structure:
+        print(_EXACT, file=sys.stderr)
     _print(
         args.json, {"directory": str(out), "format": "onnx", "manifest": manifest.to_json()}, _summary(out, manifest)
     )
@@ -105,8 +113,18 @@ def _structure(args: argparse.Namespace) -> Structure:
     """The structure that is asked for; what cannot be, or not with `--to hf`, is refused before a base is opened."""
     quantizer = args.quantizer.replace("-", "_")
     structure = Structure(
-        args.weights, args.activations, args.block_size, not args.asymmetric, quantizer, args.rank, args.compute
+        args.weights,
+        args.activations,
+        args.block_size,
+        not args.asymmetric,
+        quantizer,
+        args.rank,
+        args.compute,
+        args.bits,
     )
+    if args.to == "hf" and args.calibration is not None:
+        msg = f"--calibration {args.calibration}: --to hf stores weights as they are; leave the option out"
+        raise HavocError(msg)
     if args.to == "hf" and structure not in (Structure(), Structure("fp16")):
         msg = f"--to hf stores whole fp32 or fp16 weights, not {structure.description}"
         raise HavocError(msg)
@@ -168,6 +186,7 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
         f"base        {printable(manifest.base_name)}{kind}, {manifest.base_hash[:16]}",
         f"mixture     {f'{mixture} (rule {printable(manifest.rule)})' if mixture else 'none: the base itself'}",
         f"structure   {structure.description}{factored}",
+        *_calibrated(manifest),
         f"graph       {options_of(manifest).description}, opset {manifest.graph['opset']}",
         f"size        {manifest.num_parameters:,} parameters, {num_bytes:,} bytes",
         f"parity      at most {worst:.2g} times torch's own error over {len(cases)} ways of running it",
@@ -175,6 +194,15 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
         *(["signed      " + SIGNATURE] if (out / SIGNATURE).exists() else []),
         *([_UNCUT] if str(manifest.graph.get("factored")).startswith("0 of ") else []),
     ]
+
+
+def _calibrated(manifest: ArtifactManifest) -> list[str]:
+    said = manifest.calibration
+    if said is None:
+        return []
+    int8 = f", {len(said['int8'])} matrices in int8" if "int8" in said else ""
+    text = f"{said['num_tokens']:,} tokens of {'the ' if said['text'] != 'random ids' else ''}{printable(said['text'])}"
+    return [f"calibrated  on {text}: {said['bits_per_weight']:.3g} bits a weight{int8}"]
 
 
 def handle_verify(args: argparse.Namespace) -> int:
@@ -190,7 +218,14 @@ def handle_verify(args: argparse.Namespace) -> int:
         from .rederive import rederive
 
         progress = make_progress(quiet=args.quiet)
-        checks += rederive(args.artifact, manifest, base, experts_directory=args.experts, progress=progress)
+        checks += rederive(
+            args.artifact,
+            manifest,
+            base,
+            experts_directory=args.experts,
+            calibration=args.calibration,
+            progress=progress,
+        )
     elif _has_torch():
         notes.append(
             f"not folded again: give --base DIR (it is {printable(manifest.base_name)}, {manifest.base_hash[:16]})"
@@ -211,6 +246,9 @@ def _base_of(args: argparse.Namespace) -> str | None:
         raise HavocError(msg)
     if base is None and _has_torch():
         base = _own_base(args.artifact, manifest)
+    if args.calibration is not None and base is None:
+        msg = f"--calibration {args.calibration}: quantizing again needs the base too: give --base DIR"
+        raise HavocError(msg)
     if args.experts is None:
         return base
     if not manifest.alpha:

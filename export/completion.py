@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from .session import DecoderSession
 
 SHARE_ALIVE_BEFORE_DROPPING = 5 / 6
+CACHE_BYTES = 1 << 29
+"""The keys and values of all rows that are written at once take no more, twice where a cache is written anew."""
 
 
 def generate_text(
@@ -80,7 +82,8 @@ def generate_ids(
     """Continue rows of token ids: the new ids of each, its end token included; `images` [num_patches, patch_dim].
 
     A row ends at one of `eos_ids`, and where its text holds one of `stops`. Greedy at temperature 0, else drawn from
-    softmax(logits / temperature), the same for the same seed and batch size.
+    softmax(logits / temperature), the same for the same seed and batch size. At most `batch_size` rows, whose keys and
+    values fit into `CACHE_BYTES`, are written at once.
     """
     images = images or [None] * len(rows)
     _require_room(session, rows, max_new_tokens)
@@ -89,8 +92,10 @@ def generate_ids(
     eos_ids = (*eos_ids, *(stops.token_ids if stops else ()))
     completions: list[list[int]] = [[] for _ in rows]
     order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
+    while order:
+        indices = order[:batch_size]
+        indices = indices[: _rows_that_fit(session, len(rows[indices[-1]]) + max_new_tokens)]
+        order = order[len(indices) :]
         present = [image for index in indices if (image := images[index]) is not None]
         patches = np.concatenate(present) if present else None
         batch = _generate_batch(
@@ -99,6 +104,12 @@ def generate_ids(
         for index, completion in zip(indices, batch, strict=True):
             completions[index] = completion
     return completions
+
+
+def _rows_that_fit(session: DecoderSession, num_tokens: int) -> int:
+    """How many rows of so many tokens have keys and values of at most `CACHE_BYTES`; at least one."""
+    num_tokens = session.options.cache_len or num_tokens
+    return max(1, CACHE_BYTES // (num_tokens * session.cache_bytes_per_token))
 
 
 def _require_room(session: DecoderSession, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ..model.structure import BITS_PER_WEIGHT
 from ..progress import SILENT, Progress
-from .encode import encode, encode_factors, rope_arrays
+from .encode import encode, encode_blocks, encode_factors, rope_arrays
 from .layout import ROPE_COS, ROPE_SIN
 from .quantize import Blocks, dequantize_blocks
 
@@ -22,18 +21,37 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..model.config import HavocConfig
-    from ..model.structure import Structure
+    from ..model.structure import BlockFormat, Structure
     from .fold import FoldedTensors
     from .layout import Initializer, Layout, StoredWeight
 
 
+class BlockSource(Protocol):
+    """Gives the blocks of the matrices of a layout, asked for in file order."""
+
+    def __call__(self, weight: StoredWeight, blocks: BlockFormat) -> Blocks:
+        """The blocks of one matrix in the format that the layout has for it."""
+
+
 def encoded_initializers(
-    tensors: FoldedTensors, config: HavocConfig, structure: Structure, layout: Layout
+    tensors: FoldedTensors,
+    config: HavocConfig,
+    structure: Structure,
+    layout: Layout,
+    *,
+    blocks_of: BlockSource | None = None,
 ) -> Iterator[tuple[Initializer, NDArray[Any]]]:
-    """Every initializer with its values, in file order; each source tensor is asked for once and then dropped."""
+    """Every initializer with its values, in file order; each source tensor is asked for once and then dropped.
+
+    `blocks_of` gives the blocks of matrices whose values are not rounded one matrix at a time.
+    """
     tables = rope_arrays(config)
     for weight in layout.weights:
-        yield from zip(weight.initializers, _encoded(weight, tensors, tables, structure), strict=True)
+        if blocks_of is not None and weight.blocks is not None:
+            arrays = encode_blocks(weight, blocks_of(weight, weight.blocks))
+        else:
+            arrays = _encoded(weight, tensors, tables, structure)
+        yield from zip(weight.initializers, arrays, strict=True)
 
 
 def _encoded(
@@ -53,13 +71,14 @@ def write_data_file(
     config: HavocConfig,
     structure: Structure,
     layout: Layout,
+    blocks_of: BlockSource | None = None,
     progress: Progress = SILENT,
 ) -> str:
     """Write all weights of `layout` to `path`; return the file's SHA-256. Gaps between tensors are zero bytes."""
     digest = hashlib.sha256()
     with path.open("wb") as file, progress.stage("write weights", layout.num_bytes, unit="bytes") as stage:
         end_bytes = 0
-        for item, array in encoded_initializers(tensors, config, structure, layout):
+        for item, array in encoded_initializers(tensors, config, structure, layout, blocks_of=blocks_of):
             gap = bytes(item.offset_bytes - end_bytes)
             content = array.reshape(-1).view(np.uint8).data
             for part in (gap, content):
@@ -73,9 +92,9 @@ def write_data_file(
 class StoredWeights(Mapping[str, Tensor]):
     """The weights of a data file as the fp32 tensors they stand for: what the graphs should compute with."""
 
-    def __init__(self, path: Path, layout: Layout, structure: Structure) -> None:
+    def __init__(self, path: Path, layout: Layout) -> None:
         """Map `path`; nothing is read until asked for, and a tensor stored as it is needed is not copied."""
-        self._layout, self._structure = layout, structure
+        self._layout = layout
         self._bytes = np.memmap(path, np.uint8, mode="c")
         self._sources = [weight.source for weight in layout.weights if weight.source not in {ROPE_COS, ROPE_SIN}]
 
@@ -88,9 +107,10 @@ class StoredWeights(Mapping[str, Tensor]):
 
     def _matrix(self, weight: StoredWeight) -> Tensor:
         arrays = [self._stored(item) for item in weight.initializers]
-        if weight.form == "blocks":
-            blocks = Blocks(arrays[0], arrays[1], arrays[2] if len(arrays) > 2 else None)  # noqa: PLR2004 - zero points
-            num_bits = BITS_PER_WEIGHT[self._structure.weight_format]
+        if weight.blocks is not None:
+            zeros = {"points": "zero_points", "minimums": "minimums"}
+            beside = {zeros[weight.blocks.zeros]: arrays[2]} if weight.blocks.zeros in zeros else {}
+            blocks, num_bits = Blocks(arrays[0], arrays[1], **beside), weight.blocks.num_bits
             return torch.from_numpy(dequantize_blocks(blocks, num_bits=num_bits, num_columns=weight.source_shape[1]))
         tensor = torch.from_numpy(arrays[0]).to(torch.float32)
         return tensor.t().contiguous() if weight.form == "transposed" else tensor

@@ -10,7 +10,7 @@ import torch
 from ..errors import HavocError
 from ..model.rope import rope_tables
 from .layout import ROPE_COS, ROPE_SIN
-from .quantize import quantize_blocks
+from .quantize import Blocks, quantize_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +28,24 @@ def encode(weight: StoredWeight, tensor: Tensor, structure: Structure) -> list[N
 
     A value that is not finite, or beyond fp16 where fp16 is stored, is a `HavocError` that names the tensor.
     """
+    peak = require_usable(weight, tensor)
+    if weight.blocks is None:
+        stored = tensor.t() if weight.form == "transposed" else tensor
+        return [_as(weight, stored, weight.initializers[0].dtype, peak)]
+    quantizer = structure.quantizer if weight.blocks == structure.blocks else "rtn"
+    return encode_blocks(weight, quantize_blocks(tensor, weight.blocks, quantizer))
+
+
+def encode_blocks(weight: StoredWeight, blocks: Blocks) -> list[NDArray[Any]]:
+    """Blocks as the file holds them: floats in the dtype of their initializers; scales beyond it are a `HavocError`."""
+    floats = [blocks.scales] if blocks.minimums is None else [blocks.scales, blocks.minimums]
+    dtype = weight.initializers[1].dtype
+    stored = [_as(weight, values, dtype, _peak(values)) for values in map(torch.from_numpy, floats)]
+    return [blocks.packed, *stored, *([] if blocks.zero_points is None else [blocks.zero_points])]
+
+
+def require_usable(weight: StoredWeight, tensor: Tensor) -> float:
+    """The largest absolute value; another shape, NaN or Inf is a `HavocError` that names the tensor."""
     if tuple(tensor.shape) != weight.source_shape:
         msg = f"{weight.source}: shape {list(tensor.shape)}, the configuration says {list(weight.source_shape)}"
         raise HavocError(msg)
@@ -35,13 +53,7 @@ def encode(weight: StoredWeight, tensor: Tensor, structure: Structure) -> list[N
     if not math.isfinite(peak):
         msg = f"{weight.source}: holds NaN or Inf, so it is not exported"
         raise HavocError(msg)
-    if weight.form != "blocks":
-        stored = tensor.t() if weight.form == "transposed" else tensor
-        return [_as(weight, stored, weight.initializers[0].dtype, peak)]
-    blocks = quantize_blocks(tensor, structure)
-    scales = torch.from_numpy(blocks.scales)
-    encoded = [blocks.packed, _as(weight, scales, weight.initializers[1].dtype, _peak(scales))]
-    return encoded if blocks.zero_points is None else [*encoded, blocks.zero_points]
+    return peak
 
 
 def encode_factors(weight: StoredWeight, factors: tuple[Tensor, Tensor], structure: Structure) -> list[NDArray[Any]]:

@@ -10,6 +10,7 @@ No limit stands here: a coarse format is no defect, and what may be lost is the 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -27,11 +28,12 @@ if TYPE_CHECKING:
 
     from ..model.config import HavocConfig
     from .datafile import StoredWeights
-    from .layout import Layout
+    from .layout import Layout, StoredWeight
     from .reference import StreamedModel
     from .sample import Sample
     from .session import DecoderSession
 
+KL_LIMIT, TOP1_LIMIT = 0.15, 0.8
 NUM_POSITIONS = 768
 MIN_POSITIONS = 256
 WINDOW = 256
@@ -56,6 +58,11 @@ class FormatCost:
     text: str
     text_sha256: str | None
 
+    @property
+    def is_small(self) -> bool:
+        """Whether it stays within what the built-in targets allow a format (docs/decisions/0017)."""
+        return self.kl_mean < KL_LIMIT and self.top1_share > TOP1_LIMIT
+
     def to_json(self) -> dict[str, Any]:
         """The document kept in the manifest and in records."""
         return asdict(self)
@@ -69,7 +76,7 @@ def num_positions_for(num_parameters: int) -> int:
 
 def windows_of(sample: Sample, config: HavocConfig, *, max_tokens: int, num_parameters: int) -> NDArray[np.int64]:
     """The pieces [W, T] of the sample that a model with room for `max_tokens` reads."""
-    length = min(WINDOW, max_tokens, config.max_seq_len, len(sample.token_ids))
+    length = min(WINDOW, max_tokens, config.max_seq_len, len(sample.prefix) + len(sample.token_ids))
     length -= length % -(-length // _CHUNK)  # a whole number of equal chunks
     return sample.windows(length=length, num_windows=-(-num_positions_for(num_parameters) // length))
 
@@ -138,23 +145,44 @@ def _log_softmax(logits_NV: NDArray[np.float32]) -> NDArray[np.float64]:
     return log_softmax
 
 
-MAX_BLOCK_ERROR = {"fp32": 0.0, "fp16": 2.0**-10, "int8": 0.05, "int4": 0.75}
-"""What may lie between a stored block of weights and the exact one, root mean square, in units of the exact one's.
-
-Rounding leaves int8 about 0.005 and int4 about 0.1, of a block of one large value and many small ones up to 0.03 and
-0.5; a block that is lost or belongs elsewhere is off by 1 or more.
-"""
+_HALF_ROUNDING = 2.0**-10  # fp16, of values however small within a tensor
 _QUIET_SHARE = 1e-3  # a block below this share of its tensor's size is measured by that share
-_BLOCK = 32
+_PLAIN_BLOCK = 32
+_LOST = 0.9
+
+
+@dataclass(frozen=True)
+class BlockLimit:
+    """How far a stored block of `size` neighbours of a row may be from the exact one.
+
+    Root mean square, in units of the exact block's own.
+    """
+
+    error: float
+    size: int = _PLAIN_BLOCK
+
+
+def block_limit(weight: StoredWeight) -> BlockLimit:
+    """What a stored weight's blocks may be off by, if its format is all that moves them.
+
+    Integers: rounding to the nearest of 2^b steps leaves at most half a step everywhere, sqrt(size) / 2^b of a block of
+    one large value and many small ones; quantizers that look beyond one value may leave twice that. A block that is
+    lost is off by 1.
+    """
+    if (blocks := weight.blocks) is not None:
+        error = 2 * math.sqrt(blocks.block_size) / 2**blocks.num_bits
+        return BlockLimit(min(error, _LOST), blocks.block_size)
+    is_half = "float16" in {item.dtype for item in weight.initializers}
+    return BlockLimit(_HALF_ROUNDING if is_half else 0.0)
 
 
 class CheckedFold(Mapping[str, Tensor]):
     """The exact fold, each tensor held against what is stored of it as it goes by."""
 
     def __init__(
-        self, folded: Mapping[str, Tensor], stored: StoredWeights, layout: Layout, limit_of: Callable[[str], float]
+        self, folded: Mapping[str, Tensor], stored: StoredWeights, layout: Layout, limit_of: Callable[[str], BlockLimit]
     ) -> None:
-        """`limit_of` a tensor's name: the largest error of a block of it."""
+        """`limit_of` a tensor's name: what its blocks may be off by."""
         self._folded, self._stored, self._layout, self._limit_of = folded, stored, layout, limit_of
         self._seen: set[str] = set()
         self.worst = 0.0
@@ -167,12 +195,12 @@ class CheckedFold(Mapping[str, Tensor]):
         return tensor
 
     def _check(self, name: str, exact: Tensor) -> None:
-        error = block_error(self._stored[name], exact)
         limit = self._limit_of(name)
-        if not error <= limit:
+        error = block_error(self._stored[name], exact, size=limit.size)
+        if not error <= limit.error:
             msg = (
                 f"the stored weights are not those of the fold: a block of {name} is {error:.3g} of its size off "
-                f"(allowed {limit:.3g}); nothing was written"
+                f"(allowed {limit.error:.3g}); nothing was written"
             )
             raise MeasurementError(msg)
         self.worst = max(self.worst, error)
@@ -184,22 +212,22 @@ class CheckedFold(Mapping[str, Tensor]):
         return len(self._folded)
 
 
-def block_error(stored: Tensor, exact: Tensor) -> float:
-    """Largest root mean square error of a block of 32 neighbours of a row, in units of the block's own size."""
+def block_error(stored: Tensor, exact: Tensor, *, size: int) -> float:
+    """Largest root mean square error of a block of `size` neighbours of a row, in units of the block's own."""
     worst = 0.0
     quiet = float(exact.float().square().mean().sqrt()) * _QUIET_SHARE
     rows = exact.unsqueeze(0) if exact.ndim == 1 else exact
     others = stored.unsqueeze(0) if stored.ndim == 1 else stored
     for exact_part, stored_part in zip(rows.split(1024), others.split(1024), strict=True):
         exact_NK = exact_part.float()
-        error_NB = _block_sizes(stored_part - exact_NK)
-        share = error_NB / _block_sizes(exact_NK).clamp(min=quiet)
+        error_NB = _block_sizes(stored_part - exact_NK, size)
+        share = error_NB / _block_sizes(exact_NK, size).clamp(min=quiet)
         worst = max(worst, float(torch.where(error_NB == 0, 0.0, share).max()))
     return worst
 
 
-def _block_sizes(x_NK: Tensor) -> Tensor:
+def _block_sizes(x_NK: Tensor, size: int) -> Tensor:
     """Root mean square of every block [N, B]."""
-    padding = -x_NK.shape[1] % _BLOCK
-    sizes_NB: Tensor = torch.nn.functional.pad(x_NK, (0, padding)).unflatten(1, (-1, _BLOCK)).square().mean(2).sqrt()
+    padding = -x_NK.shape[1] % size
+    sizes_NB: Tensor = torch.nn.functional.pad(x_NK, (0, padding)).unflatten(1, (-1, size)).square().mean(2).sqrt()
     return sizes_NB

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 import onnx_ir as ir
 
 from ..errors import HavocError
-from ..model.structure import BITS_PER_WEIGHT
 from ..model.tensors import EMBEDDING, VISION_PROJECTION
 from . import session
 from .contrib import ContribDecoder
@@ -26,7 +25,7 @@ from .tape import CONTRIB, GraphTape
 
 if TYPE_CHECKING:
     from ..model.config import HavocConfig, VisionConfig
-    from ..model.structure import Structure
+    from ..model.structure import BlockFormat, Structure
     from .decoder import DecoderGraph
     from .options import Cache, Dialect
 
@@ -40,13 +39,13 @@ _DECODERS: dict[tuple[Dialect, Cache], type[DecoderGraph]] = {
 
 
 def build_graphs(
-    config: HavocConfig, structure: Structure, options: GraphOptions = DEFAULT_OPTIONS
+    config: HavocConfig, structure: Structure, options: GraphOptions = DEFAULT_OPTIONS, *, layout: Layout | None = None
 ) -> dict[str, ir.Model]:
     """Build every graph of an artifact by file name: the decoder, and for vision configurations its two companions.
 
     Logits of the last position are fp32 [B, 1, V], those of all positions fp32 [B, T, V].
     """
-    layout = plan_layout(config, structure)
+    layout = layout or plan_layout(config, structure)
     graphs = {session.DECODER: build_graph(config, structure, options, layout=layout)}
     if config.vision is not None:
         graphs[session.EMBEDDING] = build_embedding_graph(config, structure, layout=layout)
@@ -110,13 +109,13 @@ def serialize(model: ir.Model) -> bytes:
 def _embed(graph: GraphTape, config: HavocConfig, ids_BT: ir.Value) -> ir.Value:
     """Rows of the embedding table [B, T, D]; a quantized table is read from the bytes the head multiplies by."""
     weight = graph.layout[EMBEDDING]
-    if weight.form == "plain":
+    if weight.blocks is None:
         rows = graph.op("embed_tokens", "Gather", [graph.part(EMBEDDING), ids_BT])
         if graph.part(EMBEDDING).dtype == graph.activation:
             return rows
         return graph.op("embed_tokens/cast", "Cast", [rows], to=int(graph.activation))
-    padded_len = weight.initializers[1].shape[1] * graph.structure.block_size
-    padded = _block_rows(graph, weight, ids_BT, padded_len)
+    padded_len = weight.initializers[1].shape[1] * weight.blocks.block_size
+    padded = _block_rows(graph, weight, weight.blocks, ids_BT, padded_len)
     if padded_len == config.d_model:
         return padded
     start, end, axis = (
@@ -125,20 +124,23 @@ def _embed(graph: GraphTape, config: HavocConfig, ids_BT: ir.Value) -> ir.Value:
     return graph.op("embed_tokens", "Slice", [padded, start, end, axis])
 
 
-def _block_rows(graph: GraphTape, weight: StoredWeight, ids_BT: ir.Value, padded_len: int) -> ir.Value:
+def _block_rows(
+    graph: GraphTape, weight: StoredWeight, blocks: BlockFormat, ids_BT: ir.Value, padded_len: int
+) -> ir.Value:
     """Rows of a quantized table with their padding, from the very initializer that the head multiplies by.
 
     A second view of the same bytes would be dropped from a CPU's memory once packed, but on a GPU it is a second copy.
     Zero points are packed by row, so a table with them cannot be shared: it is read as rows.
     """
     (num_rows, num_blocks), num_bytes = weight.initializers[1].shape, weight.initializers[0].num_bytes
-    if graph.structure.is_symmetric:
-        scales = graph.reshaped(EMBEDDING, 1, f"{EMBEDDING}_row_scales", (num_rows, num_blocks, 1))
-        inputs, axis, name = [graph.part(EMBEDDING), ids_BT, scales], 2, "embed_tokens/blocks"
-    else:
+    if blocks.zeros == "points":
         packed = graph.reshaped(EMBEDDING, 0, f"{EMBEDDING}_rows", (num_rows, num_bytes // num_rows))
-        inputs, axis = [packed, ids_BT, graph.part(EMBEDDING, 1), graph.part(EMBEDDING, 2)], 1
+        scales = graph.as_activation(graph.part(EMBEDDING, 1))
+        inputs, axis = [packed, ids_BT, scales, graph.part(EMBEDDING, 2)], 1
         name = "embed_tokens/rows"
+    else:
+        scales = graph.reshaped(EMBEDDING, 1, f"{EMBEDDING}_row_scales", (num_rows, num_blocks, 1))
+        inputs, axis, name = [graph.part(EMBEDDING), ids_BT, graph.as_activation(scales)], 2, "embed_tokens/blocks"
     rows = graph.op(
         name,
         "GatherBlockQuantized",
@@ -146,9 +148,13 @@ def _block_rows(graph: GraphTape, weight: StoredWeight, ids_BT: ir.Value, padded
         domain=CONTRIB,
         gather_axis=0,
         quantize_axis=axis,
-        block_size=graph.structure.block_size,
-        bits=BITS_PER_WEIGHT[graph.structure.weight_format],
+        block_size=blocks.block_size,
+        bits=blocks.num_bits,
     )
     if axis == 1:
         return rows
+    if blocks.zeros == "minimums":
+        centres = graph.op("embed_tokens/centres", "Gather", [graph.centres(weight), ids_BT])
+        centres = graph.op("embed_tokens/each_centre", "Unsqueeze", [centres, graph.constant("block_axis", [3])])
+        rows = graph.op("embed_tokens/moved", "Add", [rows, centres])
     return graph.op("embed_tokens/rows", "Reshape", [rows, graph.constant("rows", [0, 0, padded_len])])

@@ -11,11 +11,11 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from ..errors import HavocError
-from ..model.structure import BITS_PER_WEIGHT
+from ..model.structure import BlockFormat
 from ..model.tensors import EMBEDDING, HEAD, VISION_PROJECTION, tensor_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from ..model.config import HavocConfig
     from ..model.structure import Structure
@@ -30,6 +30,9 @@ _CACHE_LINE_BYTES = 64
 Form = Literal["plain", "transposed", "blocks", "factors"]
 """`plain` as the base stores it; `transposed` [K, N] for MatMul; `blocks` quantized rows with their scales; `factors`
 two matrices whose product it is, each in a form of its own."""
+
+MatrixFormat = BlockFormat | Literal["float32", "float16"]
+"""How one tensor is stored: in blocks, or whole in a dtype of NumPy's."""
 
 ITEM_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
 
@@ -57,6 +60,7 @@ class StoredWeight:
     """One tensor of the base (`source` is its Hugging Face name) and the initializers that hold it.
 
     A projection [M, N] of truncated rank r has two factors, `_in` [r, N] and `_out` [M, r], and their initializers.
+    `blocks` says how a matrix in the form of blocks is stored.
     """
 
     source: str
@@ -64,6 +68,7 @@ class StoredWeight:
     form: Form
     initializers: tuple[Initializer, ...]
     factors: tuple[StoredWeight, ...] = ()
+    blocks: BlockFormat | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +101,11 @@ class Layout:
             yield from weight.initializers
 
 
-def plan_layout(config: HavocConfig, structure: Structure) -> Layout:
-    """Lay out the data file of `config` stored as `structure`; one that says fp32 and would store fp16 is refused."""
+def plan_layout(config: HavocConfig, structure: Structure, formats: Mapping[str, MatrixFormat] | None = None) -> Layout:
+    """Lay out the data file of `config` stored as `structure`, single matrices by name as `formats` says.
+
+    A structure that says fp32 and would store fp16 is refused.
+    """
     if structure.weight_format == "fp32" and structure.activation_dtype == "fp16":
         msg = "fp32 weights under fp16 activations would be rounded to fp16: ask for --weights fp16"
         raise HavocError(msg)
@@ -107,18 +115,21 @@ def plan_layout(config: HavocConfig, structure: Structure) -> Layout:
     weights: list[StoredWeight] = []
     end_bytes = 0
     for source, shape in shapes.items():
-        weight, end_bytes = _place(source, shape, structure, end_bytes)
+        form = (formats or {}).get(source) or _format(source, shape, structure)
+        weight, end_bytes = _place(source, shape, structure, form, end_bytes)
         weights.append(weight)
     return Layout(tuple(weights))
 
 
-def _place(source: str, shape: tuple[int, ...], structure: Structure, end_bytes: int) -> tuple[StoredWeight, int]:
+def _place(
+    source: str, shape: tuple[int, ...], structure: Structure, stored_as: MatrixFormat, end_bytes: int
+) -> tuple[StoredWeight, int]:
     rank = structure.kept_rank(source, shape)
     if rank is None:
-        return _place_whole(source, shape, structure, end_bytes)
+        return _place_whole(source, shape, stored_as, end_bytes)
     num_rows, num_columns = shape
-    first, end_bytes = _place_whole(f"{source}_in", (rank, num_columns), structure, end_bytes)
-    second, end_bytes = _place_whole(f"{source}_out", (num_rows, rank), structure, end_bytes)
+    first, end_bytes = _place_whole(f"{source}_in", (rank, num_columns), stored_as, end_bytes)
+    second, end_bytes = _place_whole(f"{source}_out", (num_rows, rank), stored_as, end_bytes)
     weight = StoredWeight(
         source=source,
         source_shape=shape,
@@ -129,40 +140,54 @@ def _place(source: str, shape: tuple[int, ...], structure: Structure, end_bytes:
     return weight, end_bytes
 
 
-def _place_whole(source: str, shape: tuple[int, ...], structure: Structure, end_bytes: int) -> tuple[StoredWeight, int]:
-    form = _form(source, shape, structure)
+def _place_whole(
+    source: str, shape: tuple[int, ...], stored_as: MatrixFormat, end_bytes: int
+) -> tuple[StoredWeight, int]:
+    form = _form(source, shape, stored_as)
+    blocks = stored_as if isinstance(stored_as, BlockFormat) else None
     placed: list[Initializer] = []
-    for name, dtype, stored_shape in _parts(source, shape, form, structure):
+    for name, dtype, stored_shape in _parts(source, shape, form, stored_as):
         item = Initializer(name=name, dtype=dtype, shape=stored_shape, offset_bytes=0)
         unit = _PAGE_BYTES if item.num_bytes >= _PAGE_BYTES else _CACHE_LINE_BYTES
         offset_bytes = -(-end_bytes // unit) * unit
         placed.append(replace(item, offset_bytes=offset_bytes))
         end_bytes = offset_bytes + item.num_bytes
-    return StoredWeight(source=source, source_shape=shape, form=form, initializers=tuple(placed)), end_bytes
+    weight = StoredWeight(source=source, source_shape=shape, form=form, initializers=tuple(placed), blocks=blocks)
+    return weight, end_bytes
 
 
-def _form(source: str, shape: tuple[int, ...], structure: Structure) -> Form:
-    is_table = source in {EMBEDDING, HEAD, ROPE_COS, ROPE_SIN}
-    if len(shape) != 2 or source in {ROPE_COS, ROPE_SIN}:  # noqa: PLR2004 - a matrix has two dimensions
-        return "plain"
-    if structure.is_quantized and source != VISION_PROJECTION:
+def _format(source: str, shape: tuple[int, ...], structure: Structure) -> MatrixFormat:
+    """How the structure stores a tensor: matrices in its weight format, the rest in the activations' type."""
+    is_matrix = len(shape) == 2 and source not in {ROPE_COS, ROPE_SIN}  # noqa: PLR2004 - a matrix has two dimensions
+    if is_matrix and structure.is_quantized and source != VISION_PROJECTION:
+        return structure.blocks
+    is_half = structure.activation_dtype == "fp16" or (is_matrix and structure.weight_format == "fp16")
+    return "float16" if is_half else "float32"
+
+
+def _form(source: str, shape: tuple[int, ...], stored_as: MatrixFormat) -> Form:
+    if isinstance(stored_as, BlockFormat):
         return "blocks"
-    return "plain" if is_table else "transposed"
+    is_table = source in {EMBEDDING, HEAD, ROPE_COS, ROPE_SIN}
+    return "plain" if is_table or len(shape) != 2 else "transposed"  # noqa: PLR2004 - a matrix has two dimensions
 
 
 def _parts(
-    source: str, shape: tuple[int, ...], form: Form, structure: Structure
+    source: str, shape: tuple[int, ...], form: Form, stored_as: MatrixFormat
 ) -> list[tuple[str, str, tuple[int, ...]]]:
     """Name, dtype and shape of each initializer of one source tensor."""
-    activation = "float16" if structure.activation_dtype == "fp16" else "float32"
-    if form == "blocks":
-        rows, columns = shape
-        num_blocks = -(-columns // structure.block_size)
-        num_bits = BITS_PER_WEIGHT[structure.weight_format]
-        packed = (rows, num_blocks, structure.block_size * num_bits // 8)
-        parts = [(f"{source}_Q{num_bits}", "uint8", packed), (f"{source}_scales", activation, (rows, num_blocks))]
-        zero_points = (f"{source}_zero_points", "uint8", (rows, -(-num_blocks * num_bits // 8)))
-        return parts if structure.is_symmetric else [*parts, zero_points]
-    is_matrix = len(shape) == 2 and not source.startswith("rope.")  # noqa: PLR2004 - a matrix has two dimensions
-    dtype = "float16" if is_matrix and structure.weight_format == "fp16" else activation
-    return [(source, dtype, shape[::-1] if form == "transposed" else shape)]
+    if isinstance(stored_as, BlockFormat):
+        return _block_parts(source, (shape[0], shape[1]), stored_as)
+    return [(source, stored_as, shape[::-1] if form == "transposed" else shape)]
+
+
+def _block_parts(source: str, shape: tuple[int, int], blocks: BlockFormat) -> list[tuple[str, str, tuple[int, ...]]]:
+    """Name, dtype and shape of values, scales and zeros of a matrix stored in blocks."""
+    rows, columns = shape
+    num_blocks, num_bits = blocks.num_blocks(columns), blocks.num_bits
+    floats = "float16" if blocks.scale_bytes == 2 else "float32"  # noqa: PLR2004 - fp16
+    values = (f"{source}_Q{num_bits}", "uint8", (rows, num_blocks, blocks.block_size * num_bits // 8))
+    scales = (f"{source}_scales", floats, (rows, num_blocks))
+    points = (f"{source}_zero_points", "uint8", (rows, -(-num_blocks * num_bits // 8)))
+    minimums = (f"{source}_minimums", floats, (rows, num_blocks))
+    return [values, scales, *{"middle": [], "points": [points], "minimums": [minimums]}[blocks.zeros]]

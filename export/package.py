@@ -28,17 +28,20 @@ from ..progress import SILENT, Progress
 from ..storage import new_directory, sha256_file, write_bytes, write_json, write_text
 from .artifact import MANIFEST, ArtifactFile, ArtifactManifest, refuse_files_of_others
 from .bom import BOM_FILE, bill_of_materials
+from .calibration import held_out, read_calibration
 from .card import model_card
 from .companions import carried_files, carry, licence_of
 from .datafile import StoredWeights, write_data_file
 from .fold import FoldedTensors
 from .genai import genai_config
 from .graph import build_graphs, serialize
+from .keep import require_unfolded
 from .layout import DATA_FILE, plan_layout
 from .options import DEFAULT_OPTIONS, GraphOptions
 from .proof import Proof, prove
 from .sample import read_sample
 from .source import Source, open_source
+from .storing import Storage, plan_storage
 from .tape import ACCURACY_LEVELS
 
 if TYPE_CHECKING:
@@ -107,32 +110,45 @@ def export_artifact(
     basis: Basis | None = None,
     signer: Signer | None = None,
     calibration: Path | None = None,
+    is_compute_open: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
     """Fold `experts` with weights `alpha` into `base` and write the artifact folder `out`; return it.
 
     Without experts the base itself is exported. `basis` saves computing it again. With a `signer` the artifact is
-    signed before it appears. `calibration` is the text that the format's cost is measured on, in place of the bundled
-    one. An existing artifact at `out` is replaced when the new one is whole. Raises `MeasurementError` when the graph
-    does not compute what the weights say, `HavocError` for anything wrong with the input or the disk; nothing is left
-    behind then.
+    signed before it appears. `calibration` is a text of one's own that calibrates and on which the format's cost is
+    measured, in place of the bundled ones. With `is_compute_open`, products that were to round activations to int8
+    compute in fp32 where only that keeps the cost small (`FormatCost.is_small`). An existing artifact at `out` is
+    replaced when the new one is whole. Raises `MeasurementError` when the graph does not compute what the weights say,
+    `HavocError` for anything wrong with the input or the disk; nothing is left behind then.
     """
     source = open_source(base)
     structure = structure or Structure()
     require_companions(source)
-    require_calibration(source, calibration)
+    require_calibration(source, structure, calibration)
     plan_layout(source.config, structure)  # a structure that this model cannot have is refused before any work
     options = options.fitted(source.config.max_seq_len)
+    if structure.weight_format == "keep":
+        require_unfolded(source, experts)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
     refuse_files_of_others(out)
     with new_directory(out, marker=MANIFEST) as folder, _torch_threads(torch.get_num_threads() if experts else 1):
         source.read_hash(progress)
         folded = FoldedTensors(source.tensors, mixture.deltas(source, basis), basis)
-        data_sha256 = _write_model(folder, source.config, structure, options, folded, progress)
+        storage = plan_storage(source, structure, folded, calibration, progress)
+        data_sha256 = _write_model(folder, source.config, storage, options, folded, progress)
         write_companions(folder, source, mixture, options)
-        proof = _prove(folder, source, structure, options, folded, calibration, progress)
-        manifest = _manifest(source, mixture, structure, options, proof)
-        _write_papers(folder, source, mixture, structure, manifest, {DATA_FILE: data_sha256})
+        proof = _prove(folder, source, storage, options, folded, calibration, progress)
+        if is_compute_open and structure.compute == "int8" and not proof.cost.is_small:
+            exact = replace(storage, structure=replace(structure, compute="fp32"))
+            _write_graphs(folder, source.config, exact, options)
+            exact_proof = _prove(folder, source, exact, options, folded, calibration, progress)
+            if exact_proof.cost.is_small:
+                storage, proof = exact, exact_proof
+            else:
+                _write_graphs(folder, source.config, storage, options)
+        manifest = _manifest(source, mixture, storage, options, proof)
+        _write_papers(folder, source, mixture, storage.structure, manifest, {DATA_FILE: data_sha256})
         if signer is not None:
             signer.sign(folder, name=out.resolve().name)
     return out
@@ -155,16 +171,27 @@ def _torch_threads(num_threads: int) -> Iterator[None]:
 def _write_model(
     folder: Path,
     config: HavocConfig,
-    structure: Structure,
+    storage: Storage,
     options: GraphOptions,
     tensors: FoldedTensors,
     progress: Progress,
 ) -> str:
     """Write data file and graphs; return the data file's SHA-256."""
-    for name, graph in build_graphs(config, structure, options).items():
+    _write_graphs(folder, config, storage, options)
+    return write_data_file(
+        folder / DATA_FILE,
+        tensors,
+        config=config,
+        structure=storage.structure,
+        layout=storage.layout,
+        blocks_of=storage.blocks_of(tensors, config),
+        progress=progress,
+    )
+
+
+def _write_graphs(folder: Path, config: HavocConfig, storage: Storage, options: GraphOptions) -> None:
+    for name, graph in build_graphs(config, storage.structure, options, layout=storage.layout).items():
         write_bytes(folder / name, serialize(graph))
-    layout, path = plan_layout(config, structure), folder / DATA_FILE
-    return write_data_file(path, tensors, config=config, structure=structure, layout=layout, progress=progress)
 
 
 def require_companions(source: Source) -> None:
@@ -173,10 +200,12 @@ def require_companions(source: Source) -> None:
     _ = source.tokenizer
 
 
-def require_calibration(source: Source, calibration: Path | None) -> None:
+def require_calibration(source: Source, structure: Structure, calibration: Path | None) -> None:
     """Read the text of one's own before any work: one that cannot be used is a `HavocError`."""
-    if calibration is not None:
-        read_sample(source.config, source.tokenizer, file=calibration)
+    if calibration is None:
+        return
+    read = read_calibration if structure.is_calibrated else read_sample
+    read(source.config, source.tokenizer, file=calibration)
 
 
 def write_companions(folder: Path, source: Source, mixture: Mixture, options: GraphOptions) -> None:
@@ -236,24 +265,24 @@ def mixture_document(source: Source, mixture: Mixture) -> dict[str, Any]:
 def _prove(
     folder: Path,
     source: Source,
-    structure: Structure,
+    storage: Storage,
     options: GraphOptions,
     folded: FoldedTensors,
     calibration: Path | None,
     progress: Progress,
 ) -> Proof:
     tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
-    layout = plan_layout(source.config, structure)
+    sample = read_sample(source.config, tokenizer, file=calibration)
     return prove(
         folder,
         config=source.config,
-        structure=structure,
+        structure=storage.structure,
         options=options,
-        stored=StoredWeights(folder / DATA_FILE, layout, structure),
+        stored=StoredWeights(folder / DATA_FILE, storage.layout),
         folded=folded,
-        layout=layout,
-        sample=read_sample(source.config, tokenizer, file=calibration),
-        packs_weights=_is_packed(layout, structure),
+        layout=storage.layout,
+        sample=held_out(sample) if storage.calibration is not None and calibration is not None else sample,
+        packs_weights=_is_packed(storage.layout, storage.structure),
         progress=progress,
     )
 
@@ -269,10 +298,11 @@ def _is_packed(layout: Layout, structure: Structure) -> bool:
 def _manifest(
     source: Source,
     mixture: Mixture,
-    structure: Structure,
+    storage: Storage,
     options: GraphOptions,
     proof: Proof,
 ) -> ArtifactManifest:
+    structure = storage.structure
     names = ("onnxruntime-gpu", "onnxruntime")
     runtime = next((found for name in names if (found := _installed(name))), "unknown")
     return ArtifactManifest(
@@ -294,9 +324,10 @@ def _manifest(
         fingerprint=proof.fingerprint,
         parity={
             **proof.parity.to_json(),
-            "has_packed_weights": _is_packed(plan_layout(source.config, structure), structure),
+            "has_packed_weights": _is_packed(storage.layout, structure),
         },
         format_cost=proof.cost.to_json(),
+        calibration=storage.to_json(),
     )
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..model.cost import num_parameters
 from ..progress import SILENT, Progress
-from .format_cost import MAX_BLOCK_ERROR, CheckedFold, FormatCost, measure_cost, read_fold, windows_of
+from .format_cost import BlockLimit, CheckedFold, FormatCost, block_limit, measure_cost, read_fold, windows_of
 from .parity import ParityReport, compare, read_reference
 from .probe import fingerprint, text_probe
 from .reference import FP32, StreamedModel, fp16_activations, int8_products
@@ -71,8 +71,12 @@ def prove(
         model = StreamedModel(config, stored, on_layer=stage.advance)
         reference = read_reference(model, text_probe(config, sample, num_tokens=num_tokens), measures)
     windows = windows_of(sample, config, max_tokens=max_tokens, num_parameters=num_parameters(config))
+
+    def limit_of(name: str) -> BlockLimit:
+        return BlockLimit(0.0) if structure.weight_format == "keep" else block_limit(layout[name])
+
     with progress.stage("torch over the exact fold", config.num_layers, unit="layers") as stage:
-        exact = CheckedFold(folded, stored, layout, lambda name: _max_block_error(name, structure, layout))
+        exact = CheckedFold(folded, stored, layout, limit_of)
         fold = StreamedModel(config, exact, on_layer=stage.advance)
         hidden = read_fold(fold, windows)
 
@@ -111,10 +115,3 @@ def _num_tokens(config: HavocConfig) -> int:
     """Tokens of the longest row: fewer where the vocabulary is so large that float64 logits would fill the memory."""
     affordable = int(_MAX_LOGITS_BYTES / (8 * config.vocab_size * _ROWS_OF_A_PROBE))
     return max(min(NUM_TOKENS, affordable), 32)
-
-
-def _max_block_error(name: str, structure: Structure, layout: Layout) -> float:
-    if layout[name].form == "blocks":
-        return MAX_BLOCK_ERROR[structure.weight_format]
-    is_half = "float16" in {item.dtype for item in layout[name].initializers}
-    return MAX_BLOCK_ERROR["fp16" if is_half else "fp32"]

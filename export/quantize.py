@@ -26,15 +26,13 @@ import numpy as np
 import torch
 from onnxruntime.capi import _pybind_state as native
 
-from ..model.structure import BITS_PER_WEIGHT
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
     from torch import Tensor
 
-    from ..model.structure import Structure
+    from ..model.structure import BlockFormat, Quantizer
 
     Floats = NDArray[np.floating[Any]]
     Arrays = tuple[NDArray[np.uint8], Floats, NDArray[np.uint8]]
@@ -51,32 +49,34 @@ _HQQ_NORM, _HQQ_BETA, _HQQ_KAPPA, _HQQ_STEPS = 0.7, 10.0, 1.01, 20
 
 
 class Blocks(NamedTuple):
-    """A quantized matrix: packed uint8 [N, G, S bits / 8], scales fp32 [N, G], zero points uint8 [N, G bits / 8].
+    """A quantized matrix: packed uint8 [N, G, S bits / 8], scales [N, G], zero points uint8 [N, G bits / 8].
 
-    Two int4 values share a byte, the first in its low half; the zero points are packed alike, and None where symmetric.
+    Two int4 values share a byte, the first in its low half; the zero points are packed alike. `minimums` [N, G] stand
+    in their place where value q stands for scale q + minimum; both are None where zero is in the middle.
     """
 
     packed: NDArray[np.uint8]
     scales: NDArray[Any]
-    zero_points: NDArray[np.uint8] | None
+    zero_points: NDArray[np.uint8] | None = None
+    minimums: NDArray[Any] | None = None
 
 
-def quantize_blocks(weight_NK: Tensor, structure: Structure) -> Blocks:
-    """Quantize the rows of a finite matrix of any float dtype as `structure` says."""
+def quantize_blocks(weight_NK: Tensor, blocks: BlockFormat, quantizer: Quantizer = "rtn") -> Blocks:
+    """Quantize the rows of a finite matrix of any float dtype into `blocks` with zeros in the middle or zero points."""
     num_rows, num_columns = weight_NK.shape
-    num_bits, size = BITS_PER_WEIGHT[structure.weight_format], structure.block_size
-    num_blocks = -(-num_columns // size)
+    num_bits, size = blocks.num_bits, blocks.block_size
+    num_blocks, is_symmetric = blocks.num_blocks(num_columns), blocks.zeros == "middle"
     packed = np.zeros((num_rows, num_blocks, size * num_bits // 8), np.uint8)
     scales = np.zeros((num_rows, num_blocks), np.float32)
     zero_points = np.zeros((num_rows, -(-num_blocks * num_bits // 8)), np.uint8)
-    fit = {"rtn": _nearest, "hqq": _half_quadratic, "k_quant": _weighted_grid}[structure.quantizer]
+    fit = {"rtn": _nearest, "hqq": _half_quadratic, "k_quant": _weighted_grid}[quantizer]
     for rows in row_slices(num_rows, num_columns):
         out = packed[rows], scales[rows], zero_points[rows]
-        if structure.is_symmetric:
-            _round_to_nearest(weight_NK[rows], out, structure)
+        if is_symmetric:
+            _round_to_nearest(weight_NK[rows], out, blocks)
         else:
             _fit_blocks(weight_NK[rows], out, fit, num_bits)
-    return Blocks(packed, scales, None if structure.is_symmetric else zero_points)
+    return Blocks(packed, scales, None if is_symmetric else zero_points)
 
 
 def row_slices(num_rows: int, num_columns: int) -> Iterator[slice]:
@@ -85,14 +85,14 @@ def row_slices(num_rows: int, num_columns: int) -> Iterator[slice]:
     return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
 
 
-def _round_to_nearest(weight_NK: Tensor, out: Arrays, structure: Structure) -> None:
-    if _round_symmetric(weight_NK, out, BITS_PER_WEIGHT[structure.weight_format]):
+def _round_to_nearest(weight_NK: Tensor, out: Arrays, blocks: BlockFormat) -> None:
+    if _round_symmetric(weight_NK, out, blocks.num_bits):
         return
     (num_rows, num_columns), (packed, scales, zero_points) = weight_NK.shape, out
-    padded_KN = torch.zeros(scales.shape[1] * structure.block_size, num_rows)
+    padded_KN = torch.zeros(scales.shape[1] * blocks.block_size, num_rows)
     padded_KN[:num_columns] = weight_NK.t()
-    quantize = native.quantize_matmul_8bits if structure.weight_format == "int8" else native.quantize_matmul_4bits
-    sizes = structure.block_size, num_rows, num_columns
+    quantize = native.quantize_matmul_8bits if blocks.num_bits == 8 else native.quantize_matmul_4bits  # noqa: PLR2004
+    sizes = blocks.block_size, num_rows, num_columns
     quantize(packed, padded_KN.numpy(), scales, zero_points, *sizes, True)
 
 
@@ -148,8 +148,8 @@ def _fit_blocks(weight_NK: Tensor, out: Arrays, fit: Fit, num_bits: int) -> None
     scale_B1, zero_B1 = fit(x_BS, low_B1 / step_B1 * np.float32(top), top)
     values = (_offsets(x_BS, 1 / scale_B1, zero_B1, top) + zero_B1).astype(np.uint8)
     scales[:] = (scale_B1 * step_B1).reshape(scales.shape)
-    packed[:] = _packed(values, num_bits).reshape(packed.shape)
-    zero_points[:] = _packed(zero_B1.astype(np.uint8).reshape(num_rows, num_blocks), num_bits)
+    packed[:] = pack_values(values, num_bits).reshape(packed.shape)
+    zero_points[:] = pack_values(zero_B1.astype(np.uint8).reshape(num_rows, num_blocks), num_bits)
 
 
 def _extremes(padded_NK: Floats, size: int) -> tuple[Floats, Floats]:
@@ -218,7 +218,7 @@ def _half_quadratic(x_BS: Floats, low_B1: Floats, top: int) -> tuple[Floats, Flo
     return scale_B1, zero_B1
 
 
-def _packed(values: NDArray[np.uint8], num_bits: int) -> NDArray[np.uint8]:
+def pack_values(values: NDArray[np.uint8], num_bits: int) -> NDArray[np.uint8]:
     """Rows of values as MatMulNBits stores them; an odd row of int4 ends with an empty half byte."""
     if num_bits == 8:  # noqa: PLR2004 - bits
         return values
@@ -229,14 +229,17 @@ def _packed(values: NDArray[np.uint8], num_bits: int) -> NDArray[np.uint8]:
 
 
 def dequantize_blocks(blocks: Blocks, *, num_bits: int, num_columns: int) -> NDArray[np.float32]:
-    """The fp32 matrix [N, K] that packed blocks and scales stand for: (value - zero point) * scale."""
-    packed, scales, zero_points = blocks
+    """The fp32 matrix [N, K] that packed blocks stand for: (value - zero point) * scale, or value * scale + minimum."""
+    packed, scales, zero_points, minimums = blocks
     weight_NK = np.empty((len(packed), num_columns), np.float32)
     for rows in row_slices(*weight_NK.shape):
         values = _unpacked(packed[rows], num_bits)
         zeros = _unpacked(zero_points[rows], num_bits)[:, : scales.shape[1], None] if zero_points is not None else None
-        values -= np.float32(1 << (num_bits - 1)) if zeros is None else zeros
+        if minimums is None:
+            values -= np.float32(1 << (num_bits - 1)) if zeros is None else zeros
         values *= scales[rows].astype(np.float32)[:, :, None]
+        if minimums is not None:
+            values += minimums[rows].astype(np.float32)[:, :, None]
         weight_NK[rows] = values.reshape(len(values), -1)[:, :num_columns]
     return weight_NK
 

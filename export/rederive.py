@@ -9,28 +9,34 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..adapt.expert import expert_path, load_expert
-from ..errors import IdentityError
+from ..errors import HavocError, IdentityError
 from ..model.cost import num_parameters
-from ..model.structure import BITS_PER_WEIGHT, Structure
+from ..model.structure import Structure
 from ..progress import SILENT, Progress
 from ..storage import scratch_directory, write_json
 from .artifact import MANIFEST, READ_BY_RUNTIMES
+from .calibration import read_calibration
 from .companions import LICENCE_FILES
-from .datafile import encoded_initializers
+from .datafile import StoredWeights, encoded_initializers
 from .fold import FoldedTensors
+from .format_cost import block_error, block_limit
 from .graph import build_graphs, serialize
-from .layout import DATA_FILE, plan_layout
+from .layout import DATA_FILE, Layout
 from .options import GraphOptions, options_of
 from .package import EXPERTS_FOLDER, MIXTURE_FILE, Mixture, graph_fields, mixture_document, write_companions
 from .source import open_source
+from .storing import Storage, bits_per_weight, plan_storage, promoted_layout
 from .verify import Check
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from numpy.typing import NDArray
 
     from ..adapt.expert import Expert
     from ..model.config import HavocConfig
     from .artifact import ArtifactManifest
+    from .layout import StoredWeight
     from .source import Source
 
 TOLERANCE = 1e-4
@@ -43,10 +49,14 @@ def rederive(
     base: Path | str,
     *,
     experts_directory: Path | None = None,
+    calibration: Path | None = None,
     progress: Progress = SILENT,
 ) -> list[Check]:
     """Fold `base` and the artifact's experts again (or those of `experts_directory`) and compare every stored tensor.
 
+    Blocks that a text decided are derived again from the bundled text or `calibration`, which must be the text that the
+    manifest names; without it, and where another processor rounded a sum otherwise, they are held to the fold block by
+    block instead, and the finding says how many.
     A base or an expert with another hash, a tensor that differs by more than rounding, a manifest that says something
     else than an export would, and another configuration or tokenizer are each an `IdentityError`.
     """
@@ -59,24 +69,83 @@ def rederive(
     options = options_of(manifest).fitted(source.config.max_seq_len)
     config = source.config
     _require_claims(directory, manifest, source, structure, options)
-    _require_graphs(directory, config, structure, options)
     tensors = FoldedTensors(source.tensors, mixture.deltas(source, None))
+    storage = _storage(source, manifest, structure, calibration)
+    layout, blocks_of = storage.layout, storage.blocks_of(tensors, config)
+    _require_graphs(directory, config, structure, options, layout)
+    is_gptq = structure.quantizer == "gptq"
+    compensated = {
+        item.name: weight
+        for weight in layout.weights
+        if is_gptq and _is_compensated(weight)
+        for item in weight.initializers
+    }
+    bits = {item.name: w.blocks.num_bits for w in layout.weights if w.blocks is not None for item in w.initializers}
+    held = {weight.source for weight in compensated.values()} if blocks_of is None else set()
+    derived = Layout(tuple(weight for weight in layout.weights if weight.source not in held))
     num_same, num_items, largest = 0, 0, 0.0
-    layout = plan_layout(config, structure)
     stored = np.memmap(directory / DATA_FILE, np.uint8, mode="r")
     with progress.stage("fold again", layout.num_bytes, unit="bytes") as stage:
-        for item, array in encoded_initializers(tensors, config, structure, layout):
+        for item, array in encoded_initializers(tensors, config, structure, derived, blocks_of=blocks_of):
             part = stored[item.offset_bytes : item.offset_bytes + item.num_bytes].view(item.dtype).reshape(item.shape)
-            distance = _distance(part, array, structure)
+            distance = _distance(part, array, bits.get(item.name))
+            if item.name in compensated and not distance <= TOLERANCE:
+                held.add(compensated[item.name].source)
+                continue
             if not distance <= TOLERANCE:
                 msg = f"{directory / DATA_FILE}: {item.name} is {distance:.3g} of its range off base + experts + alpha"
                 raise IdentityError(msg)
             num_same, num_items, largest = num_same + (distance == 0), num_items + 1, max(largest, distance)
             stage.advance(item.num_bytes, note=item.name)
+    _hold(directory, layout, tensors, held)
     num_beside = _require_companions(directory, manifest, source, mixture, options)
     finding = f"{num_items} tensors from base {source.name} and {len(experts)} experts, {num_same} bit for bit"
     finding = f"{finding}, largest difference {largest:.1e} of a tensor's range, and {num_beside} files beside them"
+    if held:
+        reason = "whose calibration text was not given" if blocks_of is None else "that this processor rounds otherwise"
+        finding = f"{finding}; {len(held)} matrices {reason} held to the fold block by block"
     return [Check(name="fold", finding=finding)]
+
+
+def _storage(source: Source, manifest: ArtifactManifest, structure: Structure, calibration: Path | None) -> Storage:
+    """How it is stored, with the text that calibrated it where that is at hand and its hash is right."""
+    if not structure.is_calibrated:
+        if calibration is not None:
+            msg = f"--calibration {calibration}: {structure} was made without a text; leave the option out"
+            raise HavocError(msg)
+        return plan_storage(source, structure, source.tensors)
+    said = manifest.calibration or {}
+    promoted = [str(name) for name in said.get("int8", [])]
+    layout = promoted_layout(source.config, structure, promoted)
+    bits = bits_per_weight(layout) or 0.0
+    unknown = sorted(set(promoted) - {weight.source for weight in layout.weights if weight.blocks is not None})
+    if unknown or (structure.average_bits is not None and bits > structure.average_bits):
+        what = f"promotes {unknown[0]}, no matrix in blocks" if unknown else f"takes {bits:.4g} bits a weight"
+        msg = f"{MANIFEST}: {what}; {structure} promotes matrices of the model up to {structure.average_bits} bits"
+        raise IdentityError(msg)
+    if calibration is None and said.get("text") not in {"bundled text", "random ids"}:
+        return Storage(structure=structure, layout=layout)
+    text = read_calibration(source.config, source.tokenizer, file=calibration)
+    if text.text_sha256 != said.get("text_sha256"):
+        found, expected = (str(sha256)[:16] for sha256 in (text.text_sha256, said.get("text_sha256")))
+        msg = f"{calibration or text.text}: its hash is {found}..., the artifact was calibrated on {expected}..."
+        raise IdentityError(msg)
+    return Storage(structure=structure, layout=layout, calibration=text)
+
+
+def _is_compensated(weight: StoredWeight) -> bool:
+    return weight.blocks is not None and weight.blocks.num_bits == 4  # noqa: PLR2004 - bits
+
+
+def _hold(directory: Path, layout: Layout, tensors: FoldedTensors, names: Collection[str]) -> None:
+    """Every block of these matrices must be near the fold's."""
+    stored = StoredWeights(directory / DATA_FILE, layout)
+    for name in sorted(names):
+        limit = block_limit(layout[name])
+        error = block_error(stored[name], tensors[name], size=limit.size)
+        if not error <= limit.error:
+            msg = f"{directory / DATA_FILE}: a block of {name} is {error:.3g} of its size off base + experts + alpha"
+            raise IdentityError(msg)
 
 
 def _expert(folder: Path, domain: str, manifest: ArtifactManifest) -> Expert:
@@ -136,19 +205,21 @@ def _require_claims(
             raise IdentityError(msg)
 
 
-def _require_graphs(directory: Path, config: HavocConfig, structure: Structure, options: GraphOptions) -> None:
-    for name, model in build_graphs(config, structure, options).items():
+def _require_graphs(
+    directory: Path, config: HavocConfig, structure: Structure, options: GraphOptions, layout: Layout
+) -> None:
+    for name, model in build_graphs(config, structure, options, layout=layout).items():
         if (directory / name).read_bytes() != serialize(model):
             msg = f"{directory / name}: not the graph that this version of HAVOC builds for this configuration"
             raise IdentityError(msg)
 
 
-def _distance(stored: NDArray[Any], derived: NDArray[Any], structure: Structure) -> float:
+def _distance(stored: NDArray[Any], derived: NDArray[Any], num_bits: int | None) -> float:
     """Largest difference relative to the largest value; for packed blocks a hundredth of the share off by one."""
     if np.array_equal(stored, derived):
         return 0.0
-    if stored.dtype == np.uint8:
-        return _packed_distance(stored, derived, BITS_PER_WEIGHT[structure.weight_format])
+    if num_bits is not None and stored.dtype == np.uint8:
+        return _packed_distance(stored, derived, num_bits)
     peak = float(np.abs(derived.astype(np.float64)).max()) or 1.0
     return float(np.abs(stored.astype(np.float64) - derived).max()) / peak
 

@@ -118,7 +118,7 @@ class StreamedModel:
         for layer in range(config.num_layers):
             weights = self._weights(layer)
             for index, arithmetic in enumerate(arithmetics):
-                block = _block(config, weights, arithmetic.dtype)
+                block = build_block(config, weights, arithmetic.dtype)
                 with arithmetic.rounding():
                     states[index], _ = block(states[index], tables[index], masks[index])
             self._on_layer()
@@ -182,7 +182,8 @@ def _rotary(config: HavocConfig, positions_BT: Tensor, arithmetic: Arithmetic) -
     return torch.cat((cos, cos), -1).unsqueeze(1), torch.cat((-sin, sin), -1).unsqueeze(1)
 
 
-def _block(config: HavocConfig, weights: Mapping[str, Tensor], dtype: torch.dtype) -> TransformerBlock:
+def build_block(config: HavocConfig, weights: Mapping[str, Tensor], dtype: torch.dtype) -> TransformerBlock:
+    """One layer of these tensors by the path of their parameters."""
     with torch.device("meta"):
         block = TransformerBlock(config)
     block.load_state_dict({name: weight.to(dtype) for name, weight in weights.items()}, assign=True)

@@ -29,18 +29,23 @@ _RANDOM_TOKENS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Token ids of one text in its order; `text_sha256` is None where the ids are random, for want of a tokenizer."""
+    """Token ids of one text in its order; `text_sha256` is None where the ids are random, for want of a tokenizer.
+
+    `prefix` is what the base's tokenizer puts before every text (bos, or nothing), and begins every window.
+    """
 
     token_ids: tuple[int, ...]
     name: Literal["bundled text", "given text", "random ids"]
     text_sha256: str | None
+    prefix: tuple[int, ...] = ()
 
     def windows(self, *, length: int, num_windows: int) -> NDArray[np.int64]:
         """At most so many pieces [W, T] of `length` tokens or fewer, spread evenly over the whole text."""
-        length = min(length, len(self.token_ids))
+        prefix = self.prefix[: max(length - 1, 0)]
+        length = min(length - len(prefix), len(self.token_ids))
         num_windows = max(min(num_windows, len(self.token_ids) // length), 1)
         starts = np.linspace(0, len(self.token_ids) - length, num_windows).astype(int)
-        return np.array([self.token_ids[start : start + length] for start in starts], np.int64)
+        return np.array([[*prefix, *self.token_ids[start : start + length]] for start in starts], np.int64)
 
 
 def read_sample(config: HavocConfig, tokenizer: Tokenizer | None, *, file: Path | None = None) -> Sample:
@@ -66,9 +71,17 @@ def read_sample(config: HavocConfig, tokenizer: Tokenizer | None, *, file: Path 
         raise HavocError(msg)
     return Sample(
         token_ids=_without_images(ids, config),
+        prefix=_prefix(tokenizer),
         name="bundled text" if file is None else "given text",
         text_sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def _prefix(tokenizer: Tokenizer) -> tuple[int, ...]:
+    """What a plain prompt has before the ids of its text."""
+    text = tokenizer.encode("a")
+    prompt = tokenizer.without_chat().encode_prompt("a")
+    return tuple(prompt[: len(prompt) - len(text)]) if prompt[len(prompt) - len(text) :] == text else ()
 
 
 def _read(path: Path) -> bytes:

@@ -8,13 +8,12 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.tape import Tape
 
-from ..model.structure import BITS_PER_WEIGHT
 from .layout import DATA_FILE, Initializer, Layout, StoredWeight
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..model.structure import Structure
+    from ..model.structure import BlockFormat, Structure
 
 OPSET = 23
 IR_VERSION = 11
@@ -42,6 +41,9 @@ class GraphTape:
         self.inputs: list[ir.Value] = []
         self._tape = Tape()
         self._initializers: dict[str, ir.Value] = {}
+        self._casts: dict[str, ir.Value] = {}
+        self._centres: dict[str, ir.Value] = {}
+        self._sums: dict[tuple[ir.Value, int], ir.Value] = {}
 
     def input(self, name: str, dtype: ir.DataType, shape: Dimensions) -> ir.Value:
         """Declare a graph input."""
@@ -112,18 +114,67 @@ class GraphTape:
         return self._product(name, x, last, output=output)
 
     def _product(self, name: str, x: ir.Value, weight: StoredWeight, *, output: str = "") -> ir.Value:
-        if weight.form == "blocks":
-            rows, columns = weight.source_shape
-            level = {"accuracy_level": ACCURACY_LEVELS[self.structure.compute]} if self.structure.has_compute else {}
-            bits = BITS_PER_WEIGHT[self.structure.weight_format]
-            sizes = {"K": columns, "N": rows, "bits": bits, "block_size": self.structure.block_size, **level}
-            return self.op(name, "MatMulNBits", [x, *self.stored(weight)], domain=CONTRIB, output=output, **sizes)
-        (matrix,) = self.stored(weight)
-        if matrix.dtype != self.activation:
-            matrix = self.op(f"{weight.source}.cast", "Cast", [matrix], to=int(self.activation))
+        if weight.blocks is not None:
+            return self._block_product(name, x, weight, weight.blocks, output=output)
+        (stored,) = self.stored(weight)
+        matrix = self.as_activation(stored)
         if weight.form == "plain":  # a table that is also gathered by row: used in place, never transposed into a copy
             return self.op(name, "FusedMatMul", [x, matrix], domain=CONTRIB, output=output, transB=1)
         return self.op(name, "MatMul", [x, matrix], output=output)
+
+    def _block_product(
+        self, name: str, x: ir.Value, weight: StoredWeight, blocks: BlockFormat, *, output: str
+    ) -> ir.Value:
+        """MatMulNBits; blocks with minimums are centred, and what that takes off is added by sums of activations."""
+        rows, columns = weight.source_shape
+        level = {"accuracy_level": ACCURACY_LEVELS[self.structure.compute]} if self.structure.has_compute else {}
+        sizes = {"K": columns, "N": rows, "bits": blocks.num_bits, "block_size": blocks.block_size, **level}
+        if blocks.zeros != "minimums":
+            inputs = [x, *self.block_parts(weight)]
+            return self.op(name, "MatMulNBits", inputs, domain=CONTRIB, output=output, **sizes)
+        values, scales, _ = self.block_parts(weight)
+        centred = self.op(f"{name}/centred", "MatMulNBits", [x, values, scales], domain=CONTRIB, **sizes)  # type: ignore[arg-type]
+        sums, centres = self._block_sums(name, x, columns, blocks), self.centres(weight)
+        moved = self.op(f"{name}/moved", "FusedMatMul", [sums, centres], domain=CONTRIB, transB=1)
+        return self.op(name, "Add", [centred, moved], output=output)
+
+    def _block_sums(self, name: str, x: ir.Value, num_columns: int, blocks: BlockFormat) -> ir.Value:
+        """Sums [..., G] of the activations that meet one block; products that read the same x share them."""
+        key = (x, blocks.block_size)
+        if key not in self._sums:
+            if padding := -num_columns % blocks.block_size:
+                pads, last = self.constant(f"pad_{padding}", [0, padding]), self.constant("last_axis", [2])
+                x = self.op(f"{name}/padded", "Pad", [x, pads, None, last])
+            shape = self.constant(f"blocks_{blocks.num_blocks(num_columns)}", [0, 0, -1, blocks.block_size])
+            cut = self.op(f"{name}/blocks", "Reshape", [x, shape])
+            sums = self.op(f"{name}/sums", "ReduceSum", [cut, self.constant("block_axis", [3])], keepdims=0)
+            self._sums[key] = sums
+        return self._sums[key]
+
+    def block_parts(self, weight: StoredWeight) -> list[ir.Value]:
+        """Values, scales and zeros of a matrix in blocks, floats as activations are; the runtime casts them once."""
+        parts = self.stored(weight)
+        return [part if part.dtype == ir.DataType.UINT8 else self.as_activation(part) for part in parts]
+
+    def centres(self, weight: StoredWeight) -> ir.Value:
+        """What each block's middle value stands for, m + 2^(bits-1) d: [N, G], computed once by the runtime."""
+        if weight.source not in self._centres:
+            _, scales, minimums = self.block_parts(weight)
+            middle = ir.tensor(np.float32(8), name="const.middle")
+            if self.activation == ir.DataType.FLOAT16:
+                middle = ir.tensor(np.float16(8), name="const.middle")
+            lifted = self.op(f"{weight.source}.lifted", "Mul", [scales, self._initializer("const.middle", middle)])
+            self._centres[weight.source] = self.op(f"{weight.source}.centres", "Add", [minimums, lifted])
+        return self._centres[weight.source]
+
+    def as_activation(self, value: ir.Value) -> ir.Value:
+        """Floats in the activations' type; the runtime casts stored ones when it opens the graph."""
+        if value.dtype == self.activation:
+            return value
+        name = f"{value.name}.cast"
+        if name not in self._casts:
+            self._casts[name] = self.op(name, "Cast", [value], to=int(self.activation))
+        return self._casts[name]
 
     def typed(self, value: ir.Value, dtype: ir.DataType, shape: Dimensions) -> ir.Value:
         """Declare dtype and shape of an output value."""

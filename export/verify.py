@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .held import HeldArtifact
 
 CONFIG, MIXTURE = "config.json", "mixture.json"
-FINGERPRINT_LIMITS = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.25, "int4": 0.25}
+FINGERPRINT_LIMITS = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.25, "int4": 0.25, "keep": 0.25}
 """Largest difference of a stored logit, in units of the logits' spread, by weight format.
 
 Another machine rounds in another order (1e-6 in fp32), and its int8 kernels quantize activations in another way.

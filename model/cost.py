@@ -36,8 +36,21 @@ def num_layer_matmul_parameters(config: HavocConfig, structure: Structure = FULL
 
 
 def weight_bytes(config: HavocConfig, structure: Structure = FULL) -> int:
-    """Bytes of all weights as an artifact stores them, block scales included, padding between tensors not."""
-    return sum(tensor_bytes(name, shape, structure) for name, shape in tensor_shapes(config).items())
+    """Bytes of all weights as an artifact stores them, block scales included, padding between tensors not.
+
+    Of mixed bits the whole budget is counted: which matrices take it is known only after a calibration.
+    """
+    stored = sum(tensor_bytes(name, shape, structure) for name, shape in tensor_shapes(config).items())
+    if structure.average_bits is None:
+        return stored
+    extra = (structure.average_bits - structure.blocks.bits_per_weight) / 8
+    return stored + int(extra * num_block_weights(config))
+
+
+def num_block_weights(config: HavocConfig) -> int:
+    """Weights of the matrices that integer formats store in blocks: all but a vision projection; a tied table once."""
+    shapes = tensor_shapes(config).items()
+    return sum(math.prod(shape) for name, shape in shapes if len(shape) > 1 and name != VISION_PROJECTION)
 
 
 def tensor_bytes(name: str, shape: tuple[int, ...], structure: Structure) -> int:
@@ -57,13 +70,9 @@ def tensor_bytes(name: str, shape: tuple[int, ...], structure: Structure) -> int
 
 
 def _matrix_bytes(num_rows: int, num_columns: int, structure: Structure) -> int:
-    """Bytes of one stored matrix; the zero points of a row are packed like its values."""
-    bits = BITS_PER_WEIGHT[structure.weight_format]
-    if not structure.is_quantized:
-        return num_rows * num_columns * bits // 8
-    num_blocks = math.ceil(num_columns / structure.block_size)
-    zero_points = 0 if structure.is_symmetric else math.ceil(num_blocks * bits / 8)
-    return num_rows * (num_blocks * (structure.block_size * bits // 8 + structure.activation_bytes) + zero_points)
+    if structure.is_quantized:
+        return structure.blocks.matrix_bytes(num_rows, num_columns)
+    return num_rows * num_columns * BITS_PER_WEIGHT[structure.weight_format] // 8
 
 
 def kv_bytes_per_token(config: HavocConfig, structure: Structure = FULL) -> int:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SHARE_ALIVE_BEFORE_DROPPING = 0.75
 """Ended rows are dropped when fewer than this share still runs: each drop copies the cache."""
+CACHE_BYTES = 1 << 30
+"""The keys and values of all rows that are written at once take no more."""
 
 
 def prefill(
@@ -252,6 +254,13 @@ def _patches(model: HavocModel, image_png: bytes) -> Tensor:
     return torch.from_numpy(patchify(image_png, model.config.vision))
 
 
+def _rows_that_fit(model: HavocModel, num_tokens: int) -> int:
+    """How many rows of so many tokens have keys and values of at most `CACHE_BYTES`; at least one."""
+    attention = model.config.attention
+    per_token = 2 * model.config.num_layers * attention.num_kv_heads * attention.head_dim
+    return max(1, CACHE_BYTES // (num_tokens * per_token * model.norm.weight.element_size()))
+
+
 def generate_text(
     model: HavocModel,
     tokenizer: Tokenizer,
@@ -266,15 +275,20 @@ def generate_text(
     """Complete every prompt: the new text only, up to the first of the `stop` strings, in the order given.
 
     Greedy at temperature 0; otherwise sampled, the same for the same seed and batch size. Prompts of like length
-    share a batch.
+    share a batch, of at most `batch_size` rows whose keys and values fit into `CACHE_BYTES`.
     """
     stops = StopStrings(tokenizer, stop)
     generator = torch.Generator(device=model.norm.weight.device).manual_seed(seed)
     order = sorted(range(len(prompts)), key=lambda index: (prompts[index].image_png is None, len(prompts[index].text)))
     texts = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        indices = order[start : start + batch_size]
+    while order:
+        indices = order[:batch_size]
         ids_BT, mask_BT, patches = encode_prompts(model, tokenizer, [prompts[index] for index in indices])
+        num_rows = _rows_that_fit(model, ids_BT.shape[1] + max_new_tokens)
+        if num_rows < len(indices):
+            indices = order[:num_rows]
+            ids_BT, mask_BT, patches = encode_prompts(model, tokenizer, [prompts[index] for index in indices])
+        order = order[len(indices) :]
         new_BN = sample_tokens(
             model,
             ids_BT,

@@ -200,7 +200,7 @@ class _Reader:
             what = "an array of arrays" if kind == _ARRAY else f"an array of the unknown type {kind}"
             raise self._wrong(f"gives {printable(key)} as {what}, which is not supported")
         if self._num_items > MAX_ITEMS or count * smallest > self._end - self._at:
-            raise self._wrong(f"gives {printable(key)} {count:,} values, more than the file or any vocabulary has")
+            raise self._wrong(f"gives {printable(key)} {count:,} values, more than it can hold: truncated or damaged")
         if kind == _STRING:
             return [self._text(key) for _ in range(count)]
         values = struct.unpack(f"<{count}{_SCALARS[kind]}", self._take(count * smallest, key))

@@ -12,21 +12,57 @@ from ..errors import HavocError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-WeightFormat = Literal["fp32", "fp16", "int8", "int4"]
+WeightFormat = Literal["fp32", "fp16", "int8", "int4", "keep"]
 ActivationDtype = Literal["fp32", "fp16"]
-Quantizer = Literal["rtn", "hqq", "k_quant"]
+Quantizer = Literal["rtn", "hqq", "k_quant", "gptq"]
 Compute = Literal["fp32", "int8"]
 
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("fp32", "fp16", "int8", "int4")
+"""What any model can be stored in; `keep` is beside them: a GGUF file's own blocks as they are, of an unfolded base."""
 ACTIVATION_DTYPES: tuple[ActivationDtype, ...] = ("fp32", "fp16")
 BLOCK_SIZES: tuple[int, ...] = (16, 32, 64, 128, 256)
-QUANTIZERS: tuple[Quantizer, ...] = ("rtn", "hqq", "k_quant")
-"""How scales and zero points are chosen: round to nearest, half-quadratic, or llama.cpp's weighted least squares."""
+QUANTIZERS: tuple[Quantizer, ...] = ("rtn", "hqq", "k_quant", "gptq")
+"""How values and scales are chosen: round to nearest, half-quadratic, llama.cpp's weighted least squares, or so that
+the columns that follow make up for what a column loses on a calibration text."""
 
 COMPUTES: tuple[Compute, ...] = ("fp32", "int8")
 """What fp32 activations are rounded to inside a quantized product: not at all, or to int8."""
 
-BITS_PER_WEIGHT: dict[WeightFormat, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4}
+BITS_PER_WEIGHT: dict[WeightFormat, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "keep": 4}
+"""Of the values alone; of kept blocks, which may be larger, the least."""
+
+Zeros = Literal["middle", "points", "minimums"]
+
+
+@dataclass(frozen=True)
+class BlockFormat:
+    """How one integer matrix is stored: rows cut into blocks of `block_size` values of `num_bits`, a scale d for each.
+
+    A stored value q stands for d (q - 2^(bits-1)) where `zeros` are the `middle`, for d (q - z) where they are `points`
+    (integers of as many bits), for d q + m where they are `minimums` (floats like the scales).
+    """
+
+    num_bits: int
+    block_size: int = 32
+    zeros: Zeros = "middle"
+    scale_bytes: int = 4
+
+    def num_blocks(self, num_columns: int) -> int:
+        """Blocks in a row, the last one padded."""
+        return -(-num_columns // self.block_size)
+
+    def matrix_bytes(self, num_rows: int, num_columns: int) -> int:
+        """Bytes of one stored matrix; the zero points of a row are packed like its values."""
+        num_blocks = self.num_blocks(num_columns)
+        beside = {"middle": 0, "points": -(-num_blocks * self.num_bits // 8), "minimums": num_blocks * self.scale_bytes}
+        values = num_blocks * self.block_size * self.num_bits // 8
+        return num_rows * (values + num_blocks * self.scale_bytes + beside[self.zeros])
+
+    @property
+    def bits_per_weight(self) -> float:
+        """Bits a weight takes with its share of scale and zero, in rows of whole blocks."""
+        beside = {"middle": 0, "points": self.num_bits, "minimums": 8 * self.scale_bytes}
+        return self.num_bits + (8 * self.scale_bytes + beside[self.zeros]) / self.block_size
 
 
 @dataclass(frozen=True)
@@ -36,7 +72,8 @@ class Structure:
     Symmetric blocks have the zero point in the middle of the range, others one of their own. `rank_fraction` below 1
     stores each projection of the layers as two factors of that share of its directions. `compute` says what activations
     are rounded to inside a product with integer weights; `auto` becomes the fast one, int8, and fp32 where the weights
-    or the activations allow nothing else.
+    or the activations allow nothing else. `average_bits` lets the most sensitive matrices of int4 weights be int8, as
+    long as all matrices together take no more than so many bits a weight, scales included.
     """
 
     weight_format: WeightFormat = "fp32"
@@ -46,13 +83,14 @@ class Structure:
     quantizer: Quantizer = "rtn"
     rank_fraction: float = 1.0
     compute: Compute | Literal["auto"] = "auto"
+    average_bits: float | None = None
 
     def __post_init__(self) -> None:
         if self.compute == "auto":
             object.__setattr__(self, "compute", self._fast_compute())
-        if self.weight_format not in WEIGHT_FORMATS:
+        if self.weight_format not in (*WEIGHT_FORMATS, "keep"):
             raise HavocError(
-                f"no weight format is called {self.weight_format!r}; there are {', '.join(WEIGHT_FORMATS)}"
+                f"no weight format is called {self.weight_format!r}; there are {', '.join(WEIGHT_FORMATS)} and keep"
             )
         if self.activation_dtype not in ACTIVATION_DTYPES:
             raise HavocError(
@@ -66,6 +104,7 @@ class Structure:
             raise HavocError(f"the share of the rank to keep must be above 0 and at most 1, not {self.rank_fraction!r}")
         self._check_compute()
         self._check_quantizer()
+        self._check_mixed()
 
     def _fast_compute(self) -> Compute:
         """What `auto` means: the one place where the default is decided."""
@@ -75,17 +114,34 @@ class Structure:
         if self.compute not in COMPUTES:
             raise HavocError(f"products compute in {' or '.join(COMPUTES)}, not {self.compute!r}")
         if self.compute == "int8" and not self.is_quantized:
-            raise HavocError(f"{self.weight_format} weights compute in fp32: int8 compute needs int8 or int4 weights")
+            raise HavocError(f"{self.weight_format} weights compute in fp32: int8 compute needs integer weights")
         if self.compute == "int8" and self.activation_dtype != "fp32":
             raise HavocError("int8 compute rounds fp32 activations: leave it out, or ask for fp32 activations")
 
     def _check_quantizer(self) -> None:
+        if self.weight_format == "keep" and (named := self._blocks_asked_for()):
+            raise HavocError(f"kept blocks are those of the file: leave out {named}, or take int8 or int4")
+        if self.weight_format == "keep" and self.rank_fraction != 1:
+            raise HavocError("kept blocks are those of whole matrices: leave out the share of the rank")
         if not self.is_quantized and (named := self._blocks_asked_for()):
             raise HavocError(f"{self.weight_format} weights have no blocks: leave out {named}, or take int8 or int4")
-        if self.quantizer == "hqq" and self.weight_format != "int4":
-            raise HavocError(f"the quantizer hqq makes int4 weights, not {self.weight_format}; use rtn or k_quant")
-        if self.quantizer != "rtn" and self.is_symmetric:
+        if self.quantizer in {"hqq", "gptq"} and self.weight_format != "int4":
+            other = "use rtn or k_quant"
+            raise HavocError(f"the quantizer {self.quantizer} makes int4 weights, not {self.weight_format}; {other}")
+        if self.quantizer in {"hqq", "k_quant"} and self.is_symmetric:
             raise HavocError(f"the quantizer {self.quantizer} chooses zero points: ask for asymmetric blocks as well")
+        if self.is_calibrated and self.rank_fraction != 1:
+            raise HavocError("gptq and mixed bits work on whole matrices: leave out the share of the rank")
+
+    def _check_mixed(self) -> None:
+        if self.average_bits is None:
+            return
+        if self.weight_format != "int4":
+            raise HavocError(f"{self.weight_format} weights cannot be mixed: an average of bits needs int4 weights")
+        least, most = self.blocks.bits_per_weight, self.promoted_blocks.bits_per_weight
+        if type(self.average_bits) not in {int, float} or not least <= self.average_bits <= most:
+            here = f"{self.average_bits!r} bits a weight"
+            raise HavocError(f"{here}: these int4 blocks alone take {least:g}, and {most:g} with int8 everywhere")
 
     def _blocks_asked_for(self) -> str:
         """What is unusual about the blocks, in words."""
@@ -101,7 +157,7 @@ class Structure:
         if found is None:
             raise HavocError(
                 f"no structure is called {name!r}; a name is a weight format ({', '.join(WEIGHT_FORMATS)}) and what is "
-                "unusual about it, such as int4-b64, int4a-hqq or int8-r0.50"
+                "unusual about it, such as int4-b64, int4-gptq-mix5.0 or int8-r0.50"
             )
         return cls(
             found["weights"],  # type: ignore[arg-type]
@@ -111,6 +167,7 @@ class Structure:
             (found["quantizer"] or "rtn").replace("-", "_"),  # type: ignore[arg-type]
             float(found["rank"] or 1),
             found["compute"] or "auto",  # type: ignore[arg-type]
+            None if found["mixed"] is None else float(found["mixed"]),
         )
 
     @classmethod
@@ -132,6 +189,7 @@ class Structure:
                 document.get("quantizer", "rtn"),
                 float(document.get("rank_fraction", 1.0)),
                 document.get("compute") or ("fp32" if weight_format == "int4" else "auto"),
+                None if document.get("average_bits") is None else float(document["average_bits"]),
             )
         except (KeyError, ValueError, TypeError) as error:
             msg = f"the structure {dict(document)} cannot be read ({type(error).__name__}: {error})"
@@ -153,16 +211,40 @@ class Structure:
     @property
     def description(self) -> str:
         """The structure in words: `int4 weights (asymmetric blocks of 64, hqq), fp32 activations`."""
+        if self.weight_format == "keep":
+            compute = f" computed in {self.compute}" if self.has_compute else ""
+            return f"the weights of the file as they are, {self.activation_dtype} activations{compute}"
         symmetry = "symmetric" if self.is_symmetric else "asymmetric"
-        blocks = f" ({symmetry} blocks of {self.block_size}, {self.quantizer})" if self.is_quantized else ""
+        mixed = "" if self.average_bits is None else f", int8 up to {self.average_bits:g} bits a weight"
+        blocks = f" ({symmetry} blocks of {self.block_size}, {self.quantizer}{mixed})" if self.is_quantized else ""
         rank = "" if self.rank_fraction == 1 else f", {self.rank_fraction:g} of the rank"
         compute = f" computed in {self.compute}" if self.has_compute else ""
         return f"{self.weight_format} weights{blocks}, {self.activation_dtype} activations{compute}{rank}"
 
     @property
     def is_quantized(self) -> bool:
-        """Whether the weights are integers with scales."""
-        return self.weight_format in {"int8", "int4"}
+        """Whether the weights are integers with scales; of kept ones that may be."""
+        return self.weight_format in {"int8", "int4", "keep"}
+
+    @property
+    def blocks(self) -> BlockFormat:
+        """How integer matrices are stored where nothing else is said: of gptq with scales in fp16, as GGUF has them.
+
+        Only of a structure with integer weights; of kept ones the smallest that there are.
+        """
+        is_half = self.activation_dtype == "fp16" or self.quantizer == "gptq" or self.weight_format == "keep"
+        zeros: Zeros = "middle" if self.is_symmetric else "minimums" if self.quantizer == "gptq" else "points"
+        return BlockFormat(BITS_PER_WEIGHT[self.weight_format], self.block_size, zeros, 2 if is_half else 4)
+
+    @property
+    def promoted_blocks(self) -> BlockFormat:
+        """How the sensitive matrices of mixed bits are stored: in int8."""
+        return BlockFormat(8, self.block_size, "middle", self.blocks.scale_bytes)
+
+    @property
+    def is_calibrated(self) -> bool:
+        """Whether a text decides how weights are stored."""
+        return self.quantizer == "gptq" or self.average_bits is not None
 
     @property
     def has_compute(self) -> bool:
@@ -191,23 +273,28 @@ class Structure:
         return -(-num_columns // self.block_size) * self.block_size if self.is_quantized else num_columns
 
     def __str__(self) -> str:
-        """Name the structure the way tables and file names do: `int4-fp32`, `int4a-hqq-b64-fp32-cfp32-r0.50`."""
+        """Name the structure as tables and file names do: `int4-fp32`, `int4-gptq-mix5.0-fp32`, `int8-fp32-cfp32`."""
         quantizer = "" if self.quantizer == "rtn" else f"-{self.quantizer}"
         block = "" if self.block_size == _DEFAULTS["block_size"] else f"-b{self.block_size}"
-        weights = f"{self.weight_format}{'' if self.is_symmetric else 'a'}{quantizer}{block}"
+        mixed = "" if self.average_bits is None else f"-mix{_shortest(self.average_bits, '.1f')}"
+        weights = f"{self.weight_format}{'' if self.is_symmetric else 'a'}{quantizer}{mixed}{block}"
         compute = "" if self.compute == self._fast_compute() else f"-c{self.compute}"
         return f"{weights}-{self.activation_dtype}{compute}{self._rank_name()}"
 
     def _rank_name(self) -> str:
-        if self.rank_fraction == 1:
-            return ""
-        short = f"{self.rank_fraction:.2f}"
-        return f"-r{short if float(short) == self.rank_fraction else self.rank_fraction}"
+        return "" if self.rank_fraction == 1 else f"-r{_shortest(self.rank_fraction, '.2f')}"
+
+
+def _shortest(number: float, form: str) -> str:
+    """The number in that form where it says all of it."""
+    short = f"{number:{form}}"
+    return short if float(short) == number else str(number)
 
 
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Structure)}
 _NAME = re.compile(
-    r"(?P<weights>fp32|fp16|int8|int4)(?P<asymmetric>a)?(-(?P<quantizer>rtn|hqq|k[-_]quant))?(-b(?P<block>\d{1,4}))?"
+    r"(?P<weights>fp32|fp16|int8|int4|keep)(?P<asymmetric>a)?(-(?P<quantizer>rtn|hqq|k[-_]quant|gptq))?"
+    r"(-mix(?P<mixed>\d{1,2}(\.\d{1,20})?))?(-b(?P<block>\d{1,4}))?"
     r"(-(?P<activations>fp32|fp16))?(-c(?P<compute>fp32|int8))?(-r(?P<rank>\d{0,3}\.?\d{1,20}(e-\d{1,3})?))?",
     re.ASCII,
 )

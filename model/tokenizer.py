@@ -33,6 +33,9 @@ NUM_BYTES = 256
 _MARKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 """Noncharacters of Unicode: one that a text does not hold is put into the special tokens that the text spells."""
 
+_ANCHORS = ("\n", "a", ".", "0")
+"""Texts to read another behind: the first one that does not grow together with it."""
+
 
 @dataclass(frozen=True)
 class Tokenizer:
@@ -76,7 +79,6 @@ class Tokenizer:
             raise HavocError(
                 f"{file.parent}: neither tokenizer_config.json nor config.json names the end-of-text token"
             )
-        _set_post_processor(backend, file.parent)
         return cls(
             backend,
             pad_id=eos_id if ids["pad"] is None else ids["pad"],
@@ -189,10 +191,10 @@ class Tokenizer:
     def _encoded_behind(self, text: str, ids: Sequence[int]) -> list[int]:
         """Ids of plain text behind others: SentencePiece puts a space before the first text only."""
         if ids and self._marks_beginnings:
-            newline = self.encode("\n")
-            behind = self.encode("\n" + text)
-            if behind[: len(newline)] == newline:
-                return behind[len(newline) :]
+            for anchor in _ANCHORS:
+                before, whole = self.encode(anchor), self.encode(anchor + text)
+                if whole[: len(before)] == before:
+                    return whole[len(before) :]
         return self.encode(text)
 
     @cached_property
@@ -270,19 +272,6 @@ def around(*, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> proce
     """What puts a beginning and an end around every text."""
     single = " ".join([*([bos[0]] if bos else []), "$A", *([eos[0]] if eos else [])])
     return processors.TemplateProcessing(single=single, special_tokens=[token for token in (bos, eos) if token])
-
-
-def _set_post_processor(backend: tokenizers.Tokenizer, directory: Path) -> None:
-    """`add_bos_token` and `add_eos_token` of `tokenizer_config.json` go before the file's own, as in transformers."""
-    fields = _fields(directory / "tokenizer_config.json")
-    if not {"add_bos_token", "add_eos_token"} & set(fields):
-        return
-    found: dict[str, tuple[str, int] | None] = {}
-    for role in ("bos", "eos"):
-        name = _name(fields.get(f"{role}_token")) if fields.get(f"add_{role}_token") is True else None
-        token_id = None if name is None else backend.token_to_id(name)
-        found[role] = None if name is None or token_id is None else (name, token_id)
-    backend.post_processor = around(bos=found["bos"], eos=found["eos"])
 
 
 def _special_names(directory: Path) -> dict[str, str]:

@@ -99,7 +99,7 @@ class HavocModel(nn.Module):
         for plain causal attention; the other arguments as in `forward`.
         """
         rotary = self.rotary(positions)
-        x_BTD = self._embed(input_ids, patches)
+        x_BTD = self.embed(input_ids, patches)
         presents: list[KeyValue] = []
         for index, layer in enumerate(self.layers):
             x_BTD, present = layer(x_BTD, rotary, mask, None if past_key_values is None else past_key_values[index])
@@ -143,7 +143,7 @@ class HavocModel(nn.Module):
         zeros = torch.zeros(is_visible.shape, dtype=self.norm.weight.dtype, device=device)
         return zeros.masked_fill_(~is_visible, float("-inf")).unsqueeze(1)
 
-    def _embed(self, input_ids: Tensor, patches: Tensor | None) -> Tensor:
+    def embed(self, input_ids: Tensor, patches: Tensor | None) -> Tensor:
         """Token embeddings [B, T, D], with patches through one linear projection where the image tokens stand."""
         x_BTD: Tensor = self.embed_tokens(input_ids)
         vision, is_decode_step = self.config.vision, input_ids.shape[1] == 1

@@ -1,4 +1,4 @@
-"""Small GGUF files as llama.cpp writes them, through the writer and the quantizers of the `gguf` library."""
+"""Small GGUF files as llama.cpp's converter writes them, by the writer and quantizers of the `gguf` library."""
 
 from __future__ import annotations
 

@@ -130,7 +130,6 @@ def test_the_choices_are_those_of_the_rooms() -> None:
         ("xyzzy", "unknown verb 'xyzzy'"),
         ("train nano --domian math --out x", "unknown option --domian; did you mean --domain?"),
         ("train nano --domain=math --ot=x", "unknown option --ot; did you mean --out?"),
-        ("train nano --task maths --out x", "unknown task 'maths': did you mean math?"),
         ("train nano --domain math", "required: --out"),
         ("train", "required: BASE"),
         ("train nano --dom math --out x", "unknown option --dom"),

@@ -159,6 +159,36 @@ def test_text_and_accuracy(havoc: Run, artifact: Path) -> None:
     assert json.loads(scored.stdout)["accuracy"]["math"]["num_rows"] == 20
 
 
+OWN_TASK = """
+kind = "choice"
+metric = "acc"
+[data]
+path = "sums.{ending}"
+problem = ["q"]
+splits = {{ gate = "data" }}
+[prompt]
+template = "Question: {{{{ q }}}}\\nAnswer:"
+[choice]
+choices = "[a, b]"
+label = "right"
+"""
+
+
+def test_a_task_of_ones_own_is_scored(havoc: Run, artifact: Path, tmp_path: Path) -> None:
+    """Rows in jsonl need nothing more; parquet names the extra that reads it, in one line."""
+    rows = [{"q": f"{n} + 1", "a": str(n + 1), "b": str(n + 7), "right": 0} for n in range(12)]
+    (tmp_path / "sums.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "sums.parquet").write_bytes(b"PAR1")
+    for ending in ("jsonl", "parquet"):
+        (tmp_path / f"{ending}.toml").write_text(OWN_TASK.format(ending=ending))
+    scored = havoc("eval", artifact, "--task", tmp_path / "jsonl.toml", "--quiet", "--json")
+    assert scored.returncode == 0, scored.stderr
+    assert json.loads(scored.stdout)["accuracy"]["jsonl"]["num_rows"] == 12
+    refused = havoc("eval", artifact, "--task", tmp_path / "parquet.toml", "--quiet")
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
+    assert 'pip install "havoc-core[data]"' in refused.stderr
+
+
 @pytest.mark.parametrize(
     ("extra", "words"),
     [

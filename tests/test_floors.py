@@ -35,11 +35,11 @@ DRAWING = {
 }  # for `havoc report` alone, which says what to install
 EDGE_MODULES = (
     "errors storage progress cgroups cores processes config arguments cli __main__".split()
-    + ["export.artifact", "export.session"]
+    + "export.artifact export.likelihood export.session".split()
     + [
         f"model.{name}"
         for name in "base_tokenizer chat chat_renderer config cost gguf_config gguf_header gguf_tokenizer".split()
-        + "structure tokenizer vision".split()
+        + "likelihood prompt stopping structure tokenizer vision".split()
     ]
 )
 

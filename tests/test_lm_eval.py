@@ -33,6 +33,7 @@ from havoc_core.model.scorer import TorchScorer
 from havoc_core.model.transformer import HavocModel
 
 GENAI = os.environ.get("HAVOC_GENAI_PYTHON") or None
+NUM_REAL_ROWS = int(os.environ.get("HAVOC_REAL_ROWS") or 200)
 NEAR = 1e-3
 """How far two sums of log-likelihoods may be apart."""
 CHATML = (
@@ -443,10 +444,10 @@ def arc(data: Path) -> dict[str, Any]:
 def test_a_real_model_on_real_rows(
     real_model: Path, real_data: Path, lm_eval: Oracle, num_shots: int, is_chat: bool
 ) -> None:
-    """ARC-Easy, 200 rows: every sum, and the same rows right for acc and acc_norm."""
+    """ARC-Easy, 200 rows or HAVOC_REAL_ROWS: every sum, and the same rows right for acc and acc_norm."""
     task = load_task("arc-easy", data_dir=real_data, few_shot=num_shots)
-    rows = sources.rows(task, "gate", 200, data_dir=real_data)
-    theirs = lm_eval(real_model, arc(real_data), num_rows=200, chat=is_chat, num_shots=num_shots)
+    rows = sources.rows(task, "gate", NUM_REAL_ROWS, data_dir=real_data)
+    theirs = lm_eval(real_model, arc(real_data), num_rows=NUM_REAL_ROWS, chat=is_chat, num_shots=num_shots)
     base = load_base(str(real_model), is_chat=is_chat)
     require_same_choices(TorchScorer(base.model, base.tokenizer), task, rows, theirs)
 
@@ -454,11 +455,11 @@ def test_a_real_model_on_real_rows(
 @pytest.mark.real
 @pytest.mark.timeout(3600)
 def test_a_real_model_writes_on_real_rows(real_model: Path, real_data: Path, lm_eval: Oracle) -> None:
-    """gsm8k, 40 rows, greedy: the same rows right for strict and flexible extraction."""
+    """gsm8k, a fifth as many rows, greedy: the same rows right for strict and flexible extraction."""
     task = load_task("gsm8k", data_dir=real_data)
-    rows = sources.rows(task, "gate", 40, data_dir=real_data)
+    rows = sources.rows(task, "gate", NUM_REAL_ROWS // 5, data_dir=real_data)
     until = {"until": list(task.stop), "do_sample": False, "temperature": 0.0, "max_gen_toks": task.max_new_tokens}
     where = files(real_data / "gsm8k" / "main", "parquet", "{part}-00000-of-00001.parquet")
-    theirs = lm_eval(real_model, generate_config(**where, generation_kwargs=until), num_rows=40)
+    theirs = lm_eval(real_model, generate_config(**where, generation_kwargs=until), num_rows=len(rows))
     base = load_base(str(real_model), is_chat=False)
     require_same_texts(TorchScorer(base.model, base.tokenizer), task, rows, theirs)

@@ -295,6 +295,6 @@ def test_data_that_is_not_enough_is_refused_first(tmp_path: Path) -> None:
     """Rows that search and gate will need are asked for before anything is trained or written."""
     (tmp_path / "data").mkdir()
     recipe = Recipe.model_validate({"data": {"source": str(tmp_path / "data")}, "experts": {"domains": ["code"]}})
-    with pytest.raises(HavocError, match=r"mbpp/full/validation-\*.parquet: no such files"):
+    with pytest.raises(HavocError, match=r"mbpp/full/train-\*.\{parquet,jsonl,json,csv\}: no such files"):
         run(recipe, tmp_path / "out", progress=SILENT)
     assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import subprocess
@@ -11,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from havoc_core.arguments import DOMAINS
+from havoc_core.adapt.tasks.task import load_task
 from havoc_core.bench.targets import read_targets
-from havoc_core.cli import VERBS, parse
+from havoc_core.cli import VERBS, main, parse
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError
 
@@ -81,8 +82,25 @@ def test_every_recipe_is_valid(page: Path, tmp_path: Path) -> None:
             (tmp_path / "own.toml").write_text(block)
             assert read_targets(tmp_path / "own.toml")
             continue
-        recipe = Recipe.model_validate(tomllib.loads(block))
-        assert set(recipe.experts.domains) <= set(DOMAINS)
+        if block.startswith("kind = "):
+            (tmp_path / "own-task.toml").write_text(block)
+            assert load_task(tmp_path / "own-task.toml", few_shot=0).name == "own-task"
+            continue
+        assert Recipe.model_validate(tomllib.loads(block)).experts.tasks
+
+
+def test_the_example_task_is_scored_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    """The rows and the task of docs/tasks.md, saved under the names it gives, and the command below them."""
+    page = ROOT / "docs" / "tasks.md"
+    rows, task = blocks(page, "jsonl")[0], blocks(page, "toml")[0]
+    (tmp_path / "capitals.jsonl").write_text(rows)
+    (tmp_path / "capitals.toml").write_text(task)
+    monkeypatch.chdir(tmp_path)
+    (line,) = blocks(page, "sh")[0].splitlines()
+    assert main([*shlex.split(line)[1:], "--json", "--quiet"]) == 0
+    found = json.loads(capsys.readouterr().out)["accuracy"]["capitals"]
+    assert found["num_rows"] == len(rows.splitlines())
+    assert set(found["metrics"]) == {"acc", "acc_norm"}
 
 
 def test_the_python_of_the_readme_runs() -> None:

@@ -277,8 +277,12 @@ class Task:
         return golds
 
     def _run(self, pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
+        seconds = _required(self.definition.code).cpu_seconds
         return assertions.judge(
-            [assertions.Program(self._setup(row), answers.program(text), self._tests(row)) for row, text in pairs]
+            [
+                assertions.Program(self._setup(row), answers.program(text), self._tests(row), seconds)
+                for row, text in pairs
+            ]
         )
 
     def _tests(self, row: Row) -> tuple[str, ...]:

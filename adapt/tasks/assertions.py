@@ -40,11 +40,15 @@ _SCOPES = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """Code under test, the code that prepares the tests (run after it), and the tests, one `assert` each."""
+    """Code under test, the code that prepares the tests (run after it), and the tests, one `assert` each.
+
+    `patience` times the usual second of CPU time is allowed.
+    """
 
     setup: str
     code: str
     tests: tuple[str, ...]
+    patience: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class _Check:
 
 def judge(programs: Sequence[Program]) -> list[Reward]:
     """Run every program against its tests: right when all hold, "failed" when the sandbox or a test is broken."""
-    jobs = [sandbox.Job(program.setup, program.code, _calls(program)) for program in programs]
+    jobs = [sandbox.Job(program.setup, program.code, _calls(program), program.patience) for program in programs]
     outcomes = sandbox.run_functions(jobs)
     rest_jobs = [
         job for program, outcome in zip(programs, outcomes, strict=True) for job in _rest_jobs(program, outcome)

@@ -4,7 +4,7 @@
     kind = "choice"             # or "generate", "code"
     metric = "acc"              # what accuracy/my-task means
 
-    [data] [data.splits] [prompt] [few_shot] [choice] [generate] [code] [limits]
+    [data] [data.splits] [prompt] [few_shot] [choice] [generate] [code] [training] [limits]
 
 `docs/tasks.md` explains every key on an example; the fields below are the reference. A value that names a part of a row
 is a Jinja expression over its columns (`choices.text`), a text with places for columns is a Jinja template.
@@ -245,10 +245,14 @@ class GenerateRule(WrittenRule):
 
 
 class CodeRule(WrittenRule):
-    """The model writes a program: right when all `tests` hold, each one `assert` statement, run in the sandbox."""
+    """The model writes a program: right when all `tests` hold, each one `assert` statement, run in the sandbox.
+
+    The program and the calls of its tests may use `cpu_seconds` together, and three times that by the clock.
+    """
 
     tests: ExpressionText
     setup: ExpressionText | None = None
+    cpu_seconds: Annotated[int, Field(ge=1, le=60)] = 1
 
 
 class Limits(_Part):
@@ -264,6 +268,16 @@ class Limits(_Part):
     above: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
+class Training(_Part):
+    """How an expert of this task is trained where nobody says otherwise.
+
+    `method` names one of `adapt/objectives.py`: "next-token" for a task that small bases hardly ever get right, where
+    sampled answers would carry no signal. `auto` is "expected-reward" for choices, "reinforce" for what is written.
+    """
+
+    method: Literal["auto", "expected-reward", "reinforce", "next-token"] = "auto"
+
+
 class Definition(_Part):
     """A whole task file."""
 
@@ -277,6 +291,7 @@ class Definition(_Part):
     choice: ChoiceRule | None = None
     generate: GenerateRule | None = None
     code: CodeRule | None = None
+    training: Training = Training()
     limits: Limits = Limits()
 
     @property

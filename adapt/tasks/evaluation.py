@@ -25,8 +25,11 @@ if TYPE_CHECKING:
     from ...model.prompt import PromptLike
     from .task import Row, Task
 
-_CHUNK_ROWS = 256
-"""So many rows are asked together; progress is told behind each chunk."""
+_CHUNK_ROWS, _CHUNK_CHOICES, _CHUNK_TOKENS = 256, 64, 256 * 80
+"""Most rows that are asked together, of tasks that write and of choices, and most tokens they may write.
+
+Progress is told behind each chunk, so a chunk of long answers must not take minutes; sizes depend on the task alone.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,13 +141,11 @@ def score(
     `max_new_tokens` None takes the task's. `advance` is told how many rows were done. Raises `MeasurementError` when
     `scorer` does not answer every prompt, and `HavocError` for a task of kind `choice` that shows pictures.
     """
-    verdicts: list[_Verdict] = []
-    for start in range(0, len(rows), _CHUNK_ROWS):
-        chunk = rows[start : start + _CHUNK_ROWS]
-        if task.kind == "choice":
-            verdicts += _choose(scorer, task, chunk)
-        else:
-            verdicts += _write(scorer, task, chunk, max_new_tokens or task.max_new_tokens)
+    longest, verdicts = max_new_tokens or task.max_new_tokens, list[_Verdict]()
+    size = _CHUNK_CHOICES if task.kind == "choice" else min(_CHUNK_ROWS, max(1, _CHUNK_TOKENS // longest))
+    for start in range(0, len(rows), size):
+        chunk = rows[start : start + size]
+        verdicts += _choose(scorer, task, chunk) if task.kind == "choice" else _write(scorer, task, chunk, longest)
         advance(len(chunk))
     return Scores(
         task=task.name,

@@ -157,6 +157,10 @@ def _present(path: Path, columns: Sequence[str], optional: frozenset[str], there
 def _chosen(where: str, row: object, columns: Sequence[str], optional: frozenset[str]) -> Row:
     if not isinstance(row, dict):
         raise HavocError(f"{where}: holds {type(row).__name__}, expected an object with the columns as keys")
+    try:
+        json.dumps(row, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        raise HavocError(f"{where}: holds half of a surrogate pair (as \\ud800 is), which is no text") from error
     if missing := [column for column in columns if column not in row and column not in optional]:
         there = ", ".join(map(str, row))[:200] or "none"
         raise HavocError(f"{where}: no column {', '.join(missing)} (there are {there})")

@@ -30,7 +30,7 @@ import tempfile
 import threading
 import time
 from collections import OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -60,11 +60,15 @@ main()
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Code to run, then `setup`, then the `calls`: Python expressions whose values come back."""
+    """Code to run, then `setup`, then the `calls`: Python expressions whose values come back.
+
+    It may use `patience` times the CPU and wall time of the sandbox's limits.
+    """
 
     setup: str
     code: str
     calls: tuple[str, ...]
+    patience: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +93,10 @@ class Limits:
     wall_s: float = 3.0
     memory_bytes: int = 256 << 20
     output_bytes: int = 64 << 10
+
+    def for_patience(self, times: int) -> Limits:
+        """The same, with `times` the time."""
+        return replace(self, cpu_s=self.cpu_s * times, wall_s=self.wall_s * times)
 
 
 def run_functions(jobs: Sequence[Job], *, allow_unconfined: bool = False) -> list[Outcome]:
@@ -176,10 +184,11 @@ class Sandbox:
         self, run: _Run, busy: dict[_ConfinedProcess, _Run], queue: deque[_Run], found: dict[Job, Outcome]
     ) -> None:
         run.nonce = secrets.token_hex(16)
+        limits = self.limits.for_patience(run.job.patience)
         request = {
             "setup": run.job.setup, "code": run.job.code, "calls": run.job.calls, "nonce": run.nonce,
-            "cpu_s": self.limits.cpu_s, "wall_s": self.limits.wall_s,
-            "memory_bytes": self.limits.memory_bytes, "output_bytes": self.limits.output_bytes,
+            "cpu_s": limits.cpu_s, "wall_s": limits.wall_s,
+            "memory_bytes": limits.memory_bytes, "output_bytes": limits.output_bytes,
         }  # fmt: skip
         data = json.dumps(request).encode()
         if len(data) > _MAX_REQUEST_BYTES:
@@ -195,12 +204,12 @@ class Sandbox:
             self._drop(process)
             self._take(run, Outcome("infra", reason=f"the confined process is gone ({error})"), queue, found)
             return
-        run.deadline = time.monotonic() + self.limits.wall_s + _GRACE_S
+        run.deadline = time.monotonic() + limits.wall_s + _GRACE_S
         busy[process] = run
 
     def _answer(self, process: _ConfinedProcess, run: _Run) -> Outcome:
         try:
-            return _read_reply(process.receive(), run, self.limits)
+            return _read_reply(process.receive(), run, self.limits.for_patience(run.job.patience))
         except (OSError, EOFError, ValueError, KeyError) as error:
             self._drop(process)
             return Outcome("infra", reason=f"the confined process failed ({error})")

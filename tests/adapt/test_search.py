@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from pymoo.algorithms.moo.nsga2 import NSGA2
 
 from havoc_core import storage
 from havoc_core.adapt.search import COST_OBJECTIVES, Candidate, SearchSettings, search
-from havoc_core.errors import HavocError
+from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.model.structure import Structure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
 BEST = {"math": 1.0, "code": 0.5}
@@ -35,7 +36,16 @@ class KnownLandscape:
         wobble = 1 + self._noise * (self.num_costs % 2)
         return {"prefill_ms": 10 * scale * wobble, "peak_bytes": 1e6 * scale, "decode_tok_per_s": 100.0 * wobble}
 
-    def answers(self, candidate: Candidate, *, sample: int) -> Mapping[str, tuple[bool, ...]]:
+    def answers(
+        self, candidates: Sequence[Candidate], *, sample: int
+    ) -> Iterator[Mapping[str, tuple[bool, ...]] | HavocError]:
+        for candidate in candidates:
+            try:
+                yield self.answer(candidate, sample)
+            except HavocError as error:
+                yield error
+
+    def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
         self.num_answers += 1
         if candidate.alpha[0] > self._fail_above:
             msg = "alpha too large for this graph"
@@ -89,6 +99,73 @@ def test_failed_candidate_is_infeasible_with_its_reason(tmp_path: Path) -> None:
     assert failed
     assert {entry["reason"] for entry in failed} == {"alpha too large for this graph"}
     assert all(evaluation.candidate.alpha[0] <= 0.5 for evaluation in result.front)
+
+
+class FailingFinalists(KnownLandscape):
+    """Sixty times slower than its limit, and some finalists cannot be scored on the fresh rows."""
+
+    def __init__(self, *failing: int) -> None:
+        super().__init__()
+        self._failing, self._num_again = failing, 0
+
+    def cost(self, structure: Structure) -> Mapping[str, float]:
+        return {**super().cost(structure), "prefill_ms": 6000.0 * SPEED[structure.weight_format]}
+
+    def answers(self, candidate: Candidate, *, sample: int) -> Mapping[str, tuple[bool, ...]]:
+        self._num_again += sample
+        if sample and self._num_again in self._failing:
+            msg = "the measuring process ended with code -9 without a result"
+            raise MeasurementError(msg)
+        return super().answers(candidate, sample=sample)
+
+
+OUT_OF_REACH = dataclasses.replace(SETTINGS, limits={"prefill_ms": ("<", 100.0)})
+
+
+@pytest.mark.parametrize("failing", [(1,), (2,), (3,), (1, 3)])
+def test_a_failed_finalist_is_never_chosen(failing: tuple[int, ...], tmp_path: Path) -> None:
+    """However far the measured ones are from the limits; and `front.json` names the choice among the candidates."""
+    result = search(FailingFinalists(*failing), settings=OUT_OF_REACH, journal_path=tmp_path / "journal.jsonl")
+    assert result.chosen.reason == ""
+    assert result.chosen.mean_accuracy > 0
+    document = result.to_json()
+    assert document["chosen"] in {candidate["key"] for candidate in document["candidates"]}
+    again = [candidate["rescored_accuracy"] for candidate in document["candidates"]]
+    assert {} not in again
+
+
+def test_without_any_second_score_there_is_no_choice(tmp_path: Path) -> None:
+    """All finalists failed: an error that says how, with an exit code that is not 0."""
+    with pytest.raises(MeasurementError, match=r"none of the 3 best candidates .* code -9"):
+        search(FailingFinalists(1, 2, 3), settings=OUT_OF_REACH, journal_path=tmp_path / "journal.jsonl")
+
+
+def test_nsga2_ranks_every_failure_below_everything_measured(tmp_path: Path) -> None:
+    """Measured candidates, each sixty times over its limit, survive; failed ones do not, though they miss by "1"."""
+    seen: list[Any] = []
+
+    class Watched(FailingFinalists):
+        def answers(self, candidate: Candidate, *, sample: int) -> Mapping[str, tuple[bool, ...]]:
+            if candidate.alpha[0] > 1.0 and not sample:
+                msg = "alpha too large for this graph"
+                raise HavocError(msg)
+            return super().answers(candidate, sample=sample)
+
+    class Spy(NSGA2):
+        def _advance(self, *args: Any, **kwargs: Any) -> Any:
+            answer = super()._advance(*args, **kwargs)
+            seen.append((self.pop.get("CV").ravel(), self.pop.get("F")[:, -1]))
+            return answer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pymoo.algorithms.moo.nsga2.NSGA2", Spy)
+        search(Watched(), settings=OUT_OF_REACH, journal_path=tmp_path / "journal.jsonl")
+    violations, objectives = seen[-1]
+    is_failed = objectives >= 1e9
+    assert not is_failed.any()  # in eight generations every failure has been replaced by something measured
+    assert violations.max() < 1e6
+    first_violations, first_objectives = seen[1]
+    assert first_violations[first_objectives >= 1e9].min(initial=1e12) > first_violations[first_objectives < 1e9].max()
 
 
 def test_limits_are_constraints(tmp_path: Path) -> None:

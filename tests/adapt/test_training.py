@@ -17,11 +17,14 @@ from havoc_core import storage
 from havoc_core.adapt import reinforce
 from havoc_core.adapt.basis import Basis
 from havoc_core.adapt.commands import base_basis
+from havoc_core.adapt.expert import load_expert
 from havoc_core.adapt.objectives import TrainingSettings
+from havoc_core.adapt.reading import layer_of
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.adapt.tensor_file import digest_of
 from havoc_core.adapt.training import train_expert
 from havoc_core.adapt.training_state import forget_training, load_state, state_path, trace_path
+from havoc_core.cli import main
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.progress import SILENT
@@ -220,3 +223,48 @@ def test_non_finite_losses_are_skipped_counted_and_end_the_run(
             base, basis, MATH, settings=dataclasses.replace(SMALL, num_steps=20, max_draws=1), checkpoint_dir=tmp_path
         )
     assert len(steps) == 10
+
+
+def test_a_finished_expert_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`havoc train` refuses before any work, in one line that says how to train anew."""
+    finished = tmp_path / "z_vectors_math.safetensors"
+    finished.write_bytes(b"an expert")
+    assert main(["train", "nano", "--task", "math", "--out", str(tmp_path)]) == 2
+    assert "is a finished expert: use --force" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [finished.name]
+    assert finished.read_bytes() == b"an expert"
+
+
+def test_train_takes_method_rate_and_threads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What the command line says stands in the expert; a method the task cannot have is refused before any work."""
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text(
+        "[experts]\nprompts_per_step = 2\nnum_validation_rows = 2\nnum_train_rows = 4\nmax_new_tokens = 8"
+    )
+    words = ["train", "nano", "--task", "math", "--recipe", str(recipe), "--steps", "1", "--quiet", "--json"]
+    out = tmp_path / "out"
+    assert main([*words, "--method", "next-token", "--learning-rate", "0.5", "--threads", "1", "--out", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out)["method"] == "next-token"
+    settings = load_expert(out / "z_vectors_math.safetensors").settings
+    assert (settings["method"], settings["optimizer"]["fallback_lr"]) == ("next-token", 0.5)
+    assert main([*words, "--method", "expected-reward", "--out", str(tmp_path / "other")]) == 2
+    assert "needs a task of choices" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize(("trained_layers", "words"), [(5, "the base has 4 layers"), (0, "at least one layer")])
+def test_layers_that_are_not_there_are_refused(
+    base: Base, basis: Basis, tmp_path: Path, trained_layers: int, words: str
+) -> None:
+    """With both numbers."""
+    with pytest.raises(HavocError, match=words):
+        settings = dataclasses.replace(SMALL, trained_layers=trained_layers)
+        train_expert(base, basis, MATH, settings=settings, checkpoint_dir=tmp_path)
+
+
+def test_untrained_layers_keep_delta_0(base: Base, basis: Basis, tmp_path: Path) -> None:
+    """The expert of the last layer is a whole expert file: every matrix of the basis has its vector."""
+    settings = dataclasses.replace(SMALL, trained_layers=1, method="next-token", num_steps=2)
+    expert = train_expert(base, basis, MATH, settings=settings, checkpoint_dir=tmp_path)
+    assert set(expert.deltas) == set(basis.matrices)
+    assert not any(delta.any() for name, delta in expert.deltas.items() if layer_of(name) < 3)

@@ -104,6 +104,7 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("cpu", {"workload__prompt_tokens": 256}),
         ("cpu", {"workload__context_tokens": 64}),
         ("cpu", {"workload__passes": 2}),
+        ("threads", {"protocol__num_threads": 7}),
     ],
     "V03": [("cpu", {"checks": [FAULT]}), ("cpu", {"checks": [FAULT, FAULT]}), ("cpu", {"checks": [FAULT] * 3})],
     "V04": [
@@ -203,6 +204,14 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "V26": [
         ("cpu", {"samples__1__surroundings": samples.surroundings() | THROTTLED}),
         ("cpu", {"samples__1__surroundings": samples.surroundings() | THROTTLED, "host__cpu_quota_cores": 0.2}),
+        (
+            "cpu",
+            {
+                "samples__0__surroundings": samples.surroundings()
+                | {"num_periods": 10_000, "num_throttled_periods": 5, "throttled_ns": 1},
+                "samples__1__surroundings": samples.surroundings() | THROTTLED,
+            },
+        ),
     ],
     "V30": [("cpu", {"protocol__environment": {name: "set"}}) for name in ("LD_PRELOAD", "PYTHONPATH", "LD_AUDIT")],
     "V31": [
@@ -219,10 +228,12 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
 def case_of(kind: str, changes: dict[str, Any]) -> Case:
     """Return a changed record before its own target, sealed after the change but for the cases of the seal."""
     unsealed = {key: value for key, value in changes.items() if key == "sha256" or value == "edited-after-sealing"}
-    record = samples.record(kind, **{key: value for key, value in changes.items() if key not in unsealed})
+    record = samples.record(
+        "cuda" if kind == "cuda" else "cpu", **{key: value for key, value in changes.items() if key not in unsealed}
+    )
     return Case(
         record=record.model_copy(update=unsealed),
-        target=target_of("cuda" if kind == "cuda" else "cpu"),
+        target=target_of(kind),
         artifact_files=GOOD_FILES,
         this_cpu=samples.THIS_CPU,
         now=NOW,
@@ -234,6 +245,8 @@ def target_of(kind: str) -> Target:
     if kind == "cuda":
         return load_target("gtx1660")
     host = load_target("host")
+    if kind == "threads":
+        return host.model_copy(update={"protocol": host.protocol.model_copy(update={"num_threads": 8})})
     return host.model_copy(update={"device": host.device.model_copy(update={"features": ("avx2",)})})
 
 
@@ -269,6 +282,7 @@ ODD: list[dict[str, Any]] = [
     {"samples__each__foreign_cpu_share": 0.10},
     {"samples__each__surroundings": samples.surroundings() | THROTTLED | {"num_throttled_periods": 1}},
     {"samples__each__surroundings": samples.surroundings() | THROTTLED | {"num_periods": None}},
+    {"samples__each__surroundings": samples.surroundings() | {"num_periods": 10, "num_throttled_periods": None}},
     {"memory__vram__0__peak_bytes": 80_000_000},
     {"memory__vram__0__cross_check_bytes": 464_000_000, "memory__vram__0__cross_check_method": "b"},
     {"samples__each__prefill__duration_ns": [700_000] * 20, "samples__each__busy_ns": 0},

@@ -15,7 +15,7 @@ import pytest
 from havoc_core.bench.commands import DERIVED, previous_record
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.doctor import examine, provider_problem
-from havoc_core.bench.record import load_record
+from havoc_core.bench.record import Record, load_record
 from havoc_core.bench.report import SUMS, WRITTEN
 from havoc_core.cli import main
 
@@ -45,8 +45,8 @@ def test_gate_passes_and_says_so(record: Path, capsys: pytest.CaptureFixture[str
     """Exit code 0, one line on top that says it all, and a row for every limit."""
     code, out, err = run(capsys, "gate", record, "--target", "host")
     assert (code, err) == (0, "")
-    assert out.startswith("PASS on host (this machine's CPU): all 7 limits proven met")
-    assert out.count("  pass  ") == 7
+    assert out.startswith("PASS on host (this machine's CPU): all 9 limits proven met")
+    assert out.count("  pass  ") == 9
     assert "\x1b" not in out
 
 
@@ -303,3 +303,72 @@ def test_compare_warns_first(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert out.startswith("warning: the new record busy was disturbed in ")
     _, out, _ = run(capsys, "compare", *pair, "--json")
     assert "busy was disturbed" in json.loads(out)["warnings"][0]
+
+
+SHORT = """
+[short]
+extends = "host"
+title = "short prompts"
+[short.workload]
+prompt_tokens = 24
+context_tokens = 24
+decode_tokens = 5
+[short.protocol]
+num_threads = 1
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "workload", "provider", "num_threads"),
+    [
+        ((), (1, 512, 512, 128), None, None),
+        (("--prompt-tokens", "64", "--decode-tokens", "9"), (1, 64, 64, 9), None, None),
+        (("--batch", "3", "--threads", "2"), (3, 512, 512, 128), None, 2),
+        (("--target", "SHORT"), (1, 24, 24, 5), "CPUExecutionProvider", 1),
+        (("--target", "SHORT", "--prompt-tokens", "8", "--threads", "4"), (1, 8, 8, 5), "CPUExecutionProvider", 4),
+        (("--target", "gtx1660"), (1, 512, 512, 128), "CUDAExecutionProvider", None),
+    ],
+)
+def test_bench_measures_the_work_it_is_asked_for(
+    words: tuple[str, ...],
+    workload: tuple[int, ...],
+    provider: str | None,
+    num_threads: int | None,
+    tiny_artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The target's workload, provider and threads, or the options', which come first."""
+    (tmp_path / "own.toml").write_text(SHORT)
+    asked: dict[str, Any] = {}
+
+    def measure(*_: object, **given: object) -> Record:
+        asked.update(given)
+        return samples.record("cpu")
+
+    monkeypatch.setattr("havoc_core.bench.measure.measure", measure)
+    named = [str(tmp_path / "own.toml") if word == "SHORT" else word for word in words]
+    code, out, _ = run(capsys, "bench", tiny_artifact, "--n", "0", "--quiet", "--out", tmp_path / "run", *named)
+    assert code == 0
+    fields = ("batch_size", "prompt_tokens", "context_tokens", "decode_tokens")
+    assert tuple(getattr(asked["workload"], field) for field in fields) == workload
+    assert (asked["provider"], asked["num_threads"], asked["wait_s"]) == (provider, num_threads, 30)
+    assert f"--target {named[1] if '--target' in words else 'host'}" in out
+
+
+def test_a_batch_is_measured_and_titled_by_its_work(
+    tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two prompts at once, for real; limits are titled by the prompt's length; another target's work is refused."""
+    (tmp_path / "own.toml").write_text(SHORT)
+    words = ("--target", tmp_path / "own.toml", "--wait", "0", "--n", "0", "--quiet", "--batch", "2")
+    assert run(capsys, "bench", tiny_artifact, "--out", tmp_path / "run", *words)[0] in {0, 4}
+    record = load_record(tmp_path / "run" / "record.json")
+    assert (record.workload.batch_size, record.workload.prompt_tokens, record.protocol.num_threads) == (2, 24, 1)
+    assert all(len(episode.step_ns) == 4 for process in record.samples for episode in process.decode)
+    _, out, _ = run(capsys, "gate", tmp_path / "run", "--target", tmp_path / "own.toml", "--json")
+    judgement = json.loads(out)
+    assert judgement["lines"][0]["title"] == "prefill, 24 tokens"
+    assert any(finding["rule"] == "V02" for finding in judgement["findings"])
+    assert run(capsys, "bench", tiny_artifact, "--out", tmp_path / "b", "--decode-tokens", "1")[0] == 2

@@ -83,7 +83,7 @@ def test_more_is_better_for_rates() -> None:
 
 
 def test_scores_asked_in_two_ways_have_no_ratio() -> None:
-    """The same rows with and without solved rows in front are two quantities; what an older record omits is ignored."""
+    """The same rows with and without solved rows in front are two quantities; what an older record omits is not."""
     old, new = (noisy(seed, accuracy__math__few_shot=shots) for seed, shots in ((1, 0), (2, 5)))
     row = change_of(compare(old, new), "accuracy/math")
     assert (row.change, row.ratio, row.reason) == ("not_measured", None, "asked in two ways (solved rows differ)")

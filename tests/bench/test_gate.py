@@ -39,9 +39,9 @@ def test_a_good_record_passes() -> None:
         assert (found.verdict, found.evidence, found.exit_code) == ("pass", "measured_target", 0)
         assert found.findings == ()
         assert {line.verdict for line in found.lines} == {"pass"}
-        assert found.reason == "all 7 limits proven met; artifact not checked"
+        assert found.reason == "all 9 limits proven met; artifact not checked"
         files = {"manifest.json": "c" * 64, "model.onnx": "a" * 64, "model.onnx.data": "b" * 64}
-        assert judged(samples.record(kind), target=target, artifact_files=files).reason == "all 7 limits proven met"
+        assert judged(samples.record(kind), target=target, artifact_files=files).reason == "all 9 limits proven met"
 
 
 SLOW = {"samples__each__prefill__duration_ns": [150_000_000] * 20}

@@ -56,6 +56,8 @@ EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=65.0)
 
 PREFILL = Limit(metric="prefill_ms", below=100.0, unit="ms")
 MATH = Limit(metric="accuracy/math", above=85.0, unit="%")
+KL = Limit(metric="kl_mean", below=0.15, unit="nats")
+TOP1 = Limit(metric="top1_share", above=80.0, unit="%")
 LOAD = Limit(metric="load_s", below=1.0, unit="s")
 ENERGY = Limit(metric="energy_j_per_tok", below=1.0, unit="J/tok")
 VRAM = Limit(metric="peak_vram_bytes", below=2.0, unit="GB")
@@ -165,6 +167,20 @@ def memory_probes() -> list[Probe]:
     ]
 
 
+COSTS: list[Any] = [
+    samples.COST,
+    None,
+    samples.COST | {"text": "random ids", "text_sha256": None},
+    samples.COST | {"kl_mean": 0.15, "kl_chunks": [0.15]},
+    samples.COST | {"kl_mean": 0.15, "kl_chunks": [0.14, 0.16]},
+    *(
+        samples.COST | {"kl_mean": mean, "kl_chunks": [mean - 0.01, mean + 0.01] * 2}
+        for mean in (0.13, 0.14, 0.16, 0.17)
+    ),
+    *(samples.COST | {"top1_share": num_same / 768} for num_same in (0, 594, 596, 632, 634, 768)),
+]
+
+
 def other_probes() -> list[Probe]:
     """Return right answers, loads and energies around their limits."""
     return [
@@ -173,6 +189,7 @@ def other_probes() -> list[Probe]:
         *((MATH, {"accuracy__math__num_right": right, "accuracy__math__num_rows": 100}) for right in (84, 85)),
         (MATH, {"accuracy__math__split": "search"}),
         (MATH, {"accuracy": {}}),
+        *((limit, {"subject__format_cost": cost}) for limit in (KL, TOP1) for cost in COSTS),
         *((LOAD, {"samples__3__load_ns": ns}) for ns in (999_999_999, 1_000_000_000)),
         (LOAD, FEW),
         (LOAD, {"samples": []}),
@@ -194,6 +211,11 @@ def joined_probes() -> list[tuple[Limit, list[Any]]]:
     return [
         (MATH, [samples.record("cpu"), second(accuracy__math=samples.accuracy(0) | MORE_ROWS)]),
         (MATH, [samples.record("cpu"), second()]),
+        *(
+            (limit, [samples.record("cpu"), second(subject__format_cost=cost)])
+            for limit in (KL, TOP1)
+            for cost in (None, samples.COST | {"kl_mean": 0.5, "kl_chunks": [0.4, 0.6], "top1_share": 0.5})
+        ),
         (MATH, [samples.record("cpu"), second(accuracy__math__split="train")]),
         (VRAM, [samples.record("cuda")]),
         (RSS, [samples.record("cuda")]),
@@ -201,8 +223,59 @@ def joined_probes() -> list[tuple[Limit, list[Any]]]:
     ]
 
 
-SINGLE = [*latency_probes(), *throughput_probes(), *memory_probes(), *other_probes()]
+def surrounded(where: str = "each", **spans: tuple[float, float]) -> dict[str, Any]:
+    return {f"samples__{where}__surroundings": samples.surroundings(**spans)}
+
+
+def disturbed_probes() -> list[Probe]:
+    """Return calls, steps, loads and energies beside other work, on both sides of limits."""
+    below = [Limit(metric="prefill_ms", below=ms, unit="ms") for ms in (9.0, 10.0, 11.0, 19.0, 30.0)]
+    first = [Limit(metric="ttft_ms", below=ms, unit="ms") for ms in (600.0, 700.0)]
+    rates = [Limit(metric="decode_tok_per_s", above=rate, unit="tok/s") for rate in (490, 510, 999, 1001)]
+    loads = [Limit(metric="load_s", below=s, unit="s") for s in (0.1, 1.0)]
+    moments = [(0.0, 0.6), (0.2, 0.3), (0.5, 0.6), (13.7, 14.0), (13.7, 13.8), (13.7, 15.0), (0.0, 0.1)]
+    eleven = prefills([[50.0] * 11] * 7)
+    spans = [SPAN | {"process_j_per_tok": each} for each in ([], [0.5], [0.5, 0.6], [0.4, 0.5, 0.6, 0.5, 0.5])]
+    exact = Limit(metric="prefill_ms", below=10.0, unit="ms", confidence=1 - 0.5**5)
+    slow_run = {"samples__0__decode__0__step_ns": [4_000_000] * 127, "samples__each__busy_ns": 65_000_000_000}
+    return [
+        *((limit, surrounded(foreign=moment)) for limit in (*below, *rates, *loads) for moment in moments),
+        *((limit, surrounded("0", foreign=moment)) for limit in (*below, *rates, *loads) for moment in moments),
+        *((limit, {}) for limit in first),
+        *((limit, unsettled("slowdown")) for limit in (*below, *rates)),
+        *((limit, slow_run | surrounded("0", foreign=(13.7, 14.3))) for limit in rates),
+        (PREFILL, eleven | surrounded("0", foreign=(0.51, 0.6))),
+        (exact, {}),
+        *((ENERGY, {"energy": span}) for span in spans),
+        *((ENERGY, {"energy": spans[3] | {"joules": joules}}) for joules in (2.0, 90.0, 300.0)),
+        *((ENERGY, {"energy": spans[3]} | surrounded("0", foreign=moment)) for moment in moments),
+    ]
+
+
+def few_probes() -> list[Probe]:
+    """Return one process and two, for which little effort is asked."""
+    limits = [
+        PREFILL,
+        LOAD,
+        *(Limit(metric="prefill_ms", below=ms, unit="ms") for ms in (10.0, 30.0)),
+        *(Limit(metric="decode_tok_per_s", above=rate, unit="tok/s") for rate in (50, 510)),
+    ]
+    few = [
+        {"samples": samples.document("cpu")["samples"][:number], "protocol__num_processes": number} for number in (1, 2)
+    ]
+    runs = few[0]["samples"][0]["decode"]
+    many = [run | {"start_ns": 13_700_000_000 + 300_000_000 * place} for place, run in enumerate(runs * 4)]
+    few.append({"samples": [few[0]["samples"][0] | {"decode": many}], "protocol__num_processes": 1})
+    alone = [{"memory": {"rss": [samples.memory_series(0) | {"method": "vm_hwm"}]}}]
+    sizes = [Limit(metric="peak_rss_bytes", below=size, unit="bytes") for size in (412_000_000, 412_000_001)]
+    return [*itertools.product(limits, few), *itertools.product(sizes, alone)]
+
+
+LITTLE = RequiredProtocol(min_processes=1, min_samples=1, min_busy_s=0.0)
+SINGLE = [*latency_probes(), *throughput_probes(), *memory_probes(), *other_probes(), *disturbed_probes()]
 PROBES = [(limit, [samples.record("cpu", **change)]) for limit, change in SINGLE] + joined_probes()
+
+FEW_PROBES = [(limit, [samples.record("cpu", **change)]) for limit, change in few_probes()]
 
 
 def answers_of_limits(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
@@ -211,6 +284,8 @@ def answers_of_limits(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
         patch.setattr(bounds, "TAIL_RESAMPLES", TAIL_RESAMPLES)
         for probe in PROBES:
             yield str(namespace["judge_limit"](*probe, EFFORT))
+        for limit, records in FEW_PROBES:
+            yield str(namespace["judge_limit"](limit, records, LITTLE))
     below, above = PROBES[0][0], Limit(metric="decode_tok_per_s", above=100.0, unit="tok/s")
     for limit, low, high in itertools.product((below, above), (None, 99.0, 100.0, 101.0), (None, 99.0, 100.0, 101.0)):
         for lacking in ("", "too little"):
@@ -389,6 +464,9 @@ MODULES: dict[types.ModuleType, Callable[..., Iterator[Any]]] = {
 TINY = "terms below a double's last digit are left out, or are added"
 LENGTH = "how long a message may get is no part of the verdict"
 EQUIVALENT = {
+    "limits.throughput_evidence: if -> True: if True:\n    found = _widest(found, calm, limit.confidence)": (
+        "without a disturbed step both sides are the bounds of all steps"
+    ),
     "targets._read_toml: 1 + 1: 2": "one byte too many is as much too many as two",
     "targets._read_toml: 200 + 1: 201": LENGTH,
     "targets._first_line: 120 + 1: 121": LENGTH,

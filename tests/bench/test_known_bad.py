@@ -22,7 +22,8 @@ from havoc_core.cli import main
 
 known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 samples = known.samples
-ALL_CASES = """missing metric, empty samples, impossible latency, zero VRAM, VRAM below weight bytes, NVML None,
+ALL_CASES = """missing metric, no format cost, coarse format,
+    empty samples, impossible latency, zero VRAM, VRAM below weight bytes, NVML None,
     PID mismatch, foreign process, throttled, clocks unsteady, CPU fallback, truncated tokens, cached outputs,
     NaN logits, wrong card, sibling card, mock NVML, faster than roofline, screening record, projected record,
     edited record, stale artifact hash, too few samples, interval straddles limit, GiB/GB mix, ms/s mix,
@@ -64,8 +65,22 @@ def latency(text: str, word: str) -> Fault:
     return Fault(exit_code=2, word=word, edit=("20010000", text), reseal=False)
 
 
+COARSE = samples.COST | {"kl_mean": 0.5, "kl_chunks": [0.4, 0.5, 0.6, 0.5]}
 FAULTS: dict[str, list[Fault]] = {
     "missing metric": [Fault(exit_code=3, word="not measured: accuracy/math", changes={"accuracy": {}})],
+    "no format cost": [
+        Fault(exit_code=3, word="does not say what its format costs", changes={"subject__format_cost": None}),
+        Fault(
+            exit_code=3,
+            word="measured over random ids",
+            changes={"subject__format_cost__text": "random ids", "subject__format_cost__text_sha256": None},
+        ),
+    ],
+    "coarse format": [
+        Fault(exit_code=1, word="kl_mean", changes={"subject__format_cost": COARSE}),
+        Fault(exit_code=1, word="top1_share", changes={"subject__format_cost__top1_share": 0.5}),
+        Fault(exit_code=2, word="pieces of", edit=('"kl_mean": 0.02', '"kl_mean": 0.01')),
+    ],
     "empty samples": [Fault(exit_code=3, word="not measured: prefill_ms", changes={"samples": []})],
     "impossible latency": [
         latency("NaN", "NaN"),
@@ -204,5 +219,5 @@ ELSEWHERE: dict[str, Callable[..., None]] = {
 def test_no_case_is_missing() -> None:
     """Every case of the list has its fault, and there is no other."""
     names = {" ".join(name.split()) for name in ALL_CASES.split(",")}
-    assert len(names) == 30
+    assert len(names) == 32
     assert FAULTS.keys() | ELSEWHERE.keys() == names

@@ -8,15 +8,17 @@ import runpy
 from pathlib import Path
 from statistics import NormalDist
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy.stats import binom
 
+from havoc_core.bench import limits as judging
 from havoc_core.bench.limits import Line, judge_limit
-from havoc_core.bench.targets import Limit, RequiredProtocol
+from havoc_core.bench.targets import Kind, Limit, RequiredProtocol
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=0.0)
@@ -24,8 +26,22 @@ PREFILL = Limit(metric="prefill_ms", below=100.0, unit="ms")
 DECODE = Limit(metric="decode_tok_per_s", above=50.0, unit="tok/s")
 RSS = Limit(metric="peak_rss_bytes", below=2.0, unit="GB")
 MATH = Limit(metric="accuracy/math", above=85.0, unit="%", rows=1000)
+KL = Limit(metric="kl_mean", below=0.15, unit="nats")
+TOP1 = Limit(metric="top1_share", above=80.0, unit="%")
 LOAD = Limit(metric="load_s", below=1.0, unit="s")
 ENERGY = Limit(metric="energy_j_per_tok", below=1.0, unit="J/tok")
+
+
+RANDOM_IDS = samples.COST | {"text": "random ids", "text_sha256": None}
+
+
+def cost(**changes: Any) -> dict[str, Any]:
+    """Return changes that give the artifact another cost; the pieces follow a changed mean."""
+    found = {**samples.COST, **changes}
+    if "kl_mean" in changes and "kl_chunks" not in changes:
+        scale = found["kl_mean"] / samples.COST["kl_mean"]
+        found["kl_chunks"] = [scale * piece for piece in samples.COST["kl_chunks"]]
+    return {"subject__format_cost": found}
 
 
 def line(limit: Limit, *, effort: RequiredProtocol = EFFORT, kind: str = "cpu", **changes: Any) -> Line:
@@ -43,7 +59,13 @@ def prefills(*per_process: list[float]) -> dict[str, Any]:
     return {"samples": processes, "protocol__num_processes": max(len(per_process), 1)}
 
 
-@pytest.mark.parametrize("limit", [PREFILL, DECODE, RSS, MATH, LOAD], ids=lambda limit: limit.metric)
+def test_every_kind_of_metric_has_a_statistic_and_a_judge() -> None:
+    """A new kind is told what it is of its samples, and how it is judged."""
+    assert set(get_args(Kind)) == set(judging._EVIDENCE)
+    assert set(get_args(Kind)) == {"latency", *judging.STATISTICS}
+
+
+@pytest.mark.parametrize("limit", [PREFILL, DECODE, RSS, MATH, LOAD, KL, TOP1], ids=lambda limit: limit.metric)
 def test_a_good_record_proves_each_limit(limit: Limit) -> None:
     """The known-good twin of what follows."""
     found = line(limit)
@@ -59,10 +81,26 @@ def test_a_good_record_proves_each_limit(limit: Limit) -> None:
         (DECODE, {"samples__each__decode": []}),
         (RSS, {"memory": {"rss_reason": "no samples"}}),
         (MATH, {"accuracy": {}}),
+        (KL, {"subject__format_cost": None}),
+        (TOP1, {"subject__format_cost": None}),
+        (KL, {"subject__format_cost": RANDOM_IDS}),
+        (TOP1, {"subject__format_cost": RANDOM_IDS}),
         (LOAD, {"samples": []}),
         (ENERGY, {}),
     ],
-    ids=["no-process", "no-prefill", "no-decode", "no-memory", "no-accuracy", "no-load", "no-energy"],
+    ids=[
+        "no-process",
+        "no-prefill",
+        "no-decode",
+        "no-memory",
+        "no-accuracy",
+        "no-kl",
+        "no-top1",
+        "kl-of-random-ids",
+        "top1-of-random-ids",
+        "no-load",
+        "no-energy",
+    ],
 )
 def test_missing_data_is_not_measured(limit: Limit, changes: dict[str, Any]) -> None:
     """Nothing measured is never 0, never a pass and never a fail."""
@@ -413,7 +451,7 @@ def test_slower_samples_never_better_a_verdict(times: list[list[float]], slower:
 
 
 @given(st.floats(0.97, 1.03), st.lists(st.floats(0, 0.2), min_size=1, max_size=3), st.integers(0, 4))
-@settings(max_examples=40)
+@settings(max_examples=40, deadline=None)
 def test_slower_runs_never_turn_a_fail_into_a_pass(level: float, slower: list[float], where: int) -> None:
     """Decode runs at or under the limit do not pass what failed, and raise the bound by no more than redrawing does."""
     limit = Limit(metric="decode_tok_per_s", above=500.0, unit="tok/s")
@@ -450,3 +488,63 @@ def test_more_right_answers_never_worsen_a_verdict(first: int, second: int) -> N
     low, high = sorted((first, second))
     verdicts = [line(MATH, accuracy__math__num_right=right).verdict for right in (low, high)]
     assert ORDER[verdicts[0]] <= ORDER[verdicts[1]]
+
+
+@pytest.mark.parametrize(
+    ("kl_mean", "verdict"),
+    [(0.02, "pass"), (0.144, "pass"), (0.149, "inconclusive"), (0.151, "inconclusive"), (0.156, "fail")],
+)
+def test_divergence_is_bounded_by_how_pieces_of_text_scatter(kl_mean: float, verdict: str) -> None:
+    """Twelve pieces that scatter by 7 %: within 3.4 % of the limit on either side the text cannot tell."""
+    found = line(KL, **cost(kl_mean=kl_mean))
+    assert (found.verdict, found.num_samples) == (verdict, 768)
+    assert found.value == pytest.approx(kl_mean)
+    if verdict == "inconclusive":
+        assert "--calibration FILE" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("num_same", "verdict"), [(768, "pass"), (634, "pass"), (632, "inconclusive"), (596, "inconclusive"), (594, "fail")]
+)
+def test_agreement_is_a_share_of_positions(num_same: int, verdict: str) -> None:
+    """An exact binomial bound, as of right answers: 633 or 634 of 768 prove more than 80 %."""
+    assert line(TOP1, **cost(top1_share=num_same / 768)).verdict == verdict
+
+
+def test_one_piece_of_text_proves_nothing() -> None:
+    """It has no scatter, so neither a pass nor a miss is known of other text."""
+    for kl_mean in (0.0, 9.0):
+        found = line(KL, **cost(kl_mean=kl_mean, kl_chunks=[kl_mean]))
+        assert found.verdict == "inconclusive"
+        assert "no scatter" in found.reason
+
+
+def test_the_worst_of_several_records_counts() -> None:
+    """Records of one artifact exported twice over other texts: neither hides the other, and a silent one neither."""
+    good, coarse = samples.record("cpu"), samples.second(**cost(kl_mean=0.5, top1_share=0.5))
+    silent = samples.second(subject__format_cost=None)
+    for records in ([good, coarse], [coarse, good]):
+        assert judge_limit(KL, records, EFFORT).verdict == "fail"
+        assert judge_limit(TOP1, records, EFFORT).verdict == "fail"
+    assert judge_limit(KL, [silent, good], EFFORT).verdict == "pass"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"kl_mean": 0.01, "kl_chunks": samples.COST["kl_chunks"]},
+        {"top1_share": 0.9371},
+        {"num_positions": 767, "top1_share": 1.0},
+        {"text_sha256": None},
+        {"text": "random ids"},
+        {"kl_chunks": []},
+        {"kl_mean": -0.02},
+        {"top1_share": 1.1},
+        {"perplexity_ratio": 0.0},
+    ],
+    ids=str,
+)
+def test_a_cost_that_contradicts_itself_is_no_record(changes: dict[str, Any]) -> None:
+    """A mean that its pieces do not have, half a position, random ids with a text: refused when it is read."""
+    with pytest.raises(ValidationError):
+        samples.record("cpu", **cost(**changes))

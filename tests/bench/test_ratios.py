@@ -79,8 +79,8 @@ def test_shares_of_any_count_have_an_ordered_interval(old_right: int, new_right:
 
 @pytest.mark.parametrize(("share", "moved"), [(0.9, 0.02), (0.6, 0.1), (0.3, 0.25)])
 def test_paired_ratios_cover_the_truth(share: float, moved: float) -> None:
-    """Of 600 pairs of answer sheets with one true ratio, at least 93 % of the 95 % intervals hold it."""
-    generator, covered, trials = random.Random(3), 0, 600
+    """Of 2000 pairs of answer sheets with one true ratio, at least 94 % of the 95 % intervals hold it."""
+    generator, covered, trials = random.Random(9), 0, 2000
     lost, gained = moved, moved / 2
     true = (share * (1 - lost) + (1 - share) * gained) / share
     for _ in range(trials):
@@ -88,7 +88,7 @@ def test_paired_ratios_cover_the_truth(share: float, moved: float) -> None:
         new = [generator.random() >= lost if was else generator.random() < gained for was in old]
         low, high = ratios.ratio_of_paired_shares(old, new, confidence=0.975) or (0.0, 9e9)
         covered += low <= true <= high
-    assert covered >= 0.93 * trials
+    assert covered >= 0.94 * trials
 
 
 def test_equal_answers_leave_room_and_none_right_no_ratio() -> None:

@@ -163,6 +163,7 @@ def test_the_page_says_what_it_must(folder: Path) -> None:
         "out of memory",
         "havoc run --out run",
         "havoc bench ARTIFACT --profile standard",
+        "--task math --task code --task reasoning --task vision",
         "havoc gate DIR/record.json --target gtx1660",
         "not a determined forger",
         "No previous record",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import os
+import runpy
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from havoc_core.bench.targets import load_target, metric_of, read_targets
+from havoc_core.adapt.tasks.task import load_task
+from havoc_core.bench.targets import load_target, metric_of, read_targets, require_known_tasks, require_pinned
 from havoc_core.errors import HavocError
+
+samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 
 OWN = """
 [jetson]
@@ -39,12 +44,14 @@ def refused(tmp_path: Path, text: str | bytes, *words: str) -> None:
 
 @pytest.mark.parametrize(("name", "memory"), [("gtx1660", "peak_vram_bytes"), ("host", "peak_rss_bytes")])
 def test_the_seeds_limits(name: str, memory: str) -> None:
-    """Under 100 ms, under 2 GB, over 50 tokens per second, over 85 % in each domain."""
+    """Under 100 ms, under 2 GB, over 50 tokens per second, over 85 % in each domain; and what a format may cost."""
     limits = {limit.metric: (limit.sign, limit.value) for limit in load_target(name).limits}
     assert limits == {
         "prefill_ms": ("<", 100.0),
         memory: ("<", 2_000_000_000.0),
         "decode_tok_per_s": (">", 50.0),
+        "kl_mean": ("<", 0.15),
+        "top1_share": (">", 0.8),
         **{f"accuracy/{domain}": (">", 0.85) for domain in ("math", "code", "reasoning", "vision")},
     }
 
@@ -220,3 +227,89 @@ def test_a_name_no_file_can_have() -> None:
         load_target("a\0.toml")
     with pytest.raises(HavocError, match="unknown target"):
         load_target("x" * 5000)
+
+
+# Limits on tasks
+
+
+MINE = """
+[mine]
+title = "mine"
+[mine.device]
+kind = "cpu"
+is_this_machine = true
+[[mine.limits]]
+"""
+
+
+@pytest.mark.parametrize("name", ["host", "gtx1660"])
+def test_a_text_target_is_the_same_without_pictures(name: str) -> None:
+    """Device, effort, work and every other limit are those of the target it is named for."""
+    whole, text = load_target(name), load_target(f"{name}-text")
+    assert text.limits == tuple(limit for limit in whole.limits if limit.metric != "accuracy/vision")
+    assert len(text.limits) == len(whole.limits) - 1
+    for part in ("device", "roofline", "protocol", "workload"):
+        assert getattr(text, part) == getattr(whole, part)
+
+
+def test_a_task_that_does_not_exist_is_no_limit(tmp_path: Path) -> None:
+    """Bundled tasks, tasks of the records and tasks whose file is named are known; the nearest name is offered."""
+    (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/reasonin"\nabove = 50\nunit = "%"\n')
+    target = load_target(str(tmp_path / "t.toml"))
+    with pytest.raises(HavocError, match="accuracy/reasonin is a limit on a task that does not exist; did you mean"):
+        require_known_tasks(target, ["math"])
+    require_known_tasks(target, ["math", "reasonin"])
+    for name in ("host", "gtx1660", "host-text", "gtx1660-text"):
+        require_known_tasks(load_target(name), [])
+
+
+TASK = """
+kind = "choice"
+metric = "acc"
+[data]
+path = "rows.jsonl"
+problem = ["q"]
+[prompt]
+template = "{{ q }}"
+[choice]
+choices = "options"
+label = "right"
+[limits]
+above = 0.4
+"""
+
+
+def test_a_limit_takes_what_the_tasks_file_says(tmp_path: Path) -> None:
+    """The share it asks for, and its hash; a bundled task's share without a file; a record of another is refused."""
+    (tmp_path / "sums.toml").write_text(TASK)
+    (tmp_path / "t.toml").write_text(
+        MINE + 'metric = "accuracy/sums"\ntask = "sums.toml"\n[[mine.limits]]\nmetric = "accuracy/math"\n'
+    )
+    target = load_target(str(tmp_path / "t.toml"))
+    own, bundled = target.limits
+    assert (own.value, own.sign, own.task_sha256) == (0.4, ">", load_task(tmp_path / "sums.toml").sha256)
+    assert (bundled.value, bundled.task_sha256) == (0.85, None)
+    require_known_tasks(target, [])
+    (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/other"\ntask = "sums.toml"\n')
+    with pytest.raises(HavocError, match="accuracy/other names the file of the task sums"):
+        load_target(str(tmp_path / "t.toml"))
+    (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/gsm8k"\nunit = "%"\n')
+    with pytest.raises(HavocError, match="needs either `below` or `above`"):
+        load_target(str(tmp_path / "t.toml"))
+    (tmp_path / "t.toml").write_text(MINE + f'metric = "load_s"\nbelow = 1\nunit = "s"\ndata_sha256 = "{"0" * 64}"\n')
+    with pytest.raises(HavocError, match="load_s has no data_sha256"):
+        load_target(str(tmp_path / "t.toml"))
+
+
+def test_a_record_of_other_data_is_refused(tmp_path: Path) -> None:
+    """A pinned hash that the record does not hold is one line with both, and exit code 2."""
+    record = samples.record()
+    held = record.accuracy["math"].model_copy(update={"data_sha256": "a" * 64})
+    record = record.model_copy(update={"accuracy": {**record.accuracy, "math": held}})
+    text = MINE + 'metric = "accuracy/math"\nabove = 50\nunit = "%"\ndata_sha256 = "{}"\n'
+    (tmp_path / "t.toml").write_text(text.format("a" * 64))
+    require_pinned(load_target(str(tmp_path / "t.toml")), [record])
+    (tmp_path / "t.toml").write_text(text.format("b" * 64))
+    with pytest.raises(HavocError, match=f"pinned to data_sha256 {'b' * 64}, and .* holds {'a' * 64}") as caught:
+        require_pinned(load_target(str(tmp_path / "t.toml")), [record])
+    assert caught.value.exit_code == 2

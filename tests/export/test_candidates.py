@@ -17,7 +17,18 @@ from havoc_core.export.session import DecoderSession
 from havoc_core.export.source import Source, open_source
 from havoc_core.model.structure import Structure
 
-NAMES = ("fp32", "fp16", "int8", "int4", "fp16-fp16", "int4a-k_quant-b64", "int8a-b16", "int4a-hqq-fp16")
+NAMES = (
+    "fp32",
+    "fp16",
+    "int8",
+    "int4",
+    "fp16-fp16",
+    "int4a-k_quant-b64",
+    "int8a-b16",
+    "int4a-hqq-fp16",
+    "int4a-gptq",
+    "int4-gptq-mix5.5",
+)
 STRUCTURES = [Structure.named(name) for name in NAMES]
 IDS = np.arange(4, 40)[None]
 

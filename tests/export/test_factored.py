@@ -121,7 +121,7 @@ def test_stored_factors_stand_for_their_product(source: Source, basis: Basis, tm
     """Read back, a factored projection is the matrix the graph computes with."""
     structure = Structure(rank_fraction=0.25)
     artifact = export_artifact(source, tmp_path / "a", structure=structure, basis=basis)
-    stored = StoredWeights(artifact / DATA_FILE, plan_layout(source.config, structure), structure)
+    stored = StoredWeights(artifact / DATA_FILE, plan_layout(source.config, structure))
     first_RN, second_MR = FoldedTensors(source.tensors, {}, basis).factors(UP, rank=8)
     assert torch.equal(stored[UP], second_MR @ first_RN)
 

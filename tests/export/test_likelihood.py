@@ -103,6 +103,33 @@ def test_a_picture_and_an_artifact_without_tokenizer_are_refused(session: Decode
         session.tokenizer = kept
 
 
+def test_written_answers_take_bounded_memory(
+    session: DecoderSession, text_base_directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows whose keys and values would be too large together are written one after another, with the same texts."""
+    base = load_base(text_base_directory)
+    prompts = [Prompt("the quick brown " * num) for num in (1, 3, 2, 5, 4)]
+    whole = session.generate_text(prompts, max_new_tokens=6)
+    per_row = (len(base.tokenizer.encode_prompt(prompts[3].text)) + 6) * session.cache_bytes_per_token
+    sizes = []
+    prefill = session.extend
+    monkeypatch.setattr(
+        session,
+        "extend",
+        lambda ids, *words: (sizes.append(len(ids)) if ids.shape[1] > 1 else 0, prefill(ids, *words))[1],
+    )
+    monkeypatch.setattr("havoc_core.export.completion.CACHE_BYTES", 2 * max(per_row, cache_bytes(session)))
+    assert session.generate_text(prompts, max_new_tokens=6) == whole
+    assert max(sizes) <= 3
+    assert sum(sizes) == 5
+    monkeypatch.setattr("havoc_core.model.generation.CACHE_BYTES", 2 * per_row)
+    assert generate_text(base.model, base.tokenizer, prompts, max_new_tokens=6) == whole
+
+
+def cache_bytes(session: DecoderSession) -> int:
+    return (session.options.cache_len or 0) * session.cache_bytes_per_token
+
+
 def test_answers_end_at_stop_strings(
     session: DecoderSession, text_base_directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

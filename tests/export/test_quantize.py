@@ -31,8 +31,13 @@ def structure_of(name: str, block_size: int = 32) -> Structure:
     return Structure(weight_format, "fp32", block_size, is_symmetric, quantizer)
 
 
+def quantized(weight: torch.Tensor, name: str, block_size: int = 32) -> Blocks:
+    structure = structure_of(name, block_size)
+    return quantize_blocks(weight, structure.blocks, structure.quantizer)
+
+
 def restored(weight: NDArray[np.float32], structure: Structure) -> NDArray[np.float32]:
-    blocks = quantize_blocks(torch.from_numpy(weight), structure)
+    blocks = quantize_blocks(torch.from_numpy(weight), structure.blocks, structure.quantizer)
     return dequantize_blocks(blocks, num_bits=BITS_PER_WEIGHT[structure.weight_format], num_columns=weight.shape[1])
 
 
@@ -72,7 +77,7 @@ def test_every_value_is_within_a_step(num_rows: int, num_columns: int, name: str
     weight = np.random.default_rng(seed).standard_normal((num_rows, num_columns)).astype(np.float32)
     structure = structure_of(name, block_size)
     num_bits, num_blocks = BITS_PER_WEIGHT[structure.weight_format], -(-num_columns // block_size)
-    blocks = quantize_blocks(torch.from_numpy(weight), structure)
+    blocks = quantize_blocks(torch.from_numpy(weight), structure.blocks, structure.quantizer)
     assert blocks.packed.shape == (num_rows, num_blocks, block_size * num_bits // 8)
     assert blocks.scales.shape == (num_rows, num_blocks)
     if structure.is_symmetric:
@@ -139,7 +144,7 @@ def test_asymmetric_rounding_is_the_native_quantizers(kind: str, name: str, num_
     """ONNX Runtime's native quantizer gives the same scales and zero points, and values that differ at ties alone."""
     weight, size = matrices(np.random.default_rng(4))[kind], 32
     num_rows, num_columns = weight.shape
-    packed, scales, zero_points = quantize_blocks(torch.from_numpy(weight), structure_of(name, size))
+    packed, scales, zero_points, _ = quantized(torch.from_numpy(weight), name, size)
     theirs = np.zeros_like(packed), np.zeros_like(scales), np.zeros_like(zero_points)
     quantize = native.quantize_matmul_8bits if num_bits == 8 else native.quantize_matmul_4bits
     quantize(theirs[0], weight.T.copy(), theirs[1], theirs[2], size, num_rows, num_columns, False)
@@ -181,7 +186,7 @@ def test_extreme_blocks(kind: str, name: str, block_size: int) -> None:
     weight, structure = EXTREMES[kind].astype(np.float32), structure_of(name, block_size)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        blocks = quantize_blocks(torch.from_numpy(weight), structure)
+        blocks = quantize_blocks(torch.from_numpy(weight), structure.blocks, structure.quantizer)
     assert np.isfinite(blocks.scales).all()
     num_bits = BITS_PER_WEIGHT[structure.weight_format]
     back = dequantize_blocks(blocks, num_bits=num_bits, num_columns=weight.shape[1]).astype(np.float64)
@@ -199,9 +204,9 @@ def test_rows_do_not_know_each_other(seed: int, name: str, num_columns: int) -> 
     """A row quantized alone gives the bytes it has in the matrix, from any float type: slices change nothing."""
     weight = torch.from_numpy(np.random.default_rng(seed).standard_normal((5, num_columns)).astype(np.float32))
     weight = weight.to(torch.bfloat16)
-    whole = quantize_blocks(weight.float(), structure_of(name))
+    whole = quantized(weight.float(), name)
     for row in range(len(weight)):
-        alone = quantize_blocks(weight[row : row + 1], structure_of(name))
+        alone = quantized(weight[row : row + 1], name)
         for part, single in zip(whole, alone, strict=True):
             assert (part is None) == (single is None)
             assert part is None or np.array_equal(part[row : row + 1], single)
@@ -211,8 +216,8 @@ def test_long_matrices_are_worked_through_in_slices() -> None:
     """More values than one slice holds give the bytes of their halves."""
     weight = torch.randn(700, 192, generator=torch.Generator().manual_seed(0))
     for name in FORMATS:
-        whole = quantize_blocks(weight, structure_of(name))
-        halves = [quantize_blocks(part, structure_of(name)) for part in (weight[:301], weight[301:])]
+        whole = quantized(weight, name)
+        halves = [quantized(part, name) for part in (weight[:301], weight[301:])]
         assert np.array_equal(whole.packed, np.concatenate([half.packed for half in halves]))
         assert np.array_equal(whole.scales, np.concatenate([half.scales for half in halves]))
 
@@ -273,7 +278,7 @@ def test_rtn_writes_the_native_quantizers_bytes(
     weight = (weight if grid is None else np.round(weight * grid) / grid) * 10.0**power
     weight = weight.astype(np.float32)
     for weight_format, num_bits in (("int4", 4), ("int8", 8)):
-        blocks = quantize_blocks(torch.from_numpy(weight), Structure(weight_format, block_size=size))
+        blocks = quantize_blocks(torch.from_numpy(weight), Structure(weight_format, block_size=size).blocks)
         packed, scales = native_rtn(weight, num_bits, size)
         assert np.array_equal(blocks.packed, packed)
         assert np.array_equal(blocks.scales, scales)

@@ -306,6 +306,7 @@ def test_one_tensor_at_a_time(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
+@pytest.mark.timeout(3600)
 def test_real_file_is_as_transformers_reads_it(real_model: Path) -> None:
     """Weights, ids of 1,000 texts, and logits of the real file; logits alone of a directory."""
     if is_gguf(real_model):

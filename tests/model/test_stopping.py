@@ -14,10 +14,10 @@ def tokenizer() -> Tokenizer:
     return train_tokenizer(["Question: 1 + 1\nAnswer: 2\n\nQuestion: é"] * 6, 300)
 
 
-@pytest.mark.parametrize("stop", ["\n\nQuestion:", "uest", "\n", "é", "2\n\nQ"])
+@pytest.mark.parametrize("stop", ["\n\nQuestion:", "uest", "\n", "é", "2\n\nQ", "zqjxwzqjxw"])
 def test_a_string_is_found_at_the_token_that_completes_it(tokenizer: Tokenizer, stop: str) -> None:
-    """Over token boundaries, inside a token, and where one character is two tokens; never before."""
-    ids = tokenizer.encode("Answer: 2\n\nQuestion: é and more")
+    """Over token boundaries, inside a token, one token a byte, two tokens a character; never before."""
+    ids = tokenizer.encode("Answer: 2\n\nQuestion: é and more zqjxwzqjxw")
     stops = StopStrings(tokenizer, ["never there", stop])
     first = next(num for num in range(1, len(ids) + 1) if stop in tokenizer.decode(ids[:num]))
     reached = stops.are_reached([ids[:num] for num in range(1, first + 1)])

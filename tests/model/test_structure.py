@@ -34,7 +34,7 @@ def test_every_combination_has_a_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("int3",), "no weight format is called 'int3'; there are fp32, fp16, int8, int4"),
+        (("int3",), "no weight format is called 'int3'; there are fp32, fp16, int8, int4 and keep"),
         (("int4", "bf16"), "no activation dtype is called 'bf16'; there are fp32, fp16"),
         (("int4", "fp32", 33), "block_size must be 16, 32, 64, 128 or 256, not 33"),
         (("fp16", "fp32", 64), "fp16 weights have no blocks: leave out block size 64, or take int8 or int4"),
@@ -43,7 +43,7 @@ def test_every_combination_has_a_name() -> None:
             ("fp32", "fp32", 32, False, "hqq"),
             "no blocks: leave out asymmetric blocks and the quantizer hqq, or take int8",
         ),
-        (("int4", "fp32", 32, False, "awq"), "no quantizer is called 'awq'; there are rtn, hqq, k_quant"),
+        (("int4", "fp32", 32, False, "awq"), "no quantizer is called 'awq'; there are rtn, hqq, k_quant, gptq"),
         (("int8", "fp32", 32, False, "hqq"), "the quantizer hqq makes int4 weights, not int8; use rtn or k_quant"),
         (("int4", "fp32", 32, True, "k_quant"), "the quantizer k_quant chooses zero points: ask for asymmetric blocks"),
         (
@@ -63,7 +63,22 @@ def test_every_combination_has_a_name() -> None:
             "the share of the rank to keep must be above 0 and at most 1, not 'half'",
         ),
         (("int4", "fp32", 32, True, "rtn", 1.0, "int4"), "products compute in fp32 or int8, not 'int4'"),
-        (("fp16", "fp32", 32, True, "rtn", 1.0, "int8"), "fp16 weights compute in fp32: int8 compute needs int8 or"),
+        (
+            ("fp16", "fp32", 32, True, "rtn", 1.0, "int8"),
+            "fp16 weights compute in fp32: int8 compute needs integer weights",
+        ),
+        (("int8", "fp32", 32, True, "gptq"), "the quantizer gptq makes int4 weights, not int8; use rtn or k_quant"),
+        (("int4", "fp32", 32, True, "gptq", 0.5), "gptq and mixed bits work on whole matrices: leave out the share"),
+        (("int4", "fp32", 32, True, "rtn", 0.5, "auto", 6.0), "gptq and mixed bits work on whole matrices"),
+        (("int8", "fp32", 32, True, "rtn", 1.0, "auto", 8.5), "int8 weights cannot be mixed: an average of bits needs"),
+        (
+            ("int4", "fp32", 32, True, "rtn", 1.0, "auto", 4.5),
+            "4.5 bits a weight: these int4 blocks alone take 5, and 9",
+        ),
+        (("int4", "fp32", 32, True, "gptq", 1.0, "auto", 8.6), "alone take 4.5, and 8.5 with int8 everywhere"),
+        (("int4", "fp32", 32, True, "gptq", 1.0, "auto", math.nan), "nan bits a weight"),
+        (("keep", "fp32", 64), "kept blocks are those of the file: leave out block size 64, or take int8 or int4"),
+        (("keep", "fp32", 32, True, "rtn", 0.5), "kept blocks are those of whole matrices: leave out the share"),
         (("int8", "fp16", 32, True, "rtn", 1.0, "int8"), "int8 compute rounds fp32 activations: leave it out, or ask"),
     ],
 )
@@ -74,20 +89,30 @@ def test_others_are_refused(arguments: tuple[object, ...], message: str) -> None
 
 
 def everything() -> list[Structure]:
-    """Every structure there is, at three rank fractions."""
+    """Every structure there is but for most averages of bits, at three rank fractions."""
     formats = [
         *(("fp32", 32, True, "rtn"), ("fp16", 32, True, "rtn")),
         *(("int8", size, *how) for size in BLOCK_SIZES for how in ((True, "rtn"), (False, "rtn"), (False, "k_quant"))),
         *(("int4", size, True, "rtn") for size in BLOCK_SIZES),
-        *(("int4", size, False, quantizer) for size in BLOCK_SIZES for quantizer in QUANTIZERS),
+        *(("int4", size, False, quantizer) for size in BLOCK_SIZES for quantizer in QUANTIZERS if quantizer != "gptq"),
     ]
-    return [
+    calibrated = [
+        Structure("int4", activations, size, is_symmetric, quantizer, average_bits=bits)
+        for activations in ACTIVATION_DTYPES
+        for size in (32, 64)
+        for is_symmetric, quantizer in ((True, "rtn"), (False, "k_quant"), (True, "gptq"), (False, "gptq"))
+        for bits in (None, 5.125, 6.0)
+        if quantizer == "gptq" or bits == 6.0
+    ]
+    kept = [Structure("keep", activations) for activations in ACTIVATION_DTYPES]
+    plain = [
         Structure(weights, activations, *how, rank, compute)
         for weights, *how in formats
         for activations in ACTIVATION_DTYPES
         for rank in (1.0, 0.5, 0.505)
         for compute in (COMPUTES if activations == "fp32" and weights in {"int8", "int4"} else ("fp32",))
     ]
+    return [*plain, *kept, Structure("keep", compute="fp32"), *calibrated]
 
 
 def test_names_say_what_is_unusual() -> None:
@@ -95,8 +120,10 @@ def test_names_say_what_is_unusual() -> None:
     assert str(Structure("int4", "fp32", 64, False, "hqq")) == "int4a-hqq-b64-fp32"
     assert str(Structure("int8", "fp16", rank_fraction=0.5)) == "int8-fp16-r0.50"
     assert str(Structure("int8", is_symmetric=False)) == "int8a-fp32"
+    assert str(Structure("int4", quantizer="gptq", average_bits=5)) == "int4-gptq-mix5.0-fp32"
+    assert str(Structure("keep", compute="fp32")) == "keep-fp32-cfp32"
     structures = everything()
-    assert len({str(structure) for structure in structures}) == len(structures) == 327
+    assert len({str(structure) for structure in structures}) == len(structures) == 362
 
 
 def test_the_command_line_offers_what_there_is() -> None:
@@ -135,11 +162,27 @@ def test_other_names_are_refused(name: str, message: str) -> None:
         Structure.named(name)
 
 
+def test_blocks_say_what_a_weight_takes() -> None:
+    """Bits with the share of scale and zero; gptq's scales are fp16, so it stores a float minimum for what others
+    spend on a wider scale.
+    """
+    bits = {name: Structure.named(name).blocks.bits_per_weight for name in ("int4", "int4a", "int4-gptq", "int4a-gptq")}
+    assert bits == {"int4": 5.0, "int4a": 5.125, "int4-gptq": 4.5, "int4a-gptq": 5.0}
+    assert Structure.named("int4-gptq-b16-fp16").blocks.bits_per_weight == 5.0
+    for name in ("int4a-gptq", "int4a-b64", "int8"):
+        blocks = Structure.named(name).blocks
+        assert blocks.matrix_bytes(4, 256) * 8 == blocks.bits_per_weight * 4 * 256
+
+
 def test_a_structure_is_described_in_words() -> None:
     """What a person reads in a summary: format, blocks, activations, rank."""
     assert Structure().description == "fp32 weights, fp32 activations"
     asked = Structure("int4", "fp16", 64, False, "hqq", 0.5)
     assert asked.description == "int4 weights (asymmetric blocks of 64, hqq), fp16 activations, 0.5 of the rank"
+    mixed = Structure("int4", quantizer="gptq", average_bits=5)
+    words = "int4 weights (symmetric blocks of 32, gptq, int8 up to 5 bits a weight), fp32 activations computed in int8"
+    assert mixed.description == words
+    assert Structure("keep", "fp16").description == "the weights of the file as they are, fp16 activations"
 
 
 def test_fields_come_back() -> None:

@@ -44,6 +44,22 @@ def test_digits_stand_alone(tokenizer: Tokenizer) -> None:
     assert len(tokenizer.encode("31415926")) == 8
 
 
+def test_a_token_across_the_cut_belongs_to_the_continuation(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """One token that holds the prompt's end and all of the continuation: the cut is where the token begins."""
+    tokenizer.save(tmp_path)
+    path = tmp_path / "tokenizer.json"
+    said = json.loads(path.read_text())
+    number = max(entry["id"] for entry in said["added_tokens"]) + 1000
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": False}
+    said["added_tokens"].append({"id": number, "content": "Answer: 12", **plain})
+    path.write_text(json.dumps(said))
+    wide = Tokenizer.load(tmp_path)
+    prompt_ids, ids = wide.encode_continuation("What is 12?\nAnswer:", " 12")
+    assert ids == [wide.backend.token_to_id("Answer: 12")]
+    assert prompt_ids + ids == wide.encode_prompt("What is 12?\nAnswer: 12")
+    assert wide.encode_continuation("What is 12?\nAnswer:", " 34")[0] == wide.encode_prompt("What is 12?\nAnswer:")
+
+
 def test_text_cannot_forge_special_tokens(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """The text "<eos>" stays text, before and after a save."""
     tokenizer.save(tmp_path)

@@ -245,6 +245,7 @@ def test_a_row_that_cannot_be_asked_is_named(choice: Path, change: dict[str, obj
     [
         ('{"q": "x", "options": ["a", "b"], "right": 0}\n{"q": ', "rows.jsonl, row 2: not valid JSON"),
         ('{"q": "x", "options": ["a", "b"]}', "rows.jsonl, row 1: no column right (there are q, options)"),
+        ('{"q": "\\ud800", "options": ["a", "b"], "right": 0}', "rows.jsonl, row 1: holds half of a surrogate pair"),
         ("[1]", "rows.jsonl, row 1: holds list, expected an object"),
         ("", "has 0 rows"),
         ('"' + "x" * (1 << 24) + '"', "a line of more than"),

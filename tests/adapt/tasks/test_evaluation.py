@@ -137,6 +137,8 @@ def test_rows_are_asked_in_pieces_and_progress_is_told(monkeypatch):
     assert writer.asked == [(num, task.max_new_tokens, task.stop) for num in told]
     score(writer, task, rows[:1], max_new_tokens=3)
     assert writer.asked[-1] == (1, 3, task.stop)
+    score(writer, task, rows[:4], max_new_tokens=evaluation._CHUNK_TOKENS // 3)
+    assert [num for num, _, _ in writer.asked[-2:]] == [3, 1]
 
 
 def test_a_failed_judgement_is_left_out_of_the_share_and_reported():

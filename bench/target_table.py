@@ -1,0 +1,91 @@
+"""How the entries of a targets file are put together before they are checked: what one takes over from another.
+
+    [my-board]
+    extends = "gtx1660"                  # another entry of the file, or a bundled target
+    title = "my board"
+    without = ["accuracy/vision"]        # limits of it that are not taken over
+
+    [my-board.workload]                  # keys of a table replace those of the other, one by one
+    prompt_tokens = 128
+
+    [[my-board.limits]]                  # a limit replaces the other's on the same metric, or comes beside them
+    metric = "prefill_ms"
+    below = 40
+    unit = "ms"
+
+Works on plain tables; what they hold is checked afterwards. A mistake is a `ValueError` with one sentence.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+EXTENDS, WITHOUT, LIMITS = "extends", "without", "limits"
+
+
+def whole_entry(
+    name: str, entries: Mapping[str, Any], bundled: Mapping[str, Any], *, heirs: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Return an entry with what it takes over, and without the words that say so.
+
+    An entry of the same file comes before a bundled one, but for its own name: a file may extend the bundled `host` in
+    an entry called `host`.
+    """
+    entry = dict(entries[name])
+    base = entry.pop(EXTENDS, None)
+    if base is None:
+        if WITHOUT in entry:
+            raise ValueError(f"`{WITHOUT}` leaves out limits of the target that `{EXTENDS}` names: name one")
+        return entry
+    if not isinstance(base, str):
+        raise ValueError(f"`{EXTENDS}` is the name of a target")  # noqa: TRY004 - a mistake in a file, not in a program
+    if base in heirs:
+        raise ValueError(f"{' extends '.join((*heirs, name, base))}: a circle")
+    without = entry.pop(WITHOUT, [])
+    taken = _base_entry(name, base, entries, bundled, heirs=(*heirs, name))
+    return _joined(taken, entry, without)
+
+
+def _base_entry(
+    name: str, base: str, entries: Mapping[str, Any], bundled: Mapping[str, Any], *, heirs: tuple[str, ...]
+) -> dict[str, Any]:
+    is_here = base in entries and base != name
+    if not is_here and base not in bundled:
+        known = [*(other for other in entries if other != name), *bundled]
+        raise ValueError(f"{EXTENDS} names {base!r}, which is no target{hint(base, known)}")
+    if is_here:
+        return whole_entry(base, entries, bundled, heirs=heirs)
+    return whole_entry(base, bundled, {}, heirs=())
+
+
+def _joined(taken: dict[str, Any], entry: dict[str, Any], without: object) -> dict[str, Any]:
+    """Lay an entry over what it takes over: tables key by key, limits metric by metric, all else as a whole."""
+    if not (isinstance(without, list) and all(isinstance(metric, str) for metric in without)):
+        raise ValueError(f"`{WITHOUT}` is a list of metrics")
+    inherited = {limit.get("metric"): limit for limit in taken.get(LIMITS, [])}
+    for metric in without:
+        if metric not in inherited:
+            raise ValueError(f"`{WITHOUT}` names {metric!r}, on which there is no limit{hint(metric, inherited)}")
+        del inherited[metric]
+    own = entry.get(LIMITS, [])
+    if not isinstance(own, list) or not all(isinstance(limit, dict) for limit in own):
+        return {**taken, **entry}  # said when it is checked
+    replaced = {limit.get("metric") for limit in own}
+    limits = [*(limit for metric, limit in inherited.items() if metric not in replaced), *own]
+    tables = {
+        key: {**taken[key], **value}
+        for key, value in entry.items()
+        if isinstance(value, dict) and isinstance(taken.get(key), dict)
+    }
+    return {**taken, **entry, **tables, LIMITS: limits}
+
+
+def hint(word: str, known: Iterable[str]) -> str:
+    """End a sentence on an unknown word with the nearest known one, or with all of them."""
+    words = list(known)
+    near = difflib.get_close_matches(word, words, n=1)
+    return f"; did you mean {near[0]}?" if near else f": there are {', '.join(words)}"

@@ -1,0 +1,175 @@
+"""What the pipeline has done in worker processes: train one expert, or answer the rows of all tasks with one mixture.
+
+A request is plain JSON: the recipe, where basis and experts lie, and what this job is about. A worker that is asked
+again about the same recipe keeps base, experts and rows. Every job computes with the threads it is told, so what it
+answers does not depend on how many workers there are.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .adapt.tasks import sources
+from .adapt.tasks.evaluation import score
+from .config import Recipe
+from .cores import limit_threads, processes_for, threads_for
+from .errors import MeasurementError
+from .processes import Workers
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from .adapt.tasks.task import Row, Task
+    from .export.candidates import CandidateSessions
+    from .export.session import DecoderSession
+    from .model.checkpoint import Base
+    from .progress import Progress
+
+_BYTES_PER_PARAMETER = 4
+_COPIES_OF_A_TRAINING = 8  # base, folded weights, factors, and what a pass keeps for its gradient
+_COPIES_OF_A_SCORING = 6  # base, folded, encoded and packed weights, keys and values; and one for each expert
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the jobs of a run find what they share, and the threads a user chose for each, or None."""
+
+    recipe: Recipe
+    out: Path
+    experts: Path
+    num_threads: int | None = None
+
+    def request(self, *, num_threads: int, **about: object) -> dict[str, Any]:
+        """Return a job's request."""
+        return {
+            "recipe": self.recipe.model_dump(mode="json"),
+            "out": str(self.out),
+            "experts": str(self.experts),
+            "num_threads": num_threads,
+            **about,
+        }
+
+
+def training_workers(base: Base, num_jobs: int, *, num_threads: int | None) -> Workers:
+    """Give workers for so many trainings over `base`."""
+    return _workers(base, num_jobs, num_copies=_COPIES_OF_A_TRAINING, num_threads=num_threads)
+
+
+def scoring_workers(base: Base, num_jobs: int, *, num_experts: int, num_threads: int | None) -> Workers:
+    """Give workers for so many mixtures of experts of `base`."""
+    return _workers(base, num_jobs, num_copies=_COPIES_OF_A_SCORING + num_experts, num_threads=num_threads)
+
+
+def _workers(base: Base, num_jobs: int, *, num_copies: int, num_threads: int | None) -> Workers:
+    num_parameters = base.model.num_parameters()
+    threads = threads_for(num_parameters, num_jobs=num_jobs, num_threads=num_threads)
+    num_bytes = _BYTES_PER_PARAMETER * num_parameters * num_copies
+    return Workers(processes_for(num_jobs, bytes_per_process=num_bytes, num_threads=threads), threads)
+
+
+def train(request: Mapping[str, Any], progress: Progress) -> str:
+    """Train the expert of the recipe's task `request["task"]`, or go on with its training; the path of its file."""
+    from .adapt.commands import base_basis, training_settings
+    from .adapt.expert import save_expert
+    from .adapt.tasks.task import load_task
+    from .adapt.training import train_expert
+    from .adapt.training_state import forget_training
+    from .model.checkpoint import load_base
+
+    limit_threads(request["num_threads"])
+    recipe, folder = Recipe.model_validate(request["recipe"]), Path(request["experts"])
+    directory, online = recipe.data.directory, recipe.data.online
+    task = load_task(request["task"], data_dir=directory, online=online)
+    base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+    expert = train_expert(
+        base,
+        base_basis(base, Path(request["out"]), progress),
+        task,
+        settings=training_settings(recipe.experts, task),
+        checkpoint_dir=folder,
+        data_dir=directory,
+        online=online,
+        progress=progress,
+    )
+    path = save_expert(expert, folder)
+    forget_training(folder, task.name)
+    return str(path)
+
+
+def answer(request: Mapping[str, Any], progress: Progress) -> dict[str, str]:
+    """Answer the asked rows of the tasks named with a mixture: for each task a 1 for each row that is right, else a 0.
+
+    `alpha` and `structure` name the mixture; `split`, `start` and `size` the rows, of the gate all there are where they
+    are fewer. A judge that failed on any row is a `MeasurementError`.
+    """
+    from .model.structure import Structure
+
+    shared = {name: request[name] for name in ("recipe", "out", "experts", "rule", "num_threads")}
+    contest = _contest(json.dumps(shared, sort_keys=True))
+    session = contest.sessions.open(request["alpha"], Structure.from_fields(request["structure"]))
+    answers = {}
+    tasks = [task for task in contest.tasks if task.name in request["tasks"]]
+    with progress.stage("answers", len(tasks)) as stage:
+        for task in tasks:
+            rows = contest.rows(task, request["split"], request["start"], request["size"])
+            right = answers_of(session, task, rows, contest.recipe)
+            answers[task.name] = "".join("01"[is_right] for is_right in right)
+            stage.advance(note=task.name)
+    return answers
+
+
+def answers_of(session: DecoderSession, task: Task, rows: Sequence[Row], recipe: Recipe) -> tuple[bool, ...]:
+    """Whether `session` answers each row right; a judge that failed on any of them is a `MeasurementError`."""
+    scores = score(session, task, rows, max_new_tokens=recipe.experts.max_new_tokens)
+    if scores.failed:
+        reason = scores.reasons[scores.failed_rows[0]]
+        raise MeasurementError(
+            f"{task.name}: the judge failed on {scores.failed} of {len(rows)} rows ({reason}); they say nothing"
+        )
+    return scores.right
+
+
+class _Contest:
+    """What mixtures of one recipe share in a worker."""
+
+    def __init__(self, recipe: Recipe, tasks: Sequence[Task], sessions: CandidateSessions) -> None:
+        self.recipe, self.tasks, self.sessions = recipe, tasks, sessions
+        self._rows: dict[tuple[str, str, int], list[Row]] = {}
+
+    def rows(self, task: Task, split: str, start: int, size: int) -> list[Row]:
+        key = (task.name, split, start + size)
+        if key not in self._rows:
+            self._rows[key] = self._read(task, split, start + size)
+        return self._rows[key][start:]
+
+    def _read(self, task: Task, split: str, num_rows: int) -> list[Row]:
+        data = self.recipe.data
+        seed, directory, online = data.seed, data.directory, data.online
+        if split != "gate":
+            reader = sources.search_reader(seed=seed, data_dir=directory, online=online)
+            return reader.rows(task, split, num_rows)
+        return sources.rows(task, split, num_rows, seed=seed, data_dir=directory, online=online, may_be_fewer=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _contest(shared: str) -> _Contest:
+    from .adapt.basis import Basis
+    from .adapt.expert import expert_path, load_expert
+    from .adapt.tasks.task import load_tasks
+    from .export.candidates import CandidateSessions
+    from .model.checkpoint import load_base
+
+    request = json.loads(shared)
+    limit_threads(request["num_threads"])
+    recipe = Recipe.model_validate(request["recipe"])
+    base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+    basis = Basis.load(Path(request["out"]) / "basis.safetensors")
+    tasks = load_tasks(recipe.experts.tasks, data_dir=recipe.data.directory, online=recipe.data.online)
+    paths = [expert_path(Path(request["experts"]), task.name) for task in tasks]
+    experts = [load_expert(path, base_hash=base.weight_hash, basis_hash=basis.hash) for path in paths]
+    sessions = CandidateSessions(base, basis, experts, rule=request["rule"], num_threads=request["num_threads"])
+    return _Contest(recipe, tasks, sessions)
