@@ -6,6 +6,7 @@
 #   make types    mypy --strict
 #   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=README.md puts the table there)
 #   make results  docs/results.md: the score tables, written from the records under reports/
+#   make fuzz     100,000 damaged files for every reader: each is read, or refused in one line (INPUTS=1000000 for more)
 #   make simulate 5000 simulated benches beside random load: how often is a verdict wrong?
 #   make load-test   200 real ones beside real load, into load-test/; needs a machine that does nothing else, and hours
 #   make fmt      let ruff mend what it can
@@ -17,7 +18,7 @@ BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 
-.PHONY: help demo test real lint types bench results simulate load-test fmt genai
+.PHONY: help demo test real fuzz lint types bench results simulate load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -46,6 +47,9 @@ bench: .venv/dev
 
 results: .venv/dev
 	$(BIN)/python -m havoc_core.bench.results reports docs/results.md
+
+fuzz: .venv/dev
+	$(BIN)/python tests/fuzzing.py --inputs $(or $(INPUTS),100000)
 
 simulate: .venv/dev
 	$(BIN)/python tests/bench/simulated_benches.py --benches 5000

@@ -262,6 +262,42 @@ def only_writer(folder: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
+@contextlib.contextmanager
+def only_one(folder: Path, name: str) -> Iterator[None]:
+    """Make `folder` and hold `name` in it, which stands for work of which only one process may do; others do theirs."""
+    path = folder / f".{name}.lock"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock_file(path)
+    except BlockingIOError as error:
+        raise HavocError(f"{folder}: {name} is being made there by another process") from error
+    except OSError as error:
+        raise explained(error, folder) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()  # while it is held, so that nobody waits for a file that is gone
+        os.close(descriptor)
+
+
+def _lock_file(path: Path) -> int:
+    """Open and lock the file of that name; one that its holder removed in the meantime does not count."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o600)
+        try:
+            if sys.platform == "win32":
+                return descriptor
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                    return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
 def _named(path: Path) -> Path:
     if path.is_symlink():
         link, path = path, Path(os.path.realpath(path))  # written where the link leads; the link stays

@@ -27,7 +27,7 @@ from .reinforce import Reinforce
 from .svf import Basis, SingularValueAdapter, attach
 from .tasks import sources
 from .tasks.evaluation import score
-from .training_state import TrainingState, load_state, save_state, save_trace
+from .training_state import TrainingState, load_state, save_state, save_trace, state_path
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,7 +67,10 @@ def train_expert(
     # mbpp has 374
     train_rows = sources.rows(task, "train", settings.num_train_rows, may_be_fewer=True, **source)
     validation_rows = sources.rows(task, "search", settings.num_validation_rows, **source)
-    with attach(base.model, trained_part(basis, base, settings.trained_layers)) as adapter:
+    with (
+        storage.only_one(checkpoint_dir, f"training_{task.name}"),
+        attach(base.model, trained_part(basis, base, settings.trained_layers)) as adapter,
+    ):
         objective = _OBJECTIVES[method](base, adapter, task, train_rows, settings)
         run = _Run(base, adapter, task, objective, settings, checkpoint_dir, basis)
         with progress.stage(f"train {task.name}", settings.num_steps) as stage:
@@ -197,6 +200,17 @@ class _Run:
         state = load_state(self._directory, self._task.name, key=self._key)
         if state is None:
             return
+        try:
+            self._take(state)
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            path = state_path(self._directory, self._task.name)
+            msg = f"{path}: not a state of this training ({type(error).__name__}); remove it to start again"
+            raise HavocError(msg) from error
+
+    def _take(self, state: TrainingState) -> None:
+        ours = {name: value.shape for name, value in self._adapter.snapshot().items()}
+        if any({name: value.shape for name, value in theirs.items()} != ours for theirs in (state.deltas, state.best)):
+            raise ValueError
         self.num_done, self._best_score, self._trace = state.num_done, state.best_score, state.trace
         self._adapter.load(state.deltas)
         self._best = dict(state.best)

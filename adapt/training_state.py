@@ -16,10 +16,14 @@ import torch
 
 from .. import storage
 from ..errors import HavocError
+from .tensor_file import digest_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+
+_BEST = ("num_right", "num_rows", "step")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,13 +59,20 @@ def save_state(state: TrainingState, directory: Path, name: str, *, key: str) ->
     tensors = {f"delta.{matrix}": value for matrix, value in state.deltas.items()}
     tensors |= {f"best.{matrix}": value for matrix, value in state.best.items()}
     tensors |= {f"optimizer.{place}": value for place, value in flat.items()}
-    metadata = {
+    texts = {
         "key": key,
         "progress": json.dumps({"done": state.num_done, "best": state.best_score, "trace": state.trace}),
         "optimizer": json.dumps(plain),
     }
-    storage.write_bytes(state_path(directory, name), safetensors.torch.save(tensors, metadata))
+    on_cpu = {place: value.detach().cpu().contiguous() for place, value in tensors.items()}
+    metadata = {**texts, "sha256": _digest(on_cpu, texts)}
+    storage.write_bytes(state_path(directory, name), safetensors.torch.save(on_cpu, metadata))
     save_trace(state.trace, directory, name)
+
+
+def _digest(tensors: Mapping[str, torch.Tensor], texts: Mapping[str, str]) -> str:
+    """Over every tensor and every text: a bit that flips anywhere would otherwise train another expert unnoticed."""
+    return storage.sha256_json({"tensors": digest_of(tensors), **texts})
 
 
 def save_trace(trace: Sequence[Mapping[str, Any]], directory: Path, name: str) -> None:
@@ -80,15 +91,28 @@ def load_state(directory: Path, name: str, *, key: str) -> TrainingState | None:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except (safetensors.SafetensorError, OSError) as error:
         raise HavocError(f"{path}: not a training state ({error}); remove it to start again") from error
+    if metadata.pop("sha256", None) != _digest(tensors, metadata):
+        raise HavocError(f"{path}: the state does not match its SHA-256, so it was damaged; remove it to start again")
     if metadata.get("key") != key:
         raise HavocError(f"{path} is a training of another base or other settings; remove it or choose another --out")
+    try:
+        return _parsed(metadata, tensors)
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
+        raise HavocError(f"{path}: not a training state ({type(error).__name__}); remove it to start again") from error
+
+
+def _parsed(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> TrainingState:
     progress = json.loads(metadata["progress"])
+    trace, best = progress["trace"], progress["best"]
+    is_whole = type(progress["done"]) is int and progress["done"] == len(trace) and set(best) == set(_BEST)
+    if not is_whole or not all(isinstance(entry, dict) for entry in trace):
+        raise ValueError
     return TrainingState(
         num_done=progress["done"],
         deltas=_named(tensors, "delta."),
         best=_named(tensors, "best."),
-        best_score=progress["best"],
-        trace=progress["trace"],
+        best_score=best,
+        trace=trace,
         optimizer=_unflattened(json.loads(metadata["optimizer"]), _named(tensors, "optimizer.")),
     )
 

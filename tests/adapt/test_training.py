@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from pathlib import Path
 from typing import Self
 
 import pytest
+import safetensors
+import safetensors.torch
 import torch
 
+from havoc_core import storage
 from havoc_core.adapt import reinforce
 from havoc_core.adapt.basis import Basis
 from havoc_core.adapt.commands import base_basis
@@ -17,8 +21,9 @@ from havoc_core.adapt.expert import load_expert
 from havoc_core.adapt.objectives import TrainingSettings
 from havoc_core.adapt.reading import layer_of
 from havoc_core.adapt.tasks.task import load_task
+from havoc_core.adapt.tensor_file import digest_of
 from havoc_core.adapt.training import train_expert
-from havoc_core.adapt.training_state import forget_training, state_path, trace_path
+from havoc_core.adapt.training_state import forget_training, load_state, state_path, trace_path
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.model.checkpoint import Base, load_base
@@ -96,6 +101,79 @@ def test_a_finished_training_keeps_its_list_of_steps(base: Base, basis: Basis, t
     train_expert(base, basis, MATH, settings=dataclasses.replace(SMALL, num_steps=1), checkpoint_dir=tmp_path)
     forget_training(tmp_path, "math")
     assert [path.name for path in tmp_path.iterdir()] == ["training_math.jsonl"]
+
+
+@pytest.fixture(scope="module")
+def stopped(base: Base, basis: Basis, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training that was stopped after two of four steps."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.raises(_InterruptedError):
+        train_expert(base, basis, MATH, settings=SMALL, checkpoint_dir=folder, progress=_InterruptingProgress(2))
+    return folder
+
+
+def contents(folder: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safetensors.safe_open(state_path(folder, "math"), "pt") as file:
+        texts = {key: value for key, value in file.metadata().items() if key != "sha256"}
+        return {key: file.get_tensor(key) for key in file.keys()}, texts  # noqa: SIM118 - not a dict
+
+
+def test_a_flipped_bit_in_a_state_is_found(stopped: Path, tmp_path: Path) -> None:
+    """Anywhere: in a delta it gave another expert unnoticed, in the header a defect with exit code 70."""
+    data, key = state_path(stopped, "math").read_bytes(), contents(stopped)[1]["key"]
+    assert load_state(stopped, "math", key=key) is not None
+    rng = random.Random(4)
+    for place in [*rng.sample(range(len(data)), 20), *rng.sample(range(2000), 20), len(data) - 1]:
+        damaged = bytearray(data)
+        damaged[place] ^= 1 << rng.randrange(8)
+        state_path(tmp_path, "math").write_bytes(damaged)
+        with pytest.raises(HavocError, match="remove it") as caught:
+            load_state(tmp_path, "math", key=key)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("progress", "{}"),
+        ("progress", '{"done": 7, "best": {}, "trace": []}'),
+        ("progress", "[]"),
+        ("progress", "nothing"),
+        ("optimizer", '{"tensor": "nowhere"}'),
+        ("optimizer", '{"a": 1, "b": 2}'),
+        ("optimizer", "[" * 50_000),
+    ],
+)
+def test_a_state_of_another_shape_is_one_line(stopped: Path, tmp_path: Path, name: str, text: str) -> None:
+    """Whoever computes the digest anew as well still brings about one line of error."""
+    forge(stopped, tmp_path, {name: text})
+    with pytest.raises(HavocError, match="remove it"):
+        load_state(tmp_path, "math", key=contents(stopped)[1]["key"])
+
+
+def forge(stopped: Path, folder: Path, changes: dict[str, str]) -> None:
+    """Write a state with some texts replaced and a right digest."""
+    tensors, texts = contents(stopped)
+    texts |= changes
+    digest = storage.sha256_json({"tensors": digest_of(tensors), **texts})
+    state_path(folder, "math").write_bytes(safetensors.torch.save(tensors, {**texts, "sha256": digest}))
+
+
+def test_a_state_that_fits_no_optimizer_is_one_line(base: Base, basis: Basis, stopped: Path, tmp_path: Path) -> None:
+    """Read whole, and of no use for this training."""
+    forge(stopped, tmp_path, {"optimizer": '{"dict": [["state", {"value": 1}]]}'})
+    with pytest.raises(HavocError, match="not a state of this training"):
+        train_expert(base, basis, MATH, settings=SMALL, checkpoint_dir=tmp_path)
+
+
+def test_two_trainings_of_one_expert_in_one_folder_are_refused(base: Base, basis: Basis, tmp_path: Path) -> None:
+    """The last one won; now the second is refused, while another expert's may go on beside it."""
+    with storage.only_one(tmp_path, "training_math"):
+        with pytest.raises(HavocError, match="training_math is being made there by another process"):
+            train_expert(base, basis, MATH, settings=SMALL, checkpoint_dir=tmp_path)
+        with storage.only_one(tmp_path, "training_code"):
+            assert len(list(tmp_path.iterdir())) == 2
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_training_of_another_method_is_refused(base: Base, basis: Basis, tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=0.0)
 PREFILL = Limit(metric="prefill_ms", below=100.0, unit="ms")
 DECODE = Limit(metric="decode_tok_per_s", above=50.0, unit="tok/s")
 RSS = Limit(metric="peak_rss_bytes", below=2.0, unit="GB")
-MATH = Limit(metric="accuracy/math", above=85.0, unit="%")
+MATH = Limit(metric="accuracy/math", above=85.0, unit="%", rows=1000)
 KL = Limit(metric="kl_mean", below=0.15, unit="nats")
 TOP1 = Limit(metric="top1_share", above=80.0, unit="%")
 LOAD = Limit(metric="load_s", below=1.0, unit="s")
@@ -363,11 +363,11 @@ def test_accuracy_of_1000_rows(num_right: int, verdict: str) -> None:
 
 def test_a_hundred_rows_need_92() -> None:
     """The seed's sample of 100 rows: 91 right do not prove 85 %, and the verdict says how many rows would."""
-    rows = {"accuracy__math__num_rows": 100}
-    found = line(MATH, accuracy__math__num_right=91, **rows)
+    rows, limit = {"accuracy__math__num_rows": 100}, MATH.model_copy(update={"rows": 100})
+    found = line(limit, accuracy__math__num_right=91, **rows)
     assert found.verdict == "inconclusive"
     assert found.num_samples_short is not None
-    assert line(MATH, accuracy__math__num_right=92, **rows).verdict == "pass"
+    assert line(limit, accuracy__math__num_right=92, **rows).verdict == "pass"
 
 
 def test_rows_the_judge_could_not_decide_count_as_wrong() -> None:
@@ -400,9 +400,11 @@ def test_rows_count_once_however_often_they_are_scored() -> None:
     again = samples.record("cpu", run_id="again")
     more = {"num_rows": 1001, "num_right": 901, "rows_sha256": "f" * 64}
     larger = samples.record("cpu", run_id="larger", accuracy__math={**samples.accuracy(0), **more})
-    assert judge_limit(MATH, [samples.record("cpu"), again], EFFORT).num_samples == 1000
+    free = MATH.model_copy(update={"rows": None})
+    assert judge_limit(free, [samples.record("cpu"), again], EFFORT).num_samples == 1000
     for records in ([samples.record("cpu"), larger], [larger, samples.record("cpu")]):
-        assert judge_limit(MATH, records, EFFORT).num_samples == 1001
+        assert judge_limit(free, records, EFFORT).num_samples == 1001
+        assert judge_limit(MATH, records, EFFORT).num_samples == 1000  # those that the target states
 
 
 def test_more_rows_are_asked_for_in_one_set() -> None:
