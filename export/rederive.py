@@ -21,7 +21,7 @@ from .datafile import StoredWeights, encoded_initializers
 from .fold import FoldedTensors
 from .format_cost import block_error, block_limit
 from .graph import build_graphs, serialize
-from .layout import DATA_FILE, Layout
+from .layout import DATA_FILE, Layout, plan_layout
 from .options import GraphOptions, options_of
 from .package import EXPERTS_FOLDER, MIXTURE_FILE, Mixture, graph_fields, mixture_document, write_companions
 from .source import open_source
@@ -116,12 +116,14 @@ def _storage(source: Source, manifest: ArtifactManifest, structure: Structure, c
         return plan_storage(source, structure, source.tensors)
     said = manifest.calibration or {}
     promoted = [str(name) for name in said.get("int8", [])]
+    in_blocks = {weight.source for weight in plan_layout(source.config, structure).weights if weight.blocks is not None}
+    if unknown := sorted(set(promoted) - in_blocks):
+        msg = f"{MANIFEST}: promotes {unknown[0]}, no matrix in blocks of this model"
+        raise IdentityError(msg)
     layout = promoted_layout(source.config, structure, promoted)
     bits = bits_per_weight(layout) or 0.0
-    unknown = sorted(set(promoted) - {weight.source for weight in layout.weights if weight.blocks is not None})
-    if unknown or (structure.average_bits is not None and bits > structure.average_bits):
-        what = f"promotes {unknown[0]}, no matrix in blocks" if unknown else f"takes {bits:.4g} bits a weight"
-        msg = f"{MANIFEST}: {what}; {structure} promotes matrices of the model up to {structure.average_bits} bits"
+    if structure.average_bits is not None and bits > structure.average_bits:
+        msg = f"{MANIFEST}: its int8 matrices make it {bits:.4g} bits a weight; {structure} takes no more than it says"
         raise IdentityError(msg)
     if calibration is None and said.get("text") not in {"bundled text", "random ids"}:
         return Storage(structure=structure, layout=layout)
