@@ -46,12 +46,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def recipe(folder: Path, *tasks: str, num_rows: int = 10) -> Recipe:
+def recipe(folder: Path, *tasks: str, num_search_rows: int = 10) -> Recipe:
     return Recipe.model_validate(
         {
             "experts": {"tasks": list(tasks), "num_validation_rows": 10},
-            "search": {"num_rows": 10},
-            "gate": {"targets": [str(folder / "target.toml")], "num_rows": num_rows},
+            "search": {"num_rows": num_search_rows},
+            "gate": {"targets": [str(folder / "target.toml")], "num_rows": 10},
         }
     )
 
@@ -81,8 +81,8 @@ def test_two_tasks_of_one_name_are_refused(folder: Path) -> None:
 def test_too_few_rows_are_told_first(folder: Path) -> None:
     """With the number there are, for the split that lacks them; so is a row that nobody could be asked."""
     own = str(folder / "sums.toml")
-    with pytest.raises(HavocError, match=r"sums: rows.jsonl has \d\d rows for the gate split and 300 were asked for"):
-        require_rows(recipe(folder, own, num_rows=300))
+    with pytest.raises(HavocError, match=r"sums: rows.jsonl has \d\d rows for the search split and 310 were asked for"):
+        require_rows(recipe(folder, own, num_search_rows=150))
     rows = [{"q": f"{n} + 1?", "options": ["1", None], "right": 0} for n in range(9)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(HavocError, match=r"rows.jsonl, row \d: the choices are \['1', None\]"):
