@@ -191,5 +191,6 @@ def test_peaks_are_never_those_of_another_device(tmp_path: Path, monkeypatch: py
 def test_the_runtime_is_part_of_a_cpus_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """The bundled nano takes 95 MB, of which 4 are its own: the estimate is within 15 %."""
     monkeypatch.setattr("havoc_core.bench.plan.probe_roofline", lambda: (None, "busy"))
-    (option,) = [option for option in build_plan("nano", load_target("host")).options if option.structure == "fp32"]
+    option = build_plan("nano", load_target("host")).options[0]
+    assert option.structure.startswith("fp32")
     assert option.figures[0].estimate == pytest.approx(94.9e6, rel=0.15)
