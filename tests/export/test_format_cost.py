@@ -142,7 +142,7 @@ def test_no_right_block_is_beyond_its_limit(weight_format: str, block_size: int)
     exact[:, ::block_size] *= torch.logspace(0, 2, len(exact))[:, None]
     assert weight.blocks is not None
     blocks = quantize_blocks(exact, weight.blocks, structure.quantizer)
-    stored = torch.from_numpy(dequantize_blocks(blocks, weight.blocks, num_columns=256))
+    stored = torch.from_numpy(dequantize_blocks(blocks, num_bits=weight.blocks.num_bits, num_columns=256))
     assert 0 < block_error(stored, exact, size=limit.size) <= limit.error
     stored[3, :block_size] = 0
     assert block_error(stored, exact, size=limit.size) > limit.error
