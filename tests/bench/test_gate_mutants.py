@@ -40,6 +40,11 @@ TARGET_TEXTS = [
         for share in (0.99, 1, 1.5)
     ),
     *(text for text, _ in MISTAKES["MISTAKES"].values()),
+    OWN.replace("title", "nam = 1\ntitle"),
+    OWN.replace("title", 'extends = "host"\ntitle'),
+    OWN.replace('kind = "cpu"', 'kind = "cpu"\nnam = 1'),
+    OWN.replace("title", "workload.prompt_token = 1\nprotocol.min_proceses = 1\ntitle"),
+    OWN.replace("title", "roofline.fp16 = 1\ntitle"),
 ]
 LONGEST_S = 0.4
 TAIL_RESAMPLES = 0.5
@@ -327,6 +332,7 @@ def answers_of_gate(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
         [good, samples.second(evidence="projected")],
         [good, samples.second(evidence="simulated")],
         *([good, samples.second(accuracy__math=samples.accuracy(0) | other)] for other in ROWS_APART),
+        [samples.record("cpu", **surrounded(foreign=(0.0, 0.6)))],
         [samples.record("cpu", accuracy={})],
         [samples.record("cpu", accuracy__math__num_right=850)],
         [samples.record("cpu", accuracy__math__num_right=700)],
@@ -342,7 +348,8 @@ def answers_of_gate(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
         for group in groups:
             result = namespace["judge"](group, wanted, artifact_files=known.GOOD_FILES, this_cpu=samples.THIS_CPU)
             yield (result.verdict, result.evidence, result.exit_code, result.reason, str(result.lines), result.run_ids)
-            yield str(result.findings)
+            yield (str(result.findings), str(result.unlimited))
+    yield from (namespace["why_invalid"](group[0]) for group in groups)
 
 
 def answers_of_rules_table(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
@@ -426,6 +433,8 @@ def answers_of_targets(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
     """Read the bundled targets, right ones and every known mistake; tell what came of each."""
     for name in ("prefill_ms", "load_s", "decode_tok_per_s", "peak_rss_bytes", "energy_j_per_tok", "accuracy/math"):
         yield (repr(namespace["metric_of"](name)), namespace["metric_of"](name).is_lower_better)
+    workload = namespace["RequiredWorkload"](prompt_tokens=7)
+    yield [namespace["title_of"](*words) for words in (("prefill_ms", workload), ("prefill_ms",), ("load_s", workload))]
     with tempfile.TemporaryDirectory(suffix=".toml") as folder:
         with pytest.raises(HavocError) as caught:
             namespace["load_target"](folder)
@@ -464,6 +473,7 @@ MODULES: dict[types.ModuleType, Callable[..., Iterator[Any]]] = {
 TINY = "terms below a double's last digit are left out, or are added"
 LENGTH = "how long a message may get is no part of the verdict"
 EQUIVALENT = {
+    "targets.read_targets: if -> False: {} if False else _read_toml(BUNDLED)": "the bundled file is its own neighbour",
     "limits.throughput_evidence: if -> True: if True:\n    found = _widest(found, calm, limit.confidence)": (
         "without a disturbed step both sides are the bounds of all steps"
     ),
