@@ -60,7 +60,8 @@ def model_card(record: Mapping[str, Any]) -> str:
     settings, first, last = record["settings"], record["loss"][0], record["loss"][-1]
     scores = "\n".join(_score_line(domain, counts) for domain, counts in record["accuracy"].items())
     data = "\n".join(
-        f"| {domain} | {load_task(domain).dataset} | {sha[:16]} |" for domain, sha in record["data"].items()
+        f"| {domain} | {load_task(domain, is_public=True).definition.data.hub} | {sha[:16]} |"
+        for domain, sha in record["data"].items()
     )
     return f"""---
 license: apache-2.0

@@ -111,12 +111,12 @@ class FailingFinalists(KnownLandscape):
     def cost(self, structure: Structure) -> Mapping[str, float]:
         return {**super().cost(structure), "prefill_ms": 6000.0 * SPEED[structure.weight_format]}
 
-    def answers(self, candidate: Candidate, *, sample: int) -> Mapping[str, tuple[bool, ...]]:
+    def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
         self._num_again += sample
         if sample and self._num_again in self._failing:
             msg = "the measuring process ended with code -9 without a result"
             raise MeasurementError(msg)
-        return super().answers(candidate, sample=sample)
+        return super().answer(candidate, sample)
 
 
 OUT_OF_REACH = dataclasses.replace(SETTINGS, limits={"prefill_ms": ("<", 100.0)})
@@ -145,11 +145,11 @@ def test_nsga2_ranks_every_failure_below_everything_measured(tmp_path: Path) -> 
     seen: list[Any] = []
 
     class Watched(FailingFinalists):
-        def answers(self, candidate: Candidate, *, sample: int) -> Mapping[str, tuple[bool, ...]]:
+        def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
             if candidate.alpha[0] > 1.0 and not sample:
                 msg = "alpha too large for this graph"
                 raise HavocError(msg)
-            return super().answers(candidate, sample=sample)
+            return super().answer(candidate, sample)
 
     class Spy(NSGA2):
         def _advance(self, *args: Any, **kwargs: Any) -> Any:
