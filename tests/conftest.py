@@ -6,6 +6,7 @@ import os
 import signal
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 # A job in the background starts with Ctrl-C ignored, one under nohup with a hangup, and both hand that on to their
@@ -13,6 +14,9 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)
 if hasattr(signal, "SIGHUP"):
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+hypothesis.settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing here
+hypothesis.settings.load_profile("any machine")
 
 
 @pytest.fixture(scope="session")

@@ -56,7 +56,8 @@ def test_what_products_compute_in_fits_the_weights(tmp_path: Path, text: str, me
 def test_the_default_recipe_is_readable(tmp_path: Path) -> None:
     """The text saved beside a result explains every key and reads back to the same settings."""
     text = recipe_toml(Recipe())
-    assert "learning_rate = 0.01 # of delta = z - 1" in text
+    assert "kl_coefficient = 0.05 # weight of KL(policy || base)" in text
+    assert "# learning_rate: of delta = z - 1; left out: the method's own" in text
     assert load_recipe(written(tmp_path, text)) == Recipe()
 
 

@@ -135,4 +135,4 @@ def test_structures_of_one_weight_format_are_told_apart() -> None:
         for key, share, own in zip("abc", (0.7, 0.8, 0.9), structures, strict=True)
     ]
     front = Front.model_validate({"candidates": rows})
-    assert {"int4-fp32", "int4a-hqq-fp32-r0.50", "int2"} <= set(words(charts.pareto_front(front, None)))
+    assert {"int4-fp32-cfp32", "int4a-hqq-fp32-cfp32-r0.50", "int2"} <= set(words(charts.pareto_front(front, None)))
