@@ -145,7 +145,7 @@ def _changed_document(document: Any, rng: random.Random) -> Any:
     for _ in range(rng.randint(1, 3)):
         places = list(_places(document))
         if not places:
-            return rng.choice(ODD_VALUES)
+            return copy.deepcopy(rng.choice(ODD_VALUES))
         holder, key = rng.choice(places)
         if isinstance(holder, dict) and rng.random() < 0.2:
             value = holder.pop(key)
@@ -154,7 +154,7 @@ def _changed_document(document: Any, rng: random.Random) -> Any:
         elif rng.random() < 0.1:
             holder[key] = [holder[key]]
         else:
-            holder[key] = rng.choice(ODD_VALUES)
+            holder[key] = copy.deepcopy(rng.choice(ODD_VALUES))
     return document
 
 

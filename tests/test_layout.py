@@ -45,13 +45,6 @@ def test_tests_mirror_the_code() -> None:
     assert folders - {Path("perf")} <= code_folders()
 
 
-def test_files_stay_readable() -> None:
-    """One idea a file: none is longer than 450 lines."""
-    modules = [path for folder in code_folders() for path in (ROOT / folder).glob("*.py")]
-    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in modules}
-    assert {name: length for name, length in lengths.items() if length > 450} == {}
-
-
 @pytest.fixture(scope="module")
 def wheel_names(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     source, out = tmp_path_factory.mktemp("source") / "clone", tmp_path_factory.mktemp("wheel")
