@@ -49,9 +49,9 @@ def read_calibration(config: HavocConfig, tokenizer: Tokenizer | None, *, file: 
         raise HavocError(msg)
     length = min(WINDOW, config.max_seq_len, len(ids))
     windows = replace(sample, token_ids=ids).windows(length=length, num_windows=MAX_WINDOWS)
-    return Calibration(
-        windows=windows, text="bundled text" if file is None else sample.name, text_sha256=sample.text_sha256
-    )
+    is_bundled = file is None and tokenizer is not None  # to `read_sample` the bundled page is a file like any other
+    text = "bundled text" if is_bundled else sample.name
+    return Calibration(windows=windows, text=text, text_sha256=sample.text_sha256)
 
 
 def held_out(sample: Sample) -> Sample:

@@ -104,7 +104,7 @@ def test_the_device_chooses_the_dialect(text_base_directory: Path, tmp_path: Pat
     words = ("export", text_base_directory, *formats, "--quiet", "--out", tmp_path / "a")
     assert run(*words, "--for", "cuda") == 0
     assert "contrib dialect" in capsys.readouterr().out
-    assert run(*words, "--for", "cuda", "--dialect", "standard", "--rank", "0.99") == 0
+    assert run(*words, "--replace", "--for", "cuda", "--dialect", "standard", "--rank", "0.99") == 0
     out = capsys.readouterr().out
     assert "standard dialect" in out
     assert "warning     --rank changed nothing" in out
