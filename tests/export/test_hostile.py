@@ -121,7 +121,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "tokenizer cut off": (text("tokenizer.json", '{"x":'), "tokenizer.json: not a tokenizer"),
     "tokenizer of nothing": (text("tokenizer.json", "{}"), "tokenizer.json: not a tokenizer"),
     "tokenizer settings cut off": (text("tokenizer_config.json", '{"x":'), "tokenizer_config.json: not valid JSON"),
-    "tokenizer settings are a folder": (folder("tokenizer_config.json"), "tokenizer_config.json: not a regular file"),
+    "tokenizer settings are a folder": (folder("tokenizer_config.json"), "tokenizer_config.json: cannot be read (Is a directory)"),
     "chat template is a folder": (folder("chat_template.jinja"), "chat_template.jinja: not a regular file"),
     "generation settings cut off": (text("generation_config.json", '{"x":'), "generation_config.json: not valid JSON"),
     "generation settings are a list": (text("generation_config.json", "[1]"), "generation_config.json: must be"),
@@ -207,7 +207,7 @@ def test_a_broken_base_is_one_line(
     before = contents(artifact)
     for words in (
         ("import", base, "--quiet"),
-        ("export", base, "--out", artifact, "--quiet"),
+        ("export", base, "--replace", "--out", artifact, "--quiet"),
         ("export", base, "--to", "hf", "--out", tmp_path / "hf", "--quiet"),
     ):
         capsys.readouterr()
@@ -340,7 +340,7 @@ def test_a_full_disk_keeps_the_old_artifact(
     free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
     (small_disk / "ballast").write_bytes(b"x" * max(free - room, 0))
     before = contents(out)
-    status = run("export", text_base_directory, "--weights", "int8", "--out", out, "--quiet")
+    status = run("export", text_base_directory, "--weights", "int8", "--replace", "--out", out, "--quiet")
     if status:
         assert status == 2
         assert "the disk is full" in one_line(capsys)
@@ -360,7 +360,7 @@ def slow(*args):
     return prove(*args)
 package._prove = slow
 from havoc_core.cli import main
-sys.exit(main(["export", sys.argv[1], "--out", sys.argv[2], "--weights", "int8", "--quiet"]))
+sys.exit(main(["export", sys.argv[1], "--out", sys.argv[2], "--weights", "int8", "--replace", "--quiet"]))
 """
 
 
@@ -398,6 +398,6 @@ def test_killed_over_an_old_artifact(text_base_directory: Path, old: Path, tmp_p
     assert contents(out) == before
     (left,) = [path for path in tmp_path.iterdir() if path != out]
     assert run("verify", left) == 2
-    assert run("export", text_base_directory, "--weights", "int8", "--out", out, "--quiet") == 0
+    assert run("export", text_base_directory, "--weights", "int8", "--replace", "--out", out, "--quiet") == 0
     assert verify_artifact(out)[0].structure["weight_format"] == "int8"
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
