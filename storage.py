@@ -467,6 +467,8 @@ def _blamed(error: OSError, path: Path, temporary: Path) -> HavocError:
 
 def unreadable(error: OSError, path: Path | str) -> HavocError:
     """Why `path`, or the file inside it that the system names, could not be read, in one line."""
+    if error.errno == errno.EISDIR:
+        return HavocError(f"{error.filename or path}: not a regular file")
     return HavocError(f"{error.filename or path}: cannot be read ({error.strerror or error})")
 
 

@@ -89,12 +89,16 @@ def verify_signature(directory: Path, manifest: ArtifactManifest, public_key: Pa
     if not path.is_file() or path.is_symlink():
         msg = f"{directory}: not signed (no file {SIGNATURE}), but a signature is asked for"
         raise IdentityError(msg)
+    folder = directory.resolve()  # the library takes no link, and a folder that is held open is named by one
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the library prints its warnings
-            configuration.verify(directory, path)
+            configuration.verify(folder, folder / SIGNATURE)
     except Exception as error:  # each kind of damage to the bundle has its own exception, none is documented
         msg = f"{path}: not a signature of these files by {public_key} ({_reason(error)})"
         raise IdentityError(msg) from error
+    if not folder.is_dir() or not folder.samefile(directory):
+        msg = f"{directory}: another folder took its place while the signature was checked"
+        raise IdentityError(msg)
     signed = _signed_names(path)
     for name in (MANIFEST, *manifest.files):
         if name not in signed:

@@ -121,7 +121,7 @@ def test_a_missing_json_file_is_named(tmp_path: Path) -> None:
     """The first mistake anyone makes is explained."""
     with pytest.raises(HavocError, match=r"none\.json: no such file"):
         read_json(tmp_path / "none.json")
-    with pytest.raises(HavocError, match="directory"):
+    with pytest.raises(HavocError, match="not a regular file"):
         read_json(tmp_path)
 
 

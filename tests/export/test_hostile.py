@@ -121,7 +121,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "tokenizer cut off": (text("tokenizer.json", '{"x":'), "tokenizer.json: not a tokenizer"),
     "tokenizer of nothing": (text("tokenizer.json", "{}"), "tokenizer.json: not a tokenizer"),
     "tokenizer settings cut off": (text("tokenizer_config.json", '{"x":'), "tokenizer_config.json: not valid JSON"),
-    "tokenizer settings are a folder": (folder("tokenizer_config.json"), "tokenizer_config.json: cannot be read (Is a directory)"),
+    "tokenizer settings are a folder": (folder("tokenizer_config.json"), "tokenizer_config.json: not a regular file"),
     "chat template is a folder": (folder("chat_template.jinja"), "chat_template.jinja: not a regular file"),
     "generation settings cut off": (text("generation_config.json", '{"x":'), "generation_config.json: not valid JSON"),
     "generation settings are a list": (text("generation_config.json", "[1]"), "generation_config.json: must be"),

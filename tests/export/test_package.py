@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
@@ -90,6 +91,11 @@ def test_a_forged_weight_is_found_by_deriving_again(
     path = out / "manifest.json"
     document = json.loads(path.read_text())
     document["mixture"]["alpha"]["math"] = 0.8
+    mixture = json.loads((out / "mixture.json").read_text())
+    next(expert for expert in mixture["experts"] if expert["domain"] == "math")["alpha"] = 0.8
+    forged = json.dumps(mixture).encode()
+    (out / "mixture.json").write_bytes(forged)
+    document["files"]["mixture.json"] = {"sha256": hashlib.sha256(forged).hexdigest(), "num_bytes": len(forged)}
     path.write_text(json.dumps(document))
     manifest, _ = verify_artifact(out)
     with pytest.raises(HavocError, match=r"proj.* off base \+ experts \+ alpha") as caught:
