@@ -11,6 +11,7 @@
 #   make load-test   200 real ones beside real load, into load-test/; needs a machine that does nothing else, and hours
 #   make fmt      let ruff mend what it can
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
+#   make mutants  change every operator and constant of the verdict's code; each change must be found
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
 
 PYTHON ?= python3
@@ -18,7 +19,7 @@ BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 
-.PHONY: help demo test real fuzz lint types bench results simulate load-test fmt genai
+.PHONY: help demo test real mutants fuzz lint types bench results simulate load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -32,6 +33,9 @@ test: .venv/dev
 
 real: .venv/dev
 	$(BIN)/pytest -m real --timeout=3600
+
+mutants: .venv/dev
+	$(BIN)/pytest -m mutation --timeout=3600
 
 lint: .venv/dev
 	$(BIN)/ruff check

@@ -23,6 +23,8 @@ from havoc_core.bench import bounds, coherence, gate, identity, limits, rules, t
 from havoc_core.bench.targets import Limit, RequiredProtocol, load_target
 from havoc_core.errors import HavocError
 
+pytestmark = pytest.mark.mutation
+
 known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 mutation = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("mutation.py"))))
 samples = known.samples

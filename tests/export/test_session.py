@@ -382,7 +382,7 @@ def test_a_configuration_of_another_model_is_refused(artifact: Path, tmp_path: P
     copy = Path(shutil.copytree(artifact, tmp_path / "forged"))
     fields = json.loads((copy / "config.json").read_text()) | changes
     store(copy, "config.json", json.dumps(fields).encode())
-    with pytest.raises(HavocError, match="is not the graph of this configuration"):
+    with pytest.raises(HavocError, match=r"is not the graph of this configuration|says num_parameters \d+"):
         verify_artifact(copy)
 
 

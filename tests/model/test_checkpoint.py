@@ -230,14 +230,14 @@ def test_a_preset_is_random_and_says_so() -> None:
     base = load_base("pico")
     assert base.is_random
     assert base.weight_hash == load_base("pico").weight_hash == weight_hash(base.tensors())
-    with pytest.raises(HavocError, match=r"this preset: has no tokenizer\.json"):
+    with pytest.raises(HavocError, match="random weights and no tokenizer"):
         _ = base.tokenizer
 
 
 def test_a_base_brings_its_tokenizer(directory: Path) -> None:
     """The tokenizer is loaded; one with more ids than the table has rows is refused."""
     train_tokenizer(["a few words"], 261).save(directory)
-    with pytest.raises(HavocError, match="the tokenizer has 261 ids, the model's table 64 rows"):
+    with pytest.raises(HavocError, match="the id 260, the model's table 64 rows"):
         load_base(directory)
     other = directory / "large"
     HavocModel(HavocConfig.pico().replace(vocab_size=300)).save_pretrained(other)
@@ -247,7 +247,7 @@ def test_a_base_brings_its_tokenizer(directory: Path) -> None:
 
 def test_what_is_no_base_is_named(tmp_path: Path) -> None:
     """Neither a directory nor a preset; or a directory without weights or config."""
-    with pytest.raises(HavocError, match="no such directory, and no preset is called so"):
+    with pytest.raises(HavocError, match=r"no such directory or \.gguf file"):
         load_base(str(tmp_path / "absent"))
     with pytest.raises(HavocError, match=r"config\.json: no such file"):
         load_base(tmp_path)

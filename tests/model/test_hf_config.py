@@ -159,7 +159,6 @@ def test_vision_makes_it_havoc() -> None:
         ({"pruned_heads": {"0": [1]}}, "pruned_heads = .* is not supported"),
         ({"hidden_act": "gelu_pytorch_tanh"}, "hidden_act = 'gelu_pytorch_tanh'"),
         ({"quantization_config": {"bits": 4}}, "unknown field 'quantization_config'"),
-        ({"auto_map": {"AutoModel": "code.Model"}}, "unknown field 'auto_map'"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type 'yarn' is not supported"),
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_type 'linear'"),
         ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type 'dynamic'"),

@@ -64,7 +64,7 @@ def test_patches_stand_where_image_tokens_stand(model: HavocModel) -> None:
     """A patch is one linear projection in the place of one image token; row by row, in order."""
     patches = torch.randn(3, VISION.patch_dim)
     ids = torch.tensor([[1, 3, 3, 8, 9], [0, 1, 3, 5, 7]])
-    embedded = model._embed(ids, patches)
+    embedded = model.embed(ids, patches)
     projected = patches @ model.vision_projection.weight.T
     assert torch.allclose(embedded[0, 1:3], projected[:2], atol=1e-6)
     assert torch.allclose(embedded[1, 2], projected[2], atol=1e-6)
