@@ -171,18 +171,15 @@ def junit(run: Run) -> bytes:
     for target, judgement in run.judged:
         outcomes = [_junit_outcome(line.verdict) for line in judgement.lines]
         suite = ET.SubElement(root, "testsuite", name=printable(target.name), tests=str(len(outcomes)), skipped="0")
-        properties = ET.SubElement(suite, "properties")
-        for name, value in (
-            ("verdict", judgement.verdict),
-            ("artifact", "checked" if judgement.is_artifact_checked else NOT_CHECKED),
-            ("target file", printable(judgement.target_file or "")),
-            ("target SHA-256", judgement.target_sha256 or ""),
-        ):
-            ET.SubElement(properties, "property", name=name, value=value)
         suite.set("failures", str(outcomes.count("fail")))
         suite.set("errors", str(outcomes.count("error")))
         others = {f"{item.metric}, {item.statistic}, {item.unit}": item.value for item in judgement.unlimited}
-        _junit_properties(suite, {name: getattr(judgement, name) for name in _JUDGEMENT_FIELDS} | others)
+        checked = {
+            "artifact": "checked" if judgement.is_artifact_checked else NOT_CHECKED,
+            "target file": judgement.target_file,
+            "target SHA-256": judgement.target_sha256,
+        }
+        _junit_properties(suite, {name: getattr(judgement, name) for name in _JUDGEMENT_FIELDS} | checked | others)
         for line, outcome in zip(judgement.lines, outcomes, strict=True):
             case = ET.SubElement(suite, "testcase", classname=f"havoc.{printable(target.name)}", name=line.metric)
             _junit_properties(case, {name: getattr(line, name) for name in _LINE_FIELDS})

@@ -32,8 +32,7 @@ def whole_entry(
 ) -> dict[str, Any]:
     """Return an entry with what it takes over, and without the words that say so.
 
-    An entry of the same file comes before a bundled one, but for its own name: a file may extend the bundled `host` in
-    an entry called `host`.
+    An entry of the same file comes before a bundled one.
     """
     entry = dict(entries[name])
     base = entry.pop(EXTENDS, None)

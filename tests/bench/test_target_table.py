@@ -48,18 +48,18 @@ unit = "ms"
     assert (own.name, own.title) == ("own", "short prompts")
 
 
-def test_an_entry_may_extend_its_neighbour_and_its_namesake(tmp_path: Path) -> None:
-    """Of the same file, in whatever order and depth; an entry called `host` extends the bundled one."""
+def test_an_entry_may_extend_its_neighbour(tmp_path: Path) -> None:
+    """Of the same file, in whatever order and depth, and a bundled one in the end."""
     text = """
 [own]
 extends = "middle"
 [middle]
-extends = "host"
+extends = "mine"
 title = "middle"
-[host]
+[mine]
 extends = "host"
 title = "my host"
-[host.protocol]
+[mine.protocol]
 min_processes = 7
 """
     own = loaded(tmp_path, text)
