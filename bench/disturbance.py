@@ -6,6 +6,8 @@ and used little of it was not running. Wall time alone cannot tell the two apart
 
 A disturbed call says nothing of the model: it may have been slow for the neighbour's sake, and, where a neighbour's
 work raised the clock, even fast. So the limits count it as slow where a pass is asked for and as fast where a miss is.
+A call that was merely off the CPU for a while, with no neighbour seen, can only be slower for it: for a pass it counts
+as long as it took.
 """
 
 from __future__ import annotations
@@ -38,10 +40,16 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Timed:
-    """One timed call or step: how long it took, and whether it was disturbed."""
+    """One timed call or step: how long it took, whether it was disturbed, and whether that can only have slowed it."""
 
     duration_ns: int
     is_disturbed: bool
+    is_only_slowed: bool = False
+
+    @property
+    def bounds_itself(self) -> bool:
+        """Whether an undisturbed call takes no longer than this one did."""
+        return self.is_only_slowed or not self.is_disturbed
 
 
 def disturbed_spans(process: ProcessSamples) -> tuple[Span, ...]:
@@ -79,10 +87,11 @@ def _is_disturbed(around: Surroundings, place: int, length_ns: int) -> bool:
 def calls_of(process: ProcessSamples, calls: Calls) -> list[Timed]:
     """Timed calls of one kind, each with whether it was disturbed."""
     spans, was_off = disturbed_spans(process), off_cpu(calls)
-    return [
-        Timed(duration_ns, is_off or _overlaps(spans, start_ns, start_ns + duration_ns))
-        for start_ns, duration_ns, is_off in zip(calls.start_ns, calls.duration_ns, was_off, strict=True)
-    ]
+    timed = []
+    for start_ns, duration_ns, is_off in zip(calls.start_ns, calls.duration_ns, was_off, strict=True):
+        is_beside_others = _overlaps(spans, start_ns, start_ns + duration_ns)
+        timed.append(Timed(duration_ns, is_off or is_beside_others, is_only_slowed=is_off and not is_beside_others))
+    return timed
 
 
 def off_cpu(calls: Calls) -> list[bool]:

@@ -171,7 +171,7 @@ def latency_evidence(limit: Limit, records: Sequence[Record], protocol: Required
     samples = [call.duration_ns / 1e6 for calls in timed for call in calls]
     if not samples:
         return "no samples"
-    slow = [sorted(math.inf if call.is_disturbed else call.duration_ns / 1e6 for call in calls) for calls in timed]
+    slow = [sorted(call.duration_ns / 1e6 if call.bounds_itself else math.inf for call in calls) for calls in timed]
     fast = [sorted(0.0 if call.is_disturbed else call.duration_ns / 1e6 for call in calls) for calls in timed]
     slow_figures, fast_figures = ([_quantile(limit, values) for values in side] for side in (slow, fast))
     num_within = sum(len(values) for values in _within(limit, slow))
