@@ -65,9 +65,10 @@ def section(folder: Path) -> str:
 def _what(recipe: Recipe, folder: Path) -> str:
     settings, front = recipe.experts, read_front(folder / FRONT)
     searched = "no search" if front is None else f"{len(front.candidates)} candidates of the search on record"
+    steps = f"{settings.num_steps} steps" if settings.num_steps else "as many steps as the method takes"
     return (
-        f"Base `{recipe.model.base}`, {settings.num_steps} steps of {settings.prompts_per_step} prompts an expert, "
-        f"seed {settings.seed}; {searched}. The recipe, the record and the report: `reports/{folder.name}`."
+        f"Base `{recipe.model.base}`, experts trained for {steps}, seed {settings.seed}; {searched}. "
+        f"The recipe, the record and the report: `reports/{folder.name}`."
     )
 
 
