@@ -162,15 +162,16 @@ class BlockLimit:
     size: int = _PLAIN_BLOCK
 
 
-def block_limit(weight: StoredWeight) -> BlockLimit:
+def block_limit(weight: StoredWeight, quantizer: str) -> BlockLimit:
     """What a stored weight's blocks may be off by, if its format is all that moves them.
 
     Integers: rounding to the nearest of 2^b steps leaves at most half a step everywhere, sqrt(size) / 2^b of a block of
-    one large value and many small ones; quantizers that look beyond one value may leave twice that. A block that is
-    lost is off by 1.
+    one large value and many small ones; quantizers that look beyond one value may leave twice that. gptq moves a block
+    to make up for what others lost (.72 of a block's size was seen), so only a lost block is beyond its limit. A block
+    that is lost is off by 1.
     """
     if (blocks := weight.blocks) is not None:
-        error = 2 * math.sqrt(blocks.block_size) / 2**blocks.num_bits
+        error = _LOST if quantizer == "gptq" else 2 * math.sqrt(blocks.block_size) / 2**blocks.num_bits
         return BlockLimit(min(error, _LOST), blocks.block_size)
     is_half = "float16" in {item.dtype for item in weight.initializers}
     return BlockLimit(_HALF_ROUNDING if is_half else 0.0)

@@ -73,7 +73,7 @@ def prove(
     windows = windows_of(sample, config, max_tokens=max_tokens, num_parameters=num_parameters(config))
 
     def limit_of(name: str) -> BlockLimit:
-        return BlockLimit(0.0) if structure.weight_format == "keep" else block_limit(layout[name])
+        return BlockLimit(0.0) if structure.weight_format == "keep" else block_limit(layout[name], structure.quantizer)
 
     with progress.stage("torch over the exact fold", config.num_layers, unit="layers") as stage:
         exact = CheckedFold(folded, stored, layout, limit_of)

@@ -134,7 +134,7 @@ def test_no_right_block_is_beyond_its_limit(weight_format: str, block_size: int)
     config = HavocConfig.pico().replace(d_model=256)
     structure = Structure(weight_format, block_size=block_size)
     weight = plan_layout(config, structure)["model.layers.0.mlp.up_proj.weight"]
-    limit = block_limit(weight)
+    limit = block_limit(weight, structure.quantizer)
     from havoc_core.export.quantize import dequantize_blocks, quantize_blocks
 
     generator = torch.Generator().manual_seed(block_size)
@@ -146,3 +146,4 @@ def test_no_right_block_is_beyond_its_limit(weight_format: str, block_size: int)
     assert 0 < block_error(stored, exact, size=limit.size) <= limit.error
     stored[3, :block_size] = 0
     assert block_error(stored, exact, size=limit.size) > limit.error
+    assert block_error(stored, exact, size=limit.size) > block_limit(weight, "gptq").error >= limit.error
