@@ -1,7 +1,7 @@
 # The words of the house. Each makes .venv when it is missing; nothing but python3 >= 3.11 and make is needed.
 #
 #   make demo     the whole story on the bundled model, into demo/
-#   make test     all tests
+#   make test     the tests, but those of `make mutants` and `make real`
 #   make lint     ruff: rules and format
 #   make types    mypy --strict
 #   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=README.md puts the table there)

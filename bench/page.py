@@ -192,6 +192,8 @@ def _samples(line: Line) -> str:
         return DASH
     if line.num_samples == line.num_processes:
         return count(line.num_processes, "process")
+    if not line.num_processes:  # what a format costs is measured at export, at the tokens of a text
+        return count(line.num_samples, "token")
     return f"{count(line.num_samples, 'sample')} in {count(line.num_processes, 'process')}"
 
 

@@ -223,6 +223,7 @@ def test_numbers_in_markdown_are_those_of_the_verdict(folder: Path) -> None:
     assert "**Not measured** on `gtx1660`" in text
     assert "| prefill, 512 tokens, p90 | \\< 100 ms | 20.1 ms |" in text
     assert text.count("| **Pass** |") == 9
+    assert "0 processes" not in text
 
 
 def test_junit_counts_the_undecided_as_errors(folder: Path) -> None:
@@ -498,7 +499,7 @@ def test_a_browser_shows_it(folder: Path, tmp_path: Path, width: int, *, is_dark
     fits, num_pictures, num_limits, background = seen(
         folder / "report.html", tmp_path / "profile", width=width, is_dark=is_dark
     )
-    assert (fits, num_pictures, num_limits) == ("true", "5", "7")
+    assert (fits, num_pictures, num_limits) == ("true", "5", "9")
     assert background == ("rgb(15, 17, 21)" if is_dark else "rgb(246, 246, 243)")
 
 
