@@ -122,6 +122,8 @@ def add_search(parser: Parser) -> None:
     _add_chat(parser)
     parser.add_argument("--experts", type=Path, required=True, metavar="DIR", help="folder of z_vectors_*.safetensors")
     _add_target(parser)
+    other_help = "measure costs here though the target is another device; they then prove nothing of its limits"
+    parser.add_argument("--on-this-machine", action="store_true", help=other_help)
     _add_recipe(parser)
     _add_data(parser)
     _add_seed(parser)

@@ -57,6 +57,7 @@ StructureName = Annotated[str, AfterValidator(_structure_name)]
 StructureNames = Annotated[tuple[StructureName, ...], Field(strict=False, min_length=1)]
 TaskNames = Annotated[tuple[Annotated[str, AfterValidator(_task_name)], ...], Field(strict=False, min_length=1)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Bounds = Annotated[tuple[float, float], Field(strict=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 
@@ -149,7 +150,25 @@ class SearchSettings(_Section):
         default=("fp32", "int8", "int4", "int4-cfp32"), description="structures to choose from"
     )
     rule: Rule = Field(default="delta", description="how experts are mixed")
+    alpha_bounds: Bounds = Field(default=(0.0, 2.0), description="lowest and highest weight of an expert")
+    normalize_alpha: bool = Field(default=False, description="scale the weights of a mixture to a sum of 1")
+    num_repeats: int = Field(default=1, ge=1, le=100, description="samples of num_rows items that score a candidate")
+    on_this_machine: bool = Field(
+        default=False, description="may measure costs here though the first target is another device"
+    )
     seed: Seed = Field(default=0, description="seed of the search")
+
+    @model_validator(mode="after")
+    def _can_be_searched(self) -> Self:
+        if not self.normalize_alpha and self.alpha_bounds == type(self).model_fields["alpha_bounds"].default:
+            return self
+        from .adapt.candidate import require_bounds
+
+        try:
+            require_bounds(*self.alpha_bounds, is_normalized=self.normalize_alpha)
+        except HavocError as error:
+            raise ValueError(f"cannot be used: {error}") from error
+        return self
 
     _distinct = field_validator("weight_formats")(_distinct)
 

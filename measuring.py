@@ -7,18 +7,22 @@ the reports. The gate split is opened in one place, `score_table`, after every c
 from __future__ import annotations
 
 import contextlib
-import math
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import onnxruntime
 
-from .adapt.search import COST_OBJECTIVES, Answers, Candidate, SearchSettings
+from .adapt.candidate import COST_OBJECTIVES, Answers, Candidate, Cost, SearchSettings
+from .adapt.paired import paired_margin
 from .adapt.tasks.evaluation import Accuracy
 from .adapt.tasks.task import load_tasks
-from .bench.device import identify_cpu
+from .bench.cuda_driver import CudaCard, open_cuda_card
+from .bench.device import CPU_PROVIDER, CUDA_PROVIDER, identify_cpu, identify_device
 from .bench.measure import measure_cost
+from .bench.rules import device_problem
 from .bench.targets import load_target
-from .errors import HavocError
+from .bench.validity import PROVIDER_OF_KIND
+from .errors import HavocError, IdentityError
 from .export.package import export_artifact
 from .jobs import scoring_workers
 from .model.structure import Structure
@@ -28,17 +32,50 @@ from .storage import scratch_directory
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from .adapt.candidate import Evidence
     from .adapt.expert import Expert
     from .adapt.tasks.task import Task
+    from .bench.schema import Device
     from .config import Recipe
     from .jobs import Place
     from .model.checkpoint import Base
     from .progress import Progress
 
-_NORMAL_95 = 1.959964
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """The device that a search measures on, and whether its costs speak for the target."""
+
+    device: Device
+    provider: str
+    evidence: Evidence
 
 
-def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert]) -> SearchSettings:
+def bind(recipe: Recipe) -> Bound:
+    """Find the device that costs are measured on: the first target's, or this machine's where the recipe allows it.
+
+    Raises `IdentityError` when this machine is another device than the target and the recipe does not allow it.
+    """
+    target = load_target(recipe.gate.targets[0])
+    own = PROVIDER_OF_KIND[target.device.kind]
+    try:
+        device = identify_device(own)
+        problem = device_problem(device, target, this_cpu=identify_cpu())
+    except HavocError as error:
+        problem = str(error)
+    else:
+        if problem is None:
+            return Bound(device, own, "measured_target")
+    if not recipe.search.on_this_machine:
+        raise IdentityError(
+            f"target {target.name}: {problem}; search on that device, or take --on-this-machine: the costs are then "
+            "this machine's, and by them no candidate counts as within the limits"
+        )
+    provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
+    return Bound(identify_device(provider), provider, "measured_other_device")
+
+
+def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert], bound: Bound) -> SearchSettings:
     """Translate the recipe's section into the settings of the search; the first target's limits are its constraints."""
     section, tasks = recipe.search, recipe_tasks(recipe)
     return SearchSettings(
@@ -47,6 +84,10 @@ def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert]) -> Se
         population=section.population,
         generations=section.generations,
         weight_formats=section.weight_formats,
+        alpha_bounds=section.alpha_bounds,
+        normalize_alpha=section.normalize_alpha,
+        num_repeats=section.num_repeats,
+        evidence=bound.evidence,
         limits=limits_of(recipe.gate.targets[0], [task.name for task in tasks]),
         measured={
             "base": base.weight_hash,
@@ -58,7 +99,8 @@ def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert]) -> Se
             "tasks": {task.name: task.sha256 for task in tasks},
             "chat": recipe.model.chat,
             "data": recipe.data.model_dump(mode="json"),
-            "device": identify_cpu().model_dump(mode="json"),
+            "target": recipe.gate.targets[0],
+            "device": bound.device.model_dump(mode="json"),
             "onnxruntime": onnxruntime.__version__,
         },
     )
@@ -67,6 +109,9 @@ def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert]) -> Se
 def recipe_tasks(recipe: Recipe) -> tuple[Task, ...]:
     """Load the tasks of a recipe, in the order of its experts; real data makes the four domains mean public tasks."""
     return load_tasks(recipe.experts.tasks, data_dir=recipe.data.directory, online=recipe.data.online)
+
+
+_COST_RETRIES, _COST_WAIT_S = 2, 20.0
 
 
 def limits_of(target_name: str, tasks: Sequence[str]) -> dict[str, tuple[str, float]]:
@@ -83,12 +128,13 @@ def limits_of(target_name: str, tasks: Sequence[str]) -> dict[str, tuple[str, fl
 class BenchMeasurer:
     """Measures candidates for the search; use it in `with`, it keeps the exported structures in a temporary folder.
 
-    Costs are measured one at a time, answers are given by worker processes, which sleep meanwhile. Sample 0 and sample
-    1 of the search split are disjoint, and both are disjoint from the rows that experts were validated on.
+    Costs are measured one at a time, answers are given by worker processes, which sleep meanwhile. The samples of the
+    search split are disjoint, and all are disjoint from the rows that experts were validated on. `bound` names the
+    device that must be measured, simulated ones included.
     """
 
-    def __init__(self, place: Place, base: Base, *, num_experts: int) -> None:
-        self._place, self._base = place, base
+    def __init__(self, place: Place, base: Base, *, num_experts: int, bound: Bound) -> None:
+        self._place, self._base, self._bound = place, base, bound
         self._tasks = [task.name for task in recipe_tasks(place.recipe)]
         population = place.recipe.search.population
         self._workers = scoring_workers(base, population, num_experts=num_experts, num_threads=place.num_threads)
@@ -102,13 +148,22 @@ class BenchMeasurer:
         self._workers.end()
         self._open.close()
 
-    def cost(self, structure: Structure) -> Mapping[str, float]:
-        """Export the base in `structure` and measure it in a fresh process; every alpha costs the same."""
+    def cost(self, structure: Structure) -> Cost:
+        """Export the base in `structure` and measure it in a fresh process; every alpha costs the same.
+
+        A measurement that something disturbed is repeated; if all were, the last is given with what disturbed it.
+        """
         artifact = self._folder / str(structure)
         if not artifact.exists():
             export_artifact(self._base, artifact, structure=structure)
-        cost = measure_cost(artifact)
-        return {metric: float(getattr(cost, metric)) for metric in COST_OBJECTIVES}
+        cost = measure_cost(
+            artifact,
+            provider=self._bound.provider,
+            device=self._bound.device,
+            num_retries=_COST_RETRIES,
+            wait_s=_COST_WAIT_S,
+        )
+        return Cost({metric: float(getattr(cost, metric)) for metric in COST_OBJECTIVES}, cost.disturbance)
 
     def answers(self, candidates: Sequence[Candidate], *, sample: int) -> Iterator[Answers | HavocError]:
         """Answer one sample of the search split, greedily, with each candidate's folded and encoded weights."""
@@ -186,21 +241,3 @@ def _table_row(name: str, answers: Answers) -> dict[str, Any]:
         low, high = counted.interval()
         accuracy[task] = {"num_right": counted.num_right, "num_rows": counted.num_rows, "low": low, "high": high}
     return {"name": name, "kind": kind, "accuracy": accuracy}
-
-
-def paired_margin(ours: Answers, theirs: Answers) -> dict[str, Any]:
-    """Mean over the tasks of the paired difference in share right, with its 95 % normal interval.
-
-    Each task weighs the same; the variance is the sum of the tasks' variances of the mean, over the tasks
-    squared.
-    """
-    means, variances = [], []
-    for task, right in ours.items():
-        differences = [int(a) - int(b) for a, b in zip(right, theirs[task], strict=True)]
-        mean = sum(differences) / len(differences)
-        means.append(mean)
-        variances.append(sum((d - mean) ** 2 for d in differences) / (len(differences) - 1) / len(differences))
-    margin = sum(means) / len(means)
-    half_width = _NORMAL_95 * math.sqrt(sum(variances)) / len(variances)
-    low, high = margin - half_width, margin + half_width
-    return {"margin": margin, "low": low, "high": high, "is_proven": low > 0}

@@ -57,13 +57,15 @@ def handle_search(args: argparse.Namespace) -> int:
     """Search mixture and structure of experts that are there; write `search/journal.jsonl` and `front.json`."""
     from .adapt.commands import base_basis
     from .jobs import Place
+    from .measuring import bind
     from .model.checkpoint import load_base
     from .summary import export_command, show_search
 
     recipe = load_recipe(args.recipe)
     model = {"base": args.base, "chat": recipe.model.chat and args.is_chat}
     data = {"source": str(args.data) if args.data else recipe.data.source, "online": args.online or recipe.data.online}
-    search_changes = {} if args.seed is None else {"seed": args.seed}
+    search_changes: dict[str, Any] = {} if args.seed is None else {"seed": args.seed}
+    search_changes |= {"on_this_machine": True} if args.on_this_machine else {}
     recipe = recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update=model),
@@ -73,6 +75,7 @@ def handle_search(args: argparse.Namespace) -> int:
         }
     )
     require_inputs(recipe)
+    bind(recipe)
     require_experts(recipe, args.experts)
     progress = make_progress(quiet=args.quiet)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
@@ -100,10 +103,12 @@ def run(
     from .bench.report import write_report
     from .export.options import require_heads
     from .jobs import Place
+    from .measuring import bind
     from .model.checkpoint import load_base
 
     require_inputs(recipe)
     if not (out / "record.json").exists():
+        bind(recipe)
         require_rows(recipe)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
     if recipe.export.dialect == "contrib":
@@ -183,7 +188,8 @@ def require_rows(recipe: Recipe) -> None:
     from .measuring import recipe_tasks
 
     data, num_validation = recipe.data.directory, recipe.experts.num_validation_rows
-    needed = {"train": 1, "search": num_validation + 2 * recipe.search.num_rows, "gate": recipe.gate.num_rows}
+    num_searched = (recipe.search.num_repeats + 1) * recipe.search.num_rows
+    needed = {"train": 1, "search": num_validation + num_searched, "gate": recipe.gate.num_rows}
     for task in recipe_tasks(recipe):
         for split, num_rows in needed.items() if task.generator is None else ():
             rows(task, split, num_rows, data_dir=data, online=recipe.data.online, may_be_fewer=split == "gate")
@@ -254,12 +260,13 @@ def read_experts(recipe: Recipe, folder: Path, base: Base, basis: Basis) -> list
 def search_mixture(place: Place, base: Base, experts: Sequence[Expert], progress: Progress) -> SearchResult:
     """Search alpha and structure against the bench; leave the journal and `front.json`."""
     from .adapt.search import search
-    from .measuring import BenchMeasurer, search_settings
+    from .measuring import BenchMeasurer, bind, search_settings
 
-    with BenchMeasurer(place, base, num_experts=len(experts)) as measurer:
+    bound = bind(place.recipe)
+    with BenchMeasurer(place, base, num_experts=len(experts), bound=bound) as measurer:
         result = search(
             measurer,
-            settings=search_settings(place.recipe, base, experts),
+            settings=search_settings(place.recipe, base, experts, bound),
             journal_path=place.out / "search" / "journal.jsonl",
             progress=progress,
         )

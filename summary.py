@@ -12,6 +12,7 @@ from rich.table import Table
 
 from .adapt.tasks.task import in_order
 from .bench.figures import printable, show, show_interval
+from .bench.searched import Front
 from .model.structure import Structure
 from .storage import read_json
 
@@ -97,9 +98,10 @@ def show_search(result: SearchResult, tasks: Sequence[str], out: Path, *, comman
     accuracy = ", ".join(f"{name} {share:.1%}" for name, share in result.chosen.accuracy.items())
     print(f"chosen: {alpha}; weights {candidate.structure}")
     print(f"on fresh rows of the search split: {accuracy}")
-    if result.frozen:
-        print(f"frozen, because the structures do not differ beyond the noise: {', '.join(result.frozen)}")
-    print(f"{len(result.evaluations)} candidates, {len(result.front)} on the front: {out / 'front.json'}")
+    front = Front.model_validate(result.to_json())
+    for note in front.notes():
+        print(note)
+    print(f"{len(front.front)} on the front: {out / 'front.json'}")
     print(f"next: {command}")
 
 

@@ -37,7 +37,7 @@ def _problem(entry: Mapping[str, Any], objectives: Collection[str], domains: Col
         cost = entry.get("cost")
         if not isinstance(cost, dict) or not all(_is_positive(cost.get(metric)) for metric in objectives):
             return f"its cost is not a number above 0 for each of {', '.join(objectives)}"
-        return ""
+        return "" if isinstance(entry.get("disturbance", ""), str) else "its disturbance is no text"
     if entry.get("kind") != "evaluation":
         return "its kind is neither cost nor evaluation"
     right = entry.get("right")

@@ -28,7 +28,7 @@ _MAX_KEPT_BYTES = 1_000_000_000
 class _Kept:
     """Tensors by a row's number, as many as there is room for."""
 
-    def __init__(self, compute: Callable[[Branched], Tensor]) -> None:
+    def __init__(self, compute: Callable[[int, Branched], Tensor]) -> None:
         self._compute = compute
         self._tensors: dict[int, Tensor] = {}
         self._num_bytes = 0
@@ -36,7 +36,7 @@ class _Kept:
     def of(self, index: int, row: Branched) -> Tensor:
         if index in self._tensors:
             return self._tensors[index]
-        tensor = self._compute(row)
+        tensor = self._compute(index, row)
         if self._num_bytes + tensor.nbytes <= _MAX_KEPT_BYTES:
             self._tensors[index] = tensor
             self._num_bytes += tensor.nbytes
@@ -57,12 +57,7 @@ class Reader:
     def policy(self, indices: Sequence[int], rows: Sequence[Branched]) -> tuple[Tensor, Layout]:
         """Log-probabilities of the policy at the places of `rows`, float32 [P, V], with a gradient; and the layout."""
         layout = lay_out(rows, pad_id=self._pad_id)
-        if not self._lower:
-            x_BTD = embedded(self._model, layout)
-        else:
-            parts = [self._beneath.of(index, row) for index, row in zip(indices, rows, strict=True)]
-            x_BTD = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
-        x_BTD = through_layers(self._model, x_BTD, layout, self._upper)
+        x_BTD = through_layers(self._model, self._from_beneath(indices, rows, layout), layout, self._upper)
         return log_probabilities(self._model, at_places(self._model, x_BTD, layout)), layout
 
     @torch.no_grad()
@@ -77,18 +72,25 @@ class Reader:
         total_B = kl_P.new_zeros(len(rows)).index_add(0, layout.row_of_P, kl_P)
         return total_B / torch.bincount(layout.row_of_P, minlength=len(rows))
 
+    def _from_beneath(self, indices: Sequence[int], rows: Sequence[Branched], layout: Layout) -> Tensor:
+        """What the first trained layer reads, [B, T, D]."""
+        if not self._lower:
+            return embedded(self._model, layout)
+        parts = [self._beneath.of(index, row) for index, row in zip(indices, rows, strict=True)]
+        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
+
     @torch.no_grad()
-    def _read_beneath(self, row: Branched) -> Tensor:
-        """What the first trained layer reads, [T, D]."""
+    def _read_beneath(self, _: int, row: Branched) -> Tensor:
+        """What the first trained layer reads of one row, [T, D]."""
         layout = lay_out([row], pad_id=self._pad_id)
         return through_layers(self._model, embedded(self._model, layout), layout, self._lower)[0]
 
     @torch.no_grad()
-    def _read_base(self, row: Branched) -> Tensor:
+    def _read_base(self, index: int, row: Branched) -> Tensor:
         """What the head reads of the base at the row's places, [P, D]."""
         layout = lay_out([row], pad_id=self._pad_id)
         with self._adapter.disabled():
-            x_1TD = through_layers(self._model, embedded(self._model, layout), layout, range(len(self._model.layers)))
+            x_1TD = through_layers(self._model, self._from_beneath([index], [row], layout), layout, self._upper)
         return at_places(self._model, x_1TD, layout)
 
 

@@ -27,13 +27,13 @@ from .figures import show
 from .instruments import RAPL_PACKAGE, cpu_energy_j, cpu_reading, process_rss_bytes
 from .nvml import Card, Nvml, open_nvml
 from .page_cache import disk_read_bytes
-from .rules import RULES, Case
+from .rules import device_problem
 from .targets import BUNDLED, read_targets
 from .tool import identify_tool
 from .windows_memory import open_counters
 
 if TYPE_CHECKING:
-    from .record import Device, Record
+    from .schema import Device
 
 Answer = Literal["yes", "partly", "no"]
 # y = Neg(x) as an ONNX file of 60 bytes: whether a provider runs anything at all is found out by running it.
@@ -246,7 +246,7 @@ def _targets() -> list[Finding]:
 
 
 def _target(target: Any, devices: list[Device]) -> Finding:  # noqa: ANN401 - a Target
-    reasons = [_device_reason(target, device) for device in devices]
+    reasons = [device_problem(device, target, this_cpu=identify_cpu()) for device in devices]
     reason = next((reason for reason in reasons if reason is None), reasons[-1] if reasons else "no device")
     if reason is None:
         return Finding("can be judged for", target.name, "yes", f"{target.title}: a record made here can pass")
@@ -268,20 +268,6 @@ def measured_device() -> Device | None:
         return _devices()[-1]
     except HavocError:
         return None
-
-
-def _device_reason(target: Any, device: Device) -> str | None:  # noqa: ANN401 - a Target
-    """Ask the gate's own identity rules about a device, before there is any record of it."""
-    case = Case(record=_bare_record(device), target=target, this_cpu=identify_cpu())
-    asked = (rule for rule in RULES if rule.exit_code == 5 and rule.blocks == "not_measured")  # noqa: PLR2004
-    return next((reason for rule in asked if (reason := rule.check(case)) is not None), None)
-
-
-def _bare_record(device: Device) -> Record:
-    """Return a record that holds nothing but a device; it is never saved."""
-    from .record import Record as AnyRecord
-
-    return AnyRecord.model_construct(device=device, evidence="measured")
 
 
 def _sandbox() -> Finding:

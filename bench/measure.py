@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..progress import Progress, Stage
-    from .schema import ColdStart, ProcessSamples, Purpose, Subject, Workload
+    from .schema import ColdStart, Device, ProcessSamples, Purpose, Subject, Workload
 
 _ENVIRONMENT = (
     "CUDA_LAUNCH_BLOCKING",
@@ -59,12 +59,16 @@ _PRESENCE_ONLY = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", *LOADED_BESIDE)  # 
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What one structure costs by a short measurement, and the record of it (purpose "screen": no gate accepts it)."""
+    """What one structure costs by a short measurement, and the record of it (purpose "screen": no gate accepts it).
+
+    `disturbance` says what makes the times unfit to be believed, in the words of the harness's checks; "" for nothing.
+    """
 
     prefill_ms: float
     decode_tok_per_s: float
     peak_bytes: int
     record: Record
+    disturbance: str = ""
 
 
 def measure(
@@ -179,21 +183,30 @@ def measure_cost(
     provider: str | None = None,
     num_threads: int | None = None,
     workload: Workload | None = None,
+    device: Device | None = None,
+    num_retries: int = 0,
+    wait_s: float = 0.0,
 ) -> Cost:
     """Measure one artifact for a few seconds in one fresh process, to rank it among others; errors as `measure`.
 
-    Unlike `measure`, memory is watched in the same process; the figures are medians.
+    Unlike `measure`, memory is watched in the same process; the figures are medians. A process that something disturbed
+    is repeated up to `num_retries` times, after up to `wait_s` seconds in all of waiting for a quiet machine. `device`
+    replaces the identification, as for `open_session`.
     """
     plan = profile_named("screen")
     with open_session(
-        Path(artifact), profile=plan, provider=provider, num_threads=num_threads, workload=workload
+        Path(artifact), profile=plan, provider=provider, num_threads=num_threads, workload=workload, device=device
     ) as session:
         subject = describe(session.held)
         swap_before = swap_used_bytes()
-        with MemoryWatch(session) as watch:
-            attempt = latency_process(session, 0, task="cost", watch=watch)
+        patience = _Patience(wait_s, SILENT)
+        attempt, memory = _watched_process(session, subject)
+        reasons: list[str] = []
+        while len(reasons) < num_retries and (problems := attempt_problems(attempt)):
+            reasons.append(problems[0])
+            patience.wait()
+            attempt, memory = _watched_process(session, subject)
         session.held.require_unchanged()
-        memory = watch.memory(0, attempt.extra, weight_bytes=subject.weight_bytes)
         record = _assembled(
             session,
             subject=subject,
@@ -201,7 +214,7 @@ def measure_cost(
             memory=memory,
             cold=None,
             purpose="screen",
-            retry_reasons=(),
+            retry_reasons=reasons,
             swap_before_bytes=swap_before,
             previous=None,
         )
@@ -213,7 +226,15 @@ def measure_cost(
         decode_tok_per_s=_middle(attempt.samples.decode_tok_per_s),
         peak_bytes=peak_bytes,
         record=record,
+        disturbance=next(iter(attempt_problems(attempt)), ""),
     )
+
+
+def _watched_process(session: Session, subject: Subject) -> tuple[Attempt, Memory]:
+    """One process that is timed and whose memory is watched."""
+    with MemoryWatch(session) as watch:
+        attempt = latency_process(session, 0, task="cost", watch=watch)
+    return attempt, watch.memory(0, attempt.extra, weight_bytes=subject.weight_bytes)
 
 
 def _middle(values: Sequence[float]) -> float:

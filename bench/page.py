@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from .limits import Line
     from .report import Run
-    from .searched import Front, Margin, Score, Scores
+    from .searched import Margin, Score, Scores
 
 WORDS = {
     "pass": "Pass",
@@ -147,7 +147,7 @@ def content(run: Run) -> dict[str, Any]:
         "commands": commands(run),
         "caveats": [*run.left_out, *caveats(run)],
         "hashes": {"record": record.sha256 or DASH, **record.subject.files},
-        "search": search_notes(run.front),
+        "search": [] if run.front is None else run.front.notes(),
     }
 
 
@@ -294,16 +294,3 @@ def front_picture(run: Run) -> str | None:
     confirmed = [row for row in run.scores.rows if row.kind == "mixture"] if run.scores else []
     mean = confirmed[-1].mean(list(confirmed[-1].accuracy)) if confirmed else None
     return charts.pareto_front(run.front, None if mean is None else 100 * mean)
-
-
-def search_notes(front: Front | None) -> list[str]:
-    """What to know of the search beside its picture."""
-    if front is None:
-        return []
-    num_evaluated = len(front.candidates) if front.evaluations is None else front.evaluations
-    notes = [f"{count(num_evaluated, 'candidate')} evaluated"]
-    if front.frozen:
-        notes.append(f"frozen, because their differences stay inside the noise: {', '.join(front.frozen)}")
-    if front.failed:
-        notes.append(f"{count(len(front.failed), 'candidate')} failed: {front.failed[0].reason}")
-    return notes

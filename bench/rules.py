@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
-    from .record import Cpu, Record
+    from .record import Cpu, Device, Record
     from .targets import Target
 
 Exit = Literal[4, 5]
@@ -100,3 +100,15 @@ RULES = (
     Rule("V31", "Clocks that know nothing of each other agree.", 4, "invalid", validity.clocks_agree),
     Rule("V32", "Timed calls did the work.", 4, "invalid", validity.timed_calls_did_the_work),
 )
+
+
+def device_problem(device: Device, target: Target, *, this_cpu: Cpu) -> str | None:
+    """Ask the identity rules about a device, before there is any record of it; None where records of it may decide."""
+    from .record import Record as AnyRecord
+
+    if device.is_simulated:
+        return f"the device is simulated ({'; '.join(device.simulation_reasons)})"
+    record = AnyRecord.model_construct(device=device, evidence="measured")
+    case = Case(record=record, target=target, this_cpu=this_cpu)
+    asked = (rule for rule in RULES if rule.exit_code == 5 and rule.blocks == "not_measured")  # noqa: PLR2004
+    return next((reason for rule in asked if (reason := rule.check(case)) is not None), None)

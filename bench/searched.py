@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from .. import storage
 from ..errors import HavocError
-from .figures import structure_of
+from .figures import count, structure_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .record import Record
 
 MAX_BYTES = 64_000_000
+_SPEED = frozenset({"prefill_ms", "decode_tok_per_s"})
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Points = Annotated[float, Field(ge=-1, le=1)]
@@ -101,6 +102,56 @@ class Formats(_Read):
         return str(structure_of(self.model_dump()) or self.weight_format)
 
 
+class Origin(_Read):
+    """Where a candidate came from: its generation, and how it was made."""
+
+    kind: Literal["seeded", "random", "bred"]
+    generation: Annotated[int, Field(ge=0)]
+    label: str = ""
+    parents: tuple[str, ...] = ()
+    is_repaired: bool = False
+
+    def __str__(self) -> str:
+        """Say it in the words of a sentence."""
+        if self.kind == "bred":
+            return f"bred in generation {self.generation}"
+        return f"one that the search started from ({self.label or 'drawn at random'})"
+
+
+class Convergence(_Read):
+    """Hypervolume that the candidates dominate, generation by generation, and since when it hardly grew."""
+
+    hypervolume: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
+    stable_since: Annotated[int, Field(ge=0)]
+    is_converged: bool
+
+    def __str__(self) -> str:
+        """Say it in the words of a sentence."""
+        last = len(self.hypervolume) - 1
+        if self.is_converged:
+            return f"settled: the hypervolume grew by less than 1 % from generation {self.stable_since} to {last}"
+        return f"not shown to have settled: the hypervolume still grew in generation {self.stable_since} of 0 to {last}"
+
+
+class BredAgainstSeeded(_Read):
+    """The best bred candidate against the best one the search started from, on rows that chose neither."""
+
+    bred: str
+    seeded: str
+    margin: Points
+    low: Points
+    high: Points
+    is_proven: bool
+
+    def __str__(self) -> str:
+        """Say it in the words of a sentence."""
+        words = "beats" if self.is_proven else "is not proven to beat"
+        return (
+            f"on fresh rows the best bred candidate {words} the best one the search started from: "
+            f"{100 * self.margin:+.1f} points on the mean, paired 95 % {100 * self.low:+.1f} to {100 * self.high:+.1f}"
+        )
+
+
 class Candidate(_Read):
     """One evaluation of the search: cost by objective, mean accuracy screened and, for some, scored again."""
 
@@ -110,6 +161,8 @@ class Candidate(_Read):
     cost: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
     search_accuracy: Shares
     rescored_accuracy: Shares | None = None
+    is_feasible: bool | None = None
+    origin: Origin | None = None
 
 
 class Failure(_Read):
@@ -127,6 +180,10 @@ class Front(_Read):
     frozen: tuple[str, ...] = ()
     failed: tuple[Failure, ...] = ()
     evaluations: Annotated[int, Field(ge=0)] | None = None
+    evidence: Literal["measured_target", "measured_other_device"] | None = None
+    disturbance: str = ""
+    convergence: Convergence | None = None
+    bred_against_seeded: BredAgainstSeeded | None = None
     artifact_sha256: str | None = None
 
     @model_validator(mode="after")
@@ -134,6 +191,26 @@ class Front(_Read):
         if len({frozenset(candidate.cost) for candidate in self.candidates}) > 1:
             raise ValueError("the candidates' costs are of different objectives")
         return self
+
+    def notes(self) -> list[str]:
+        """What to know of the search, a sentence each; a front of an older program knows less."""
+        num_evaluated = len(self.candidates) if self.evaluations is None else self.evaluations
+        notes = [f"{count(num_evaluated, 'candidate')} evaluated"]
+        if self.evidence == "measured_other_device":
+            notes.append(
+                "costs were measured on another device than the target's, so by them none is within the limits"
+            )
+        if self.disturbance:
+            notes.append(f"latency and throughput played no part: {self.disturbance}")
+        if frozen := [name for name in self.frozen if not (self.disturbance and name in _SPEED)]:
+            notes.append(f"frozen, because their differences stay inside the noise: {', '.join(frozen)}")
+        chosen = next((candidate for candidate in self.candidates if candidate.key == self.chosen), None)
+        if chosen is not None and chosen.origin is not None:
+            notes.append(f"the chosen one {'was' if chosen.origin.kind == 'bred' else 'is'} {chosen.origin}")
+        notes += [str(part) for part in (self.bred_against_seeded, self.convergence) if part is not None]
+        if self.failed:
+            notes.append(f"{count(len(self.failed), 'candidate')} failed: {self.failed[0].reason}")
+        return notes
 
 
 def read_scores(path: Path) -> Scores | None:

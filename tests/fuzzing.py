@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from havoc_core import storage
+from havoc_core.adapt.candidate import COST_OBJECTIVES
 from havoc_core.adapt.entries import known_entries
-from havoc_core.adapt.search import COST_OBJECTIVES
 from havoc_core.adapt.tasks import plain
 from havoc_core.bench.record import load_record
 from havoc_core.bench.targets import BUNDLED, read_targets

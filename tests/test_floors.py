@@ -23,6 +23,7 @@ GROUND = {
 }  # other modules at the root are the roof
 LAZY = {
     ("config", "model.config"),  # re-exports HavocConfig for those who look for it there, on first use
+    ("config", "adapt.candidate"),
     ("config", "adapt.tasks.task"),  # knows the names of the tasks that a recipe may train for
     ("config", "model.structure"),  # knows which names of structures a recipe may use
 }

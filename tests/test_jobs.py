@@ -7,13 +7,13 @@ from pathlib import Path
 import pytest
 
 from havoc_core import cores
+from havoc_core.adapt.candidate import Candidate
 from havoc_core.adapt.commands import base_basis
-from havoc_core.adapt.search import Candidate
 from havoc_core.adapt.training_state import state_path
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError
 from havoc_core.jobs import Place
-from havoc_core.measuring import BenchMeasurer, score_table
+from havoc_core.measuring import BenchMeasurer, bind, score_table
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.model.structure import Structure
 from havoc_core.pipeline import train_experts
@@ -58,7 +58,7 @@ def test_experts_and_answers_do_not_depend_on_the_number_of_processes(
         _, experts = train_experts(place, base, SILENT)
         files.append({path.name: path.read_bytes() for path in place.experts.iterdir()})
         candidates = [Candidate((1.0, 0.5), Structure()), Candidate((0.0, 1.0), Structure(weight_format="int8"))]
-        with BenchMeasurer(place, base, num_experts=2) as measurer:
+        with BenchMeasurer(place, base, num_experts=2, bound=bind(RECIPE)) as measurer:
             assert measurer._workers.num_processes == num_cores
             answers.append(list(measurer.answers(candidates, sample=0)))
         mixture = answers[-1][0]

@@ -11,7 +11,8 @@ import pytest
 from pymoo.algorithms.moo.nsga2 import NSGA2
 
 from havoc_core import storage
-from havoc_core.adapt.search import COST_OBJECTIVES, Candidate, SearchSettings, search
+from havoc_core.adapt.candidate import COST_OBJECTIVES, Candidate, Cost, SearchSettings
+from havoc_core.adapt.search import search
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.model.structure import Structure
 
@@ -30,11 +31,12 @@ class KnownLandscape:
         self.num_answers = self.num_costs = 0
         self._fail_above, self._noise = fail_above, throughput_noise
 
-    def cost(self, structure: Structure) -> Mapping[str, float]:
+    def cost(self, structure: Structure) -> Cost:
         self.num_costs += 1
         scale = SPEED[structure.weight_format]
         wobble = 1 + self._noise * (self.num_costs % 2)
-        return {"prefill_ms": 10 * scale * wobble, "peak_bytes": 1e6 * scale, "decode_tok_per_s": 100.0 * wobble}
+        values = {"prefill_ms": 10 * scale * wobble, "peak_bytes": 1e6 * scale, "decode_tok_per_s": 100.0 * wobble}
+        return Cost(values)
 
     def answers(
         self, candidates: Sequence[Candidate], *, sample: int
@@ -108,8 +110,8 @@ class FailingFinalists(KnownLandscape):
         super().__init__()
         self._failing, self._num_again = failing, 0
 
-    def cost(self, structure: Structure) -> Mapping[str, float]:
-        return {**super().cost(structure), "prefill_ms": 6000.0 * SPEED[structure.weight_format]}
+    def cost(self, structure: Structure) -> Cost:
+        return Cost({**super().cost(structure).values, "prefill_ms": 6000.0 * SPEED[structure.weight_format]})
 
     def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
         self._num_again += sample
@@ -136,8 +138,8 @@ def test_a_failed_finalist_is_never_chosen(failing: tuple[int, ...], tmp_path: P
 
 def test_without_any_second_score_there_is_no_choice(tmp_path: Path) -> None:
     """All finalists failed: an error that says how, with an exit code that is not 0."""
-    with pytest.raises(MeasurementError, match=r"none of the 3 best candidates .* code -9"):
-        search(FailingFinalists(1, 2, 3), settings=OUT_OF_REACH, journal_path=tmp_path / "journal.jsonl")
+    with pytest.raises(MeasurementError, match=r"none of the . best candidates .* code -9"):
+        search(FailingFinalists(1, 2, 3, 4, 5), settings=OUT_OF_REACH, journal_path=tmp_path / "journal.jsonl")
 
 
 def test_nsga2_ranks_every_failure_below_everything_measured(tmp_path: Path) -> None:
@@ -158,7 +160,7 @@ def test_nsga2_ranks_every_failure_below_everything_measured(tmp_path: Path) -> 
             return answer
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pymoo.algorithms.moo.nsga2.NSGA2", Spy)
+        patch.setattr("havoc_core.adapt.breeding.NSGA2", Spy)
         search(Watched(), settings=OUT_OF_REACH, journal_path=tmp_path / "journal.jsonl")
     violations, objectives = seen[-1]
     is_failed = objectives >= 1e9
@@ -215,8 +217,8 @@ def test_unusable_cost_is_refused(tmp_path: Path) -> None:
     """A zero or missing cost is an error, never a very good candidate."""
 
     class Zero(KnownLandscape):
-        def cost(self, structure: Structure) -> Mapping[str, float]:
-            return {**super().cost(structure), "peak_bytes": 0.0}
+        def cost(self, structure: Structure) -> Cost:
+            return Cost({**super().cost(structure).values, "peak_bytes": 0.0})
 
     with pytest.raises(HavocError, match="peak_bytes"):
         search(Zero(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")
@@ -235,7 +237,7 @@ def test_structure_that_cannot_be_measured_is_infeasible(tmp_path: Path) -> None
     """One format that does not export loses its candidates, with its reason, and the search goes on."""
 
     class NoInt4(KnownLandscape):
-        def cost(self, structure: Structure) -> Mapping[str, float]:
+        def cost(self, structure: Structure) -> Cost:
             if structure.weight_format == "int4":
                 msg = "int4 does not agree with torch"
                 raise HavocError(msg)
@@ -286,3 +288,102 @@ def test_a_journal_whose_lines_have_another_shape_is_one_line_of_error(tmp_path:
                     num_refused += 1
                     assert "\n" not in str(error)
     assert num_refused > 50
+
+
+def test_where_each_candidate_came_from_is_on_record(tmp_path: Path) -> None:
+    """In the journal and in `front.json`: generation, how it was made, and parents that are candidates themselves."""
+    path = tmp_path / "journal.jsonl"
+    document = search(KnownLandscape(), settings=SETTINGS, journal_path=path).to_json()
+    origins = {candidate["key"]: candidate["origin"] for candidate in document["candidates"]}
+    entries = [
+        entry for entry in storage.Journal(path).entries if entry["kind"] == "evaluation" and not entry["sample"]
+    ]
+    assert {entry["key"].partition(":")[0]: entry["origin"] for entry in entries} == origins
+    bred = [origin for origin in origins.values() if origin["kind"] == "bred"]
+    assert len(bred) == SETTINGS.population * (SETTINGS.generations - 1)
+    assert {parent for origin in bred for parent in origin["parents"]} <= set(origins)
+    assert {origin["generation"] for origin in bred} == set(range(1, SETTINGS.generations))
+
+
+def test_breeding_is_judged_on_rows_that_chose_nothing(tmp_path: Path) -> None:
+    """The best bred and the best seeded candidate are both scored again, and compared row by row."""
+    result = search(KnownLandscape(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")
+    verdict = result.bred_against_seeded
+    assert verdict is not None
+    scores = {one.candidate.key(): one.mean_accuracy for one in result.rescored}
+    assert verdict["margin"] == pytest.approx(scores[verdict["bred"]] - scores[verdict["seeded"]])
+    assert verdict["margin"] > 0.05  # BEST is far from every point it starts from
+    assert verdict["is_proven"]
+
+
+def test_a_first_generation_alone_breeds_nothing(tmp_path: Path) -> None:
+    """Then there is no verdict on breeding, and nothing has settled."""
+    settings = dataclasses.replace(SETTINGS, generations=1)
+    result = search(KnownLandscape(), settings=settings, journal_path=tmp_path / "journal.jsonl")
+    assert result.bred_against_seeded is None
+    assert not result.convergence.is_converged
+
+
+def test_convergence_is_told_by_the_hypervolume(tmp_path: Path) -> None:
+    """It never shrinks; a long search settles, one of three generations is too short to tell."""
+    long = search(
+        KnownLandscape(), settings=dataclasses.replace(SETTINGS, generations=25), journal_path=tmp_path / "long.jsonl"
+    ).convergence
+    assert list(long.hypervolume) == sorted(long.hypervolume)
+    assert len(long.hypervolume) == 25
+    assert long.is_converged
+    short = search(
+        KnownLandscape(), settings=dataclasses.replace(SETTINGS, generations=3), journal_path=tmp_path / "short.jsonl"
+    ).convergence
+    assert not short.is_converged
+
+
+def test_repeats_score_each_candidate_on_more_rows(tmp_path: Path) -> None:
+    """Three samples are one average, and the finalists meet a fourth."""
+    met: set[int] = set()
+
+    class Watched(KnownLandscape):
+        def answers(self, candidates: Sequence[Candidate], *, sample: int) -> Iterator[Any]:
+            met.add(sample)
+            return super().answers(candidates, sample=sample)
+
+    settings = dataclasses.replace(SETTINGS, num_repeats=3, generations=2)
+    result = search(Watched(), settings=settings, journal_path=tmp_path / "journal.jsonl")
+    assert met == {0, 1, 2, 3}
+    assert {len(right) for one in result.evaluations for right in one.answers.values()} == {300}
+    assert {len(right) for one in result.rescored for right in one.answers.values()} == {100}
+
+
+class Disturbed(KnownLandscape):
+    """A neighbour made the costs of int8 twenty times too high."""
+
+    def cost(self, structure: Structure) -> Cost:
+        cost = super().cost(structure)
+        if structure.weight_format != "int8":
+            return cost
+        return Cost({**cost.values, "prefill_ms": 200.0}, "other processes used 90% of the CPU")
+
+
+def test_a_cost_that_was_disturbed_is_not_believed(tmp_path: Path) -> None:
+    """Speed plays no part then, as an objective or as a limit; memory still does, and nobody counts as within."""
+    limits = {"prefill_ms": ("<", 100.0), "peak_bytes": ("<", 0.7e6)}
+    settings = dataclasses.replace(SETTINGS, limits=limits)
+    result = search(Disturbed(), settings=settings, journal_path=tmp_path / "journal.jsonl")
+    assert {"prefill_ms", "decode_tok_per_s"} <= set(result.frozen)
+    assert result.to_json()["disturbance"] == "other processes used 90% of the CPU"
+    assert result.chosen.candidate.structure.weight_format == "int8"  # the most accurate one that fits into memory
+    assert not any(result.feasible)
+    quiet = search(KnownLandscape(), settings=settings, journal_path=tmp_path / "quiet.jsonl")
+    assert any(quiet.feasible)
+    assert "prefill_ms" not in quiet.frozen
+
+
+def test_costs_of_another_device_are_held_against_no_limit(tmp_path: Path) -> None:
+    """They rank candidates, and no candidate is within the limits by them."""
+    settings = dataclasses.replace(
+        SETTINGS, limits={"peak_bytes": ("<", 1.0)}, evidence="measured_other_device", generations=2
+    )
+    result = search(KnownLandscape(), settings=settings, journal_path=tmp_path / "journal.jsonl")
+    assert result.to_json()["evidence"] == "measured_other_device"
+    assert not any(result.feasible)
+    assert len(result.front) > 1  # the limit that all miss by far would have left one

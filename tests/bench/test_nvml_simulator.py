@@ -308,3 +308,18 @@ def test_doctor_tells_a_simulated_card(run: Simulate) -> None:
     withheld = run("-m", "havoc_core", "doctor", "--json", process="77 na")["findings"]
     vram = next(finding for finding in withheld if finding["question"] == "peak_vram_bytes")
     assert (vram["answer"], "withholds" in vram["reason"]) == ("partly", True)
+
+
+def test_a_search_measures_the_card_it_is_bound_to(run: Simulate, tmp_path: Path) -> None:
+    """Costs are the card's own memory; a simulated card is no GTX 1660, so the search is refused or proves nothing."""
+    found = run(str(SOURCES / "simulated_search.py"), str(tmp_path / "search"))
+    assert found["refusal"].startswith("target gtx1660: the device is simulated (NVML answers, but no NVIDIA kernel")
+    assert "--on-this-machine" in found["refusal"]
+    assert found["journal_device"] == "cuda"
+    assert found["device"]["is_simulated"]
+    front = found["front"]
+    assert front["evidence"] == "measured_other_device"
+    assert not any(candidate["is_feasible"] for candidate in front["candidates"])
+    costs = {one["structure"]["weight_format"]: one["cost"]["peak_bytes"] for one in front["candidates"]}
+    assert costs == {"fp32": 5e8, "int8": 5e8}  # what the card says that the process holds, whatever the CPU's memory
+    assert found["limits"]["peak_bytes"] == ["<", 2e9]

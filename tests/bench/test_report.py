@@ -27,7 +27,7 @@ from havoc_core.bench.bounds import share_bounds
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.history import write_index
 from havoc_core.bench.report import WRITTEN, write_report
-from havoc_core.bench.searched import artifact_hash, read_front, read_scores
+from havoc_core.bench.searched import Front, artifact_hash, read_front, read_scores
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
 
@@ -57,10 +57,29 @@ def front() -> dict[str, Any]:
             "cost": {"prefill_ms": 17.0, "peak_bytes": 1e8 if weights == "fp32" else 8e7, "decode_tok_per_s": 600.0},
             "search_accuracy": dict.fromkeys(samples.DOMAINS, share),
             "rescored_accuracy": None if again is None else dict.fromkeys(samples.DOMAINS, again),
+            "is_feasible": True,
+            "origin": {
+                "kind": "bred" if key == "b" else "seeded",
+                "generation": int(key == "b"),
+                "label": "" if key == "b" else "all experts at 1 in fp32",
+                "parents": ["a", "c"] if key == "b" else [],
+                "is_repaired": False,
+            },
         }
 
     return {
         "evaluations": 3,
+        "evidence": "measured_target",
+        "disturbance": "",
+        "convergence": {"hypervolume": [0.8, 0.9], "stable_since": 1, "is_converged": False},
+        "bred_against_seeded": {
+            "bred": "b",
+            "seeded": "a",
+            "margin": 0.01,
+            "low": -0.02,
+            "high": 0.04,
+            "is_proven": False,
+        },
         "noise_floor": {},
         "frozen": ["prefill_ms"],
         "chosen": "b",
@@ -466,9 +485,24 @@ def test_no_companion_of_a_record_surprises(tmp_path: Path, data: st.DataObject,
             page.score_table(found)
         elif found is not None:
             charts.pareto_front(found, 90.0)
-            page.search_notes(found)
+            found.notes()
     except HavocError as error:
         assert "\n" not in str(error)
+
+
+def test_the_search_is_told_in_sentences() -> None:
+    """Where the chosen one came from, whether breeding found anything, whether it settled, what played no part."""
+    notes = Front.model_validate(front()).notes()
+    assert "the chosen one was bred in generation 1" in notes
+    assert any("is not proven to beat the best one the search started from: +1.0 points" in note for note in notes)
+    assert any(note.startswith("not shown to have settled") for note in notes)
+    other = Front.model_validate(
+        {**front(), "chosen": "a", "evidence": "measured_other_device", "disturbance": "a neighbour took the CPU"}
+    ).notes()
+    assert "the chosen one is one that the search started from (all experts at 1 in fp32)" in other
+    assert any("another device" in note for note in other)
+    assert "latency and throughput played no part: a neighbour took the CPU" in other
+    assert not any(note.startswith("frozen") for note in other)
 
 
 LOOK = """<script>onload=()=>{const w=document.documentElement,count=q=>document.querySelectorAll(q).length;

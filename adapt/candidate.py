@@ -1,0 +1,138 @@
+"""What a search evaluates, what it depends on, and what an evaluation holds.
+
+A candidate is alpha, one weight per expert inside the bounds, and a structure, for a folded mixture costs the same
+whatever its alpha.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from .. import storage
+from ..errors import HavocError
+from ..model.structure import ActivationDtype, Structure
+
+if TYPE_CHECKING:
+    from typing import Final
+
+COST_OBJECTIVES: Final = ("prefill_ms", "peak_bytes", "decode_tok_per_s")
+SPEED_OBJECTIVES: Final = ("prefill_ms", "decode_tok_per_s")
+"""Those that other work on the machine makes worse."""
+LOWEST_ALPHA, HIGHEST_ALPHA = -10.0, 10.0
+_SMALLEST_POPULATION = 4
+
+Answers = Mapping[str, Sequence[bool]]
+"""For each domain, whether each row of the sample was answered right."""
+Evidence = Literal["measured_target", "measured_other_device"]
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """What is evaluated: alpha in the order of the experts, and the structure."""
+
+    alpha: tuple[float, ...]
+    structure: Structure
+
+    def key(self) -> str:
+        """Name the candidate in the journal."""
+        return storage.sha256_json({"alpha": self.alpha, "structure": self.structure.to_fields()})[:16]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Origin:
+    """Where a candidate came from: its generation, how it was made, and the candidates it was bred from.
+
+    `kind` is "seeded" for a point that the program starts from (`label` says which), "random", or "bred" by selection,
+    crossover and mutation. `is_repaired` tells that it was moved into the bounds or scaled to a sum of 1.
+    """
+
+    kind: Literal["seeded", "random", "bred"]
+    generation: int
+    label: str = ""
+    parents: tuple[str, ...] = ()
+    is_repaired: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as the journal and `front.json` write them."""
+        return {**dataclasses.asdict(self), "parents": list(self.parents)}
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """`COST_OBJECTIVES` of a structure; `disturbance` says what makes its figures of speed unfit to be believed."""
+
+    values: Mapping[str, float]
+    disturbance: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One measured candidate; `reason` says why it failed, and then it has neither answers nor cost."""
+
+    candidate: Candidate
+    answers: Answers
+    cost: Mapping[str, float]
+    reason: str = ""
+
+    @property
+    def accuracy(self) -> dict[str, float]:
+        """Share right by domain."""
+        return {domain: sum(right) / len(right) for domain, right in self.answers.items()}
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Mean of the domains' shares."""
+        accuracy = self.accuracy
+        return sum(accuracy.values()) / len(accuracy) if accuracy else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SearchSettings:
+    """What the course of a search depends on. `limits` are the constraints: metric to (comparison, value).
+
+    `alpha_bounds` hold for every weight; `normalize_alpha` scales each alpha to a sum of 1, as seed 003 asks. A
+    candidate answers `num_repeats` samples of rows, and its accuracy is the share over all of them. `evidence` says
+    whether the costs are of the target's device; those of another one are held against no limit. `measured` names
+    what the measurer measures and on what (base, experts, rule, rows, device): plain JSON values, so that a journal of
+    anything else is refused.
+    """
+
+    domains: tuple[str, ...]
+    seed: int = 0
+    population: int = 8
+    generations: int = 4
+    weight_formats: tuple[str, ...] = ("fp32", "int8", "int4", "int4-cfp32")
+    activation_dtype: ActivationDtype = "fp32"
+    alpha_bounds: tuple[float, float] = (0.0, 2.0)
+    normalize_alpha: bool = False
+    num_repeats: int = 1
+    num_finalists: int = 3
+    limits: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
+    evidence: Evidence = "measured_target"
+    measured: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse a search that cannot run."""
+        if self.population < _SMALLEST_POPULATION or self.generations < 1:
+            msg = f"population {self.population} and generations {self.generations}: at least 4 and 1 are needed"
+            raise HavocError(msg)
+        for name in self.weight_formats:
+            if Structure.named(name, self.activation_dtype).weight_format == "keep":
+                msg = "keep stores a file's own blocks, and a mixture has none: it cannot be searched"
+                raise HavocError(msg)
+        require_bounds(*self.alpha_bounds, is_normalized=self.normalize_alpha)
+
+
+def require_bounds(low: float, high: float, *, is_normalized: bool) -> None:
+    """Refuse bounds of alpha that leave nothing to search, or that a sum of 1 cannot keep, by `HavocError`."""
+    if not (math.isfinite(low) and math.isfinite(high) and LOWEST_ALPHA <= low < high <= HIGHEST_ALPHA):
+        raise HavocError(f"alpha_bounds [{low:g}, {high:g}]: expected low < high between {LOWEST_ALPHA:g} and 10")
+    if is_normalized and not (low >= 0 and high >= 1):
+        raise HavocError(
+            f"alpha_bounds [{low:g}, {high:g}] with normalize_alpha: weights that sum to 1 need a low of at least 0 "
+            "and a high of at least 1"
+        )

@@ -1,0 +1,153 @@
+"""How evaluated candidates compare: objectives, limits as constraints, domination, and whether a search has settled.
+
+Four objectives, as seed 003 asks: prefill latency and peak memory down, accuracy and throughput up. An objective that
+is frozen plays no part: the structures differ in it by no more than the noise, or its figures are not to be believed.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+from pymoo.indicators.hv import HV
+
+from .candidate import COST_OBJECTIVES
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+
+    from .candidate import Evaluation, SearchSettings
+
+_IS_BETTER_HIGHER: Final = frozenset({"decode_tok_per_s"})
+_NO_VALUE: Final = 1e9
+"""Objective of a candidate that could not be measured; its constraint violation keeps it out of every front."""
+_FAILED: Final = math.inf
+"""Violation of every constraint by a candidate that failed: no measured one, however far off, ranks below it."""
+_FAILED_FINITE: Final = 1e12
+"""The same for NSGA-II, which adds violations up; no measured figure is that many times its limit."""
+_REFERENCE: Final = 1.1
+"""Worst corner of the hypervolume, where 0 is the best and 1 the worst value of each objective in the search."""
+_GROWTH: Final = 0.01
+_STABLE_GENERATIONS: Final = 3
+
+
+def objectives(evaluation: Evaluation, frozen: Collection[str]) -> list[float]:
+    """All to be minimised; a frozen objective is 0 for everybody."""
+    if evaluation.reason:
+        return [_NO_VALUE] * (len(COST_OBJECTIVES) + 1)
+    cost = [0.0 if metric in frozen else _signed(metric, evaluation.cost[metric]) for metric in COST_OBJECTIVES]
+    return [*cost, -evaluation.mean_accuracy]
+
+
+def _signed(metric: str, value: float) -> float:
+    return -value if metric in _IS_BETTER_HIGHER else value
+
+
+def violations(evaluation: Evaluation, settings: SearchSettings, untrusted: Collection[str] = ()) -> list[float]:
+    """How far each limit is missed, relative to it; infinitely far by a candidate that failed; at most 0 means met.
+
+    A cost that is `untrusted`, or of another device than the target's, breaks no limit: nobody knows.
+    """
+    if evaluation.reason:
+        return [_FAILED] * (len(settings.limits) + 1)
+    values = dict(evaluation.cost) | {f"accuracy/{d}": share for d, share in evaluation.accuracy.items()}
+    unknown = unjudged(settings, untrusted)
+    found = []
+    for metric, (comparison, limit) in settings.limits.items():
+        excess = values[metric] / limit - 1
+        found.append(0.0 if metric in unknown else excess if comparison == "<" else -excess)
+    return [*found, 0.0]
+
+
+def finite_violations(evaluation: Evaluation, settings: SearchSettings, untrusted: Collection[str] = ()) -> list[float]:
+    """Return `violations` for NSGA-II, which cannot add infinities."""
+    return [min(excess, _FAILED_FINITE) for excess in violations(evaluation, settings, untrusted)]
+
+
+def unjudged(settings: SearchSettings, untrusted: Collection[str]) -> set[str]:
+    """Limits on costs that say nothing of the target: measured on another device, or beside other work."""
+    is_other_device = settings.evidence == "measured_other_device"
+    return {
+        metric for metric in settings.limits if metric in COST_OBJECTIVES and (is_other_device or metric in untrusted)
+    }
+
+
+def is_feasible(evaluation: Evaluation, settings: SearchSettings, untrusted: Collection[str] = ()) -> bool:
+    """Whether every limit is met by a figure that speaks for the target."""
+    is_within = max(violations(evaluation, settings, untrusted)) <= 0
+    return is_within and not unjudged(settings, untrusted)
+
+
+def front_of(
+    measured: Sequence[Evaluation], settings: SearchSettings, frozen: Collection[str], untrusted: Collection[str] = ()
+) -> list[Evaluation]:
+    """Return the evaluations within the limits that no other dominates; where none is, the least violating one."""
+    within = [evaluation for evaluation in measured if max(violations(evaluation, settings, untrusted)) <= 0]
+    if not within:
+        return [min(measured, key=lambda evaluation: max(violations(evaluation, settings, untrusted)))]
+    points = [objectives(evaluation, frozen) for evaluation in within]
+    return [
+        evaluation
+        for evaluation, point in zip(within, points, strict=True)
+        if not any(_dominates(other, point) for other in points)
+    ]
+
+
+def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
+    return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
+
+
+def preference(
+    evaluation: Evaluation, settings: SearchSettings, untrusted: Collection[str] = ()
+) -> tuple[float, float]:
+    """Rank: limits first, then mean accuracy."""
+    return (-max(0.0, *violations(evaluation, settings, untrusted)), evaluation.mean_accuracy)
+
+
+@dataclass(frozen=True, slots=True)
+class Convergence:
+    """Whether a search has settled: the hypervolume that its candidates dominate, generation by generation.
+
+    It is taken over the objectives that play a part, each scaled to 0 for the best and 1 for the worst value met, with
+    the corner at 1.1. `stable_since` is the first generation after which it grew by less than 1 % to the end.
+    """
+
+    hypervolume: tuple[float, ...]
+    stable_since: int
+
+    @property
+    def is_converged(self) -> bool:
+        """Whether it was stable for at least 3 generations, the last included."""
+        return len(self.hypervolume) - 1 - self.stable_since >= _STABLE_GENERATIONS
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as `front.json` writes them."""
+        return {
+            "hypervolume": list(self.hypervolume),
+            "stable_since": self.stable_since,
+            "is_converged": self.is_converged,
+        }
+
+
+def convergence(generations: Sequence[Sequence[Evaluation]], frozen: Collection[str]) -> Convergence:
+    """Judge the course of a search by what each of its generations measured, limits left aside."""
+    num_objectives = len(COST_OBJECTIVES) + 1
+    points = [
+        np.array([objectives(one, frozen) for one in generation if not one.reason]).reshape(-1, num_objectives)
+        for generation in generations
+    ]
+    everything = np.concatenate(points)
+    best, worst = everything.min(axis=0), everything.max(axis=0)
+    taking_part = worst > best
+    if not taking_part.any():
+        return Convergence((0.0,) * len(points), 0)
+    indicator = HV(ref_point=np.full(int(taking_part.sum()), _REFERENCE))
+    scale = (worst - best)[taking_part]
+    volumes = []
+    for last in range(1, len(points) + 1):
+        so_far = (np.concatenate(points[:last])[:, taking_part] - best[taking_part]) / scale
+        volumes.append(float(indicator(so_far)) if len(so_far) else 0.0)
+    stable = next(place for place, volume in enumerate(volumes) if volume >= (1 - _GROWTH) * volumes[-1])
+    return Convergence(tuple(volumes), stable)

@@ -1,0 +1,173 @@
+"""The journal of a search and the measurer behind it: nothing finished is measured twice.
+
+Every finished cost and every answered sample is a line of `journal.jsonl`, under a key that names the structure or the
+candidate and the sample. A search that was killed reads it back and goes on, with the same result as if it had never
+stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from .. import storage
+from ..errors import HavocError, MeasurementError
+from .candidate import COST_OBJECTIVES, Cost, Evaluation
+from .entries import known_entries
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from ..model.structure import Structure
+    from .candidate import Answers, Candidate, Origin, SearchSettings
+
+NUM_COST_REPEATS: Final = 2
+
+
+class Measurer(Protocol):
+    """How candidates are measured; the pipeline hands over the bench."""
+
+    def cost(self, structure: Structure) -> Cost:
+        """Measure `COST_OBJECTIVES` of a structure in a fresh process, again while something disturbs it."""
+
+    def answers(self, candidates: Sequence[Candidate], *, sample: int) -> Iterable[Answers | HavocError]:
+        """Answer the rows of search-split sample number `sample`; the same rows every time, others in each sample.
+
+        In the order of the candidates, each as soon as it may be; one that fails gives its error in its place.
+        """
+
+
+class Ledger:
+    """What is known of structures and candidates, from the journal or by measuring it now."""
+
+    def __init__(self, measurer: Measurer, settings: SearchSettings, path: Path) -> None:
+        """Open the journal, or begin one; that of other settings is a `HavocError`."""
+        self._measurer = measurer
+        self._journal = storage.Journal(path)
+        plain = dataclasses.asdict(settings)
+        opening = {"kind": "search", "settings": storage.sha256_json(plain)}
+        if not self._journal.entries:
+            self._journal.append({**opening, "plain": plain})
+        first = self._journal.entries[0]
+        if {name: first.get(name) for name in opening} != opening:
+            msg = f"{path} is the journal of a search with other settings; choose another --out or remove it"
+            raise HavocError(msg)
+        self._known = known_entries(self._journal.entries, path, objectives=COST_OBJECTIVES, domains=settings.domains)
+
+    def _entry(self, key: str, measure: Any) -> Mapping[str, Any]:  # noqa: ANN401 - a thunk
+        if key not in self._known:
+            entry = {"key": key, **measure()}
+            self._journal.append(entry)
+            self._known[key] = entry
+        return self._known[key]
+
+    def costs(self, structure: Structure) -> list[Cost]:
+        """Measure a structure as often as its noise needs; one that failed before fails again with the same reason.
+
+        Values that are not finite or not positive are a `HavocError`.
+        """
+        return [self._cost(structure, repeat=repeat) for repeat in range(NUM_COST_REPEATS)]
+
+    def _cost(self, structure: Structure, *, repeat: int) -> Cost:
+        def measure() -> dict[str, Any]:
+            described = {"kind": "cost", "structure": structure.to_fields()}
+            try:
+                cost = self._measurer.cost(structure)
+            except HavocError as error:
+                return {**described, "reason": str(error)}
+            values = {metric: float(value) for metric, value in cost.values.items()}
+            bad = [
+                metric
+                for metric in COST_OBJECTIVES
+                if not (math.isfinite(values.get(metric, 0)) and values.get(metric, 0) > 0)
+            ]
+            if bad:
+                msg = f"the cost of {structure} has no usable {', '.join(bad)}: {values}"
+                raise HavocError(msg)
+            return {**described, "cost": values} | ({"disturbance": cost.disturbance} if cost.disturbance else {})
+
+        entry = self._entry(f"cost:{storage.sha256_json(structure.to_fields())[:16]}:{repeat}", measure)
+        if "reason" in entry:
+            raise MeasurementError(entry["reason"])
+        return Cost(entry["cost"], entry.get("disturbance", ""))
+
+    def evaluate(
+        self, candidates: Sequence[Candidate], *, samples: Sequence[int], origins: Sequence[Origin | None]
+    ) -> Iterator[Evaluation]:
+        """Measure candidates, in their order; a `HavocError` becomes an infeasible candidate with its reason.
+
+        Each answers all `samples`; where a candidate came from stands in the journal beside its answers.
+        """
+        costs = {candidate.structure: self._cost_or_reason(candidate.structure) for candidate in candidates}
+        given = [self._answered(candidates, costs, sample, origins) for sample in samples]
+        earlier = [list(column) for column in given[:-1]]
+        for place, last in enumerate(given[-1]):
+            candidate = candidates[place]
+            parts = [*(column[place] for column in earlier), last]
+            cost = costs[candidate.structure]
+            answers = [part for part in parts if not isinstance(part, str)]
+            if isinstance(cost, str):
+                yield Evaluation(candidate, {}, {}, cost)
+            elif len(answers) < len(parts):
+                yield Evaluation(candidate, {}, {}, next(part for part in parts if isinstance(part, str)))
+            else:
+                yield Evaluation(candidate, _joined(answers), cost)
+
+    def _answered(
+        self,
+        candidates: Sequence[Candidate],
+        costs: Mapping[Structure, Mapping[str, float] | str],
+        sample: int,
+        origins: Sequence[Origin | None],
+    ) -> Iterator[Answers | str]:
+        """Each candidate's answers to one sample, or why there are none."""
+        keys = [f"{candidate.key()}:{sample}" for candidate in candidates]
+        unknown = {
+            key: candidate
+            for key, candidate in zip(keys, candidates, strict=True)
+            if key not in self._known and not isinstance(costs[candidate.structure], str)
+        }
+        answered = iter(self._measurer.answers(list(unknown.values()), sample=sample)) if unknown else iter(())
+        for key, candidate, origin in zip(keys, candidates, origins, strict=True):
+            cost = costs[candidate.structure]
+            if isinstance(cost, str):
+                yield cost
+                continue
+            entry = self._entry(key, lambda it=candidate, origin=origin: _described(it, sample, origin, next(answered)))
+            if "reason" in entry:
+                yield str(entry["reason"])
+            else:
+                yield {domain: tuple(mark == "1" for mark in marks) for domain, marks in entry["right"].items()}
+
+    def _cost_or_reason(self, structure: Structure) -> dict[str, float] | str:
+        try:
+            return mean_cost(self.costs(structure))
+        except HavocError as error:
+            return str(error)
+
+
+def _joined(answers: Sequence[Answers]) -> Answers:
+    """One sample's rows behind the other's."""
+    return {domain: tuple(right for part in answers for right in part[domain]) for domain in answers[0]}
+
+
+def mean_cost(costs: Sequence[Cost]) -> dict[str, float]:
+    """Mean of each objective over the repeats."""
+    return {metric: sum(cost.values[metric] for cost in costs) / len(costs) for metric in COST_OBJECTIVES}
+
+
+def _described(
+    candidate: Candidate, sample: int, origin: Origin | None, outcome: Answers | HavocError
+) -> dict[str, Any]:
+    """Give an evaluation's entry in the journal."""
+    described = {
+        "kind": "evaluation",
+        "sample": sample,
+        "alpha": list(candidate.alpha),
+        "structure": candidate.structure.to_fields(),
+    } | ({} if origin is None else {"origin": origin.to_json()})
+    if isinstance(outcome, HavocError):
+        return {**described, "reason": str(outcome)}
+    return {**described, "right": {d: "".join("01"[bool(x)] for x in right) for d, right in outcome.items()}}
