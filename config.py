@@ -116,6 +116,9 @@ class ExpertSettings(_Section):
     max_draws: Count = Field(default=4, description="prompts_per_step are drawn at most so many times a step")
     learning_rate: float | None = Field(default=None, gt=0, description="of delta = z - 1; left out: the method's own")
     kl_coefficient: float = Field(default=0.05, ge=0, description="weight of KL(policy || base)")
+    max_kl: float = Field(
+        default=1.0, gt=0, description="limit of KL(adapted || base), nats a token, of experts, candidates and artifact"
+    )
     max_new_tokens: Count | None = Field(default=None, description="longest answer, in tokens; left out: the task's")
     trained_layers: Count | None = Field(
         default=None, description="last layers whose matrices are trained; left out: all layers"

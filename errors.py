@@ -4,7 +4,8 @@
     ├── MissedLimitError       1  a limit was proven missed
     ├── InconclusiveError      3  the data does not decide the question
     ├── MeasurementError       4  the measurement or the training run is invalid
-    └── IdentityError          5  wrong, unknown or simulated device; a hash that does not match
+    ├── IdentityError          5  wrong, unknown or simulated device; a hash that does not match
+    └── NothingLearnedError    6  the experts are the base: training changed nothing
 
 A message says what was wrong, with the numbers, and what to do next, in one line. Exit code 0 is success; the codes are
 those of the gate, so a script can tell "missed" from "could not tell" from "broken" for every command. What a message
@@ -46,6 +47,12 @@ class IdentityError(HavocError):
     """The device, artifact or base is not the one that was asked for."""
 
     exit_code = 5
+
+
+class NothingLearnedError(HavocError):
+    """Every expert is its base, so there is nothing to mix, to release or to compare."""
+
+    exit_code = 6
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,4 @@
-"""What the pipeline has done in worker processes: train one expert, or answer the rows of all tasks with one mixture.
+"""What the pipeline has done in worker processes: train an expert, answer rows with a mixture, say how far it moved.
 
 A request is plain JSON: the recipe, where basis and experts lie, and what this job is about. A worker that is asked
 again about the same recipe keeps base, experts and rows. Every job computes with the threads it is told, so what it
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,8 @@ from .processes import Workers
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from .adapt.basis import Basis
+    from .adapt.expert import Expert
     from .adapt.tasks.task import Row, Task
     from .export.candidates import CandidateSessions
     from .export.session import DecoderSession
@@ -108,8 +110,7 @@ def answer(request: Mapping[str, Any], progress: Progress) -> dict[str, str]:
     """
     from .model.structure import Structure
 
-    shared = {name: request[name] for name in ("recipe", "out", "experts", "rule", "num_threads")}
-    contest = _contest(json.dumps(shared, sort_keys=True))
+    contest = _contest(_shared_part(request))
     session = contest.sessions.open(request["alpha"], Structure.from_fields(request["structure"]))
     answers = {}
     tasks = [task for task in contest.tasks if task.name in request["tasks"]]
@@ -120,6 +121,29 @@ def answer(request: Mapping[str, Any], progress: Progress) -> dict[str, str]:
             answers[task.name] = "".join("01"[is_right] for is_right in right)
             stage.advance(note=task.name)
     return answers
+
+
+def diverge(request: Mapping[str, Any], progress: Progress) -> list[dict[str, float]]:
+    """KL(mixture || base) of each of the asked `alphas`, by task, on the first of the rows that `answer` would read."""
+    from .adapt.divergence import compared_rows, divergences
+
+    contest = _contest(_shared_part(request))
+    rows = {
+        task.name: compared_rows(
+            contest.base, task, contest.rows(task, request["split"], request["start"], request["size"])
+        )
+        for task in contest.tasks
+    }
+    with progress.stage("divergence", len(request["alphas"])) as stage:
+        found = divergences(contest.base, contest.basis, contest.experts, request["alphas"], rows, rule=request["rule"])
+        stage.advance(len(found))
+    return found
+
+
+def _shared_part(request: Mapping[str, Any]) -> str:
+    """What jobs over the same mixtures have in common."""
+    shared = {name: request[name] for name in ("recipe", "out", "experts", "rule", "num_threads")}
+    return json.dumps(shared, sort_keys=True)
 
 
 def answers_of(session: DecoderSession, task: Task, rows: Sequence[Row], recipe: Recipe) -> tuple[bool, ...]:
@@ -133,12 +157,17 @@ def answers_of(session: DecoderSession, task: Task, rows: Sequence[Row], recipe:
     return scores.right
 
 
+@dataclass
 class _Contest:
     """What mixtures of one recipe share in a worker."""
 
-    def __init__(self, recipe: Recipe, tasks: Sequence[Task], sessions: CandidateSessions) -> None:
-        self.recipe, self.tasks, self.sessions = recipe, tasks, sessions
-        self._rows: dict[tuple[str, str, int], list[Row]] = {}
+    recipe: Recipe
+    tasks: Sequence[Task]
+    base: Base
+    basis: Basis
+    experts: Sequence[Expert]
+    sessions: CandidateSessions
+    _rows: dict[tuple[str, str, int], list[Row]] = field(default_factory=dict)
 
     def rows(self, task: Task, split: str, start: int, size: int) -> list[Row]:
         key = (task.name, split, start + size)
@@ -172,4 +201,4 @@ def _contest(shared: str) -> _Contest:
     paths = [expert_path(Path(request["experts"]), task.name) for task in tasks]
     experts = [load_expert(path, base_hash=base.weight_hash, basis_hash=basis.hash) for path in paths]
     sessions = CandidateSessions(base, basis, experts, rule=request["rule"], num_threads=request["num_threads"])
-    return _Contest(recipe, tasks, sessions)
+    return _Contest(recipe, tasks, base, basis, experts, sessions)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import onnxruntime
 
-from .adapt.candidate import COST_OBJECTIVES, Answers, Candidate, Cost, SearchSettings
+from .adapt.candidate import COST_OBJECTIVES, FORMAT_METRICS, Answers, Candidate, Cost, SearchSettings
 from .adapt.paired import paired_margin
 from .adapt.tasks.evaluation import Accuracy
 from .adapt.tasks.task import load_tasks
@@ -23,10 +23,11 @@ from .bench.rules import device_problem
 from .bench.targets import load_target
 from .bench.validity import PROVIDER_OF_KIND
 from .errors import HavocError, IdentityError
+from .export.artifact import read_manifest
 from .export.package import export_artifact
 from .jobs import scoring_workers
 from .model.structure import Structure
-from .processes import results_of
+from .processes import Workers, results_of
 from .storage import scratch_directory
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert], bound
         alpha_bounds=section.alpha_bounds,
         normalize_alpha=section.normalize_alpha,
         num_repeats=section.num_repeats,
+        max_kl=recipe.experts.max_kl,
         evidence=bound.evidence,
         limits=limits_of(recipe.gate.targets[0], [task.name for task in tasks]),
         measured={
@@ -115,8 +117,11 @@ _COST_RETRIES, _COST_WAIT_S = 2, 20.0
 
 
 def limits_of(target_name: str, tasks: Sequence[str]) -> dict[str, tuple[str, float]]:
-    """Return a target's limits on what the search measures; memory of any kind is its `peak_bytes`."""
-    measured = {*COST_OBJECTIVES, *(f"accuracy/{task}" for task in tasks)}
+    """Return a target's limits on what the search measures; memory of any kind is its `peak_bytes`.
+
+    What a format costs in answers is measured on the base in that format.
+    """
+    measured = {*COST_OBJECTIVES, *FORMAT_METRICS, *(f"accuracy/{task}" for task in tasks)}
     limits = {}
     for limit in load_target(target_name).limits:
         metric = "peak_bytes" if limit.metric in {"peak_rss_bytes", "peak_vram_bytes"} else limit.metric
@@ -163,18 +168,17 @@ class BenchMeasurer:
             num_retries=_COST_RETRIES,
             wait_s=_COST_WAIT_S,
         )
-        return Cost({metric: float(getattr(cost, metric)) for metric in COST_OBJECTIVES}, cost.disturbance)
+        format_cost = read_manifest(artifact).format_cost or {}
+        values = {metric: float(getattr(cost, metric)) for metric in COST_OBJECTIVES}
+        values |= {metric: float(format_cost[metric]) for metric in FORMAT_METRICS}
+        return Cost(values, cost.disturbance)
 
     def answers(self, candidates: Sequence[Candidate], *, sample: int) -> Iterator[Answers | HavocError]:
         """Answer one sample of the search split, greedily, with each candidate's folded and encoded weights."""
-        recipe = self._place.recipe
-        size = recipe.search.num_rows
         about = {
-            "rule": recipe.search.rule,
+            "rule": self._place.recipe.search.rule,
             "tasks": list(self._tasks),
-            "split": "search",
-            "start": recipe.experts.num_validation_rows + sample * size,
-            "size": size,
+            **self._rows_of(sample),
         }
         requests = [
             self._place.request(
@@ -188,56 +192,96 @@ class BenchMeasurer:
         for outcome in self._workers.run(".jobs:answer", requests):
             yield outcome if isinstance(outcome, HavocError) else _right(outcome)
 
+    def divergences(self, alphas: Sequence[Sequence[float]]) -> Iterator[dict[str, float] | HavocError]:
+        """KL(mixture || base) of each alpha by task, on the first rows of the search's first sample."""
+        rule = self._place.recipe.search.rule
+        yield from divergences_of(self._place, self._workers, alphas, rule=rule, **self._rows_of(0))
+
+    def _rows_of(self, sample: int) -> dict[str, Any]:
+        recipe = self._place.recipe
+        size = recipe.search.num_rows
+        return {"split": "search", "start": recipe.experts.num_validation_rows + sample * size, "size": size}
+
+
+def divergences_of(
+    place: Place, workers: Workers, alphas: Sequence[Sequence[float]], **about: object
+) -> Iterator[dict[str, float] | HavocError]:
+    """KL(mixture || base) of each alpha by task, in their order; the workers share them, each reads the base once."""
+    num_parts = min(workers.num_processes, len(alphas))
+    parts = [list(alphas[first::num_parts]) for first in range(num_parts)]
+    requests = [
+        place.request(num_threads=workers.num_threads, alphas=[list(alpha) for alpha in part], **about)
+        for part in parts
+    ]
+    outcomes = list(workers.run(".jobs:diverge", requests))
+    for number in range(len(alphas)):
+        outcome = outcomes[number % num_parts]
+        yield outcome if isinstance(outcome, HavocError) else outcome[number // num_parts]
+
 
 def _right(answers: Mapping[str, str]) -> Answers:
     return {task: tuple(mark == "1" for mark in marks) for task, marks in answers.items()}
 
 
 def score_table(
-    place: Place, base: Base, experts: Sequence[Expert], mixture: Answers, progress: Progress
+    place: Place,
+    base: Base,
+    experts: Sequence[Expert],
+    *,
+    alpha: Sequence[float],
+    mixture: Answers,
+    progress: Progress,
 ) -> dict[str, Any]:
-    """Open the gate split for base and experts, and put the artifact's answers, `mixture`, beside them.
+    """Open the gate split for base and experts, and put the artifact's answers, `mixture` of `alpha`, beside them.
 
-    All answer the same rows. `margin` is the mixture's mean over the tasks less the other's, with a 95 % interval
-    of the paired differences; `is_proven` says that it lies above 0.
+    All answer the same rows; an expert that changes nothing answers as the base does and is not asked again. `margin`
+    is the mixture's mean over the tasks less the other's, with a 95 % interval of the paired differences; `is_proven`
+    says that it lies above 0. `gains` hold each expert against the base on its own task in the same way, `kl_to_base`
+    is KL(adapted || base) by task in nats a predicted token.
     """
-    num, tasks = len(experts), [task.name for task in recipe_tasks(place.recipe)]
-    contestants = {"base": [0.0] * num}
-    contestants |= {
-        expert.domain: [float(position == other) for other in range(num)] for position, expert in enumerate(experts)
-    }
+    tasks = [task.name for task in recipe_tasks(place.recipe)]
+    alphas = {expert.domain: [float(expert is other) for other in experts] for expert in experts}
+    contestants = {"base": [0.0] * len(experts)}
+    contestants |= {expert.domain: alphas[expert.domain] for expert in experts if not expert.is_base}
     jobs = [(name, task) for task in tasks for name in contestants]
-    with scoring_workers(base, len(jobs), num_experts=num, num_threads=place.num_threads) as workers:
+    rows = {"split": "gate", "start": 0, "size": place.recipe.gate.num_rows}
+    with scoring_workers(base, len(jobs), num_experts=len(experts), num_threads=place.num_threads) as workers:
         requests = [
             place.request(
                 alpha=contestants[name],
                 tasks=[task],
                 rule="delta",
                 structure=Structure().to_fields(),
-                split="gate",
-                start=0,
-                size=place.recipe.gate.num_rows,
                 num_threads=workers.num_threads,
+                **rows,
             )
             for name, task in jobs
         ]
-        answers: dict[str, Answers] = {name: {} for name in contestants}
+        found: dict[str, Answers] = {name: {} for name in contestants}
         with progress.stage("base and experts on the gate split", len(jobs)) as stage:
-            found = results_of(workers.run(".jobs:answer", requests, listen=stage.advance))
-            for (name, _), given in zip(jobs, found, strict=True):
-                answers[name] = {**answers[name], **_right(given)}
+            given = results_of(workers.run(".jobs:answer", requests, listen=stage.advance))
+            for (name, _), right in zip(jobs, given, strict=True):
+                found[name] = {**found[name], **_right(right)}
+        moved = results_of(divergences_of(place, workers, list(alphas.values()), rule="delta", **rows))
+        kls = {"base": dict.fromkeys(tasks, 0.0), **dict(zip(alphas, moved, strict=True))}
+        (kls["mixture"],) = results_of(divergences_of(place, workers, [alpha], rule=place.recipe.search.rule, **rows))
+    answers = {name: found.get(name, found["base"]) for name in ("base", *alphas)}
     return {
         "split": "gate",
-        "rows": [_table_row(name, right) for name, right in {**answers, "mixture": mixture}.items()],
+        "rows": [_table_row(name, right, kls[name]) for name, right in {**answers, "mixture": mixture}.items()],
         "paired": [{"against": name, **paired_margin(mixture, right)} for name, right in answers.items()],
+        "gains": [
+            {"expert": task, **paired_margin({task: answers[task][task]}, {task: answers["base"][task]})}
+            for task in tasks
+        ],
     }
 
 
-def _table_row(name: str, answers: Answers) -> dict[str, Any]:
+def _table_row(name: str, answers: Answers, kl_to_base: Mapping[str, float]) -> dict[str, Any]:
     kind = name if name in {"base", "mixture"} else "expert"
     accuracy = {}
     for task, right in answers.items():
         counted = Accuracy(task, sum(right), len(right))
         low, high = counted.interval()
         accuracy[task] = {"num_right": counted.num_right, "num_rows": counted.num_rows, "low": low, "high": high}
-    return {"name": name, "kind": kind, "accuracy": accuracy}
+    return {"name": name, "kind": kind, "accuracy": accuracy, "kl_to_base": dict(kl_to_base)}

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from . import storage
 from .config import Recipe, load_recipe, recipe_toml
 from .cores import limit_threads, threads_for
-from .errors import HavocError, IdentityError
+from .errors import HavocError, IdentityError, NothingLearnedError
 from .progress import make_progress
 
 if TYPE_CHECKING:
@@ -84,6 +84,7 @@ def handle_search(args: argparse.Namespace) -> int:
     with storage.only_writer(args.out):
         basis = base_basis(base, args.out, progress)
         experts = read_experts(recipe, args.experts, base, basis)
+        require_change(experts)
         place = Place(recipe, args.out, args.experts, args.threads)
         result = search_mixture(place, base, experts, progress)
     command = export_command(
@@ -120,12 +121,13 @@ def run(
         claim_folder(recipe, out)
         place = Place(recipe, out, out / "experts", num_threads)
         basis, experts = train_experts(place, base, progress)
+        require_change(experts)
         result = search_mixture(place, base, experts, progress)
         artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
         storage.write_json(out / "front.json", linked(result.to_json(), artifact))
-        measure_artifact(place, base, experts, artifact, progress)
+        measure_artifact(place, base, experts, result, artifact, progress)
         _, judgements = write_report(out, targets=recipe.gate.targets, command=command, artifact=artifact)
-        write_handoff(experts, artifact, judgements[0], out)
+        write_handoff(place, experts, result, artifact, judgements[0])
     return list(zip(recipe.gate.targets, judgements, strict=True))
 
 
@@ -257,6 +259,23 @@ def read_experts(recipe: Recipe, folder: Path, base: Base, basis: Basis) -> list
     ]
 
 
+def require_change(experts: Sequence[Expert]) -> None:
+    """Refuse experts that are all their base, by `NothingLearnedError` with what each scored."""
+    if not all(expert.is_base for expert in experts):
+        return
+    names = ", ".join(expert.domain for expert in experts)
+    scores = [
+        f"{expert.domain} {expert.score['num_right']} of {expert.score['num_rows']}"
+        for expert in experts
+        if expert.score
+    ]
+    seen = f" (right on the search split: {', '.join(scores)})" if scores else ""
+    raise NothingLearnedError(
+        f"training changed nothing: no state of {names} was better than the base{seen}; "
+        "try another method, rate or number of steps in [experts], or easier rows"
+    )
+
+
 def search_mixture(place: Place, base: Base, experts: Sequence[Expert], progress: Progress) -> SearchResult:
     """Search alpha and structure against the bench; leave the journal and `front.json`."""
     from .adapt.search import search
@@ -332,7 +351,9 @@ def linked(document: dict[str, Any], artifact: Path) -> dict[str, Any]:
     return {**document, "artifact_sha256": artifact_hash(files)}
 
 
-def measure_artifact(place: Place, base: Base, experts: Sequence[Expert], artifact: Path, progress: Progress) -> None:
+def measure_artifact(
+    place: Place, base: Base, experts: Sequence[Expert], result: SearchResult, artifact: Path, progress: Progress
+) -> None:
     """Measure the artifact in fresh processes and open the gate split once; leave `scores.json` and `record.json`.
 
     The record is written last: it is the mark that both are there.
@@ -358,7 +379,8 @@ def measure_artifact(place: Place, base: Base, experts: Sequence[Expert], artifa
         num_threads=threads_for(base.model.num_parameters(), num_threads=place.num_threads),
         progress=progress,
     )
-    scores = score_table(place, base, experts, scored.right, progress)
+    alpha = result.chosen.candidate.alpha
+    scores = score_table(place, base, experts, alpha=alpha, mixture=scored.right, progress=progress)
     storage.write_json(out / "scores.json", linked(scores, artifact))
     record = measure(artifact, profile=recipe.bench.profile, progress=progress)
     add_accuracy(record, scored).save(out / "record.json")
@@ -375,16 +397,22 @@ def require_measured(artifact: Path, path: Path) -> None:
         raise IdentityError(f"{artifact}: {problem}; put the measured artifact back, or remove {path} to measure this")
 
 
-def write_handoff(experts: Sequence[Expert], artifact: Path, judgement: Judgement, out: Path) -> None:
+def write_handoff(
+    place: Place, experts: Sequence[Expert], result: SearchResult, artifact: Path, judgement: Judgement
+) -> None:
     """Write `handoff.json`, the form seed 003 hands to the next phase."""
     from .adapt.expert import expert_path
     from .bench.handoff import build_handoff
     from .bench.record import load_record
 
+    out = place.out
     mixture = json.loads((artifact / "mixture.json").read_text())
     handoff = build_handoff(
         load_record(out / "record.json"),
         judgement,
+        scores=storage.read_json(out / "scores.json"),
+        is_converged=result.convergence.is_converged,
+        max_kl=place.recipe.experts.max_kl,
         experts={expert.domain: str(expert_path(Path("experts"), expert.domain)) for expert in experts},
         best_mixture=[expert["alpha"] for expert in mixture["experts"]],
         adapted_model=artifact.name,

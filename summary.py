@@ -106,20 +106,26 @@ def show_search(result: SearchResult, tasks: Sequence[str], out: Path, *, comman
 
 
 def score_table(scores: Mapping[str, Any]) -> Table:
-    """Accuracy of base, experts and mixture by task, with 95 % intervals."""
+    """Accuracy of base, experts and mixture by task, with 95 % intervals, and their largest KL(adapted || base)."""
     first = scores["rows"][0]["accuracy"]
     numbers = sorted({count["num_rows"] for count in first.values()})
     rows = " or ".join(map(str, numbers))
     table = Table(title=f"Accuracy, {scores['split']} split, {rows} rows a task, 95 % intervals", title_justify="left")
     table.add_column("")
-    for name in [*first, "mean"]:
+    for name in [*first, "mean", "KL to base"]:
         table.add_column(name, justify="right")
     for row in scores["rows"]:
         counts = row["accuracy"].values()
         mean = sum(count["num_right"] / count["num_rows"] for count in counts) / len(counts)
         style = "bold" if row["kind"] == "mixture" else ""
-        table.add_row(row["name"], *[_share(count) for count in counts], f"{mean:.1%}", style=style)
+        cells = [*map(_share, counts), f"{mean:.1%}", _kl(row)]
+        table.add_row(row["name"], *cells, style=style)
     return table
+
+
+def _kl(row: Mapping[str, Any]) -> str:
+    """The largest of the tasks' divergences; a table of an older program has none."""
+    return f"{max(row['kl_to_base'].values()):.2g}" if "kl_to_base" in row else "-"
 
 
 def _share(count: Mapping[str, Any]) -> str:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 COST_OBJECTIVES: Final = ("prefill_ms", "peak_bytes", "decode_tok_per_s")
 SPEED_OBJECTIVES: Final = ("prefill_ms", "decode_tok_per_s")
 """Those that other work on the machine makes worse."""
+FORMAT_METRICS: Final = ("kl_mean", "top1_share")
+"""What a structure's rounding costs in answers; no objectives, for a target limits them."""
 LOWEST_ALPHA, HIGHEST_ALPHA = -10.0, 10.0
 _SMALLEST_POPULATION = 4
 
@@ -63,7 +65,10 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """`COST_OBJECTIVES` of a structure; `disturbance` says what makes its figures of speed unfit to be believed."""
+    """`COST_OBJECTIVES` of a structure, and `FORMAT_METRICS` where they are known.
+
+    `disturbance` says what makes its figures of speed unfit to be believed.
+    """
 
     values: Mapping[str, float]
     disturbance: str = ""
@@ -71,12 +76,16 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """One measured candidate; `reason` says why it failed, and then it has neither answers nor cost."""
+    """One measured candidate; `reason` says why it failed, and then it has neither answers nor cost.
+
+    `kl_to_base` is KL(mixture || base) by domain in nats a predicted token; empty where nothing limits it.
+    """
 
     candidate: Candidate
     answers: Answers
     cost: Mapping[str, float]
     reason: str = ""
+    kl_to_base: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def accuracy(self) -> dict[str, float]:
@@ -95,10 +104,10 @@ class SearchSettings:
     """What the course of a search depends on. `limits` are the constraints: metric to (comparison, value).
 
     `alpha_bounds` hold for every weight; `normalize_alpha` scales each alpha to a sum of 1, as seed 003 asks. A
-    candidate answers `num_repeats` samples of rows, and its accuracy is the share over all of them. `evidence` says
-    whether the costs are of the target's device; those of another one are held against no limit. `measured` names
-    what the measurer measures and on what (base, experts, rule, rows, device): plain JSON values, so that a journal of
-    anything else is refused.
+    candidate answers `num_repeats` samples of rows, and its accuracy is the share over all of them. `max_kl` limits the
+    KL divergence of a mixture from the base in each domain, None: nothing does. `evidence` says whether the costs are
+    of the target's device; those of another one are held against no limit. `measured` names what the measurer measures
+    and on what (base, experts, rule, rows, device): plain JSON values, so that a journal of anything else is refused.
     """
 
     domains: tuple[str, ...]
@@ -111,6 +120,7 @@ class SearchSettings:
     normalize_alpha: bool = False
     num_repeats: int = 1
     num_finalists: int = 3
+    max_kl: float | None = None
     limits: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)
     evidence: Evidence = "measured_target"
     measured: Mapping[str, Any] = dataclasses.field(default_factory=dict)

@@ -85,16 +85,15 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
 def show_expert(expert: Expert, path: Path, *, as_json: bool) -> None:
     """Print where an expert is, by which method it was trained, and its score on the search split."""
     score, method = dict(expert.score or {}), expert.settings["method"]
-    is_the_base = not any(bool(delta.any()) for delta in expert.deltas.values())
     if as_json:
         document = {"expert": str(path), "task": expert.domain, "method": method, "score": score}
-        print(json.dumps({**document, "is_the_base": is_the_base}))
+        print(json.dumps({**document, "expert.is_base": expert.is_base}))
         return
     share = score["num_right"] / score["num_rows"]
     print(
         f"{path}: {share:.1%} of {score['num_rows']} rows of the search split, {method}, best at step {score['step']}"
     )
-    if is_the_base:
+    if expert.is_base:
         print("no step beat the base: this expert changes nothing")
 
 
@@ -145,5 +144,6 @@ def training_settings(experts: ExpertSettings, task: Task) -> TrainingSettings:
         num_train_rows=experts.num_train_rows,
         num_validation_rows=experts.num_validation_rows,
         validate_every=experts.validate_every or own.validate_every,
+        max_kl=experts.max_kl,
         optimizer=optimizer,
     )

@@ -37,9 +37,16 @@ def _problem(entry: Mapping[str, Any], objectives: Collection[str], domains: Col
         cost = entry.get("cost")
         if not isinstance(cost, dict) or not all(_is_positive(cost.get(metric)) for metric in objectives):
             return f"its cost is not a number above 0 for each of {', '.join(objectives)}"
+        if not all(map(_is_finite, cost.values())):
+            return "its cost holds what is no number"
         return "" if isinstance(entry.get("disturbance", ""), str) else "its disturbance is no text"
+    if entry.get("kind") == "divergence":
+        nats = entry.get("kl_to_base")
+        if not isinstance(nats, dict) or set(nats) != set(domains) or not all(map(_is_finite, nats.values())):
+            return f"its kl_to_base is not a number for each of {', '.join(domains)}"
+        return ""
     if entry.get("kind") != "evaluation":
-        return "its kind is neither cost nor evaluation"
+        return "its kind is none of cost, divergence and evaluation"
     right = entry.get("right")
     if not isinstance(right, dict) or set(right) != set(domains):
         return f"it has no answers for exactly {', '.join(domains)}"
@@ -49,5 +56,8 @@ def _problem(entry: Mapping[str, Any], objectives: Collection[str], domains: Col
 
 
 def _is_positive(value: object) -> bool:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return is_number and 0 < value < math.inf  # type: ignore[operator]
+    return _is_finite(value) and value > 0  # type: ignore[operator]
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

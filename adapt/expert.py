@@ -54,6 +54,11 @@ class Expert:
         return digest_of(self.deltas)
 
     @property
+    def is_base(self) -> bool:
+        """Whether it changes nothing: every delta is 0."""
+        return not any(bool(delta.any()) for delta in self.deltas.values())
+
+    @property
     def num_parameters(self) -> int:
         """Trained numbers in all vectors."""
         return sum(delta.numel() for delta in self.deltas.values())

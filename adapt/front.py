@@ -45,48 +45,54 @@ def _signed(metric: str, value: float) -> float:
     return -value if metric in _IS_BETTER_HIGHER else value
 
 
-def violations(evaluation: Evaluation, settings: SearchSettings, untrusted: Collection[str] = ()) -> list[float]:
+def violations(evaluation: Evaluation, settings: SearchSettings, set_aside: Collection[str] = ()) -> list[float]:
     """How far each limit is missed, relative to it; infinitely far by a candidate that failed; at most 0 means met.
 
-    A cost that is `untrusted`, or of another device than the target's, breaks no limit: nobody knows.
+    One for each limit of the settings, and the last for the KL divergence from the base. A limit that is `set_aside`,
+    or on a cost of another device than the target's, is broken by nobody.
     """
     if evaluation.reason:
         return [_FAILED] * (len(settings.limits) + 1)
     values = dict(evaluation.cost) | {f"accuracy/{d}": share for d, share in evaluation.accuracy.items()}
-    unknown = unjudged(settings, untrusted)
-    found = []
-    for metric, (comparison, limit) in settings.limits.items():
-        excess = values[metric] / limit - 1
-        found.append(0.0 if metric in unknown else excess if comparison == "<" else -excess)
-    return [*found, 0.0]
+    unknown = unjudged(settings, set_aside)
+    found = [
+        0.0 if metric in unknown else excess_of(values[metric], comparison, limit)
+        for metric, (comparison, limit) in settings.limits.items()
+    ]
+    return [*found, 0.0 if settings.max_kl is None else max(evaluation.kl_to_base.values()) / settings.max_kl - 1]
 
 
-def finite_violations(evaluation: Evaluation, settings: SearchSettings, untrusted: Collection[str] = ()) -> list[float]:
+def excess_of(value: float, comparison: str, limit: float) -> float:
+    """How far `value` misses a limit, "<" or ">", relative to it; at most 0 means met."""
+    return value / limit - 1 if comparison == "<" else 1 - value / limit
+
+
+def finite_violations(evaluation: Evaluation, settings: SearchSettings, set_aside: Collection[str] = ()) -> list[float]:
     """Return `violations` for NSGA-II, which cannot add infinities."""
-    return [min(excess, _FAILED_FINITE) for excess in violations(evaluation, settings, untrusted)]
+    return [min(excess, _FAILED_FINITE) for excess in violations(evaluation, settings, set_aside)]
 
 
-def unjudged(settings: SearchSettings, untrusted: Collection[str]) -> set[str]:
-    """Limits on costs that say nothing of the target: measured on another device, or beside other work."""
+def unjudged(settings: SearchSettings, set_aside: Collection[str]) -> set[str]:
+    """Limits that tell no candidate from another: set aside, or on costs of another device than the target's."""
     is_other_device = settings.evidence == "measured_other_device"
     return {
-        metric for metric in settings.limits if metric in COST_OBJECTIVES and (is_other_device or metric in untrusted)
+        metric for metric in settings.limits if metric in set_aside or (is_other_device and metric in COST_OBJECTIVES)
     }
 
 
-def is_feasible(evaluation: Evaluation, settings: SearchSettings, untrusted: Collection[str] = ()) -> bool:
+def is_feasible(evaluation: Evaluation, settings: SearchSettings, set_aside: Collection[str] = ()) -> bool:
     """Whether every limit is met by a figure that speaks for the target."""
-    is_within = max(violations(evaluation, settings, untrusted)) <= 0
-    return is_within and not unjudged(settings, untrusted)
+    is_within = max(violations(evaluation, settings, set_aside)) <= 0
+    return is_within and not unjudged(settings, set_aside)
 
 
 def front_of(
-    measured: Sequence[Evaluation], settings: SearchSettings, frozen: Collection[str], untrusted: Collection[str] = ()
+    measured: Sequence[Evaluation], settings: SearchSettings, frozen: Collection[str], set_aside: Collection[str] = ()
 ) -> list[Evaluation]:
     """Return the evaluations within the limits that no other dominates; where none is, the least violating one."""
-    within = [evaluation for evaluation in measured if max(violations(evaluation, settings, untrusted)) <= 0]
+    within = [evaluation for evaluation in measured if max(violations(evaluation, settings, set_aside)) <= 0]
     if not within:
-        return [min(measured, key=lambda evaluation: max(violations(evaluation, settings, untrusted)))]
+        return [min(measured, key=lambda evaluation: max(violations(evaluation, settings, set_aside)))]
     points = [objectives(evaluation, frozen) for evaluation in within]
     return [
         evaluation
@@ -100,10 +106,10 @@ def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:
 
 
 def preference(
-    evaluation: Evaluation, settings: SearchSettings, untrusted: Collection[str] = ()
+    evaluation: Evaluation, settings: SearchSettings, set_aside: Collection[str] = ()
 ) -> tuple[float, float]:
     """Rank: limits first, then mean accuracy."""
-    return (-max(0.0, *violations(evaluation, settings, untrusted)), evaluation.mean_accuracy)
+    return (-max(0.0, *violations(evaluation, settings, set_aside)), evaluation.mean_accuracy)
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,13 +38,16 @@ class Measurer(Protocol):
         In the order of the candidates, each as soon as it may be; one that fails gives its error in its place.
         """
 
+    def divergences(self, alphas: Sequence[Sequence[float]]) -> Iterable[Mapping[str, float] | HavocError]:
+        """KL(mixture || base) of each alpha by domain, nats a predicted token; in their order, as `answers` does."""
+
 
 class Ledger:
     """What is known of structures and candidates, from the journal or by measuring it now."""
 
     def __init__(self, measurer: Measurer, settings: SearchSettings, path: Path) -> None:
         """Open the journal, or begin one; that of other settings is a `HavocError`."""
-        self._measurer = measurer
+        self._measurer, self._max_kl = measurer, settings.max_kl
         self._journal = storage.Journal(path)
         plain = dataclasses.asdict(settings)
         opening = {"kind": "search", "settings": storage.sha256_json(plain)}
@@ -101,19 +104,36 @@ class Ledger:
         Each answers all `samples`; where a candidate came from stands in the journal beside its answers.
         """
         costs = {candidate.structure: self._cost_or_reason(candidate.structure) for candidate in candidates}
+        kls = self._kls([candidate.alpha for candidate in candidates])
         given = [self._answered(candidates, costs, sample, origins) for sample in samples]
         earlier = [list(column) for column in given[:-1]]
         for place, last in enumerate(given[-1]):
             candidate = candidates[place]
             parts = [*(column[place] for column in earlier), last]
             cost = costs[candidate.structure]
+            kl_to_base = kls[candidate.alpha]
             answers = [part for part in parts if not isinstance(part, str)]
             if isinstance(cost, str):
                 yield Evaluation(candidate, {}, {}, cost)
+            elif isinstance(kl_to_base, str):
+                yield Evaluation(candidate, {}, {}, kl_to_base)
             elif len(answers) < len(parts):
                 yield Evaluation(candidate, {}, {}, next(part for part in parts if isinstance(part, str)))
             else:
-                yield Evaluation(candidate, _joined(answers), cost)
+                yield Evaluation(candidate, _joined(answers), cost, kl_to_base=kl_to_base)
+
+    def _kls(self, alphas: Sequence[tuple[float, ...]]) -> dict[tuple[float, ...], Mapping[str, float] | str]:
+        """Each alpha's KL divergence from the base by domain, or why there is none; nothing where nothing limits it."""
+        if self._max_kl is None:
+            return {alpha: {} for alpha in alphas}
+        keys = {alpha: f"kl:{storage.sha256_json(alpha)[:16]}" for alpha in alphas}
+        unknown = [alpha for alpha, key in keys.items() if key not in self._known]
+        measured = iter(self._measurer.divergences(unknown)) if unknown else iter(())
+        found: dict[tuple[float, ...], Mapping[str, float] | str] = {}
+        for alpha, key in keys.items():
+            entry = self._entry(key, lambda alpha=alpha: _diverged(alpha, next(measured)))
+            found[alpha] = str(entry["reason"]) if "reason" in entry else entry["kl_to_base"]
+        return found
 
     def _answered(
         self,
@@ -154,8 +174,18 @@ def _joined(answers: Sequence[Answers]) -> Answers:
 
 
 def mean_cost(costs: Sequence[Cost]) -> dict[str, float]:
-    """Mean of each objective over the repeats."""
-    return {metric: sum(cost.values[metric] for cost in costs) / len(costs) for metric in COST_OBJECTIVES}
+    """Mean of each figure over the repeats."""
+    return {metric: sum(cost.values[metric] for cost in costs) / len(costs) for metric in costs[0].values}
+
+
+def _diverged(alpha: Sequence[float], outcome: Mapping[str, float] | HavocError) -> dict[str, Any]:
+    """Give a divergence's entry in the journal."""
+    described = {"kind": "divergence", "alpha": list(alpha)}
+    if isinstance(outcome, HavocError):
+        return {**described, "reason": str(outcome)}
+    if not all(math.isfinite(nats) for nats in outcome.values()):
+        return {**described, "reason": f"the KL divergence from the base is not finite: {dict(outcome)}"}
+    return {**described, "kl_to_base": {domain: float(nats) for domain, nats in outcome.items()}}
 
 
 def _described(

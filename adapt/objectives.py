@@ -32,9 +32,10 @@ class TrainingSettings:
     `trained_layers` is the number of last layers whose matrices are trained, None for all: the others keep delta = 0.
     `optimizer` defaults to seed 003's `MuGrokConfig.from_phase(7)`; its `kl_coefficient` is beta. `rows` are drawn
     from the train split, all it has where they are fewer; `num_validation_rows` of the search split are scored every
-    `validate_every` steps, and the best state of these is the expert. `samples_per_prompt`, `temperature`,
-    `signal_prompts` and `max_draws` are reinforce's: it draws prompts until `signal_prompts` of them have samples that
-    differ in reward, at most `max_draws` times `prompts_per_step`.
+    `validate_every` steps; the best state of those whose KL divergence from the base is below `max_kl`, in nats a
+    predicted token, is the expert. `samples_per_prompt`, `temperature`, `signal_prompts` and `max_draws` are
+    reinforce's: it draws prompts until `signal_prompts` of them have samples that differ in reward, at most `max_draws`
+    times `prompts_per_step`.
     """
 
     method: Method = "auto"
@@ -51,6 +52,7 @@ class TrainingSettings:
     num_validation_rows: int = 200
     validate_every: int = 5
     max_grad_norm: float = 1.0
+    max_kl: float = 1.0
     optimizer: MuGrokConfig = field(default_factory=lambda: MuGrokConfig.from_phase(7))
 
     def __post_init__(self) -> None:

@@ -3,10 +3,11 @@
 Cost is measured twice per structure, in fresh processes; the widest difference of two such measurements is the
 objective's noise floor. An objective whose range over the structures stays inside its floor is frozen and named,
 because what NSGA-II would find in it is luck; so are figures of speed that were measured beside other work. Accuracy is
-paired: every candidate answers the same rows of the search split. Limits are constraints; a failed candidate is
-infeasible with its reason. The best few are scored again on fresh rows of the search split, so that the choice is not
-the luckiest of many, and among them the best of the points the program starts from and the best of those it bred: the
-result says whether breeding found anything.
+paired: every candidate answers the same rows of the search split. Limits are constraints, the KL divergence from the
+base among them; one on a cost that no structure meets is set aside, because it tells no candidate from another; a
+failed candidate is infeasible with its reason. The best few are scored again on fresh rows of the search split, so that
+the choice is not the luckiest of many, and among them the best of the points the program starts from and the best of
+those it bred: the result says whether breeding found anything.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from ..errors import HavocError, MeasurementError
 from ..model.structure import Structure
 from ..progress import SILENT, Progress
 from .breeding import Breeder
-from .candidate import COST_OBJECTIVES, SPEED_OBJECTIVES
-from .front import convergence, finite_violations, front_of, is_feasible, objectives, preference
+from .candidate import COST_OBJECTIVES, FORMAT_METRICS, SPEED_OBJECTIVES
+from .front import convergence, excess_of, finite_violations, front_of, is_feasible, objectives, preference
 from .ledger import NUM_COST_REPEATS, Ledger, mean_cost
 from .paired import paired_margin
 
@@ -38,7 +39,7 @@ class SearchResult:
 
     `evaluations` are in the order they were made, `origins` and `feasible` beside them. `chosen` has its second score:
     not the value it was selected by in the search. `disturbance` says why figures of speed played no part, "" where
-    they did.
+    they did; `unmet` are the limits that no structure meets, so that no candidate is feasible.
     """
 
     evaluations: tuple[Evaluation, ...]
@@ -48,6 +49,7 @@ class SearchResult:
     noise_floor: Mapping[str, float]
     frozen: tuple[str, ...]
     disturbance: str
+    unmet: tuple[str, ...]
     rescored: tuple[Evaluation, ...]
     chosen: Evaluation
     convergence: Convergence
@@ -81,6 +83,7 @@ class SearchResult:
             "noise_floor": dict(self.noise_floor),
             "frozen": list(self.frozen),
             "disturbance": self.disturbance,
+            "unmet": list(self.unmet),
             "convergence": self.convergence.to_json(),
             "bred_against_seeded": self.bred_against_seeded,
             "chosen": self.chosen.candidate.key(),
@@ -105,7 +108,9 @@ def _summary(evaluation: Evaluation, rescored: Mapping[str, Evaluation]) -> dict
         "key": key,
         "alpha": list(evaluation.candidate.alpha),
         "structure": evaluation.candidate.structure.to_fields(),
-        "cost": dict(evaluation.cost),
+        "cost": {metric: evaluation.cost[metric] for metric in COST_OBJECTIVES},
+        "format_cost": {metric: evaluation.cost[metric] for metric in FORMAT_METRICS if metric in evaluation.cost},
+        "kl_to_base": dict(evaluation.kl_to_base),
         "search_accuracy": evaluation.accuracy,
         "rescored_accuracy": None if again is None or again.reason else again.accuracy,
     }
@@ -125,16 +130,16 @@ def search(
         + settings.num_finalists
     )
     with progress.stage("search", total) as stage:
-        floor, frozen, disturbance = _costs(ledger, settings, stage.advance)
-        untrusted = SPEED_OBJECTIVES if disturbance else ()
-        course = _evolve(ledger, settings, frozen, untrusted, stage.advance)
+        costs = _costs(ledger, settings, stage.advance)
+        frozen, set_aside = costs.frozen, costs.set_aside
+        course = _evolve(ledger, settings, frozen, set_aside, stage.advance)
         measured = [one for one in course.evaluations if not one.reason]
         if not measured:
             reason = course.evaluations[0].reason
             msg = f"none of the {len(course.evaluations)} candidates could be measured; the first failed with: {reason}"
             raise HavocError(msg)
         rescored = []
-        finalists = [one.candidate for one in _finalists(course, settings, untrusted)]
+        finalists = [one.candidate for one in _finalists(course, settings, set_aside)]
         for evaluation in ledger.evaluate(finalists, samples=[settings.num_repeats], origins=[None] * len(finalists)):
             rescored.append(evaluation)
             stage.advance(note="finalists on fresh rows")
@@ -145,22 +150,36 @@ def search(
     return SearchResult(
         evaluations=tuple(course.evaluations),
         origins=tuple(course.origins),
-        feasible=tuple(is_feasible(one, settings, untrusted) for one in course.evaluations),
-        front=tuple(front_of(measured, settings, frozen, untrusted)),
-        noise_floor=floor,
+        feasible=tuple(is_feasible(one, settings, set_aside) for one in course.evaluations),
+        front=tuple(front_of(measured, settings, frozen, set_aside)),
+        noise_floor=costs.noise_floor,
         frozen=frozen,
-        disturbance=disturbance,
+        disturbance=costs.disturbance,
+        unmet=costs.unmet,
         rescored=tuple(rescored),
-        chosen=max(scored, key=lambda evaluation: preference(evaluation, settings, untrusted)),
+        chosen=max(scored, key=lambda evaluation: preference(evaluation, settings, set_aside)),
         convergence=convergence(course.generations(), frozen),
         evidence=settings.evidence,
     )
 
 
-def _costs(
-    ledger: Ledger, settings: SearchSettings, advance: Callable[..., None]
-) -> tuple[dict[str, float], tuple[str, ...], str]:
-    """Measure every structure; return the noise floor, the frozen objectives, and what disturbed the measurement."""
+@dataclass(frozen=True, slots=True)
+class _Costs:
+    """What the structures' costs say before anything answers."""
+
+    noise_floor: dict[str, float]
+    frozen: tuple[str, ...]
+    disturbance: str
+    unmet: tuple[str, ...]
+
+    @property
+    def set_aside(self) -> tuple[str, ...]:
+        """Limits that decide nothing: on figures that cannot be believed, or missed by every structure."""
+        return (*(SPEED_OBJECTIVES if self.disturbance else ()), *self.unmet)
+
+
+def _costs(ledger: Ledger, settings: SearchSettings, advance: Callable[..., None]) -> _Costs:
+    """Measure every structure."""
     pairs: dict[str, list[Cost]] = {}
     failures = {}
     for name in settings.weight_formats:
@@ -180,7 +199,13 @@ def _costs(
     frozen = tuple(
         metric for metric in COST_OBJECTIVES if metric in untrusted or _range(means, metric) <= floor[metric]
     )
-    return floor, frozen, disturbance
+    unmet = tuple(
+        metric
+        for metric, (comparison, limit) in settings.limits.items()
+        if metric in means[0] and metric not in untrusted and settings.evidence == "measured_target"
+        if all(excess_of(mean[metric], comparison, limit) > 0 for mean in means)
+    )
+    return _Costs(floor, frozen, disturbance, unmet)
 
 
 def _range(costs: Sequence[Mapping[str, float]], metric: str) -> float:
@@ -210,7 +235,7 @@ def _evolve(
     ledger: Ledger,
     settings: SearchSettings,
     frozen: Sequence[str],
-    untrusted: Sequence[str],
+    set_aside: Sequence[str],
     advance: Callable[..., None],
 ) -> _Course:
     """Run the generations; no candidate is met twice."""
@@ -227,15 +252,15 @@ def _evolve(
             advance(note=f"generation {breeder.num_generations}, best mean accuracy {best:.1%}")
         breeder.tell(
             [objectives(one, frozen) for one in found],
-            [finite_violations(one, settings, untrusted) for one in found],
+            [finite_violations(one, settings, set_aside) for one in found],
         )
     return course
 
 
-def _finalists(course: _Course, settings: SearchSettings, untrusted: Sequence[str]) -> list[Evaluation]:
+def _finalists(course: _Course, settings: SearchSettings, set_aside: Sequence[str]) -> list[Evaluation]:
     """Return the best few, and the best bred and the best other one where they are not among them."""
     pairs = [(one, origin) for one, origin in zip(course.evaluations, course.origins, strict=True) if not one.reason]
-    ranked = sorted(pairs, key=lambda pair: preference(pair[0], settings, untrusted), reverse=True)
+    ranked = sorted(pairs, key=lambda pair: preference(pair[0], settings, set_aside), reverse=True)
     chosen = ranked[: settings.num_finalists]
     for is_bred in (True, False):
         group = [pair for pair in ranked if (pair[1].kind == "bred") == is_bred]

@@ -17,12 +17,13 @@ from .. import storage
 from ..errors import HavocError, MeasurementError
 from ..model.scorer import TorchScorer
 from ..progress import SILENT, Progress
+from .divergence import compared_rows, mean_kl
 from .expected_reward import ExpectedReward
 from .expert import Expert
 from .next_token import NextToken
 from .objectives import Objective, TrainingSettings, method_for
 from .optimizer import MuonGrokfast
-from .reading import layer_of
+from .reading import Reader, layer_of
 from .reinforce import Reinforce
 from .svf import Basis, SingularValueAdapter, attach
 from .tasks import sources
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..model.checkpoint import Base
+    from .branches import Branched
     from .tasks.task import Row, Task
 
 _OBJECTIVES: dict[str, Callable[..., Objective]] = {
@@ -128,6 +130,7 @@ class _Run:
         self._best = adapter.snapshot()
         self._best_score: dict[str, Any] = {"num_right": -1, "num_rows": 0, "step": 0}
         self._trace: list[dict[str, Any]] = []
+        self._compared: tuple[Reader, list[Branched]] | None = None
         self._resume()
 
     def summary(self) -> str:
@@ -140,14 +143,22 @@ class _Run:
         return " ".join(words)
 
     def validate(self, rows: Sequence[Row]) -> None:
-        """Score the validation rows; keep the deltas if they are the best so far."""
+        """Score the validation rows; keep the deltas if they are the best so far and near enough to the base."""
         scorer = TorchScorer(self._base.model, self._base.tokenizer)
         right = score(scorer, self._task, rows, max_new_tokens=self._settings.max_new_tokens).right
+        kl_to_base = self._kl_to_base(rows)
         if self._trace:
-            self._trace[-1]["validation"] = sum(right) / len(right)
-        if sum(right) > self._best_score["num_right"]:
+            self._trace[-1] |= {"validation": sum(right) / len(right), "kl_to_base": kl_to_base}
+        if sum(right) > self._best_score["num_right"] and kl_to_base < self._settings.max_kl:
             self._best = self._adapter.snapshot()
             self._best_score = {"num_right": sum(right), "num_rows": len(right), "step": self.num_done}
+
+    def _kl_to_base(self, rows: Sequence[Row]) -> float:
+        """KL(policy || base) on the first of the validation rows, nats a predicted token."""
+        if self._compared is None:
+            reader = Reader(self._base.model, self._adapter, pad_id=self._base.tokenizer.pad_id)
+            self._compared = reader, compared_rows(self._base, self._task, rows)
+        return mean_kl(*self._compared)
 
     def step(self) -> None:
         """Let the objective accumulate gradients, and take one optimizer step."""

@@ -1,9 +1,11 @@
 """What the next phase of the user's pipeline receives: the keys of its "Output to Phase 8", and what they rest on.
 
     {"success", "experts", "best_mixture", "adapted_model",
-     "metrics": {"latency_ms", "accuracy", "vram_gb", "throughput_tps"}, "verdict", "evidence"}
+     "metrics": {"latency_ms", "accuracy", "vram_gb", "throughput_tps"}, "verdict", "evidence", "criteria"}
 
-A value that was not measured is null. `success` is true only for a pass, so nobody downstream ships the unproven.
+A value that was not measured is null. `success` is true only where every one of `criteria` is met, so nobody downstream
+ships the unproven: limits proven met, each expert proven above the base on its own task, the mixture's mean at least
+each expert's, the search settled, and experts and mixture near enough to the base. Each is listed; null is not known.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .bounds import quantile_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .gate import Judgement
     from .record import Record
@@ -25,13 +27,31 @@ def build_handoff(
     record: Record,
     judgement: Judgement,
     *,
+    scores: Mapping[str, Any],
+    is_converged: bool,
+    max_kl: float,
     experts: Mapping[str, str],
     best_mixture: Sequence[float],
     adapted_model: str,
 ) -> dict[str, Any]:
-    """Return the handoff document. `experts` maps domains to file names, `adapted_model` names the released model."""
+    """Return the handoff document.
+
+    `experts` maps domains to file names, `adapted_model` names the released model; `scores` is the content of
+    `scores.json`, `max_kl` the limit of KL(adapted || base) in nats a predicted token.
+    """
+    criteria = {
+        "limits_met": judgement.verdict == "pass",
+        "expert_above_base": _named(scores, "gains", lambda gain: (gain["expert"], gain["is_proven"])),
+        "mixture_not_below": _named(scores, "paired", lambda pair: (pair["against"], pair["margin"] >= 0)),
+        "search_converged": is_converged,
+        "kl_below_limit": _named(
+            {"adapted": [row for row in scores["rows"] if row["kind"] != "base"]},
+            "adapted",
+            lambda row: (row["name"], max(row["kl_to_base"].values()) < max_kl),
+        ),
+    }
     return {
-        "success": judgement.verdict == "pass",
+        "success": all(is_met for criterion in criteria.values() for is_met in _each(criterion)),
         "experts": dict(experts),
         "best_mixture": list(best_mixture),
         "adapted_model": adapted_model,
@@ -43,7 +63,23 @@ def build_handoff(
         },
         "verdict": judgement.verdict,
         "evidence": judgement.evidence,
+        "criteria": criteria,
     }
+
+
+def _named(
+    scores: Mapping[str, Any], part: str, judge: Callable[[Mapping[str, Any]], tuple[str, bool]]
+) -> dict[str, bool] | None:
+    """A criterion for each name of a part of the scores; None where an older program did not write it."""
+    try:
+        return dict(map(judge, scores[part]))
+    except KeyError:
+        return None
+
+
+def _each(criterion: bool | Mapping[str, bool] | None) -> list[bool]:
+    """Whether each part of a criterion is met; what is not known is not."""
+    return list(criterion.values()) if isinstance(criterion, dict) else [bool(criterion)]
 
 
 def _latency_ms(record: Record) -> float | None:

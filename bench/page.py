@@ -243,9 +243,11 @@ def score_table(scores: Scores | None) -> dict[str, Any] | None:
                 "cells": [_score_cell(row.accuracy.get(domain), best[domain]) for domain in domains],
                 "mean": show(mean, "share"),
                 "is_best": mean is not None and mean == best_mean,
+                "kl": f"{max(row.kl_to_base.values()):.2g}" if row.kl_to_base else DASH,
             }
             for row, mean in zip(scores.rows, means, strict=True)
         ],
+        "has_kl": any(row.kl_to_base for row in scores.rows),
         "num_rows": max(cell.num_rows for cell in cells),
         "paired": [_paired(margin) for margin in scores.paired],
     }

@@ -59,6 +59,7 @@ class ScoreRow(_Read):
     name: str
     kind: Literal["base", "expert", "mixture"]
     accuracy: Annotated[dict[str, Score], Field(min_length=1)]
+    kl_to_base: dict[str, Annotated[float, Field(ge=-1)]] | None = None
 
     def mean(self, domains: list[str]) -> float | None:
         """Mean share over the domains; None unless all were scored."""
@@ -182,6 +183,7 @@ class Front(_Read):
     evaluations: Annotated[int, Field(ge=0)] | None = None
     evidence: Literal["measured_target", "measured_other_device"] | None = None
     disturbance: str = ""
+    unmet: tuple[str, ...] = ()
     convergence: Convergence | None = None
     bred_against_seeded: BredAgainstSeeded | None = None
     artifact_sha256: str | None = None
@@ -202,6 +204,10 @@ class Front(_Read):
             )
         if self.disturbance:
             notes.append(f"latency and throughput played no part: {self.disturbance}")
+        if self.unmet:
+            notes.append(
+                f"no structure meets the limit on {', '.join(self.unmet)}, so it told no candidate from another"
+            )
         if frozen := [name for name in self.frozen if not (self.disturbance and name in _SPEED)]:
             notes.append(f"frozen, because their differences stay inside the noise: {', '.join(frozen)}")
         chosen = next((candidate for candidate in self.candidates if candidate.key == self.chosen), None)

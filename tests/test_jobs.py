@@ -52,7 +52,7 @@ def test_experts_and_answers_do_not_depend_on_the_number_of_processes(
     base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One process or two: expert files equal byte for byte, and every row of search and gate answered alike."""
-    files, answers, tables = [], [], []
+    files, answers, tables, moved = [], [], [], []
     for num_cores in (1, 2):
         place = place_with(tmp_path / str(num_cores), num_cores, monkeypatch)
         _, experts = train_experts(place, base, SILENT)
@@ -61,8 +61,9 @@ def test_experts_and_answers_do_not_depend_on_the_number_of_processes(
         with BenchMeasurer(place, base, num_experts=2, bound=bind(RECIPE)) as measurer:
             assert measurer._workers.num_processes == num_cores
             answers.append(list(measurer.answers(candidates, sample=0)))
-        mixture = answers[-1][0]
-        tables.append(score_table(place, base, experts, mixture, SILENT))
+            moved.append(list(measurer.divergences([candidate.alpha for candidate in candidates])))
+        table = score_table(place, base, experts, alpha=(1.0, 0.5), mixture=answers[-1][0], progress=SILENT)
+        tables.append(table)
     assert files[0] == files[1]
     assert set(files[0]) == {
         "training_code.jsonl",
@@ -74,6 +75,8 @@ def test_experts_and_answers_do_not_depend_on_the_number_of_processes(
     assert not any(isinstance(given, HavocError) for given in answers[0])
     assert all(len(right) == 6 for given in answers[0] for right in given.values())
     assert tables[0] == tables[1]
+    assert moved[0] == moved[1]
+    assert all(nats >= 0 for kl_to_base in moved[0] for nats in kl_to_base.values())
 
 
 @pytest.mark.timeout(900)

@@ -29,9 +29,11 @@ SMALL = """
 [experts]
 domains = ["code", "vision"]
 num_steps = 2
+validate_every = 1
+learning_rate = 0.03
 prompts_per_step = 12
 samples_per_prompt = 4
-num_validation_rows = 4
+num_validation_rows = 24
 [search]
 population = 4
 generations = 1
@@ -96,10 +98,36 @@ def test_run_leaves_everything_and_no_scraps(finished: Path) -> None:
         "metrics",
         "verdict",
         "evidence",
+        "criteria",
     }
     assert set(handoff["metrics"]) == {"latency_ms", "accuracy", "vram_gb", "throughput_tps"}
     assert handoff["metrics"]["vram_gb"] is None  # not measured on a CPU, so not a number
     assert all((finished / path).is_file() for path in handoff["experts"].values())
+
+
+def test_experts_that_learned_nothing_end_the_run_at_once(tmp_path: Path) -> None:
+    """An exit code of its own and what each scored, before any search; the experts are kept."""
+    path, out = tmp_path / "recipe.toml", tmp_path / "out"
+    path.write_text('[experts]\ntasks = ["code"]\nnum_steps = 1\nlearning_rate = 1e-9\nnum_validation_rows = 4\n')
+    done = havoc("run", path, "--out", out)
+    assert done.returncode == 6, done.stderr
+    assert "training changed nothing: no state of code" in done.stderr
+    assert "of 4" in done.stderr.splitlines()[-1]
+    assert (out / "experts" / "z_vectors_code.safetensors").is_file()
+    assert not (out / "search").exists()
+    searched = havoc(
+        "search",
+        "nano",
+        "--experts",
+        out / "experts",
+        "--recipe",
+        path,
+        "--target",
+        "host",
+        "--out",
+        tmp_path / "searched",
+    )
+    assert searched.returncode == 6, searched.stderr
 
 
 def test_finished_run_is_read_back(finished: Path, recipe: Path) -> None:

@@ -121,6 +121,91 @@ class FailingFinalists(KnownLandscape):
         return super().answer(candidate, sample)
 
 
+class Diverging(KnownLandscape):
+    """The farther the weights from 0, the farther the mixture from the base: 0.4 nats for each unit of alpha."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[float, ...]] = []
+
+    def divergences(self, alphas: Sequence[Sequence[float]]) -> Iterator[Mapping[str, float] | HavocError]:
+        for alpha in alphas:
+            self.asked.append(tuple(alpha))
+            yield {"math": 0.4 * sum(alpha), "code": 0.1}
+
+
+def test_the_divergence_from_the_base_is_a_constraint(tmp_path: Path) -> None:
+    """BEST lies at 0.6 nats: under a limit of 0.5 the choice is nearer to the base, and every figure is on record."""
+    path = tmp_path / "journal.jsonl"
+    settings = dataclasses.replace(SETTINGS, max_kl=0.5)
+    landscape = Diverging()
+    result = search(landscape, settings=settings, journal_path=path)
+    free = search(KnownLandscape(), settings=SETTINGS, journal_path=tmp_path / "free.jsonl")
+    assert sum(free.chosen.candidate.alpha) > 1.3
+    assert sum(result.chosen.candidate.alpha) <= 1.25
+    assert set(result.feasible) == {True, False}
+    for one, is_within in zip(result.evaluations, result.feasible, strict=True):
+        assert is_within == (0.4 * sum(one.candidate.alpha) <= 0.5)
+    assert all(one["kl_to_base"]["code"] == 0.1 for one in result.to_json()["candidates"])
+    assert len(landscape.asked) == len(set(landscape.asked))  # it depends on alpha alone
+    again = Diverging()
+    assert search(again, settings=settings, journal_path=path).to_json() == result.to_json()
+    assert again.asked == []
+
+
+def test_a_divergence_that_is_no_number_fails_its_candidates(tmp_path: Path) -> None:
+    """Infinite, or not measured at all: never within the limit, and the reason is kept."""
+
+    class Exploding(Diverging):
+        def divergences(self, alphas: Sequence[Sequence[float]]) -> Iterator[Mapping[str, float] | HavocError]:
+            for alpha, nats in zip(alphas, super().divergences(alphas), strict=True):
+                if alpha[0] > 1.5:
+                    yield HavocError("the logits are not finite")
+                else:
+                    yield {"math": float("inf"), "code": 0.1} if alpha[0] > 1.0 else nats
+
+    result = search(
+        Exploding(), settings=dataclasses.replace(SETTINGS, max_kl=0.5), journal_path=tmp_path / "journal.jsonl"
+    )
+    reasons = {failure["reason"] for failure in result.to_json()["failed"]}
+    assert any("not finite: {'math': inf" in reason for reason in reasons)
+    assert all(one.candidate.alpha[0] <= 1.0 for one in result.evaluations if not one.reason)
+
+
+class Rounded(KnownLandscape):
+    """int4 loses more to rounding than a target allows, and is the only one that loses much."""
+
+    def cost(self, structure: Structure) -> Cost:
+        format_cost = {"kl_mean": {"fp32": 0.0, "int8": 0.01, "int4": 0.3}[structure.weight_format], "top1_share": 0.9}
+        return Cost({**super().cost(structure).values, **format_cost})
+
+
+def test_what_a_format_costs_in_answers_is_a_constraint(tmp_path: Path) -> None:
+    """The lightest format is over the limit on kl_mean, so the next one is the choice; objectives stay three."""
+    limits = {"kl_mean": ("<", 0.15), "peak_bytes": ("<", 0.7e6)}
+    settings = dataclasses.replace(SETTINGS, limits=limits)
+    result = search(Rounded(), settings=settings, journal_path=tmp_path / "journal.jsonl")
+    assert result.chosen.candidate.structure.weight_format == "int8"
+    chosen = next(one for one in result.to_json()["candidates"] if one["key"] == result.chosen.candidate.key())
+    assert set(chosen["cost"]) == set(COST_OBJECTIVES)
+    assert chosen["format_cost"] == pytest.approx({"kl_mean": 0.01, "top1_share": 0.9})
+
+
+def test_a_limit_that_nobody_meets_chooses_nobody(tmp_path: Path) -> None:
+    """Latency is over its limit in every format: the choice is the most accurate, and none counts as feasible.
+
+    The format that missed the limit least was chosen before, at ten points less.
+    """
+    settings = dataclasses.replace(SETTINGS, limits={"prefill_ms": ("<", 1.0), "kl_mean": ("<", 0.5)})
+    result = search(Rounded(), settings=settings, journal_path=tmp_path / "journal.jsonl")
+    assert result.unmet == ("prefill_ms",)
+    assert result.to_json()["unmet"] == ["prefill_ms"]
+    best = max(one.mean_accuracy for one in result.rescored)
+    assert result.chosen.mean_accuracy == best
+    assert result.chosen.candidate.structure.weight_format != "int4"
+    assert not any(result.feasible)
+
+
 OUT_OF_REACH = dataclasses.replace(SETTINGS, limits={"prefill_ms": ("<", 100.0)})
 
 

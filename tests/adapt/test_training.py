@@ -285,3 +285,18 @@ def test_untrained_layers_keep_delta_0(base: Base, basis: Basis, tmp_path: Path)
     expert = train_expert(base, basis, MATH, settings=settings, checkpoint_dir=tmp_path)
     assert set(expert.deltas) == set(basis.matrices)
     assert not any(delta.any() for name, delta in expert.deltas.items() if layer_of(name) < 3)
+
+
+def test_a_state_too_far_from_the_base_is_not_kept(base: Base, basis: Basis, tmp_path: Path) -> None:
+    """The limit on the KL divergence rules states out, however right they are; what it was stands in the trace."""
+    fast = dataclasses.replace(
+        SMALL, num_steps=2, validate_every=1, optimizer=dataclasses.replace(SMALL.optimizer, fallback_lr=0.05)
+    )
+    free = train_expert(base, basis, MATH, settings=fast, checkpoint_dir=tmp_path / "free")
+    trace = free.settings["trace"]
+    assert trace[-1]["kl_to_base"] > trace[0]["kl_to_base"] > 0
+    strict = dataclasses.replace(fast, max_kl=trace[0]["kl_to_base"] / 2)
+    bound = train_expert(base, basis, MATH, settings=strict, checkpoint_dir=tmp_path / "bound")
+    assert [step["loss"] for step in bound.settings["trace"]] == [step["loss"] for step in trace]
+    assert bound.is_base
+    assert bound.score == {**bound.score, "step": 0}
