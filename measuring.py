@@ -20,6 +20,7 @@ from .bench.cuda_driver import CudaCard, open_cuda_card
 from .bench.device import CPU_PROVIDER, CUDA_PROVIDER, identify_cpu, identify_device
 from .bench.measure import measure_cost
 from .bench.rules import device_problem
+from .bench.schema import Workload
 from .bench.targets import load_target
 from .bench.validity import PROVIDER_OF_KIND
 from .errors import HavocError, IdentityError
@@ -45,19 +46,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """The device that a search measures on, and whether its costs speak for the target."""
+    """The device that a run measures on, the first target's work, and whether the figures speak for that target.
+
+    `num_threads` None is one thread a physical core.
+    """
 
     device: Device
     provider: str
     evidence: Evidence
+    workload: Workload
+    num_threads: int | None
 
 
 def bind(recipe: Recipe) -> Bound:
-    """Find the device that costs are measured on: the first target's, or this machine's where the recipe allows it.
+    """Find the device that is measured on: the first target's, or this machine's where the recipe allows it.
 
     Raises `IdentityError` when this machine is another device than the target and the recipe does not allow it.
     """
     target = load_target(recipe.gate.targets[0])
+    work = Workload(**target.workload.model_dump()), target.protocol.num_threads
     own = PROVIDER_OF_KIND[target.device.kind]
     try:
         device = identify_device(own)
@@ -66,14 +73,14 @@ def bind(recipe: Recipe) -> Bound:
         problem = str(error)
     else:
         if problem is None:
-            return Bound(device, own, "measured_target")
+            return Bound(device, own, "measured_target", *work)
     if not recipe.search.on_this_machine:
         raise IdentityError(
             f"target {target.name}: {problem}; search on that device, or take --on-this-machine: the costs are then "
             "this machine's, and by them no candidate counts as within the limits"
         )
     provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
-    return Bound(identify_device(provider), provider, "measured_other_device")
+    return Bound(identify_device(provider), provider, "measured_other_device", *work)
 
 
 def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert], bound: Bound) -> SearchSettings:
@@ -103,6 +110,7 @@ def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert], bound
             "data": recipe.data.model_dump(mode="json"),
             "target": recipe.gate.targets[0],
             "device": bound.device.model_dump(mode="json"),
+            "workload": [bound.workload.model_dump(mode="json"), bound.num_threads],
             "onnxruntime": onnxruntime.__version__,
         },
     )
@@ -164,6 +172,8 @@ class BenchMeasurer:
         cost = measure_cost(
             artifact,
             provider=self._bound.provider,
+            num_threads=self._bound.num_threads,
+            workload=self._bound.workload,
             device=self._bound.device,
             num_retries=_COST_RETRIES,
             wait_s=_COST_WAIT_S,

@@ -84,7 +84,7 @@ def handle_search(args: argparse.Namespace) -> int:
     with storage.only_writer(args.out):
         basis = base_basis(base, args.out, progress)
         experts = read_experts(recipe, args.experts, base, basis)
-        require_change(experts)
+        require_change(experts, progress)
         place = Place(recipe, args.out, args.experts, args.threads)
         result = search_mixture(place, base, experts, progress)
     command = export_command(
@@ -121,7 +121,7 @@ def run(
         claim_folder(recipe, out)
         place = Place(recipe, out, out / "experts", num_threads)
         basis, experts = train_experts(place, base, progress)
-        require_change(experts)
+        require_change(experts, progress)
         result = search_mixture(place, base, experts, progress)
         artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
         storage.write_json(out / "front.json", linked(result.to_json(), artifact))
@@ -259,9 +259,12 @@ def read_experts(recipe: Recipe, folder: Path, base: Base, basis: Basis) -> list
     ]
 
 
-def require_change(experts: Sequence[Expert]) -> None:
-    """Refuse experts that are all their base, by `NothingLearnedError` with what each scored."""
-    if not all(expert.is_base for expert in experts):
+def require_change(experts: Sequence[Expert], progress: Progress) -> None:
+    """Name the experts that are their base; when all are, raise `NothingLearnedError` with what each scored."""
+    still = [expert.domain for expert in experts if expert.is_base]
+    if len(still) < len(experts):
+        with progress.stage("experts", len(experts)) as stage:
+            stage.advance(len(experts), f"{', '.join(still)}: no step beat the base" if still else "")
         return
     names = ", ".join(expert.domain for expert in experts)
     scores = [
@@ -351,16 +354,20 @@ def linked(document: dict[str, Any], artifact: Path) -> dict[str, Any]:
     return {**document, "artifact_sha256": artifact_hash(files)}
 
 
+_WAIT_S = 30.0
+
+
 def measure_artifact(
     place: Place, base: Base, experts: Sequence[Expert], result: SearchResult, artifact: Path, progress: Progress
 ) -> None:
-    """Measure the artifact in fresh processes and open the gate split once; leave `scores.json` and `record.json`.
+    """Do the first target's work with the artifact, in fresh processes, and open the gate split once.
 
+    Leaves `scores.json` and `record.json`. It waits a while for other work on the machine to end.
     The record is written last: it is the mark that both are there.
     """
     from .bench.accuracy import add_accuracy, run_accuracy
     from .bench.measure import measure
-    from .measuring import score_table
+    from .measuring import bind, score_table
 
     recipe, out = place.recipe, place.out
     if (out / "record.json").exists():
@@ -382,7 +389,16 @@ def measure_artifact(
     alpha = result.chosen.candidate.alpha
     scores = score_table(place, base, experts, alpha=alpha, mixture=scored.right, progress=progress)
     storage.write_json(out / "scores.json", linked(scores, artifact))
-    record = measure(artifact, profile=recipe.bench.profile, progress=progress)
+    bound = bind(recipe)
+    record = measure(
+        artifact,
+        profile=recipe.bench.profile,
+        provider=bound.provider,
+        num_threads=bound.num_threads,
+        workload=bound.workload,
+        wait_s=_WAIT_S,
+        progress=progress,
+    )
     add_accuracy(record, scored).save(out / "record.json")
 
 

@@ -87,7 +87,7 @@ def show_expert(expert: Expert, path: Path, *, as_json: bool) -> None:
     score, method = dict(expert.score or {}), expert.settings["method"]
     if as_json:
         document = {"expert": str(path), "task": expert.domain, "method": method, "score": score}
-        print(json.dumps({**document, "expert.is_base": expert.is_base}))
+        print(json.dumps({**document, "is_the_base": expert.is_base}))
         return
     share = score["num_right"] / score["num_rows"]
     print(
