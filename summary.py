@@ -125,7 +125,7 @@ def score_table(scores: Mapping[str, Any]) -> Table:
 
 def _kl(row: Mapping[str, Any]) -> str:
     """The largest of the tasks' divergences; a table of an older program has none."""
-    return f"{max(row['kl_to_base'].values()):.2g}" if "kl_to_base" in row else "-"
+    return f"{max(row['kl_to_base'].values()):.3f}" if "kl_to_base" in row else "-"
 
 
 def _share(count: Mapping[str, Any]) -> str:

@@ -243,7 +243,7 @@ def score_table(scores: Scores | None) -> dict[str, Any] | None:
                 "cells": [_score_cell(row.accuracy.get(domain), best[domain]) for domain in domains],
                 "mean": show(mean, "share"),
                 "is_best": mean is not None and mean == best_mean,
-                "kl": f"{max(row.kl_to_base.values()):.2g}" if row.kl_to_base else DASH,
+                "kl": f"{max(row.kl_to_base.values()):.3f}" if row.kl_to_base else DASH,
             }
             for row, mean in zip(scores.rows, means, strict=True)
         ],
