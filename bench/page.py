@@ -12,6 +12,7 @@ from markupsafe import Markup, escape
 from . import charts
 from .circumstances import caveats, commands, environment_rows, facts
 from .figures import DASH, count, label, measured, printable, show, show_interval, unit_of
+from .search_table import candidate_table
 from .targets import metric_of
 
 if TYPE_CHECKING:
@@ -148,6 +149,7 @@ def content(run: Run) -> dict[str, Any]:
         "caveats": [*run.left_out, *caveats(run)],
         "hashes": {"record": record.sha256 or DASH, **record.subject.files},
         "search": [] if run.front is None else run.front.notes(),
+        "candidates": candidate_table(run.front),
     }
 
 

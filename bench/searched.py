@@ -162,6 +162,7 @@ class Candidate(_Read):
     cost: Annotated[dict[str, Annotated[float, Field(gt=0)]], Field(min_length=1)]
     search_accuracy: Shares
     rescored_accuracy: Shares | None = None
+    kl_to_base: dict[str, Annotated[float, Field(ge=-1)]] | None = None
     is_feasible: bool | None = None
     origin: Origin | None = None
 

@@ -27,6 +27,7 @@ from havoc_core.bench.bounds import share_bounds
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.history import write_index
 from havoc_core.bench.report import WRITTEN, write_report
+from havoc_core.bench.search_table import MOST_ROWS, candidate_table
 from havoc_core.bench.searched import Front, artifact_hash, read_front, read_scores
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
@@ -486,8 +487,33 @@ def test_no_companion_of_a_record_surprises(tmp_path: Path, data: st.DataObject,
         elif found is not None:
             charts.pareto_front(found, 90.0)
             found.notes()
+            candidate_table(found)
     except HavocError as error:
         assert "\n" not in str(error)
+
+
+def test_every_candidate_stands_on_the_page_with_its_origin(folder: Path) -> None:
+    """Generation, how it was made, and its parents by number; the chosen one is marked."""
+    write_report(folder)
+    text = re.sub(r"<[^>]*>", " ", (folder / "report.html").read_text().split("<h2>Search</h2>")[1])
+    words = " ".join(text.split())
+    assert "1 seeded: all experts at 1 in fp32 on the front" in words
+    assert "2 bred in generation 1 from 1 and 3 chosen" in words
+
+
+def test_a_long_search_shows_what_the_outcome_rests_on() -> None:
+    """The front, the chosen one and those scored again, under their own numbers; how many are left out is said."""
+    document = front()
+    first, chosen, other = document["candidates"]
+    others = [{**other, "key": f"o{number}"} for number in range(MOST_ROWS + 1)]
+    found = candidate_table(Front.model_validate({**document, "candidates": [first, *others, chosen]}))
+    assert found is not None
+    assert [row["number"] for row in found["rows"]] == [1, MOST_ROWS + 3]
+    assert [row["is_chosen"] for row in found["rows"]] == [False, True]
+    assert found["rows"][1]["origin"] == "bred in generation 1 from 1 and a failed one"
+    assert found["note"].startswith(f"{MOST_ROWS + 1} candidates")
+    plain = {**document, "candidates": [{**one, "origin": None} for one in document["candidates"]]}
+    assert candidate_table(Front.model_validate(plain)) is None
 
 
 def test_the_search_is_told_in_sentences() -> None:
