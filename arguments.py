@@ -186,7 +186,7 @@ def _add_graph(parser: Parser) -> None:
 
 
 def add_verify(parser: Parser) -> None:
-    """`havoc verify ARTIFACT [--base BASE --experts DIR] [--public-key PEM] [--record FILE]`."""
+    """`havoc verify ARTIFACT [--base BASE --experts DIR] [--public-key PEM] [--record FILE] [--out FILE]`."""
     _add_artifact(parser)
     parser.add_argument("--base", metavar="BASE", help="fold again from this base and compare")
     parser.add_argument("--experts", type=Path, metavar="DIR", help="the experts to fold again (default: its own)")
@@ -194,6 +194,8 @@ def add_verify(parser: Parser) -> None:
     parser.add_argument("--calibration", type=Path, metavar="FILE", help=text_help)
     parser.add_argument("--public-key", type=Path, metavar="PEM", help="check its signature by this key")
     parser.add_argument("--record", type=Path, metavar="FILE", help="it must be the artifact this record was made from")
+    out_help = "write what was verified into this file, for `havoc gate --verified`"
+    parser.add_argument("--out", type=Path, metavar="FILE", help=out_help)
     _add_output(parser)
 
 
@@ -254,6 +256,7 @@ def add_gate(parser: Parser) -> None:
     )
     _add_target(parser)
     parser.add_argument("--artifact", type=Path, metavar="DIR", help="check that the record is of this artifact")
+    parser.add_argument("--verified", type=Path, metavar="FILE", help="what `havoc verify --out FILE` found of it")
     _add_output(parser, quiet=False)
 
 
@@ -276,6 +279,7 @@ def add_report(parser: Parser) -> None:
     target_help = "judge against it, repeat for several (default: host)"
     parser.add_argument("--target", action="append", metavar="NAME", help=target_help)
     parser.add_argument("--artifact", type=Path, metavar="DIR", help="check that the record is of this artifact")
+    parser.add_argument("--verified", type=Path, metavar="FILE", help="what `havoc verify --out FILE` found of it")
     _add_output(parser, quiet=False)
 
 

@@ -37,6 +37,7 @@ DERIVED = ("report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv
 
 def handle_gate(args: argparse.Namespace) -> int:
     """Judge records against a target; the exit code is the verdict."""
+    from ..export.verified import load_verified
     from .device import identify_cpu
     from .gate import hash_artifact, judge
     from .record import load_record
@@ -47,7 +48,8 @@ def handle_gate(args: argparse.Namespace) -> int:
     require_pinned(target, records)
     files = None if args.artifact is None else hash_artifact(args.artifact)
     cpu = identify_cpu() if target.device.is_this_machine else None
-    judgement = judge(records, target, artifact_files=files, this_cpu=cpu)
+    verified = None if args.verified is None else load_verified(args.verified)
+    judgement = judge(records, target, artifact_files=files, this_cpu=cpu, verified=verified)
     if args.json:
         _print_json(judgement.document())
     else:
@@ -302,10 +304,12 @@ def handle_report(args: argparse.Namespace) -> int:
     targets = args.target or ["host"]
     directory: Path = args.directory
     if (directory / RECORD).is_file() or not any(directory.glob(f"*/{RECORD}")):
-        page, judgements = write_report(directory, targets=targets, artifact=args.artifact)
+        page, judgements = write_report(directory, targets=targets, artifact=args.artifact, verified=args.verified)
         document: dict[str, Any] = {"report": str(page), "verdicts": {j.target: j.verdict for j in judgements}}
-    elif args.artifact is not None:
-        raise HavocError(f"{directory} holds several runs, and --artifact is of one: give that run's folder")
+    elif args.artifact is not None or args.verified is not None:
+        raise HavocError(
+            f"{directory} holds several runs; --artifact and --verified are of one: give that run's folder"
+        )
     else:
         page = write_index(directory, targets=targets)
         document = {"index": str(page)}

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from ..export.verified import Verified
     from .record import Cpu, Record
     from .targets import Target
 
@@ -97,18 +98,26 @@ def judge(
     artifact_files: Mapping[str, str] | None = None,
     this_cpu: Cpu | None = None,
     now: datetime | None = None,
+    verified: Verified | None = None,
 ) -> Judgement:
     """Judge records of one artifact on one device against a target.
 
     `artifact_files` maps the artifact's file names to their SHA-256 where the artifact is at hand; `this_cpu` is the
-    CPU the gate runs on, for targets that ask for it; `now` is the time that a record's age counts to. Raises
-    `HavocError` without a record.
+    CPU the gate runs on, for targets that ask for it; `now` is the time that a record's age counts to; `verified` is
+    what `havoc verify` found of the artifact. Raises `HavocError` without a record.
     """
     if not records:
         raise HavocError("no record to judge: measure one with `havoc bench`")
     now = now or datetime.now(UTC)
     cases = [
-        Case(record=record, target=target, artifact_files=artifact_files, this_cpu=this_cpu, now=now)
+        Case(
+            record=record,
+            target=target,
+            artifact_files=artifact_files,
+            this_cpu=this_cpu,
+            now=now,
+            verified=verified,
+        )
         for record in records
     ]
     findings = (*join_findings(records), *(finding for case in cases for finding in rule_findings(case)))

@@ -205,6 +205,20 @@ def artifact_is_the_measured_one(case: Case) -> str | None:
     return None if case.artifact_files is None else artifact_problem(case.record.subject, case.artifact_files)
 
 
+def artifact_is_verified(case: Case) -> str | None:
+    """Compare what was verified with what was measured; none, or one that folded nothing, is refused where asked."""
+    verified = case.verified
+    if verified is not None and verified.manifest_sha256 != case.record.subject.manifest_sha256:
+        return "another artifact was verified than the one that was measured: verify this one"
+    if not case.target.requires_verification:
+        return None
+    if verified is None:
+        return "the target asks for what `havoc verify --base BASE --out FILE` found: give it with --verified FILE"
+    if not verified.is_folded:
+        return "verified without its base, so nothing shows that graphs and weights are those of an export: give --base"
+    return None
+
+
 def artifact_problem(subject: Subject, files: Mapping[str, str]) -> str | None:
     """Say how the files of an artifact, as `hash_artifact` gives them, differ from those that were measured."""
     if subject.manifest_sha256 is None:

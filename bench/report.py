@@ -20,6 +20,7 @@ from xml.etree import ElementTree as ET
 
 from .. import storage
 from ..errors import HavocError
+from ..export.verified import load_verified
 from . import page
 from .device import identify_cpu
 from .figures import printable
@@ -88,14 +89,16 @@ def write_report(
     targets: Sequence[str] = ("host", "gtx1660"),
     command: str | None = None,
     artifact: Path | None = None,
+    verified: Path | None = None,
 ) -> tuple[Path, list[Judgement]]:
     """Judge `record.json` of a folder against targets and write every page beside it.
 
     `command` is the line that made the folder, shown as the way to repeat it; with `artifact` its files must be those
-    of the record, as `havoc gate --artifact` asks. Returns the HTML page and the judgements.
+    of the record, as `havoc gate --artifact` asks; `verified` is the file that `--verified` names. Returns the HTML
+    page and the judgements.
     """
     refuse_links(directory, (*WRITTEN, SUMS))
-    run = read_run(directory, targets=targets, command=command, artifact=artifact)
+    run = read_run(directory, targets=targets, command=command, artifact=artifact, verified=verified)
     pages = {
         "report.html": page.html(run).encode(),
         "report.md": _within(page.markdown(run).encode(), MAX_MARKDOWN_BYTES),
@@ -117,13 +120,19 @@ def refuse_links(directory: Path, names: Sequence[str]) -> None:
 
 
 def read_run(
-    directory: Path, *, targets: Sequence[str], command: str | None = None, artifact: Path | None = None
+    directory: Path,
+    *,
+    targets: Sequence[str],
+    command: str | None = None,
+    artifact: Path | None = None,
+    verified: Path | None = None,
 ) -> Run:
     """Read a folder and judge its record, of `artifact` where it is given; `HavocError` without a sound record."""
     if not (directory / RECORD).is_file():
         raise HavocError(f"{directory}: holds no {RECORD}; `havoc bench ARTIFACT --out {directory}` writes one")
     record = load_record(directory / RECORD)
     cpu, files = identify_cpu(), None if artifact is None else hash_artifact(artifact)
+    found = None if verified is None else load_verified(verified)
     loaded = [load_target(name) for name in targets]
     for target in loaded:
         require_known_tasks(target, list(record.accuracy))
@@ -133,7 +142,9 @@ def read_run(
     no_front = None if front is None else why_not_its_front(front, record)
     return Run(
         record=record,
-        judged=tuple((target, judge([record], target, artifact_files=files, this_cpu=cpu)) for target in loaded),
+        judged=tuple(
+            (target, judge([record], target, artifact_files=files, this_cpu=cpu, verified=found)) for target in loaded
+        ),
         scores=None if no_scores else scores,
         front=None if no_front else front,
         previous=_previous(directory, record),

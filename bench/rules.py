@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from datetime import datetime
 
+    from ..export.verified import Verified
     from .record import Cpu, Device, Record
     from .targets import Target
 
@@ -24,13 +25,17 @@ Exit = Literal[4, 5]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One record before one target, with what the gate knows of the world: files of the artifact and its own CPU."""
+    """One record before one target, with what the gate knows of the world.
+
+    That is its own CPU, the artifact's files, and what `havoc verify` found of them.
+    """
 
     record: Record
     target: Target
     artifact_files: Mapping[str, str] | None = None
     this_cpu: Cpu | None = None
     now: datetime | None = None
+    verified: Verified | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,9 @@ RULES = (
     Rule("I17", "The whole card was measured.", 5, "not_measured", identity.gpu_is_whole),
     Rule("I18", "The weights are trained, where accuracy is limited.", 5, "invalid", identity.weights_are_trained),
     Rule("I19", "The record is neither of another age nor too old.", 5, "invalid", identity.record_is_of_its_time),
+    Rule(
+        "I20", "The artifact was derived again, where the target says so.", 5, "invalid", identity.artifact_is_verified
+    ),
     Rule("V01", "The record was made for a release.", 4, "invalid", validity.purpose_is_release),
     Rule("V02", "The work is what the limits speak of.", 4, "invalid", validity.workload_is_the_targets),
     Rule("V03", "The harness found no fault when it measured.", 4, "invalid", validity.recorded_checks_hold),

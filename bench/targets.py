@@ -319,7 +319,8 @@ class Origin(Part):
 class Target(Part):
     """One entry of a targets file; `origin` is set by whoever reads it, never by the file.
 
-    A record older than `max_age_days` proves nothing any more: drivers and heat change a device.
+    A record older than `max_age_days` proves nothing any more: drivers and heat change a device. With
+    `requires_verification` an artifact counts only where `havoc verify` made it again from its base.
     """
 
     name: Text
@@ -329,6 +330,7 @@ class Target(Part):
     protocol: RequiredProtocol = RequiredProtocol()
     workload: RequiredWorkload = RequiredWorkload()
     max_age_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
+    requires_verification: bool = False
     origin: Origin | None = None
     limits: Annotated[tuple[Limit, ...], Field(min_length=1)]
 

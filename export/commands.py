@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..errors import HavocError, printable
 from ..model.structure import Structure
 from ..progress import make_progress
-from ..storage import read_bounded
+from ..storage import read_bounded, require_writable
 from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
 from .card import cost_sentence
 from .options import DEFAULT_OPTIONS, GraphOptions, choose_dialect, options_of
@@ -207,9 +207,12 @@ def _calibrated(manifest: ArtifactManifest) -> list[str]:
 
 def handle_verify(args: argparse.Namespace) -> int:
     """Hash, open and run an artifact, check its signature; with its base at hand fold it again and compare."""
+    from .verified import save_verified
     from .verify import verify_artifact
 
     base = _base_of(args)
+    if args.out is not None:
+        require_writable(args.out.parent)
     manifest, checks = verify_artifact(args.artifact, public_key=args.public_key, record=args.record)
     notes = []
     if args.public_key is None and (args.artifact / SIGNATURE).exists():
@@ -232,6 +235,8 @@ def handle_verify(args: argparse.Namespace) -> int:
         )
     else:
         notes.append("not folded again: this installation has no torch")
+    if args.out is not None:
+        save_verified(args.out, manifest_sha256=manifest.sha256, is_folded=base is not None, checks=checks)
     document = {"directory": str(args.artifact), "checks": [vars(check) for check in checks], "notes": notes}
     _print(args.json, document, [*map(_line, checks), *(f"note         {note}" for note in notes), "verified"])
     return 0

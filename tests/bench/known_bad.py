@@ -13,6 +13,7 @@ from typing import Any
 
 from havoc_core.bench.rules import Case
 from havoc_core.bench.targets import Target, load_target
+from havoc_core.export.verified import Verified
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 
@@ -32,6 +33,13 @@ BUSY_NS = samples.busy_ns(samples.process(2, "CPUExecutionProvider"))
 ALL_THE_TIME = (0.0, 1e9)
 THROTTLED = {"num_periods": 100, "num_throttled_periods": 2, "throttled_ns": 1_000_000}
 SPAN = {"method": "counter", "joules": 50.0, "num_tokens": 100, "span_s": 10.0}
+
+# what was verified, by the kind of the case; the target of all but the last one asks for it
+VERIFIED = {
+    "verified": Verified(GOOD_FILES["manifest.json"], is_folded=True),
+    "unfolded": Verified(GOOD_FILES["manifest.json"], is_folded=False),
+    "verified elsewhere": Verified("d" * 64, is_folded=True),
+}
 
 # rule -> records that break it: (kind of device, changes). Each is the good record but for what is named.
 BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
@@ -98,6 +106,7 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("cuda", {"created_utc": "9999-12-31T23:59:59Z"}),
         ("cpu", {"created_utc": "2026-02-31T00:00:00Z"}),
     ],
+    "I20": [("unverified", {}), ("unfolded", {}), ("verified elsewhere", {})],
     "V01": [("cpu", {"purpose": "screen"})],
     "V02": [
         ("cpu", {"workload__batch_size": 2}),
@@ -237,6 +246,7 @@ def case_of(kind: str, changes: dict[str, Any]) -> Case:
         artifact_files=GOOD_FILES,
         this_cpu=samples.THIS_CPU,
         now=NOW,
+        verified=VERIFIED.get(kind),
     )
 
 
@@ -247,6 +257,8 @@ def target_of(kind: str) -> Target:
     host = load_target("host")
     if kind == "threads":
         return host.model_copy(update={"protocol": host.protocol.model_copy(update={"num_threads": 8})})
+    if kind in {"verified", "unverified", "unfolded"}:
+        return host.model_copy(update={"requires_verification": True})
     return host.model_copy(update={"device": host.device.model_copy(update={"features": ("avx2",)})})
 
 

@@ -20,7 +20,7 @@ samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_
 GITHUB = Path(__file__).parents[2] / ".github"
 
 
-def judge_step(folder: Path, record: Path, target: str, artifact: str = "") -> tuple[int, str, str]:
+def judge_step(folder: Path, record: Path, target: str, artifact: str = "", verified: str = "") -> tuple[int, str, str]:
     """Run the action's step `judge`; return its exit code, outputs and summary."""
     action = yaml.safe_load((GITHUB / "actions" / "gate" / "action.yml").read_text())
     script = next(step["run"] for step in action["runs"]["steps"] if step.get("id") == "judge")
@@ -34,6 +34,7 @@ def judge_step(folder: Path, record: Path, target: str, artifact: str = "") -> t
         "RECORD": str(record),
         "TARGET": target,
         "ARTIFACT": artifact,
+        "VERIFIED": verified,
     }
     done = subprocess.run(["bash", "-c", script], env=environment, capture_output=True, text=True, check=False)
     return done.returncode, (folder / "output").read_text(), (folder / "summary").read_text()
@@ -81,6 +82,39 @@ def test_the_pages_say_what_the_gate_said(own_artifact: Path, tmp_path: Path) ->
         suite = ET.parse(folder / "havoc-report" / "junit.xml").getroot()[0]
         assert (int(suite.get("errors", "0")) == 0) is (code == 0)
         assert f"verdict={'pass' if code == 0 else 'invalid'}" in outputs
+
+
+def test_what_was_built_must_have_been_made_again(own_artifact: Path, tmp_path: Path) -> None:
+    """The workflow's own lines build and verify nano; a target that asks for it passes with the result alone."""
+    build = yaml.safe_load((GITHUB / "workflows" / "build.yml").read_text())["jobs"]["build"]
+    script = next(step["run"] for step in build["steps"] if step.get("name") == "Build")
+    uploaded = {step["with"]["name"] for step in build["steps"] if "upload-artifact" in step.get("uses", "")}
+    measure = yaml.safe_load((GITHUB / "workflows" / "measure.yml").read_text())["jobs"]["measure"]
+    assert {s["with"]["name"] for s in measure["steps"] if "download-artifact" in s.get("uses", "")} == uploaded
+    work = tmp_path / "work"
+    work.mkdir()
+    (tmp_path / "havoc").mkdir()
+    (tmp_path / "havoc" / "bin").symlink_to(Path(sys.executable).parent)
+    environment = os.environ | {"RUNNER_TEMP": str(tmp_path), "BASE": "nano", "WEIGHTS": "int8"}
+    done = subprocess.run(
+        ["bash", "-e", "-c", script], env=environment, cwd=work, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "strict.toml").write_text('[strict]\nextends = "host"\nrequires_verification = true\n')
+    cpu = identify_cpu().model_dump(mode="json")
+    built, verified = work / "artifact", work / "verified.json"
+    record = tmp_path / "record.json"
+    samples.record("cpu", device__cpu=cpu, device__name=cpu["name"], **samples.made_from(built)).save(record)
+    for name, given, code in (("with", str(verified), 0), ("without", "", 5)):
+        (tmp_path / name).mkdir()
+        found, _, summary = judge_step(tmp_path / name, record, str(tmp_path / "strict.toml"), str(built), given)
+        assert found == code, summary
+    other = tmp_path / "other.json"
+    samples.record("cpu", device__cpu=cpu, device__name=cpu["name"], **samples.made_from(own_artifact)).save(other)
+    (tmp_path / "other").mkdir()
+    found, _, summary = judge_step(tmp_path / "other", other, "host", str(own_artifact), str(verified))
+    assert found == 5
+    assert "another artifact was verified" in summary
 
 
 def test_a_pass_without_an_artifact_says_so(tmp_path: Path) -> None:
@@ -149,7 +183,7 @@ def test_what_measures_hands_over_what_the_gate_asks_for() -> None:
     asked = next(step for step in steps if step.get("id") == "gate")["with"]
     assert download["name"] == upload["with"]["name"]
     uploaded = [f"{download['path']}/{path}" for path in upload["with"]["path"].split()]
-    assert uploaded == [asked["record"], asked["artifact"]]
+    assert uploaded == [asked["record"], asked["artifact"], asked["verified"]]
     assert asked.keys() <= action["inputs"].keys()
     assert gate[True]["workflow_run"]["workflows"] == [measure["name"]]  # YAML 1.1 reads `on` as true
 

@@ -22,7 +22,7 @@ def broken(case: Case) -> dict[str, str]:
     return {rule.id: reason for rule in RULES if (reason := rule.check(case)) is not None}
 
 
-@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+@pytest.mark.parametrize("kind", ["cpu", "cuda", "verified"])
 def test_a_good_record_breaks_no_rule(kind: str) -> None:
     """The known-good twin of every case below."""
     assert broken(case_of(kind, {})) == {}
