@@ -129,6 +129,12 @@ def run_session(
     )
 
 
+def finish_writes() -> None:
+    """Let the kernel write out what was exported just now: its workers would be neighbours of the first process."""
+    if hasattr(os, "sync"):
+        os.sync()
+
+
 class _Patience:
     """Waits for a quiet machine, for no more seconds in all than it was given."""
 
@@ -148,6 +154,7 @@ def _all_processes(
 ) -> tuple[list[Attempt], list[str], list[Memory], ColdStart]:
     """Latency, then memory, then the cold start, one process after another."""
     profile = session.profile
+    finish_writes()
     num_stages = profile.num_processes + profile.num_memory_processes + 1
     patience.wait()
     with progress.stage("measure", num_stages, unit="processes") as stage:
@@ -200,6 +207,7 @@ def measure_cost(
         subject = describe(session.held)
         swap_before = swap_used_bytes()
         patience = _Patience(wait_s, SILENT)
+        finish_writes()
         attempt, memory = _watched_process(session, subject)
         reasons: list[str] = []
         while len(reasons) < num_retries and (problems := attempt_problems(attempt)):

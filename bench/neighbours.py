@@ -61,23 +61,25 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """CPU time of every process so far, by process id and name, and of all together, at one moment.
+    """Name and CPU time of every process so far, and the time of all together, at one moment.
 
+    Processes are known by id and start, in ticks: a name may change in a life, as that of a kernel's worker does.
     `busy_s` is that of the CPUs this process may use, its own time apart; it knows of processes too short-lived to be
     listed twice. None where the system does not count it.
     """
 
     time_s: float
-    cpu_s: Mapping[tuple[int, str], float]
+    processes: Mapping[tuple[int, int], tuple[str, float]]
     busy_s: float | None = None
 
     def since(self, before: Snapshot, *, own_pids: Collection[int] = ()) -> Load:
         """Return what others than `own_pids` used between two snapshots."""
         elapsed_s = max(self.time_s - before.time_s, 1e-9)
         used: dict[str, float] = {}
-        for (pid, name), cpu_s in self.cpu_s.items():
-            if pid not in own_pids:
-                used[name] = used.get(name, 0.0) + max(cpu_s - before.cpu_s.get((pid, name), 0.0), 0.0)
+        for process, (name, cpu_s) in self.processes.items():
+            if process[0] not in own_pids:
+                _, earlier_s = before.processes.get(process, (name, 0.0))
+                used[name] = used.get(name, 0.0) + max(cpu_s - earlier_s, 0.0)
         cores = {name: seconds / elapsed_s for name, seconds in used.items()}
         busiest = sorted((item for item in cores.items() if item[1] >= LEAST_CORES), key=lambda item: -item[1])
         total = sum(cores.values())
@@ -95,7 +97,8 @@ def snapshot(proc: Path = PROC) -> Snapshot:
             text = (folder / "stat").read_text(errors="replace")
             name, _, rest = text.partition("(")[2].rpartition(")")
             fields = rest.split()
-            found[int(folder.name), _printable(name)] = (int(fields[11]) + int(fields[12])) / _ticks_per_s()
+            cpu_s = (int(fields[11]) + int(fields[12])) / _ticks_per_s()
+            found[int(folder.name), int(fields[19])] = (_printable(name), cpu_s)
     ticks = busy_and_stolen_ns(usable_cpus()) if proc == PROC else None
     busy_s = None if ticks is None else (ticks[0] - time.process_time_ns()) / 1e9
     return Snapshot(time.monotonic(), found, busy_s)
