@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import importlib
 import io
 import os
@@ -27,6 +28,7 @@ from typing import NoReturn
 
 from . import __version__, arguments
 from .arguments import Parser, did_you_mean
+from .children import NO_MORE
 from .cores import let_threads_sleep
 from .errors import HavocError
 from .storage import explained
@@ -204,6 +206,7 @@ def _open_what_is_closed() -> None:
 def _run(words: Sequence[str], stops: Sequence[BaseException]) -> int:
     try:
         args = parse(words)
+        _require_a_place(words)
         let_threads_sleep()
         handler = _handler(args.verb)
         if stops:
@@ -211,6 +214,22 @@ def _run(words: Sequence[str], stops: Sequence[BaseException]) -> int:
         return handler(args)
     finally:
         sys.stdout.flush()  # here, where a reader that went away can still be told from a failure
+
+
+def _require_a_place(words: Sequence[str]) -> None:
+    """Refuse names that no file of ours could hold, and a working directory that is gone, before anything is loaded.
+
+    Libraries take names as UTF-8, and end the whole process where they cannot resolve their own.
+    """
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise HavocError(f"{word!r} is not UTF-8: choose another name, or rename it") from None
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        raise HavocError("the working directory no longer exists: change into another one") from None
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -232,7 +251,7 @@ def make_parser() -> tuple[Parser, dict[str, Parser]]:
         prog="havoc",
         description="From one base checkpoint to a released edge model, every number measured on its own device.",
         epilog="exit codes: 0 done or passed, 1 a limit is missed, 2 usage, 3 undecided, 4 invalid measurement, "
-        "5 wrong device or artifact",
+        "5 wrong device or artifact, 6 nothing was learned",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"havoc {__version__}")
@@ -305,6 +324,8 @@ def _explain(error: BaseException, verb: str = "") -> int:
         case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _LAB_PACKAGES:
             extra = "report" if (error.name or "").partition(".")[0] in _REPORT_PACKAGES else "lab"
             _say(f'error: this command needs {error.name}: pip install "havoc-core[{extra}]"')
+        case _ if _is_short_of_threads(error):
+            _say(f"error: {NO_MORE}")
         case OSError():
             _say(f"error: {explained(error, error.filename or 'the system')}")
         case MemoryError():
@@ -314,6 +335,12 @@ def _explain(error: BaseException, verb: str = "") -> int:
             _say(f"internal error: {reason}; please report it with what the same command says under --debug")
             return EXIT_DEFECT
     return HavocError.exit_code
+
+
+def _is_short_of_threads(error: BaseException) -> bool:
+    """Whether it is what Python, or a library that panics, says where no further thread or process may be started."""
+    words = str(error)
+    return "can't start new thread" in words or f"code: {errno.EAGAIN}, kind: WouldBlock" in words
 
 
 def _stdout_is_gone() -> bool:

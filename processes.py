@@ -28,6 +28,7 @@ from dataclasses import dataclass, field
 from typing import Any, NoReturn, Self
 
 from . import cores, errors
+from .children import start_process
 from .errors import HavocError, MeasurementError
 
 Request = Mapping[str, Any]
@@ -136,7 +137,7 @@ class Workers:
 
     def _started(self) -> _Worker:
         complaints = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the worker is ended
-        process = subprocess.Popen(
+        process = start_process(
             [sys.executable, "-P", "-m", f"{__package__}.processes"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

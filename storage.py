@@ -26,6 +26,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .children import TOO_MANY_FILES
 from .errors import HavocError
 
 if sys.platform != "win32":
@@ -331,10 +332,11 @@ def _locked(building: Path, path: Path) -> Iterator[None]:
         return
     descriptor = os.open(building, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise HavocError(f"{path} is being written by another process") from error
         yield
-    except BlockingIOError as error:
-        raise HavocError(f"{path} is being written by another process") from error
     finally:
         os.close(descriptor)
 
@@ -467,6 +469,8 @@ def _blamed(error: OSError, path: Path, temporary: Path) -> HavocError:
 
 def unreadable(error: OSError, path: Path | str) -> HavocError:
     """Why `path`, or the file inside it that the system names, could not be read, in one line."""
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        return HavocError(TOO_MANY_FILES)
     if error.errno == errno.EISDIR:
         return HavocError(f"{error.filename or path}: not a regular file")
     return HavocError(f"{error.filename or path}: cannot be read ({error.strerror or error})")
@@ -476,6 +480,8 @@ def explained(error: OSError, path: Path | str) -> HavocError:
     """What went wrong with `path`, in one line that says what to do."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return HavocError(f"{path}: the disk is full; free some space and run the same command again")
+    if error.errno in {errno.EMFILE, errno.ENFILE}:
+        return HavocError(TOO_MANY_FILES)
     if error.errno in {errno.EACCES, errno.EPERM, errno.EROFS}:
         return HavocError(f"{path}: no permission ({error.strerror}); choose another --out or change the rights")
     return HavocError(f"{path}: {error.strerror or error}")

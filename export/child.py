@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..children import start_process
 from ..errors import HavocError, IdentityError, MeasurementError
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def run_worker(
 
 @contextmanager
 def _started(module: str, complaints: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401 - a temporary binary file
-    process = subprocess.Popen(
+    process = start_process(
         [sys.executable, *isolation(), "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,

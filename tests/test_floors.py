@@ -20,6 +20,7 @@ GROUND = {
     "cgroups",
     "cores",
     "processes",
+    "children",
 }  # other modules at the root are the roof
 LAZY = {
     ("config", "model.config"),  # re-exports HavocConfig for those who look for it there, on first use
@@ -35,7 +36,7 @@ DRAWING = {
     f"bench.{name}" for name in ("charts", "drawing", "history", "page", "report")
 }  # for `havoc report` alone, which says what to install
 EDGE_MODULES = (
-    "errors storage progress cgroups cores processes config arguments cli __main__".split()
+    "errors storage progress cgroups children cores processes config arguments cli __main__".split()
     + "export.artifact export.likelihood export.session".split()
     + [
         f"model.{name}"

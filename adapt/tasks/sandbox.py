@@ -34,6 +34,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
+from ...children import start_process
 from ...errors import HavocError
 from . import plain
 
@@ -316,7 +317,7 @@ class _ConfinedProcess:
         self.socket.settimeout(_START_S)
         with theirs, tempfile.TemporaryFile() as complaints:
             command = [sys.executable, "-P", "-s", "-S", "-c", _BOOTSTRAP, str(Path(__file__).parent)]
-            self.popen = subprocess.Popen(
+            self.popen = start_process(
                 command,
                 stdin=theirs.fileno(),
                 stdout=subprocess.DEVNULL,

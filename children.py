@@ -1,0 +1,28 @@
+"""Start a child process, or say in one line why the system allows no further one."""
+
+from __future__ import annotations
+
+import errno
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+from .errors import HavocError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+NO_MORE = (
+    "the system allows no further process or thread (the limit of this user or container, `ulimit -u` or pids.max, is "
+    "reached): end other processes or raise it"
+)
+TOO_MANY_FILES = "too many files are open (`ulimit -n`): raise the limit and run the same command again"
+
+
+def start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401 - Popen's own
+    """Start `command` as `subprocess.Popen` does; a system that has no room for it is a `HavocError`."""
+    try:
+        return subprocess.Popen(command, **options)
+    except OSError as error:
+        if error.errno == errno.EAGAIN:
+            raise HavocError(NO_MORE) from error
+        raise
