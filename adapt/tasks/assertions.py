@@ -8,8 +8,11 @@ what is done with those values runs elsewhere:
     assert set(f(3)) == set((4, 5))            child: f(3)      a second, clean child: set(_values[0]) == set((4, 5))
     assert f(3).startswith("a")                child: f(3)      a second, clean child: _values[0].startswith("a")
     assert Shape(3).count() == 2               child: the whole call, for the class is under test
-    assert all(f(x) > 0 for x in range(3))     child: the whole, because its calls need `x` (the one form left that an
-                                               object with a lying `__gt__` can pass)
+    assert all(f(x) > 0 for x in range(3))     child: [f(x) for x in range(3)]      a second, clean child: all(_0 > 0
+                                               for (x), _0 in zip([x for x in range(3)], _values[0], strict=True))
+    assert all(x > 0 for x in f(3))            child: f(3)      a second, clean child: all(x > 0 for x in _values[0])
+
+What is nested deeper, and a lambda, still runs whole in the child.
 
 Equality is Python's own between plain built-ins, as MBPP means it: 240.0 equals 240, a list never equals a tuple.
 """
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 _PLAIN_TYPES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, range)
 _METHODS_OF_VALUES = frozenset(name for kind in _PLAIN_TYPES for name in dir(kind) if not name.startswith("_"))
 """What a test asks of a value that came back (`startswith`, `issubset`), so never asked where an object could lie."""
+_LOOPS = (ast.ListComp, ast.SetComp, ast.GeneratorExp)
 _SCOPES = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda, ast.NamedExpr)
 
 
@@ -174,13 +178,42 @@ class _Cutter(ast.NodeTransformer):
         self._may_be_builtin = may_be_builtin
 
     def visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, _SCOPES):
-            self.is_stuck |= any(self._is_under_test(part) for part in ast.walk(node))
-            return node
+        if isinstance(node, _SCOPES) and self._has_calls(node):
+            rest = self._cut_loop(node) if isinstance(node, _LOOPS) else None
+            self.is_stuck |= rest is None
+            return rest or node
         if self._is_under_test(node):
             self.calls.append(ast.unparse(node))
             return ast.parse(f"_values[{len(self.calls) - 1}]", mode="eval").body
         return super().visit(node)  # type: ignore[no-any-return]
+
+    def _has_calls(self, node: ast.AST) -> bool:
+        return any(self._is_under_test(part) for part in ast.walk(node))
+
+    def _cut_loop(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp) -> ast.AST | None:
+        """The loop over values that came back, or over values beside them; None where neither can be."""
+        (loop, *others) = node.generators
+        if others or loop.is_async or any(map(self._has_calls, loop.ifs)):
+            return None
+        if self._has_calls(loop.iter):
+            if self._has_calls(node.elt):
+                return None
+            loop.iter = self.visit(loop.iter)  # type: ignore[assignment]  # an expression stays one
+            return node
+        target, every = ast.unparse(loop.target), ast.unparse(loop)
+        if not _is_plain(f"[{target}{every}]"):
+            return None
+        cutter = _Cutter(may_be_builtin=self._may_be_builtin)
+        element = cutter.visit(node.elt)
+        if cutter.is_stuck:
+            return None
+        names = [f"_{len(self.calls) + place}" for place in range(len(cutter.calls))]
+        values = [f"_values[{len(self.calls) + place}]" for place in range(len(cutter.calls))]
+        self.calls += [f"[{call}{every}]" for call in cutter.calls]
+        node.elt = _Renamed(names).visit(element)
+        heads, sources = ", ".join([f"({target})", *names]), ", ".join([f"[{target}{every}]", *values])
+        node.generators = ast.parse(f"[0 for {heads} in zip({sources}, strict=True)]", mode="eval").body.generators  # type: ignore[attr-defined]
+        return node
 
     def _is_under_test(self, node: ast.AST) -> bool:
         if not isinstance(node, ast.Call) or _asks_a_value(node):
@@ -191,6 +224,26 @@ class _Cutter(ast.NodeTransformer):
                 return False
             root = root.func if isinstance(root, ast.Call) else root.value
         return isinstance(root, ast.Name) and (self._may_be_builtin or not hasattr(builtins, root.id))
+
+
+class _Renamed(ast.NodeTransformer):
+    """Replaces `_values[i]` by the i-th name."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
+        match node:
+            case ast.Subscript(value=ast.Name(id="_values"), slice=ast.Constant(value=int() as place)):
+                return ast.Name(id=self._names[place], ctx=ast.Load())
+        return self.generic_visit(node)
+
+
+def _is_plain(loop: str) -> bool:
+    """Whether a loop needs no name but built-in ones and its own, so that it runs anywhere."""
+    names = [node for node in ast.walk(ast.parse(loop)) if isinstance(node, ast.Name)]
+    own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
+    return all(node.id in own or hasattr(builtins, node.id) for node in names)
 
 
 def _is_in_module(node: ast.AST) -> bool:

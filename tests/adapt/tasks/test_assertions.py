@@ -43,6 +43,13 @@ RIGHT = [
     ("class C:\n    def count(self, x): return x", "assert C().count(2) == 2"),
     ("class C:\n    def count(self, x): return x", "assert C().count(2)"),
     ("def f(x): return lambda y: x + y", "assert f(2)(3) == 5"),
+    ("def f(x): return [x, x + 1]", "assert all(v >= 2 for v in f(2))"),
+    ("def f(x): return [x, x + 1]", "assert sorted([v for v in f(2) if v > 2]) == [3]"),
+    ("def f(a, b): return a + b", "assert all(f(a, b) == a + b for a, b in zip([1, 2], [3, 4]) if a > 0)"),
+    ("def f(x): return x", "assert sum(f(x) + f(x + 1) for x in range(3)) == 9 and f(1) == 1"),
+    ("def f(x): return x", "assert {f(x % 2) for x in range(4)} == {0, 1}"),
+    ("LAST = 3\ndef f(x): return x", "assert all(f(x) == x for x in range(LAST))"),
+    ("def f(x): return x", "assert all(f(x * y) == x * y for x in range(2) for y in range(2))"),
 ]
 
 
@@ -89,6 +96,12 @@ WRONG = [
     ("import sys\nsys.exit(0)", "assert f(2) == 4"),
     ("", "assert f(2) == 4"),
     ("def f(x): return float('nan')", "assert f(2) == float('nan')"),
+    (LIAR, "assert all(f(x) > 0 for x in range(1, 4))"),
+    (LIAR, "assert all([f(x) == x for x in range(1, 4)])"),
+    (LIAR, "assert all(v > 0 for v in [1, f(3)])"),
+    (LIAR, "assert not any(f(x) != x for x in (1, 2))"),
+    ("range = lambda *_: []\ndef f(x): return 5", "assert all(f(x) == x for x in range(3))"),
+    ("def f(x): return iter([])", "assert all(v == 1 for v in f(2))"),
 ]
 
 
@@ -157,11 +170,16 @@ def test_many_programs_are_judged_in_order():
         ("assert f(3).startswith('a')", ("f(3)",)),
         ("assert f(3)[0].strip().split(',') == ['a']", ("f(3)",)),
         ("assert 'a'.join(f(3)) > 'xay'", ("f(3)",)),
-        ("assert all(f(x) for x in [1])", ("bool(all((f(x) for x in [1])))",)),
+        ("assert all(f(x) > 1 for x in [1])", ("[f(x) for x in [1]]",)),
+        ("assert all(f(x) > g(x, 2) for x in [1])", ("[f(x) for x in [1]]", "[g(x, 2) for x in [1]]")),
+        ("assert f(1) < sum(f(x) for x in [1] if x > 0)", ("f(1)", "[f(x) for x in [1] if x > 0]")),
+        ("assert all(x > 1 for x in f(3))", ("f(3)",)),
+        ("assert all(f(x) for x in DATA)", ("bool(all((f(x) for x in DATA)))",)),
+        ("assert all(f(x) for x in f(1))", ("bool(all((f(x) for x in f(1))))",)),
     ],
 )
 def test_only_the_calls_under_test_go_to_the_codes_process(test, calls):
-    """What is compared, and how, stays out of it; only a call that needs a loop variable takes the whole along."""
+    """What is compared, and how, stays out of it; a loop over names of the code's own takes the whole along."""
     check = assertions._check(test)
     assert check is not None
     assert check.calls == calls
