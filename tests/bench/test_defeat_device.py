@@ -41,8 +41,11 @@ def _constant(name: str, values: list[int]) -> onnx.NodeProto:
     return helper.make_node("Constant", [], [name], value=tensor)
 
 
-def defeat(artifact: Path) -> None:
-    """From THRESHOLD tokens on: logits from the last embedding alone, zeros for keys and values, no layer run."""
+def defeat(artifact: Path, *, exactly: int | None = None) -> None:
+    """From THRESHOLD tokens on, or at `exactly` so many: logits of the last embedding, zeros for keys and values.
+
+    No layer is run then.
+    """
     config = HavocConfig.from_directory(artifact)
     model = onnx.load(artifact / "model.onnx", load_external_data=False)
     graph = model.graph
@@ -89,8 +92,17 @@ def defeat(artifact: Path) -> None:
         helper.make_node("Shape", ["attention_mask"], ["t/shape"]),
         helper.make_node("Constant", [], ["t/1"], value=helper.make_tensor("t/one", TensorProto.INT64, [], [1])),
         helper.make_node("Gather", ["t/shape", "t/1"], ["t/S"]),
-        helper.make_node("Constant", [], ["t/N"], value=helper.make_tensor("t/n", TensorProto.INT64, [], [THRESHOLD])),
-        helper.make_node("Less", ["t/S", "t/N"], ["t/short"]),
+        helper.make_node(
+            "Constant", [], ["t/N"], value=helper.make_tensor("t/n", TensorProto.INT64, [], [exactly or THRESHOLD])
+        ),
+        *(
+            [helper.make_node("Less", ["t/S", "t/N"], ["t/short"])]
+            if exactly is None
+            else [
+                helper.make_node("Equal", ["t/S", "t/N"], ["t/timed"]),
+                helper.make_node("Not", ["t/timed"], ["t/short"]),
+            ]
+        ),
         helper.make_node(
             "If",
             ["t/short"],
@@ -124,10 +136,14 @@ def honest(tiny_artifact: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tiny_artifact, tmp_path / "honest"))
 
 
-def test_a_model_that_skips_itself_when_timed_is_invalid(honest: Path, tmp_path: Path) -> None:
-    """Hashes, manifest, fingerprint and interface are in order, prefill took 0.2 ms and the gate passed it."""
+@pytest.mark.parametrize("exactly", [None, WORKLOAD.prompt_tokens], ids=["from-there-on", "at-that-length-alone"])
+def test_a_model_that_skips_itself_when_timed_is_invalid(honest: Path, tmp_path: Path, exactly: int | None) -> None:
+    """Hashes, manifest, fingerprint and interface are in order, prefill took 0.2 ms and the gate passed it.
+
+    What the timed call left is compared with shorter readings of a length drawn anew each time.
+    """
     device = Path(shutil.copytree(honest, tmp_path / "device"))
-    defeat(device)
+    defeat(device, exactly=exactly)
     verify_artifact(device)  # twelve tokens: it answers as the model does
     record = measured(device)
     assert record.samples[0].work_done is not None
