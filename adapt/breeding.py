@@ -1,7 +1,7 @@
 """How NSGA-II makes candidates: where the first generation comes from, and how each next one is bred.
 
-    seeded   what a person would try: all experts at 1 in each structure, each expert alone, lower levels, seed 003's
-             mixture; as many as there is room for
+    seeded   what a person would try: all experts at 1 in each structure, all at .75, each expert alone, all at .5, seed
+             003's mixture; as many as there is room for
     random   uniform inside the bounds, where room is left
     bred     two parents by binary tournament on rank and crowding; simulated binary crossover and polynomial mutation
              of alpha, uniform crossover and random mutation of the structure
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 _ALPHA_STEP: Final = 0.05
 _NORMALIZED_DIGITS: Final = 4
-_LEVELS: Final = (0.75, 0.5)
+_HIGH_LEVEL, _LOW_LEVEL = 0.75, 0.5
 _SEED_MIXTURE: Final = (1.2, 0.8, 1.5, 0.9)
 _DRAWS: Final = 20
 """Random points drawn for each that is missing, so that equal ones can be passed over."""
@@ -163,11 +163,11 @@ def _seeds(settings: SearchSettings) -> Iterator[tuple[str, tuple[float, ...], s
     size = len(domains)
     for name in settings.weight_formats:
         yield f"all experts at 1 in {name}", (1.0,) * size, name
+    yield f"all experts at {_HIGH_LEVEL}", (_HIGH_LEVEL,) * size, first
     if size > 1:
         for position, domain in enumerate(domains):
             yield f"{domain} alone", tuple(float(position == other) for other in range(size)), first
-    for level in _LEVELS:
-        yield f"all experts at {level}", (level,) * size, first
+    yield f"all experts at {_LOW_LEVEL}", (_LOW_LEVEL,) * size, first
     if size == len(_SEED_MIXTURE):
         yield "the mixture that seed 003 names", _SEED_MIXTURE, first
 
