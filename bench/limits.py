@@ -17,6 +17,7 @@ from bisect import bisect_left
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from ..adapt.tasks.task import bundled_tasks, load_task
 from . import bounds, disturbance
 from .repeated import any_time_bounds
 from .targets import MEMORY_MARGIN_SHARE, metric_of, title_of
@@ -490,7 +491,22 @@ def _other_rows(limit: Limit, counted: DomainAccuracy) -> str:
         return f"scored on rows of seed {counted.seed}, the target states those of seed {limit.seed}"
     if limit.rows_sha256 is not None and counted.rows_sha256 != limit.rows_sha256:
         return f"scored on other rows than the target pins: those of the record have {counted.rows_sha256[:16]}"
-    return ""
+    if not limit.must_be_pinned or limit.rows_sha256 is not None or limit.data_sha256 is not None:
+        return ""
+    return "" if is_made_here(limit.metric.partition("/")[2], counted) else _unpinned(counted)
+
+
+def is_made_here(domain: str, counted: DomainAccuracy) -> bool:
+    """Whether HAVOC's own task of that name made the rows, and asked and judged them its own way."""
+    if domain not in bundled_tasks():
+        return False
+    task = load_task(domain)
+    return task.generator is not None and (counted.task_sha256, counted.data_sha256) == (task.sha256, None)
+
+
+def _unpinned(counted: DomainAccuracy) -> str:
+    said = f'data_sha256 = "{counted.data_sha256}"' if counted.data_sha256 else f'rows_sha256 = "{counted.rows_sha256}"'
+    return f"nothing says that nobody chose these rows: pin them, {said}, in a target of your own that extends this"
 
 
 def divergence_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001

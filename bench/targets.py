@@ -172,7 +172,7 @@ def metric_of(name: str) -> Metric:
     raise ValueError(f"unknown metric {name!r}: choose from {', '.join(_METRICS)}, accuracy/<task>")
 
 
-_ROWS = {"rows", "seed", "rows_sha256"}
+_ROWS = {"rows", "seed", "rows_sha256", "must_be_pinned"}
 _PINS = ("task_sha256", "data_sha256")
 
 
@@ -189,7 +189,8 @@ class Limit(Part):
     the data it is scored on by their hashes, as a record holds them.
 
     It may also state its rows, so that nobody chooses them afterwards: how many (`rows`; with another number the bound
-    is one that holds for any number of looks), the `seed` of rows made here, and the hash of the rows themselves.
+    is one that holds for any number of looks), the `seed` of rows made here, and the hash of the rows themselves. With
+    `must_be_pinned` only rows that HAVOC makes itself count, and those that a hash of the limit pins.
     """
 
     metric: Text
@@ -204,6 +205,7 @@ class Limit(Part):
     rows: Count | None = None
     seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
     rows_sha256: Sha256 | None = None
+    must_be_pinned: bool = False
 
     @model_validator(mode="after")
     def _makes_sense(self) -> Self:

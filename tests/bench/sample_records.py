@@ -9,6 +9,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+from havoc_core.adapt.tasks.task import load_task
 from havoc_core.bench.gate import hash_artifact
 from havoc_core.bench.record import Cpu, Record
 
@@ -201,6 +202,7 @@ def accuracy(index: int) -> dict[str, Any]:
         "split": "gate",
         "rows_sha256": str(index) * 64,
         "source": "built-in",
+        "task_sha256": load_task(DOMAINS[index]).sha256,
     }
 
 

@@ -80,7 +80,9 @@ def test_verdict_and_exit_code(changes: dict[str, Any], verdict: str, exit_code:
 def test_no_known_bad_record_passes(rule: str, kind: str, changes: dict[str, Any]) -> None:
     """Every fault ends in its rule's exit code or a graver one, and no limit is judged."""
     case = known.case_of(kind, changes)
-    found = judge([case.record], case.target, artifact_files=case.artifact_files, this_cpu=case.this_cpu)
+    found = judge(
+        [case.record], case.target, artifact_files=case.artifact_files, this_cpu=case.this_cpu, verified=case.verified
+    )
     assert found.exit_code in {4, 5}
     assert found.exit_code >= {"I": 5, "V": 4}[rule[0]]
     assert found.verdict in {"invalid", "not_measured"}
@@ -164,7 +166,7 @@ def test_no_row_counts_twice(changes: dict[str, Any], exit_code: int) -> None:
         )
 
 
-ASKED = {"metric": "number", "task_sha256": "a" * 64, "few_shot": 0, "chat": False}
+ASKED = {"metric": "number", "task_sha256": samples.accuracy(0)["task_sha256"], "few_shot": 0, "chat": False}
 
 
 @pytest.mark.parametrize("changes", [{"task_sha256": "b" * 64}, {"few_shot": 5}, {"chat": True}], ids=str)

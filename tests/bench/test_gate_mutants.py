@@ -359,7 +359,13 @@ def answers_of_rules_table(namespace: dict[str, Any], _: str = "") -> Iterator[A
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "RULES", namespace["RULES"])
         for _, case in CASES:
-            found = gate.judge([case.record], case.target, artifact_files=case.artifact_files, this_cpu=case.this_cpu)
+            found = gate.judge(
+                [case.record],
+                case.target,
+                artifact_files=case.artifact_files,
+                this_cpu=case.this_cpu,
+                verified=case.verified,
+            )
             yield (found.verdict, found.exit_code, found.evidence, str(found.findings))
 
 

@@ -78,7 +78,13 @@ def test_a_row_is_what_its_rule_does(name: str) -> None:
     assert (rule.blocks, str(rule.exit_code)) == (verdict, exit_code)
     for kind, changes in known.BAD[decided_by]:
         case = known.case_of(kind, changes)
-        found = judge([case.record], case.target, artifact_files=case.artifact_files, this_cpu=case.this_cpu)
+        found = judge(
+            [case.record],
+            case.target,
+            artifact_files=case.artifact_files,
+            this_cpu=case.this_cpu,
+            verified=case.verified,
+        )
         assert (found.verdict, str(found.exit_code)) == (verdict, exit_code)
 
 

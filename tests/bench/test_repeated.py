@@ -57,6 +57,36 @@ def judged(limit: dict[str, object], **accuracy: object) -> tuple[str, str]:
     return line.verdict, line.reason
 
 
+CHOSEN = {"data_sha256": "a" * 64, "task_sha256": "b" * 64, "source": "openai/gsm8k/main as folder mine has it"}
+
+
+@pytest.mark.parametrize(
+    "accuracy",
+    [CHOSEN, {"task_sha256": "b" * 64}, {"data_sha256": "a" * 64}, {"task_sha256": None}],
+    ids=["own-folder", "own-task", "own-rows", "unknown-task"],
+)
+def test_rows_that_somebody_may_have_chosen_prove_nothing(accuracy: dict[str, object]) -> None:
+    """All 1000 right, in a folder of the submitter's: neither a pass nor a miss, and the line to pin them by."""
+    strict = {"rows": 1000, "must_be_pinned": True}
+    assert judged(strict, num_right=1000)[0] == "pass"
+    for num_right in (1000, 0):
+        verdict, reason = judged(strict, num_right=num_right, **accuracy)
+        assert verdict == "inconclusive"
+        assert "nobody chose these rows: pin them, " in reason
+    assert judged({"rows": 1000}, num_right=1000, **accuracy)[0] == "pass"
+
+
+def test_pinned_rows_count_whoever_holds_them() -> None:
+    """By the hash of the rows, or of the data; every bundled limit on accuracy asks for it."""
+    strict = {"rows": 1000, "must_be_pinned": True}
+    assert judged({**strict, "rows_sha256": "0" * 64}, num_right=1000, **CHOSEN)[0] == "pass"
+    assert judged({**strict, "data_sha256": "a" * 64}, num_right=1000, **CHOSEN)[0] == "pass"
+    bundled = [limit for name in ("host", "gtx1660", "host-text", "gtx1660-text") for limit in load_target(name).limits]
+    accuracies = [limit for limit in bundled if limit.metric.startswith("accuracy/")]
+    assert len(accuracies) == 14
+    assert all(limit.must_be_pinned and limit.rows == 1000 for limit in accuracies)
+
+
 def test_the_number_that_the_target_states_is_judged_by_one_look() -> None:
     """869 of the stated 1000 pass; of 1000 that nobody stated, or of 1001, they do not."""
     assert judged({"rows": 1000}, num_right=869)[0] == "pass"
