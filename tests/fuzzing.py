@@ -34,12 +34,16 @@ from havoc_core.errors import HavocError
 from havoc_core.export.artifact import read_manifest
 from havoc_core.export.external import external_locations
 from havoc_core.export.package import export_artifact
+from havoc_core.export.verified import load_verified
 from havoc_core.model.config import HavocConfig
 
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**63, 1e308, -0.0, "", "x", "../x", "\0", "\ud7ff", "0" * 64, [], [[]], {}, {"": {}},
     ["a", 1], "9" * 400,
 )  # fmt: skip
+
+
+NUM_READERS = 9
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,10 @@ def subjects(folder: Path) -> list[Subject]:
     entries = [
         {"kind": "search", "settings": "0" * 64},
         {"key": "cost:a:0", "kind": "cost", "structure": {}, "cost": cost},
+        {"key": "kl:c", "kind": "divergence", "alpha": [1.0], "kl_to_base": {"math": 0.1}},
         {"key": "b:0", "kind": "evaluation", "sample": 0, "alpha": [1.0], "structure": {}, "right": {"math": "0110"}},
     ]
+    verified = {"format": "havoc-verified/1", "manifest_sha256": "0" * 64, "is_folded": True, "checks": []}
     return [
         Subject("manifest", "manifest.json", (artifact / "manifest.json").read_bytes(), _manifest, _json),
         Subject("config", "config.json", (artifact / "config.json").read_bytes(), _config, _json),
@@ -75,6 +81,7 @@ def subjects(folder: Path) -> list[Subject]:
         Subject("targets", "own.toml", _own(BUNDLED.read_bytes()), read_targets),
         Subject("recipe", "recipe.toml", recipe_toml(Recipe()).encode(), load_recipe),
         Subject("journal", "journal.jsonl", _journal(entries), _entries, _journal),
+        Subject("verified", "verified.json", _record(verified), load_verified, _record),
         Subject("graph", "model.onnx", (artifact / "model.onnx").read_bytes(), external_locations),
         Subject("values", "values", plain.encode([1, (2.5, "x"), {3: {4}}, b"5", 2**70]).encode(), _plain, _json),
     ]
@@ -202,7 +209,7 @@ def run(num_inputs: int, seed: int, *, say: Callable[[str], object] = lambda _: 
             place.mkdir()
             path, counts, begin = place / subject.file, Counter[str](), time.monotonic()
             each = inputs(subject, random.Random(f"{seed} {subject.name}"))
-            for _ in range(num_inputs // 8):
+            for _ in range(num_inputs // NUM_READERS):
                 path.write_bytes(next(each))
                 counts[_outcome(subject, path)] += 1
             found[subject.name] = counts
