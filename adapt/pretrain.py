@@ -1,8 +1,8 @@
 """Make a base from scratch: train the tokenizer and the decoder on the built-in corpus, and record how.
 
 `havoc pretrain nano --out DIR` writes a Hugging Face directory whose `pretraining.json` holds the recipe, the seed, the
-hashes of the data, the loss curve and the time. The loss is cross-entropy on the completions. Matrices are trained with
-Muon (https://kellerjordan.github.io/posts/muon/, `torch.optim.Muon`), the rest with AdamW; both follow one schedule of
+hashes of the data, the loss curve and the time. The loss is cross-entropy on the completions. `MuonGrokfast` trains
+matrices with Muon, embeddings and vectors with AdamW, here without its gradient filter; both follow one schedule of
 linear warm-up and linear decay. An interrupted run goes on from its last checkpoint, step for step as if never stopped.
 
 Shapes: B sequences, T tokens, P patches, F values in a patch.
@@ -30,6 +30,7 @@ from ..model.transformer import HavocModel
 from ..model.vision import patchify
 from ..progress import SILENT, Progress
 from .base_card import write_base
+from .optimizer import MuGrokConfig, MuonGrokfast
 from .tasks import sources
 from .tasks.task import DOMAINS, Row, load_task
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 _IGNORED = -100
 _CHECKPOINT = "pretraining.safetensors"
+_OPTIMIZER = "optimizer."
 _NUM_CURVE_POINTS = 200
 
 
@@ -172,8 +174,23 @@ def collate(documents: list[tuple[str, str, bytes | None]], tokenizer: Tokenizer
     )
 
 
+def optimizer_settings(settings: PretrainSettings) -> MuGrokConfig:
+    """Translate a recipe into the optimizer's settings: no filter, and Muon where the group asks for it."""
+    return MuGrokConfig(
+        enable_muon=True,
+        muon_lr=settings.muon_learning_rate,
+        muon_weight_decay=settings.weight_decay,
+        fallback_lr=settings.adam_learning_rate,
+        fallback_betas=(0.9, 0.98),
+        fallback_weight_decay=0.0,
+        enable_grokfast=False,
+        keep_last_good=False,
+        phase_name="pretraining",
+    )
+
+
 class _Trainer:
-    """Weights, optimizers and the loss curve; the state that a checkpoint holds."""
+    """Weights, optimizer and the loss curve; the state that a checkpoint holds."""
 
     def __init__(self, model: HavocModel, settings: PretrainSettings, checkpoint: Path, *, key: str) -> None:
         matrices = [p for name, p in model.named_parameters() if p.ndim > 1 and "embed" not in name]
@@ -183,13 +200,8 @@ class _Trainer:
         self._settings = settings
         self._checkpoint = checkpoint
         self._key = key
-        self._optimizers: list[torch.optim.Optimizer] = [
-            torch.optim.Muon(
-                matrices, lr=settings.muon_learning_rate, momentum=0.95, weight_decay=settings.weight_decay
-            ),
-            torch.optim.AdamW(others, lr=settings.adam_learning_rate, betas=(0.9, 0.98), weight_decay=0.0),
-        ]
-        self._peaks = (settings.muon_learning_rate, settings.adam_learning_rate)
+        groups = [{"params": matrices, "enable_muon": True}, {"params": others, "enable_muon": False}]
+        self._optimizer = MuonGrokfast(groups, optimizer_settings(settings))
         self.losses: list[float] = []
         self.seconds = 0.0
         self._resume()
@@ -203,8 +215,7 @@ class _Trainer:
         """Take one optimizer step; return the mean over the batches of the cross-entropy in nats a token."""
         start = time.perf_counter()
         self._set_learning_rates()
-        for optimizer in self._optimizers:
-            optimizer.zero_grad(set_to_none=True)
+        self._optimizer.zero_grad(set_to_none=True)
         value = 0.0
         for batch in batches:
             loss = self._loss(batch) / len(batches)
@@ -214,8 +225,7 @@ class _Trainer:
             msg = f"loss is {value} at step {self.num_done}: lower the learning rates; the last checkpoint is kept"
             raise MeasurementError(msg)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-        for optimizer in self._optimizers:
-            optimizer.step()
+        self._optimizer.step()
         self.losses.append(value)
         self.seconds += time.perf_counter() - start
         if self.num_done % self._settings.checkpoint_every == 0:
@@ -232,16 +242,15 @@ class _Trainer:
         warmup = max(1, round(self._settings.warmup_share * self._settings.num_steps))
         left = (self._settings.num_steps - self.num_done) / max(1, self._settings.num_steps - warmup)
         scale = min((self.num_done + 1) / warmup, left, 1.0)
-        for optimizer, peak in zip(self._optimizers, self._peaks, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = peak * scale
+        config = self._optimizer.config
+        for group in self._optimizer.param_groups:
+            group["lr"] = scale * (config.muon_lr if group["route"] == "muon" else config.fallback_lr)
 
     def _save(self) -> None:
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
-        for number, optimizer in enumerate(self._optimizers):
-            for index, state in optimizer.state_dict()["state"].items():
-                for key, value in state.items():
-                    tensors[f"optimizer.{number}.{index}.{key}"] = torch.as_tensor(value)
+        for index, state in self._optimizer.state_dict()["state"].items():
+            for key, value in state.items():
+                tensors[f"{_OPTIMIZER}{index}.{key}"] = torch.as_tensor(value)
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         tensors["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
         unshared = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
@@ -256,13 +265,12 @@ class _Trainer:
                 raise HavocError(msg)
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
-        for number, optimizer in enumerate(self._optimizers):
-            state: dict[int, dict[str, Any]] = {}
-            for name, tensor in tensors.items():
-                if name.startswith(f"optimizer.{number}."):
-                    _, _, index, key = name.split(".", 3)
-                    state.setdefault(int(index), {})[key] = tensor
-            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        state: dict[int, dict[str, Any]] = {}
+        for name, tensor in tensors.items():
+            if name.startswith(_OPTIMIZER):
+                index, key = name.removeprefix(_OPTIMIZER).split(".", 1)
+                state.setdefault(int(index), {})[key] = tensor if tensor.ndim else tensor.item()
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
         self.losses = tensors["losses"].tolist()
         self.seconds = float(tensors["seconds"])
 

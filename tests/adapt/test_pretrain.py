@@ -6,9 +6,11 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from havoc_core.adapt.base_card import model_card
-from havoc_core.adapt.pretrain import PretrainSettings, pretrain
+from havoc_core.adapt.optimizer import MuonGrokfast
+from havoc_core.adapt.pretrain import PretrainSettings, optimizer_settings, pretrain
 from havoc_core.adapt.tasks import sources
 from havoc_core.adapt.tasks.task import DOMAINS
 from havoc_core.errors import HavocError
@@ -124,3 +126,28 @@ def test_training_is_repeatable(base: Path, tmp_path: Path) -> None:
     """The same recipe gives the same weights, bit for bit, with the same number of threads."""
     again = pretrain("nano", tmp_path / "again", settings=TINY)
     assert (again / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+
+
+def test_the_optimizer_is_torchs_muon_and_adamw_bit_for_bit() -> None:
+    """Matrices by `torch.optim.Muon`, embeddings and vectors by AdamW, under a changing rate; no filter in front."""
+    settings = PretrainSettings()
+    generator = torch.Generator().manual_seed(1)
+    ours, theirs = ([torch.nn.Parameter(torch.ones(shape)) for shape in ((6, 4), (4, 6), (9, 5), (5,))] for _ in "ab")
+    optimizer = MuonGrokfast(
+        [{"params": ours[:2], "enable_muon": True}, {"params": ours[2:], "enable_muon": False}],
+        optimizer_settings(settings),
+    )
+    muon = torch.optim.Muon(theirs[:2], lr=1.0, momentum=0.95, weight_decay=settings.weight_decay)
+    adamw = torch.optim.AdamW(theirs[2:], lr=1.0, betas=(0.9, 0.98), weight_decay=0.0)
+    for scale in (0.5, 1.0, 0.2, 0.1):
+        for one, other in zip(ours, theirs, strict=True):
+            one.grad = torch.randn(one.shape, generator=generator)
+            other.grad = one.grad.clone()
+        for group in optimizer.param_groups:
+            rate = settings.muon_learning_rate if group["route"] == "muon" else settings.adam_learning_rate
+            group["lr"] = scale * rate
+        muon.param_groups[0]["lr"] = scale * settings.muon_learning_rate
+        adamw.param_groups[0]["lr"] = scale * settings.adam_learning_rate
+        for each in (optimizer, muon, adamw):
+            each.step()
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
