@@ -58,7 +58,7 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def add_run(parser: Parser) -> None:
     """`havoc run [RECIPE] [--out DIR]`."""
-    recipe_help = "TOML file (default: the bundled nano model)"
+    recipe_help = "TOML file, or a bundled one: paper, phase7 (default: the bundled nano model)"
     parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help=recipe_help)
     out = Path("havoc-run")
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"where to write (default: {out})")
@@ -333,7 +333,8 @@ def _add_target(parser: Parser) -> None:
 
 
 def _add_recipe(parser: Parser) -> None:
-    parser.add_argument("--recipe", type=Path, metavar="TOML", help="settings (default: those of the bundled nano)")
+    recipe_help = "settings: a TOML file, or the name of a bundled recipe (default: those of the bundled nano)"
+    parser.add_argument("--recipe", type=Path, metavar="TOML", help=recipe_help)
 
 
 def _add_data(parser: Parser) -> None:

@@ -116,6 +116,12 @@ class ExpertSettings(_Section):
     max_draws: Count = Field(default=4, description="prompts_per_step are drawn at most so many times a step")
     learning_rate: float | None = Field(default=None, gt=0, description="of delta = z - 1; left out: the method's own")
     kl_coefficient: float = Field(default=0.05, ge=0, description="weight of KL(policy || base)")
+    enable_grokfast: bool = Field(default=True, description="the gradients' slow part is amplified (MuonGrokfast)")
+    grokfast_lambda: float = Field(default=0.05, ge=0, description="how much of the slow part is added")
+    fallback_type: Literal["adamw", "lion"] = Field(
+        default="adamw", description="optimizer of z, which is a vector and so never Muon's"
+    )
+    use_qk_clip: bool = Field(default=False, description="must stay false: z scales directions that span all heads")
     max_kl: float = Field(
         default=1.0, gt=0, description="limit of KL(adapted || base), nats a token, of experts, candidates and artifact"
     )
@@ -131,6 +137,13 @@ class ExpertSettings(_Section):
     seed: Seed = Field(default=0, description="seed of prompts and samples")
 
     _distinct = field_validator("tasks")(_distinct)
+
+    @field_validator("use_qk_clip")
+    @classmethod
+    def _no_qk_clip(cls, value: bool) -> bool:
+        if value:
+            raise ValueError("cannot be true: QK-Clip scales each head by itself, and z spans all heads")
+        return value
 
     @model_validator(mode="before")
     @classmethod
@@ -233,10 +246,23 @@ class Recipe(_Section):
     gate: GateSettings = GateSettings()
 
 
+BUNDLED_RECIPES = Path(__file__).parent / "adapt" / "recipes"
+
+
+def bundled_recipes() -> tuple[str, ...]:
+    """Names of the recipes that come with HAVOC, beside the default one."""
+    return tuple(sorted(path.stem for path in BUNDLED_RECIPES.glob("*.toml")))
+
+
 def load_recipe(path: Path | None) -> Recipe:
-    """Read a recipe; None is the default one. A file that cannot be read or holds a mistake is a `HavocError`."""
+    """Read a recipe, a file or the name of a bundled one; None is the default one.
+
+    A file that cannot be read or holds a mistake is a `HavocError`.
+    """
     if path is None:
         return Recipe()
+    if str(path) in bundled_recipes() and not path.exists():
+        path = BUNDLED_RECIPES / f"{path}.toml"
     try:
         return Recipe.model_validate(tomllib.loads(read_bounded(path, max_bytes=_MAX_RECIPE_BYTES).decode("utf-8")))
     except OSError as error:

@@ -1,15 +1,14 @@
 """Every failure HAVOC reports to a person, and the exit code it ends with.
 
     HavocError                 2  the request cannot be carried out as asked: usage, schema, a bad file
-    ├── MissedLimitError       1  a limit was proven missed
-    ├── InconclusiveError      3  the data does not decide the question
     ├── MeasurementError       4  the measurement or the training run is invalid
     ├── IdentityError          5  wrong, unknown or simulated device; a hash that does not match
     └── NothingLearnedError    6  the experts are the base: training changed nothing
 
-A message says what was wrong, with the numbers, and what to do next, in one line. Exit code 0 is success; the codes are
-those of the gate, so a script can tell "missed" from "could not tell" from "broken" for every command. What a message
-or a page quotes from somebody else's file goes through `printable`.
+A message says what was wrong, with the numbers, and what to do next, in one line. Exit code 0 is success, 1 a limit
+proven missed and 3 one that is undecided: those are verdicts (`bench.gate`), no errors. The codes are the gate's, so a
+script can tell "missed" from "could not tell" from "broken" for every command. What a message or a page quotes from
+somebody else's file goes through `printable`.
 """
 
 from __future__ import annotations
@@ -23,18 +22,6 @@ class HavocError(Exception):
     """The request cannot be carried out as asked."""
 
     exit_code: ClassVar[int] = 2
-
-
-class MissedLimitError(HavocError):
-    """A limit was proven missed."""
-
-    exit_code = 1
-
-
-class InconclusiveError(HavocError):
-    """The data does not decide the question."""
-
-    exit_code = 3
 
 
 class MeasurementError(HavocError):

@@ -128,6 +128,10 @@ def training_settings(experts: ExpertSettings, task: Task) -> TrainingSettings:
     optimizer = dataclasses.replace(
         MuGrokConfig.from_phase(7),
         fallback_lr=experts.learning_rate or own.learning_rate,
+        fallback_type=experts.fallback_type,
+        enable_grokfast=experts.enable_grokfast,
+        grokfast_lambda=experts.grokfast_lambda,
+        use_qk_clip=experts.use_qk_clip,
         kl_coefficient=experts.kl_coefficient,
     )
     prompts_per_step = experts.prompts_per_step or own.prompts_per_step

@@ -3,7 +3,8 @@
 `objectives.py` says which methods there are. Every step's random choices depend on the seed and the step's number
 alone, so a training that was stopped goes on step for step from `training_<name>.safetensors`. Every `validate_every`
 steps, and before the first, the search split is scored as a release is; ties keep the earlier state. A loss or gradient
-that is not finite never steps: it is counted, and too many in a row end the training with the last good state kept.
+that is not finite never steps: the step that led there is taken back and counted, and too many in a row end the
+training with the last good state kept.
 """
 
 from __future__ import annotations
@@ -164,14 +165,21 @@ class _Run:
         """Let the objective accumulate gradients, and take one optimizer step."""
         self._optimizer.zero_grad(set_to_none=True)
         descent = self._objective.descend(self.num_done)
-        self._count_skip(is_finite=descent.is_finite)
-        if descent.loss is not None and descent.is_finite:
+        is_finite = descent.is_finite and self._has_finite_gradients()
+        self._count_skip(is_finite=is_finite)
+        if not is_finite and self._optimizer.restore_last_good():
+            self._adapter.refold()
+        if descent.loss is not None and is_finite:
             torch.nn.utils.clip_grad_norm_(self._adapter.parameters(), self._settings.max_grad_norm)
             self._optimizer.step()
             self._adapter.refold()
         self.num_done += 1
-        figures = descent.figures if descent.is_finite else {**descent.figures, "kl": None}
-        self._trace.append({"step": self.num_done, **figures, "loss": descent.loss if descent.is_finite else None})
+        figures = descent.figures if is_finite else {**descent.figures, "kl": None}
+        self._trace.append({"step": self.num_done, **figures, "loss": descent.loss if is_finite else None})
+
+    def _has_finite_gradients(self) -> bool:
+        gradients = [parameter.grad for parameter in self._adapter.parameters() if parameter.grad is not None]
+        return all(bool(gradient.isfinite().all()) for gradient in gradients)
 
     def _count_skip(self, *, is_finite: bool) -> None:
         """Never step on NaN or Inf: count such losses, and stop after too many in a row with the deltas as they are."""

@@ -19,7 +19,7 @@ import pytest
 
 from havoc_core import __version__, arguments, cli
 from havoc_core.cli import VERBS, Verb, main, parse
-from havoc_core.errors import HavocError, IdentityError, InconclusiveError, MeasurementError, MissedLimitError
+from havoc_core.errors import HavocError, IdentityError, MeasurementError
 
 NAMES = "run plan pretrain import train search export verify eval bench gate compare report generate doctor".split()
 EXAMPLES = [(verb.name, example) for verb in VERBS for example in verb.examples]
@@ -189,8 +189,6 @@ def test_alpha_is_four_numbers() -> None:
     ("error", "code", "line"),
     [
         (HavocError("rows is 3"), 2, "error: rows is 3"),
-        (MissedLimitError("87 of 100"), 1, "error: 87 of 100"),
-        (InconclusiveError("12 more"), 3, "error: 12 more"),
         (MeasurementError("throttled"), 4, "error: throttled"),
         (IdentityError("another card"), 5, "error: another card"),
         (HavocError("two\nlines\x1b[31m of a file name"), 2, r"error: two lines\x1b[31m of a file name"),

@@ -7,15 +7,16 @@ import re
 import pytest
 
 from havoc_core import errors
+from havoc_core.bench.gate import EXIT_CODES
 from havoc_core.errors import HavocError
 
 CHILDREN = HavocError.__subclasses__()
 
 
 def test_every_class_has_its_own_exit_code() -> None:
-    """A script can tell every kind of failure from every other and from success."""
+    """A script can tell every kind of failure from every other, from success and from a verdict."""
     codes = [HavocError.exit_code, *(child.exit_code for child in CHILDREN)]
-    assert sorted(codes) == [1, 2, 3, 4, 5, 6]
+    assert sorted([*codes, *EXIT_CODES.values()]) == [0, 1, 2, 3, 4, 5, 6]
 
 
 def test_the_tree_in_the_docstring_is_the_truth() -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from havoc_core.adapt.tasks.task import load_task
+from havoc_core.bench.gate import EXIT_CODES
 from havoc_core.bench.targets import read_targets
 from havoc_core.cli import VERBS, main, parse
 from havoc_core.config import Recipe
@@ -67,10 +68,10 @@ def test_the_readme_shows_the_tree() -> None:
 
 
 def test_the_readme_tells_every_exit_code() -> None:
-    """0 and the codes of the errors, no other."""
+    """Those of the verdicts and of the errors, no other."""
     rows = re.findall(r"^\| (\d) \|", (ROOT / "README.md").read_text(), re.MULTILINE)
     kinds = (HavocError, *HavocError.__subclasses__())
-    assert [int(code) for code in rows] == [0, *sorted(kind.exit_code for kind in kinds)]
+    assert [int(code) for code in rows] == sorted([*EXIT_CODES.values(), *(kind.exit_code for kind in kinds)])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])

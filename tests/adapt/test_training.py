@@ -6,7 +6,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import pytest
 import safetensors
@@ -240,6 +240,31 @@ def test_non_finite_losses_are_skipped_counted_and_end_the_run(
             base, basis, MATH, settings=dataclasses.replace(SMALL, num_steps=20, max_draws=1), checkpoint_dir=tmp_path
         )
     assert len(steps) == 10
+
+
+def test_the_step_that_led_to_a_loss_of_no_number_is_taken_back(
+    base: Base, basis: Basis, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next step begins where that one had begun, and the training goes on to its end."""
+    met: list[dict[str, torch.Tensor]] = []
+    policy_loss = reinforce.policy_loss
+
+    def sometimes_broken(*args: Any, **options: Any) -> tuple[torch.Tensor | None, float]:
+        met.append(args[1].snapshot())
+        return (torch.tensor(float("nan"), requires_grad=True), 0.0) if len(met) == 3 else policy_loss(*args, **options)
+
+    monkeypatch.setattr(reinforce, "policy_loss", sometimes_broken)
+    settings = dataclasses.replace(SMALL, num_steps=5, max_draws=1, signal_prompts=0)
+    expert = train_expert(base, basis, MATH, settings=settings, checkpoint_dir=tmp_path)
+    losses = [step["loss"] for step in expert.settings["trace"]]
+    assert [place for place, loss in enumerate(losses) if loss is None] == [2]
+
+    def distance(one: int, other: int) -> float:
+        return max(float((met[one][name] - met[other][name]).abs().max()) for name in met[one])
+
+    assert distance(1, 2) > 0
+    assert distance(1, 3) == 0
+    assert distance(3, 4) > 0
 
 
 def test_a_finished_expert_is_not_replaced_unasked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
