@@ -254,7 +254,9 @@ def test_the_step_that_led_to_a_loss_of_no_number_is_taken_back(
         return (torch.tensor(float("nan"), requires_grad=True), 0.0) if len(met) == 3 else policy_loss(*args, **options)
 
     monkeypatch.setattr(reinforce, "policy_loss", sometimes_broken)
-    settings = dataclasses.replace(SMALL, num_steps=5, max_draws=1, signal_prompts=0)
+    settings = dataclasses.replace(
+        SMALL, num_steps=5, prompts_per_step=6, num_validation_rows=2, validate_every=5, max_draws=1, signal_prompts=0
+    )
     expert = train_expert(base, basis, MATH, settings=settings, checkpoint_dir=tmp_path)
     losses = [step["loss"] for step in expert.settings["trace"]]
     assert losses[2] is None
