@@ -88,6 +88,41 @@ def test_gradient_is_that_of_the_formula(base: Base, basis: Basis) -> None:
             assert torch.allclose(ours[name], delta.grad, atol=2e-4 * float(scale) + 1e-7), name
 
 
+def test_the_kl_term_is_in_the_loss_with_its_weight(base: Base, basis: Basis) -> None:
+    """Away from the base: beta times the mean KL of the formula, recomputed here one completion at a time, and felt.
+
+    Only rows that carry signal are read, and all sampled rows divide.
+    """
+    generator = torch.Generator().manual_seed(2)
+    with attach(base.model, basis) as adapter:
+        adapter.load({name: 0.1 * torch.randn(d.shape, generator=generator) for name, d in adapter.deltas.items()})
+        rollout = sample_rollout(base, MATH, undecided_rows(), SMALL, seed=5)
+        gradients = []
+        losses = []
+        for beta in (0.0, 0.7):
+            loss, kl = policy_loss(base, adapter, rollout, kl_coefficient=beta)
+            assert loss is not None
+            loss.backward()
+            losses.append(loss.item())
+            gradients.append(torch.cat([delta.grad for delta in adapter.parameters()]))
+            for delta in adapter.parameters():
+                delta.grad = None
+        expected = []
+        for ids, mask, advantage in zip(rollout.ids, rollout.mask, rollout.advantages, strict=True):
+            if advantage == 0:
+                continue
+            real, num_new = ids[mask.bool()], int(mask[rollout.num_prompt_tokens :].sum())
+            with torch.no_grad():
+                log_p = torch.log_softmax(base.model(real[None])[0, :-1].double(), dim=-1)[-num_new:]
+                with adapter.disabled():
+                    log_q = torch.log_softmax(base.model(real[None])[0, :-1].double(), dim=-1)[-num_new:]
+            expected.append(float((log_p.exp() * (log_p - log_q)).sum(dim=1).mean()))
+    assert sum(expected) > 0.05
+    assert kl == pytest.approx(sum(expected) / len(expected), rel=1e-3)
+    assert losses[1] - losses[0] == pytest.approx(0.7 * sum(expected) / len(rollout.ids), rel=1e-2)
+    assert float((gradients[1] - gradients[0]).norm() / gradients[0].norm()) > 1e-3
+
+
 def test_kl_of_the_base_with_itself_is_zero(base: Base, basis: Basis) -> None:
     """Before the first step the policy is the base, so the KL term is 0."""
     rows = undecided_rows()
