@@ -354,7 +354,7 @@ def test_a_killed_process_is_replaced_and_the_job_retried():
 
 def test_a_process_killed_twice_under_a_job_is_infra_and_not_remembered():
     """After two failures the job is "infra", which is no verdict, and it may be asked again."""
-    job = Job("", "import time\ndef f():\n    time.sleep(0.4)\n    return 3", ("f()",))
+    job = Job("", "import time\ndef f():\n    time.sleep(0.9)\n    return 3", ("f()",))
     with Sandbox(num_processes=1) as sandbox:
         seen: set[int] = set()
         is_over = threading.Event()
