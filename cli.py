@@ -188,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")  # a file name in another encoding must not end the command
     stops: list[BaseException] = []
     try:
-        with _unwound_by_signals(stops):
+        with _unwound_by_signals(stops), _libraries_kept_from_stdout():
             return _run(words, stops)
     except BaseException as error:  # noqa: BLE001 - every end of a command is explained here
         if "--debug" in words:
@@ -201,6 +201,37 @@ def _open_what_is_closed() -> None:
     sys.stdin = sys.stdin or Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - for the whole run
     sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the whole run
     sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - the same
+
+
+@contextlib.contextmanager
+def _libraries_kept_from_stdout() -> Iterator[None]:
+    """Let stdout hold what the command says and nothing else: what a library writes to descriptor 1 goes to stderr.
+
+    A banner of a runtime would stand in the middle of a JSON document. A test that took stdout over keeps it.
+    """
+    said = sys.stdout
+    try:
+        is_ours = isinstance(said, io.TextIOWrapper) and said.fileno() == 1
+        kept = os.dup(1) if is_ours else -1
+    except (OSError, ValueError):
+        is_ours = False
+    if not is_ours or not isinstance(said, io.TextIOWrapper):
+        yield
+        return
+    said.flush()
+    with contextlib.suppress(OSError):  # stderr is closed: they write where they did
+        os.dup2(2, 1)
+    own = os.fdopen(kept, "w", 1 if said.line_buffering else -1, encoding=said.encoding, errors=said.errors)
+    sys.stdout = own
+    try:
+        yield
+    finally:
+        sys.stdout = said
+        with contextlib.suppress(OSError):  # the reader has gone
+            own.flush()
+        os.dup2(kept, 1)
+        with contextlib.suppress(OSError):
+            own.close()
 
 
 def _run(words: Sequence[str], stops: Sequence[BaseException]) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -140,3 +141,30 @@ def test_glob_letters_in_a_data_folder_are_letters(tmp_path: Path, capsys: pytes
     said = capsys.readouterr()
     assert code == 0, said.err
     assert "as folder d[1]* has it" in said.out
+
+
+def test_what_a_library_prints_is_not_in_the_document(tmp_path: Path) -> None:
+    """A runtime's banner on descriptor 1 goes to stderr; stdout is one JSON document, also into a pipe that closes."""
+    script = """
+import os, sys
+import havoc_core.bench.commands as commands
+from havoc_core.cli import main
+handle = commands.handle_plan
+def handle_plan(args):
+    os.write(1, b"runtime: a banner\\n")
+    code = handle(args)
+    os.write(1, b"runtime: another\\n")
+    return code
+commands.handle_plan = handle_plan
+sys.exit(main(["plan", "nano", "--target", "gtx1660", "--json"]))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["options"]
+    assert done.stderr.count("runtime: a") == 2
+    line = f"{sys.executable} -m havoc_core plan nano --target gtx1660 --json | head -c 20"
+    piped = subprocess.run(
+        ["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True, check=False
+    )
+    assert piped.returncode in {0, 141}
+    assert piped.stderr == ""
