@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from havoc_core.bench.own_process import Surroundings, own_usage
+from havoc_core.bench import own_process
+from havoc_core.bench.own_process import Surroundings
 from havoc_core.bench.profiles import PROFILES, Series
 from havoc_core.bench.record import Workload
 from havoc_core.bench.session import open_session
@@ -189,28 +190,26 @@ print(before, first, int(was_reset), peak_rss_bytes())
         assert second < before + 60_000_000
 
 
-def test_own_work_is_not_foreign() -> None:
-    """A process's own computing is its own: beside nothing else it is not counted as somebody else's.
+def test_own_work_is_not_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others that use a fifth of one CPU all the time are told as that, however much this process works itself.
 
-    What others do meanwhile on a shared machine is told apart by a second look at the same counters.
+    The machine's counters are played, so that nobody else's work is in them.
     """
-    around = Surroundings(zero_ns=time.perf_counter_ns())
-    usage, values = own_usage(), np.random.default_rng(0).random(300_000)
+    began_ns = time.perf_counter_ns()
+
+    def played(_: object) -> tuple[int, int]:
+        elapsed_ns = time.perf_counter_ns() - began_ns
+        return time.process_time_ns() + elapsed_ns // 5, elapsed_ns // 10
+
+    monkeypatch.setattr(own_process, "busy_and_stolen_ns", played)
+    around, values = Surroundings(zero_ns=began_ns), np.random.default_rng(0).random(300_000)
     began = time.process_time()
     while time.process_time() - began < 0.5:
         values = np.sort(values)[::-1]
-    columns = around.as_json()
-    own_ns = columns["own_ns"][-1] - columns["own_ns"][0]
-    assert 0.4e9 < own_ns < 2e9
-    busy_ns = columns["busy_ns"][-1] - columns["busy_ns"][0]
-    assert busy_ns > 0.8 * own_ns
-    elapsed_ns = columns["t_ns"][-1] - columns["t_ns"][0]
-    foreign_share = around.shares()["foreign_cpu_share"]
-    assert foreign_share == pytest.approx(
-        max(busy_ns - own_ns, 0) / (elapsed_ns * columns["num_cpus"]), abs=0.05
-    )  # not busy_ns alone: that would be a core's worth more
-    assert 0.0 <= around.shares()["steal_share"] <= 1.0
-    assert set(usage) == {"involuntary_switches", "major_page_faults"}
+    columns, shares = around.as_json(), around.shares()
+    assert columns["own_ns"][-1] - columns["own_ns"][0] > 0.4e9
+    assert shares["foreign_cpu_share"] == pytest.approx(0.2 / columns["num_cpus"], rel=0.05)
+    assert shares["steal_share"] == pytest.approx(0.1 / columns["num_cpus"], rel=0.05)
 
 
 def test_a_neighbour_is_foreign() -> None:
