@@ -41,15 +41,16 @@ def run_worker(
     *,
     timeout_s: float,
     module: str = WORKER,
+    python: Path | str = sys.executable,
     on_start: Callable[[int], None] | None = None,
     listen: Listener | None = None,
 ) -> dict[str, Any]:
-    """Carry out one request in a fresh process and return its result.
+    """Carry out one request in a fresh process of `python` and return its result.
 
     `on_start` is told the process id before the work begins, `listen` every mark and progress event. An error of the
     child is raised here as the same class; a child that dies or outlives `timeout_s` is a `MeasurementError`.
     """
-    with tempfile.TemporaryFile() as complaints, _started(module, complaints) as process:
+    with tempfile.TemporaryFile() as complaints, _started(python, module, complaints) as process:
         if on_start is not None:
             on_start(process.pid)
         expired = threading.Event()
@@ -67,9 +68,9 @@ def run_worker(
 
 
 @contextmanager
-def _started(module: str, complaints: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401 - a temporary binary file
+def _started(python: Path | str, module: str, complaints: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401 - a temporary binary file
     process = start_process(
-        [sys.executable, *isolation(), "-m", module],
+        [str(python), *isolation(), "-m", module],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=complaints,
