@@ -1,14 +1,13 @@
-"""Is the second of two sides slower than the first? The ratio of their times, from blocks measured in turn.
+"""Is the second of two sides slower than the first? The ratio of their times, from turns taken in lockstep.
 
-A block is one fresh process of each side, one right after the other (`turns.py` measures them). What a process costs
-more or less than the next of its kind, and what the machine does meanwhile, differs from block to block and not from
-call to call; so a block gives one number, the log of its ratio, and the interval of the mean is Student's t over
-blocks: the spread between them is in it.
+A block is a fresh process of each side; `lockstep.py` lets them take turns, so that both meet the same machine. The
+median over its pairs of turns gives one number, the log of a ratio. What a process costs more than the next of its kind
+differs from block to block and not from turn to turn, so the interval of the mean is Student's t over blocks: the
+spread between them is in it.
 
-Beside neighbours the clock alone tells little, so several witnesses tell of each quantity. The lower decile of CPU time
-and of short steps is what a call takes when least comes between; both count in every block. The median on the clock
-also knows of waiting and of what only some calls do; it counts in blocks that nothing disturbed. A side is worse when
-one witness proves more than the margin. All intervals together hold at `CONFIDENCE`.
+Two witnesses tell of each quantity. CPU time hardly knows of neighbours and counts in every block. Time on the clock
+also knows of waiting; it counts in blocks where the old side ran all the while. A side is worse when one of them proves
+more than the margin. All intervals together hold at `CONFIDENCE`.
 """
 
 from __future__ import annotations
@@ -18,107 +17,110 @@ import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .bounds import mean_bounds, quantile_of
-from .disturbance import disturbed_share
-from .findings import REPEAT_SHARE
+from .bounds import mean_bounds
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from .schema import ProcessSamples
+    from collections.abc import Mapping, Sequence
 
 Shift = Literal["worse", "better", "equal", "undecided"]
-Witness = Literal["CPU time", "shortest steps", "time when quiet"]
+Witness = Literal["CPU time", "time on the clock"]
 CONFIDENCE = 0.99
-LEAST = 0.1
+RAN_SHARE = 0.95  # of the time on the clock, by at least one thread
+_WITNESSES: tuple[Witness, ...] = ("CPU time", "time on the clock")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Calls of one side in one turn: time of each in ns, and CPU time of all threads over all; None if not counted."""
+
+    wall_ns: Sequence[int]
+    cpu_ns: int | None
+
+    def per_call_ns(self, witness: Witness) -> float | None:
+        """Mean CPU time, or the median on the clock, which a single interruption does not move."""
+        if witness == "CPU time":
+            return self.cpu_ns / len(self.wall_ns) if self.cpu_ns else None
+        return statistics.median(self.wall_ns)
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """One process of each side, measured one right after the other."""
+    """Turns of one pair of processes: for each quantity the batches of the old side and the new one, in order."""
 
-    old: ProcessSamples
-    new: ProcessSamples
+    turns: Mapping[str, Sequence[tuple[Batch, Batch]]]
 
-    @property
-    def is_disturbed(self) -> bool:
-        """Whether something else took the CPU for so long that wall times of a process say nothing."""
-        return any((disturbed_share([side]) or 0.0) > REPEAT_SHARE for side in (self.old, self.new))
+    def is_calm(self, quantity: str) -> bool:
+        """Whether the old side ran all the while, so that nothing else held up either; True where nothing tells."""
+        pairs = self.turns[quantity]
+        used = [old.cpu_ns for old, _ in pairs if old.cpu_ns is not None]
+        return not used or sum(used) >= RAN_SHARE * sum(sum(old.wall_ns) for old, _ in pairs)
+
+    def times_ns(self, quantity: str, witness: Witness) -> list[tuple[float, float]]:
+        """Times per call of both sides, turn by turn; none where the witness does not count."""
+        if witness == "time on the clock" and not self.is_calm(quantity):
+            return []
+        found = [(old.per_call_ns(witness), new.per_call_ns(witness)) for old, new in self.turns[quantity]]
+        return [(old, new) for old, new in found if old and new]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """One quantity by one witness: times in ms (medians of processes), and how many times the old one the new one is.
+    """One quantity by one witness: medians of all turns in ms, and how many times the old one the new one takes.
 
-    `low` and `high` bound `ratio`; None where too few blocks tell of it.
+    `low` and `high` bound `ratio`; all are None where no block tells, the bounds also where a single one does.
     """
 
     quantity: str
     witness: Witness
     num_blocks: int
-    old_ms: float | None
-    new_ms: float | None
-    ratio: float | None
-    low: float | None
-    high: float | None
-    shift: Shift
+    old_ms: float | None = None
+    new_ms: float | None = None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    shift: Shift = "undecided"
 
 
 def judge_blocks(blocks: Sequence[Block], *, margin: float) -> list[Paired]:
-    """Bound how many times slower the new side is, for every quantity and witness; `margin` 0.1 allows 10 %."""
-    calm = [block for block in blocks if not block.is_disturbed]
-    one_sided = 1 - (1 - CONFIDENCE) / len(_QUANTITIES)
-    return [
-        _paired(quantity, witness, calm if witness == "time when quiet" else blocks, read, margin, one_sided)
-        for quantity, witness, read in _QUANTITIES
-    ]
+    """Bound how many times as long the new side takes, by every quantity and witness; a margin of 0.1 allows 10 %."""
+    asked = [(quantity, witness) for quantity in (blocks[0].turns if blocks else ()) for witness in _WITNESSES]
+    one_sided = 1 - (1 - CONFIDENCE) / max(len(asked), 1)
+    return [_paired(quantity, witness, blocks, margin, one_sided) for quantity, witness in asked]
 
 
 def verdict_of(rows: Sequence[Paired]) -> Shift:
-    """Return one word for all rows: worse if any is; else better or equal only if none contradicts."""
+    """Return one word for all: worse if any is, equal or better if some witness says so of every quantity."""
     words = {row.shift for row in rows}
     if "worse" in words:
         return "worse"
-    told = [{row.shift for row in rows if row.quantity == quantity} for quantity in {row.quantity for row in rows}]
-    if all(word & {"equal", "better"} for word in told):
-        return "better" if "better" in words else "equal"
-    return "undecided"
+    told = {row.quantity for row in rows if row.shift != "undecided"}
+    if not rows or told != {row.quantity for row in rows}:
+        return "undecided"
+    return "better" if "better" in words else "equal"
 
 
-def _paired(
-    quantity: str,
-    witness: Witness,
-    blocks: Sequence[Block],
-    read: Callable[[ProcessSamples], float | None],
-    margin: float,
-    one_sided: float,
-) -> Paired:
-    pairs = [(old, new) for block in blocks if (old := read(block.old)) and (new := read(block.new))]
-    if not pairs:
-        return Paired(
-            quantity=quantity,
-            witness=witness,
-            num_blocks=0,
-            old_ms=None,
-            new_ms=None,
-            ratio=None,
-            low=None,
-            high=None,
-            shift="undecided",
-        )
-    found = mean_bounds([math.log(new / old) for old, new in pairs], confidence=one_sided)
+def _paired(quantity: str, witness: Witness, blocks: Sequence[Block], margin: float, one_sided: float) -> Paired:
+    told = [turns for block in blocks if (turns := block.times_ns(quantity, witness))]
+    if not told:
+        return Paired(quantity=quantity, witness=witness, num_blocks=0)
+    found = mean_bounds([log_ratio(turns) for turns in told], confidence=one_sided)
     low, high = (None if bound is None else math.exp(bound) for bound in (found.low, found.high))
     return Paired(
         quantity=quantity,
         witness=witness,
-        num_blocks=len(pairs),
-        old_ms=statistics.median(old for old, _ in pairs) / 1e6,
-        new_ms=statistics.median(new for _, new in pairs) / 1e6,
+        num_blocks=len(told),
+        old_ms=statistics.median(old for turns in told for old, _ in turns) / 1e6,
+        new_ms=statistics.median(new for turns in told for _, new in turns) / 1e6,
         ratio=math.exp(found.value),
         low=low,
         high=high,
         shift=_shift(low, high, margin),
     )
+
+
+def log_ratio(turns: Sequence[tuple[float, float]]) -> float:
+    """Return what a block says: the median over its turns of the log of new over old."""
+    return statistics.median(math.log(new / old) for old, new in turns)
 
 
 def _shift(low: float | None, high: float | None, margin: float) -> Shift:
@@ -129,37 +131,3 @@ def _shift(low: float | None, high: float | None, margin: float) -> Shift:
     if high < 1 / (1 + margin):
         return "better"
     return "equal" if low >= 1 / (1 + margin) and high <= 1 + margin else "undecided"
-
-
-def _prefill_cpu(process: ProcessSamples) -> float | None:
-    return _quantile(process.prefill.cpu_ns, LEAST)
-
-
-def _prefill_median(process: ProcessSamples) -> float | None:
-    return _quantile(process.prefill.duration_ns, 0.5)
-
-
-def _step_cpu(process: ProcessSamples) -> float | None:
-    runs = [run for run in process.decode if run.step_ns and run.cpu_ns]
-    return _quantile([run.cpu_ns / len(run.step_ns) for run in runs if run.cpu_ns], LEAST)
-
-
-def _step_least(process: ProcessSamples) -> float | None:
-    return _quantile([step for run in process.decode for step in run.step_ns], LEAST)
-
-
-def _step_median(process: ProcessSamples) -> float | None:
-    return _quantile([step for run in process.decode for step in run.step_ns], 0.5)
-
-
-def _quantile(values: Sequence[float], quantile: float) -> float | None:
-    return quantile_of(sorted(values), quantile) if values else None
-
-
-_QUANTITIES: tuple[tuple[str, Witness, Callable[[ProcessSamples], float | None]], ...] = (
-    ("prefill", "CPU time", _prefill_cpu),
-    ("prefill", "time when quiet", _prefill_median),
-    ("decode step", "CPU time", _step_cpu),
-    ("decode step", "shortest steps", _step_least),
-    ("decode step", "time when quiet", _step_median),
-)

@@ -1,4 +1,4 @@
-"""How long to measure: plans from the second of a turn to the ten busy minutes of a release."""
+"""How long to measure: four plans, from the seconds a search can spare to the ten busy minutes of a release."""
 
 from __future__ import annotations
 
@@ -93,19 +93,6 @@ _RELEASE = Profile(
     decode=Series(10, 60.0, 900.0),
     memory=Series(10, 10.0, 300.0),
 )
-TURN = Profile(
-    name="turn",
-    num_processes=1,
-    num_memory_processes=0,
-    num_retries=0,
-    warmup_window_s=0.03,
-    warmup_max_s=0.4,
-    prefill=Series(20, 0.2, 5.0, least=5),
-    ttft=Series(1, 0.0, 1.0, least=1),
-    decode=Series(5, 0.4, 5.0, least=3),
-    memory=Series(1, 0.0, 1.0, least=1),
-)
-"""One side's part of a block, see `turns.py`; nobody chooses it by name."""
 PROFILES = {profile.name: profile for profile in (_SCREEN, _QUICK, _STANDARD, _RELEASE)}
 
 

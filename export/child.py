@@ -17,13 +17,13 @@ import tempfile
 import threading
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ..children import start_process
 from ..errors import HavocError, IdentityError, MeasurementError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     Listener = Callable[[dict[str, Any]], None]
 
@@ -41,16 +41,16 @@ def run_worker(
     *,
     timeout_s: float,
     module: str = WORKER,
-    python: Path | str = sys.executable,
     on_start: Callable[[int], None] | None = None,
     listen: Listener | None = None,
 ) -> dict[str, Any]:
-    """Carry out one request in a fresh process of `python` and return its result.
+    """Carry out one request in a fresh process and return its result.
 
     `on_start` is told the process id before the work begins, `listen` every mark and progress event. An error of the
     child is raised here as the same class; a child that dies or outlives `timeout_s` is a `MeasurementError`.
     """
-    with tempfile.TemporaryFile() as complaints, _started(python, module, complaints) as process:
+    command = [sys.executable, *isolation(), "-m", module]
+    with tempfile.TemporaryFile() as complaints, started(command, complaints) as process:
         if on_start is not None:
             on_start(process.pid)
         expired = threading.Event()
@@ -63,14 +63,15 @@ def run_worker(
             timer.cancel()
         if result is None:
             process.wait()
-            raise MeasurementError(_death(process.returncode, timeout_s if expired.is_set() else None, complaints))
+            raise MeasurementError(death(process.returncode, timeout_s if expired.is_set() else None, complaints))
         return result
 
 
 @contextmanager
-def _started(python: Path | str, module: str, complaints: Any) -> Iterator[subprocess.Popen[bytes]]:  # noqa: ANN401 - a temporary binary file
+def started(command: Sequence[str], complaints: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a child with pipes to its standard input and output; it does not outlive the block."""
     process = start_process(
-        [str(python), *isolation(), "-m", module],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=complaints,
@@ -132,7 +133,8 @@ def _converse(
     return None
 
 
-def _death(return_code: int, timeout_s: float | None, complaints: Any) -> str:  # noqa: ANN401
+def death(return_code: int, timeout_s: float | None, complaints: IO[bytes]) -> str:
+    """Say in one line how a child ended without a result; `timeout_s` where it was ended for taking longer."""
     if timeout_s is not None:
         return f"the process that runs the model gave no result within {timeout_s:.0f} s and was ended"
     complaints.seek(0)

@@ -55,6 +55,7 @@ class Machine:
     between: float = 0.02
     within: float = 0.02
     num_neighbours: int = 0
+    shared_cost: float = 0.15
     on_s: float = 2.0
     off_s: float = 2.0
     counts_waiting: bool = True
@@ -91,7 +92,7 @@ class Clock:
         machine, num_busy = self.machine, sum(self.busy)
         num_free = machine.num_cpus - machine.num_threads
         beside = min(num_busy, num_free)
-        factor = 1.0 + 0.15 * beside
+        factor = 1.0 + machine.shared_cost * beside
         on_its_cpus = num_busy - beside
         if on_its_cpus:
             shared = 1.0 + math.ceil(on_its_cpus / machine.num_threads)

@@ -1,4 +1,4 @@
-"""Is this checkout slower than another commit? Both export nano and are measured in turn, in one run on this machine.
+"""Is this checkout slower than another commit? Both export nano and are measured in lockstep, in one run.
 
     .venv/bin/python tests/perf/compare_commits.py COMMIT      (make compare BASE=COMMIT)
 
@@ -24,9 +24,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from havoc_core.bench.figures import DASH, count
+from havoc_core.bench.lockstep import NUM_BLOCKS, Side, measure_in_lockstep
 from havoc_core.bench.paired import Paired, judge_blocks, verdict_of
 from havoc_core.bench.tables import emphasis, table
-from havoc_core.bench.turns import DEFAULT_BLOCKS, Side, measure_in_turn, take_turn
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.progress import make_progress
 from havoc_core.storage import scratch_directory
@@ -93,9 +93,9 @@ def export(side: Side) -> None:
 
 
 def prepare(side: Side) -> None:
-    """Export, and take one turn that does not count: it compiles the modules and fills the page cache."""
+    """Export, and run a block against itself that does not count: it compiles modules and fills the page cache."""
     export(side)
-    take_turn(side, 0)
+    measure_in_lockstep(side, side, num_blocks=1, num_exchanges=1)
 
 
 def text_of(rows: Sequence[Paired], margin: float) -> str:
@@ -141,7 +141,7 @@ def compare(name: str, *, num_blocks: int, margin: float, budget_s: float, root:
             print(f"NOT COMPARED: {error}")
             return 0
         left_s = budget_s - (time.monotonic() - began)
-        blocks = measure_in_turn(base, here, num_blocks=num_blocks, budget_s=left_s, progress=make_progress())
+        blocks = measure_in_lockstep(base, here, num_blocks=num_blocks, budget_s=left_s, progress=make_progress())
     rows = judge_blocks(blocks, margin=margin)
     print(text_of(rows, margin))
     return int(verdict_of(rows) == "worse")
@@ -149,9 +149,9 @@ def compare(name: str, *, num_blocks: int, margin: float, budget_s: float, root:
 
 def main() -> int:
     """Compare as asked."""
-    parser = argparse.ArgumentParser(description="compare this checkout with another commit, measured in turn")
+    parser = argparse.ArgumentParser(description="compare this checkout with another commit, measured in lockstep")
     parser.add_argument("commit")
-    parser.add_argument("--blocks", type=int, default=DEFAULT_BLOCKS)
+    parser.add_argument("--blocks", type=int, default=NUM_BLOCKS)
     parser.add_argument("--margin", type=float, default=MARGIN, help="how much slower is allowed, 0.1 for 10 %%")
     parser.add_argument("--budget-s", type=float, default=BUDGET_S, help="measure no block that would end after it")
     chosen = parser.parse_args()

@@ -1,0 +1,157 @@
+"""Measure two sides in lockstep: a fresh process of each, which take turns of some 50 ms, and then fresh ones again.
+
+What the machine does meanwhile (neighbours, caches, clocks) changes within seconds, so two turns in a row meet the
+same; what a process costs more than the next of its kind stays with it, so there are several pairs of processes. A side
+may be another checkout: then `python` is an interpreter that finds `havoc_core` there, and the ruler is this one's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import MeasurementError
+from ..export.child import death, isolation, started
+from ..progress import SILENT
+from .device import CPU_PROVIDER
+from .paired import Batch, Block
+from .schema import Workload
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Callable, Iterator
+
+    from ..progress import Progress
+
+NUM_BLOCKS = 8
+NUM_EXCHANGES = 20
+NUM_WARMUPS = 3
+TIMEOUT_S = 300.0  # of one block
+_QUANTITIES = ("prefill", "decode step")
+_RULER = Path(__file__).with_name("ruler.py")
+_NAME = f"{__package__}.ruler"
+_START = """
+import importlib.util, sys
+spec = importlib.util.spec_from_file_location(sys.argv[1], sys.argv[2])
+sys.modules[sys.argv[1]] = module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+sys.exit(module.main())
+"""
+"""Runs this checkout's ruler as a module of whatever package the interpreter finds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One of two that are compared: what it is called, its artifact, and the interpreter that imports its code."""
+
+    name: str
+    artifact: Path
+    python: Path = Path(sys.executable)
+
+
+def measure_in_lockstep(
+    old: Side,
+    new: Side,
+    *,
+    num_blocks: int = NUM_BLOCKS,
+    num_exchanges: int = NUM_EXCHANGES,
+    budget_s: float | None = None,
+    workload: Workload | None = None,
+    provider: str = CPU_PROVIDER,
+    num_threads: int = 1,
+    progress: Progress = SILENT,
+) -> list[Block]:
+    """Measure `num_blocks` pairs of processes, or as many as end within `budget_s` seconds, whatever they find.
+
+    With more than one thread, threads that wait for each other spin, and CPU time tells less beside neighbours. A side
+    that dies, or a block that takes longer than `TIMEOUT_S`, is a `MeasurementError` under the side's name.
+    """
+    work = workload or Workload()
+    request = {
+        "provider": provider,
+        "num_threads": num_threads,
+        "prompt_tokens": work.prompt_tokens,
+        "decode_tokens": work.decode_tokens,
+    }
+    blocks = []
+    with progress.stage(f"measure {old.name} and {new.name} in lockstep", num_blocks, unit="blocks") as stage:
+        for place in _places(num_blocks, budget_s):
+            blocks.append(_block(old, new, {**request, "seed": place}, num_exchanges))
+            stage.advance()
+    return blocks
+
+
+def _places(num_blocks: int, budget_s: float | None) -> Iterator[int]:
+    """Count blocks while the longest one so far would still end in time."""
+    began = before = time.monotonic()
+    longest_s = 0.0
+    for place in range(num_blocks):
+        if budget_s is not None and before - began + longest_s > budget_s:
+            return
+        yield place
+        now = time.monotonic()
+        longest_s, before = max(longest_s, now - before), now
+
+
+def _block(old: Side, new: Side, request: dict[str, Any], num_exchanges: int) -> Block:
+    """Start both, let them warm up in turn, then count their turns; who begins alternates."""
+    found: dict[str, list[tuple[Batch, Batch]]] = {quantity: [] for quantity in _QUANTITIES}
+    with _opened(old, request) as ask_old, _opened(new, request) as ask_new:
+        for place in range(NUM_WARMUPS + num_exchanges):
+            if place % 2 == 0:
+                before = ask_old()
+                after = ask_new()
+            else:
+                after = ask_new()
+                before = ask_old()
+            if place >= NUM_WARMUPS:
+                for quantity in _QUANTITIES:
+                    found[quantity].append((Batch(**before[quantity]), Batch(**after[quantity])))
+    return Block({quantity: tuple(pairs) for quantity, pairs in found.items()})
+
+
+@contextlib.contextmanager
+def _opened(side: Side, request: dict[str, Any]) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Start a side's process; what is given asks it for one episode."""
+    command = [str(side.python), *isolation(), "-c", _START, _NAME, str(_RULER)]
+    with tempfile.TemporaryFile() as complaints, started(command, complaints) as process:
+        expired = threading.Event()
+        timer = threading.Timer(TIMEOUT_S, lambda: (expired.set(), process.kill()))
+        timer.daemon = True
+        timer.start()
+
+        def ask(line: str = "episode") -> dict[str, Any]:
+            answer = _said(process, line)
+            if answer is None:
+                process.wait()
+                how = death(process.returncode, TIMEOUT_S if expired.is_set() else None, complaints)
+                raise MeasurementError(f"{side.name}: {how}")
+            return answer
+
+        try:
+            _write(process, json.dumps({**request, "artifact": str(side.artifact.absolute())}))
+            yield ask
+        finally:
+            timer.cancel()
+
+
+def _said(process: subprocess.Popen[bytes], line: str) -> dict[str, Any] | None:
+    """Write a line and read the answer; None where the process is gone."""
+    _write(process, line)
+    answer = b"" if process.stdout is None else process.stdout.readline()
+    found: dict[str, Any] | None = json.loads(answer) if answer.endswith(b"\n") else None
+    return found
+
+
+def _write(process: subprocess.Popen[bytes], line: str) -> None:
+    if process.stdin is not None:
+        with contextlib.suppress(OSError):  # it is gone: reading will tell
+            process.stdin.write(line.encode() + b"\n")
+            process.stdin.flush()

@@ -1,0 +1,74 @@
+"""The child of `lockstep`: opens one artifact, times one episode whenever its parent asks for it, sleeps in between.
+
+It may run among the modules of another checkout, so that both sides are measured by one ruler: of the package it uses
+the decoder and nothing else. A request comes as one JSON line; each further line asks for an episode, and is answered
+by one. It ends with its standard input.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from ..export.session import DecoderSession
+
+
+class Ruler:
+    """One open artifact and its inputs; B = 1 prompt of T random tokens, new for every episode."""
+
+    def __init__(self, request: dict[str, Any]) -> None:
+        self._request = request
+        self._session = DecoderSession.open(
+            request["artifact"], provider=request["provider"], num_threads=request["num_threads"]
+        )
+        capacity = request["prompt_tokens"] + request["decode_tokens"]
+        self._past = self._session.empty_past(1, capacity=capacity)
+        self._rng = np.random.default_rng(request["seed"])
+        config = self._session.config
+        ids = np.arange(config.vocab_size, dtype=np.int64)
+        self._ids = ids if config.vision is None else ids[ids != config.vision.image_token_id]
+
+    def episode(self) -> dict[str, Any]:
+        """Read a prompt, then decode: times of the prefill and of each step in ns, CPU time of all threads for each.
+
+        CPU time is null where the model runs on another processor.
+        """
+        ids = self._rng.choice(self._ids, size=(1, self._request["prompt_tokens"]))
+        gc.collect()
+        gc.disable()
+        cpu_first, begin = time.process_time_ns(), time.perf_counter_ns()
+        logits, past = self._session.extend(ids, None, self._past)
+        prefill_ns, cpu_before = time.perf_counter_ns() - begin, time.process_time_ns()
+        step_ns = []
+        for _ in range(self._request["decode_tokens"] - 1):
+            begin = time.perf_counter_ns()
+            logits, past = self._session.decode(logits.argmax(axis=-1)[:, None], None, past)
+            step_ns.append(time.perf_counter_ns() - begin)
+        cpu_last = time.process_time_ns()
+        gc.enable()
+        is_counted = self._request["provider"] == "CPUExecutionProvider"
+        return {
+            "prefill": {"wall_ns": [prefill_ns], "cpu_ns": cpu_before - cpu_first if is_counted else None},
+            "decode step": {"wall_ns": step_ns, "cpu_ns": cpu_last - cpu_before if is_counted else None},
+        }
+
+
+def main() -> int:
+    """Answer until the parent closes the pipe."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    ruler = Ruler(json.loads(sys.stdin.readline()))
+    for _ in iter(sys.stdin.readline, ""):
+        answers.write(json.dumps(ruler.episode()) + "\n")
+        answers.flush()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
