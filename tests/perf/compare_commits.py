@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import signal
-import site
 import subprocess
 import sys
 import tarfile
@@ -78,7 +77,7 @@ def side_of(name: str, tree: Path, folder: Path) -> Side:
     (folder / "code").mkdir()
     (folder / "code" / "havoc_core").symlink_to(tree.resolve())
     (home,) = (folder / "venv" / "lib").glob("python3.*/site-packages")
-    libraries = [*site.getsitepackages(), *([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])]
+    libraries = [path for path in sys.path if Path(path).name in {"site-packages", "dist-packages"}]
     (home / "side.pth").write_text("\n".join(map(str, [(folder / "code").resolve(), *libraries])) + "\n")
     return Side(name=name, artifact=folder / "artifact", python=folder / "venv" / "bin" / "python")
 
