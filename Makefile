@@ -5,9 +5,12 @@
 #   make lint     ruff: rules and format
 #   make types    mypy --strict
 #   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=README.md puts the table there)
+#   make gate     export nano, measure it, gate it against the target `ci`; a busy machine is said and is not red
+#   make compare  is this checkout slower than BASE=HEAD~1? Both measured in lockstep; red where 10 % is proven
 #   make results  docs/results.md: the score tables, written from the records under reports/
 #   make fuzz     100,000 damaged files for every reader: each is read, or refused in one line (INPUTS=1000000 for more)
-#   make simulate 5000 simulated benches beside random load: how often is a verdict wrong?
+#   make simulate 5000 benches and 2000 comparisons simulated beside random load: how often is a verdict wrong?
+#   make compare-test   40 comparisons of a commit with itself beside real load, into compare-test/
 #   make load-test   200 real ones beside real load, into load-test/; needs a machine that does nothing else, and hours
 #   make fmt      let ruff mend what it can
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
@@ -19,7 +22,7 @@ BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 
-.PHONY: help demo test real mutants fuzz lint types bench results simulate load-test fmt genai
+.PHONY: help demo test real mutants fuzz lint types bench gate compare results simulate compare-test load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -49,6 +52,12 @@ types: .venv/dev
 bench: .venv/dev
 	$(BIN)/pytest tests/perf --benchmark-only --benchmark-columns=median,iqr,rounds $(if $(TABLE),--perf-table=$(TABLE))
 
+gate: .venv/dev
+	$(BIN)/python tests/perf/gate_nano.py
+
+compare: .venv/dev
+	$(BIN)/python tests/perf/compare_commits.py "$(or $(BASE),HEAD~1)"
+
 results: .venv/dev
 	$(BIN)/python -m havoc_core.bench.results reports docs/results.md
 
@@ -57,6 +66,10 @@ fuzz: .venv/dev
 
 simulate: .venv/dev
 	$(BIN)/python tests/bench/simulated_benches.py --benches 5000
+	$(BIN)/python tests/bench/simulated_pairs.py --comparisons 2000
+
+compare-test: .venv/dev
+	$(BIN)/python tests/perf/compares_beside_load.py --out compare-test
 
 load-test: .venv/dev
 	test -d load-test/artifact || $(BIN)/havoc export nano --out load-test/artifact

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 NUM_BLOCKS = 8
 NUM_EXCHANGES = 20
+FEWEST_EXCHANGES = 6
+MOST_S = 6.0  # after so long no further turns, so that on a busy machine there are fewer of them and not fewer blocks
 NUM_WARMUPS = 3
 TIMEOUT_S = 300.0  # of one block
 _QUANTITIES = ("prefill", "decode step")
@@ -70,6 +72,8 @@ def measure_in_lockstep(
 ) -> list[Block]:
     """Measure `num_blocks` pairs of processes, or as many as end within `budget_s` seconds, whatever they find.
 
+    Each pair takes `num_exchanges` turns, or fewer where they take long.
+
     With more than one thread, threads that wait for each other spin, and CPU time tells less beside neighbours. A side
     that dies, or a block that takes longer than `TIMEOUT_S`, is a `MeasurementError` under the side's name.
     """
@@ -101,10 +105,16 @@ def _places(num_blocks: int, budget_s: float | None) -> Iterator[int]:
 
 
 def _block(old: Side, new: Side, request: dict[str, Any], num_exchanges: int) -> Block:
-    """Start both, let them warm up in turn, then count their turns; who begins alternates."""
+    """Start both, let them warm up in turn, then count their turns; who begins alternates.
+
+    After `MOST_S` seconds `FEWEST_EXCHANGES` are enough, whatever they say.
+    """
     found: dict[str, list[tuple[Batch, Batch]]] = {quantity: [] for quantity in _QUANTITIES}
     with _opened(old, request) as ask_old, _opened(new, request) as ask_new:
+        began = time.monotonic()
         for place in range(NUM_WARMUPS + num_exchanges):
+            if place >= NUM_WARMUPS + FEWEST_EXCHANGES and time.monotonic() - began > MOST_S:
+                break
             if place % 2 == 0:
                 before = ask_old()
                 after = ask_new()

@@ -133,12 +133,12 @@ def compare(name: str, *, num_blocks: int, margin: float, budget_s: float, root:
             (folder / part).mkdir()
         base = side_of(f"commit {commit[:12]}", unpack(commit, folder / "tree", root), folder / "base")
         here = side_of("this checkout", root, folder / "here")
-        prepare(here)
         try:
             prepare(base)
         except HavocError as error:
             print(f"NOT COMPARED: {error}")
             return 0
+        prepare(here)
         left_s = budget_s - (time.monotonic() - began)
         blocks = measure_in_lockstep(base, here, num_blocks=num_blocks, budget_s=left_s, progress=make_progress())
     rows = judge_blocks(blocks, margin=margin)

@@ -76,9 +76,8 @@ def main() -> int:
                     file.write(json.dumps(lines[-1]) + "\n")
                 print(f"{len(lines)} of {chosen.comparisons}: {lines[-1]['verdict']}", flush=True)
     words = [line["verdict"] for line in lines]
-    print(
-        f"{len(words)} comparisons of a commit with itself: { {word: words.count(word) for word in sorted(set(words))} }"
-    )
+    counts = ", ".join(f"{words.count(word)} {word}" for word in sorted(set(words)))
+    print(f"{len(words)} comparisons of a commit with itself: {counts}")
     return int("worse" in words)
 
 
