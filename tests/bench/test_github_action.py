@@ -173,6 +173,25 @@ def test_workflows_grant_little_and_pin_what_they_use(path: Path) -> None:
             assert "${{" not in step.get("run", "")
 
 
+def test_a_change_is_compared_with_its_base_on_one_machine() -> None:
+    """The merge of a pull request with its first parent, which the checkout must bring; nothing makes red advisory."""
+    job = yaml.safe_load((GITHUB / "workflows" / "ci.yml").read_text())["jobs"]["compare"]
+    checkout = next(step["with"] for step in job["steps"] if "actions/checkout" in step.get("uses", ""))
+    assert checkout["fetch-depth"] >= 2
+    assert any(step.get("run", "").startswith('make compare BASE="HEAD^1"') for step in job["steps"])
+    assert "continue-on-error" not in str(job)
+
+
+def test_what_is_built_is_what_the_others_take() -> None:
+    """`measure` downloads by name what `build` uploads, and hands on both."""
+    build, measure = (
+        yaml.safe_load((GITHUB / "workflows" / f"{name}.yml").read_text()) for name in ("build", "measure")
+    )
+    steps = [step for job in (build["jobs"]["build"], measure["jobs"]["measure"]) for step in job["steps"]]
+    built = {step["with"]["name"] for step in steps if "upload-artifact" in step.get("uses", "")} - {"record"}
+    assert built == {step["with"]["name"] for step in steps if "download-artifact" in step.get("uses", "")}
+
+
 def test_what_measures_hands_over_what_the_gate_asks_for() -> None:
     """The upload of one workflow is the download of the other, and the action has every input it is given."""
     measure, gate = (yaml.safe_load((GITHUB / "workflows" / f"{name}.yml").read_text()) for name in ("measure", "gate"))
