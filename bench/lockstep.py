@@ -133,7 +133,12 @@ def _opened(side: Side, request: dict[str, Any]) -> Iterator[Callable[[], dict[s
     command = [str(side.python), *isolation(), "-c", _START, _NAME, str(_RULER)]
     with tempfile.TemporaryFile() as complaints, started(command, complaints) as process:
         expired = threading.Event()
-        timer = threading.Timer(TIMEOUT_S, lambda: (expired.set(), process.kill()))
+
+        def end() -> None:
+            expired.set()
+            process.kill()
+
+        timer = threading.Timer(TIMEOUT_S, end)
         timer.daemon = True
         timer.start()
 
