@@ -24,7 +24,7 @@ from havoc_core.storage import scratch_directory
 
 TARGET = "ci"
 DEADLINE_S = 200.0  # for the last measurement to end; the checks after it take a few seconds
-WAIT_S = 20.0
+WAIT_S = 20
 PASS, MISS, UNDECIDED, INVALID = 0, 1, 3, 4
 LEAST_LIMIT = '[impossible]\nextends = "ci"\n[[impossible.limits]]\nmetric = "peak_rss_bytes"\nbelow = 2\nunit = "MB"\n'
 
