@@ -72,8 +72,9 @@ def measure_in_lockstep(
 ) -> list[Block]:
     """Measure `num_blocks` pairs of processes, or as many as end within `budget_s` seconds, whatever they find.
 
-    Each pair takes `num_exchanges` turns, or fewer where they take long. With more than one thread, threads that wait for each other spin, and CPU time tells less beside neighbours. A side
-    that dies, or a block that takes longer than `TIMEOUT_S`, is a `MeasurementError` under the side's name.
+    Each pair takes `num_exchanges` turns, or fewer where they take long. With more than one thread, threads that wait
+    for each other spin, and CPU time tells less beside neighbours. A side that dies, or a block that takes longer than
+    `TIMEOUT_S`, is a `MeasurementError` under the side's name.
     """
     work = workload or Workload()
     request = {

@@ -2,8 +2,8 @@
 
 The bundled `targets.toml` holds `gtx1660` and `host`, for bases that read text only `gtx1660-text` and `host-text`, and
 `ci` for HAVOC's own CI; a user's own file has the same form: one table per target, which may take over another's
-(`extends`, see `target_table.py`). Every limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be mixed up; unknown
-keys are refused, and so are text or true for a number and figures that no device has.
+(`extends`, see `target_table.py`). Every limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be
+mixed up; unknown keys are refused, and so are text or true for a number and figures that no device has.
 
 Metrics and the unit each is judged in:
 
