@@ -237,7 +237,7 @@ def _libraries_kept_from_stdout() -> Iterator[None]:
 def _run(words: Sequence[str], stops: Sequence[BaseException]) -> int:
     try:
         args = parse(words)
-        _require_a_place(words)
+        _require_a_place(args)
         let_threads_sleep()
         handler = _handler(args.verb)
         if stops:
@@ -247,16 +247,18 @@ def _run(words: Sequence[str], stops: Sequence[BaseException]) -> int:
         sys.stdout.flush()  # here, where a reader that went away can still be told from a failure
 
 
-def _require_a_place(words: Sequence[str]) -> None:
+def _require_a_place(args: argparse.Namespace) -> None:
     """Refuse names that no file of ours could hold, and a working directory that is gone, before anything is loaded.
 
-    Libraries take names as UTF-8, and end the whole process where they cannot resolve their own.
+    Libraries take names as UTF-8, and end the whole process where they cannot resolve their own. A prompt is no name:
+    its verb says what is wrong with it.
     """
-    for word in words:
-        try:
-            word.encode()
-        except UnicodeEncodeError:
-            raise HavocError(f"{word!r} is not UTF-8: choose another name, or rename it") from None
+    for option, value in vars(args).items():
+        for word in value if isinstance(value, list) else [value]:
+            try:
+                str(word if option != "prompt" else "").encode()
+            except UnicodeEncodeError:
+                raise HavocError(f"{str(word)!r} is not UTF-8: choose another name, or rename it") from None
     try:
         Path.cwd()
     except FileNotFoundError:
