@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import sys
 import tempfile
 import threading
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 NUM_BLOCKS = 8
 NUM_EXCHANGES = 20
 FEWEST_EXCHANGES = 6
-MOST_S = 6.0  # after so long no further turns, so that on a busy machine there are fewer of them and not fewer blocks
+SHARE = 0.9  # of a block's part of the budget: processes also start and end
 NUM_WARMUPS = 3
 TIMEOUT_S = 300.0  # of one block
 _QUANTITIES = ("prefill", "decode step")
@@ -72,9 +73,10 @@ def measure_in_lockstep(
 ) -> list[Block]:
     """Measure `num_blocks` pairs of processes, or as many as end within `budget_s` seconds, whatever they find.
 
-    Each pair takes `num_exchanges` turns, or fewer where they take long. With more than one thread, threads that wait
-    for each other spin, and CPU time tells less beside neighbours. A side that dies, or a block that takes longer than
-    `TIMEOUT_S`, is a `MeasurementError` under the side's name.
+    Each pair takes `num_exchanges` turns, or as many as end within its part of the budget: a busy machine has fewer
+    turns before it has fewer blocks. With more than one thread, threads that wait for each other spin, and CPU time
+    tells less beside neighbours. A side that dies, or a block that takes longer than `TIMEOUT_S`, is a
+    `MeasurementError` under the side's name.
     """
     work = workload or Workload()
     request = {
@@ -83,10 +85,11 @@ def measure_in_lockstep(
         "prompt_tokens": work.prompt_tokens,
         "decode_tokens": work.decode_tokens,
     }
+    most_s = math.inf if budget_s is None else SHARE * budget_s / num_blocks
     blocks = []
     with progress.stage(f"measure {old.name} and {new.name} in lockstep", num_blocks, unit="blocks") as stage:
         for place in _places(num_blocks, budget_s):
-            blocks.append(_block(old, new, {**request, "seed": place}, num_exchanges))
+            blocks.append(_block(old, new, {**request, "seed": place}, num_exchanges, most_s))
             stage.advance()
     return blocks
 
@@ -103,16 +106,16 @@ def _places(num_blocks: int, budget_s: float | None) -> Iterator[int]:
         longest_s, before = max(longest_s, now - before), now
 
 
-def _block(old: Side, new: Side, request: dict[str, Any], num_exchanges: int) -> Block:
+def _block(old: Side, new: Side, request: dict[str, Any], num_exchanges: int, most_s: float) -> Block:
     """Start both, let them warm up in turn, then count their turns; who begins alternates.
 
-    After `MOST_S` seconds `FEWEST_EXCHANGES` are enough, whatever they say.
+    After `most_s` seconds `FEWEST_EXCHANGES` are enough, whatever they say.
     """
     found: dict[str, list[tuple[Batch, Batch]]] = {quantity: [] for quantity in _QUANTITIES}
     with _opened(old, request) as ask_old, _opened(new, request) as ask_new:
         began = time.monotonic()
         for place in range(NUM_WARMUPS + num_exchanges):
-            if place >= NUM_WARMUPS + FEWEST_EXCHANGES and time.monotonic() - began > MOST_S:
+            if place >= NUM_WARMUPS + FEWEST_EXCHANGES and time.monotonic() - began > most_s:
                 break
             if place % 2 == 0:
                 before = ask_old()
