@@ -15,6 +15,7 @@ import json
 import math
 import random
 import runpy
+import signal
 import sys
 import time
 from dataclasses import asdict
@@ -63,6 +64,7 @@ def main() -> int:
     parser.add_argument("--at-most", type=int, default=sys.maxsize, help="comparisons of this call")
     parser.add_argument("--commit", default="HEAD")
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen.out.mkdir(parents=True, exist_ok=True)
     path = chosen.out / "compares.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
