@@ -197,6 +197,7 @@ def test_the_artifact_is_the_one_that_the_recipe_names(finished: Path) -> None:
     assert manifest["graph"]["accuracy_level"] == 1
 
 
+@pytest.mark.timeout(900)  # each attempt is longer than the one before
 @pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGKILL])
 def test_stopped_anywhere_it_goes_on(recipe: Path, finished: Path, tmp_path: Path, kill: signal.Signals) -> None:
     """Stopped again and again until it is done: the choices and scores are those of a run that was never stopped."""
