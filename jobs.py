@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .export.candidates import CandidateSessions
     from .export.session import DecoderSession
     from .model.checkpoint import Base
-    from .progress import Progress
+    from .progress import Progress, Stage
 
 _BYTES_PER_PARAMETER = 4
 _COPIES_OF_A_TRAINING = 8  # base, folded weights, factors, and what a pass keeps for its gradient
@@ -114,12 +114,11 @@ def answer(request: Mapping[str, Any], progress: Progress) -> dict[str, str]:
     session = contest.sessions.open(request["alpha"], Structure.from_fields(request["structure"]))
     answers = {}
     tasks = [task for task in contest.tasks if task.name in request["tasks"]]
-    with progress.stage("answers", len(tasks)) as stage:
+    with progress.stage("answers", request["size"] * len(tasks), unit="rows") as stage:
         for task in tasks:
             rows = contest.rows(task, request["split"], request["start"], request["size"])
-            right = answers_of(session, task, rows, contest.recipe)
+            right = answers_of(session, task, rows, contest.recipe, stage)
             answers[task.name] = "".join("01"[is_right] for is_right in right)
-            stage.advance(note=task.name)
     return answers
 
 
@@ -146,9 +145,12 @@ def _shared_part(request: Mapping[str, Any]) -> str:
     return json.dumps(shared, sort_keys=True)
 
 
-def answers_of(session: DecoderSession, task: Task, rows: Sequence[Row], recipe: Recipe) -> tuple[bool, ...]:
+def answers_of(
+    session: DecoderSession, task: Task, rows: Sequence[Row], recipe: Recipe, stage: Stage
+) -> tuple[bool, ...]:
     """Whether `session` answers each row right; a judge that failed on any of them is a `MeasurementError`."""
-    scores = score(session, task, rows, max_new_tokens=recipe.experts.max_new_tokens)
+    advance = functools.partial(stage.advance, note=task.name)
+    scores = score(session, task, rows, max_new_tokens=recipe.experts.max_new_tokens, advance=advance)
     if scores.failed:
         reason = scores.reasons[scores.failed_rows[0]]
         raise MeasurementError(
@@ -167,13 +169,14 @@ class _Contest:
     basis: Basis
     experts: Sequence[Expert]
     sessions: CandidateSessions
-    _rows: dict[tuple[str, str, int], list[Row]] = field(default_factory=dict)
+    _rows: dict[tuple[str, str], list[Row]] = field(default_factory=dict)
 
     def rows(self, task: Task, split: str, start: int, size: int) -> list[Row]:
-        key = (task.name, split, start + size)
-        if key not in self._rows:
-            self._rows[key] = self._read(task, split, start + size)
-        return self._rows[key][start:]
+        """Rows `start` to `start + size` of a split, read once: a longer reading begins with the shorter ones."""
+        known = self._rows.get((task.name, split), [])
+        if len(known) < start + size:
+            known = self._rows[task.name, split] = self._read(task, split, start + size)
+        return known[start : start + size]
 
     def _read(self, task: Task, split: str, num_rows: int) -> list[Row]:
         data = self.recipe.data

@@ -1,7 +1,7 @@
-"""What the pipeline hands from room to room: the bench to the search, and the gate split to the score table.
+"""What the pipeline hands from room to room: the bench to the search.
 
 `adapt` never imports `bench`; the search is given a `BenchMeasurer`, so its objectives come from the code that writes
-the reports. The gate split is opened in one place, `score_table`, after every choice has been made.
+the reports.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Self
 import onnxruntime
 
 from .adapt.candidate import COST_OBJECTIVES, FORMAT_METRICS, Answers, Candidate, Cost, SearchSettings
-from .adapt.paired import paired_margin
-from .adapt.tasks.evaluation import Accuracy
 from .adapt.tasks.task import load_tasks
 from .bench.cuda_driver import CudaCard, open_cuda_card
 from .bench.device import CPU_PROVIDER, CUDA_PROVIDER, identify_cpu, identify_device
@@ -27,8 +25,6 @@ from .errors import HavocError, IdentityError
 from .export.artifact import read_manifest
 from .export.package import export_artifact
 from .jobs import scoring_workers
-from .model.structure import Structure
-from .processes import Workers, results_of
 from .storage import scratch_directory
 
 if TYPE_CHECKING:
@@ -41,7 +37,8 @@ if TYPE_CHECKING:
     from .config import Recipe
     from .jobs import Place
     from .model.checkpoint import Base
-    from .progress import Progress
+    from .model.structure import Structure
+    from .processes import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +197,7 @@ class BenchMeasurer:
             for candidate in candidates
         ]
         for outcome in self._workers.run(".jobs:answer", requests):
-            yield outcome if isinstance(outcome, HavocError) else _right(outcome)
+            yield outcome if isinstance(outcome, HavocError) else right_rows(outcome)
 
     def divergences(self, alphas: Sequence[Sequence[float]]) -> Iterator[dict[str, float] | HavocError]:
         """KL(mixture || base) of each alpha by task, on the first rows of the search's first sample."""
@@ -229,69 +226,6 @@ def divergences_of(
         yield outcome if isinstance(outcome, HavocError) else outcome[number // num_parts]
 
 
-def _right(answers: Mapping[str, str]) -> Answers:
+def right_rows(answers: Mapping[str, str]) -> Answers:
+    """Read what `jobs.answer` gives: for each task whether each row is right."""
     return {task: tuple(mark == "1" for mark in marks) for task, marks in answers.items()}
-
-
-def score_table(
-    place: Place,
-    base: Base,
-    experts: Sequence[Expert],
-    *,
-    alpha: Sequence[float],
-    mixture: Answers,
-    progress: Progress,
-) -> dict[str, Any]:
-    """Open the gate split for base and experts, and put the artifact's answers, `mixture` of `alpha`, beside them.
-
-    All answer the same rows; an expert that changes nothing answers as the base does and is not asked again. `margin`
-    is the mixture's mean over the tasks less the other's, with a 95 % interval of the paired differences; `is_proven`
-    says that it lies above 0. `gains` hold each expert against the base on its own task in the same way, `kl_to_base`
-    is KL(adapted || base) by task in nats a predicted token.
-    """
-    tasks = [task.name for task in recipe_tasks(place.recipe)]
-    alphas = {expert.domain: [float(expert is other) for other in experts] for expert in experts}
-    contestants = {"base": [0.0] * len(experts)}
-    contestants |= {expert.domain: alphas[expert.domain] for expert in experts if not expert.is_base}
-    jobs = [(name, task) for task in tasks for name in contestants]
-    rows = {"split": "gate", "start": 0, "size": place.recipe.gate.num_rows}
-    with scoring_workers(base, len(jobs), num_experts=len(experts), num_threads=place.num_threads) as workers:
-        requests = [
-            place.request(
-                alpha=contestants[name],
-                tasks=[task],
-                rule="delta",
-                structure=Structure().to_fields(),
-                num_threads=workers.num_threads,
-                **rows,
-            )
-            for name, task in jobs
-        ]
-        found: dict[str, Answers] = {name: {} for name in contestants}
-        with progress.stage("base and experts on the gate split", len(jobs)) as stage:
-            given = results_of(workers.run(".jobs:answer", requests, listen=stage.advance))
-            for (name, _), right in zip(jobs, given, strict=True):
-                found[name] = {**found[name], **_right(right)}
-        moved = results_of(divergences_of(place, workers, list(alphas.values()), rule="delta", **rows))
-        kls = {"base": dict.fromkeys(tasks, 0.0), **dict(zip(alphas, moved, strict=True))}
-        (kls["mixture"],) = results_of(divergences_of(place, workers, [alpha], rule=place.recipe.search.rule, **rows))
-    answers = {name: found.get(name, found["base"]) for name in ("base", *alphas)}
-    return {
-        "split": "gate",
-        "rows": [_table_row(name, right, kls[name]) for name, right in {**answers, "mixture": mixture}.items()],
-        "paired": [{"against": name, **paired_margin(mixture, right)} for name, right in answers.items()],
-        "gains": [
-            {"expert": task, **paired_margin({task: answers[task][task]}, {task: answers["base"][task]})}
-            for task in tasks
-        ],
-    }
-
-
-def _table_row(name: str, answers: Answers, kl_to_base: Mapping[str, float]) -> dict[str, Any]:
-    kind = name if name in {"base", "mixture"} else "expert"
-    accuracy = {}
-    for task, right in answers.items():
-        counted = Accuracy(task, sum(right), len(right))
-        low, high = counted.interval()
-        accuracy[task] = {"num_right": counted.num_right, "num_rows": counted.num_rows, "low": low, "high": high}
-    return {"name": name, "kind": kind, "accuracy": accuracy, "kl_to_base": dict(kl_to_base)}

@@ -7,7 +7,7 @@ stopped goes on where it was: the same command finds what is finished and does t
     basis.safetensors experts/          singular-value basis, one z vector file an expert
     search/journal.jsonl front.json     every evaluation; the front and the choice
     artifact/                           what is deployed
-    scores.json record.json             accuracy on the gate split; the measurement
+    gate.jsonl scores.json record.json  answers and accuracy on the gate split; the measurement
     report.html report.md ...           the same for people
     handoff.json                        for the next phase of a larger pipeline
 """
@@ -362,32 +362,22 @@ def measure_artifact(
 ) -> None:
     """Do the first target's work with the artifact, in fresh processes, and open the gate split once.
 
-    Leaves `scores.json` and `record.json`. It waits a while for other work on the machine to end.
+    Leaves `gate.jsonl`, `scores.json` and `record.json`. It waits a while for other work on the machine to end.
     The record is written last: it is the mark that both are there.
     """
-    from .bench.accuracy import add_accuracy, run_accuracy
+    from .bench.accuracy import add_accuracy
     from .bench.measure import measure
-    from .measuring import bind, score_table
+    from .gate_split import GateJournal, score_artifact, score_table
+    from .measuring import bind
 
     recipe, out = place.recipe, place.out
     if (out / "record.json").exists():
         require_measured(artifact, out / "record.json")
         return
-    scored = run_accuracy(
-        artifact,
-        tasks=recipe.experts.tasks,
-        num_rows=recipe.gate.num_rows,
-        may_be_fewer=True,
-        seed=recipe.data.seed,
-        data_dir=recipe.data.directory,
-        online=recipe.data.online,
-        max_new_tokens=recipe.experts.max_new_tokens,
-        is_chat=recipe.model.chat,
-        num_threads=threads_for(base.model.num_parameters(), num_threads=place.num_threads),
-        progress=progress,
-    )
+    journal = GateJournal(place, base, experts)
+    scored = score_artifact(place, base, artifact, journal, progress)
     alpha = result.chosen.candidate.alpha
-    scores = score_table(place, base, experts, alpha=alpha, mixture=scored.right, progress=progress)
+    scores = score_table(place, base, experts, alpha=alpha, mixture=scored.right, journal=journal, progress=progress)
     storage.write_json(out / "scores.json", linked(scores, artifact))
     bound = bind(recipe)
     record = measure(

@@ -47,6 +47,29 @@ class AccuracyRun:
     right: dict[str, tuple[bool, ...]]
     num_cut: dict[str, int] = field(default_factory=dict)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON, the verdict of each row as a 0 or a 1."""
+        return {
+            "files": self.files,
+            "manifest_sha256": self.manifest_sha256,
+            "tasks": {task: counts.model_dump(mode="json") for task, counts in self.tasks.items()},
+            "right": {task: "".join("01"[is_right] for is_right in rows) for task, rows in self.right.items()},
+            "num_cut": self.num_cut,
+        }
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> AccuracyRun:
+        """Read what `to_json` or a scoring child gives; anything else is a `KeyError`, `TypeError` or `ValueError`."""
+        return cls(
+            files=dict(plain["files"]),
+            manifest_sha256=str(plain["manifest_sha256"]),
+            tasks={
+                task: DomainAccuracy.model_validate(counts, strict=False) for task, counts in plain["tasks"].items()
+            },
+            right={task: tuple(letter == "1" for letter in letters) for task, letters in plain["right"].items()},
+            num_cut={task: int(num) for task, num in plain["num_cut"].items()},
+        )
+
 
 def run_accuracy(
     artifact: Path | str,
@@ -97,15 +120,7 @@ def run_accuracy(
         with progress.stage("score", (num_rows or 1000) * len(tasks or DOMAINS), unit="rows") as stage:
             result = run_worker(request, timeout_s=_TIMEOUT_S, listen=_announcer(stage))
         held.require_unchanged()
-    found = {task: DomainAccuracy.model_validate(counts, strict=False) for task, counts in result["tasks"].items()}
-    right = {task: tuple(letter == "1" for letter in letters) for task, letters in result["right"].items()}
-    return AccuracyRun(
-        files=held.hashes,
-        manifest_sha256=held.manifest.sha256,
-        tasks=found,
-        right=right,
-        num_cut=result["num_cut"],
-    )
+    return AccuracyRun.from_json({"files": held.hashes, "manifest_sha256": held.manifest.sha256, **result})
 
 
 def _found_from_anywhere(task: str) -> str:

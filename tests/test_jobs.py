@@ -12,8 +12,9 @@ from havoc_core.adapt.commands import base_basis
 from havoc_core.adapt.training_state import state_path
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError
+from havoc_core.gate_split import GateJournal, score_table
 from havoc_core.jobs import Place
-from havoc_core.measuring import BenchMeasurer, bind, score_table
+from havoc_core.measuring import BenchMeasurer, bind
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.model.structure import Structure
 from havoc_core.pipeline import train_experts
@@ -62,7 +63,15 @@ def test_experts_and_answers_do_not_depend_on_the_number_of_processes(
             assert measurer._workers.num_processes == num_cores
             answers.append(list(measurer.answers(candidates, sample=0)))
             moved.append(list(measurer.divergences([candidate.alpha for candidate in candidates])))
-        table = score_table(place, base, experts, alpha=(1.0, 0.5), mixture=answers[-1][0], progress=SILENT)
+        table = score_table(
+            place,
+            base,
+            experts,
+            alpha=(1.0, 0.5),
+            mixture=answers[-1][0],
+            journal=GateJournal(place, base, experts),
+            progress=SILENT,
+        )
         tables.append(table)
     assert files[0] == files[1]
     assert set(files[0]) == {

@@ -1,4 +1,4 @@
-"""What the pipeline hands from the bench to the search and the score table: no figure is lost or made up on the way."""
+"""What the pipeline hands from the bench to the search: no figure is lost or made up on the way."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import pytest
 
 from havoc_core import measuring
 from havoc_core.adapt.candidate import Candidate
-from havoc_core.adapt.expert import Expert
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError
 from havoc_core.jobs import Place
-from havoc_core.measuring import BenchMeasurer, bind, limits_of, score_table
+from havoc_core.measuring import BenchMeasurer, bind, limits_of
 from havoc_core.model.structure import Structure
-from havoc_core.progress import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -103,49 +101,3 @@ def test_divergences_come_back_in_their_order(monkeypatch: pytest.MonkeyPatch) -
         found = list(measurer.divergences([(0.0,), (9.0,), (2.0,)]))
     assert [isinstance(one, HavocError) for one in found] == [False, True, False]
     assert {request["start"] for _, request in workers.asked} == {30}
-
-
-def expert(domain: str, value: float) -> Expert:
-    import torch
-
-    return Expert(domain=domain, deltas={"w": torch.tensor([value, 0.0])}, base_hash="b", basis_hash="s")
-
-
-def test_the_score_table_holds_what_was_answered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Right rows, gains and divergences of each, from the jobs' answers; the base's twin is not asked."""
-    right = {(0.0, 0.0): {"math": "1000", "code": "1100"}, (0.0, 1.0): {"math": "0000", "code": "1111"}}
-
-    def answer(request: dict[str, Any]) -> dict[str, str]:
-        (task,) = request["tasks"]
-        return {task: right[tuple(request["alpha"])][task]}
-
-    def diverge(request: dict[str, Any]) -> list[dict[str, float]]:
-        return [{"math": sum(alpha), "code": 10 * sum(alpha)} for alpha in request["alphas"]]
-
-    workers = Recorded({".jobs:answer": answer, ".jobs:diverge": diverge})
-    monkeypatch.setattr(measuring, "scoring_workers", lambda *_, **__: workers)
-    experts = [expert("math", 0.0), expert("code", 0.1)]
-    mixture = {"math": (True, True, False, False), "code": (True, True, True, False)}
-    table = score_table(PLACE, None, experts, alpha=(0.5, 0.75), mixture=mixture, progress=SILENT)  # type: ignore[arg-type]
-    rows = {row["name"]: row for row in table["rows"]}
-    assert list(rows) == ["base", "math", "code", "mixture"]
-    num_right = {name: [count["num_right"] for count in row["accuracy"].values()] for name, row in rows.items()}
-    assert num_right == {"base": [1, 2], "math": [1, 2], "code": [0, 4], "mixture": [2, 3]}
-    asked = [tuple(request["alpha"]) for function, request in workers.asked if function == ".jobs:answer"]
-    assert sorted(set(asked)) == [(0.0, 0.0), (0.0, 1.0)]  # the math expert changes nothing
-    assert all(request["split"] == "gate" for _, request in workers.asked)
-    assert {name: row["kl_to_base"]["code"] for name, row in rows.items()} == {
-        "base": 0.0,
-        "math": 10.0,
-        "code": 10.0,
-        "mixture": 12.5,
-    }
-    assert {gain["expert"]: gain["margin"] for gain in table["gains"]} == {"math": 0.0, "code": 0.5}
-    assert {pair["against"]: pair["margin"] for pair in table["paired"]} == pytest.approx(
-        {"base": 0.25, "math": 0.25, "code": 0.125}
-    )
-    rules = [request["rule"] for function, request in workers.asked if function == ".jobs:diverge"]
-    assert (set(rules[:-1]), rules[-1]) == (
-        {"delta"},
-        "renorm",
-    )  # experts alone as they were trained, the mixture as it was mixed

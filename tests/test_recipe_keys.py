@@ -15,6 +15,7 @@ from havoc_core import config, jobs, measuring, pipeline
 from havoc_core.adapt.commands import training_settings
 from havoc_core.adapt.optimizer import MuGrokConfig
 from havoc_core.adapt.tasks.task import load_task
+from havoc_core.bench.accuracy import AccuracyRun
 from havoc_core.config import Recipe, bundled_recipes, load_recipe
 from havoc_core.errors import HavocError
 from havoc_core.measuring import bind, recipe_tasks, search_settings
@@ -61,6 +62,16 @@ def jobs_structure() -> Any:
     return Structure()
 
 
+class Unwritten:
+    """A journal that stays in memory."""
+
+    def __init__(self, _: Path) -> None:
+        self.entries: list[dict[str, Any]] = []
+
+    def append(self, entry: dict[str, Any]) -> None:
+        self.entries.append(entry)
+
+
 def measured(recipe: Recipe) -> object:
     """What scoring and measuring the artifact are handed."""
     handed: dict[str, Any] = {}
@@ -70,7 +81,7 @@ def measured(recipe: Recipe) -> object:
 
     def run_accuracy(_: Path, **options: object) -> Any:
         handed.update(options)
-        return type("Scored", (), {"right": {}})
+        return AccuracyRun(files={}, manifest_sha256="", tasks={}, right={})
 
     def score_table(place: jobs.Place, *_: object, **__: object) -> dict[str, Any]:
         handed["gate rows"] = place.recipe.gate.num_rows
@@ -81,9 +92,11 @@ def measured(recipe: Recipe) -> object:
         raise Stop
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("havoc_core.bench.accuracy.run_accuracy", run_accuracy)
+        patch.setattr("havoc_core.gate_split.run_accuracy", run_accuracy)
+        patch.setattr("havoc_core.bench.gate.hash_artifact", lambda _: {"manifest.json": "0"})
+        patch.setattr("havoc_core.storage.Journal", Unwritten)
         patch.setattr("havoc_core.bench.measure.measure", measure)
-        patch.setattr("havoc_core.measuring.score_table", score_table)
+        patch.setattr("havoc_core.gate_split.score_table", score_table)
         patch.setattr("havoc_core.pipeline.linked", lambda document, _: document)
         patch.setattr("havoc_core.storage.write_json", lambda *_: None)
         chosen = type("Chosen", (), {"candidate": measuring.Candidate((1.0,) * 4, jobs_structure())})

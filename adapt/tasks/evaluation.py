@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from ...model.prompt import PromptLike
     from .task import Row, Task
 
-_CHUNK_ROWS, _CHUNK_CHOICES, _CHUNK_TOKENS = 256, 64, 256 * 80
+_CHUNK_ROWS, _BATCH_ROWS, _CHUNK_CHOICES, _CHUNK_TOKENS = 256, 64, 64, 256 * 80
 """Most rows that are asked together, of tasks that write and of choices, and most tokens they may write.
 
-Progress is told behind each chunk, so a chunk of long answers must not take minutes; sizes depend on the task alone.
+Progress is told behind each chunk, so a chunk of long answers must not take minutes. A chunk is whole batches of an
+artifact's session: a few rows left over are written as slowly as a batch. Sizes depend on the task alone.
 """
 
 
@@ -142,7 +143,7 @@ def score(
     `scorer` does not answer every prompt, and `HavocError` for a task of kind `choice` that shows pictures.
     """
     longest, verdicts = max_new_tokens or task.max_new_tokens, list[_Verdict]()
-    size = _CHUNK_CHOICES if task.kind == "choice" else min(_CHUNK_ROWS, max(1, _CHUNK_TOKENS // longest))
+    size = _CHUNK_CHOICES if task.kind == "choice" else _chunk_rows(longest)
     for start in range(0, len(rows), size):
         chunk = rows[start : start + size]
         verdicts += _choose(scorer, task, chunk) if task.kind == "choice" else _write(scorer, task, chunk, longest)
@@ -156,6 +157,11 @@ def score(
         reasons=tuple(verdict.reason for verdict in verdicts),
         num_cut=sum(verdict.is_cut for verdict in verdicts),
     )
+
+
+def _chunk_rows(max_new_tokens: int) -> int:
+    num_rows = max(1, min(_CHUNK_ROWS, _CHUNK_TOKENS // max_new_tokens))
+    return num_rows if num_rows < _BATCH_ROWS else num_rows - num_rows % _BATCH_ROWS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
