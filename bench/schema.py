@@ -337,11 +337,14 @@ class WorkDone(Part):
     """What shows that timed calls did the work: `num_calls` of them left in the cache what the same tokens leave alone.
 
     `largest_error` is the largest RMS difference of keys or values, in units of their own RMS, outside the timed spans;
-    `short_step_ns` are single steps after a few tokens, which take no longer than those after many.
+    `step_error` is the same of the steps of a decode episode and of the last step's logits, against one call that reads
+    all its tokens; None where it was not compared. `short_step_ns` are single steps after a few tokens, which take no
+    longer than those after many.
     """
 
     num_calls: Count
     largest_error: Annotated[float, Field(ge=0, le=1e6)]
+    step_error: Annotated[float, Field(ge=0, le=1e6)] | None = None
     short_step_ns: tuple[PositiveNs, ...] = ()
 
 

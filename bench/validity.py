@@ -222,6 +222,11 @@ def timed_calls_did_the_work(case: Case) -> str | None:
                 f"{where}: timed calls left other keys and values than the same tokens read alone (error "
                 f"{work.largest_error:.3g}, at most {MOST_WORK_ERROR:g}): the model skips work when it is timed"
             )
+        if work.step_error is not None and work.step_error > MOST_WORK_ERROR:
+            return (
+                f"{where}: single steps left other logits, keys or values than one call that reads the same tokens "
+                f"(error {work.step_error:.3g}, at most {MOST_WORK_ERROR:g}): the model skips work when it is timed"
+            )
         steps = [ns for run in process.decode for ns in run.step_ns]
         if case.record.workload.context_tokens < _LONG_CONTEXT or not (steps and work.short_step_ns):
             continue

@@ -5,8 +5,10 @@
 A model reads causally: the keys and values of the first K tokens are the same whether K or T tokens are read. So of a
 few timed calls, which nothing in the call tells apart, some positions are copied after the clock has stopped, and when
 all timing is over their first K tokens are read alone, K drawn anew for each. A graph that skips the model where it
-knows that it is timed has to fill the cache with the truth all the same, which is the work. Single steps write where no
-shorter call reads; for those, a step after a few tokens must not take longer than one after many.
+knows that it is timed has to fill the cache with the truth all the same, which is the work.
+
+Of one decode episode the last logits, and keys and values of some steps, are compared with one call that reads the
+context and all tokens of the steps at once. And a step after a few tokens must not take longer than one after many.
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     from numpy.typing import NDArray
 
     from ..export.past import Past
@@ -41,6 +45,16 @@ class _Kept:
     values: list[NDArray[Any]]
 
 
+@dataclass(frozen=True)
+class _KeptSteps:
+    """All tokens of an episode [B, T], the last step's logits [V], and keys and values of some steps' positions."""
+
+    ids: NDArray[np.int64]
+    logits: NDArray[np.float32]
+    positions: NDArray[np.int64]
+    values: list[NDArray[Any]]
+
+
 class Witness:
     """Keeps what a few timed calls wrote; any of them may be among the few, and the draw is not that of the inputs."""
 
@@ -49,6 +63,8 @@ class Witness:
         self._rng = np.random.default_rng()
         self._kept: list[_Kept] = []
         self._num_seen = 0
+        self._steps: _KeptSteps | None = None
+        self._num_episodes = 0
 
     def keep(self, ids_BT: NDArray[np.int64], past: Past) -> None:
         """Look at a timed prompt and the cache it filled, after the clock was stopped; each is as likely to be kept."""
@@ -59,8 +75,22 @@ class Witness:
         num_tokens = ids_BT.shape[1]
         num_alone = int(self._rng.integers(max(1, num_tokens // 16), num_tokens)) if num_tokens > 1 else 1
         positions = np.unique(np.append(self._rng.integers(num_alone, size=NUM_POSITIONS), num_alone - 1))
-        values = [array[0][:, positions].astype(np.float32) for array in past.arrays()]
-        self._kept[place : place + 1] = [_Kept(ids_BT.copy(), num_alone, positions, values)]
+        self._kept[place : place + 1] = [_Kept(ids_BT.copy(), num_alone, positions, _at(past, positions))]
+
+    def keep_steps(
+        self, ids_BT: NDArray[np.int64], steps: Sequence[NDArray[np.int64]], logits: NDArray[np.float32], past: Past
+    ) -> None:
+        """Look at an episode: its context, the ids [B, 1] that each step read, and what the last one left.
+
+        One episode is kept, each as likely as the others.
+        """
+        self._num_episodes += 1
+        if not steps or int(self._rng.integers(self._num_episodes)):
+            return
+        ids = np.concatenate((ids_BT, *steps), axis=1)
+        num_context, num_tokens = ids_BT.shape[1], ids.shape[1]
+        positions = np.unique(np.append(self._rng.integers(num_context, num_tokens, NUM_POSITIONS), num_tokens - 1))
+        self._steps = _KeptSteps(ids, logits[0].astype(np.float32), positions, _at(past, positions))
 
     def testify(self, past: Past) -> dict[str, Any]:
         """Read the kept prompts' beginnings alone, over `past`; see `schema.WorkDone`."""
@@ -68,19 +98,21 @@ class Witness:
         return {
             "num_calls": len(errors),
             "largest_error": max(errors, default=0.0),
+            "step_error": None if self._steps is None else self._step_error(self._steps, past),
             "short_step_ns": self._short_steps(past) if self._kept else [],
         }
 
     def _error(self, kept: _Kept, past: Past) -> float:
         """Largest RMS difference of a tensor of keys or values, in units of its own RMS."""
         _, alone = self._session.extend(kept.ids[:, : kept.num_alone], None, past)
-        truths = [array[0][:, kept.positions].astype(np.float32) for array in alone.arrays()]
-        errors = [
-            float(np.sqrt(np.mean((found - truth) ** 2)) / max(float(np.sqrt(np.mean(truth**2))), 1e-12))
-            for found, truth in zip(kept.values, truths, strict=True)
-        ]
-        worst = max(errors)
-        return worst if all(np.isfinite(errors)) and worst < _NO_NUMBER else _NO_NUMBER
+        return _largest(map(_difference, kept.values, _at(alone, kept.positions)))
+
+    def _step_error(self, kept: _KeptSteps, past: Past) -> float:
+        """The same of the steps' keys and values and of the last logits, against one call that reads all tokens."""
+        logits, whole = self._session.extend(kept.ids, None, past)
+        errors = map(_difference, kept.values, _at(whole, kept.positions))
+        centred = [array - array.mean() for array in (kept.logits, logits[0].astype(np.float32))]
+        return _largest((_difference(*centred), *errors))
 
     def _short_steps(self, past: Past) -> list[int]:
         """Nanoseconds of single steps after a few tokens."""
@@ -94,3 +126,18 @@ class Witness:
             logits, past = self._session.decode(token_ids, None, past)
             steps.append(max(time.perf_counter_ns() - begin, 1))
         return steps
+
+
+def _at(past: Past, positions: NDArray[np.int64]) -> list[NDArray[np.float32]]:
+    """Keys and values of some positions of the first row: each [heads, positions, D]."""
+    return [array[0][:, positions].astype(np.float32) for array in past.arrays()]
+
+
+def _difference(found: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
+    """RMS difference in units of the truth's own RMS."""
+    return float(np.sqrt(np.mean((found - truth) ** 2)) / max(float(np.sqrt(np.mean(truth**2))), 1e-12))
+
+
+def _largest(errors: Iterable[float]) -> float:
+    found = list(errors)
+    return max(found) if all(np.isfinite(found)) and max(found) < _NO_NUMBER else _NO_NUMBER

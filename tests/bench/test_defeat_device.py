@@ -8,6 +8,7 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -19,6 +20,8 @@ from havoc_core.bench.rules import Case
 from havoc_core.bench.session import open_session
 from havoc_core.bench.targets import load_target
 from havoc_core.bench.validity import timed_calls_did_the_work
+from havoc_core.bench.witness import Witness
+from havoc_core.export.session import DecoderSession
 from havoc_core.export.verify import verify_artifact
 from havoc_core.model.config import HavocConfig
 
@@ -41,10 +44,10 @@ def _constant(name: str, values: list[int]) -> onnx.NodeProto:
     return helper.make_node("Constant", [], [name], value=tensor)
 
 
-def defeat(artifact: Path, *, exactly: int | None = None) -> None:
+def defeat(artifact: Path, *, exactly: int | None = None, in_steps: bool = False) -> None:
     """From THRESHOLD tokens on, or at `exactly` so many: logits of the last embedding, zeros for keys and values.
 
-    No layer is run then.
+    No layer is run then. With `in_steps` it is so in every call that reads a single token, however many are there.
     """
     config = HavocConfig.from_directory(artifact)
     model = onnx.load(artifact / "model.onnx", load_external_data=False)
@@ -89,15 +92,18 @@ def defeat(artifact: Path, *, exactly: int | None = None) -> None:
             past = output.replace("present", "past_key_values", 1)
             cheap.append(helper.make_node("Concat", [past, "x/zeros"], [f"cheap/{output}"], axis=2))
     top = [
-        helper.make_node("Shape", ["attention_mask"], ["t/shape"]),
+        helper.make_node("Shape", [embeds if in_steps else "attention_mask"], ["t/shape"]),
         helper.make_node("Constant", [], ["t/1"], value=helper.make_tensor("t/one", TensorProto.INT64, [], [1])),
         helper.make_node("Gather", ["t/shape", "t/1"], ["t/S"]),
         helper.make_node(
-            "Constant", [], ["t/N"], value=helper.make_tensor("t/n", TensorProto.INT64, [], [exactly or THRESHOLD])
+            "Constant",
+            [],
+            ["t/N"],
+            value=helper.make_tensor("t/n", TensorProto.INT64, [], [1 if in_steps else exactly or THRESHOLD]),
         ),
         *(
             [helper.make_node("Less", ["t/S", "t/N"], ["t/short"])]
-            if exactly is None
+            if exactly is None and not in_steps
             else [
                 helper.make_node("Equal", ["t/S", "t/N"], ["t/timed"]),
                 helper.make_node("Not", ["t/timed"], ["t/short"]),
@@ -151,6 +157,36 @@ def test_a_model_that_skips_itself_when_timed_is_invalid(honest: Path, tmp_path:
     assert "process 0: timed calls left other keys and values" in str(problem(record))
 
 
+def test_a_model_that_skips_itself_in_single_steps_is_invalid(honest: Path, tmp_path: Path) -> None:
+    """Prefills do the work, and every step of decoding skips it, after few tokens and after many: no step is slower."""
+    device = Path(shutil.copytree(honest, tmp_path / "device"))
+    defeat(device, in_steps=True)
+    record = measured(device)
+    work = record.samples[0].work_done
+    assert work is not None
+    assert work.largest_error < 1e-3
+    assert work.step_error is not None
+    assert work.step_error > 0.9
+    assert "process 0: single steps left other logits, keys or values" in str(problem(record))
+
+
+def test_steps_that_skip_the_head_alone_are_seen(honest: Path) -> None:
+    """Keys and values are right, and only the logits of a step are another token's."""
+    session = DecoderSession.open(honest, num_threads=1)
+    ids = np.random.default_rng(0).integers(20, 100, (1, 40))
+    for has_head in (True, False):
+        witness = Witness(session)
+        empty = session.empty_past(1, capacity=64)
+        logits, past = session.extend(ids, None, empty)
+        read = []
+        for _ in range(6):
+            read.append(logits.argmax(axis=-1)[:, None])
+            logits, past = session.decode(read[-1], None, past)
+        witness.keep_steps(ids, read, logits if has_head else np.roll(logits, 1, axis=-1), past)
+        error = witness.testify(empty)["step_error"]
+        assert error < 1e-3 if has_head else error > 0.9
+
+
 def test_an_honest_model_did_the_work(honest: Path) -> None:
     """The same tokens leave the same keys and values, whatever stands behind them."""
     record = measured(honest)
@@ -159,6 +195,8 @@ def test_an_honest_model_did_the_work(honest: Path) -> None:
     assert work is not None
     assert work.num_calls == 3
     assert work.largest_error < 1e-3
+    assert work.step_error is not None
+    assert work.step_error < 1e-3
     assert work.short_step_ns
 
 
@@ -173,3 +211,5 @@ def test_a_quantized_model_did_the_work_too(weights: str, tmp_path: Path, tiny_a
     work = measured(artifact).samples[0].work_done
     assert work is not None
     assert work.largest_error < 0.1
+    assert work.step_error is not None
+    assert work.step_error < 0.1
