@@ -58,6 +58,7 @@ ALL_OF_IT = {
     "record.json",
     "report.html",
     "report.md",
+    "gate.jsonl",
     "scores.json",
     "search",
     "telemetry.csv",
