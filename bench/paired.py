@@ -81,10 +81,21 @@ class Paired:
     shift: Shift = "undecided"
 
 
-def judge_blocks(blocks: Sequence[Block], *, margin: float) -> list[Paired]:
-    """Bound how many times as long the new side takes, by every quantity and witness; a margin of 0.1 allows 10 %."""
+def confidence_at_look(number: int, confidence: float = CONFIDENCE) -> float:
+    """What all intervals of the `number`-th look hold at, so that those of all looks, however many, do at `confidence`.
+
+    Look k spends 1 / (k (k + 1)) of what may go wrong; these shares sum to 1.
+    """
+    return 1 - (1 - confidence) / (number * (number + 1))
+
+
+def judge_blocks(blocks: Sequence[Block], *, margin: float, confidence: float = CONFIDENCE) -> list[Paired]:
+    """Bound how many times as long the new side takes, by every quantity and witness; a margin of 0.1 allows 10 %.
+
+    All intervals together hold at `confidence`.
+    """
     asked = [(quantity, witness) for quantity in (blocks[0].turns if blocks else ()) for witness in _WITNESSES]
-    one_sided = 1 - (1 - CONFIDENCE) / max(len(asked), 1)
+    one_sided = 1 - (1 - confidence) / max(len(asked), 1)
     return [_paired(quantity, witness, blocks, margin, one_sided) for quantity, witness in asked]
 
 
