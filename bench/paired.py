@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Shift = Literal["worse", "better", "equal", "undecided"]
 Witness = Literal["CPU time", "time on the clock"]
 CONFIDENCE = 0.99
+_MOST_LOG_RATIO = 100.0
+"""A bound further away says nothing: two blocks that differ, at a high confidence."""
 RAN_SHARE = 0.95  # of the time on the clock, by at least one thread
 _WITNESSES: tuple[Witness, ...] = ("CPU time", "time on the clock")
 
@@ -115,7 +117,9 @@ def _paired(quantity: str, witness: Witness, blocks: Sequence[Block], margin: fl
     if not told:
         return Paired(quantity=quantity, witness=witness, num_blocks=0)
     found = mean_bounds([log_ratio(turns) for turns in told], confidence=one_sided)
-    low, high = (None if bound is None else math.exp(bound) for bound in (found.low, found.high))
+    low, high = (
+        None if bound is None or abs(bound) > _MOST_LOG_RATIO else math.exp(bound) for bound in (found.low, found.high)
+    )
     return Paired(
         quantity=quantity,
         witness=witness,

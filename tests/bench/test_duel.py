@@ -52,6 +52,16 @@ def test_few_blocks_prove_nothing() -> None:
     assert judge_until_proven([], margin=MARGIN) == duel.Outcome(verdict="undecided", rows=[], num_blocks=0)
 
 
+def test_two_blocks_that_tell_after_many_that_do_not() -> None:
+    """A bound too far away to write as a number is none, and says nothing."""
+    wild = [Block({"prefill": [(Batch([10**6], None), Batch([ns], None))]}) for ns in (10**6, 10**9)]
+    silent = [Block({"prefill": [(Batch([10**9], 1), Batch([10**9], None))]})] * 6
+    found = judge_until_proven([*silent, *wild], margin=MARGIN)
+    assert (found.verdict, found.num_blocks) == ("undecided", 8)
+    clock = found.rows[1]
+    assert (clock.num_blocks, clock.low, clock.high) == (2, None, None)
+
+
 def test_looking_again_and_again_proves_nothing_false() -> None:
     """Slower by exactly the margin is called worse at most 1 % of the time; looks that spend nothing do far worse."""
     num_duels = 1000
