@@ -273,6 +273,23 @@ def add_compare(parser: Parser) -> None:
     _add_output(parser, quiet=False)
 
 
+def add_duel(parser: Parser) -> None:
+    """`havoc duel OLD NEW`."""
+    parser.add_argument("old", type=Path, metavar="OLD", help="artifact of the last release")
+    parser.add_argument("new", type=Path, metavar="NEW", help="artifact that must not be slower")
+    margin_help = "how much slower is allowed, and how near is equal (default: 0.05)"
+    parser.add_argument("--margin", type=_share, default=0.05, metavar="SHARE", help=margin_help)
+    time_help = "measure at most this long; it ends as soon as the answer is proven (default: 300)"
+    parser.add_argument("--max-time", type=_positive, default=300, metavar="SECONDS", help=time_help)
+    parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime execution provider (default: the CPU's)")
+    prompt_help = "tokens of the prompt (default: 512)"
+    parser.add_argument("--prompt-tokens", type=_positive, default=512, metavar="N", help=prompt_help)
+    parser.add_argument("--decode-tokens", type=_several, default=128, metavar="N", help="default: 128")
+    threads_help = "threads of each (default: 1, which other work disturbs least)"
+    parser.add_argument("--threads", type=_positive, default=1, metavar="N", help=threads_help)
+    _add_output(parser)
+
+
 def add_report(parser: Parser) -> None:
     """`havoc report DIR`."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="folder that holds record.json")

@@ -152,6 +152,13 @@ VERBS = (
         ("havoc compare old/record.json new/record.json",),
     ),
     Verb(
+        "duel",
+        "two artifacts in turns: is the new one slower?",
+        "bench.commands",
+        arguments.add_duel,
+        ("havoc duel released candidate", "havoc duel released candidate --margin 0.02 --max-time 600"),
+    ),
+    Verb(
         "report",
         "write html, markdown, junit and badge of a measured folder",
         "bench.commands",

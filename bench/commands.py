@@ -284,6 +284,46 @@ def handle_compare(args: argparse.Namespace) -> int:
     return code
 
 
+def handle_duel(args: argparse.Namespace) -> int:
+    """Measure two artifacts in turns; exit 0 where the new one is proven equal or faster, 1 slower, 3 undecided."""
+    from ..export.held import hold
+    from ..progress import make_progress
+    from .device import CPU_PROVIDER
+    from .duel import EXIT_CODES, differences, document, duel, require_room, text_of
+    from .lockstep import Side
+    from .schema import Workload
+
+    if not args.margin:
+        raise HavocError("a margin of 0 is never proven to be kept: give --margin more, 0.02 for 2 %")
+    num_tokens = args.prompt_tokens
+    work = Workload(prompt_tokens=num_tokens, context_tokens=num_tokens, decode_tokens=args.decode_tokens)
+    with hold(args.old) as old, hold(args.new) as new:
+        for held in (old, new):
+            require_room(held, work)
+        outcome = duel(
+            Side(name="old", artifact=old.place),
+            Side(name="new", artifact=new.place),
+            margin=args.margin,
+            max_time_s=args.max_time,
+            workload=work,
+            provider=args.provider or CPU_PROVIDER,
+            num_threads=args.threads,
+            progress=make_progress(quiet=args.quiet),
+        )
+        for held in (old, new):
+            held.require_unchanged()
+        notes = list(differences(old, new))
+        code = EXIT_CODES[outcome.verdict]
+        if args.json:
+            _print_json(document(outcome, args.margin, old, new, notes))
+            return code
+    print("\n".join([*(f"note: {note}\n" for note in notes), text_of(outcome.rows, args.margin)]))
+    if code == EXIT_CODES["undecided"]:
+        blocks = count(outcome.num_blocks, "block")
+        print(f"\n{blocks} in {args.max_time} s prove nothing: give --max-time more, or --margin, or a quiet machine")
+    return code
+
+
 _MEDIANS = ("prefill_ms", "ttft_ms", "decode_tok_per_s")
 """What `compare` shows the medians of; the gate judges percentiles and the rate over all runs."""
 

@@ -73,6 +73,38 @@ def measure_in_lockstep(
 ) -> list[Block]:
     """Measure `num_blocks` pairs of processes, or as many as end within `budget_s` seconds, whatever they find.
 
+    See `blocks_in_lockstep`.
+    """
+    with progress.stage(f"measure {old.name} and {new.name} in lockstep", num_blocks, unit="blocks") as stage:
+        blocks = []
+        for block in blocks_in_lockstep(
+            old,
+            new,
+            num_blocks=num_blocks,
+            num_exchanges=num_exchanges,
+            budget_s=budget_s,
+            workload=workload,
+            provider=provider,
+            num_threads=num_threads,
+        ):
+            blocks.append(block)
+            stage.advance()
+    return blocks
+
+
+def blocks_in_lockstep(
+    old: Side,
+    new: Side,
+    *,
+    num_blocks: int = NUM_BLOCKS,
+    num_exchanges: int = NUM_EXCHANGES,
+    budget_s: float | None = None,
+    workload: Workload | None = None,
+    provider: str = CPU_PROVIDER,
+    num_threads: int = 1,
+) -> Iterator[Block]:
+    """Measure pair after pair of processes, each block as soon as it is there, within `budget_s` seconds in all.
+
     Each pair takes `num_exchanges` turns, or as many as end within its part of the budget: a busy machine has fewer
     turns before it has fewer blocks. With more than one thread, threads that wait for each other spin, and CPU time
     tells less beside neighbours. A side that dies, or a block that takes longer than `TIMEOUT_S`, is a
@@ -86,12 +118,8 @@ def measure_in_lockstep(
         "decode_tokens": work.decode_tokens,
     }
     most_s = math.inf if budget_s is None else SHARE * budget_s / num_blocks
-    blocks = []
-    with progress.stage(f"measure {old.name} and {new.name} in lockstep", num_blocks, unit="blocks") as stage:
-        for place in _places(num_blocks, budget_s):
-            blocks.append(_block(old, new, {**request, "seed": place}, num_exchanges, most_s))
-            stage.advance()
-    return blocks
+    for place in _places(num_blocks, budget_s):
+        yield _block(old, new, {**request, "seed": place}, num_exchanges, most_s)
 
 
 def _places(num_blocks: int, budget_s: float | None) -> Iterator[int]:

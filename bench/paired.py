@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 Shift = Literal["worse", "better", "equal", "undecided"]
 Witness = Literal["CPU time", "time on the clock"]
 CONFIDENCE = 0.99
+_MOST_LOG_RATIO = 100.0
+"""A bound further away says nothing: two blocks that differ, at a high confidence."""
 RAN_SHARE = 0.95  # of the time on the clock, by at least one thread
 _WITNESSES: tuple[Witness, ...] = ("CPU time", "time on the clock")
 
@@ -81,10 +83,21 @@ class Paired:
     shift: Shift = "undecided"
 
 
-def judge_blocks(blocks: Sequence[Block], *, margin: float) -> list[Paired]:
-    """Bound how many times as long the new side takes, by every quantity and witness; a margin of 0.1 allows 10 %."""
+def confidence_at_look(number: int, confidence: float = CONFIDENCE) -> float:
+    """What all intervals of the `number`-th look hold at, so that those of all looks, however many, do at `confidence`.
+
+    Look k spends 1 / (k (k + 1)) of what may go wrong; these shares sum to 1.
+    """
+    return 1 - (1 - confidence) / (number * (number + 1))
+
+
+def judge_blocks(blocks: Sequence[Block], *, margin: float, confidence: float = CONFIDENCE) -> list[Paired]:
+    """Bound how many times as long the new side takes, by every quantity and witness; a margin of 0.1 allows 10 %.
+
+    All intervals together hold at `confidence`.
+    """
     asked = [(quantity, witness) for quantity in (blocks[0].turns if blocks else ()) for witness in _WITNESSES]
-    one_sided = 1 - (1 - CONFIDENCE) / max(len(asked), 1)
+    one_sided = 1 - (1 - confidence) / max(len(asked), 1)
     return [_paired(quantity, witness, blocks, margin, one_sided) for quantity, witness in asked]
 
 
@@ -104,7 +117,9 @@ def _paired(quantity: str, witness: Witness, blocks: Sequence[Block], margin: fl
     if not told:
         return Paired(quantity=quantity, witness=witness, num_blocks=0)
     found = mean_bounds([log_ratio(turns) for turns in told], confidence=one_sided)
-    low, high = (None if bound is None else math.exp(bound) for bound in (found.low, found.high))
+    low, high = (
+        None if bound is None or abs(bound) > _MOST_LOG_RATIO else math.exp(bound) for bound in (found.low, found.high)
+    )
     return Paired(
         quantity=quantity,
         witness=witness,

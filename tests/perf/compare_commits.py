@@ -19,13 +19,11 @@ import sys
 import tarfile
 import time
 import venv
-from collections.abc import Sequence
 from pathlib import Path
 
-from havoc_core.bench.figures import DASH, count
+from havoc_core.bench.duel import text_of
 from havoc_core.bench.lockstep import NUM_BLOCKS, Side, measure_in_lockstep
-from havoc_core.bench.paired import Paired, judge_blocks, verdict_of
-from havoc_core.bench.tables import emphasis, table
+from havoc_core.bench.paired import judge_blocks, verdict_of
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.progress import make_progress
 from havoc_core.storage import scratch_directory
@@ -97,30 +95,6 @@ def prepare(side: Side) -> None:
     measure_in_lockstep(side, side, num_blocks=1, num_exchanges=1)
 
 
-def text_of(rows: Sequence[Paired], margin: float) -> str:
-    """Return the table of a comparison under the line that says what came of it."""
-    word = verdict_of(rows)
-    sentence = {
-        "worse": f"slower by more than {margin:.0%} is proven",
-        "better": f"faster by more than {margin:.0%} is proven, and nothing is slower",
-        "equal": f"the same within {margin:.0%}",
-        "undecided": f"slower by more than {margin:.0%} is not proven, nor is the opposite",
-    }[word]
-    cells = [
-        [
-            f"{row.quantity}, {row.witness}",
-            *(DASH if value is None else f"{value:.3f} ms" for value in (row.old_ms, row.new_ms)),
-            DASH if row.ratio is None else f"{row.ratio:.3f}",
-            DASH if row.low is None or row.high is None else f"{row.low:.3f} {DASH} {row.high:.3f}",
-            row.shift,
-            count(row.num_blocks, "block"),
-        ]
-        for row in rows
-    ]
-    head = ("median of processes", "base", "here", "ratio", "interval", "change", "from")
-    return f"{emphasis(word.upper(), word)}: {sentence}\n\n{table(head, cells, numbers=(1, 2, 3, 4))}"
-
-
 def compare(name: str, *, num_blocks: int, margin: float, budget_s: float, root: Path = ROOT) -> int:
     """Compare a checkout with a commit and print what came of it; return the exit code."""
     began = time.monotonic()
@@ -142,7 +116,7 @@ def compare(name: str, *, num_blocks: int, margin: float, budget_s: float, root:
         left_s = budget_s - (time.monotonic() - began)
         blocks = measure_in_lockstep(base, here, num_blocks=num_blocks, budget_s=left_s, progress=make_progress())
     rows = judge_blocks(blocks, margin=margin)
-    print(text_of(rows, margin))
+    print(text_of(rows, margin, names=("base", "here")))
     return int(verdict_of(rows) == "worse")
 
 
