@@ -153,7 +153,7 @@ VERBS = (
     ),
     Verb(
         "duel",
-        "two artifacts in turns: is the new one slower?",
+        "measure two artifacts in turns until slower, equal or faster is proven",
         "bench.commands",
         arguments.add_duel,
         ("havoc duel released candidate", "havoc duel released candidate --margin 0.02 --max-time 600"),

@@ -145,7 +145,7 @@ def score_table(
     says that it lies above 0. `gains` hold each expert against the base on its own task in the same way, `kl_to_base`
     is KL(adapted || base) by task in nats a predicted token.
     """
-    tasks = list(mixture)
+    tasks = [task.name for task in recipe_tasks(place.recipe)]
     alphas = {expert.domain: [float(expert is other) for other in experts] for expert in experts}
     contestants = {"base": [0.0] * len(experts)}
     contestants |= {expert.domain: alphas[expert.domain] for expert in experts if not expert.is_base}
@@ -153,10 +153,10 @@ def score_table(
     rows = {"split": "gate", "start": 0, "size": place.recipe.gate.num_rows}
     with scoring_workers(base, num_jobs, num_experts=len(experts), num_threads=place.num_threads) as workers:
         sizes = {
-            (name, task, start): min(PART_ROWS, len(right) - start)
-            for task, right in mixture.items()
+            (name, task, start): min(PART_ROWS, len(mixture[task]) - start)
+            for task in tasks
             for name in contestants
-            for start in range(0, len(right), PART_ROWS)
+            for start in range(0, len(mixture[task]), PART_ROWS)
         }
         missing = [part for part, size in sizes.items() if journal.part(*part, size) is None]
         requests = [
@@ -182,9 +182,10 @@ def score_table(
         (kls["mixture"],) = results_of(divergences_of(place, workers, [alpha], rule=place.recipe.search.rule, **rows))
     found = {name: right_rows(_whole(journal, name, sizes)) for name in contestants}
     answers = {name: found.get(name, found["base"]) for name in ("base", *alphas)}
+    in_order = {task: mixture[task] for task in tasks}  # a journal's own is that of the alphabet
     return {
         "split": "gate",
-        "rows": [_table_row(name, right, kls[name]) for name, right in {**answers, "mixture": mixture}.items()],
+        "rows": [_table_row(name, right, kls[name]) for name, right in {**answers, "mixture": in_order}.items()],
         "paired": [{"against": name, **paired_margin(mixture, right)} for name, right in answers.items()],
         "gains": [
             {"expert": task, **paired_margin({task: answers[task][task]}, {task: answers["base"][task]})}

@@ -317,7 +317,7 @@ def handle_duel(args: argparse.Namespace) -> int:
         if args.json:
             _print_json(document(outcome, args.margin, old, new, notes))
             return code
-    print("\n".join([*(f"note: {note}\n" for note in notes), text_of(outcome.rows, args.margin)]))
+    print("\n".join([*(f"note: {note}\n" for note in notes), text_of(outcome.verdict, outcome.rows, args.margin)]))
     if code == EXIT_CODES["undecided"]:
         blocks = count(outcome.num_blocks, "block")
         print(f"\n{blocks} in {args.max_time} s prove nothing: give --max-time more, or --margin, or a quiet machine")

@@ -120,14 +120,14 @@ def document(
     }
 
 
-def text_of(rows: Sequence[Paired], margin: float, *, names: tuple[str, str] = ("old", "new")) -> str:
+def text_of(word: Shift, rows: Sequence[Paired], margin: float, *, names: tuple[str, str] = ("old", "new")) -> str:
     """Return the table of a comparison under the line that says what came of it."""
-    word = verdict_of(rows)
+    allowed = f"{100 * margin:g}%"
     sentence = {
-        "worse": f"slower by more than {margin:.0%} is proven",
-        "better": f"faster by more than {margin:.0%} is proven, and nothing is slower",
-        "equal": f"the same within {margin:.0%}",
-        "undecided": f"slower by more than {margin:.0%} is not proven, nor is the opposite",
+        "worse": f"slower by more than {allowed} is proven",
+        "better": f"faster by more than {allowed} is proven, and nothing is slower",
+        "equal": f"the same within {allowed}",
+        "undecided": f"slower by more than {allowed} is not proven, nor is the opposite",
     }[word]
     cells = [
         [

@@ -31,7 +31,7 @@ RIGHT = {
     (1.0, 0.0): {"math": "1110", "code": "0100"},
     (0.0, 1.0): {"math": "0000", "code": "1111"},
 }
-MIXTURE = {"math": (True, True, False, False), "code": (True, True, True, False)}
+MIXTURE = {"code": (True, True, True, False), "math": (True, True, False, False)}  # as a journal gives it back
 BASE: Any = SimpleNamespace(weight_hash="b", model=SimpleNamespace(num_parameters=lambda: 1000))
 
 
@@ -92,6 +92,7 @@ def test_the_table_holds_what_was_answered(tmp_path: Path, monkeypatch: pytest.M
     table = table_of(tmp_path, workers, monkeypatch, [expert("math", 0.0), expert("code", 0.1)])
     rows = {row["name"]: row for row in table["rows"]}
     assert list(rows) == ["base", "math", "code", "mixture"]
+    assert {tuple(row["accuracy"]) for row in table["rows"]} == {("math", "code")}  # the recipe's order
     num_right = {name: [count["num_right"] for count in row["accuracy"].values()] for name, row in rows.items()}
     assert num_right == {"base": [1, 2], "math": [1, 2], "code": [0, 4], "mixture": [2, 3]}
     assert {alpha for alpha, _, _ in workers.answered()} == {(0.0, 0.0), (0.0, 1.0)}  # the math expert changes nothing

@@ -52,6 +52,13 @@ def test_few_blocks_prove_nothing() -> None:
     assert judge_until_proven([], margin=MARGIN) == duel.Outcome(verdict="undecided", rows=[], num_blocks=0)
 
 
+def test_the_text_says_what_the_exit_code_says() -> None:
+    """Rows of too few blocks may prove something by themselves, and the duel is undecided all the same."""
+    found = outcome(2.0, seed=1, num_blocks=FEWEST_BLOCKS - 1, spread=0.0001)
+    assert verdict_of(found.rows) == "worse"
+    assert duel.text_of(found.verdict, found.rows, 0.025).startswith("UNDECIDED: slower by more than 2.5%")
+
+
 def test_two_blocks_that_tell_after_many_that_do_not() -> None:
     """A bound too far away to write as a number is none, and says nothing."""
     wild = [Block({"prefill": [(Batch([10**6], None), Batch([ns], None))]}) for ns in (10**6, 10**9)]

@@ -116,8 +116,9 @@ def compare(name: str, *, num_blocks: int, margin: float, budget_s: float, root:
         left_s = budget_s - (time.monotonic() - began)
         blocks = measure_in_lockstep(base, here, num_blocks=num_blocks, budget_s=left_s, progress=make_progress())
     rows = judge_blocks(blocks, margin=margin)
-    print(text_of(rows, margin, names=("base", "here")))
-    return int(verdict_of(rows) == "worse")
+    word = verdict_of(rows)
+    print(text_of(word, rows, margin, names=("base", "here")))
+    return int(word == "worse")
 
 
 def main() -> int:
