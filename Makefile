@@ -14,6 +14,7 @@
 #   make load-test   200 real ones beside real load, into load-test/; needs a machine that does nothing else, and hours
 #   make fmt      let ruff mend what it can
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
+#   make gpu      the tests that need an NVIDIA card, and its CUDA libraries: pip install -e ".[dev,gpu]"
 #   make mutants  change every operator and constant of the verdict's code; each change must be found
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
 
@@ -22,7 +23,7 @@ BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 
-.PHONY: help demo test real mutants fuzz lint types bench gate compare results simulate compare-test load-test fmt genai
+.PHONY: help demo test gpu real mutants fuzz lint types bench gate compare results simulate compare-test load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -33,6 +34,9 @@ demo: .venv/lab
 
 test: .venv/dev
 	$(BIN)/pytest
+
+gpu: .venv/dev
+	$(BIN)/pytest -m gpu tests/gpu
 
 real: .venv/dev
 	$(BIN)/pytest -m real --timeout=3600

@@ -232,6 +232,8 @@ def add_bench(parser: Parser) -> None:
     parser.add_argument("--batch", type=_positive, metavar="N", help="prompts at once; rates are of each (default: 1)")
     threads_help = "threads that compute (default: one a physical core)"
     parser.add_argument("--threads", type=_positive, metavar="N", help=threads_help)
+    graph_help = "run the single steps of a static cache as a CUDA graph, on a card"
+    parser.add_argument("--cuda-graph", dest="captures_steps", action="store_true", help=graph_help)
     wait_help = "wait up to this long for a machine that does nothing else, 0: not at all (default: 30)"
     parser.add_argument("--wait", type=_count, default=30, metavar="SECONDS", help=wait_help)
     replace_help = "measure again into a folder that holds a record; its report is removed"

@@ -135,6 +135,7 @@ def _bench(args: argparse.Namespace) -> int:
         num_threads=num_threads,
         workload=workload,
         previous=previous_record(out),
+        captures_steps=args.captures_steps,
         wait_s=args.wait,
         progress=progress,
     )

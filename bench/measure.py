@@ -80,6 +80,7 @@ def measure(
     num_threads: int | None = None,
     workload: Workload | None = None,
     previous: Record | None = None,
+    captures_steps: bool = False,
     wait_s: float = 0.0,
     progress: Progress = SILENT,
 ) -> Record:
@@ -87,14 +88,20 @@ def measure(
 
     It waits up to `wait_s` seconds in all for others to leave the CPU alone, before the first process and before each
     that is repeated; then it measures all the same, and the record tells of what disturbed it. `provider` None takes
-    the GPU where CUDA shows one, else the CPU; `num_threads` None is one thread a physical core. `purpose` follows the
+    the GPU where CUDA shows one, else the CPU; `num_threads` None is one thread a physical core; `captures_steps` runs
+    the single steps of a static cache as a CUDA graph. `purpose` follows the
     profile: "release" for release, else "confirm". Raises `HavocError` for what is no artifact, `IdentityError` for a
     changed one or a device that is not there, `MeasurementError` when a process dies.
     """
     plan = profile_named(profile)
     chosen: Purpose = purpose or ("release" if profile == "release" else "confirm")
     with open_session(
-        Path(artifact), profile=plan, provider=provider, num_threads=num_threads, workload=workload
+        Path(artifact),
+        profile=plan,
+        provider=provider,
+        num_threads=num_threads,
+        workload=workload,
+        captures_steps=captures_steps,
     ) as session:
         return run_session(session, purpose=chosen, previous=previous, wait_s=wait_s, progress=progress)
 
@@ -191,6 +198,7 @@ def measure_cost(
     num_threads: int | None = None,
     workload: Workload | None = None,
     device: Device | None = None,
+    captures_steps: bool = False,
     num_retries: int = 0,
     wait_s: float = 0.0,
 ) -> Cost:
@@ -202,7 +210,13 @@ def measure_cost(
     """
     plan = profile_named("screen")
     with open_session(
-        Path(artifact), profile=plan, provider=provider, num_threads=num_threads, workload=workload, device=device
+        Path(artifact),
+        profile=plan,
+        provider=provider,
+        num_threads=num_threads,
+        workload=workload,
+        device=device,
+        captures_steps=captures_steps,
     ) as session:
         subject = describe(session.held)
         swap_before = swap_used_bytes()

@@ -352,6 +352,8 @@ class ProcessSamples(Part):
     """Everything one fresh latency process measured.
 
     `clock_span_ns` is how long the counted part took by each clock that reached the process by a way of its own.
+    `num_shape_nodes` are those that compute lengths from shapes, which ONNX Runtime runs on the CPU beside a card: they
+    are not in `nodes_by_provider`.
     """
 
     process: Count
@@ -362,6 +364,7 @@ class ProcessSamples(Part):
     ttft: Calls
     decode: tuple[Episode, ...] = ()
     nodes_by_provider: dict[Text, Count] = {}
+    num_shape_nodes: Count = 0
     num_nonfinite_logits: Count = 0
     num_distinct_outputs: Count = 0
     involuntary_switches: Count | None = None

@@ -39,7 +39,7 @@ class Session:
     """What stays the same for every child of one measurement.
 
     `held` is the folder that every child opens. `card` is None where no NVML watches the device; `idle_pids` were on it
-    before the first child began.
+    before the first child began. With `captures_steps` single steps run as a CUDA graph.
     """
 
     held: HeldArtifact
@@ -51,6 +51,7 @@ class Session:
     card: Card | None
     idle_pids: frozenset[int]
     zero_ns: int
+    captures_steps: bool = False
 
     @property
     def artifact(self) -> Path:
@@ -64,6 +65,7 @@ class Session:
             "artifact": str(self.artifact.absolute()),
             "provider": self.provider,
             "num_threads": self.num_threads,
+            "captures_steps": self.captures_steps,
             "workload": self.workload.model_dump(mode="json"),
             "plan": self.profile.plan(),
             "process": process,
@@ -79,6 +81,7 @@ def open_session(
     num_threads: int | None = None,
     workload: Workload | None = None,
     device: Device | None = None,
+    captures_steps: bool = False,
 ) -> Iterator[Session]:
     """Find out what will be measured on before any child starts, hash the artifact and keep its folder open.
 
@@ -90,6 +93,8 @@ def open_session(
         provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
     if provider not in (CPU_PROVIDER, CUDA_PROVIDER):
         raise HavocError(f"unknown provider {provider!r}: choose {CPU_PROVIDER} or {CUDA_PROVIDER}")
+    if captures_steps and provider != CUDA_PROVIDER:
+        raise HavocError(f"steps are captured as a CUDA graph on {CUDA_PROVIDER}, this is {provider}")
     if num_threads is not None and num_threads < 1:
         raise HavocError(f"{num_threads} threads cannot compute: give at least 1")
     runtime_package()  # two of them in one environment overwrite each other: refused before anything runs
@@ -105,6 +110,7 @@ def open_session(
             card=None,
             idle_pids=frozenset(),
             zero_ns=time.perf_counter_ns(),
+            captures_steps=captures_steps,
         )
         with _watched(session) as watched:
             yield watched

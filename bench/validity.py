@@ -24,6 +24,7 @@ LOADED_BESIDE = ("LD_PRELOAD", "LD_AUDIT", "PYTHONPATH", "PYTHONHOME", "PYTHONST
 """Variables that bring code of somebody else into a process that measures, its clock included."""
 MOST_WORK_ERROR = 0.25
 """Quantized products of few and of many rows differ by hundredths; what was never computed, by 1."""
+_MOST_SHAPE_NODES = 8
 _LONG_CONTEXT, _MOST_SHORT_STEP = 128, 1.5
 _CLOCK_SHARE, _CLOCK_SLACK_NS = 0.01, 100_000_000
 """Time servers steer by 0.05 % at most; the coarsest clock ticks in hundredths of a second."""
@@ -90,6 +91,11 @@ def every_node_ran_on_the_provider(case: Case) -> str | None:
         if elsewhere:
             name, count = next(iter(elsewhere.items()))
             return f"process {process.process}: {count} nodes ran on {name}, not on {provider}"
+        if process.num_shape_nodes > _MOST_SHAPE_NODES:
+            return (
+                f"process {process.process}: {process.num_shape_nodes} nodes ran on the CPU as if they computed "
+                f"shapes, no graph of HAVOC has more than {_MOST_SHAPE_NODES}"
+            )
         if not process.nodes_by_provider.get(provider):
             return f"process {process.process}: which provider ran the nodes was not proved"
     return None

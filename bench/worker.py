@@ -88,6 +88,7 @@ class Bench:
         session = DecoderSession.open(
             self.request["artifact"],
             provider=self.request["provider"],
+            provider_options={"enable_cuda_graph": "1"} if self.request["captures_steps"] else None,
             num_threads=self.request["num_threads"],
             profile=profile,
         )
@@ -295,6 +296,7 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     spans = clock_spans(clocks)
     bench.mark("end", num_tokens=sum(episode["num_tokens"] for episode in decode))
     gc.enable()
+    placement = bench.session.placement()
     samples = {
         "process": request["process"],
         "load_ns": bench.load_ns,
@@ -303,7 +305,8 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "prefill": as_json(prefill),
         "ttft": as_json(ttft),
         "decode": decode,
-        "nodes_by_provider": {name: len(nodes) for name, nodes in bench.session.placement().items()},
+        "nodes_by_provider": {name: len(nodes) for name, nodes in placement.by_provider.items()},
+        "num_shape_nodes": len(placement.shapes),
         "num_nonfinite_logits": bench.num_nonfinite_logits,
         "num_distinct_outputs": len(bench.outputs),
         "busy_ns": sum(prefill.duration_ns) + sum(ttft.duration_ns) + round(busy_s(decode) * 1e9),

@@ -133,7 +133,13 @@ def _structure(args: argparse.Namespace) -> Structure:
 
 def _graph_options(args: argparse.Namespace, head_dim: int) -> GraphOptions:
     name: Dialect | Literal["auto"] = args.dialect or ("standard" if args.device is None else "auto")
-    dialect = choose_dialect(name, device=args.device or "cpu", activation_dtype=args.activations, head_dim=head_dim)
+    dialect = choose_dialect(
+        name,
+        device=args.device or "cpu",
+        activation_dtype=args.activations,
+        head_dim=head_dim,
+        cache=args.cache,
+    )
     options = GraphOptions(dialect=dialect, cache=args.cache, logits=args.logits, cache_len=args.cache_len)
     if args.to == "hf" and options != DEFAULT_OPTIONS:
         msg = "--to hf writes weights and no graph: --dialect, --cache and --logits have nothing to change"

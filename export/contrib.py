@@ -29,7 +29,7 @@ class ContribDecoder(DecoderGraph):
         graph = self.graph
         mask_BS = graph.input("attention_mask", ir.DataType.INT64, ["batch", "total"])
         self._count(x_BTD, mask_BS)
-        x_BTD = self._turned("turned", x_BTD, graph.op("num_pads", "Sub", [self.num_new, self.num_real_B1]))
+        x_BTD = self._turned("turned", x_BTD, self.num_pads_B1)
         presents: list[ir.Value] = []
         normed = self._norm("layers.0/input_norm", x_BTD, "model.layers.0.input_layernorm.weight")
         for layer in range(self.config.num_layers):
@@ -38,7 +38,11 @@ class ContribDecoder(DecoderGraph):
         return graph.finish("havoc", [self.head(self._answered(normed)), *presents])
 
     def _count(self, x_BTD: ir.Value, mask_BS: ir.Value) -> None:
-        """How many tokens are new, and in each row real: among the new ones [B, 1], and of all, less one, int32 [B]."""
+        """How many tokens are new, how many of them are real and padding, [B, 1], and of all real, less one, int32 [B].
+
+        Lengths that come from shapes, ONNX Runtime computes on the CPU; they go only where a kernel on a CUDA card
+        reads them there, too, so that nothing is copied to the card and a step can be captured in a CUDA graph.
+        """
         graph = self.graph
         one, columns = graph.constant("scalar_one", 1), graph.constant("axis_1", [1])
         num_new_1 = graph.op("num_new_1", "Shape", [x_BTD], start=1, end=2)
@@ -49,6 +53,9 @@ class ContribDecoder(DecoderGraph):
         num_past_1 = graph.op("num_past_1", "Sub", [width_1, num_new_1])
         new_BT = graph.op("new_mask", "Slice", [mask_BS, num_past_1, width_1, columns])
         self.num_real_B1 = graph.op("num_real", "ReduceSum", [new_BT, columns], keepdims=1)
+        pads_BT = graph.op("new_pads", "Sub", [one, new_BT])
+        self.num_pads_B1 = graph.op("num_pads", "ReduceSum", [pads_BT, columns], keepdims=1)
+        self.num_new_B1 = graph.op("num_new_rows", "Add", [self.num_real_B1, self.num_pads_B1])
         num_seen_B = graph.op("num_seen", "ReduceSum", [mask_BS, columns], keepdims=0)
         newest_B = graph.op("newest", "Sub", [graph.op("num_seen_or_1", "Max", [num_seen_B, one]), one])
         self.seqlens_k = graph.op("seqlens_k", "Cast", [newest_B], to=int(ir.DataType.INT32))
@@ -60,7 +67,7 @@ class ContribDecoder(DecoderGraph):
             zero, one = graph.constant("scalar_zero", 0), graph.constant("scalar_one", 1)
             self.new_index = graph.op("new_index", "Range", [zero, self.num_new, one])
         source_BT = graph.op(f"{name}/shifted", "Add", [self.new_index, num_places])
-        source_BT = graph.op(f"{name}/index", "Mod", [source_BT, self.num_new])
+        source_BT = graph.op(f"{name}/index", "Mod", [source_BT, self.num_new_B1])
         return self._gathered(name, x_BTD, source_BT)
 
     def _gathered(self, name: str, x_BTD: ir.Value, index_BN: ir.Value) -> ir.Value:

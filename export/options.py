@@ -100,16 +100,20 @@ DEFAULT_OPTIONS = GraphOptions()
 """Standard operators, a cache that grows, the logits of the last token."""
 
 
-BEST_DIALECT: dict[tuple[Device, ActivationDtype], Dialect] = {
-    ("cpu", "fp32"): "standard",  # prefill 120 ms, a step 3.2; GroupQueryAttention 126 and 3.7
-    ("cpu", "fp16"): "contrib",  # prefill 122 ms, a step 3.3; standard 131 and 3.6
-    ("cuda", "fp32"): "standard",  # GroupQueryAttention has no fp32 kernel in the CUDA provider
-    ("cuda", "fp16"): "contrib",  # flash, memory-efficient and decoding attention are its kernels
+BEST_DIALECT: dict[tuple[Device, ActivationDtype, Cache], Dialect] = {
+    ("cpu", "fp32", "dynamic"): "standard",  # prefill 120 ms, a step 3.2; GroupQueryAttention 126 and 3.7
+    ("cpu", "fp32", "static"): "standard",
+    ("cpu", "fp16", "dynamic"): "contrib",  # prefill 122 ms, a step 3.3; standard 131 and 3.6
+    ("cpu", "fp16", "static"): "contrib",
+    ("cuda", "fp32", "dynamic"): "standard",  # GroupQueryAttention has no fp32 kernel in the CUDA provider
+    ("cuda", "fp32", "static"): "standard",
+    ("cuda", "fp16", "dynamic"): "standard",  # a step 1.6 ms; GroupQueryAttention 44: see docs/decisions/0003
+    ("cuda", "fp16", "static"): "contrib",
 }
-"""What each execution provider really runs best, by device and activation dtype.
+"""What each execution provider really runs best, by device, activation dtype and cache.
 
 The CPU's rows are measured: prefill of 512 tokens and a step after them, of a decoder of 26.7 M parameters on one
-thread of ONNX Runtime 1.31. The CUDA rows are read from its kernels, and were not timed.
+thread of ONNX Runtime 1.31. Those of CUDA too, of nano on an NVIDIA H200.
 """
 
 HEAD_DIM_UNIT = 16
@@ -117,7 +121,12 @@ HEAD_DIM_UNIT = 16
 
 
 def choose_dialect(
-    name: Dialect | Literal["auto"], *, device: Device, activation_dtype: ActivationDtype, head_dim: int
+    name: Dialect | Literal["auto"],
+    *,
+    device: Device,
+    activation_dtype: ActivationDtype,
+    head_dim: int,
+    cache: Cache = "dynamic",
 ) -> Dialect:
     """Take `auto` from the table, where the heads allow it.
 
@@ -125,7 +134,7 @@ def choose_dialect(
     """
     is_rotatable = head_dim % HEAD_DIM_UNIT == 0
     if name == "auto":
-        return BEST_DIALECT[device, activation_dtype] if is_rotatable else "standard"
+        return BEST_DIALECT[device, activation_dtype, cache] if is_rotatable else "standard"
     if name == "contrib" and (device, activation_dtype) == ("cuda", "fp32"):
         msg = "the contrib dialect does not run in fp32 on CUDA: GroupQueryAttention has fp16 kernels only there"
         raise HavocError(f"{msg}; use --dialect standard or --activations fp16")

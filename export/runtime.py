@@ -10,7 +10,7 @@ import contextlib
 import functools
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import onnxruntime as ort
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+ort.set_default_logger_severity(3)  # while a graph is opened it warns of kernels that are right, on stderr
 ort.disable_telemetry_events()  # where somebody imported it before this package could tell it to keep quiet
 
 CPU = "CPUExecutionProvider"
@@ -36,6 +37,18 @@ DEFAULT_OPTIONS: dict[str, dict[str, str]] = {
     },
 }
 """Options of each provider that a session sets unless the caller says otherwise."""
+
+
+SHAPE_OPERATORS = frozenset({"Cast", "Squeeze", "Sub"})
+"""What HAVOC's graphs compute of shapes. ONNX Runtime runs such nodes on the CPU whatever was asked for: lengths lie
+there, and kernels on a card read them there."""
+
+
+class Placement(NamedTuple):
+    """Sorted `graph:/node` names by the provider that runs them, and apart those on the CPU that compute shapes."""
+
+    by_provider: dict[str, list[str]]
+    shapes: list[str]
 
 
 def open_graph(
@@ -100,16 +113,20 @@ def require_provider(provider: str) -> None:
         raise IdentityError(msg)
 
 
-def placement(sessions: Mapping[str, ort.InferenceSession]) -> dict[str, list[str]]:
-    """Which provider runs each node, as ONNX Runtime recorded it: provider to sorted `graph:/node` names."""
+def placement(sessions: Mapping[str, ort.InferenceSession], provider: str) -> Placement:
+    """Which provider runs each node, as ONNX Runtime recorded it for sessions that were opened on `provider`."""
     nodes: dict[str, list[str]] = {}
+    shapes: list[str] = []
     for graph, session in sessions.items():
         for part in session.get_provider_graph_assignment_info():
             try:
-                nodes.setdefault(part.ep_name, []).extend(f"{graph}:{node.name}" for node in part.get_nodes())
+                found = [(f"{graph}:{node.name}", node.op_type) for node in part.get_nodes()]
             except UnicodeDecodeError as error:
                 raise HavocError(f"{graph}: the name of a node is not UTF-8; export the artifact again") from error
-    return {name: sorted(found) for name, found in nodes.items()}
+            for name, operator in found:
+                is_of_shapes = part.ep_name == CPU != provider and operator in SHAPE_OPERATORS
+                (shapes if is_of_shapes else nodes.setdefault(part.ep_name, [])).append(name)
+    return Placement({name: sorted(found) for name, found in nodes.items()}, sorted(shapes))
 
 
 def run(session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions | None = None) -> None:

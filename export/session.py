@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
     from ..model.likelihood import Continuation
     from ..model.prompt import PromptLike
+    from .runtime import Placement
 
 DECODER, EMBEDDING, VISION = "model.onnx", "embedding.onnx", "vision.onnx"
 _NUMPY_TYPES: dict[str, type[np.float32 | np.float16]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -176,9 +177,9 @@ class DecoderSession:
         """Write what was recorded since `open(profile=...)` of the decoder's nodes, and return the JSON file."""
         return Path(self._decoder.end_profiling())
 
-    def placement(self) -> dict[str, list[str]]:
-        """Which provider runs each node of every graph, as ONNX Runtime recorded it: provider to `graph:/node`."""
-        return placement(self._sessions)
+    def placement(self) -> Placement:
+        """Which provider runs each node of every graph, as ONNX Runtime recorded it."""
+        return placement(self._sessions, self.provider)
 
     def empty_past(self, num_rows: int, *, capacity: int | None = None, num_rows_later: int | None = None) -> Past:
         """A past of no tokens for a batch of `num_rows`; `keep_rows` may repeat them to `num_rows_later` rows.

@@ -4,15 +4,22 @@
 
 Which key a query may see is `key <= query and (real key or key == query)`: a padding query sees itself, so that no row
 of scores is empty and no NaN enters the cache; real queries never see padding.
+
+Tokens are counted from the newest one, by sums over ones. To count them from the first, the length of the past would
+be needed, a number that ONNX Runtime computes on the CPU: then not every node would run on a CUDA card, and a step
+that waits for such a number cannot be captured in a CUDA graph.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import onnx_ir as ir
 
 from ..model.tensors import FINAL_NORM
 from .decoder import DecoderGraph
 from .layout import ROPE_COS, ROPE_SIN
+
+_ZERO, _ONE = ir.tensor(np.zeros(1, np.int64)), ir.tensor(np.ones(1, np.int64))
 
 
 class StandardDecoder(DecoderGraph):
@@ -35,17 +42,23 @@ class StandardDecoder(DecoderGraph):
     def _allowed(self, x_BTD: ir.Value, mask_BS: ir.Value) -> ir.Value:
         """Which key each query may see, bool [B, 1, T, S]."""
         graph = self.graph
-        zero, one = graph.constant("scalar_zero", 0), graph.constant("scalar_one", 1)
-        num_new = graph.op("num_new", "Squeeze", [graph.op("num_new_1", "Shape", [x_BTD], start=1, end=2)])
-        num_total = graph.op("num_total", "Squeeze", [graph.op("num_total_1", "Shape", [mask_BS], start=1, end=2)])
-        key_S = graph.op("key_index", "Range", [zero, num_total, one])
-        query_T = graph.op("query_index", "Range", [graph.op("num_past", "Sub", [num_total, num_new]), num_total, one])
+        key_S, query_T = (
+            self._counted(name, graph.op(f"num_{name}", "Shape", [value], start=1, end=2), reverse=1)
+            for name, value in (("key", mask_BS), ("query", x_BTD))
+        )
         return self._visible(key_S, query_T, mask_BS)
 
+    def _counted(self, name: str, length: ir.Value, *, reverse: int = 0) -> ir.Value:
+        """The numbers from 1 to `length`, int64 [1], or from there down to 1: int64 [length]."""
+        graph = self.graph
+        ones = graph.op(f"{name}_ones", "ConstantOfShape", [length], value=_ONE)
+        return graph.op(f"{name}_number", "CumSum", [ones, graph.constant("scalar_zero", 0)], reverse=reverse)
+
     def _visible(self, key_S: ir.Value, query_T: ir.Value, mask_BS: ir.Value) -> ir.Value:
+        """Which key each query may see; both are counted from the newest token, 1, to the oldest."""
         graph = self.graph
         query_T1 = graph.op("query_column", "Unsqueeze", [query_T, graph.constant("axis_1", [1])])
-        causal_TS = graph.op("causal", "LessOrEqual", [key_S, query_T1])
+        causal_TS = graph.op("causal", "GreaterOrEqual", [key_S, query_T1])
         itself_TS = graph.op("itself", "Equal", [key_S, query_T1])
         real_BS = graph.op("real", "Cast", [mask_BS], to=int(ir.DataType.BOOL))
         real_B11S = graph.op("real_keys", "Unsqueeze", [real_BS, graph.constant("axes_1_2", [1, 2])])
@@ -108,33 +121,28 @@ class StaticStandardDecoder(StandardDecoder):
     def _allowed(self, x_BTD: ir.Value, mask_BS: ir.Value) -> ir.Value:
         """Which key each query may see, bool [B, 1, T, C]; on the way, where the new keys are written, int64 [B]."""
         graph = self.graph
-        zero, one = graph.constant("scalar_zero", 0), graph.constant("scalar_one", 1)
         self.caches = [self.past(layer) for layer in range(self.config.num_layers)]
-        shapes = {
-            "batch": (x_BTD, 0),
-            "num_new": (x_BTD, 1),
-            "width": (mask_BS, 1),
-            "cache_len": (self.caches[0][0], 2),
-        }
-        sizes = {
-            name: graph.op(f"{name}_1", "Shape", [value], start=axis, end=axis + 1)
-            for name, (value, axis) in shapes.items()
-        }
-        scalars = {name: graph.op(name, "Squeeze", [size]) for name, size in sizes.items()}
-        behind = graph.op("num_behind", "Sub", [sizes["cache_len"], sizes["width"]])
-        pads = graph.op("pads", "Concat", [graph.constant("no_pads", [0, 0, 0]), behind], axis=0)
-        bool_BS = graph.op("mask_bool", "Cast", [mask_BS], to=int(ir.DataType.BOOL))
-        bool_BC = graph.op("mask_padded", "Pad", [bool_BS, pads])  # CUDA pads bool, and not int64
-        mask_BC = graph.op("mask", "Cast", [bool_BC], to=int(ir.DataType.INT64))
-        key_C = graph.op("key_index", "Range", [zero, scalars["cache_len"], one])
-        places_BC = graph.op("places", "Mul", [mask_BC, graph.op("key_number", "Add", [key_C, one])])
-        num_total = graph.op("num_total", "ReduceMax", [places_BC], keepdims=0)
-        num_past = graph.op("num_past", "Sub", [num_total, scalars["num_new"]])
-        self.write_at = graph.op("write_at", "Expand", [num_past, sizes["batch"]])
-        query_T = graph.op(
-            "query_index", "Add", [graph.op("new_index", "Range", [zero, scalars["num_new"], one]), num_past]
-        )
+        cache_len = graph.op("cache_len", "Shape", [self.caches[0][0]], start=2, end=3)
+        mask_BC = self._padded(mask_BS, cache_len)
+        number_C = self._counted("key", cache_len)
+        num_total = graph.op("num_total", "ReduceMax", [graph.op("places", "Mul", [mask_BC, number_C])], keepdims=0)
+        query_T = self._counted("query", graph.op("num_new", "Shape", [x_BTD], start=1, end=2), reverse=1)
+        num_query = graph.op("num_query", "ReduceMax", [query_T], keepdims=1)
+        batch = graph.op("batch", "Shape", [x_BTD], start=0, end=1)
+        self.write_at = graph.op("write_at", "Expand", [graph.op("num_past", "Sub", [num_total, num_query]), batch])
+        next_number = graph.op("next_number", "Add", [num_total, graph.constant("scalar_one", 1)])
+        key_C = graph.op("key_from_the_end", "Sub", [next_number, number_C])
         return self._visible(key_C, query_T, mask_BC)
+
+    def _padded(self, mask_BS: ir.Value, cache_len: ir.Value) -> ir.Value:
+        """The mask with zeros behind it, [B, C]: joined and cut, since padding asks for a number of zeros."""
+        graph = self.graph
+        zero, one = graph.constant("zeroth", [0]), graph.constant("axis_1", [1])
+        column_B1 = graph.op("mask_column", "Slice", [mask_BS, zero, one, one])
+        zeros_C = graph.op("zeros", "ConstantOfShape", [cache_len], value=_ZERO)
+        no_keys_BC = graph.op("no_keys", "Mul", [column_B1, zeros_C])
+        joined = graph.op("mask_joined", "Concat", [mask_BS, no_keys_BC], axis=1)
+        return graph.op("mask", "Slice", [joined, zero, cache_len, one])
 
     def _attention(self, layer: int, x_BTD: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
         graph, attention, name = self.graph, self.config.attention, f"layers.{layer}/attention"

@@ -25,7 +25,7 @@ At level 4 it rounds them to int8, block by block: int8 and int4 weights decode 
 trained nano move by 2 % of their spread with int8 weights, by 6 % with int4 ones, whose own loss is 17 %.
 """
 
-Attribute = int | float | str | list[int]
+Attribute = int | float | str | list[int] | ir.TensorProtocol
 Dimensions = list[int | str]
 
 _IR_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8}

@@ -123,6 +123,7 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "V05": [
         ("cuda", {"samples__2__nodes_by_provider": {"CUDAExecutionProvider": 119, "CPUExecutionProvider": 1}}),
         ("cuda", {"samples__2__nodes_by_provider": {}}),
+        ("cuda", {"samples__2__num_shape_nodes": 9}),
         ("cpu", {"samples__0__nodes_by_provider": {"CPUExecutionProvider": 0}}),
         ("cuda", {"protocol__provider": "CPUExecutionProvider"}),
     ],

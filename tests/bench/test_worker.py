@@ -121,7 +121,7 @@ def test_warm_up_ends_when_two_windows_agree(windows_ms: list[int], word: str, n
 def test_every_graph_must_run_on_the_provider(tiny_artifact: Path, small_workload: Workload) -> None:
     """The proof of placement covers embedding and vision, not the decoder alone."""
     with open_session(tiny_artifact, profile=BRIEF, workload=small_workload, num_threads=1) as session:
-        placement = Bench(session.request("latency", 0), lambda _: None).session.placement()
+        placement = Bench(session.request("latency", 0), lambda _: None).session.placement().by_provider
     assert set(placement) == {"CPUExecutionProvider"}
     graphs = {node.partition(":")[0] for node in placement["CPUExecutionProvider"]}
     assert graphs == {"model.onnx", "embedding.onnx", "vision.onnx"}

@@ -103,6 +103,8 @@ def test_the_device_chooses_the_dialect(text_base_directory: Path, tmp_path: Pat
     formats = ("--weights", "fp16", "--activations", "fp16")
     words = ("export", text_base_directory, *formats, "--quiet", "--out", tmp_path / "a")
     assert run(*words, "--for", "cuda") == 0
+    assert "standard dialect" in capsys.readouterr().out
+    assert run(*words, "--replace", "--for", "cuda", "--cache", "static") == 0
     assert "contrib dialect" in capsys.readouterr().out
     assert run(*words, "--replace", "--for", "cuda", "--dialect", "standard", "--rank", "0.99") == 0
     out = capsys.readouterr().out

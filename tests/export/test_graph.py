@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ import pytest
 from havoc_core.errors import HavocError
 from havoc_core.export.graph import build_graphs, serialize
 from havoc_core.export.layout import DATA_FILE, plan_layout
-from havoc_core.export.options import GraphOptions
+from havoc_core.export.options import CACHES, DIALECTS, LOGITS, GraphOptions
 from havoc_core.export.package import export_artifact
+from havoc_core.export.runtime import SHAPE_OPERATORS
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.structure import WEIGHT_FORMATS, Structure
 from havoc_core.model.tensors import tensor_shapes
@@ -64,6 +66,44 @@ def test_each_dialect_is_written_in_its_own_operators(
         assert (model.ir_version, {item.domain: item.version for item in model.opset_import}[""]) == (ir_version, opset)
     found = {node.op_type for node in graphs["model.onnx"].graph}
     assert found & special == operators
+
+
+READ_ON_THE_HOST = {
+    "ConstantOfShape": {0},
+    "Expand": {1},
+    "Range": {0, 1, 2},
+    "Reshape": {1},
+    "Slice": {1, 2, 3, 4},
+    "GroupQueryAttention": {6},
+}
+"""Inputs that kernels of the CUDA provider read in the CPU's memory."""
+
+
+@pytest.mark.parametrize(
+    "options", [GraphOptions(dialect=d, cache=c, logits=n) for d, c, n in product(DIALECTS, CACHES, LOGITS)], ids=str
+)
+@pytest.mark.parametrize("kind", ["text", "vision", "qwen3"])
+def test_no_length_is_copied_to_a_card(configs, with_wide_heads, kind: str, options: GraphOptions) -> None:
+    """ONNX Runtime computes on the CPU what comes from shapes alone; a node on a card that reads it elsewhere than on
+    the host makes a copy, which no CUDA graph can hold. In the standard dialect there is no such node at all.
+    """
+    for name, graph in build_graphs(with_wide_heads(configs[kind]), Structure(), options).items():
+        model = onnx.load_from_string(serialize(graph)).graph
+        inputs, initializers = {item.name for item in model.input}, {item.name for item in model.initializer}
+        on_host: set[str] = set()
+        shape_nodes = []
+        for node in model.node:
+            read = {value: READ_ON_THE_HOST.get(node.op_type, set()) for value in on_host & set(node.input)}
+            copied = [value for value, places in read.items() if list(node.input).index(value) not in places]
+            if node.op_type == "Shape":
+                on_host |= set(node.output)
+            elif copied and set(node.input) <= on_host | inputs | initializers:
+                shape_nodes.append(node)
+                on_host |= set(node.output)
+            else:
+                assert not copied, f"{name}: {node.name} reads {copied} on the card"
+        assert {node.op_type for node in shape_nodes} <= SHAPE_OPERATORS
+        assert bool(shape_nodes) == (options.dialect == "contrib" and name == "model.onnx")
 
 
 def test_heads_that_cannot_be_rotated_are_refused(configs: dict[str, HavocConfig]) -> None:

@@ -81,12 +81,17 @@ def test_a_cache_that_cannot_be_proved_or_used_is_refused(cache_len: int) -> Non
 def test_auto_takes_what_the_provider_runs() -> None:
     """Contrib where its kernels are the better ones, standard where they are not or cannot take the heads."""
     chosen = {
-        (device, dtype): choose_dialect("auto", device=device, activation_dtype=dtype, head_dim=64)
+        (device, dtype, cache): choose_dialect("auto", device=device, activation_dtype=dtype, head_dim=64, cache=cache)
         for device in ("cpu", "cuda")
         for dtype in ("fp32", "fp16")
+        for cache in CACHES
     }
-    assert {key for key, dialect in chosen.items() if dialect == "contrib"} == {("cpu", "fp16"), ("cuda", "fp16")}
-    assert choose_dialect("auto", device="cuda", activation_dtype="fp16", head_dim=40) == "standard"
+    assert {key for key, dialect in chosen.items() if dialect == "contrib"} == {
+        ("cpu", "fp16", "dynamic"),
+        ("cpu", "fp16", "static"),
+        ("cuda", "fp16", "static"),
+    }
+    assert choose_dialect("auto", device="cuda", activation_dtype="fp16", head_dim=40, cache="static") == "standard"
     assert choose_dialect("contrib", device="cpu", activation_dtype="fp32", head_dim=64) == "contrib"
     with pytest.raises(HavocError, match="does not run in fp32 on CUDA"):
         choose_dialect("contrib", device="cuda", activation_dtype="fp32", head_dim=64)

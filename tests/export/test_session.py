@@ -276,7 +276,8 @@ def test_a_past_that_is_full_is_refused(session: DecoderSession) -> None:
 
 def test_every_node_runs_on_the_provider_that_was_asked_for(session: DecoderSession) -> None:
     """The runtime's own record of the placement, node by node, of every graph."""
-    placement = session.placement()
+    placement, shapes = session.placement()
+    assert shapes == []
     assert set(placement) == {"CPUExecutionProvider"}
     nodes = placement["CPUExecutionProvider"]
     assert len(nodes) > 20

@@ -1,0 +1,48 @@
+"""A whole measurement on a real NVIDIA card: its record breaks no rule, and the target of another card refuses it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from havoc_core.bench.gate import judge
+from havoc_core.bench.measure import measure, measure_cost
+from havoc_core.bench.targets import load_target
+from havoc_core.errors import HavocError
+from havoc_core.export.runtime import CPU, CUDA
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("activations", ["fp32", "fp16"])
+def test_a_short_measurement_ranks_by_device_memory(export, tmp_path: Path, activations: str) -> None:
+    shipped = export("fp16", activations, tmp_path)
+    cost = measure_cost(shipped.folder, provider=CUDA)
+    (series,) = cost.record.memory.vram
+    print(f"{cost.peak_bytes:,} bytes by {series.method}; {series.cross_check_method}: {series.cross_check_bytes}")
+    assert cost.peak_bytes == series.peak_bytes > cost.record.subject.weight_bytes
+    assert series.method != "ort_arena"
+    assert cost.disturbance == ""
+
+
+def test_a_record_of_this_card_is_judged_here_and_refused_elsewhere(export, tmp_path: Path) -> None:
+    shipped = export("fp16", "fp16", tmp_path, cache="static")
+    script = Path(__file__).with_name("card_target.py")
+    subprocess.run([sys.executable, str(script), str(tmp_path / "card.toml")], check=True)
+    record = measure(shipped.folder, provider=CUDA, captures_steps=True)
+    assert record.protocol.provider_options["enable_cuda_graph"] == "1"
+    here = judge([record], load_target(str(tmp_path / "card.toml")))
+    assert [finding for finding in here.findings if finding.rule != "V07"] == [], here.reason
+    elsewhere = judge([record], load_target("gtx1660"))
+    assert (elsewhere.verdict, elsewhere.evidence, elsewhere.exit_code) == ("not_measured", "measured_other_device", 5)
+
+
+def test_capture_needs_a_card_and_a_static_cache(export, tmp_path: Path) -> None:
+    shipped = export("fp16", "fp16", tmp_path)
+    with pytest.raises(HavocError, match="captured as a CUDA graph on CUDAExecutionProvider, this is CPU"):
+        measure_cost(shipped.folder, provider=CPU, captures_steps=True)
+    with pytest.raises(HavocError, match="captures the steps of a static cache"):
+        measure_cost(shipped.folder, provider=CUDA, captures_steps=True)
