@@ -14,7 +14,7 @@
 #   make load-test   200 real ones beside real load, into load-test/; needs a machine that does nothing else, and hours
 #   make fmt      let ruff mend what it can
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
-#   make gpu      the tests that need an NVIDIA card, and its CUDA libraries: pip install -e ".[dev,gpu]"
+#   make gpu      the tests that need an NVIDIA card and its CUDA libraries: pip install -e ".[dev,gpu]" (docs/gpu-day.md)
 #   make mutants  change every operator and constant of the verdict's code; each change must be found
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
 

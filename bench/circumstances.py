@@ -81,9 +81,10 @@ def _environment_of(record: Record) -> dict[str, str]:
 def commands(run: Run) -> list[str]:
     """Return the lines that repeat the run: how it was made, how it was measured, how it is judged."""
     protocol = run.record.protocol
+    captured = " --cuda-graph" if protocol.provider_options.get("enable_cuda_graph") == "1" else ""
     measure = (
         f"havoc bench ARTIFACT --profile {shlex.quote(protocol.profile)} --provider {shlex.quote(protocol.provider)} "
-        f"{' '.join(_scoring_options(run.record.accuracy))}{_workload_options(run.record.workload)} --out DIR"
+        f"{' '.join(_scoring_options(run.record.accuracy))}{_workload_options(run.record.workload)}{captured} --out DIR"
     )
     targets = (shlex.quote(Path(name).name) for name in run.target_names)  # a file's folder is of this machine alone
     gates = [f"havoc gate DIR/record.json --target {name} --artifact ARTIFACT" for name in targets]

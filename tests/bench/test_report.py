@@ -624,6 +624,13 @@ def test_the_line_to_repeat_quotes_what_is_not_plain(folder: Path) -> None:
     assert "--profile 'standard; rm -rf x'" in (folder / "report.md").read_text()
 
 
+def test_the_line_to_repeat_captures_steps_again(folder: Path) -> None:
+    """Steps that ran as a CUDA graph are several times faster: the option is part of how it was measured."""
+    samples.record("cuda", protocol__provider_options={"enable_cuda_graph": "1"}).save(folder / "record.json")
+    write_report(folder)
+    assert "--cuda-graph --out DIR" in (folder / "report.md").read_text()
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes in the file system")
 def test_a_pipe_instead_of_a_record_is_named(tmp_path: Path) -> None:
     """A folder whose record is a pipe is listed as unread, and nobody waits for it."""

@@ -33,7 +33,7 @@ def test_a_record_of_this_card_is_judged_here_and_refused_elsewhere(export, tmp_
     shipped = export("fp16", "fp16", tmp_path, cache="static")
     script = Path(__file__).with_name("card_target.py")
     subprocess.run([sys.executable, str(script), str(tmp_path / "card.toml")], check=True)
-    record = measure(shipped.folder, provider=CUDA, captures_steps=True)
+    record = measure(shipped.folder, profile="quick", provider=CUDA, captures_steps=True)
     assert record.protocol.provider_options["enable_cuda_graph"] == "1"
     here = judge([record], load_target(str(tmp_path / "card.toml")))
     assert [finding for finding in here.findings if finding.rule != "V07"] == [], here.reason
