@@ -36,7 +36,8 @@ def commands() -> list[tuple[str, str]]:
 
 @pytest.mark.parametrize(("page", "line"), commands(), ids=[f"{page}: {line}" for page, line in commands()])
 def test_every_command_is_right(page: str, line: str) -> None:
-    """Commands of `havoc` parse, words of `make` and options of our pytest plugin exist; beside them few programs."""
+    """Commands of `havoc` parse, words of `make` and options of our scripts and pytest plugin exist;
+    beside them few programs."""
     for command in line.split(" && "):
         check_command(page, command)
 
@@ -50,6 +51,10 @@ def check_command(page: str, command: str) -> None:
     elif program == "pytest":
         options = (ROOT / "bench" / "pytest_plugin.py").read_text()
         assert all(f'"{word}"' in options for word in words if word.startswith("-"))
+    elif words[0].endswith(".py"):
+        assert Path(program).name in {"python", "python3"}
+        help_text = subprocess.check_output([sys.executable, ROOT / words[0], "--help"], text=True)
+        assert [word for word in words if word.startswith("--") and word not in help_text] == []
     else:
         allowed = {("pip", "install"), ("pip", "download"), ("python", "-m")}
         assert program == "lm_eval" or (program, words[0]) in allowed, page
