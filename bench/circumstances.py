@@ -124,6 +124,11 @@ def caveats(run: Run) -> list[str]:
         found.append(
             "The weights are random: speed and memory are real, accuracy is not a property of a trained model."
         )
+    if record.subject.is_graph_rebuilt is None:
+        found.append(
+            "The graphs were not built anew where this was measured, so nothing shows that they are HAVOC's own: "
+            "`havoc verify ARTIFACT` does, with the lab's packages."
+        )
     if record.evidence != "measured":
         found.append(f"This record is {record.evidence}: it can never pass a gate.")
     if record.protocol.num_retries:

@@ -219,6 +219,16 @@ def artifact_is_verified(case: Case) -> str | None:
     return None
 
 
+def graph_is_havocs(case: Case) -> str | None:
+    """Refuse a graph that HAVOC, built anew where it was measured, would have written otherwise."""
+    if case.record.subject.is_graph_rebuilt is not False:
+        return None
+    return (
+        "the graph is not the one that HAVOC builds for this configuration: whatever it skips when it is timed, "
+        "its figures are of another model; export it again with the HAVOC that measures"
+    )
+
+
 def artifact_problem(subject: Subject, files: Mapping[str, str]) -> str | None:
     """Say how the files of an artifact, as `hash_artifact` gives them, differ from those that were measured."""
     if subject.manifest_sha256 is None:

@@ -32,7 +32,7 @@ from .profiles import profile_named
 from .record import Record
 from .schema import Energy, Memory, Protocol, Provenance
 from .session import TELEMETRY_INTERVAL_MS, Attempt, Session, cold_start, latency_process, open_session
-from .subject import describe
+from .subject import describe, is_graph_rebuilt
 from .tool import identify_tool
 from .validity import LOADED_BESIDE
 
@@ -115,7 +115,7 @@ def run_session(
     progress: Progress = SILENT,
 ) -> Record:
     """Carry out every process of an open session and return the sealed record."""
-    subject = describe(session.held)
+    subject = describe(session.held).model_copy(update={"is_graph_rebuilt": is_graph_rebuilt(session.held)})
     swap_before = swap_used_bytes()
     try:
         attempts, reasons, memories, cold = _all_processes(session, subject, _Patience(wait_s, progress), progress)

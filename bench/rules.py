@@ -78,6 +78,7 @@ RULES = (
     Rule(
         "I20", "The artifact was derived again, where the target says so.", 5, "invalid", identity.artifact_is_verified
     ),
+    Rule("I21", "The graph is the one that HAVOC writes.", 5, "invalid", identity.graph_is_havocs),
     Rule("V01", "The record was made for a release.", 4, "invalid", validity.purpose_is_release),
     Rule("V02", "The work is what the limits speak of.", 4, "invalid", validity.workload_is_the_targets),
     Rule("V03", "The harness found no fault when it measured.", 4, "invalid", validity.recorded_checks_hold),

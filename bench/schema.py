@@ -105,7 +105,8 @@ class Subject(Part):
 
     `config` and `structure` are its shape and formats in full, what the roofline of a measurement is computed from;
     `graph` is how it was written: dialect, opset, kind of cache; `format_cost` what its formats cost in answers, null
-    in records of artifacts that do not say.
+    in records of artifacts that do not say. `is_graph_rebuilt` tells whether its graphs, built anew by HAVOC from
+    configuration and structure, are the same bytes; null where that cannot be done, as on a device without onnx-ir.
     """
 
     name: Text
@@ -125,6 +126,7 @@ class Subject(Part):
     graph: dict[Text, JsonValue] | None = None
     config: dict[Text, JsonValue] | None = None
     format_cost: FormatCost | None = None
+    is_graph_rebuilt: bool | None = None
 
 
 class Workload(Part):

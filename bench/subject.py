@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from ..errors import HavocError
+from ..errors import HavocError, IdentityError
 from ..export.held import hold
+from ..export.rebuilt import require_own_graphs, why_not_rebuilt
 from ..model.config import HavocConfig
 from .schema import FormatCost, Subject
 
@@ -43,6 +44,17 @@ def describe(held: HeldArtifact) -> Subject:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])[:_MAX_PLACE_CHARS]
         raise HavocError(f"{artifact}: no record can hold this artifact ({where}: {first['msg']})") from error
+
+
+def is_graph_rebuilt(held: HeldArtifact) -> bool | None:
+    """Whether its graphs are those that HAVOC builds for it; None where that cannot be known here."""
+    if why_not_rebuilt(held.manifest) is not None:
+        return None
+    try:
+        require_own_graphs(held.place, held.manifest)
+    except IdentityError:
+        return False
+    return True
 
 
 def _described(artifact: Path, manifest: ArtifactManifest, weight_bytes: int) -> Subject:

@@ -15,7 +15,7 @@ from ..model.structure import BlockFormat
 from ..model.tensors import EMBEDDING, HEAD, VISION_PROJECTION, tensor_shapes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from ..model.config import HavocConfig
     from ..model.structure import Structure
@@ -119,6 +119,11 @@ def plan_layout(config: HavocConfig, structure: Structure, formats: Mapping[str,
         weight, end_bytes = _place(source, shape, structure, form, end_bytes)
         weights.append(weight)
     return Layout(tuple(weights))
+
+
+def promoted_layout(config: HavocConfig, structure: Structure, promoted: Sequence[str]) -> Layout:
+    """The layout of mixed bits with these matrices in int8."""
+    return plan_layout(config, structure, dict.fromkeys(promoted, structure.promoted_blocks))
 
 
 def _place(

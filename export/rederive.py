@@ -20,12 +20,12 @@ from .companions import LICENCE_FILES
 from .datafile import StoredWeights, encoded_initializers
 from .fold import FoldedTensors
 from .format_cost import block_error, block_limit
-from .graph import build_graphs, serialize
-from .layout import DATA_FILE, Layout, plan_layout
+from .layout import DATA_FILE, Layout, plan_layout, promoted_layout
 from .options import GraphOptions, options_of
 from .package import EXPERTS_FOLDER, MIXTURE_FILE, Mixture, graph_fields, mixture_document, write_companions
+from .rebuilt import compare_graphs
 from .source import open_source
-from .storing import Storage, bits_per_weight, plan_storage, promoted_layout
+from .storing import Storage, bits_per_weight, plan_storage
 from .verify import Check
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..adapt.expert import Expert
-    from ..model.config import HavocConfig
     from .artifact import ArtifactManifest
     from .layout import StoredWeight
     from .source import Source
@@ -72,7 +71,7 @@ def rederive(
     tensors = FoldedTensors(source.tensors, mixture.deltas(source, None))
     storage = _storage(source, manifest, structure, calibration)
     layout, blocks_of = storage.layout, storage.blocks_of(tensors, config)
-    _require_graphs(directory, config, structure, options, layout)
+    compare_graphs(directory, manifest, config, structure, options, layout)
     is_gptq = structure.quantizer == "gptq"
     compensated = {
         item.name: weight
@@ -204,15 +203,6 @@ def _require_claims(
     for name, value in said.items():
         if value != expected.get(name):
             msg = f"{directory / MANIFEST}: says {name} {value!r:.60}, an export says {expected.get(name)!r:.60}"
-            raise IdentityError(msg)
-
-
-def _require_graphs(
-    directory: Path, config: HavocConfig, structure: Structure, options: GraphOptions, layout: Layout
-) -> None:
-    for name, model in build_graphs(config, structure, options, layout=layout).items():
-        if (directory / name).read_bytes() != serialize(model):
-            msg = f"{directory / name}: not the graph that this version of HAVOC builds for this configuration"
             raise IdentityError(msg)
 
 

@@ -13,11 +13,11 @@ from ..progress import SILENT, Progress
 from .calibration import Calibration, read_calibration
 from .keep import KeptBlocks, kept_formats, kept_tensors
 from .layerwise import CalibratedBlocks
-from .layout import Layout, plan_layout
+from .layout import Layout, plan_layout, promoted_layout
 from .precision import choose_promoted, measure_losses
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -82,11 +82,6 @@ def plan_storage(
     promoted = choose_promoted(losses, block_shapes(layout, config), structure)
     layout = promoted_layout(config, structure, promoted)
     return Storage(structure=structure, layout=layout, calibration=text, promoted=promoted)
-
-
-def promoted_layout(config: HavocConfig, structure: Structure, promoted: Sequence[str]) -> Layout:
-    """The layout of mixed bits with these matrices in int8."""
-    return plan_layout(config, structure, dict.fromkeys(promoted, structure.promoted_blocks))
 
 
 def block_shapes(layout: Layout, config: HavocConfig) -> dict[str, tuple[int, int]]:

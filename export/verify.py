@@ -16,6 +16,7 @@ from .artifact import MANIFEST
 from .foreign import foreign_fingerprint
 from .held import hold
 from .probe import fingerprint_distance
+from .rebuilt import require_own_graphs, why_not_rebuilt
 from .runtime import CPU
 from .signature import verify_signature
 
@@ -50,7 +51,12 @@ def verify_artifact(
     raised, and nothing is opened before every byte of it was found right.
     """
     with hold(directory) as held:
-        checks = [_hashes(held), _own_words(held), *([] if record is None else [_of_record(held, record)])]
+        checks = [
+            _hashes(held),
+            _own_words(held),
+            *_own_graphs(held),
+            *([] if record is None else [_of_record(held, record)]),
+        ]
         if public_key is not None:
             checks.append(Check(name="signature", finding=verify_signature(held.place, held.manifest, public_key)))
         checks += _run(held, provider)
@@ -83,6 +89,14 @@ def _own_words(held: HeldArtifact) -> Check:
         base = found.get("base") if isinstance(found, dict) else None
         _require_words(held, mixture, MIXTURE, {**found, **base} if isinstance(base, dict) else {})
     return Check(name="manifest", finding=f"says what {CONFIG} and {MIXTURE} say, SHA-256 {manifest.sha256}")
+
+
+def _own_graphs(held: HeldArtifact) -> list[Check]:
+    """Build the graphs anew where that can be done here."""
+    if (why_not := why_not_rebuilt(held.manifest)) is not None:
+        return [Check(name="graph", finding=f"not built anew: {why_not}")]
+    num_graphs = require_own_graphs(held.place, held.manifest)
+    return [Check(name="graph", finding=f"{num_graphs} built anew from configuration and structure: the same bytes")]
 
 
 def _require_words(held: HeldArtifact, said: dict[str, Any], where: str, found: dict[str, Any]) -> None:
@@ -120,6 +134,6 @@ def _run(held: HeldArtifact, provider: str) -> list[Check]:
         differ = f"the stored logits differ by {distance:.3g} of their spread (allowed {limit:g})"
         raise IdentityError(f"{held.place}: {differ}: another model or a broken runtime")
     return [
-        Check(name="graph", finding=f"{manifest.graph.get('dialect')} dialect opens on {provider}"),
+        Check(name="provider", finding=f"{manifest.graph.get('dialect')} dialect opens on {provider}"),
         Check(name="fingerprint", finding=f"logits within {distance:.1e} of their spread (allowed {limit:g})"),
     ]

@@ -37,7 +37,8 @@ def commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "line"), commands(), ids=[f"{page}: {line}" for page, line in commands()])
 def test_every_command_is_right(page: str, line: str) -> None:
     """Commands of `havoc` parse, words of `make` and options of our scripts and pytest plugin exist;
-    beside them few programs."""
+    beside them few programs.
+    """
     for command in line.split(" && "):
         check_command(page, command)
 

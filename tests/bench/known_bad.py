@@ -107,6 +107,7 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("cpu", {"created_utc": "2026-02-31T00:00:00Z"}),
     ],
     "I20": [("unverified", {}), ("unfolded", {}), ("verified elsewhere", {})],
+    "I21": [("cpu", {"subject__is_graph_rebuilt": False}), ("cuda", {"subject__is_graph_rebuilt": False})],
     "V01": [("cpu", {"purpose": "screen"})],
     "V02": [
         ("cpu", {"workload__batch_size": 2}),

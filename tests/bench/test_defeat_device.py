@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -13,6 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from havoc_core.bench.gate import judge
 from havoc_core.bench.measure import run_session
 from havoc_core.bench.profiles import PROFILES, Series
 from havoc_core.bench.record import Record, Workload
@@ -21,6 +23,7 @@ from havoc_core.bench.session import open_session
 from havoc_core.bench.targets import load_target
 from havoc_core.bench.validity import timed_calls_did_the_work
 from havoc_core.bench.witness import Witness
+from havoc_core.errors import IdentityError
 from havoc_core.export.session import DecoderSession
 from havoc_core.export.verify import verify_artifact
 from havoc_core.model.config import HavocConfig
@@ -143,15 +146,24 @@ def honest(tiny_artifact: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("exactly", [None, WORKLOAD.prompt_tokens], ids=["from-there-on", "at-that-length-alone"])
-def test_a_model_that_skips_itself_when_timed_is_invalid(honest: Path, tmp_path: Path, exactly: int | None) -> None:
+def test_a_model_that_skips_itself_when_timed_is_invalid(
+    honest: Path, tmp_path: Path, exactly: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Hashes, manifest, fingerprint and interface are in order, prefill took 0.2 ms and the gate passed it.
 
-    What the timed call left is compared with shorter readings of a length drawn anew each time.
+    What the timed call left is compared with shorter readings of a length drawn anew each time; and where graphs can be
+    built, this one is found to be none of HAVOC's.
     """
     device = Path(shutil.copytree(honest, tmp_path / "device"))
     defeat(device, exactly=exactly)
-    verify_artifact(device)  # twelve tokens: it answers as the model does
+    with pytest.raises(IdentityError, match="not the graph that this version of HAVOC builds"):
+        verify_artifact(device)
+    with monkeypatch.context() as edge:
+        edge.setattr(importlib.util, "find_spec", lambda _name: None)
+        verify_artifact(device)  # twelve tokens: it answers as the model does
     record = measured(device)
+    assert record.subject.is_graph_rebuilt is False
+    assert "I21" in {finding.rule for finding in judge([record], load_target("host")).findings}
     assert record.samples[0].work_done is not None
     assert record.samples[0].work_done.largest_error > 0.9
     assert "process 0: timed calls left other keys and values" in str(problem(record))
@@ -191,6 +203,7 @@ def test_an_honest_model_did_the_work(honest: Path) -> None:
     """The same tokens leave the same keys and values, whatever stands behind them."""
     record = measured(honest)
     assert problem(record) is None
+    assert record.subject.is_graph_rebuilt is True
     work = record.samples[0].work_done
     assert work is not None
     assert work.num_calls == 3

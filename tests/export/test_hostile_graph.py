@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import shutil
 import signal
@@ -15,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from havoc_core.errors import HavocError, MeasurementError
+from havoc_core.errors import HavocError, IdentityError, MeasurementError
 from havoc_core.export import foreign
 from havoc_core.export.foreign import foreign_completions
 from havoc_core.export.package import export_artifact
@@ -73,11 +74,15 @@ def endless(text_base_directory: Path, tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize("verb", ["verify", "generate"])
 def test_a_signal_ends_a_command_that_runs_an_endless_graph(
-    endless: Path, verb: str, number: signal.Signals, code: int
+    endless: Path, verb: str, number: signal.Signals, code: int, tmp_path: Path
 ) -> None:
     """Ctrl-C and SIGTERM end it at once, and its child with it. Both were survived: no signal reached Python."""
     words = [verb, str(endless), *(["--prompt", "the"] if verb == "generate" else [])]
-    process = subprocess.Popen([sys.executable, "-m", "havoc_core", *words], stderr=subprocess.PIPE, text=True)
+    if verb == "verify":  # it opens foreign graphs only where it cannot build them anew
+        edge = "import importlib.util, sys; importlib.util.find_spec = lambda name: None"
+        (tmp_path / "edge.py").write_text(f"{edge}; from havoc_core.cli import main; sys.exit(main())")
+    program = [str(tmp_path / "edge.py")] if verb == "verify" else ["-m", "havoc_core"]
+    process = subprocess.Popen([sys.executable, *program, *words], stderr=subprocess.PIPE, text=True)
     child = _busy_child(process.pid)
     process.send_signal(number)
     _, said = process.communicate(timeout=20)
@@ -107,6 +112,9 @@ def test_a_deadline_ends_an_endless_graph(endless: Path, monkeypatch: pytest.Mon
     for name, value in (("_START_S", 8.0), ("_BYTES_PER_S", 1e15), ("_TOKEN_S", 0.0)):
         monkeypatch.setattr(foreign, name, value)
     start = time.monotonic()
+    with pytest.raises(IdentityError, match="not the graph that this version of HAVOC builds"):
+        verify_artifact(endless)  # where it can be built anew it is never run
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(MeasurementError, match="gave no result within 8 s and was ended"):
         verify_artifact(endless)
     with pytest.raises(MeasurementError, match="gave no result within 8 s and was ended"):

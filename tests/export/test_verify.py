@@ -55,14 +55,14 @@ def test_with_base_and_experts_everything_is_checked(
     """Hashes, graph, fingerprint, and the fold from the artifact's own experts or from those given."""
     for words in ((), ("--experts", experts_directory)):
         assert run("verify", mixed, "--base", base_directory, *words, "--json", "--quiet") == 0
-        assert checks(capsys) == (["hashes", "manifest", "graph", "fingerprint", "fold"], [])
+        assert checks(capsys) == (["hashes", "manifest", "graph", "provider", "fingerprint", "fold"], [])
 
 
 def test_without_the_base_it_says_what_is_missing(plain: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Verified as far as it goes, and a note that names the base."""
     assert run("verify", plain, "--json") == 0
     names, notes = checks(capsys)
-    assert names == ["hashes", "manifest", "graph", "fingerprint"]
+    assert names == ["hashes", "manifest", "graph", "provider", "fingerprint"]
     assert notes[0].startswith("not folded again: give --base DIR (it is reader, ")
 
 
@@ -71,7 +71,7 @@ def test_what_havoc_holds_itself_needs_no_base(preset: str, tmp_path: Path, caps
     """A preset's random weights and the bundled nano are folded again unasked."""
     export_artifact(preset, tmp_path / "a")
     assert run("verify", tmp_path / "a", "--json", "--quiet") == 0
-    assert checks(capsys) == (["hashes", "manifest", "graph", "fingerprint", "fold"], [])
+    assert checks(capsys) == (["hashes", "manifest", "graph", "provider", "fingerprint", "fold"], [])
 
 
 def test_another_base_called_nano_is_another_base(
@@ -181,7 +181,7 @@ def relist(artifact: Path, name: str) -> None:
         ("manifest.json", lambda d: d["graph"].update(opset=9), "says opset 9, an export says 23"),
         ("manifest.json", lambda d: d["graph"].update(extra="x"), "says extra 'x', an export says None"),
         ("config.json", lambda d: d.update(eos_token_id=[7]), "config.json: not what an export of base reader holds"),
-        ("config.json", lambda d: d.update(max_position_embeddings=128), "config.json: not what an export"),
+        ("config.json", lambda d: d.update(max_position_embeddings=128), "model.onnx: not the graph that this version"),
         ("tokenizer_config.json", lambda d: d.update(eos_token="the"), "tokenizer_config.json: not what an export"),
         ("generation_config.json", lambda d: d.update(eos_token_id=7), "generation_config.json: not what an export"),
         ("genai_config.json", lambda d: d["model"].update(context_length=9), "genai_config.json: not what an export"),

@@ -1,0 +1,99 @@
+"""A graph that HAVOC did not write is found without base and weights, whatever hides in it."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from pathlib import Path
+
+import onnx
+import pytest
+
+from havoc_core.errors import IdentityError
+from havoc_core.export.artifact import MANIFEST, read_manifest
+from havoc_core.export.options import GraphOptions
+from havoc_core.export.package import export_artifact
+from havoc_core.export.rebuilt import require_own_graphs, why_not_rebuilt
+from havoc_core.export.verify import verify_artifact
+from havoc_core.model.structure import Structure
+from havoc_core.storage import read_json, sha256_file, write_json
+
+MADE = [
+    (Structure(), GraphOptions()),
+    (Structure(), GraphOptions(cache="static", cache_len=128, logits="all")),
+    (Structure("fp16", "fp16"), GraphOptions(dialect="contrib", cache="static")),
+    (Structure("int8", block_size=64, is_symmetric=False), GraphOptions(dialect="contrib", logits="all")),
+    (Structure("int4", compute="fp32"), GraphOptions()),
+    (Structure("int4", quantizer="gptq"), GraphOptions()),
+    (Structure("int4", average_bits=6.5), GraphOptions()),
+    (Structure(rank_fraction=0.5), GraphOptions()),
+]
+
+
+@pytest.mark.parametrize(("structure", "options"), MADE, ids=str)
+def test_what_was_exported_is_built_anew(
+    base_directory: Path, tmp_path: Path, structure: Structure, options: GraphOptions
+) -> None:
+    """Every form of a weight, dialect and cache; text and the two graphs of vision."""
+    artifact = export_artifact(base_directory, tmp_path / "a", structure=structure, options=options)
+    manifest = read_manifest(artifact)
+    assert why_not_rebuilt(manifest) is None
+    assert require_own_graphs(artifact, manifest) == 3
+    _, checks = verify_artifact(artifact)
+    assert "3 built anew from configuration and structure: the same bytes" in [check.finding for check in checks]
+
+
+@pytest.fixture(scope="module")
+def whole(base_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_artifact(base_directory, tmp_path_factory.mktemp("rebuilt") / "whole")
+
+
+@pytest.fixture
+def artifact(whole: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(whole, tmp_path / "artifact"))
+
+
+def rehash(artifact: Path, name: str) -> None:
+    document = read_json(artifact / MANIFEST)
+    document["files"][name] = {"sha256": sha256_file(artifact / name), "num_bytes": (artifact / name).stat().st_size}
+    write_json(artifact / MANIFEST, document)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "embedding.onnx", "vision.onnx"])
+def test_the_smallest_change_of_a_graph_is_found(artifact: Path, name: str) -> None:
+    """A doc string computes nothing; a node that skips the head from 512 tokens on is found by the same comparison."""
+    model = onnx.load(artifact / name, load_external_data=False)
+    model.graph.node[0].doc_string = "x"
+    (artifact / name).write_bytes(model.SerializeToString(deterministic=True))
+    rehash(artifact, name)
+    with pytest.raises(IdentityError, match=f"{name}: not the graph that this version of HAVOC builds"):
+        verify_artifact(artifact)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"graph": {"dialect": "contrib"}},
+        {"graph": {"cache": "static", "cache_len": 64}},
+        {"structure": {"weight_format": "int8"}},
+        {"structure": {"weight_format": "int3"}},
+        {"graph": {"logits": "no token"}},
+        {"structure": {"weight_format": "int4", "average_bits": "6.5"}},
+    ],
+    ids=str,
+)
+def test_a_manifest_that_says_something_else_is_no_way_around(artifact: Path, change: dict[str, dict]) -> None:
+    """What it says is what is built: another dialect, another format, or nothing that can be built."""
+    document = read_json(artifact / MANIFEST)
+    for key, values in change.items():
+        document[key] = {**document[key], **values}
+    write_json(artifact / MANIFEST, document)
+    with pytest.raises(IdentityError, match="not the graph|no graph can be built"):
+        require_own_graphs(artifact, read_manifest(artifact))
+
+
+def test_an_edge_says_that_it_cannot(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without onnx-ir nothing is claimed: the reason and the remedy stand among the checks."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
+    _, checks = verify_artifact(artifact)
+    assert "not built anew: onnx-ir, which builds a graph, is not installed" in " ".join(c.finding for c in checks)
