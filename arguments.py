@@ -232,6 +232,9 @@ def add_bench(parser: Parser) -> None:
     parser.add_argument("--batch", type=_positive, metavar="N", help="prompts at once; rates are of each (default: 1)")
     threads_help = "threads that compute (default: one a physical core)"
     parser.add_argument("--threads", type=_positive, metavar="N", help=threads_help)
+    parser.add_argument("--sign", type=Path, metavar="KEY", help="sign the record with this private key (PEM)")
+    challenge_help = "sign it in answer to this nonce, which whoever judges has made up"
+    parser.add_argument("--challenge", metavar="NONCE", help=challenge_help)
     graph_help = "run the single steps of a static cache as a CUDA graph, on a card"
     parser.add_argument("--cuda-graph", dest="captures_steps", action="store_true", help=graph_help)
     wait_help = "wait up to this long for a machine that does nothing else, 0: not at all (default: 30)"
@@ -259,6 +262,10 @@ def add_gate(parser: Parser) -> None:
     _add_target(parser)
     parser.add_argument("--artifact", type=Path, metavar="DIR", help="check that the record is of this artifact")
     parser.add_argument("--verified", type=Path, metavar="FILE", help="what `havoc verify --out FILE` found of it")
+    keyring_help = "every record must be signed by this public key, or by one of the *.pem of this folder"
+    parser.add_argument("--require-signature", dest="keyring", type=Path, metavar="KEYRING", help=keyring_help)
+    nonce_help = "the signature must answer this challenge"
+    parser.add_argument("--nonce", metavar="NONCE", help=nonce_help)
     _add_output(parser, quiet=False)
 
 

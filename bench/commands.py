@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,25 +32,32 @@ if TYPE_CHECKING:
     from .record import Record
     from .schema import Workload
 
-DERIVED = ("report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv", "SHA256SUMS")
+DERIVED = ("record.dsse.json", "report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv", "SHA256SUMS")
 """What `havoc report` writes beside a record."""
 
 
 def handle_gate(args: argparse.Namespace) -> int:
     """Judge records against a target; the exit code is the verdict."""
     from ..export.verified import load_verified
+    from .answer import require_nonce, verify_answers
     from .device import identify_cpu
     from .gate import hash_artifact, judge
     from .record import load_record
 
+    if args.nonce is not None and args.keyring is None:
+        raise HavocError("--nonce is compared with what was signed: give the keys with --require-signature KEYRING")
+    nonce = None if args.nonce is None else require_nonce(args.nonce)
     target = load_target(args.target)
-    records = [load_record(record_path(path)) for path in args.records]
+    paths = [record_path(path) for path in args.records]
+    records = [load_record(path) for path in paths]
+    signed_by = () if args.keyring is None else verify_answers(paths, records, args.keyring, nonce)
     require_known_tasks(target, [task for record in records for task in record.accuracy])
     require_pinned(target, records)
     files = None if args.artifact is None else hash_artifact(args.artifact)
     cpu = identify_cpu() if target.device.is_this_machine else None
     verified = None if args.verified is None else load_verified(args.verified)
     judgement = judge(records, target, artifact_files=files, this_cpu=cpu, verified=verified)
+    judgement = replace(judgement, signed_by=signed_by)
     if args.json:
         _print_json(judgement.document())
     else:
@@ -82,7 +90,8 @@ def judgement_text(judgement: Judgement, title: str) -> str:
     limits = ""
     if judgement.target_sha256:
         limits = f"; limits of {printable(judgement.target_file or '')}, SHA-256 {judgement.target_sha256[:16]}"
-    return f"{head}\n\n{body}\n\nevidence: {evidence}; exit code {judgement.exit_code}{limits}"
+    signed = f"; signed by {', '.join(map(printable, judgement.signed_by))}" if judgement.signed_by else ""
+    return f"{head}\n\n{body}\n\nevidence: {evidence}; exit code {judgement.exit_code}{limits}{signed}"
 
 
 def limits_text(lines: Sequence[Line]) -> str:
@@ -112,9 +121,11 @@ def handle_bench(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     from .accuracy import add_accuracy, cut_prompts, fewer_rows, require_rows
+    from .answer import load_answerer, require_nonce
     from .gate import why_invalid
     from .keeping import keep
     from .measure import measure
+    from .record import load_record
     from .subject import identify_subject
 
     out: Path = args.out
@@ -122,6 +133,10 @@ def _bench(args: argparse.Namespace) -> int:
     workload, provider, num_threads = work_asked(args)
     if path.exists() and not args.replace:
         raise HavocError(f"{out} holds a record already: choose another folder for --out, or give --replace")
+    if args.challenge is not None and args.sign is None:
+        raise HavocError("--challenge is answered by a signature: give the key with --sign KEY")
+    nonce = None if args.challenge is None else require_nonce(args.challenge)
+    answerer = None if args.sign is None else load_answerer(args.sign)
     if args.n != 0:
         identify_subject(args.artifact)
         require_rows(
@@ -147,6 +162,8 @@ def _bench(args: argparse.Namespace) -> int:
         found = _scored(args, path, progress)
         record, num_cut = add_accuracy(record, found), found.num_cut
         keep(record, path)
+    if answerer is not None:
+        answerer.sign(load_record(path), path, nonce)
     notes = fewer_rows({task: item.num_rows for task, item in record.accuracy.items()}, args.n or 0)
     notes += cut_prompts(num_cut)
     broken = why_invalid(record)

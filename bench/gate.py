@@ -70,7 +70,8 @@ class Figure:
 class Judgement:
     """A verdict with everything it rests on; `unlimited` is what was measured and has no limit on the target.
 
-    `is_artifact_checked`: the artifact's files were hashed anew. `target_file` and `target_sha256` name the limits.
+    `is_artifact_checked`: the artifact's files were hashed anew. `target_file` and `target_sha256` name the limits,
+    `signed_by` the keys that signed the records where that was asked for.
     """
 
     target: str
@@ -85,6 +86,7 @@ class Judgement:
     is_artifact_checked: bool = False
     target_file: str | None = None
     target_sha256: str | None = None
+    signed_by: tuple[str, ...] = ()
 
     def document(self) -> dict[str, Any]:
         """Return plain JSON values."""
