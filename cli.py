@@ -37,10 +37,12 @@ EXIT_DEFECT, EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED =
 
 _LINE_CHARS = 1500  # of a message; a hostile file may put anything into one
 
-_LAB_PACKAGES = frozenset(
-    {"torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "gguf", "matplotlib"}
-)
-_REPORT_PACKAGES = frozenset({"matplotlib"})
+_EXTRA_OF = {
+    **dict.fromkeys(("numpy", "onnxruntime", "pynvml", "PIL", "tokenizers"), "edge"),
+    **dict.fromkeys(("torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "gguf"), "lab"),
+    "matplotlib": "report",
+}
+"""The extra that brings a package which a verb may lack."""
 _GOES_ON = frozenset({"run", "search", "train", "pretrain"})  # the verbs that keep what was done when interrupted
 
 
@@ -361,8 +363,7 @@ def _explain(error: BaseException, verb: str = "") -> int:
         case HavocError():
             _say(f"error: {error}")
             return error.exit_code
-        case ModuleNotFoundError() if (error.name or "").partition(".")[0] in _LAB_PACKAGES:
-            extra = "report" if (error.name or "").partition(".")[0] in _REPORT_PACKAGES else "lab"
+        case ModuleNotFoundError() if extra := _EXTRA_OF.get((error.name or "").partition(".")[0]):
             _say(f'error: this command needs {error.name}: pip install "havoc-core[{extra}]"')
         case _ if _is_short_of_threads(error):
             _say(f"error: {NO_MORE}")

@@ -212,7 +212,7 @@ def runtime_package() -> str:
             importlib.metadata.version(name)
             found.append(name)
     if not found:
-        raise HavocError("ONNX Runtime is not installed: pip install onnxruntime-gpu (or onnxruntime without CUDA)")
+        raise HavocError('ONNX Runtime is not installed: pip install "havoc-core[edge]"')
     if len(found) > 1:
         raise HavocError(
             f"{' and '.join(found)} are installed together and overwrite each other: "

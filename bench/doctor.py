@@ -41,6 +41,7 @@ _SMALLEST_GRAPH = (
     b'\x08\x08:2\n\x0b\n\x01x\x12\x01y"\x03Neg\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
 )
+EDGE_PACKAGES = ("numpy", "onnxruntime", "pynvml", "PIL", "tokenizers")
 REPORT_PACKAGES = ("matplotlib",)
 LAB_PACKAGES = ("torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "gguf", *REPORT_PACKAGES)
 
@@ -298,6 +299,7 @@ def _tool() -> Finding:
 
 def _packages() -> list[Finding]:
     return [
+        _extra("edge", "bench, verify, eval, generate", EDGE_PACKAGES),
         _extra("lab", "train, search, export", LAB_PACKAGES),
         _extra("report", "html, markdown, junit, badge", REPORT_PACKAGES),
     ]

@@ -236,8 +236,11 @@ class Nvml:
 @contextmanager
 def open_nvml() -> Iterator[Nvml | str]:
     """Open NVML, or give the reason why it cannot be opened, as a sentence; shut down at the end."""
-    import pynvml
-
+    try:
+        import pynvml
+    except ModuleNotFoundError:
+        yield 'NVML: its binding is not installed: pip install "havoc-core[edge]"'
+        return
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:

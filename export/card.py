@@ -59,7 +59,7 @@ as an ONNX graph by HAVOC {manifest.versions["havoc"]}.
 ## Run it
 
 ```sh
-pip install havoc-core
+pip install "havoc-core[edge]"
 {'havoc generate . --prompt "..."' if reads_text else "# no tokenizer came with the base: token ids in, logits out"}
 havoc bench . --out ../report     # latency, throughput, memory on this machine
 ```

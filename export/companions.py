@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 
 from ..errors import HavocError
 from ..model.gguf_header import is_gguf, read_header
-from ..model.gguf_tokenizer import read_tokenizer
 from ..storage import explained, read_bounded, write_bytes
 
 if TYPE_CHECKING:
@@ -49,6 +48,8 @@ class Licence:
 def carry(directory: Path | None, folder: Path) -> None:
     """Copy tokenizer, chat template and licence of a base into `folder`; what may not be carried is refused."""
     if directory is not None and is_gguf(directory):
+        from ..model.gguf_tokenizer import read_tokenizer  # the gate reads names from here, and needs no tokenizer
+
         tokenizer = read_tokenizer(read_header(directory))
         for name, content in ({} if tokenizer is None else tokenizer.files()).items():
             write_bytes(folder / name, content)

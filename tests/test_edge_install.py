@@ -50,10 +50,19 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def edge(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bin folder of a fresh environment that holds the wheel and what it asks for, nothing else."""
-    folder = tmp_path_factory.mktemp("edge")
+    """The bin folder of a fresh environment that holds the wheel and what its edge asks for, nothing else."""
+    return installed(f"{wheel}[edge]", tmp_path_factory.mktemp("edge"))
+
+
+@pytest.fixture(scope="module")
+def gate(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bin folder of one that holds the wheel as it is, which judges."""
+    return installed(str(wheel), tmp_path_factory.mktemp("gate"))
+
+
+def installed(requirement: str, folder: Path) -> Path:
     venv.create(folder, with_pip=True)
-    command = [str(folder / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", str(wheel)]
+    command = [str(folder / "bin" / "pip"), "install", "-q", "--disable-pip-version-check", requirement]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": ""})
     if any(words in done.stderr for words in NO_NETWORK):
         pytest.skip("no network: the packages of the edge install cannot be downloaded")
@@ -111,6 +120,32 @@ def test_the_environment_is_small(edge: Path) -> None:
     num_bytes = sum(path.stat().st_blocks * 512 for path in files)
     print(f"edge install: {num_bytes / 1e6:.0f} MB in {len(files)} files")
     assert num_bytes < 700e6
+
+
+def test_the_gate_is_small_and_judges_alike(gate: Path, measured: Path, artifact: Path, tmp_path: Path) -> None:
+    """Under 60 MB beside pip, no ONNX Runtime, no NumPy: the same verdicts on the same records, word for word."""
+    files = [path for path in gate.parent.rglob("*") if path.is_file() and not path.is_symlink()]
+    own = [path for path in files if not {"pip", "setuptools"} & set(path.parts)]
+    num_bytes = sum(path.stat().st_blocks * 512 for path in own)
+    print(f"gate install: {num_bytes / 1e6:.0f} MB in {len(own)} files")
+    assert num_bytes < 60e6
+    card = ROOT / "reports" / "2026-11-27-smollm2-h200"
+    for words in (
+        (measured, "--target", "host", "--artifact", artifact),
+        (measured, "--target", "gtx1660"),
+        (card, "--target", card / "target.toml"),
+    ):
+        command = [gate / "havoc", "gate", *words, "--json"]
+        light = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+        lab = subprocess.run(
+            [sys.executable, "-m", "havoc_core", *map(str, command[1:])], capture_output=True, text=True
+        )
+        assert (light.returncode, light.stdout, light.stderr) == (lab.returncode, lab.stdout, lab.stderr)
+    for words in (("bench", artifact, "--out", "x"), ("compare", card, card), ("verify", artifact)):
+        done = subprocess.run([gate / "havoc", *words], capture_output=True, text=True, cwd=tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert 'pip install "havoc-core[edge]"' in done.stderr
+    assert subprocess.run([gate / "havoc", "doctor"], capture_output=True, cwd=tmp_path).returncode == 0
 
 
 def test_artifact_is_verified(havoc: Run, artifact: Path) -> None:
