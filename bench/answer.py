@@ -21,19 +21,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError, IdentityError
-from ..storage import canonical_json, parse_json, read_bounded, read_json, unreadable, write_json
+from ..export.signature import PASSWORD_VARIABLE, read_key
+from ..storage import canonical_json, parse_json, read_json, unreadable, write_json
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .record import Record
 
-PASSWORD_VARIABLE = "HAVOC_SIGNING_PASSWORD"  # noqa: S105 - the name of one, not one
 STATEMENT = "https://in-toto.io/Statement/v1"
 TEST_RESULT = "https://in-toto.io/attestation/test-result/v0.1"
 _PAYLOAD_TYPE = "application/vnd.in-toto+json"
 _NONCE = re.compile(r"[A-Za-z0-9._~-]{16,128}")
-_MAX_KEY_BYTES, _MAX_ENVELOPE_BYTES, _MAX_KEYS = 1 << 16, 1 << 17, 1000
+_MAX_ENVELOPE_BYTES, _MAX_KEYS = 1 << 17, 1000
 
 
 def envelope_path(record_path: Path) -> Path:
@@ -88,7 +88,7 @@ def load_answerer(private_key: Path) -> Answerer:
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
     from securesystemslib.signer import CryptoSigner  # type: ignore[attr-defined]
 
-    content = _key_bytes(private_key)
+    content = read_key(private_key)
     password = os.environ.get(PASSWORD_VARIABLE, "").encode() or None
     if b"ENCRYPTED" in content and password is None:
         raise HavocError(
@@ -161,7 +161,7 @@ def _keys(keyring: Path) -> list[tuple[Any, str]]:
     keys = []
     for file in files:
         try:
-            key = load_pem_public_key(_key_bytes(file))
+            key = load_pem_public_key(read_key(file))
             _require_kind(key, file)
             keys.append((SSlibKey.from_crypto(key), file.name))
         except HavocError:
@@ -176,16 +176,6 @@ def _require_kind(key: object, path: Path) -> None:
 
     if not isinstance(key, (ec.EllipticCurvePublicKey, ed25519.Ed25519PublicKey)):
         raise HavocError(f"{path}: a key on an elliptic curve or of Ed25519 is needed, this is {type(key).__name__}")
-
-
-def _key_bytes(path: Path) -> bytes:
-    """Read a key; a device or pipe, which may never end, and a file larger than any key are refused."""
-    if path.exists() and not path.is_file():
-        raise HavocError(f"{path}: not a regular file; give the key as a file in PEM form")
-    try:
-        return read_bounded(path, max_bytes=_MAX_KEY_BYTES)
-    except OSError as error:
-        raise unreadable(error, path) from error
 
 
 def _dsse() -> Any:  # noqa: ANN401 - its classes are not typed

@@ -60,7 +60,7 @@ def load_signer(private_key: Path) -> Signer:
     """
     signing = _library("signing")
     password = None
-    if b"ENCRYPTED" in _read(private_key):
+    if b"ENCRYPTED" in read_key(private_key):
         password = os.environ.get(PASSWORD_VARIABLE, "").encode()
         if not password:
             msg = f"{private_key}: the key is encrypted; put its password into the environment as {PASSWORD_VARIABLE}"
@@ -79,7 +79,7 @@ def verify_signature(directory: Path, manifest: ArtifactManifest, public_key: Pa
     signed are each an `IdentityError`; a key that cannot be read is a `HavocError`.
     """
     verifying = _library("verifying")
-    _read(public_key)
+    read_key(public_key)
     try:
         configuration = verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     except Exception as error:
@@ -121,7 +121,7 @@ def _library(part: str) -> Any:  # noqa: ANN401 - its classes are not typed
         raise HavocError(msg) from error
 
 
-def _read(path: Path) -> bytes:
+def read_key(path: Path) -> bytes:
     """Read a key; a device or pipe, which may never end, and a file larger than any key are refused."""
     try:
         if path.exists() and not path.is_file():

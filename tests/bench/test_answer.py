@@ -231,7 +231,7 @@ def test_keys_that_are_none(tmp_path: Path, path: Path, monkeypatch: pytest.Monk
     for file, said in (
         (tmp_path / "text.pem", "text.pem: not read as a private key in PEM form"),
         (tmp_path / "rsa.key", "rsa.key: a key on an elliptic curve or of Ed25519 is needed"),
-        (tmp_path / "missing.key", "missing.key: cannot be read"),
+        (tmp_path / "missing.key", "missing.key: No such file"),
         (tmp_path, "not a regular file"),
         (hidden, "the key is encrypted; put its password into the environment as HAVOC_SIGNING_PASSWORD"),
     ):
@@ -248,7 +248,7 @@ def test_keys_that_are_none(tmp_path: Path, path: Path, monkeypatch: pytest.Monk
         (tmp_path / "none", "holds no key"),
         (tmp_path / "text.pem", "text.pem: not read as a public key"),
         (tmp_path / "keys", "rsa.pem: a key on an elliptic curve"),
-        (tmp_path / "nowhere", "nowhere: cannot be read"),
+        (tmp_path / "nowhere", "nowhere: No such file"),
     ):
         with pytest.raises(HavocError, match=said):
             verify_answer(record, path, keyring, NONCE)
