@@ -23,11 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
 from havoc_core import storage
 from havoc_core.adapt.candidate import COST_OBJECTIVES
 from havoc_core.adapt.entries import known_entries
 from havoc_core.adapt.tasks import plain
-from havoc_core.bench.record import load_record
+from havoc_core.bench.answer import load_answerer, verify_answer
+from havoc_core.bench.record import Record, load_record
 from havoc_core.bench.targets import BUNDLED, read_targets
 from havoc_core.config import Recipe, load_recipe, recipe_toml
 from havoc_core.errors import HavocError
@@ -43,7 +47,8 @@ ODD_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 
 
-NUM_READERS = 9
+NUM_READERS = 10
+NONCE = "challenge-0123456789"
 
 
 @dataclass(frozen=True)
@@ -82,9 +87,25 @@ def subjects(folder: Path) -> list[Subject]:
         Subject("recipe", "recipe.toml", recipe_toml(Recipe()).encode(), load_recipe),
         Subject("journal", "journal.jsonl", _journal(entries), _entries, _journal),
         Subject("verified", "verified.json", _record(verified), load_verified, _record),
+        _envelope(folder, samples["record"]("cpu")),
         Subject("graph", "model.onnx", (artifact / "model.onnx").read_bytes(), external_locations),
         Subject("values", "values", plain.encode([1, (2.5, "x"), {3: {4}}, b"5", 2**70]).encode(), _plain, _json),
     ]
+
+
+def _envelope(folder: Path, record: Record) -> Subject:
+    """The signature of a record, by a key that is made here."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem, none = serialization.Encoding.PEM, serialization.NoEncryption()
+    (folder / "key").write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, none))
+    public = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
+    (folder / "key.pem").write_bytes(public)
+    envelope = load_answerer(folder / "key").sign(record, folder / "record.json", NONCE)
+
+    def read(path: Path) -> object:
+        return verify_answer(record, path.with_name("record.json"), folder / "key.pem", NONCE)
+
+    return Subject("envelope", envelope.name, envelope.read_bytes(), read, _json)
 
 
 def _manifest(path: Path) -> object:
