@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -48,7 +49,7 @@ def refused(artifact: Path, kind: type[HavocError], match: str) -> None:
 def test_a_whole_artifact_passes(artifact: Path) -> None:
     """Hashes, graph and fingerprint are checked and named."""
     manifest, checks = verify_artifact(artifact)
-    assert [check.name for check in checks] == ["hashes", "manifest", "graph", "fingerprint"]
+    assert [check.name for check in checks] == ["hashes", "manifest", "graph", "provider", "fingerprint"]
     assert manifest.base_name == "talker"
 
 
@@ -254,9 +255,11 @@ def test_every_way_to_a_tensor_is_walked() -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"\0" * 100, b"\x3a\xff\x01x", b"\x08" + b"\xff" * 11, b"\x3b", b"\x3a\x02\x2a\x09"]
 )
-def test_a_graph_that_is_none(artifact: Path, content: bytes) -> None:
+def test_a_graph_that_is_none(artifact: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that are no graph, hashed anew: one line, by whoever finds it first."""
     store(artifact, "model.onnx", content)
+    refused(artifact, HavocError, "not an ONNX graph, or a damaged one|not the graph that this version of HAVOC builds")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)  # as on a device, which builds no graph
     refused(artifact, HavocError, "not an ONNX graph, or a damaged one|ONNX Runtime cannot open it")
 
 

@@ -40,7 +40,7 @@ def test_export_verify_generate(base_directory: Path, experts_directory: Path, t
     assert "write weights" in shown.err
     assert run("verify", out, "--base", base_directory, "--json", "--quiet") == 0
     checks = json.loads(capsys.readouterr().out)["checks"]
-    assert [check["name"] for check in checks] == ["hashes", "manifest", "graph", "fingerprint", "fold"]
+    assert [check["name"] for check in checks] == ["hashes", "manifest", "graph", "provider", "fingerprint", "fold"]
     assert run("verify", out) == 0
     assert "not folded again: give --base DIR" in capsys.readouterr().out
     plain = tmp_path / "plain"
