@@ -89,8 +89,8 @@ def measure(
     It waits up to `wait_s` seconds in all for others to leave the CPU alone, before the first process and before each
     that is repeated; then it measures all the same, and the record tells of what disturbed it. `provider` None takes
     the GPU where CUDA shows one, else the CPU; `num_threads` None is one thread a physical core; `captures_steps` runs
-    the single steps of a static cache as a CUDA graph. `purpose` follows the
-    profile: "release" for release, else "confirm". Raises `HavocError` for what is no artifact, `IdentityError` for a
+    the single steps of a static cache as a CUDA graph. `purpose` follows the profile: "release" for release, else
+    "confirm". Raises `HavocError` for what is no artifact, `IdentityError` for a
     changed one or a device that is not there, `MeasurementError` when a process dies.
     """
     plan = profile_named(profile)

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ..model.config import HavocConfig as Config
     from .artifact import ArtifactManifest
     from .layout import Layout
     from .options import GraphOptions
@@ -49,7 +48,7 @@ def require_own_graphs(directory: Path, manifest: ArtifactManifest) -> int:
     return compare_graphs(directory, manifest, config, structure, options, layout)
 
 
-def _layout(config: Config, structure: Structure, manifest: ArtifactManifest) -> Layout:
+def _layout(config: HavocConfig, structure: Structure, manifest: ArtifactManifest) -> Layout:
     from .layout import plan_layout, promoted_layout
 
     if structure.average_bits is None:
@@ -68,7 +67,7 @@ def _names(value: object) -> Sequence[str]:
 def compare_graphs(
     directory: Path,
     manifest: ArtifactManifest,
-    config: Config,
+    config: HavocConfig,
     structure: Structure,
     options: GraphOptions,
     layout: Layout,
