@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .schema import Workload
 
 DERIVED = ("record.dsse.json", "report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv", "SHA256SUMS")
-"""What `havoc report` writes beside a record."""
+"""What `havoc report` and `havoc bench --sign` write beside a record."""
 
 
 def handle_gate(args: argparse.Namespace) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from havoc_core.bench.answer import envelope_path
 from havoc_core.bench.commands import DERIVED, previous_record
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.doctor import examine, provider_problem
@@ -253,7 +254,7 @@ def test_replace_takes_the_old_pages_away(
     monkeypatch.setattr("havoc_core.bench.measure.measure", lambda *_, **__: record)
     assert run(capsys, "bench", tiny_artifact, "--quiet", "--n", "0", "--replace", "--out", held.parent)[0] == 0
     assert [path.name for path in held.parent.iterdir()] == ["record.json"]
-    assert set(DERIVED) == {*WRITTEN, SUMS}
+    assert set(DERIVED) == {*WRITTEN, SUMS, envelope_path(held).name}
 
 
 def test_eval_agrees_with_the_record(tiny_artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
