@@ -63,7 +63,7 @@ compare: .venv/dev
 	$(BIN)/python tests/perf/compare_commits.py "$(or $(BASE),HEAD~1)"
 
 results: .venv/dev
-	$(BIN)/python -m havoc_core.bench.results reports docs/results.md
+	$(BIN)/python -m havoc_core.bench.report.results reports docs/results.md
 
 fuzz: .venv/dev
 	$(BIN)/python tests/fuzzing.py --inputs $(or $(INPUTS),100000)

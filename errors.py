@@ -5,9 +5,9 @@
     ├── IdentityError          5  wrong, unknown or simulated device; a hash that does not match
     └── NothingLearnedError    6  the experts are the base: training changed nothing
 
-A message says what was wrong, with the numbers, and what to do next, in one line. Exit code 0 is success, 1 a limit
-proven missed and 3 one that is undecided: those are verdicts (`bench.gate`), no errors. The codes are the gate's, so a
-script can tell "missed" from "could not tell" from "broken" for every command. What a message or a page quotes from
+A message says what was wrong, with the numbers, and what to do next, in one line. Exit code 0 is success. 1 (a limit is
+proven missed) and 3 (a limit is undecided) are verdicts of `bench.judge.gate`, no errors. Every command uses the codes
+of the gate, so a script can tell "missed" from "could not tell" from "broken". What a message or a page quotes from
 somebody else's file goes through `printable`.
 """
 

@@ -54,8 +54,9 @@ class GateJournal:
         if not self._journal.entries:
             self._journal.append(opening)
         if self._journal.entries[0] != opening:
-            msg = f"{path} holds answers of another base, other experts, tasks or data; remove it to ask again"
-            raise HavocError(msg)
+            raise HavocError(
+                f"{path} holds answers of another base, other experts, tasks or data; remove it to ask again"
+            )
         try:
             self._parts = {
                 (str(entry["name"]), str(entry["task"]), int(entry["start"])): _marks(entry["right"])
@@ -64,8 +65,9 @@ class GateJournal:
             }
             self._runs = [_run(entry["run"]) for entry in self._journal.entries if entry["kind"] == "artifact"]
         except (KeyError, TypeError, ValueError) as error:
-            msg = f"{path} holds a line that no scoring writes; restore it, or remove it to ask again"
-            raise HavocError(msg) from error
+            raise HavocError(
+                f"{path} holds a line that no scoring writes; restore it, or remove it to ask again"
+            ) from error
 
     def part(self, name: str, task: str, start: int, size: int) -> str | None:
         """The marks of one part of a contestant's rows, a 1 for each that is right; None where it was not answered."""
@@ -103,8 +105,8 @@ def _run(plain: Mapping[str, Any]) -> AccuracyRun:
 
 def score_artifact(place: Place, base: Base, artifact: Path, journal: GateJournal, progress: Progress) -> AccuracyRun:
     """Score the artifact on the gate split, unless the journal holds the answers of these very files."""
-    from .bench.gate import hash_artifact
-    from .export.artifact import MANIFEST
+    from .bench.judge.gate import hash_artifact
+    from .export.runtime.artifact import MANIFEST
 
     files = hash_artifact(artifact)
     known = journal.run_of(files, files.pop(MANIFEST))

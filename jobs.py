@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .adapt.expert import Expert
     from .adapt.tasks.task import Row, Task
     from .export.candidates import CandidateSessions
-    from .export.session import DecoderSession
+    from .export.runtime.session import DecoderSession
     from .model.checkpoint import Base
     from .progress import Progress, Stage
 

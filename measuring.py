@@ -16,14 +16,14 @@ from .adapt.candidate import COST_OBJECTIVES, FORMAT_METRICS, Answers, Candidate
 from .adapt.tasks.task import load_tasks
 from .bench.cuda_driver import CudaCard, open_cuda_card
 from .bench.device import CPU_PROVIDER, CUDA_PROVIDER, identify_cpu, identify_device
+from .bench.judge.rules import device_problem
+from .bench.judge.schema import Workload
+from .bench.judge.targets import load_target
+from .bench.judge.validity import PROVIDER_OF_KIND
 from .bench.measure import measure_cost
-from .bench.rules import device_problem
-from .bench.schema import Workload
-from .bench.targets import load_target
-from .bench.validity import PROVIDER_OF_KIND
 from .errors import HavocError, IdentityError
-from .export.artifact import read_manifest
 from .export.package import export_artifact
+from .export.runtime.artifact import read_manifest
 from .jobs import scoring_workers
 from .storage import scratch_directory
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from .adapt.candidate import Evidence
     from .adapt.expert import Expert
     from .adapt.tasks.task import Task
-    from .bench.schema import Device
+    from .bench.judge.schema import Device
     from .config import Recipe
     from .jobs import Place
     from .model.checkpoint import Base

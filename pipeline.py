@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from .adapt.search import SearchResult
     from .adapt.svf import Basis
     from .adapt.tasks.task import Task
-    from .bench.gate import Judgement
-    from .bench.targets import Target
+    from .bench.judge.gate import Judgement
+    from .bench.judge.targets import Target
     from .jobs import Place
     from .model.checkpoint import Base
     from .progress import Progress
@@ -101,8 +101,8 @@ def run(
 
     `num_threads` is what each job computes with, None: what its size is worth.
     """
-    from .bench.report import write_report
-    from .export.options import require_heads
+    from .bench.report.folder import write_report
+    from .export.runtime.options import require_heads
     from .jobs import Place
     from .measuring import bind
     from .model.checkpoint import load_base
@@ -133,16 +133,14 @@ def run(
 
 def require_inputs(recipe: Recipe) -> None:
     """Refuse targets and data that cannot be read before minutes of work and before anything is written."""
-    from .bench.targets import load_target, require_known_tasks
+    from .bench.judge.targets import load_target, require_known_tasks
 
     text = recipe.export.calibration
     if text is not None and not Path(text).is_file():
-        msg = f"{text!r}: no such text file; correct export.calibration or leave it out"
-        raise HavocError(msg)
+        raise HavocError(f"{text!r}: no such text file; correct export.calibration or leave it out")
     data = recipe.data.directory
     if data is not None and not data.is_dir():
-        msg = f'{str(data)!r}: no such directory of data sets; correct data.source or leave it "builtin"'
-        raise HavocError(msg)
+        raise HavocError(f'{str(data)!r}: no such directory of data sets; correct data.source or leave it "builtin"')
     from .measuring import recipe_tasks
 
     tasks = recipe_tasks(recipe)
@@ -160,14 +158,16 @@ def require_pinned_data(recipe: Recipe, target: Target, tasks: Sequence[Task]) -
         if limit is None:
             continue
         if limit.task_sha256 not in {None, task.sha256}:
-            msg = f"target {target.name}: accuracy/{task.name} is pinned to another task file ({limit.task_sha256})"
-            raise HavocError(msg)
+            raise HavocError(
+                f"target {target.name}: accuracy/{task.name} is pinned to another task file ({limit.task_sha256})"
+            )
         if limit.data_sha256 is None:
             continue
         found = data_hash(task, "gate", data_dir=recipe.data.directory, online=recipe.data.online)
         if found != limit.data_sha256:
-            msg = f"target {target.name}: accuracy/{task.name} is pinned to data {limit.data_sha256}, this is {found}"
-            raise HavocError(msg)
+            raise HavocError(
+                f"target {target.name}: accuracy/{task.name} is pinned to data {limit.data_sha256}, this is {found}"
+            )
 
 
 def require_eyes(recipe: Recipe, base: Base) -> None:
@@ -177,11 +177,10 @@ def require_eyes(recipe: Recipe, base: Base) -> None:
     unseen = [task.name for task in recipe_tasks(recipe) if task.needs_pictures]
     if unseen and base.config.vision is None:
         names = [name for name in recipe.experts.tasks if name not in unseen]
-        msg = (
+        raise HavocError(
             f"{recipe.model.base} reads text only, and the tasks {', '.join(unseen)} show pictures: write "
             f"tasks = {json.dumps(names)} in [experts] of the recipe"
         )
-        raise HavocError(msg)
 
 
 def require_rows(recipe: Recipe) -> None:
@@ -205,11 +204,10 @@ def require_experts(recipe: Recipe, folder: Path) -> None:
     paths = {task.name: expert_path(folder, task.name) for task in recipe_tasks(recipe)}
     missing = [name for name, path in paths.items() if not path.is_file()]
     if missing:
-        msg = (
+        raise HavocError(
             f"{folder} holds no expert for {', '.join(missing)} ({paths[missing[0]].name}): train it, or name in "
             "[experts] tasks of --recipe those that are there"
         )
-        raise HavocError(msg)
 
 
 def claim_folder(recipe: Recipe, out: Path) -> None:
@@ -217,12 +215,12 @@ def claim_folder(recipe: Recipe, out: Path) -> None:
     marker = out / "recipe.toml"
     if not marker.exists():
         if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
-            msg = f"{out} holds files and is not the result of a run (no {marker.name} in it); choose another --out"
-            raise HavocError(msg)
+            raise HavocError(
+                f"{out} holds files and is not the result of a run (no {marker.name} in it); choose another --out"
+            )
         storage.write_text(marker, recipe_toml(recipe))
     elif load_recipe(marker) != recipe:
-        msg = f"{out} is the result of another recipe (see {marker}); choose another --out or remove it"
-        raise HavocError(msg)
+        raise HavocError(f"{out} is the result of another recipe (see {marker}); choose another --out or remove it")
 
 
 def train_experts(place: Place, base: Base, progress: Progress) -> tuple[Basis, list[Expert]]:
@@ -306,8 +304,8 @@ def export_mixture(
     progress: Progress,
 ) -> Path:
     """Fold the chosen mixture and write the artifact, unless it is there already."""
-    from .export.options import GraphOptions
     from .export.package import export_artifact
+    from .export.runtime.options import GraphOptions
     from .model.structure import Structure
 
     artifact = out / "artifact"
@@ -336,7 +334,7 @@ def export_mixture(
 
 def require_mixture(artifact: Path, base: Base, experts: Sequence[Expert], alpha: Sequence[float]) -> None:
     """Refuse an artifact that is there already and was made from anything else than what the search chose."""
-    from .export.artifact import read_manifest
+    from .export.runtime.artifact import read_manifest
 
     manifest = read_manifest(artifact)
     weights = {expert.domain: float(weight) for expert, weight in zip(experts, alpha, strict=True)}
@@ -347,8 +345,8 @@ def require_mixture(artifact: Path, base: Base, experts: Sequence[Expert], alpha
 
 def linked(document: dict[str, Any], artifact: Path) -> dict[str, Any]:
     """Name in a document the artifact it belongs to, so that no report shows it beside the record of another."""
-    from .bench.searched import artifact_hash
-    from .export.artifact import read_manifest
+    from .bench.report.search_files import artifact_hash
+    from .export.runtime.artifact import read_manifest
 
     files = {name: file.sha256 for name, file in read_manifest(artifact).files.items()}
     return {**document, "artifact_sha256": artifact_hash(files)}
@@ -394,9 +392,9 @@ def measure_artifact(
 
 def require_measured(artifact: Path, path: Path) -> None:
     """Refuse a finished folder whose artifact is no longer the one that its record was made from."""
-    from .bench.gate import hash_artifact
-    from .bench.identity import artifact_problem
-    from .bench.record import load_record
+    from .bench.judge.gate import hash_artifact
+    from .bench.judge.identity import artifact_problem
+    from .bench.judge.record import load_record
 
     problem = artifact_problem(load_record(path).subject, hash_artifact(artifact))
     if problem is not None:
@@ -408,8 +406,8 @@ def write_handoff(
 ) -> None:
     """Write `handoff.json`, the form seed 003 hands to the next phase."""
     from .adapt.expert import expert_path
-    from .bench.handoff import build_handoff
-    from .bench.record import load_record
+    from .bench.judge.record import load_record
+    from .bench.report.handoff import build_handoff
 
     out = place.out
     mixture = json.loads((artifact / "mixture.json").read_text())

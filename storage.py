@@ -74,15 +74,13 @@ def read_bounded(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
         if stat.S_ISDIR(kind):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         if not stat.S_ISREG(kind):
-            msg = f"{path}: a pipe or device, not a file"
-            raise HavocError(msg)
+            raise HavocError(f"{path}: a pipe or device, not a file")
         with os.fdopen(descriptor, "rb", closefd=False) as file:
             data = file.read(max_bytes + 1)
     finally:
         os.close(descriptor)
     if len(data) > max_bytes:
-        msg = f"{path}: more than {max_bytes} bytes; no such document is that large"
-        raise HavocError(msg)
+        raise HavocError(f"{path}: more than {max_bytes} bytes; no such document is that large")
     return data
 
 
@@ -94,8 +92,7 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: A
     try:
         data = read_bounded(path, max_bytes=max_bytes)
     except FileNotFoundError:
-        msg = f"{path}: no such file"
-        raise HavocError(msg) from None
+        raise HavocError(f"{path}: no such file") from None
     except OSError as error:
         raise unreadable(error, path) from error
     return parse_json(data, path)
@@ -107,14 +104,12 @@ def parse_json(data: bytes, path: Path) -> Any:  # noqa: ANN401 - JSON is any of
         text = _decoded(data)
         return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_a_key_twice)
     except (ValueError, RecursionError) as error:
-        msg = f"{path}: not valid JSON ({str(error) or 'nested too deep'})"
-        raise HavocError(msg) from error
+        raise HavocError(f"{path}: not valid JSON ({str(error) or 'nested too deep'})") from error
 
 
 def _decoded(data: bytes) -> str:
     if data.startswith((codecs.BOM_UTF8, codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        msg = "it starts with a byte order mark: save it as UTF-8 without one"
-        raise ValueError(msg)
+        raise ValueError("it starts with a byte order mark: save it as UTF-8 without one")
     return data.decode("utf-8")
 
 
@@ -123,14 +118,14 @@ def _refuse_a_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) < len(pairs):
         names = [name for name, _ in pairs]
-        msg = f"the key {next(name for name in document if names.count(name) > 1)[:60]!r} stands twice in one object"
-        raise ValueError(msg)
+        raise ValueError(
+            f"the key {next(name for name in document if names.count(name) > 1)[:60]!r} stands twice in one object"
+        )
     return document
 
 
 def _refuse_constant(name: str) -> float:
-    msg = f"{name} is not a JSON number"
-    raise ValueError(msg)
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def require_writable(folder: Path) -> None:

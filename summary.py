@@ -11,8 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from .adapt.tasks.task import in_order
-from .bench.figures import printable, show, show_interval
-from .bench.searched import Front
+from .bench.judge.figures import printable, show, show_interval
+from .bench.report.search_files import Front
 from .model.structure import Structure
 from .storage import read_json
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .adapt.search import SearchResult
-    from .bench.gate import Judgement
+    from .bench.judge.gate import Judgement
     from .config import Recipe
 
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta", "not_measured": "cyan"}

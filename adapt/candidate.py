@@ -128,12 +128,12 @@ class SearchSettings:
     def __post_init__(self) -> None:
         """Refuse a search that cannot run."""
         if self.population < _SMALLEST_POPULATION or self.generations < 1:
-            msg = f"population {self.population} and generations {self.generations}: at least 4 and 1 are needed"
-            raise HavocError(msg)
+            raise HavocError(
+                f"population {self.population} and generations {self.generations}: at least 4 and 1 are needed"
+            )
         for name in self.weight_formats:
             if Structure.named(name, self.activation_dtype).weight_format == "keep":
-                msg = "keep stores a file's own blocks, and a mixture has none: it cannot be searched"
-                raise HavocError(msg)
+                raise HavocError("keep stores a file's own blocks, and a mixture has none: it cannot be searched")
         require_bounds(*self.alpha_bounds, is_normalized=self.normalize_alpha)
 
 

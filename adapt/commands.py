@@ -102,8 +102,7 @@ def base_basis(base: Base, out: Path, progress: Progress) -> Basis:
     from .basis import cached_basis
 
     if base.directory is None:
-        msg = "a preset with random weights knows nothing an expert could build on; give a trained base"
-        raise HavocError(msg)
+        raise HavocError("a preset with random weights knows nothing an expert could build on; give a trained base")
     return cached_basis(
         out / "basis.safetensors",
         base.tensors(),

@@ -22,8 +22,9 @@ def known_entries(
     for number, entry in enumerate(entries[1:], start=2):
         problem = _problem(entry, objectives, domains)
         if problem:
-            msg = f"{path}: line {number} is no evaluation of a search: {problem}; restore it or choose another --out"
-            raise HavocError(msg)
+            raise HavocError(
+                f"{path}: line {number} is no evaluation of a search: {problem}; restore it or choose another --out"
+            )
     return {entry["key"]: entry for entry in entries[1:]}
 
 

@@ -55,8 +55,9 @@ class Ledger:
             self._journal.append({**opening, "plain": plain})
         first = self._journal.entries[0]
         if {name: first.get(name) for name in opening} != opening:
-            msg = f"{path} is the journal of a search with other settings; choose another --out or remove it"
-            raise HavocError(msg)
+            raise HavocError(
+                f"{path} is the journal of a search with other settings; choose another --out or remove it"
+            )
         self._known = known_entries(self._journal.entries, path, objectives=COST_OBJECTIVES, domains=settings.domains)
 
     def _entry(self, key: str, measure: Any) -> Mapping[str, Any]:  # noqa: ANN401 - a thunk
@@ -87,8 +88,7 @@ class Ledger:
                 if not (math.isfinite(values.get(metric, 0)) and values.get(metric, 0) > 0)
             ]
             if bad:
-                msg = f"the cost of {structure} has no usable {', '.join(bad)}: {values}"
-                raise HavocError(msg)
+                raise HavocError(f"the cost of {structure} has no usable {', '.join(bad)}: {values}")
             return {**described, "cost": values} | ({"disturbance": cost.disturbance} if cost.disturbance else {})
 
         entry = self._entry(f"cost:{storage.sha256_json(structure.to_fields())[:16]}:{repeat}", measure)

@@ -82,13 +82,11 @@ def pretrain(preset: str, out: Path, *, settings: PretrainSettings | None = None
     """
     settings = settings or PretrainSettings()
     if (out / "model.safetensors").exists():
-        msg = f"{out} holds a finished base; remove it or choose another --out"
-        raise HavocError(msg)
+        raise HavocError(f"{out} holds a finished base; remove it or choose another --out")
     torch.manual_seed(settings.seed)
     config = HavocConfig.preset(preset)
     if config.vision is None:
-        msg = f"preset {preset!r} reads no images and the built-in corpus has a vision domain: use nano"
-        raise HavocError(msg)
+        raise HavocError(f"preset {preset!r} reads no images and the built-in corpus has a vision domain: use nano")
     rows = {domain: _train_rows(domain, settings, progress) for domain in DOMAINS}
     data = {domain: sources.rows_hash(domain_rows) for domain, domain_rows in rows.items()}
     tokenizer = _trained_tokenizer(rows, settings, config)
@@ -222,8 +220,9 @@ class _Trainer:
             loss.backward()
             value += loss.item()
         if not math.isfinite(value):
-            msg = f"loss is {value} at step {self.num_done}: lower the learning rates; the last checkpoint is kept"
-            raise MeasurementError(msg)
+            raise MeasurementError(
+                f"loss is {value} at step {self.num_done}: lower the learning rates; the last checkpoint is kept"
+            )
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self.losses.append(value)
@@ -261,8 +260,9 @@ class _Trainer:
             return
         with safetensors.safe_open(self._checkpoint, "pt") as file:
             if (file.metadata() or {}).get("key") != self._key:
-                msg = f"{self._checkpoint} is a run with other settings or data; remove it or choose another --out"
-                raise HavocError(msg)
+                raise HavocError(
+                    f"{self._checkpoint} is a run with other settings or data; remove it or choose another --out"
+                )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})
         state: dict[int, dict[str, Any]] = {}

@@ -136,8 +136,9 @@ def search(
         measured = [one for one in course.evaluations if not one.reason]
         if not measured:
             reason = course.evaluations[0].reason
-            msg = f"none of the {len(course.evaluations)} candidates could be measured; the first failed with: {reason}"
-            raise HavocError(msg)
+            raise HavocError(
+                f"none of the {len(course.evaluations)} candidates could be measured; the first failed with: {reason}"
+            )
         rescored = []
         finalists = [one.candidate for one in _finalists(course, settings, set_aside)]
         for evaluation in ledger.evaluate(finalists, samples=[settings.num_repeats], origins=[None] * len(finalists)):

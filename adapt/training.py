@@ -223,8 +223,9 @@ class _Run:
             self._take(state)
         except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
             path = state_path(self._directory, self._task.name)
-            msg = f"{path}: not a state of this training ({type(error).__name__}); remove it to start again"
-            raise HavocError(msg) from error
+            raise HavocError(
+                f"{path}: not a state of this training ({type(error).__name__}); remove it to start again"
+            ) from error
 
     def _take(self, state: TrainingState) -> None:
         ours = {name: value.shape for name, value in self._adapter.snapshot().items()}

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from ..adapt.tasks.task import DOMAINS, load_tasks
 from ..cores import num_physical_cores
 from ..errors import HavocError, IdentityError
-from ..export.child import run_worker
-from ..export.held import hold
+from ..export.runtime.child import run_worker
+from ..export.runtime.held import hold
 from ..progress import SILENT
 from .cuda_driver import CudaCard, open_cuda_card
 from .device import CPU_PROVIDER, CUDA_PROVIDER
-from .schema import DomainAccuracy, row_bits
+from .judge.schema import DomainAccuracy, row_bits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ..adapt.tasks.evaluation import Scorer, Scores
     from ..adapt.tasks.task import Task
     from ..progress import Progress, Stage
-    from .record import Record
+    from .judge.record import Record
 
 _TIMEOUT_S = 24 * 3600.0
 
@@ -209,7 +209,7 @@ def add_accuracy(record: Record, run: AccuracyRun) -> Record:
 
 def score_here(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Do the scoring in this process, which is the child: plain JSON values out."""
-    from ..export.session import DecoderSession
+    from ..export.runtime.session import DecoderSession
 
     session = DecoderSession.open(
         request["artifact"],

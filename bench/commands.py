@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from .. import storage
 from ..errors import HavocError
-from .disturbance import cpu_share, disturbed_share
-from .figures import DASH, count, label, measured, printable, show, show_interval, unit_of
-from .tables import emphasis, table
-from .targets import load_target, require_known_tasks, require_pinned
+from .judge.disturbance import cpu_share, disturbed_share
+from .judge.figures import DASH, count, label, measured, printable, show, show_interval, unit_of
+from .judge.targets import load_target, require_known_tasks, require_pinned
+from .report.tables import emphasis, table
 
 if TYPE_CHECKING:
     import argparse
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 
     from ..progress import Progress
     from .accuracy import AccuracyRun
-    from .compare import Comparison
-    from .gate import Judgement
-    from .limits import Line
+    from .judge.compare import Comparison
+    from .judge.gate import Judgement
+    from .judge.limits import Line
+    from .judge.record import Record
+    from .judge.schema import Workload
     from .plan import Option
-    from .record import Record
-    from .schema import Workload
 
 DERIVED = ("record.dsse.json", "report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv", "SHA256SUMS")
 """What `havoc report` and `havoc bench --sign` write beside a record."""
@@ -38,11 +38,11 @@ DERIVED = ("record.dsse.json", "report.html", "report.md", "junit.xml", "badge.j
 
 def handle_gate(args: argparse.Namespace) -> int:
     """Judge records against a target; the exit code is the verdict."""
-    from ..export.verified import load_verified
-    from .answer import require_nonce, verify_answers
+    from ..export.runtime.verification import load_verified
     from .device import identify_cpu
-    from .gate import hash_artifact, judge
-    from .record import load_record
+    from .judge.answer import require_nonce, verify_answers
+    from .judge.gate import hash_artifact, judge
+    from .judge.record import load_record
 
     if args.nonce is not None and args.keyring is None:
         raise HavocError("--nonce is compared with what was signed: give the keys with --require-signature KEYRING")
@@ -121,11 +121,11 @@ def handle_bench(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     from .accuracy import add_accuracy, cut_prompts, fewer_rows, require_rows
-    from .answer import load_answerer, require_nonce
-    from .gate import why_invalid
-    from .keeping import keep
+    from .judge.answer import load_answerer, require_nonce
+    from .judge.gate import why_invalid
+    from .judge.record import load_record
     from .measure import measure
-    from .record import load_record
+    from .record_folder import keep
     from .subject import identify_subject
 
     out: Path = args.out
@@ -209,8 +209,8 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
 
 def work_asked(args: argparse.Namespace) -> tuple[Workload, str | None, int | None]:
     """Workload, provider and threads that `bench` was asked for: the target's, where an option says nothing else."""
-    from .schema import Workload
-    from .validity import PROVIDER_OF_KIND
+    from .judge.schema import Workload
+    from .judge.validity import PROVIDER_OF_KIND
 
     target = None if args.target is None else load_target(args.target)
     asked = {"batch_size": args.batch, "decode_tokens": args.decode_tokens}
@@ -226,7 +226,7 @@ def work_asked(args: argparse.Namespace) -> tuple[Workload, str | None, int | No
 
 def previous_record(out: Path) -> Record | None:
     """Return the newest sound record of an earlier run: the one this run replaces, or of a neighbouring folder."""
-    from .record import load_record
+    from .judge.record import load_record
 
     places = [out / "record.json", *out.resolve().parent.glob("*/record.json")]
     found = [path for path in places if path.is_file()]
@@ -238,7 +238,7 @@ def previous_record(out: Path) -> Record | None:
 
 def record_text(record: Record) -> str:
     """Return what a record measured, as a table of figures without any verdict, below the reason why it is invalid."""
-    from .gate import why_invalid
+    from .judge.gate import why_invalid
 
     rows = [[label(name), show(value, unit_of(name))] for name, value in measured(record).items()]
     broken = why_invalid(record)
@@ -273,8 +273,8 @@ def _checks(record: Record) -> list[dict[str, Any]]:
 
 def handle_compare(args: argparse.Namespace) -> int:
     """Show the ratio of each metric of two records with its interval; exit 1 where `--fail-if` says so."""
-    from .compare import compare, disturbances
-    from .record import load_record
+    from .judge.compare import compare, disturbances
+    from .judge.record import load_record
 
     old, new = (load_record(record_path(path)) for path in args.records)
     rows = compare(old, new, margin=args.margin, across=args.across)
@@ -304,12 +304,12 @@ def handle_compare(args: argparse.Namespace) -> int:
 
 def handle_duel(args: argparse.Namespace) -> int:
     """Measure two artifacts in turns; exit 0 where the new one is proven equal or faster, 1 slower, 3 undecided."""
-    from ..export.held import hold
+    from ..export.runtime.held import hold
     from ..progress import make_progress
     from .device import CPU_PROVIDER
     from .duel import EXIT_CODES, differences, document, duel, require_room, text_of
+    from .judge.schema import Workload
     from .lockstep import Side
-    from .schema import Workload
 
     if not args.margin:
         raise HavocError("a margin of 0 is never proven to be kept: give --margin more, 0.02 for 2 %")
@@ -356,8 +356,8 @@ def _would_show(row: Comparison) -> str:
 
 def handle_report(args: argparse.Namespace) -> int:
     """Write the pages of one measured folder, or of every run in it with an index above them."""
-    from .history import write_index
-    from .report import RECORD, write_report
+    from .report.folder import RECORD, write_report
+    from .report.history import write_index
 
     targets = args.target or ["host"]
     directory: Path = args.directory

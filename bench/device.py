@@ -20,8 +20,8 @@ from ..cgroups import cpu_quota_cores
 from ..cores import num_usable_cores
 from ..errors import HavocError
 from .cuda_driver import CudaCard, open_cuda_card
+from .judge.schema import Cpu, Device, Gpu, GpuWitness, Host
 from .nvml import Card, Nvml, open_nvml
-from .schema import Cpu, Device, Gpu, GpuWitness, Host
 
 CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")

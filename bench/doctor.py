@@ -23,17 +23,17 @@ from .device import (
     runtime_package,
     swap_used_bytes,
 )
-from .figures import show
 from .instruments import RAPL_PACKAGE, cpu_energy_j, cpu_reading, process_rss_bytes
+from .judge.figures import show
+from .judge.rules import device_problem
+from .judge.targets import BUNDLED, read_targets
 from .nvml import Card, Nvml, open_nvml
 from .page_cache import disk_read_bytes
-from .rules import device_problem
-from .targets import BUNDLED, read_targets
-from .tool import identify_tool
+from .tool_version import identify_tool
 from .windows_memory import open_counters
 
 if TYPE_CHECKING:
-    from .schema import Device
+    from .judge.schema import Device
 
 Answer = Literal["yes", "partly", "no"]
 # y = Neg(x) as an ONNX file of 60 bytes: whether a provider runs anything at all is found out by running it.
@@ -134,7 +134,7 @@ def provider_problem(provider: str) -> str | None:
     """Open the smallest graph on a provider and run it: why that does not work, as a sentence; None where it does."""
     import numpy as np
 
-    from ..export.runtime import open_graph
+    from ..export.runtime.providers import open_graph
 
     try:
         session, _ = open_graph(
@@ -273,7 +273,7 @@ def measured_device() -> Device | None:
 
 def _sandbox() -> Finding:
     """Accuracy of code needs to run what the model wrote; the other domains need nothing."""
-    from ..adapt.tasks.sandbox import enforced
+    from ..adapt.sandbox.process import enforced
 
     try:
         layers = enforced(allow_unconfined=False)

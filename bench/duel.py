@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import HavocError
 from ..model.config import HavocConfig
-from .figures import DASH, count
+from .judge.figures import DASH, count
+from .judge.paired import CONFIDENCE, Block, Paired, confidence_at_look, judge_blocks, verdict_of
 from .lockstep import Side, blocks_in_lockstep
-from .paired import CONFIDENCE, Block, Paired, confidence_at_look, judge_blocks, verdict_of
-from .tables import emphasis, table
+from .report.tables import emphasis, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from ..export.held import HeldArtifact
+    from ..export.runtime.held import HeldArtifact
     from ..progress import Progress
-    from .paired import Shift
-    from .schema import Workload
+    from .judge.paired import Shift
+    from .judge.schema import Workload
 
 MOST_BLOCKS: Final = 64
 FEWEST_BLOCKS: Final = 4

@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..bounds import share_bounds
 from ..cores import limit_threads, threads_for
-from ..export.artifact import MANIFEST
+from ..export.runtime.artifact import MANIFEST
 from ..progress import SILENT
 from .accuracy import cut_prompts, fewer_rows, run_accuracy, score_task, tasks_asked
-from .bounds import share_bounds
-from .schema import DomainAccuracy
+from .judge.schema import DomainAccuracy
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

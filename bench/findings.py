@@ -8,16 +8,16 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
-from .disturbance import cpu_share, disturbed_share, off_cpu
+from .judge.disturbance import cpu_share, disturbed_share, off_cpu
+from .judge.schema import Check
+from .judge.validity import FOREIGN_SHARE, MOST_DISTURBED_SHARE, MOST_STOPPED_SHARE, STEAL_SHARE
 from .neighbours import MOST_NAMES, Neighbour
-from .schema import Check
-from .validity import FOREIGN_SHARE, MOST_DISTURBED_SHARE, MOST_STOPPED_SHARE, STEAL_SHARE
 from .vram import CROSS_CHECK_BYTES, disagreement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .schema import CheckStatus, Device, Memory, ProcessSamples
+    from .judge.schema import CheckStatus, Device, Memory, ProcessSamples
     from .session import Attempt
 
 DRIFT_SHARE = 0.10

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 
 from .gpu_processes import sort_out
-from .schema import TelemetryPoint
+from .judge.schema import TelemetryPoint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence

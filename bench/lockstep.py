@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import MeasurementError
-from ..export.child import death, isolation, started
+from ..export.runtime.child import death, isolation, started
 from ..progress import SILENT
 from .device import CPU_PROVIDER
-from .paired import Batch, Block
-from .schema import Workload
+from .judge.paired import Batch, Block
+from .judge.schema import Workload
 
 if TYPE_CHECKING:
     import subprocess

@@ -21,26 +21,26 @@ from typing import TYPE_CHECKING
 
 from .. import storage
 from ..errors import HavocError, MeasurementError
-from ..export.child import ENVIRONMENT_DEFAULTS
+from ..export.runtime.child import ENVIRONMENT_DEFAULTS
 from ..progress import SILENT
 from . import warmup
 from .device import identify_host, swap_used_bytes
 from .findings import attempt_problems, session_checks
+from .judge.record import Record
+from .judge.schema import Energy, Memory, Protocol, Provenance
+from .judge.validity import LOADED_BESIDE
 from .memory import RSS_INTERVAL_MS, VRAM_INTERVAL_MS, MemoryWatch, joined, memory_process
 from .neighbours import wait_until_quiet
 from .profiles import profile_named
-from .record import Record
-from .schema import Energy, Memory, Protocol, Provenance
 from .session import TELEMETRY_INTERVAL_MS, Attempt, Session, cold_start, latency_process, open_session
 from .subject import describe, is_graph_rebuilt
-from .tool import identify_tool
-from .validity import LOADED_BESIDE
+from .tool_version import identify_tool
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..progress import Progress, Stage
-    from .schema import ColdStart, Device, ProcessSamples, Purpose, Subject, Workload
+    from .judge.schema import ColdStart, Device, ProcessSamples, Purpose, Subject, Workload
 
 _ENVIRONMENT = (
     "CUDA_LAUNCH_BLOCKING",

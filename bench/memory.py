@@ -12,10 +12,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
-from ..export.child import run_worker
+from ..export.runtime.child import run_worker
 from .gpu_processes import sort_out
 from .instruments import Sampler, process_rss_bytes, thinned
-from .schema import Memory, MemorySeries
+from .judge.schema import Memory, MemorySeries
 from .vram import CROSS_CHECK_BYTES, VramReading, arena_series, settle
 from .windows_memory import ProcessCounters, open_counters
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..progress import SILENT
-from .disturbance import FOREIGN_CORES
+from .judge.disturbance import FOREIGN_CORES
 from .own_process import busy_and_stolen_ns, usable_cpus
 
 if TYPE_CHECKING:

@@ -13,21 +13,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from .. import bounds
 from ..errors import HavocError
 from ..model import cost
 from ..model.config import PRESETS, HavocConfig
 from ..model.gguf_header import is_gguf
 from ..model.structure import ACTIVATION_DTYPES, WEIGHT_FORMATS, Structure
-from . import bounds
 from .device import identify_cpu
-from .figures import show
+from .judge.figures import show
+from .judge.targets import BUNDLED, read_targets
 from .roofline_probe import probe_roofline
-from .targets import BUNDLED, read_targets
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .targets import Limit, Roofline, Target
+    from .judge.targets import Limit, Roofline, Target
 
 Outlook = Literal["impossible", "unlikely", "possible"]
 CUDA_CONTEXT_BYTES = 300_000_000  # measured range 287..667 MB (pytorch pull request 86509); for estimates only

@@ -23,9 +23,9 @@ from ..errors import HavocError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from .gate import Judgement
-    from .limits import Line
-    from .record import Record
+    from .judge.gate import Judgement
+    from .judge.limits import Line
+    from .judge.record import Record
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -43,8 +43,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def havoc_judgement(pytestconfig: pytest.Config) -> Judgement:
     """The verdict on the records that were given, or on a measurement of the artifact made now."""
     from .device import identify_cpu
-    from .gate import hash_artifact, judge
-    from .targets import load_target
+    from .judge.gate import hash_artifact, judge
+    from .judge.targets import load_target
 
     artifact: Path | None = pytestconfig.getoption("--havoc-artifact")
     try:
@@ -59,7 +59,7 @@ def havoc_judgement(pytestconfig: pytest.Config) -> Judgement:
 @pytest.fixture
 def havoc_gate(havoc_judgement: Judgement, pytestconfig: pytest.Config) -> Callable[..., None]:
     """Fail the test unless the named limit, or every limit, is proven met on the target."""
-    from .targets import load_target
+    from .judge.targets import load_target
 
     def check(metric: str | None = None) -> None:
         lines = [line for line in havoc_judgement.lines if metric in {None, line.metric}]
@@ -85,7 +85,7 @@ def _failure(judgement: Judgement, lines: Sequence[Line], title: str, *, is_whol
 
 def _records(config: pytest.Config, artifact: Path | None) -> list[Record]:
     from .commands import record_path
-    from .record import load_record
+    from .judge.record import load_record
 
     paths: list[Path] = config.getoption("--havoc-record")
     if paths:

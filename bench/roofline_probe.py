@@ -15,7 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from ..cores import num_physical_cores
-from .targets import Roofline
+from .judge.targets import Roofline
 
 if TYPE_CHECKING:
     from collections.abc import Callable

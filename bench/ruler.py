@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..export.session import DecoderSession
+from ..export.runtime.session import DecoderSession
 
 
 class Ruler:

@@ -14,20 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 from ..cores import num_physical_cores
 from ..errors import HavocError
-from ..export.child import run_worker
-from ..export.held import hold
+from ..export.runtime.child import run_worker
+from ..export.runtime.held import hold
 from .cuda_driver import CudaCard, open_cuda_card
 from .device import CPU_PROVIDER, CUDA_PROVIDER, identify_device, runtime_package
 from .instruments import Sampler, cpu_energy_j, cpu_reading, gpu_reading, telemetry_points
+from .judge.schema import ColdStart, Device, ProcessSamples, TelemetryPoint, Workload
 from .neighbours import Neighbour, snapshot
 from .nvml import Card, Nvml, open_nvml
-from .schema import ColdStart, Device, ProcessSamples, TelemetryPoint, Workload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from ..export.held import HeldArtifact
+    from ..export.runtime.held import HeldArtifact
     from .memory import MemoryWatch
     from .profiles import Profile
 

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 from pydantic import ValidationError
 
 from ..errors import HavocError, IdentityError
-from ..export.held import hold
 from ..export.rebuilt import require_own_graphs, why_not_rebuilt
+from ..export.runtime.held import hold
 from ..model.config import HavocConfig
-from .schema import FormatCost, Subject
+from .judge.schema import FormatCost, Subject
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ..export.artifact import ArtifactManifest
-    from ..export.held import HeldArtifact
+    from ..export.runtime.artifact import ArtifactManifest
+    from ..export.runtime.held import HeldArtifact
 
 _MAX_PLACE_CHARS = 80
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .instruments import thinned
-from .schema import MemorySeries
+from .judge.schema import MemorySeries
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

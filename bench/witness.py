@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..export.past import Past
-    from ..export.session import DecoderSession
+    from ..export.runtime.past import Past
+    from ..export.runtime.session import DecoderSession
 
 NUM_CALLS = 3
 NUM_POSITIONS = 8

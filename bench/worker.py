@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import HavocError
-from ..export.serving import serve
-from ..export.session import DecoderSession
+from ..export.runtime.serving import serve
+from ..export.runtime.session import DecoderSession
 from ..storage import scratch_directory
 from . import warmup
 from .clocks import clock_readings, clock_spans
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from ..export.past import Past
-    from ..export.serving import Emit
+    from ..export.runtime.past import Past
+    from ..export.runtime.serving import Emit
     from ..model.config import HavocConfig
 
 UNCOUNTED_S = 0.5

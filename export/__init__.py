@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .artifact import ArtifactManifest, read_manifest, verify_hashes
     from .candidates import CandidateSessions
     from .package import export_artifact
-    from .session import DecoderSession
+    from .runtime.artifact import ArtifactManifest, read_manifest, verify_hashes
+    from .runtime.session import DecoderSession
 
 _HOME = {
     "ArtifactManifest": "artifact",
@@ -35,6 +35,5 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - whatever the name stands for
     if name not in _HOME:
-        msg = f"module {__name__!r} has no attribute {name!r}"
-        raise AttributeError(msg)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f".{_HOME[name]}", __name__), name)

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from ..model.config import HavocConfig
-    from .artifact import ArtifactManifest
-    from .companions import Licence
+    from .runtime.artifact import ArtifactManifest
+    from .runtime.companions import Licence
 
 BOM_FILE = "bom.cdx.json"
 _SPDX = {"apache-2.0": "Apache-2.0", "mit": "MIT", "bsd-3-clause": "BSD-3-Clause"}

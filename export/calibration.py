@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError
-from .sample import MIN_TOKENS, Sample, read_sample
+from .runtime.sample import MIN_TOKENS, Sample, read_sample
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,8 +45,9 @@ def read_calibration(config: HavocConfig, tokenizer: Tokenizer | None, *, file: 
     sample = read_sample(config, tokenizer, file=file or (None if tokenizer is None else BUNDLED))
     ids = sample.token_ids if file is None else sample.token_ids[: _cut(sample)]
     if file is not None and len(ids) < 3 * MIN_TOKENS:
-        msg = f"{file}: {len(sample.token_ids)} tokens of text; to calibrate and to measure takes {4 * MIN_TOKENS}"
-        raise HavocError(msg)
+        raise HavocError(
+            f"{file}: {len(sample.token_ids)} tokens of text; to calibrate and to measure takes {4 * MIN_TOKENS}"
+        )
     length = min(WINDOW, config.max_seq_len, len(ids))
     windows = replace(sample, token_ids=ids).windows(length=length, num_windows=MAX_WINDOWS)
     is_bundled = file is None and tokenizer is not None  # to `read_sample` the bundled page is a file like any other

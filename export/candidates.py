@@ -19,9 +19,9 @@ from .datafile import encoded_initializers
 from .encode import encode, encode_factors
 from .fold import FoldedTensors
 from .graph import build_graphs, serialize
-from .options import DEFAULT_OPTIONS, GraphOptions
-from .runtime import CPU
-from .session import DecoderSession
+from .runtime.options import DEFAULT_OPTIONS, GraphOptions
+from .runtime.providers import CPU
+from .runtime.session import DecoderSession
 from .source import Source, open_source
 from .storing import plan_storage
 
@@ -124,8 +124,9 @@ class CandidateSessions:
         """Everything of one structure from `tensors`; a calibration on the bundled text where it asks for one."""
         config = self._source.config
         if structure.weight_format == "keep":
-            msg = "keep stores a file's own blocks, and a mixture has none: it cannot be searched; take int4 or int8"
-            raise HavocError(msg)
+            raise HavocError(
+                "keep stores a file's own blocks, and a mixture has none: it cannot be searched; take int4 or int8"
+            )
         storage = plan_storage(self._source, structure, tensors)
         models = build_graphs(config, structure, self._options, layout=storage.layout)
         items = encoded_initializers(

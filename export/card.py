@@ -6,15 +6,15 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
-from .options import options_of
+from .runtime.options import options_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from ..model.config import HavocConfig
     from ..model.structure import Structure
-    from .artifact import ArtifactManifest
-    from .companions import Licence
+    from .runtime.artifact import ArtifactManifest
+    from .runtime.companions import Licence
     from .source import Source
 
 _MARKUP = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.")

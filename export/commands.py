@@ -11,9 +11,9 @@ from ..errors import HavocError, printable
 from ..model.structure import Structure
 from ..progress import make_progress
 from ..storage import read_bounded, require_writable
-from .artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
 from .card import cost_sentence
-from .options import DEFAULT_OPTIONS, GraphOptions, choose_dialect, options_of
+from .runtime.artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
+from .runtime.options import DEFAULT_OPTIONS, GraphOptions, choose_dialect, options_of
 
 if TYPE_CHECKING:
     import argparse
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from ..adapt.expert import Expert
     from ..model.config import HavocConfig
-    from .options import Dialect
-    from .signature import Signer
+    from .runtime.options import Dialect
+    from .runtime.signature import Signer
     from .source import Source
     from .verify import Check
 
@@ -105,8 +105,7 @@ def _require_same_making(out: Path, source: Source, weights: dict[str, float], s
         ("structure", there.structure == fields),
     ):
         if not is_same:
-            msg = f"{out} holds an artifact of another {what}: choose another --out, or give --replace"
-            raise HavocError(msg)
+            raise HavocError(f"{out} holds an artifact of another {what}: choose another --out, or give --replace")
 
 
 def _structure(args: argparse.Namespace) -> Structure:
@@ -123,11 +122,9 @@ def _structure(args: argparse.Namespace) -> Structure:
         args.bits,
     )
     if args.to == "hf" and args.calibration is not None:
-        msg = f"--calibration {args.calibration}: --to hf stores weights as they are; leave the option out"
-        raise HavocError(msg)
+        raise HavocError(f"--calibration {args.calibration}: --to hf stores weights as they are; leave the option out")
     if args.to == "hf" and structure not in (Structure(), Structure("fp16")):
-        msg = f"--to hf stores whole fp32 or fp16 weights, not {structure.description}"
-        raise HavocError(msg)
+        raise HavocError(f"--to hf stores whole fp32 or fp16 weights, not {structure.description}")
     return structure
 
 
@@ -142,8 +139,7 @@ def _graph_options(args: argparse.Namespace, head_dim: int) -> GraphOptions:
     )
     options = GraphOptions(dialect=dialect, cache=args.cache, logits=args.logits, cache_len=args.cache_len)
     if args.to == "hf" and options != DEFAULT_OPTIONS:
-        msg = "--to hf writes weights and no graph: --dialect, --cache and --logits have nothing to change"
-        raise HavocError(msg)
+        raise HavocError("--to hf writes weights and no graph: --dialect, --cache and --logits have nothing to change")
     return options
 
 
@@ -151,7 +147,7 @@ def _signer(private_key: Path | None) -> Signer | None:
     """Read the key before anything is done that a wrong one would waste."""
     if private_key is None:
         return None
-    from .signature import load_signer
+    from .runtime.signature import load_signer
 
     return load_signer(private_key)
 
@@ -164,18 +160,17 @@ def _experts(
         return [], ()
     if directory is None or alpha is None:
         missing = "--experts DIR" if directory is None else "--alpha"
-        msg = f"a mixture needs both --experts and --alpha: {missing} is missing"
-        raise HavocError(msg)
+        raise HavocError(f"a mixture needs both --experts and --alpha: {missing} is missing")
     from ..adapt.expert import experts_in, load_experts
 
     if not directory.is_dir():
-        msg = f"--experts {directory}: no such directory"
-        raise HavocError(msg)
+        raise HavocError(f"--experts {directory}: no such directory")
     found = experts_in(directory)
     if len(found) != len(alpha):
         held = ", ".join(found) or "none"
-        msg = f"--alpha needs one weight for each expert: {len(alpha)} given, {directory} holds {len(found)} ({held})"
-        raise HavocError(msg)
+        raise HavocError(
+            f"--alpha needs one weight for each expert: {len(alpha)} given, {directory} holds {len(found)} ({held})"
+        )
     return load_experts(directory, found, base_hash=source.hash), tuple(alpha)
 
 
@@ -213,7 +208,7 @@ def _calibrated(manifest: ArtifactManifest) -> list[str]:
 
 def handle_verify(args: argparse.Namespace) -> int:
     """Hash, open and run an artifact, check its signature; with its base at hand fold it again and compare."""
-    from .verified import save_verified
+    from .runtime.verification import save_verified
     from .verify import verify_artifact
 
     base = _base_of(args)
@@ -253,24 +248,19 @@ def _base_of(args: argparse.Namespace) -> str | None:
     manifest = read_manifest(args.artifact)
     base: str | None = args.base
     if base is not None and not _has_torch():
-        msg = 'folding again needs torch: pip install "havoc-core[lab]"'
-        raise HavocError(msg)
+        raise HavocError('folding again needs torch: pip install "havoc-core[lab]"')
     if base is None and _has_torch():
         base = _own_base(args.artifact, manifest)
     if args.calibration is not None and base is None:
-        msg = f"--calibration {args.calibration}: quantizing again needs the base too: give --base DIR"
-        raise HavocError(msg)
+        raise HavocError(f"--calibration {args.calibration}: quantizing again needs the base too: give --base DIR")
     if args.experts is None:
         return base
     if not manifest.alpha:
-        msg = f"--experts {args.experts}: the artifact was made without experts; leave the option out"
-        raise HavocError(msg)
+        raise HavocError(f"--experts {args.experts}: the artifact was made without experts; leave the option out")
     if not args.experts.is_dir():
-        msg = f"--experts {args.experts}: no such directory"
-        raise HavocError(msg)
+        raise HavocError(f"--experts {args.experts}: no such directory")
     if base is None:
-        msg = f"--experts {args.experts}: folding again needs the base too: give --base DIR"
-        raise HavocError(msg)
+        raise HavocError(f"--experts {args.experts}: folding again needs the base too: give --base DIR")
     return base
 
 
@@ -307,11 +297,13 @@ def handle_import(args: argparse.Namespace) -> int:
     from .inspection import inspect_directory
 
     if str(args.directory) in PRESETS and not args.directory.exists():
-        msg = f"{args.directory} is a preset, and import checks a Hugging Face directory: give the folder of one"
-        raise HavocError(msg)
+        raise HavocError(
+            f"{args.directory} is a preset, and import checks a Hugging Face directory: give the folder of one"
+        )
     if args.out is not None and not is_gguf(args.directory):
-        msg = f"--out {args.out}: {args.directory} is no .gguf file; only such a file is written as a directory"
-        raise HavocError(msg)
+        raise HavocError(
+            f"--out {args.out}: {args.directory} is no .gguf file; only such a file is written as a directory"
+        )
     progress = make_progress(quiet=args.quiet)
     document = inspect_directory(args.directory, progress=progress)
     if args.out is not None:
@@ -346,7 +338,7 @@ def handle_generate(args: argparse.Namespace) -> int:
     }
     if (Path(args.model) / MANIFEST).exists():
         from ..model.config import HavocConfig
-        from .foreign import foreign_completions
+        from .runtime.foreign import foreign_completions
 
         runtime, directory = "onnxruntime", Path(args.model)
         num_bytes = sum(file.num_bytes for file in read_manifest(directory).files.values())
@@ -369,8 +361,7 @@ def _prompt(argument: str) -> str:
         text = sys.stdin.read() if argument == "-" else argument
         text.encode()
     except UnicodeError as error:
-        msg = "--prompt: the text is not UTF-8"
-        raise HavocError(msg) from error
+        raise HavocError("--prompt: the text is not UTF-8") from error
     return text
 
 
@@ -382,13 +373,11 @@ def _image(path: Path) -> bytes:
     try:
         data = read_bounded(path, max_bytes=_MAX_IMAGE_BYTES)
     except OSError as error:
-        msg = f"{path}: {error.strerror or error}"
-        raise HavocError(msg) from error
+        raise HavocError(f"{path}: {error.strerror or error}") from error
     try:
         return png_of(open_picture(data, formats=_IMAGE_FORMATS, max_pixels=MAX_IMAGE_PIXELS))
     except HavocError as error:
-        msg = f"{path}: {error}"
-        raise HavocError(msg) from error
+        raise HavocError(f"{path}: {error}") from error
 
 
 def _require_fit(path: Path | None, png: bytes | None, config: HavocConfig, max_new_tokens: int) -> None:
@@ -404,11 +393,10 @@ def _require_fit(path: Path | None, png: bytes | None, config: HavocConfig, max_
     room = config.max_seq_len - max_new_tokens
     side = math.isqrt(max(room - 1, 0)) * config.vision.patch_size
     if num_tokens >= room:
-        msg = (
+        raise HavocError(
             f"{path}: the picture takes {num_tokens} tokens, and {max_new_tokens} new ones leave {max(room, 0)} of the "
             f"model's {config.max_seq_len}: up to {side} x {side} pixels fit, less what the prompt takes"
         )
-        raise HavocError(msg)
 
 
 def _print(as_json: bool, document: dict[str, Any], lines: Sequence[str]) -> None:

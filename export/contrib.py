@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ..model.tensors import FINAL_NORM
 from .decoder import DecoderGraph
 from .layout import ROPE_COS, ROPE_SIN
-from .options import require_heads
+from .runtime.options import require_heads
 from .tape import CONTRIB
 
 

@@ -16,7 +16,7 @@ from ..model.tensors import EMBEDDING, HEAD
 
 if TYPE_CHECKING:
     from ..model.config import HavocConfig
-    from .options import GraphOptions
+    from .runtime.options import GraphOptions
     from .tape import Dimensions, GraphTape
 
 

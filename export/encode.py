@@ -47,12 +47,12 @@ def encode_blocks(weight: StoredWeight, blocks: Blocks) -> list[NDArray[Any]]:
 def require_usable(weight: StoredWeight, tensor: Tensor) -> float:
     """The largest absolute value; another shape, NaN or Inf is a `HavocError` that names the tensor."""
     if tuple(tensor.shape) != weight.source_shape:
-        msg = f"{weight.source}: shape {list(tensor.shape)}, the configuration says {list(weight.source_shape)}"
-        raise HavocError(msg)
+        raise HavocError(
+            f"{weight.source}: shape {list(tensor.shape)}, the configuration says {list(weight.source_shape)}"
+        )
     peak = _peak(tensor)
     if not math.isfinite(peak):
-        msg = f"{weight.source}: holds NaN or Inf, so it is not exported"
-        raise HavocError(msg)
+        raise HavocError(f"{weight.source}: holds NaN or Inf, so it is not exported")
     return peak
 
 
@@ -73,8 +73,7 @@ def _peak(tensor: Tensor) -> float:
 def _as(weight: StoredWeight, tensor: Tensor, dtype: str, peak: float) -> NDArray[Any]:
     if dtype == "float16" and peak > FP16_MAX:
         advice = "choose --weights fp32 or --activations fp32"
-        msg = f"{weight.source}: largest value {peak:g} is beyond fp16 ({FP16_MAX:g}); {advice}"
-        raise HavocError(msg)
+        raise HavocError(f"{weight.source}: largest value {peak:g} is beyond fp16 ({FP16_MAX:g}); {advice}")
     array: NDArray[Any] = tensor.to(getattr(torch, dtype)).contiguous().numpy()
     return array
 

@@ -27,8 +27,7 @@ class FoldedTensors(Mapping[str, Tensor]):
         """`deltas` [R] by tensor name; without `basis` each matrix's is computed when the matrix is asked for."""
         unknown = sorted(set(deltas) - set(tensors))
         if unknown:
-            msg = f"{len(unknown)} deltas have no matrix in this base, the first is {unknown[0]}"
-            raise HavocError(msg)
+            raise HavocError(f"{len(unknown)} deltas have no matrix in this base, the first is {unknown[0]}")
         self._tensors = tensors
         self._deltas = {name: delta for name, delta in deltas.items() if bool(delta.any())}
         self._basis = basis

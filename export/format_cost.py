@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from .datafile import StoredWeights
     from .layout import Layout, StoredWeight
     from .reference import StreamedModel
-    from .sample import Sample
-    from .session import DecoderSession
+    from .runtime.sample import Sample
+    from .runtime.session import DecoderSession
 
 KL_LIMIT, TOP1_LIMIT = 0.15, 0.8
 NUM_POSITIONS = 768
@@ -111,8 +111,7 @@ def measure_cost(
             stage.advance(len(log_q_NV))
     kl_N, equal_N, lost_N = (np.concatenate(parts) for parts in (kls, equal, lost))
     if not np.isfinite(kl_N).all():
-        msg = "the format's cost cannot be told: a logit of the artifact or of its fold is not finite"
-        raise MeasurementError(msg)
+        raise MeasurementError("the format's cost cannot be told: a logit of the artifact or of its fold is not finite")
     return FormatCost(
         kl_mean=float(kl_N.mean()),
         kl_p99=float(np.quantile(kl_N, 0.99)),
@@ -199,11 +198,10 @@ class CheckedFold(Mapping[str, Tensor]):
         limit = self._limit_of(name)
         error = block_error(self._stored[name], exact, size=limit.size)
         if not error <= limit.error:
-            msg = (
+            raise MeasurementError(
                 f"the stored weights are not those of the fold: a block of {name} is {error:.3g} of its size off "
                 f"(allowed {limit.error:.3g}); nothing was written"
             )
-            raise MeasurementError(msg)
         self.worst = max(self.worst, error)
 
     def __iter__(self) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .options import DEFAULT_OPTIONS, GraphOptions
+from .runtime.options import DEFAULT_OPTIONS, GraphOptions
 
 if TYPE_CHECKING:
     from ..model.config import HavocConfig

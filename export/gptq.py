@@ -91,10 +91,9 @@ def _upper_factor(hessian_KK: Tensor) -> Tensor:
             factor_KK: Tensor = upper_KK.to(torch.float32)
             return factor_KK
         damping *= 10
-    msg = (
+    raise HavocError(
         "gptq: the inputs of a matrix on the calibration text are not finite or far out of range; use another quantizer"
     )
-    raise HavocError(msg)
 
 
 def _rounded(block_SN: Tensor, factor_SS: Tensor, fit: Fit, blocks: BlockFormat) -> tuple[Tensor, Tensor]:

@@ -16,10 +16,10 @@ import onnx_ir as ir
 
 from ..errors import HavocError
 from ..model.tensors import EMBEDDING, VISION_PROJECTION
-from . import session
 from .contrib import ContribDecoder
 from .layout import Layout, StoredWeight, plan_layout
-from .options import DEFAULT_OPTIONS, GraphOptions
+from .runtime import session
+from .runtime.options import DEFAULT_OPTIONS, GraphOptions
 from .standard import StandardDecoder, StaticStandardDecoder
 from .tape import CONTRIB, GraphTape
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..model.config import HavocConfig, VisionConfig
     from ..model.structure import BlockFormat, Structure
     from .decoder import DecoderGraph
-    from .options import Cache, Dialect
+    from .runtime.options import Cache, Dialect
 
 
 _DECODERS: dict[tuple[Dialect, Cache], type[DecoderGraph]] = {
@@ -95,8 +95,7 @@ def build_vision_graph(config: HavocConfig, structure: Structure, *, layout: Lay
 
 def _vision(config: HavocConfig) -> VisionConfig:
     if config.vision is None:
-        msg = "this configuration has no vision part"
-        raise HavocError(msg)
+        raise HavocError("this configuration has no vision part")
     return config.vision
 
 

@@ -15,11 +15,11 @@ from ..model.tensors import tensor_shapes
 from ..model.weights import INDEX_FILE, SAFETENSORS_FILE
 from ..progress import SILENT, Progress
 from ..storage import new_directory, read_json, write_bytes, write_json, write_text
-from .artifact import MANIFEST
 from .card import huggingface_card
-from .companions import carry, licence_of
 from .fold import FoldedTensors
 from .package import Mixture, mixture_document, require_companions
+from .runtime.artifact import MANIFEST
+from .runtime.companions import carry, licence_of
 from .source import Source, open_source
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from ..adapt.expert import Expert
     from ..adapt.mixture import MixingRule
-    from .signature import Signer
+    from .runtime.signature import Signer
 
 MAX_SHARD_BYTES = 1 << 30
 _MARKER = "mixture.json"  # only HAVOC writes it, so another tool's directory is never replaced
@@ -55,8 +55,7 @@ def export_huggingface(
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
     tensors = FoldedTensors(source.tensors, mixture.deltas(source, None))
     if (out / MANIFEST).exists():
-        msg = f"{out} is an artifact, not a Hugging Face directory: choose another --out"
-        raise HavocError(msg)
+        raise HavocError(f"{out} is an artifact, not a Hugging Face directory: choose another --out")
     with new_directory(out, marker=_MARKER) as folder:
         _write_weights(folder, source, tensors, dtype, max_shard_bytes, progress)
         name = str(dtype).removeprefix("torch.")
@@ -109,8 +108,7 @@ def _write_weights(
 def _finite(name: str, tensor: Tensor) -> Tensor:
     if not bool(torch.isfinite(tensor).all()):
         kind = str(tensor.dtype).removeprefix("torch.")
-        msg = f"{name}: holds NaN, Inf or a value beyond {kind}, so it is not exported"
-        raise HavocError(msg)
+        raise HavocError(f"{name}: holds NaN, Inf or a value beyond {kind}, so it is not exported")
     return tensor
 
 

@@ -14,7 +14,7 @@ from ..model.gguf_header import is_gguf
 from ..model.tensors import tensor_shapes
 from ..progress import SILENT, Progress
 from ..storage import read_json
-from .companions import carried_files, licence_of
+from .runtime.companions import carried_files, licence_of
 from .source import open_source
 
 if TYPE_CHECKING:
@@ -65,8 +65,9 @@ def _stored_types(source: Source, directory: Path, progress: Progress) -> list[s
         for name in source.tensors:
             tensor = source.tensors[name]
             if not bool(torch.isfinite(tensor.float()).all()):
-                msg = f"{directory}: tensor {name} holds NaN or Inf; the file is damaged or training diverged"
-                raise HavocError(msg)
+                raise HavocError(
+                    f"{directory}: tensor {name} holds NaN or Inf; the file is damaged or training diverged"
+                )
             dtypes.add(_stored_type(source.tensors, name, tensor))
             stage.advance(note=name)
     return sorted(dtypes)

@@ -47,8 +47,9 @@ def kept_tensors(source: Source) -> GgufTensors:
     """The file of a base; a base that is no GGUF file, or holds none of the blocks that are kept, is a `HavocError`."""
     tensors = source.tensors
     if not isinstance(tensors, GgufTensors):
-        msg = f"--weights keep stores the blocks of a GGUF file, and {source.name} is none; take int4 or int8"
-        raise HavocError(msg)
+        raise HavocError(
+            f"--weights keep stores the blocks of a GGUF file, and {source.name} is none; take int4 or int8"
+        )
     types = {tensors.block_type(name).name for name in tensors if len(tensors.shape(name)) > 1}
     if not types & {name for name, stored in KEPT.items() if isinstance(stored, BlockFormat)}:
         msg = f"{source.name}: holds {', '.join(sorted(types))}, and --weights keep stores Q4_0, Q4_1, Q8_0 and Q6_K"
@@ -60,8 +61,9 @@ def require_unfolded(source: Source, experts: Sequence[Expert]) -> None:
     """A fold has values of its own, so only the base itself can keep its blocks."""
     kept_tensors(source)
     if experts:
-        msg = "--weights keep stores the base's own blocks, and experts change the weights: leave out one of them"
-        raise HavocError(msg)
+        raise HavocError(
+            "--weights keep stores the base's own blocks, and experts change the weights: leave out one of them"
+        )
 
 
 def kept_formats(tensors: GgufTensors) -> dict[str, MatrixFormat]:

@@ -107,8 +107,7 @@ def plan_layout(config: HavocConfig, structure: Structure, formats: Mapping[str,
     A structure that says fp32 and would store fp16 is refused.
     """
     if structure.weight_format == "fp32" and structure.activation_dtype == "fp16":
-        msg = "fp32 weights under fp16 activations would be rounded to fp16: ask for --weights fp16"
-        raise HavocError(msg)
+        raise HavocError("fp32 weights under fp16 activations would be rounded to fp16: ask for --weights fp16")
     shapes: dict[str, tuple[int, ...]] = dict(tensor_shapes(config))
     half = config.attention.head_dim // 2
     shapes[ROPE_COS] = shapes[ROPE_SIN] = (config.max_seq_len, half)

@@ -26,20 +26,20 @@ from ..model.structure import Structure
 from ..model.tokenizer import Tokenizer
 from ..progress import SILENT, Progress
 from ..storage import new_directory, sha256_file, write_bytes, write_json, write_text
-from .artifact import MANIFEST, ArtifactFile, ArtifactManifest, refuse_files_of_others
 from .bom import BOM_FILE, bill_of_materials
 from .calibration import held_out, read_calibration
 from .card import model_card
-from .companions import carried_files, carry, licence_of
 from .datafile import StoredWeights, write_data_file
 from .fold import FoldedTensors
 from .genai import genai_config
 from .graph import build_graphs, serialize
 from .keep import require_unfolded
 from .layout import DATA_FILE, plan_layout
-from .options import DEFAULT_OPTIONS, GraphOptions
 from .proof import Proof, prove
-from .sample import read_sample
+from .runtime.artifact import MANIFEST, ArtifactFile, ArtifactManifest, refuse_files_of_others
+from .runtime.companions import carried_files, carry, licence_of
+from .runtime.options import DEFAULT_OPTIONS, GraphOptions
+from .runtime.sample import read_sample
 from .source import Source, open_source
 from .storing import Storage, plan_storage
 from .tape import ACCURACY_LEVELS
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from ..model.checkpoint import Base
     from ..model.config import HavocConfig
     from .layout import Layout
-    from .signature import Signer
+    from .runtime.signature import Signer
 
 EXPERTS_FOLDER, MIXTURE_FILE = "experts", "mixture.json"
 _MAX_PACKED_BYTES = 1 << 29
@@ -76,11 +76,10 @@ class Mixture:
             return {}
         for expert in self.experts:
             if expert.base_hash != source.hash:
-                msg = (
+                raise HavocError(
                     f"the {expert.domain} expert was trained on base {expert.base_hash[:12]}, {source.name} is base "
                     f"{source.hash[:12]}; z vectors fit only the base they were trained on"
                 )
-                raise HavocError(msg)
         values = None
         if self.rule == "renorm":
             names = sorted({name for expert in self.experts for name in expert.deltas} & set(source.tensors))

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from .past import Past
-    from .probe import Probe
-    from .session import DecoderSession
+    from .runtime.past import Past
+    from .runtime.probe import Probe
+    from .runtime.session import DecoderSession
 
 CHUNKS = (7, 1, 9)
 """Lengths of the first chunks of the chunked prefill; a last one takes the rest."""
@@ -265,5 +265,6 @@ def _require(case: ParityCase) -> None:
         if np.isfinite(case.ratio)
         else "a logit is not finite"
     )
-    msg = f"the exported graph does not compute what its weights say, {case.name}: {found}; nothing was written"
-    raise MeasurementError(msg)
+    raise MeasurementError(
+        f"the exported graph does not compute what its weights say, {case.name}: {found}; nothing was written"
+    )

@@ -13,9 +13,9 @@ from ..model.cost import num_parameters
 from ..progress import SILENT, Progress
 from .format_cost import BlockLimit, CheckedFold, FormatCost, block_limit, measure_cost, read_fold, windows_of
 from .parity import ParityReport, compare, read_reference
-from .probe import fingerprint, text_probe
 from .reference import FP32, StreamedModel, fp16_activations, int8_products
-from .session import DECODER, DecoderSession
+from .runtime.probe import fingerprint, text_probe
+from .runtime.session import DECODER, DecoderSession
 from .variant import with_all_logits, with_exact_products
 
 if TYPE_CHECKING:
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from ..model.structure import Structure
     from .datafile import StoredWeights
     from .layout import Layout
-    from .options import GraphOptions
     from .reference import Arithmetic
-    from .sample import Sample
+    from .runtime.options import GraphOptions
+    from .runtime.sample import Sample
 
 NUM_TOKENS = 64
 _MAX_LOGITS_BYTES = 1 << 27

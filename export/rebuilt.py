@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from ..errors import HavocError, IdentityError
 from ..model.config import HavocConfig
 from ..model.structure import Structure
-from .artifact import MANIFEST
-from .options import options_of
+from .runtime.artifact import MANIFEST
+from .runtime.options import options_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from .artifact import ArtifactManifest
     from .layout import Layout
-    from .options import GraphOptions
+    from .runtime.artifact import ArtifactManifest
+    from .runtime.options import GraphOptions
 
 
 def why_not_rebuilt(manifest: ArtifactManifest) -> str | None:
@@ -43,8 +43,7 @@ def require_own_graphs(directory: Path, manifest: ArtifactManifest) -> int:
         options = options_of(manifest).fitted(config.max_seq_len)
         layout = _layout(config, structure, manifest)
     except (KeyError, ValueError, HavocError) as error:
-        msg = f"{directory / MANIFEST}: no graph can be built of what it says ({error})"
-        raise IdentityError(msg) from error
+        raise IdentityError(f"{directory / MANIFEST}: no graph can be built of what it says ({error})") from error
     return compare_graphs(directory, manifest, config, structure, options, layout)
 
 
@@ -59,8 +58,7 @@ def _layout(config: HavocConfig, structure: Structure, manifest: ArtifactManifes
 
 def _names(value: object) -> Sequence[str]:
     if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
-        msg = "calibration names no int8 matrices"
-        raise ValueError(msg)
+        raise ValueError("calibration names no int8 matrices")
     return value
 
 
@@ -79,6 +77,5 @@ def compare_graphs(
     for name in sorted(built.keys() | {name for name in manifest.files if name.endswith(".onnx")}):
         path = directory / name
         if name not in built or not path.is_file() or path.read_bytes() != built[name]:
-            msg = f"{path}: not the graph that this version of HAVOC builds for this configuration"
-            raise IdentityError(msg)
+            raise IdentityError(f"{path}: not the graph that this version of HAVOC builds for this configuration")
     return len(built)

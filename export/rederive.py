@@ -14,16 +14,16 @@ from ..model.cost import num_parameters
 from ..model.structure import Structure
 from ..progress import SILENT, Progress
 from ..storage import scratch_directory, write_json
-from .artifact import MANIFEST, READ_BY_RUNTIMES
 from .calibration import read_calibration
-from .companions import LICENCE_FILES
 from .datafile import StoredWeights, encoded_initializers
 from .fold import FoldedTensors
 from .format_cost import block_error, block_limit
 from .layout import DATA_FILE, Layout, plan_layout, promoted_layout
-from .options import GraphOptions, options_of
 from .package import EXPERTS_FOLDER, MIXTURE_FILE, Mixture, graph_fields, mixture_document, write_companions
 from .rebuilt import compare_graphs
+from .runtime.artifact import MANIFEST, READ_BY_RUNTIMES
+from .runtime.companions import LICENCE_FILES
+from .runtime.options import GraphOptions, options_of
 from .source import open_source
 from .storing import Storage, bits_per_weight, plan_storage
 from .verify import Check
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ..adapt.expert import Expert
-    from .artifact import ArtifactManifest
     from .layout import StoredWeight
+    from .runtime.artifact import ArtifactManifest
     from .source import Source
 
 TOLERANCE = 1e-4
@@ -92,8 +92,9 @@ def rederive(
                 held.add(compensated[item.name].source)
                 continue
             if not distance <= TOLERANCE:
-                msg = f"{directory / DATA_FILE}: {item.name} is {distance:.3g} of its range off base + experts + alpha"
-                raise IdentityError(msg)
+                raise IdentityError(
+                    f"{directory / DATA_FILE}: {item.name} is {distance:.3g} of its range off base + experts + alpha"
+                )
             num_same, num_items, largest = num_same + (distance == 0), num_items + 1, max(largest, distance)
             stage.advance(item.num_bytes, note=item.name)
     _hold(directory, layout, tensors, held)
@@ -110,27 +111,27 @@ def _storage(source: Source, manifest: ArtifactManifest, structure: Structure, c
     """How it is stored, with the text that calibrated it where that is at hand and its hash is right."""
     if not structure.is_calibrated:
         if calibration is not None:
-            msg = f"--calibration {calibration}: {structure} was made without a text; leave the option out"
-            raise HavocError(msg)
+            raise HavocError(f"--calibration {calibration}: {structure} was made without a text; leave the option out")
         return plan_storage(source, structure, source.tensors)
     said = manifest.calibration or {}
     promoted = [str(name) for name in said.get("int8", [])]
     in_blocks = {weight.source for weight in plan_layout(source.config, structure).weights if weight.blocks is not None}
     if unknown := sorted(set(promoted) - in_blocks):
-        msg = f"{MANIFEST}: promotes {unknown[0]}, no matrix in blocks of this model"
-        raise IdentityError(msg)
+        raise IdentityError(f"{MANIFEST}: promotes {unknown[0]}, no matrix in blocks of this model")
     layout = promoted_layout(source.config, structure, promoted)
     bits = bits_per_weight(layout) or 0.0
     if structure.average_bits is not None and bits > structure.average_bits:
-        msg = f"{MANIFEST}: its int8 matrices make it {bits:.4g} bits a weight; {structure} takes no more than it says"
-        raise IdentityError(msg)
+        raise IdentityError(
+            f"{MANIFEST}: its int8 matrices make it {bits:.4g} bits a weight; {structure} takes no more than it says"
+        )
     if calibration is None and said.get("text") not in {"bundled text", "random ids"}:
         return Storage(structure=structure, layout=layout)
     text = read_calibration(source.config, source.tokenizer, file=calibration)
     if text.text_sha256 != said.get("text_sha256"):
         found, expected = (str(sha256)[:16] for sha256 in (text.text_sha256, said.get("text_sha256")))
-        msg = f"{calibration or text.text}: its hash is {found}..., the artifact was calibrated on {expected}..."
-        raise IdentityError(msg)
+        raise IdentityError(
+            f"{calibration or text.text}: its hash is {found}..., the artifact was calibrated on {expected}..."
+        )
     return Storage(structure=structure, layout=layout, calibration=text)
 
 
@@ -145,8 +146,9 @@ def _hold(directory: Path, layout: Layout, tensors: FoldedTensors, names: Collec
         limit = block_limit(layout[name], "gptq")  # only what a text decided is held so
         error = block_error(stored[name], tensors[name], size=limit.size)
         if not error <= limit.error:
-            msg = f"{directory / DATA_FILE}: a block of {name} is {error:.3g} of its size off base + experts + alpha"
-            raise IdentityError(msg)
+            raise IdentityError(
+                f"{directory / DATA_FILE}: a block of {name} is {error:.3g} of its size off base + experts + alpha"
+            )
 
 
 def _expert(folder: Path, domain: str, manifest: ArtifactManifest) -> Expert:
@@ -158,8 +160,9 @@ def _expert(folder: Path, domain: str, manifest: ArtifactManifest) -> Expert:
 
 def _require_same(what: str, name: str, found: str, expected: str) -> None:
     if found != expected:
-        msg = f"{name}: its hash is {found[:16]}..., the artifact was made from {what} {expected[:16]}..."
-        raise IdentityError(msg)
+        raise IdentityError(
+            f"{name}: its hash is {found[:16]}..., the artifact was made from {what} {expected[:16]}..."
+        )
 
 
 def _require_companions(
@@ -178,11 +181,11 @@ def _require_companions(
         written = {path.name for path in folder.iterdir() if path.name not in LICENCE_FILES}
         for name in sorted(found | written):
             if name not in written:
-                msg = f"{directory / name}: an export of base {source.name} holds no such file"
-                raise IdentityError(msg)
+                raise IdentityError(f"{directory / name}: an export of base {source.name} holds no such file")
             if name not in found or (directory / name).read_bytes() != (folder / name).read_bytes():
-                msg = f"{directory / name}: not what an export of base {source.name} holds under this name"
-                raise IdentityError(msg)
+                raise IdentityError(
+                    f"{directory / name}: not what an export of base {source.name} holds under this name"
+                )
     return len(written)
 
 
@@ -202,8 +205,9 @@ def _require_claims(
     }
     for name, value in said.items():
         if value != expected.get(name):
-            msg = f"{directory / MANIFEST}: says {name} {value!r:.60}, an export says {expected.get(name)!r:.60}"
-            raise IdentityError(msg)
+            raise IdentityError(
+                f"{directory / MANIFEST}: says {name} {value!r:.60}, an export says {expected.get(name)!r:.60}"
+            )
 
 
 def _distance(stored: NDArray[Any], derived: NDArray[Any], num_bits: int | None) -> float:

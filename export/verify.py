@@ -12,19 +12,19 @@ from ..errors import HavocError, IdentityError
 from ..model.config import HavocConfig
 from ..model.cost import num_parameters
 from ..storage import read_json, sha256_json
-from .artifact import MANIFEST
-from .foreign import foreign_fingerprint
-from .held import hold
-from .probe import fingerprint_distance
 from .rebuilt import require_own_graphs, why_not_rebuilt
-from .runtime import CPU
-from .signature import verify_signature
+from .runtime.artifact import MANIFEST
+from .runtime.foreign import foreign_fingerprint
+from .runtime.held import hold
+from .runtime.probe import fingerprint_distance
+from .runtime.providers import CPU
+from .runtime.signature import verify_signature
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .artifact import ArtifactManifest
-    from .held import HeldArtifact
+    from .runtime.artifact import ArtifactManifest
+    from .runtime.held import HeldArtifact
 
 CONFIG, MIXTURE = "config.json", "mixture.json"
 FINGERPRINT_LIMITS = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.25, "int4": 0.25, "keep": 0.25}
@@ -103,8 +103,7 @@ def _require_words(held: HeldArtifact, said: dict[str, Any], where: str, found: 
     for name, value in said.items():
         if found.get(name) != value:
             there = f"{where} says {found.get(name)!r:.60}"
-            msg = f"{held.place / MANIFEST}: says {name} {value!r:.60}, {there}: one of them was changed"
-            raise IdentityError(msg)
+            raise IdentityError(f"{held.place / MANIFEST}: says {name} {value!r:.60}, {there}: one of them was changed")
 
 
 def _of_record(held: HeldArtifact, path: Path) -> Check:

@@ -192,8 +192,9 @@ class Structure:
                 None if document.get("average_bits") is None else float(document["average_bits"]),
             )
         except (KeyError, ValueError, TypeError) as error:
-            msg = f"the structure {dict(document)} cannot be read ({type(error).__name__}: {error})"
-            raise HavocError(msg) from error
+            raise HavocError(
+                f"the structure {dict(document)} cannot be read ({type(error).__name__}: {error})"
+            ) from error
 
     def to_fields(self) -> dict[str, Any]:
         """Name every choice: formats and block size always, the others where they are not the default.

@@ -29,16 +29,16 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from havoc_core import storage
 from havoc_core.adapt.candidate import COST_OBJECTIVES
 from havoc_core.adapt.entries import known_entries
-from havoc_core.adapt.tasks import plain
-from havoc_core.bench.answer import load_answerer, verify_answer
-from havoc_core.bench.record import Record, load_record
-from havoc_core.bench.targets import BUNDLED, read_targets
+from havoc_core.adapt.sandbox import plain
+from havoc_core.bench.judge.answer import load_answerer, verify_answer
+from havoc_core.bench.judge.record import Record, load_record
+from havoc_core.bench.judge.targets import BUNDLED, read_targets
 from havoc_core.config import Recipe, load_recipe, recipe_toml
 from havoc_core.errors import HavocError
-from havoc_core.export.artifact import read_manifest
-from havoc_core.export.external import external_locations
 from havoc_core.export.package import export_artifact
-from havoc_core.export.verified import load_verified
+from havoc_core.export.runtime.artifact import read_manifest
+from havoc_core.export.runtime.external import external_locations
+from havoc_core.export.runtime.verification import load_verified
 from havoc_core.model.config import HavocConfig
 
 ODD_VALUES: tuple[Any, ...] = (

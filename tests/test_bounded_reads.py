@@ -13,10 +13,10 @@ import pytest
 
 from havoc_core.config import load_recipe
 from havoc_core.errors import HavocError
-from havoc_core.export.artifact import read_manifest
 from havoc_core.export.commands import _image
-from havoc_core.export.companions import carry
-from havoc_core.export.external import external_locations
+from havoc_core.export.runtime.artifact import read_manifest
+from havoc_core.export.runtime.companions import carry
+from havoc_core.export.runtime.external import external_locations
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.tokenizer import Tokenizer
 from havoc_core.storage import Journal, read_json

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from havoc_core import errors
-from havoc_core.bench.gate import EXIT_CODES
+from havoc_core.bench.judge.gate import EXIT_CODES
 from havoc_core.errors import HavocError
 
 CHILDREN = HavocError.__subclasses__()

@@ -180,7 +180,7 @@ def test_the_artifact_is_scored_once_for_the_same_files(tmp_path: Path, monkeypa
         return AccuracyRun(files=files, manifest_sha256=there["manifest.json"], tasks={}, right={})
 
     monkeypatch.setattr(gate_split, "run_accuracy", run_accuracy)
-    monkeypatch.setattr("havoc_core.bench.gate.hash_artifact", lambda _: dict(there))
+    monkeypatch.setattr("havoc_core.bench.judge.gate.hash_artifact", lambda _: dict(there))
     place = Place(RECIPE, tmp_path, tmp_path / "experts")
     runs = []
     for model, manifest in (("a", "m"), ("a", "m"), ("b", "m"), ("b", "n"), ("b", "n"), ("a", "m")):

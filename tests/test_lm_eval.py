@@ -23,9 +23,9 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from havoc_core.adapt.tasks import sources
 from havoc_core.adapt.tasks.evaluation import Scorer, Scores, score
 from havoc_core.adapt.tasks.task import Task, load_task
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.options import GraphOptions
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.model.checkpoint import load_base, save_model
 from havoc_core.model.config import AttentionConfig, HavocConfig, MLPConfig
 from havoc_core.model.generation import left_padded

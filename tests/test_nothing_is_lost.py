@@ -17,7 +17,7 @@ import pytest
 from havoc_core import storage
 from havoc_core.cli import main
 from havoc_core.errors import HavocError
-from havoc_core.export.artifact import read_manifest
+from havoc_core.export.runtime.artifact import read_manifest
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it has no such locks and links")
 

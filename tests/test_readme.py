@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from havoc_core.adapt.tasks.task import load_task
-from havoc_core.bench.gate import EXIT_CODES
-from havoc_core.bench.targets import read_targets
+from havoc_core.bench.judge.gate import EXIT_CODES
+from havoc_core.bench.judge.targets import read_targets
 from havoc_core.cli import VERBS, main, parse
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError

@@ -93,7 +93,7 @@ def measured(recipe: Recipe) -> object:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("havoc_core.gate_split.run_accuracy", run_accuracy)
-        patch.setattr("havoc_core.bench.gate.hash_artifact", lambda _: {"manifest.json": "0"})
+        patch.setattr("havoc_core.bench.judge.gate.hash_artifact", lambda _: {"manifest.json": "0"})
         patch.setattr("havoc_core.storage.Journal", Unwritten)
         patch.setattr("havoc_core.bench.measure.measure", measure)
         patch.setattr("havoc_core.gate_split.score_table", score_table)

@@ -73,7 +73,7 @@ def trapped(command: list[str], home: Path, **more: str) -> subprocess.Completed
 OPENS_A_SESSION = """
     import sys, time
     from pathlib import Path
-    from havoc_core.export.session import DecoderSession
+    from havoc_core.export.runtime.session import DecoderSession
     DecoderSession.open(Path(sys.argv[1]))
     time.sleep(1)  # the look-up comes from a thread of its own
 """

@@ -28,8 +28,8 @@ import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from . import sandbox
-from .plain import Opaque, source
+from ..sandbox import process as sandbox
+from ..sandbox.plain import Opaque, source
 from .reward import RIGHT, Reward, wrong
 
 if TYPE_CHECKING:

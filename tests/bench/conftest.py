@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from havoc_core.bench.record import Record, Workload
+from havoc_core.bench.judge.record import Record, Workload
 
 SMALL_WORKLOAD = Workload(prompt_tokens=24, context_tokens=16, decode_tokens=5)
 

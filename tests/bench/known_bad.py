@@ -11,9 +11,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from havoc_core.bench.rules import Case
-from havoc_core.bench.targets import Target, load_target
-from havoc_core.export.verified import Verified
+from havoc_core.bench.judge.case import Case
+from havoc_core.bench.judge.targets import Target, load_target
+from havoc_core.export.runtime.verification import Verified
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 

@@ -40,6 +40,13 @@ def mutants(tree: ast.Module) -> Iterator[str]:
     for function in (node for part in (tree, *classes) for node in part.body if isinstance(node, ast.FunctionDef)):
         for node in [node for statement in function.body for node in ast.walk(statement)]:
             yield from changed(node, function.name)
+    for function in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
+        for place, decorator in enumerate(list(function.decorator_list)):
+            for node in ast.walk(decorator):
+                yield from changed(node, "declared")
+            del function.decorator_list[place]
+            yield f"declared: dropped: {ast.unparse(decorator)[:60]}"
+            function.decorator_list.insert(place, decorator)
     for table in (
         node.value for node in tree.body if isinstance(node, ast.Assign) and isinstance(node.value, ast.Tuple)
     ):

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from havoc_core.adapt.tasks.task import load_task
-from havoc_core.bench.gate import hash_artifact
-from havoc_core.bench.record import Cpu, Record
+from havoc_core.bench.judge.gate import hash_artifact
+from havoc_core.bench.judge.record import Cpu, Record
 
 DOMAINS = ("math", "code", "reasoning", "vision")
 NUM_PROCESSES = 5

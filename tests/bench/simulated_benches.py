@@ -31,12 +31,12 @@ from types import SimpleNamespace
 from typing import Any
 
 from havoc_core.bench.findings import attempt_problems
-from havoc_core.bench.gate import judge
+from havoc_core.bench.judge.gate import judge
+from havoc_core.bench.judge.record import ProcessSamples, Record
+from havoc_core.bench.judge.targets import Target, load_target
 from havoc_core.bench.own_process import LOOK_INTERVAL_NS
 from havoc_core.bench.profiles import PROFILES
-from havoc_core.bench.record import ProcessSamples, Record
 from havoc_core.bench.session import Attempt
-from havoc_core.bench.targets import Target, load_target
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 DOMAIN_FREE = ("prefill_ms", "decode_tok_per_s")

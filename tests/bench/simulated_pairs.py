@@ -19,8 +19,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from havoc_core.bench.judge.paired import Batch, Block, judge_blocks, verdict_of
 from havoc_core.bench.lockstep import NUM_BLOCKS
-from havoc_core.bench.paired import Batch, Block, judge_blocks, verdict_of
 
 simulated = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("simulated_benches.py"))))
 MARGIN = 0.10

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from havoc_core.adapt.tasks.sources import data_hash, rows, rows_hash
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.bench.accuracy import AccuracyRun, add_accuracy, run_accuracy
-from havoc_core.bench.record import DomainAccuracy, Record
+from havoc_core.bench.judge.record import DomainAccuracy, Record
 from havoc_core.errors import HavocError, IdentityError
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.session import DecoderSession
 
 
 @pytest.fixture(scope="module")

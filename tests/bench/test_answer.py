@@ -16,9 +16,9 @@ import pytest
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-from havoc_core.bench.answer import envelope_path, load_answerer, require_nonce, statement_of, verify_answer
 from havoc_core.bench.device import identify_cpu
-from havoc_core.bench.record import Record, load_record
+from havoc_core.bench.judge.answer import envelope_path, load_answerer, require_nonce, statement_of, verify_answer
+from havoc_core.bench.judge.record import Record, load_record
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
 

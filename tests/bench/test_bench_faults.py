@@ -15,7 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from havoc_core.bench.record import load_record
+from havoc_core.bench.judge.record import load_record
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 Bench = Callable[..., "subprocess.Popen[str]"]

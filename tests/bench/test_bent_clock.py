@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from havoc_core.bench.clocks import clock_readings, clock_spans
-from havoc_core.bench.gate import judge
-from havoc_core.bench.record import load_record
-from havoc_core.bench.targets import load_target, read_targets
+from havoc_core.bench.judge.gate import judge
+from havoc_core.bench.judge.record import load_record
+from havoc_core.bench.judge.targets import load_target, read_targets
 from havoc_core.errors import HavocError
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it has other clocks")

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from havoc_core.bench import bounds
+from havoc_core import bounds
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99)
 _durations = st.floats(min_value=1.0, max_value=200.0)

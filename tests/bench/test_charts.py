@@ -12,8 +12,8 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from havoc_core.bench import charts
-from havoc_core.bench.searched import Front
+from havoc_core.bench.report import charts
+from havoc_core.bench.report.search_files import Front
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 SVG = "{http://www.w3.org/2000/svg}"

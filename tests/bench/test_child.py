@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
+from havoc_core.bench.judge.record import Workload
 from havoc_core.bench.profiles import PROFILES
-from havoc_core.bench.record import Workload
 from havoc_core.bench.session import open_session
 from havoc_core.errors import HavocError, IdentityError, MeasurementError
-from havoc_core.export.child import run_worker
+from havoc_core.export.runtime.child import run_worker
 
 QUICK = PROFILES["quick"]
 ENDLESS = replace(QUICK, prefill=replace(QUICK.prefill, min_busy_s=1e6, max_s=1e6))
@@ -84,7 +84,7 @@ def test_child_dies_with_its_parent(tiny_artifact: Path) -> None:
     script = (
         "import sys; from dataclasses import replace; from pathlib import Path\n"
         "from havoc_core.bench.profiles import PROFILES; from havoc_core.bench.session import open_session\n"
-        "from havoc_core.export.child import run_worker\n"
+        "from havoc_core.export.runtime.child import run_worker\n"
         "endless = replace(PROFILES['quick'], prefill=replace(PROFILES['quick'].prefill, min_busy_s=1e6, max_s=1e6))\n"
         "with open_session(Path(sys.argv[1]), profile=endless, num_threads=1) as session:\n"
         "    run_worker(session.request('latency', 0), timeout_s=60, on_start=lambda pid: print(pid, flush=True))\n"

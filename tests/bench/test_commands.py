@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench.answer import envelope_path
 from havoc_core.bench.commands import DERIVED, previous_record
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.doctor import examine, provider_problem
-from havoc_core.bench.record import Record, load_record
-from havoc_core.bench.report import SUMS, WRITTEN
+from havoc_core.bench.judge.answer import envelope_path
+from havoc_core.bench.judge.record import Record, load_record
+from havoc_core.bench.report.folder import SUMS, WRITTEN
 from havoc_core.cli import main
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))

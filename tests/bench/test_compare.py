@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench.compare import Comparison, compare, decide, disturbances
-from havoc_core.bench.record import DomainAccuracy, Record
-from havoc_core.bench.schema import row_bits
+from havoc_core.bench.judge.compare import Comparison, compare, decide, disturbances
+from havoc_core.bench.judge.record import DomainAccuracy, Record
+from havoc_core.bench.judge.schema import row_bits
 from havoc_core.errors import IdentityError, MeasurementError
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))

@@ -14,17 +14,17 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from havoc_core.bench.gate import judge
+from havoc_core.bench.judge.case import Case
+from havoc_core.bench.judge.gate import judge
+from havoc_core.bench.judge.record import Record, Workload
+from havoc_core.bench.judge.targets import load_target
+from havoc_core.bench.judge.validity import timed_calls_did_the_work
 from havoc_core.bench.measure import run_session
 from havoc_core.bench.profiles import PROFILES, Series
-from havoc_core.bench.record import Record, Workload
-from havoc_core.bench.rules import Case
 from havoc_core.bench.session import open_session
-from havoc_core.bench.targets import load_target
-from havoc_core.bench.validity import timed_calls_did_the_work
 from havoc_core.bench.witness import Witness
 from havoc_core.errors import IdentityError
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.verify import verify_artifact
 from havoc_core.model.config import HavocConfig
 

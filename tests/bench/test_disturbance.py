@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench import disturbance
-from havoc_core.bench.record import Calls, ProcessSamples
+from havoc_core.bench.judge import disturbance
+from havoc_core.bench.judge.record import Calls, ProcessSamples
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 

@@ -13,7 +13,7 @@ import pytest
 
 from havoc_core.bench import duel
 from havoc_core.bench.duel import FEWEST_BLOCKS, judge_until_proven
-from havoc_core.bench.paired import Batch, Block, confidence_at_look, judge_blocks, verdict_of
+from havoc_core.bench.judge.paired import Batch, Block, confidence_at_look, judge_blocks, verdict_of
 from havoc_core.cli import main
 
 MARGIN = 0.05

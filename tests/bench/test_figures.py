@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from havoc_core.bench.bounds import rate_bounds
-from havoc_core.bench.figures import DASH, STATISTICS, count, label, measured, show, show_interval
-from havoc_core.bench.record import Record
+from havoc_core.bench.judge.figures import DASH, STATISTICS, count, label, measured, show, show_interval
+from havoc_core.bench.judge.record import Record
+from havoc_core.bounds import rate_bounds
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,7 @@ from typing import Any
 import pytest
 
 from havoc_core.bench.findings import attempt_problems, session_checks
-from havoc_core.bench.neighbours import Neighbour
-from havoc_core.bench.profiles import Profile
-from havoc_core.bench.record import (
+from havoc_core.bench.judge.record import (
     Calls,
     Check,
     Gpu,
@@ -28,6 +26,8 @@ from havoc_core.bench.record import (
     TelemetryPoint,
     Warmup,
 )
+from havoc_core.bench.neighbours import Neighbour
+from havoc_core.bench.profiles import Profile
 from havoc_core.bench.session import Attempt
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))

@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from havoc_core.bench.device import identify_cpu
-from havoc_core.bench.gate import Judgement, hash_artifact, judge, overall
-from havoc_core.bench.limits import line_without_data
-from havoc_core.bench.record import Record, load_record
-from havoc_core.bench.targets import load_target
+from havoc_core.bench.judge.gate import Judgement, hash_artifact, judge, overall
+from havoc_core.bench.judge.limits import line_without_data
+from havoc_core.bench.judge.record import Record, load_record
+from havoc_core.bench.judge.targets import load_target
 from havoc_core.errors import HavocError, IdentityError
 
 known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))

@@ -19,8 +19,10 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench import bounds, coherence, gate, identity, limits, rules, targets, validity
-from havoc_core.bench.targets import Limit, RequiredProtocol, load_target
+from havoc_core import bounds
+from havoc_core.bench.judge import coherence, gate, identity, limits, rules, targets, validity
+from havoc_core.bench.judge.case import Case, Rule
+from havoc_core.bench.judge.targets import Limit, RequiredProtocol, load_target
 from havoc_core.errors import HavocError
 
 pytestmark = pytest.mark.mutation
@@ -307,17 +309,22 @@ CASES = [
 
 
 def answers_of_rules(namespace: dict[str, Any], function: str = "") -> Iterator[Any]:
-    """Ask the rule that was changed, or all where a function they share was."""
+    """Ask the rule that was changed, or all where a function they share was; a changed declaration goes to the gate."""
     names = {rule.check.__name__ for rule in rules.RULES} & namespace.keys()
+    if function == "declared":
+        declared = [rule for rule in namespace.values() if isinstance(rule, Rule)]
+        declared += [rule for rule in rules.RULES if rule.check.__name__ not in names]
+        yield from answers_of_rules_table({"RULES": tuple(sorted(declared, key=lambda rule: rule.id))})
+        return
     checks = [namespace[name] for name in sorted({function} & names or names)]
     for _, case in CASES:
         cpu = {"is_this_machine": False, "names": (samples.CPU["name"],), "features": ("avx2",)}
         plain = case.target.model_copy(update={"device": case.target.device.model_copy(update=cpu)})
         yield from (check(case) for check in checks)
-        yield from (check(rules.Case(record=case.record, target=case.target)) for check in checks)
-        yield from (check(rules.Case(record=case.record, target=plain)) for check in checks)
+        yield from (check(Case(record=case.record, target=case.target)) for check in checks)
+        yield from (check(Case(record=case.record, target=plain)) for check in checks)
         bare = case.target.model_copy(update={"roofline": None})
-        yield from (check(rules.Case(record=case.record, target=bare)) for check in checks)
+        yield from (check(Case(record=case.record, target=bare)) for check in checks)
 
 
 def answers_of_gate(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
@@ -355,7 +362,8 @@ def answers_of_gate(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
 
 
 def answers_of_rules_table(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
-    """Judge every known-bad record by the changed table: a rule that is gone, softer, or of another exit code shows."""
+    """Judge every known-bad record by the changed rules: one that is gone, or softer, shows."""
+    ask = namespace.get("device_problem", rules.device_problem)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "RULES", namespace["RULES"])
         for _, case in CASES:
@@ -367,6 +375,7 @@ def answers_of_rules_table(namespace: dict[str, Any], _: str = "") -> Iterator[A
                 verified=case.verified,
             )
             yield (found.verdict, found.exit_code, found.evidence, str(found.findings))
+            yield ask(case.record.device, case.target, this_cpu=samples.THIS_CPU)
 
 
 def answers_of_bounds(namespace: dict[str, Any], function: str = "") -> Iterator[Any]:
@@ -533,7 +542,7 @@ def test_no_mutant_of_the_verdict_survives(module: types.ModuleType) -> None:
     total, alive = survivors(module)
     print(f"{module.__name__}: {total} mutants, {len(alive)} survive")
     name = module.__name__.rpartition(".")[2]
-    assert total > 30
+    assert total > (5 if module is rules else 30)
     assert [change for change in alive if f"{name}.{change}" not in EQUIVALENT] == []
 
 

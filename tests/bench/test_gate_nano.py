@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from havoc_core.bench.targets import load_target
+from havoc_core.bench.judge.targets import load_target
 
 ROOT = Path(__file__).parents[2]
 nano = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "perf" / "gate_nano.py")))

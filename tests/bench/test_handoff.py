@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench.gate import judge
-from havoc_core.bench.handoff import build_handoff
-from havoc_core.bench.targets import load_target
+from havoc_core.bench.judge.gate import judge
+from havoc_core.bench.judge.targets import load_target
+from havoc_core.bench.report.handoff import build_handoff
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 EXPERTS = {domain: f"z_vectors_{domain}.safetensors" for domain in samples.DOMAINS}

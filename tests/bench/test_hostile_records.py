@@ -13,13 +13,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from havoc_core.bench import bounds, page, ratios
-from havoc_core.bench.compare import compare
-from havoc_core.bench.gate import judge
-from havoc_core.bench.history import entry
-from havoc_core.bench.record import Record, load_record, seal_of
-from havoc_core.bench.report import Run, junit, telemetry_csv
-from havoc_core.bench.targets import load_target
+from havoc_core import bounds
+from havoc_core.bench.judge import ratios
+from havoc_core.bench.judge.compare import compare
+from havoc_core.bench.judge.gate import judge
+from havoc_core.bench.judge.record import Record, load_record, seal_of
+from havoc_core.bench.judge.targets import load_target
+from havoc_core.bench.report import page
+from havoc_core.bench.report.folder import Run, junit, telemetry_csv
+from havoc_core.bench.report.history import entry
 from havoc_core.errors import HavocError
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))

@@ -11,8 +11,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from havoc_core.bench.keeping import keep
-from havoc_core.bench.record import load_record
+from havoc_core.bench.judge.record import load_record
+from havoc_core.bench.record_folder import keep
 from havoc_core.errors import HavocError
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))

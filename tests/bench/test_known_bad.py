@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from havoc_core.bench.device import identify_cpu
-from havoc_core.bench.record import seal_of
+from havoc_core.bench.judge.record import seal_of
 from havoc_core.cli import main
 
 known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import binom
 
-from havoc_core.bench import limits as judging
-from havoc_core.bench.limits import Line, judge_limit
-from havoc_core.bench.targets import Kind, Limit, RequiredProtocol
+from havoc_core.bench.judge import limits as judging
+from havoc_core.bench.judge.limits import Line, judge_limit
+from havoc_core.bench.judge.targets import Kind, Limit, RequiredProtocol
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=0.0)

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 import pytest
 
 from havoc_core.bench import lockstep
+from havoc_core.bench.judge.record import Workload
 from havoc_core.bench.lockstep import Side, measure_in_lockstep
-from havoc_core.bench.record import Workload
 from havoc_core.errors import HavocError, MeasurementError
 
 commits = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "perf" / "compare_commits.py")))

@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
+from havoc_core.bench.judge.record import Record, Workload, load_record
 from havoc_core.bench.measure import measure, measure_cost
 from havoc_core.bench.profiles import PROFILES, profile_named
-from havoc_core.bench.record import Record, Workload, load_record
 from havoc_core.bench.subject import identify_subject
-from havoc_core.bench.tool import identify_tool
+from havoc_core.bench.tool_version import identify_tool
 from havoc_core.errors import HavocError, IdentityError
-from havoc_core.export.held import file_states, require_unchanged
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
+from havoc_core.export.runtime.held import file_states, require_unchanged
+from havoc_core.export.runtime.options import GraphOptions
 from havoc_core.model.config import HavocConfig
 
 

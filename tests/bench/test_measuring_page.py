@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench import disturbance, findings, limits, validity
-from havoc_core.bench.gate import CIRCUMSTANCES, judge
-from havoc_core.bench.rules import RULES
-from havoc_core.bench.targets import Limit, load_target
+from havoc_core.bench import findings
+from havoc_core.bench.judge import disturbance, limits, validity
+from havoc_core.bench.judge.gate import CIRCUMSTANCES, judge
+from havoc_core.bench.judge.rules import RULES
+from havoc_core.bench.judge.targets import Limit, load_target
 
 known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 samples = known.samples

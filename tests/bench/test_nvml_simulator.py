@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench.gate import judge
-from havoc_core.bench.record import Device, Record, load_record, seal_of
-from havoc_core.bench.targets import load_target
+from havoc_core.bench.judge.gate import judge
+from havoc_core.bench.judge.record import Device, Record, load_record, seal_of
+from havoc_core.bench.judge.targets import load_target
 from havoc_core.cli import main
 from havoc_core.errors import HavocError
 

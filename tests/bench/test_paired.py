@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from scipy import stats
 
-from havoc_core.bench.paired import CONFIDENCE, Batch, Block, Paired, judge_blocks, verdict_of
+from havoc_core.bench.judge.paired import CONFIDENCE, Batch, Block, Paired, judge_blocks, verdict_of
 
 simulated = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("simulated_pairs.py"))))
 MS = 1_000_000

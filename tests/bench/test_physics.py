@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench import physics
-from havoc_core.bench.rules import Case
-from havoc_core.bench.targets import Roofline, load_target
-from havoc_core.bench.validity import not_faster_than_physics
+from havoc_core.bench.judge import physics
+from havoc_core.bench.judge.case import Case
+from havoc_core.bench.judge.targets import Roofline, load_target
+from havoc_core.bench.judge.validity import not_faster_than_physics
 from havoc_core.errors import HavocError
 from havoc_core.model import cost
 from havoc_core.model.config import HavocConfig

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from havoc_core.bench.judge.targets import Target, load_target
 from havoc_core.bench.plan import build_plan, load_config, paper_roofline, prefill_ms, structures
 from havoc_core.bench.roofline_probe import measure_rounds, roofline_of
-from havoc_core.bench.targets import Target, load_target
 from havoc_core.errors import HavocError
 from havoc_core.model.structure import Structure
 
@@ -148,7 +148,8 @@ def test_every_structure_once() -> None:
 def test_planning_needs_no_torch() -> None:
     """The edge device plans too."""
     code = (
-        "import sys; from havoc_core.bench.plan import build_plan; from havoc_core.bench.targets import load_target\n"
+        "import sys; from havoc_core.bench.plan import build_plan\n"
+        "from havoc_core.bench.judge.targets import load_target\n"
         "build_plan('7b', load_target('gtx1660'))\n"
         "print(sorted({'torch', 'numpy', 'scipy', 'onnxruntime'} & set(sys.modules)))"
     )

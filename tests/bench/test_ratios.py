@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from havoc_core.bench import ratios
-from havoc_core.bench.bounds import Bounds, share_bounds
+from havoc_core.bench.judge import ratios
+from havoc_core.bounds import Bounds, share_bounds
 
 TWO_SIDED = 0.975
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from havoc_core.bench.gate import judge
-from havoc_core.bench.record import load_record
-from havoc_core.bench.targets import load_target
+from havoc_core.bench.judge.gate import judge
+from havoc_core.bench.judge.record import load_record
+from havoc_core.bench.judge.targets import load_target
 
 FOLDERS = sorted((Path(__file__).resolve().parents[2] / "reports").glob("*-h200"))
 NOW = datetime(2026, 11, 27, 12, tzinfo=UTC)

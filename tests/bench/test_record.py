@@ -12,8 +12,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from havoc_core.bench import record as record_module
-from havoc_core.bench.record import Record, json_schema, load_record, seal_of
+from havoc_core.bench.judge import record as record_module
+from havoc_core.bench.judge.record import Record, json_schema, load_record, seal_of
 from havoc_core.errors import HavocError, IdentityError
 
 REMOVE = object()
@@ -294,7 +294,7 @@ def test_damaged_bytes_never_surprise(saved: Path, cut: int, junk: bytes) -> Non
 def test_published_schema_is_in_step() -> None:
     """`record.schema.json` is what the code means: it accepts a real record and rejects an unknown key."""
     published = json.loads((Path(record_module.__file__).parent / "record.schema.json").read_text())
-    assert published == json_schema(), "run: python -m havoc_core.bench.record"
+    assert published == json_schema(), "run: python -m havoc_core.bench.judge.record"
     jsonschema.validate(example_record().document(), published)
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate({**example_record().document(), "surprise": 1}, published)

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from havoc_core.bench.bounds import share_bounds
-from havoc_core.bench.limits import judge_limit
-from havoc_core.bench.repeated import any_time_bounds, log_evidence
-from havoc_core.bench.targets import Limit, load_target
+from havoc_core.bench.judge.limits import judge_limit
+from havoc_core.bench.judge.repeated import any_time_bounds, log_evidence
+from havoc_core.bench.judge.targets import Limit, load_target
+from havoc_core.bounds import share_bounds
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 LIMIT = {"metric": "accuracy/math", "above": 85.0, "unit": "%"}

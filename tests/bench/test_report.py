@@ -22,13 +22,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from havoc_core.bench import charts, page
-from havoc_core.bench.bounds import share_bounds
 from havoc_core.bench.device import identify_cpu
-from havoc_core.bench.history import write_index
-from havoc_core.bench.report import WRITTEN, write_report
-from havoc_core.bench.search_table import MOST_ROWS, candidate_table
-from havoc_core.bench.searched import Front, artifact_hash, read_front, read_scores
+from havoc_core.bench.report import charts, page
+from havoc_core.bench.report.folder import WRITTEN, write_report
+from havoc_core.bench.report.history import write_index
+from havoc_core.bench.report.search_files import Front, artifact_hash, read_front, read_scores
+from havoc_core.bench.report.search_table import MOST_ROWS, candidate_table
+from havoc_core.bounds import share_bounds
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from havoc_core.bench.results import experts_against_base, mixture_against, score_table, write_results
-from havoc_core.bench.searched import Scores
+from havoc_core.bench.report.results import experts_against_base, mixture_against, score_table, write_results
+from havoc_core.bench.report.search_files import Scores
 from havoc_core.errors import HavocError
 
 ROOT = Path(__file__).parents[2]

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench.record import Record, seal_of
-from havoc_core.bench.rules import RULES, Case
-from havoc_core.bench.targets import load_target
+from havoc_core.bench.judge.case import Case
+from havoc_core.bench.judge.record import Record, seal_of
+from havoc_core.bench.judge.rules import RULES
+from havoc_core.bench.judge.targets import load_target
 
 known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 samples, case_of, BAD = known.samples, known.case_of, known.BAD

@@ -12,15 +12,15 @@ import pytest
 
 from havoc_core.bench import accuracy, session
 from havoc_core.bench.accuracy import run_accuracy
-from havoc_core.bench.gate import hash_artifact
+from havoc_core.bench.judge.gate import hash_artifact
+from havoc_core.bench.judge.record import Record, Workload
 from havoc_core.bench.measure import run_session
 from havoc_core.bench.profiles import PROFILES, Series
-from havoc_core.bench.record import Record, Workload
 from havoc_core.bench.session import open_session
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
-from havoc_core.export import artifact as reading
 from havoc_core.export import verify as verifying
+from havoc_core.export.runtime import artifact as reading
 from havoc_core.export.verify import verify_artifact
 
 BRIEF = dataclasses.replace(

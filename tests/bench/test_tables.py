@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from havoc_core.bench.tables import STYLES, emphasis, table
+from havoc_core.bench.report.tables import STYLES, emphasis, table
 
 COLUMNS, ROWS = ("limit", "measured", "verdict"), [["prefill", "6.3 ms", "pass"], ["peak", "1,234 MB", "fail"]]
 

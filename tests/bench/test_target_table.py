@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from havoc_core.bench.targets import load_target
+from havoc_core.bench.judge.targets import load_target
 from havoc_core.errors import HavocError
 
 

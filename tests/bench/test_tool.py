@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from havoc_core import __version__
-from havoc_core.bench.tool import identify_tool
+from havoc_core.bench.tool_version import identify_tool
 
 
 @pytest.fixture

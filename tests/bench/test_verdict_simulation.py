@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench.record import Record
+from havoc_core.bench.judge.record import Record
 
 simulated = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("simulated_benches.py"))))
 

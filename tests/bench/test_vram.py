@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from havoc_core.bench.gpu_processes import sort_out
-from havoc_core.bench.limits import LOWER_BOUND_METHODS
+from havoc_core.bench.judge.limits import LOWER_BOUND_METHODS
+from havoc_core.bench.judge.record import MemorySeries
 from havoc_core.bench.nvml import GpuProcess
-from havoc_core.bench.record import MemorySeries
 from havoc_core.bench.vram import VramFinding, VramReading, arena_series, disagreement, settle
 
 MB = 1_000_000

@@ -16,9 +16,9 @@ from pathlib import Path
 import torch
 
 from havoc_core.adapt.svf import fold_matrix, matrix_basis
-from havoc_core.export.artifact import read_manifest
 from havoc_core.export.layout import plan_layout
 from havoc_core.export.package import export_artifact
+from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.export.source import Source, open_source
 from havoc_core.export.storing import bits_per_weight
 from havoc_core.model.structure import Structure

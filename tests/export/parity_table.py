@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from havoc_core.export import parity
-from havoc_core.export.artifact import read_manifest
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
+from havoc_core.export.runtime.artifact import read_manifest
+from havoc_core.export.runtime.options import GraphOptions
 from havoc_core.export.source import Source, open_source
 from havoc_core.model.config import AttentionConfig, HavocConfig, MLPConfig
 from havoc_core.model.structure import Structure

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from havoc_core.errors import HavocError, IdentityError
-from havoc_core.export import external
-from havoc_core.export.artifact import read_manifest, verify_hashes
 from havoc_core.export.package import export_artifact
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime import external
+from havoc_core.export.runtime.artifact import read_manifest, verify_hashes
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.verify import verify_artifact
 
 

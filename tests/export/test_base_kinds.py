@@ -19,7 +19,7 @@ from havoc_core import cli
 from havoc_core.bench.accuracy import require_rows
 from havoc_core.errors import HavocError
 from havoc_core.export.package import export_artifact
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.model.checkpoint import generation_fields, load_base, save_model
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.generation import generate_text

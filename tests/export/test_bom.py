@@ -13,11 +13,11 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from havoc_core.adapt.expert import Expert
 from havoc_core.errors import HavocError
-from havoc_core.export.artifact import read_manifest
 from havoc_core.export.bom import BOM_FILE
-from havoc_core.export.companions import Licence, licence_of
 from havoc_core.export.huggingface import export_huggingface
 from havoc_core.export.package import export_artifact
+from havoc_core.export.runtime.artifact import read_manifest
+from havoc_core.export.runtime.companions import Licence, licence_of
 from havoc_core.export.source import Source
 from havoc_core.model.structure import Structure
 

@@ -11,15 +11,15 @@ import torch
 
 from havoc_core import cli
 from havoc_core.errors import HavocError, IdentityError
-from havoc_core.export.artifact import MANIFEST, read_manifest
 from havoc_core.export.calibration import BUNDLED, held_out, read_calibration
 from havoc_core.export.layout import plan_layout
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
 from havoc_core.export.precision import choose_promoted, measure_losses
 from havoc_core.export.rederive import rederive
-from havoc_core.export.sample import BUNDLED as SAMPLE
-from havoc_core.export.sample import read_sample
+from havoc_core.export.runtime.artifact import MANIFEST, read_manifest
+from havoc_core.export.runtime.options import GraphOptions
+from havoc_core.export.runtime.sample import BUNDLED as SAMPLE
+from havoc_core.export.runtime.sample import read_sample
 from havoc_core.export.source import open_source
 from havoc_core.export.storing import bits_per_weight, plan_storage
 from havoc_core.export.verify import verify_artifact

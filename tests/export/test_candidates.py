@@ -11,9 +11,9 @@ from havoc_core.adapt.expert import Expert
 from havoc_core.adapt.svf import Basis
 from havoc_core.adapt.tasks.task import Prompt
 from havoc_core.export.candidates import CandidateSessions
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.options import GraphOptions
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import Source, open_source
 from havoc_core.model.structure import Structure
 

@@ -18,10 +18,10 @@ from onnx import helper, numpy_helper
 
 from havoc_core.errors import MeasurementError
 from havoc_core.export import package
-from havoc_core.export.binding import BoundCall
 from havoc_core.export.layout import DATA_FILE, plan_layout
-from havoc_core.export.options import DEFAULT_OPTIONS, GraphOptions
 from havoc_core.export.package import export_artifact
+from havoc_core.export.runtime.binding import BoundCall
+from havoc_core.export.runtime.options import DEFAULT_OPTIONS, GraphOptions
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.structure import Structure
 

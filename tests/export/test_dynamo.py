@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.options import GraphOptions
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import Source
 from havoc_core.model.checkpoint import assemble
 from havoc_core.model.config import HavocConfig

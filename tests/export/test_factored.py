@@ -13,14 +13,14 @@ from havoc_core import cli
 from havoc_core.adapt.expert import Expert
 from havoc_core.adapt.svf import Basis
 from havoc_core.errors import IdentityError
-from havoc_core.export.artifact import read_manifest
 from havoc_core.export.candidates import CandidateSessions
 from havoc_core.export.datafile import StoredWeights
 from havoc_core.export.fold import FoldedTensors
 from havoc_core.export.layout import DATA_FILE, plan_layout
 from havoc_core.export.package import export_artifact
 from havoc_core.export.rederive import rederive
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.artifact import read_manifest
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import Source
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.structure import Structure

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from havoc_core.errors import HavocError
-from havoc_core.export.artifact import read_manifest
 from havoc_core.export.format_cost import block_error, block_limit, num_positions_for, windows_of
 from havoc_core.export.layout import plan_layout
 from havoc_core.export.package import export_artifact
-from havoc_core.export.sample import BUNDLED, Sample, read_sample
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.artifact import read_manifest
+from havoc_core.export.runtime.sample import BUNDLED, Sample, read_sample
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.model.checkpoint import assemble
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.structure import Structure

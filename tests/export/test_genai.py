@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from havoc_core.export.completion import generate_ids
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.completion import generate_ids
+from havoc_core.export.runtime.options import GraphOptions
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.model.structure import Structure
 
 PYTHON = os.environ.get("HAVOC_GENAI_PYTHON") or None

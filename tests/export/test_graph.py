@@ -15,9 +15,9 @@ import pytest
 from havoc_core.errors import HavocError
 from havoc_core.export.graph import build_graphs, serialize
 from havoc_core.export.layout import DATA_FILE, plan_layout
-from havoc_core.export.options import CACHES, DIALECTS, LOGITS, GraphOptions
 from havoc_core.export.package import export_artifact
-from havoc_core.export.runtime import SHAPE_OPERATORS
+from havoc_core.export.runtime.options import CACHES, DIALECTS, LOGITS, GraphOptions
+from havoc_core.export.runtime.providers import SHAPE_OPERATORS
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.structure import WEIGHT_FORMATS, Structure
 from havoc_core.model.tensors import tensor_shapes

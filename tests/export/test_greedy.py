@@ -13,9 +13,9 @@ import torch
 import transformers
 
 from havoc_core import cli
-from havoc_core.export.completion import generate_ids
 from havoc_core.export.package import export_artifact
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.completion import generate_ids
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.model.generation import encode_prompts, left_padded, sample_tokens
 from havoc_core.model.gguf_header import is_gguf

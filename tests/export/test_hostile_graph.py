@@ -17,9 +17,9 @@ import pytest
 from onnx import TensorProto, helper
 
 from havoc_core.errors import HavocError, IdentityError, MeasurementError
-from havoc_core.export import foreign
-from havoc_core.export.foreign import foreign_completions
 from havoc_core.export.package import export_artifact
+from havoc_core.export.runtime import foreign
+from havoc_core.export.runtime.foreign import foreign_completions
 from havoc_core.export.verify import verify_artifact
 
 
@@ -97,7 +97,7 @@ def _busy_child(parent: int) -> int:
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
                 fields = stat.read_text().rpartition(")")[2].split()
-                is_worker = b"havoc_core.export.foreign" in (stat.parent / "cmdline").read_bytes()
+                is_worker = b"havoc_core.export.runtime.foreign" in (stat.parent / "cmdline").read_bytes()
                 is_open = is_worker and "model.onnx.data" in (stat.parent / "maps").read_text()
             except OSError:
                 continue
@@ -125,7 +125,7 @@ def test_a_deadline_ends_an_endless_graph(endless: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize("name", ["input_ids", "logits", "present.0.key", "batch"])
 def test_a_name_that_is_not_utf8_is_one_line(name: str, text_base_directory: Path, tmp_path: Path) -> None:
     """Of an input, an output or an axis: an error with the file's name, no defect of HAVOC's own."""
-    from havoc_core.export.session import DecoderSession
+    from havoc_core.export.runtime.session import DecoderSession
 
     out = export_artifact(text_base_directory, tmp_path / "artifact")
     data = (out / "model.onnx").read_bytes()
@@ -137,7 +137,7 @@ def test_a_name_that_is_not_utf8_is_one_line(name: str, text_base_directory: Pat
 
 def test_an_honest_graph_says_the_same_from_its_child(text_base_directory: Path, tmp_path: Path) -> None:
     """The child gives what the session gives here."""
-    from havoc_core.export.session import DecoderSession
+    from havoc_core.export.runtime.session import DecoderSession
 
     out = export_artifact(text_base_directory, tmp_path / "artifact")
     here = DecoderSession.open(out).generate_text([Ask()], max_new_tokens=5)

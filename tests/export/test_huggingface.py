@@ -14,7 +14,7 @@ from havoc_core.adapt.svf import compute_basis
 from havoc_core.errors import HavocError
 from havoc_core.export.huggingface import export_huggingface
 from havoc_core.export.package import export_artifact
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import open_source
 from havoc_core.model import HavocModel
 from havoc_core.model.config import HavocConfig

@@ -14,15 +14,15 @@ from havoc_core import cli
 from havoc_core.adapt.basis import compute_basis
 from havoc_core.adapt.expert import Expert
 from havoc_core.errors import HavocError, IdentityError
-from havoc_core.export.artifact import read_manifest
 from havoc_core.export.candidates import CandidateSessions
 from havoc_core.export.datafile import StoredWeights
 from havoc_core.export.keep import kept_formats
 from havoc_core.export.layout import DATA_FILE, plan_layout
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
 from havoc_core.export.rederive import rederive
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.artifact import read_manifest
+from havoc_core.export.runtime.options import GraphOptions
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import open_source
 from havoc_core.model.gguf import GgufTensors
 from havoc_core.model.structure import Structure

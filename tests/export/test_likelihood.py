@@ -10,11 +10,11 @@ import pytest
 
 from havoc_core.adapt.tasks.task import Prompt
 from havoc_core.errors import HavocError
-from havoc_core.export import likelihood
-from havoc_core.export.completion import generate_ids
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime import likelihood
+from havoc_core.export.runtime.completion import generate_ids
+from havoc_core.export.runtime.options import GraphOptions
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.model.checkpoint import load_base
 from havoc_core.model.generation import generate_text
 from havoc_core.model.likelihood import Continuation
@@ -118,7 +118,7 @@ def test_written_answers_take_bounded_memory(
         "extend",
         lambda ids, *words: (sizes.append(len(ids)) if ids.shape[1] > 1 else 0, prefill(ids, *words))[1],
     )
-    monkeypatch.setattr("havoc_core.export.completion.CACHE_BYTES", 2 * max(per_row, cache_bytes(session)))
+    monkeypatch.setattr("havoc_core.export.runtime.completion.CACHE_BYTES", 2 * max(per_row, cache_bytes(session)))
     assert session.generate_text(prompts, max_new_tokens=6) == whole
     assert max(sizes) <= 3
     assert sum(sizes) == 5

@@ -12,8 +12,9 @@ import pytest
 
 from havoc_core.cli import main
 from havoc_core.errors import HavocError
-from havoc_core.export.artifact import read_manifest
-from havoc_core.export.options import (
+from havoc_core.export.package import export_artifact
+from havoc_core.export.runtime.artifact import read_manifest
+from havoc_core.export.runtime.options import (
     CACHES,
     DEFAULT_OPTIONS,
     DIALECTS,
@@ -22,7 +23,6 @@ from havoc_core.export.options import (
     choose_dialect,
     options_of,
 )
-from havoc_core.export.package import export_artifact
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ from havoc_core.adapt.expert import Expert
 from havoc_core.adapt.svf import Basis
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.export import parity
-from havoc_core.export.artifact import read_manifest
 from havoc_core.export.package import export_artifact
 from havoc_core.export.rederive import rederive
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.artifact import read_manifest
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import Source
 from havoc_core.export.verify import verify_artifact
 from havoc_core.model.config import HavocConfig

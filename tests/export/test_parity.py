@@ -11,10 +11,8 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from havoc_core.errors import MeasurementError
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
 from havoc_core.export.parity import MAX_RATIO, ParityCase, Reference, compare, read_reference
-from havoc_core.export.probe import make_probe
 from havoc_core.export.reference import (
     EXACT,
     FP32,
@@ -24,7 +22,9 @@ from havoc_core.export.reference import (
     int8_products,
     logits_of,
 )
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.options import GraphOptions
+from havoc_core.export.runtime.probe import make_probe
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import Source
 from havoc_core.model.checkpoint import assemble
 from havoc_core.model.config import HavocConfig

@@ -17,10 +17,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from havoc_core.export.artifact import ArtifactManifest, read_manifest
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
 from havoc_core.export.parity import MAX_RATIO
+from havoc_core.export.runtime.artifact import ArtifactManifest, read_manifest
+from havoc_core.export.runtime.options import GraphOptions
 from havoc_core.export.source import Source, open_source
 from havoc_core.model.config import AttentionConfig, HavocConfig, MLPConfig
 from havoc_core.model.structure import Structure

@@ -10,10 +10,10 @@ import onnx
 import pytest
 
 from havoc_core.errors import IdentityError
-from havoc_core.export.artifact import MANIFEST, read_manifest
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
 from havoc_core.export.rebuilt import require_own_graphs, why_not_rebuilt
+from havoc_core.export.runtime.artifact import MANIFEST, read_manifest
+from havoc_core.export.runtime.options import GraphOptions
 from havoc_core.export.verify import verify_artifact
 from havoc_core.model.structure import Structure
 from havoc_core.storage import read_json, sha256_file, write_json

@@ -12,10 +12,10 @@ import pytest
 
 from havoc_core.errors import HavocError
 from havoc_core.export import package
-from havoc_core.export.artifact import read_manifest
 from havoc_core.export.graph import build_graphs, serialize
 from havoc_core.export.layout import plan_layout
 from havoc_core.export.package import export_artifact
+from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.export.source import Source
 from havoc_core.export.verify import verify_artifact
 from havoc_core.model.config import AttentionConfig, HavocConfig, MLPConfig

@@ -22,11 +22,11 @@ from PIL import Image
 
 from havoc_core.adapt.tasks.task import Prompt
 from havoc_core.errors import HavocError, IdentityError
-from havoc_core.export.completion import generate_ids, left_padded
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
-from havoc_core.export.past import Past
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.completion import generate_ids, left_padded
+from havoc_core.export.runtime.options import GraphOptions
+from havoc_core.export.runtime.past import Past
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.verify import verify_artifact
 from havoc_core.model.checkpoint import load_base
 from havoc_core.model.generation import generate_text

@@ -17,9 +17,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
 from havoc_core.cli import main
-from havoc_core.export.artifact import SIGNATURE, read_manifest
-from havoc_core.export.session import DecoderSession
-from havoc_core.export.signature import PASSWORD_VARIABLE
+from havoc_core.export.runtime.artifact import SIGNATURE, read_manifest
+from havoc_core.export.runtime.session import DecoderSession
+from havoc_core.export.runtime.signature import PASSWORD_VARIABLE
 from havoc_core.storage import sha256_file
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
-from havoc_core.export.artifact import read_manifest
-from havoc_core.export.verified import Verified, load_verified
+from havoc_core.export.runtime.artifact import read_manifest
+from havoc_core.export.runtime.verification import Verified, load_verified
 from havoc_core.storage import sha256_json
 
 if TYPE_CHECKING:

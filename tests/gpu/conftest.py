@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from havoc_core.bench.device import identify_device
-from havoc_core.export.options import CACHES, GraphOptions, choose_dialect
 from havoc_core.export.package import export_artifact
-from havoc_core.export.runtime import CUDA
+from havoc_core.export.runtime.options import CACHES, GraphOptions, choose_dialect
+from havoc_core.export.runtime.providers import CUDA
 from havoc_core.export.source import open_source
 from havoc_core.model.structure import Structure
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from havoc_core.bench.schema import Device
+    from havoc_core.bench.judge.schema import Device
 
 CASES = [
     (weights, activations, cache)

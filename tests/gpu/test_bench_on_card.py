@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from havoc_core.bench.accuracy import run_accuracy
-from havoc_core.bench.gate import judge
+from havoc_core.bench.judge.gate import judge
+from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.measure import measure, measure_cost
-from havoc_core.bench.targets import load_target
 from havoc_core.errors import HavocError
-from havoc_core.export.runtime import CPU, CUDA
+from havoc_core.export.runtime.providers import CPU, CUDA
 
 pytestmark = pytest.mark.gpu
 

@@ -17,22 +17,22 @@ import torch
 from havoc_core.bench.doctor import examine, provider_problem
 from havoc_core.bench.gpu_processes import sort_out
 from havoc_core.bench.nvml import Nvml, open_nvml
-from havoc_core.export.completion import generate_ids
 from havoc_core.export.datafile import StoredWeights
 from havoc_core.export.layout import DATA_FILE, plan_layout
 from havoc_core.export.parity import compare, read_reference
-from havoc_core.export.probe import text_probe
 from havoc_core.export.reference import FP32, StreamedModel, fp16_activations
-from havoc_core.export.runtime import CPU, CUDA
-from havoc_core.export.sample import read_sample
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.completion import generate_ids
+from havoc_core.export.runtime.probe import text_probe
+from havoc_core.export.runtime.providers import CPU, CUDA
+from havoc_core.export.runtime.sample import read_sample
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import open_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from havoc_core.bench.schema import Device
+    from havoc_core.bench.judge.schema import Device
 
 pytestmark = pytest.mark.gpu
 ALLOCATED_BYTES = 512 << 20

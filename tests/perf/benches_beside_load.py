@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from havoc_core.bench.device import identify_cpu
-from havoc_core.bench.gate import judge, why_invalid
+from havoc_core.bench.judge.gate import judge, why_invalid
+from havoc_core.bench.judge.record import Record
+from havoc_core.bench.judge.targets import Target, load_target
 from havoc_core.bench.measure import measure
 from havoc_core.bench.neighbours import wait_until_quiet
-from havoc_core.bench.record import Record
-from havoc_core.bench.targets import Target, load_target
 from havoc_core.progress import make_progress
 
 NUM_QUIET = 6

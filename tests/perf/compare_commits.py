@@ -22,8 +22,8 @@ import venv
 from pathlib import Path
 
 from havoc_core.bench.duel import text_of
+from havoc_core.bench.judge.paired import judge_blocks, verdict_of
 from havoc_core.bench.lockstep import NUM_BLOCKS, Side, measure_in_lockstep
-from havoc_core.bench.paired import judge_blocks, verdict_of
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.progress import make_progress
 from havoc_core.storage import scratch_directory

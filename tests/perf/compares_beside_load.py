@@ -23,8 +23,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from havoc_core.bench.judge.paired import judge_blocks, verdict_of
 from havoc_core.bench.lockstep import Side, measure_in_lockstep
-from havoc_core.bench.paired import judge_blocks, verdict_of
 from havoc_core.storage import scratch_directory
 
 HERE = Path(__file__).parent

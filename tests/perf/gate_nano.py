@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from havoc_core.bench.targets import load_target
+from havoc_core.bench.judge.targets import load_target
 from havoc_core.storage import scratch_directory
 
 TARGET = "ci"

@@ -14,9 +14,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.measure import measure_cost
 from havoc_core.bench.plan import peak_memory_bytes
-from havoc_core.bench.targets import load_target
 from havoc_core.export.package import export_artifact
 from havoc_core.model.checkpoint import save_model
 from havoc_core.model.config import AttentionConfig, HavocConfig, MLPConfig

@@ -14,8 +14,8 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
+from havoc_core.bench.judge.record import load_record
 from havoc_core.bench.profiles import PROFILES
-from havoc_core.bench.record import load_record
 from havoc_core.bench.session import open_session
 from havoc_core.bench.worker import Bench, Measured
 

@@ -14,9 +14,9 @@ from havoc_core.adapt.expert import Expert
 from havoc_core.adapt.mixture import DenseMixture
 from havoc_core.adapt.svf import compute_basis
 from havoc_core.export.candidates import CandidateSessions
-from havoc_core.export.completion import generate_ids
 from havoc_core.export.package import export_artifact
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.completion import generate_ids
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import Source
 from havoc_core.model.blocks import LayerCache
 from havoc_core.model.checkpoint import assemble

@@ -23,11 +23,11 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from havoc_core.export.completion import generate_ids
 from havoc_core.export.huggingface import export_huggingface
-from havoc_core.export.options import GraphOptions
 from havoc_core.export.package import export_artifact
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.completion import generate_ids
+from havoc_core.export.runtime.options import GraphOptions
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.model.blocks import LayerCache
 from havoc_core.model.checkpoint import BUNDLED_NANO
 from havoc_core.model.config import HavocConfig

@@ -22,7 +22,7 @@ from havoc_core.adapt.tasks import sources
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.export.huggingface import export_huggingface
 from havoc_core.export.package import export_artifact
-from havoc_core.export.session import DecoderSession
+from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.model.checkpoint import BUNDLED_NANO, load_base
 from havoc_core.model.scorer import TorchScorer
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from havoc_core.adapt.tasks import plain
+from havoc_core.adapt.sandbox import plain
 
 ATOMS = (
     st.none()

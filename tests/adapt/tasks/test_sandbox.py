@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from havoc_core.adapt.tasks import plain
-from havoc_core.adapt.tasks.sandbox import Job, Limits, Outcome, Sandbox, enforced, run_functions
+from havoc_core.adapt.sandbox import plain
+from havoc_core.adapt.sandbox.process import Job, Limits, Outcome, Sandbox, enforced, run_functions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model-written code is confined on Linux only")
 needs_filter = pytest.mark.skipif(platform.machine() != "x86_64", reason="the test's own filter knows x86_64 numbers")
@@ -270,7 +270,7 @@ def test_large_code_below_the_limit_runs(sandbox):
 _LADDER = """
 import ctypes, json, sys
 from havoc_core.adapt.tasks import confinement as c
-from havoc_core.adapt.tasks.sandbox import Job, Sandbox
+from havoc_core.adapt.sandbox.process import Job, Sandbox
 from havoc_core.errors import HavocError
 ENOSYS, EINVAL = 0x00050026, 0x00050016
 steps = [(0x20, 0, 0, 0)]
@@ -411,7 +411,7 @@ def test_threads_may_share_a_sandbox(sandbox):
 _FORKED = """
 import os, sys, warnings
 warnings.simplefilter("ignore")
-from havoc_core.adapt.tasks.sandbox import Job, run_functions
+from havoc_core.adapt.sandbox.process import Job, run_functions
 ask = lambda n: run_functions([Job("", f"x = {n}", ("x",))])[0].values
 assert ask(1) == (1,)
 pid = os.fork()
@@ -433,7 +433,7 @@ def test_the_confined_process_ends_with_its_parent():
     """A parent that dies without cleaning up leaves no process behind."""
     code = """
     import os, sys
-    from havoc_core.adapt.tasks.sandbox import Sandbox, Job
+    from havoc_core.adapt.sandbox.process import Sandbox, Job
     s = Sandbox(num_processes=1)
     s.run([Job("", "", ())])
     print(s.process_ids[0], flush=True)
@@ -464,7 +464,7 @@ def test_equal_jobs_run_once_and_are_remembered():
 
 def test_what_is_remembered_is_bounded(monkeypatch):
     """The memory of verdicts forgets the oldest."""
-    from havoc_core.adapt.tasks import sandbox as module
+    from havoc_core.adapt.sandbox import process as module
 
     monkeypatch.setattr(module, "_MAX_REMEMBERED", 3)
     with Sandbox(num_processes=1) as sandbox:

@@ -14,10 +14,10 @@ from typing import Any
 
 from havoc_core.bench.device import CPU_PROVIDER, CUDA_PROVIDER, identify_device
 from havoc_core.bench.findings import attempt_problems
+from havoc_core.bench.judge.record import Workload
 from havoc_core.bench.measure import run_session
 from havoc_core.bench.memory import memory_process
 from havoc_core.bench.profiles import PROFILES, Series
-from havoc_core.bench.record import Workload
 from havoc_core.bench.session import Session, latency_process, open_session
 from havoc_core.bench.subject import identify_subject
 from havoc_core.errors import HavocError

@@ -1,0 +1,1 @@
+"""The sandbox: where an answer that is code runs."""

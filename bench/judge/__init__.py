@@ -1,0 +1,1 @@
+"""Judge: the record, the target, the rules, and the verdict that follows."""

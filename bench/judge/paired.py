@@ -1,0 +1,148 @@
+"""Is the second of two sides slower than the first? The ratio of their times, from turns taken in lockstep.
+
+A block is a fresh process of each side; `lockstep.py` lets them take turns, so that both meet the same machine. The
+median over its pairs of turns gives one number, the log of a ratio. What a process costs more than the next of its kind
+differs from block to block and not from turn to turn, so the interval of the mean is Student's t over blocks: the
+spread between them is in it.
+
+Two witnesses tell of each quantity. CPU time hardly knows of neighbours and counts in every block. Time on the clock
+also knows of waiting; it counts in blocks where the old side ran all the while. A side is worse when one of them proves
+more than the margin. All intervals together hold at `CONFIDENCE`.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from ...bounds import mean_bounds
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+Shift = Literal["worse", "better", "equal", "undecided"]
+Witness = Literal["CPU time", "time on the clock"]
+CONFIDENCE = 0.99
+_MOST_LOG_RATIO = 100.0
+"""A bound further away says nothing: two blocks that differ, at a high confidence."""
+RAN_SHARE = 0.95  # of the time on the clock, by at least one thread
+_WITNESSES: tuple[Witness, ...] = ("CPU time", "time on the clock")
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Calls of one side in one turn: time of each in ns, and CPU time of all threads over all; None if not counted."""
+
+    wall_ns: Sequence[int]
+    cpu_ns: int | None
+
+    def per_call_ns(self, witness: Witness) -> float | None:
+        """Mean CPU time, or the median on the clock, which a single interruption does not move."""
+        if witness == "CPU time":
+            return self.cpu_ns / len(self.wall_ns) if self.cpu_ns else None
+        return statistics.median(self.wall_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Turns of one pair of processes: for each quantity the batches of the old side and the new one, in order."""
+
+    turns: Mapping[str, Sequence[tuple[Batch, Batch]]]
+
+    def is_calm(self, quantity: str) -> bool:
+        """Whether the old side ran all the while, so that nothing else held up either; True where nothing tells."""
+        pairs = self.turns[quantity]
+        used = [old.cpu_ns for old, _ in pairs if old.cpu_ns is not None]
+        return not used or sum(used) >= RAN_SHARE * sum(sum(old.wall_ns) for old, _ in pairs)
+
+    def times_ns(self, quantity: str, witness: Witness) -> list[tuple[float, float]]:
+        """Times per call of both sides, turn by turn; none where the witness does not count."""
+        if witness == "time on the clock" and not self.is_calm(quantity):
+            return []
+        found = [(old.per_call_ns(witness), new.per_call_ns(witness)) for old, new in self.turns[quantity]]
+        return [(old, new) for old, new in found if old and new]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Paired:
+    """One quantity by one witness: medians of all turns in ms, and how many times the old one the new one takes.
+
+    `low` and `high` bound `ratio`; all are None where no block tells, the bounds also where a single one does.
+    """
+
+    quantity: str
+    witness: Witness
+    num_blocks: int
+    old_ms: float | None = None
+    new_ms: float | None = None
+    ratio: float | None = None
+    low: float | None = None
+    high: float | None = None
+    shift: Shift = "undecided"
+
+
+def confidence_at_look(number: int, confidence: float = CONFIDENCE) -> float:
+    """What all intervals of the `number`-th look hold at, so that those of all looks, however many, do at `confidence`.
+
+    Look k spends 1 / (k (k + 1)) of what may go wrong; these shares sum to 1.
+    """
+    return 1 - (1 - confidence) / (number * (number + 1))
+
+
+def judge_blocks(blocks: Sequence[Block], *, margin: float, confidence: float = CONFIDENCE) -> list[Paired]:
+    """Bound how many times as long the new side takes, by every quantity and witness; a margin of 0.1 allows 10 %.
+
+    All intervals together hold at `confidence`.
+    """
+    asked = [(quantity, witness) for quantity in (blocks[0].turns if blocks else ()) for witness in _WITNESSES]
+    one_sided = 1 - (1 - confidence) / max(len(asked), 1)
+    return [_paired(quantity, witness, blocks, margin, one_sided) for quantity, witness in asked]
+
+
+def verdict_of(rows: Sequence[Paired]) -> Shift:
+    """Return one word for all: worse if any is, equal or better if some witness says so of every quantity."""
+    words = {row.shift for row in rows}
+    if "worse" in words:
+        return "worse"
+    told = {row.quantity for row in rows if row.shift != "undecided"}
+    if not rows or told != {row.quantity for row in rows}:
+        return "undecided"
+    return "better" if "better" in words else "equal"
+
+
+def _paired(quantity: str, witness: Witness, blocks: Sequence[Block], margin: float, one_sided: float) -> Paired:
+    told = [turns for block in blocks if (turns := block.times_ns(quantity, witness))]
+    if not told:
+        return Paired(quantity=quantity, witness=witness, num_blocks=0)
+    found = mean_bounds([log_ratio(turns) for turns in told], confidence=one_sided)
+    low, high = (
+        None if bound is None or abs(bound) > _MOST_LOG_RATIO else math.exp(bound) for bound in (found.low, found.high)
+    )
+    return Paired(
+        quantity=quantity,
+        witness=witness,
+        num_blocks=len(told),
+        old_ms=statistics.median(old for turns in told for old, _ in turns) / 1e6,
+        new_ms=statistics.median(new for turns in told for _, new in turns) / 1e6,
+        ratio=math.exp(found.value),
+        low=low,
+        high=high,
+        shift=_shift(low, high, margin),
+    )
+
+
+def log_ratio(turns: Sequence[tuple[float, float]]) -> float:
+    """Return what a block says: the median over its turns of the log of new over old."""
+    return statistics.median(math.log(new / old) for old, new in turns)
+
+
+def _shift(low: float | None, high: float | None, margin: float) -> Shift:
+    if low is None or high is None:
+        return "undecided"
+    if low > 1 + margin:
+        return "worse"
+    if high < 1 / (1 + margin):
+        return "better"
+    return "equal" if low >= 1 / (1 + margin) and high <= 1 + margin else "undecided"

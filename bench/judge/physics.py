@@ -1,0 +1,110 @@
+"""The shortest time a device can take for the recorded work: its roofline, with room for all that makes it faster.
+
+    seconds >= max(operations / peak, bytes / bandwidth)
+
+The work is counted from the model's own shape (`model/cost.py`), and only what no kernel can leave out: the products of
+every layer with every token, attention over keys a causal query may see, the head on the last token; each weight read
+once, in the format it is stored in. The device gets every benefit:
+
+    CLOCK_HEADROOM   cards boost above the clock of their paper peaks: a GTX 1660 to 2.1 GHz, on paper 1.785
+    INTEGER_SPEEDUP  integer weights may be multiplied as integers: DP4A does four products where fp32 does one, a
+                     4-bit tensor core four where its fp16 does one
+    on_chip_bytes    weights that stay in caches and registers are not read again
+
+So a time below the floor is not a good kernel: it is another card, other work or a wrong clock. A CPU has no peaks on
+paper here; its cores get more than any core does, and read as if all weights lay in their first-level caches.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...model import cost
+from ...model.config import HavocConfig
+from ...model.structure import Structure
+
+if TYPE_CHECKING:
+    from .case import Case
+    from .schema import Subject
+
+CLOCK_HEADROOM = 1.25
+INTEGER_SPEEDUP = 4.0
+# Two AMX tile products of 2048 8-bit operations each a cycle, at 6.5 GHz.
+CORE_OPS_PER_S = 2 * 2048 * 6.5e9
+# Three loads of 64 bytes a cycle, more than any core's first level gives, at 6.5 GHz.
+CORE_BYTES_PER_S = 3 * 64 * 6.5e9
+LEAST_LOAD_S = 1e-5  # reading a graph takes system calls, however small it is
+BYTES_PER_PARAMETER = 8  # fp32 and all that may lie beside it
+# Of a record older than the shape in it: the least share of a decoder's parameters that every token passes through; the
+# rest may be an embedding table of which one row is read (Gemma 3 270M has the largest known: 63 %).
+SURE_SHARE = 1 / 3
+
+
+def prefill_floor_s(case: Case) -> float:
+    """Seconds below which no prefill of the workload can lie; 0.0 where nothing is known."""
+    subject, num_tokens = case.record.subject, case.record.workload.prompt_tokens
+    model = _model_of(subject)
+    if model is None:
+        operations = 2 * SURE_SHARE * _num_parameters(subject) * num_tokens
+        return _seconds(operations, _peak_flop_per_s(case, None))
+    config, structure = model
+    operations = cost.prefill_flops(config, num_tokens, structure)
+    return max(
+        _seconds(operations, CLOCK_HEADROOM * _peak_flop_per_s(case, structure)),
+        _read_s(cost.decode_read_bytes(config, 0, structure), case),
+    )
+
+
+def step_floor_s(case: Case) -> float:
+    """Seconds below which no decode step of the workload can lie; 0.0 where nothing is known."""
+    subject, num_past = case.record.subject, case.record.workload.context_tokens
+    model = _model_of(subject)
+    if model is None:
+        roofline = case.target.roofline
+        return _seconds(
+            SURE_SHARE * subject.weight_bytes,
+            roofline.bandwidth_bytes_per_s if roofline else _cores_bytes_per_s(case),
+        )
+    config, structure = model
+    return max(
+        _seconds(cost.decode_flops(config, num_past, structure), CLOCK_HEADROOM * _peak_flop_per_s(case, structure)),
+        _read_s(cost.decode_read_bytes(config, num_past, structure), case),
+    )
+
+
+def _model_of(subject: Subject) -> tuple[HavocConfig, Structure] | None:
+    """Shape and formats as the record holds them; a `HavocError` where they are no model of this HAVOC."""
+    if subject.config is None or subject.structure is None:
+        return None
+    return HavocConfig.from_hf(dict(subject.config)), Structure.from_fields(subject.structure)
+
+
+def _num_parameters(subject: Subject) -> float:
+    """Parameters as told, but no fewer than the bytes of weights must hold."""
+    return max(subject.num_parameters or 0, subject.weight_bytes / BYTES_PER_PARAMETER)
+
+
+def _read_s(num_bytes: float, case: Case) -> float:
+    roofline = case.target.roofline
+    if roofline is None:
+        return _seconds(num_bytes, _cores_bytes_per_s(case))
+    return _seconds(max(num_bytes - roofline.on_chip_bytes, 0.0), CLOCK_HEADROOM * roofline.bandwidth_bytes_per_s)
+
+
+def _cores_bytes_per_s(case: Case) -> float:
+    device = case.record.device
+    return device.cpu.num_logical_cores * CORE_BYTES_PER_S if device.kind == "cpu" else 0.0
+
+
+def _peak_flop_per_s(case: Case, structure: Structure | None) -> float:
+    """Operations a second of the fastest data type the work may use; 0.0 where nothing is known."""
+    roofline, device = case.target.roofline, case.record.device
+    if roofline is None:
+        return device.cpu.num_logical_cores * CORE_OPS_PER_S if device.kind == "cpu" else 0.0
+    if structure is not None and structure.is_quantized:
+        return INTEGER_SPEEDUP * roofline.peak_flop_per_s
+    return roofline.peak_flop_per_s
+
+
+def _seconds(amount: float, per_s: float) -> float:
+    return amount / per_s if per_s else 0.0

@@ -1,0 +1,110 @@
+"""What the next phase of the user's pipeline receives: the keys of its "Output to Phase 8", and what they rest on.
+
+    {"success", "experts", "best_mixture", "adapted_model",
+     "metrics": {"latency_ms", "accuracy", "vram_gb", "throughput_tps"}, "verdict", "evidence", "criteria"}
+
+A value that was not measured is null. `success` is true only where every one of `criteria` is met, so nobody downstream
+ships the unproven: limits proven met, each expert proven above the base on its own task, the mixture's mean at least
+each expert's, the search settled, and experts and mixture near enough to the base. Each is listed; null is not known.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ...bounds import quantile_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from ..judge.gate import Judgement
+    from ..judge.record import Record
+
+_DIGITS = 4
+
+
+def build_handoff(
+    record: Record,
+    judgement: Judgement,
+    *,
+    scores: Mapping[str, Any],
+    is_converged: bool,
+    max_kl: float,
+    experts: Mapping[str, str],
+    best_mixture: Sequence[float],
+    adapted_model: str,
+) -> dict[str, Any]:
+    """Return the handoff document.
+
+    `experts` maps domains to file names, `adapted_model` names the released model; `scores` is the content of
+    `scores.json`, `max_kl` the limit of KL(adapted || base) in nats a predicted token.
+    """
+    criteria = {
+        "limits_met": judgement.verdict == "pass",
+        "expert_above_base": _named(scores, "gains", lambda gain: (gain["expert"], gain["is_proven"])),
+        "mixture_not_below": _named(scores, "paired", lambda pair: (pair["against"], pair["margin"] >= 0)),
+        "search_converged": is_converged,
+        "kl_below_limit": _named(
+            {"adapted": [row for row in scores["rows"] if row["kind"] != "base"]},
+            "adapted",
+            lambda row: (row["name"], max(row["kl_to_base"].values()) < max_kl),
+        ),
+    }
+    return {
+        "success": all(is_met for criterion in criteria.values() for is_met in _each(criterion)),
+        "experts": dict(experts),
+        "best_mixture": list(best_mixture),
+        "adapted_model": adapted_model,
+        "metrics": {
+            "latency_ms": _rounded(_latency_ms(record)),
+            "accuracy": _rounded(_mean_accuracy(record)),
+            "vram_gb": _rounded(_vram_gb(record)),
+            "throughput_tps": _rounded(_tok_per_s(record)),
+        },
+        "verdict": judgement.verdict,
+        "evidence": judgement.evidence,
+        "criteria": criteria,
+    }
+
+
+def _named(
+    scores: Mapping[str, Any], part: str, judge: Callable[[Mapping[str, Any]], tuple[str, bool]]
+) -> dict[str, bool] | None:
+    """A criterion for each name of a part of the scores; None where an older program did not write it."""
+    try:
+        return dict(map(judge, scores[part]))
+    except KeyError:
+        return None
+
+
+def _each(criterion: bool | Mapping[str, bool] | None) -> list[bool]:
+    """Whether each part of a criterion is met; what is not known is not."""
+    return list(criterion.values()) if isinstance(criterion, dict) else [bool(criterion)]
+
+
+def _latency_ms(record: Record) -> float | None:
+    """Return the 90th percentile of every prefill, the figure the gate judges."""
+    samples = sorted(ms for process in record.samples for ms in process.prefill_ms)
+    return quantile_of(samples, 0.9) if samples else None
+
+
+def _mean_accuracy(record: Record) -> float | None:
+    """Mean over the domains measured on the gate split."""
+    shares = [item.num_right / item.num_rows for item in record.accuracy.values() if item.split == "gate"]
+    return sum(shares) / len(shares) if shares else None
+
+
+def _vram_gb(record: Record) -> float | None:
+    peak_bytes = record.memory.peak_vram_bytes
+    return None if peak_bytes is None else peak_bytes / 1e9
+
+
+def _tok_per_s(record: Record) -> float | None:
+    """Return tokens after the first over the time they took, all processes together."""
+    runs = [run for process in record.samples for run in process.decode if run.step_ns]
+    seconds = sum(sum(run.step_ns) for run in runs) / 1e9
+    return sum(len(run.step_ns) for run in runs) / seconds if runs else None
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, _DIGITS)

@@ -1,0 +1,79 @@
+"""All runs of a folder in one place: `history.jsonl`, one line a run, and `index.html` with each metric over time.
+
+Both are rebuilt from the records every time, so a run that was removed or measured again is never told wrongly; a
+folder whose record cannot be read is named, not skipped in silence.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ... import storage
+from ...bounds import quantile_of
+from ...errors import HavocError
+from ..judge.figures import decode_rate, structure_of
+from ..judge.record import load_record
+from . import page
+from .folder import RECORD, refuse_links, write_report
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..judge.gate import Judgement
+    from ..judge.record import Record
+
+HISTORY, INDEX = "history.jsonl", "index.html"
+
+
+def write_index(directory: Path, *, targets: Sequence[str]) -> Path:
+    """Write every run's pages, then the history and the index above them; return the index."""
+    refuse_links(directory, (HISTORY, INDEX))
+    runs, unread = [], []
+    for folder in sorted(path.parent for path in directory.glob(f"*/{RECORD}")):
+        try:
+            record = _load(folder / RECORD)
+            _, judgements = write_report(folder, targets=targets)
+        except HavocError as error:
+            unread.append({"folder": folder.name, "reason": str(error)})
+            continue
+        runs.append(entry(folder.name, record, judgements))
+    runs.sort(key=lambda run: (run["created_utc"], run["folder"]))
+    lines = b"".join(storage.canonical_json(run) + b"\n" for run in runs)
+    storage.write_bytes(directory / HISTORY, lines)
+    storage.write_text(directory / INDEX, page.index(runs, unread))
+    return directory / INDEX
+
+
+def _load(path: Path) -> Record:
+    if path.parent.is_symlink():
+        raise HavocError("a link to another folder: give that one to `havoc report` itself")
+    if not path.is_file():
+        raise HavocError(f"{path}: a folder, a pipe or a device, not a file")
+    return load_record(path)
+
+
+def entry(folder: str, record: Record, judgements: Sequence[Judgement]) -> dict[str, Any]:
+    """One line of the history: when, what, on what, the figures and the verdicts. What was not measured is null."""
+    times = sorted(ms for process in record.samples for ms in process.prefill_ms)
+    gate = {name: item for name, item in record.accuracy.items() if item.split == "gate"}
+    return {
+        "folder": folder,
+        "run_id": record.run_id,
+        "record_sha256": record.sha256,
+        "created_utc": record.created_utc,
+        "subject": record.subject.name,
+        "weight_format": record.subject.weight_format,
+        "structure": str(structure_of(record.subject.structure) or record.subject.weight_format),
+        "device": record.device.name,
+        "fingerprint": record.device.fingerprint,
+        "evidence": record.evidence,
+        "verdicts": {judgement.target: judgement.verdict for judgement in judgements},
+        "metrics": {
+            "prefill_ms": quantile_of(times, 0.9) if times else None,
+            "decode_tok_per_s": decode_rate(record),
+            "peak_rss_bytes": record.memory.peak_rss_bytes,
+            "peak_vram_bytes": record.memory.peak_vram_bytes,
+            **{f"accuracy/{name}": item.num_right / item.num_rows for name, item in sorted(gate.items())},
+        },
+    }

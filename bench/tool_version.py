@@ -1,0 +1,38 @@
+"""Which HAVOC measured: its version and, where it runs from a checkout of its own, the commit."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+from .. import __version__
+from .judge.schema import Tool
+
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def identify_tool(package: Path = PACKAGE) -> Tool:
+    """Version, commit and whether tracked files differ from it; the last two None without a checkout or without git.
+
+    Only a `.git` of the package's own folder counts: installed into an environment inside somebody's repository, that
+    repository's commit says nothing about HAVOC.
+    """
+    if not (package / ".git").exists():
+        return Tool(version=__version__)
+    commit = _git(package, "rev-parse", "HEAD")
+    changes = _git(package, "status", "--porcelain", "--untracked-files=no")
+    if commit is None or changes is None:
+        return Tool(version=__version__)
+    return Tool(version=__version__, git_commit=commit, is_git_dirty=bool(changes))
+
+
+def _git(package: Path, *words: str) -> str | None:
+    """What git answers about that folder, whatever repository the caller's environment points to."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    command = ["git", "--no-optional-locks", "-C", str(package), *words]
+    try:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,146 @@
+"""One fresh child process: started with a JSON request, listened to asleep, never left behind.
+
+The child is a module that ends in `serving.serve`: `havoc_core.bench.worker` measures and scores, `foreign` runs an
+artifact's graphs for everybody else. It answers with one JSON document a line: marks and progress while it works, then
+its result or its error. Its standard input stays open as a lifeline: when this process dies, so does it.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import site
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from ...children import start_process
+from ...errors import HavocError, IdentityError, MeasurementError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    Listener = Callable[[dict[str, Any]], None]
+
+_ERRORS: dict[str, type[HavocError]] = {
+    "HavocError": HavocError,
+    "IdentityError": IdentityError,
+    "MeasurementError": MeasurementError,
+}
+WORKER = "havoc_core.bench.worker"
+ENVIRONMENT_DEFAULTS = {"CUDA_MODULE_LOADING": "LAZY"}
+
+
+def run_worker(
+    request: dict[str, Any],
+    *,
+    timeout_s: float,
+    module: str = WORKER,
+    on_start: Callable[[int], None] | None = None,
+    listen: Listener | None = None,
+) -> dict[str, Any]:
+    """Carry out one request in a fresh process and return its result.
+
+    `on_start` is told the process id before the work begins, `listen` every mark and progress event. An error of the
+    child is raised here as the same class; a child that dies or outlives `timeout_s` is a `MeasurementError`.
+    """
+    command = [sys.executable, *isolation(), "-m", module]
+    with tempfile.TemporaryFile() as complaints, started(command, complaints) as process:
+        if on_start is not None:
+            on_start(process.pid)
+        expired = threading.Event()
+        timer = threading.Timer(timeout_s, _end, (process, expired))
+        timer.daemon = True
+        timer.start()
+        try:
+            result = _converse(process, request, listen)
+        finally:
+            timer.cancel()
+        if result is None:
+            process.wait()
+            raise MeasurementError(death(process.returncode, timeout_s if expired.is_set() else None, complaints))
+        return result
+
+
+@contextmanager
+def started(command: Sequence[str], complaints: IO[bytes]) -> Iterator[subprocess.Popen[bytes]]:
+    """Start a child with pipes to its standard input and output; it does not outlive the block."""
+    process = start_process(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=complaints,
+        env={**ENVIRONMENT_DEFAULTS, **os.environ},
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                _close(pipe)
+
+
+@functools.cache
+def isolation() -> tuple[str, ...]:
+    """Options under which no variable and no file of the user's brings code of its own into the child.
+
+    A package that is installed for the user alone is found among the user's files, which then stay in sight.
+    """
+    home = site.getusersitepackages() if site.ENABLE_USER_SITE else None
+    is_of_user = home is not None and Path(__file__).is_relative_to(home)
+    return ("-E", "-P") if is_of_user else ("-I",)
+
+
+def _end(process: subprocess.Popen[bytes], expired: threading.Event) -> None:
+    expired.set()
+    process.kill()
+
+
+def _close(pipe: Any) -> None:  # noqa: ANN401 - a pipe whose buffered bytes nobody reads any more
+    try:
+        pipe.close()
+    except OSError:
+        return
+
+
+def _converse(
+    process: subprocess.Popen[bytes], request: dict[str, Any], listen: Listener | None
+) -> dict[str, Any] | None:
+    """Send the request and listen; the result, or None when the child ended without one."""
+    if process.stdin is None or process.stdout is None:
+        return None
+    try:
+        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.flush()
+    except OSError:
+        return None
+    for line in process.stdout:
+        event = json.loads(line)
+        if event["event"] == "result":
+            result: dict[str, Any] = event["result"]
+            return result
+        if event["event"] == "error":
+            raise _ERRORS.get(event["type"], MeasurementError)(event["message"])
+        if listen is not None:
+            listen(event)
+    return None
+
+
+def death(return_code: int, timeout_s: float | None, complaints: IO[bytes]) -> str:
+    """Say in one line how a child ended without a result; `timeout_s` where it was ended for taking longer."""
+    if timeout_s is not None:
+        return f"the process that runs the model gave no result within {timeout_s:.0f} s and was ended"
+    complaints.seek(0)
+    lines = complaints.read().decode(errors="replace").strip().splitlines()
+    last = f": {lines[-1][:300]}" if lines else ""
+    if return_code == -9:  # noqa: PLR2004 - SIGKILL, whose usual sender is the kernel when memory runs out
+        return "the process that runs the model was killed (signal 9): memory may have run out; free some and try again"
+    how = f"by signal {-return_code}" if return_code < 0 else f"with code {return_code}"
+    return f"the process that runs the model ended {how} without a result{last}"
