@@ -11,11 +11,13 @@ import contextlib
 import difflib
 import math
 import sys
-from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from .errors import HavocError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
 
 DOMAINS = ("math", "code", "reasoning", "vision")
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")

@@ -20,11 +20,9 @@ import select
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from . import __version__, arguments
 from .arguments import Parser, did_you_mean
@@ -32,6 +30,10 @@ from .children import NO_MORE
 from .cores import let_threads_sleep
 from .errors import HavocError
 from .storage import explained
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+    from types import FrameType
 
 EXIT_DEFECT, EXIT_HUNG_UP, EXIT_INTERRUPTED, EXIT_BROKEN_PIPE, EXIT_TERMINATED = 70, 129, 130, 141, 143
 

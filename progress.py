@@ -15,11 +15,12 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
 

@@ -21,13 +21,15 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Iterable, Iterator
-from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from .children import TOO_MANY_FILES
 from .errors import HavocError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from io import FileIO
 
 if sys.platform != "win32":
     import fcntl

@@ -12,11 +12,9 @@ S smaller side, R directions (R <= S)
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 import torch
@@ -26,6 +24,10 @@ from ..errors import HavocError
 from ..progress import SILENT, Progress
 from ..storage import sha256_json
 from .tensor_file import read_tensor_file, write_tensor_file
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
 TARGETS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The modules adapted by default: every linear layer but the embedding and the head."""

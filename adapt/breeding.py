@@ -13,7 +13,6 @@ NSGA-II: Deb et al., 2002; `pymoo` by ask and tell.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -31,7 +30,7 @@ from ..model.structure import Structure
 from .candidate import COST_OBJECTIVES, Candidate, Origin
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from .candidate import SearchSettings
 

@@ -8,9 +8,7 @@ index-aligned to one basis of one base, so loading against another base is refus
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -23,6 +21,9 @@ from .tasks.task import in_order
 from .tensor_file import digest_of, read_tensor_file, write_tensor_file
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
     from .basis import Basis
 
 FORMULA: Final = "delta"

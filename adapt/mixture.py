@@ -15,7 +15,6 @@ M rows, N columns, R directions, K experts, E elements of all adapted matrices t
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, Literal, get_args
 
@@ -26,6 +25,8 @@ from ..errors import HavocError
 from .svf import fold_matrix
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
     from .basis import Basis, MatrixBasis
     from .expert import Expert
 

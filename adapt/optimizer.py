@@ -16,13 +16,15 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable
-from typing import Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 from torch import Tensor
 
 from ..errors import HavocError, MeasurementError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
 
 Route = Literal["muon", "adamw", "lion"]
 

@@ -15,7 +15,6 @@ import math
 import random
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors.torch
@@ -36,6 +35,7 @@ from .tasks.task import DOMAINS, Row, load_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
 _IGNORED = -100
 _CHECKPOINT = "pretraining.safetensors"

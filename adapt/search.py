@@ -12,7 +12,6 @@ those it bred: the result says whether breeding found anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +25,7 @@ from .ledger import NUM_COST_REPEATS, Ledger, mean_cost
 from .paired import paired_margin
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from .candidate import Candidate, Cost, Evaluation, Evidence, Origin, SearchSettings

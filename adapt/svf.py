@@ -20,8 +20,7 @@ T tokens, S smaller side, R directions, M rows (outputs), N columns (inputs)
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +31,9 @@ from ..errors import HavocError
 from ..model.tensors import tensor_name
 from ..model.transformer import HavocModel
 from .basis import TARGETS, Basis, MatrixBasis, Side, cached_basis, compute_basis, is_target, matrix_basis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 __all__ = [
     "TARGETS",

@@ -17,6 +17,7 @@ from ..cores import num_physical_cores
 from ..errors import HavocError, IdentityError
 from ..export.runtime.child import run_worker
 from ..export.runtime.held import hold
+from ..model.config_file import read_config
 from ..progress import SILENT
 from .cuda_driver import CudaCard, open_cuda_card
 from .device import CPU_PROVIDER, CUDA_PROVIDER
@@ -139,10 +140,9 @@ def require_rows(
 ) -> None:
     """Refuse what cannot be scored before minutes of measuring: no tokenizer, no data, pictures for a text model."""
     from ..adapt.tasks.sources import rows
-    from ..model.config import HavocConfig
 
     require_text(artifact)
-    can_see = HavocConfig.from_directory(artifact).vision is not None
+    can_see = read_config(artifact).vision is not None
     for task in tasks_to_score(tasks, can_see=can_see, data_dir=data_dir, online=online, few_shot=few_shot):
         if task.generator is None:
             rows(task, "gate", num_rows or task.num_rows, data_dir=data_dir, online=online, may_be_fewer=True)

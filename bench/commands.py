@@ -9,7 +9,6 @@ import contextlib
 import json
 import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import storage
@@ -22,6 +21,7 @@ from .report.tables import emphasis, table
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ..progress import Progress
     from .accuracy import AccuracyRun
@@ -307,9 +307,10 @@ def handle_duel(args: argparse.Namespace) -> int:
     from ..export.runtime.held import hold
     from ..progress import make_progress
     from .device import CPU_PROVIDER
-    from .duel import EXIT_CODES, differences, document, duel, require_room, text_of
+    from .duel import EXIT_CODES, differences, document, duel, require_room
     from .judge.schema import Workload
     from .lockstep import Side
+    from .report.tables import paired_table
 
     if not args.margin:
         raise HavocError("a margin of 0 is never proven to be kept: give --margin more, 0.02 for 2 %")
@@ -335,7 +336,7 @@ def handle_duel(args: argparse.Namespace) -> int:
         if args.json:
             _print_json(document(outcome, args.margin, old, new, notes))
             return code
-    print("\n".join([*(f"note: {note}\n" for note in notes), text_of(outcome.verdict, outcome.rows, args.margin)]))
+    print("\n".join([*(f"note: {note}\n" for note in notes), paired_table(outcome.verdict, outcome.rows, args.margin)]))
     if code == EXIT_CODES["undecided"]:
         blocks = count(outcome.num_blocks, "block")
         print(f"\n{blocks} in {args.max_time} s prove nothing: give --max-time more, or --margin, or a quiet machine")
@@ -356,8 +357,9 @@ def _would_show(row: Comparison) -> str:
 
 def handle_report(args: argparse.Namespace) -> int:
     """Write the pages of one measured folder, or of every run in it with an index above them."""
-    from .report.folder import RECORD, write_report
+    from .report.folder import write_report
     from .report.history import write_index
+    from .report.run import RECORD
 
     targets = args.target or ["host"]
     directory: Path = args.directory

@@ -6,9 +6,12 @@ import ctypes
 import sys
 import uuid
 from dataclasses import dataclass
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .nvml import loaded_library
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _SUCCESS = 0
 _SM_COUNT, _BUS_WIDTH, _CC_MAJOR, _CC_MINOR = 16, 37, 75, 76

@@ -11,11 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import HavocError
-from ..model.config import HavocConfig
-from .judge.figures import DASH, count
+from ..model.config_file import read_config
 from .judge.paired import CONFIDENCE, Block, Paired, confidence_at_look, judge_blocks, verdict_of
 from .lockstep import Side, blocks_in_lockstep
-from .report.tables import emphasis, table
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -87,7 +85,7 @@ def duel(
 
 def require_room(held: HeldArtifact, work: Workload) -> None:
     """Refuse a workload that the model's context does not hold, before anything is measured."""
-    needed, there = work.prompt_tokens + work.decode_tokens, HavocConfig.from_directory(held.place).max_seq_len
+    needed, there = work.prompt_tokens + work.decode_tokens, read_config(held.place).max_seq_len
     if needed > there:
         raise HavocError(
             f"{held.directory}: {work.prompt_tokens} prompt tokens and {work.decode_tokens} decoded ones need a "
@@ -118,27 +116,3 @@ def document(
         "notes": list(notes),
         "rows": [asdict(row) for row in outcome.rows],
     }
-
-
-def text_of(word: Shift, rows: Sequence[Paired], margin: float, *, names: tuple[str, str] = ("old", "new")) -> str:
-    """Return the table of a comparison under the line that says what came of it."""
-    allowed = f"{100 * margin:g}%"
-    sentence = {
-        "worse": f"slower by more than {allowed} is proven",
-        "better": f"faster by more than {allowed} is proven, and nothing is slower",
-        "equal": f"the same within {allowed}",
-        "undecided": f"slower by more than {allowed} is not proven, nor is the opposite",
-    }[word]
-    cells = [
-        [
-            f"{row.quantity}, {row.witness}",
-            *(DASH if value is None else f"{value:.3f} ms" for value in (row.old_ms, row.new_ms)),
-            DASH if row.ratio is None else f"{row.ratio:.3f}",
-            DASH if row.low is None or row.high is None else f"{row.low:.3f} {DASH} {row.high:.3f}",
-            row.shift,
-            count(row.num_blocks, "block"),
-        ]
-        for row in rows
-    ]
-    head = ("median of processes", *names, "ratio", "interval", "change", "from")
-    return f"{emphasis(word.upper(), word)}: {sentence}\n\n{table(head, cells, numbers=(1, 2, 3, 4))}"

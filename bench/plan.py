@@ -17,6 +17,7 @@ from .. import bounds
 from ..errors import HavocError
 from ..model import cost
 from ..model.config import PRESETS, HavocConfig
+from ..model.config_file import read_config
 from ..model.gguf_header import is_gguf
 from ..model.structure import ACTIVATION_DTYPES, WEIGHT_FORMATS, Structure
 from .device import identify_cpu
@@ -90,7 +91,7 @@ class Plan:
 def load_config(model: str) -> HavocConfig:
     """Return the shape of a preset, a model directory or a GGUF file; anything else is a `HavocError`."""
     if model and (Path(model).is_dir() or is_gguf(model)):
-        return HavocConfig.from_directory(model)
+        return read_config(model)
     if model.lower().replace("_", "-").removeprefix("havoc-") not in PRESETS:
         raise HavocError(f"{model!r} is no directory, no .gguf file and no preset: {', '.join(PRESETS)}")
     return HavocConfig.preset(model)

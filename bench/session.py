@@ -10,7 +10,7 @@ import os
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..cores import num_physical_cores
 from ..errors import HavocError
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..export.runtime.held import HeldArtifact
-    from .memory import MemoryWatch
     from .profiles import Profile
 
 TELEMETRY_INTERVAL_MS = 500.0
@@ -144,9 +143,17 @@ class Attempt:
     extra: dict[str, Any] = field(default_factory=dict)
 
 
-def latency_process(
-    session: Session, process: int, *, task: str = "latency", watch: MemoryWatch | None = None
-) -> Attempt:
+class Watch(Protocol):
+    """Who is told of a child while it works; `memory.MemoryWatch` is one."""
+
+    def on_start(self, pid: int) -> None:
+        """Hear which process it is."""
+
+    def listen(self, event: dict[str, Any]) -> None:
+        """Hear what it says of itself."""
+
+
+def latency_process(session: Session, process: int, *, task: str = "latency", watch: Watch | None = None) -> Attempt:
     """Run one latency process; `extra` holds what the worker's task adds to its samples.
 
     Readings count from the first timed call to the last: while a model loads, a device idles at its lowest clocks.

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from ..errors import HavocError, IdentityError
 from ..export.rebuilt import require_own_graphs, why_not_rebuilt
 from ..export.runtime.held import hold
-from ..model.config import HavocConfig
+from ..model.config_file import read_config
+from ..model.hf_config import to_hf
 from .judge.schema import FormatCost, Subject
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def _described(artifact: Path, manifest: ArtifactManifest, weight_bytes: int) ->
         has_random_weights=manifest.has_random_weights,
         structure=manifest.structure,
         graph=manifest.graph,
-        config=HavocConfig.from_directory(artifact).to_hf(),
+        config=to_hf(read_config(artifact)),
         format_cost=_format_cost(manifest),
     )
 

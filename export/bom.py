@@ -11,6 +11,7 @@ from __future__ import annotations
 import uuid
 from typing import TYPE_CHECKING, Any
 
+from ..model.hf_config import to_hf
 from ..storage import sha256_json
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _model_card(config: HavocConfig, manifest: ArtifactManifest) -> dict[str, An
         "modelParameters": {
             "task": "image-text-to-text" if has_vision else "text-generation",
             "architectureFamily": "transformer",
-            "modelArchitecture": config.to_hf()["architectures"][0],
+            "modelArchitecture": to_hf(config)["architectures"][0],
             "inputs": inputs,
             "outputs": [{"format": "text"}],
         },

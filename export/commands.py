@@ -8,6 +8,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import HavocError, printable
+from ..model.config_file import read_config
 from ..model.structure import Structure
 from ..progress import make_progress
 from ..storage import read_bounded, require_writable
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
     from ..model.config import HavocConfig
     from .runtime.options import Dialect
     from .runtime.signature import Signer
+    from .runtime.verification import Check
     from .source import Source
-    from .verify import Check
 
 _MAX_IMAGE_BYTES = 1 << 24
 _IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP")
@@ -266,7 +267,7 @@ def _base_of(args: argparse.Namespace) -> str | None:
 
 def _own_base(directory: Path, manifest: ArtifactManifest) -> str | None:
     """The preset or bundled base it was made from, by its hash where random weights are denied; names prove nothing."""
-    from ..model.config import PRESETS, HavocConfig
+    from ..model.config import PRESETS
     from ..model.cost import num_parameters
     from .source import open_source
 
@@ -276,7 +277,7 @@ def _own_base(directory: Path, manifest: ArtifactManifest) -> str | None:
     if name != "nano" and manifest.has_random_weights:
         return name
     source = open_source(name)
-    is_as_large = num_parameters(source.config) == num_parameters(HavocConfig.from_directory(directory))
+    is_as_large = num_parameters(source.config) == num_parameters(read_config(directory))
     return name if is_as_large and source.hash == manifest.base_hash else None
 
 
@@ -337,12 +338,11 @@ def handle_generate(args: argparse.Namespace) -> int:
         "seed": args.seed or 0,
     }
     if (Path(args.model) / MANIFEST).exists():
-        from ..model.config import HavocConfig
         from .runtime.foreign import foreign_completions
 
         runtime, directory = "onnxruntime", Path(args.model)
         num_bytes = sum(file.num_bytes for file in read_manifest(directory).files.values())
-        _require_fit(args.image, prompt.image_png, HavocConfig.from_directory(directory), args.max_new_tokens)
+        _require_fit(args.image, prompt.image_png, read_config(directory), args.max_new_tokens)
         (completion,) = foreign_completions(directory, [prompt], num_bytes=num_bytes, is_chat=args.is_chat, **settings)
     else:
         from ..model.checkpoint import load_base

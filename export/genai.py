@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from ..model.hf_config import to_hf
 from .runtime.options import DEFAULT_OPTIONS, GraphOptions
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def genai_config(config: HavocConfig, options: GraphOptions = DEFAULT_OPTIONS) -
     max_length = options.fitted(config.max_seq_len).cache_len or config.max_seq_len
     positions = {} if options.dialect == "contrib" else {"position_ids": "position_ids"}
     eos = list(config.eos_token_ids)
-    model_type = config.to_hf()["model_type"]
+    model_type = to_hf(config)["model_type"]
     first_eos = eos[0] if eos else 0
     return {
         "model": {

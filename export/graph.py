@@ -18,7 +18,7 @@ from ..errors import HavocError
 from ..model.tensors import EMBEDDING, VISION_PROJECTION
 from .contrib import ContribDecoder
 from .layout import Layout, StoredWeight, plan_layout
-from .runtime import session
+from .runtime import decoder
 from .runtime.options import DEFAULT_OPTIONS, GraphOptions
 from .standard import StandardDecoder, StaticStandardDecoder
 from .tape import CONTRIB, GraphTape
@@ -46,10 +46,10 @@ def build_graphs(
     Logits of the last position are fp32 [B, 1, V], those of all positions fp32 [B, T, V].
     """
     layout = layout or plan_layout(config, structure)
-    graphs = {session.DECODER: build_graph(config, structure, options, layout=layout)}
+    graphs = {decoder.DECODER: build_graph(config, structure, options, layout=layout)}
     if config.vision is not None:
-        graphs[session.EMBEDDING] = build_embedding_graph(config, structure, layout=layout)
-        graphs[session.VISION] = build_vision_graph(config, structure, layout=layout)
+        graphs[decoder.EMBEDDING] = build_embedding_graph(config, structure, layout=layout)
+        graphs[decoder.VISION] = build_vision_graph(config, structure, layout=layout)
     for model in graphs.values():
         model.ir_version = options.ir_version
         model.graph.opset_imports[""] = options.opset

@@ -9,8 +9,8 @@ import safetensors.torch
 import torch
 
 from ..errors import HavocError
-from ..model.checkpoint import generation_fields
-from ..model.hf_config import with_ends
+from ..model.hf_config import to_hf, with_ends
+from ..model.pretrained import generation_fields
 from ..model.tensors import tensor_shapes
 from ..model.weights import INDEX_FILE, SAFETENSORS_FILE
 from ..progress import SILENT, Progress
@@ -59,7 +59,7 @@ def export_huggingface(
     with new_directory(out, marker=_MARKER) as folder:
         _write_weights(folder, source, tensors, dtype, max_shard_bytes, progress)
         name = str(dtype).removeprefix("torch.")
-        write_json(folder / "config.json", source.config.to_hf() | {"torch_dtype": name, "dtype": name})
+        write_json(folder / "config.json", to_hf(source.config) | {"torch_dtype": name, "dtype": name})
         write_json(folder / "generation_config.json", _generation(source))
         carry(source.directory, folder)
         card = huggingface_card(source, mixture.weights, rule, name, licence_of(source.directory))

@@ -11,6 +11,7 @@ from ..errors import HavocError, printable
 from ..model.base_tokenizer import load_tokenizer, missing_tokenizer
 from ..model.gguf import GgufTensors
 from ..model.gguf_header import is_gguf
+from ..model.hf_config import to_hf
 from ..model.tensors import tensor_shapes
 from ..progress import SILENT, Progress
 from ..storage import read_json
@@ -38,7 +39,7 @@ def inspect_directory(directory: Path, *, progress: Progress = SILENT) -> dict[s
     scaling = attention.rope_scaling
     return {
         "directory": str(directory),
-        "architecture": config.to_hf()["architectures"][0],
+        "architecture": to_hf(config)["architectures"][0],
         "parameters": sum(math.prod(shape) for shape in tensor_shapes(config).values()),
         "layers": config.num_layers,
         "width": config.d_model,

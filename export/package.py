@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,9 +18,9 @@ from ..adapt.expert import save_expert
 from ..adapt.mixture import mix
 from ..adapt.svf import matrix_basis
 from ..errors import HavocError
-from ..model.checkpoint import generation_fields
 from ..model.cost import num_parameters
-from ..model.hf_config import with_ends
+from ..model.hf_config import to_hf, with_ends
+from ..model.pretrained import generation_fields
 from ..model.structure import Structure
 from ..model.tokenizer import Tokenizer
 from ..progress import SILENT, Progress
@@ -46,6 +45,7 @@ from .tape import ACCURACY_LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from torch import Tensor
 
@@ -210,7 +210,7 @@ def require_calibration(source: Source, structure: Structure, calibration: Path 
 def write_companions(folder: Path, source: Source, mixture: Mixture, options: GraphOptions) -> None:
     """Write what stands beside weights and graphs: configurations, tokenizer, licence, experts and mixture."""
     config = source.config
-    write_json(folder / "config.json", config.to_hf())
+    write_json(folder / "config.json", to_hf(config))
     ends = config if source.tokenizer is None else with_ends(config, source.tokenizer.eos_ids)
     write_json(folder / "generation_config.json", generation_fields(ends))
     if config.vision is None:

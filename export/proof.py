@@ -14,8 +14,9 @@ from ..progress import SILENT, Progress
 from .format_cost import BlockLimit, CheckedFold, FormatCost, block_limit, measure_cost, read_fold, windows_of
 from .parity import ParityReport, compare, read_reference
 from .reference import FP32, StreamedModel, fp16_activations, int8_products
+from .runtime.decoder import DECODER
 from .runtime.probe import fingerprint, text_probe
-from .runtime.session import DECODER, DecoderSession
+from .runtime.session import DecoderSession
 from .variant import with_all_logits, with_exact_products
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import importlib.util
 from typing import TYPE_CHECKING
 
 from ..errors import HavocError, IdentityError
-from ..model.config import HavocConfig
+from ..model.config_file import read_config
 from ..model.structure import Structure
 from .runtime.artifact import MANIFEST
 from .runtime.options import options_of
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ..model.config import HavocConfig
     from .layout import Layout
     from .runtime.artifact import ArtifactManifest
     from .runtime.options import GraphOptions
@@ -38,7 +39,7 @@ def require_own_graphs(directory: Path, manifest: ArtifactManifest) -> int:
     Ask `why_not_rebuilt` first. What the manifest says is believed only as far as such a graph comes of it.
     """
     try:
-        config = HavocConfig.from_directory(directory)
+        config = read_config(directory)
         structure = Structure.from_fields(manifest.structure)
         options = options_of(manifest).fitted(config.max_seq_len)
         layout = _layout(config, structure, manifest)

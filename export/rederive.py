@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,12 +23,13 @@ from .rebuilt import compare_graphs
 from .runtime.artifact import MANIFEST, READ_BY_RUNTIMES
 from .runtime.companions import LICENCE_FILES
 from .runtime.options import GraphOptions, options_of
+from .runtime.verification import Check
 from .source import open_source
 from .storing import Storage, bits_per_weight, plan_storage
-from .verify import Check
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from pathlib import Path
 
     from numpy.typing import NDArray
 

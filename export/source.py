@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from ..model.base_tokenizer import load_tokenizer
 from ..model.checkpoint import BUNDLED_NANO, Base, require_base
 from ..model.config import PRESETS, HavocConfig
+from ..model.config_file import read_config
 from ..model.gguf import open_weights
 from ..model.gguf_header import is_gguf
 from ..model.weights import RandomTensors, require_tensors, require_tied, weight_hash
@@ -85,7 +86,7 @@ def _name(path: Path) -> str:
 
 
 def _open_directory(directory: Path, name: str) -> Source:
-    config = HavocConfig.from_directory(directory)
+    config = read_config(directory)
     tensors = open_weights(directory, config)
     require_tensors(tensors, config, source=directory)
     require_tied(tensors, config, source=directory)

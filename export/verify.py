@@ -5,11 +5,10 @@ Folding the weights again from base and experts needs them, and torch: `rederive
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError, IdentityError
-from ..model.config import HavocConfig
+from ..model.config_file import read_config
 from ..model.cost import num_parameters
 from ..storage import read_json, sha256_json
 from .rebuilt import require_own_graphs, why_not_rebuilt
@@ -19,6 +18,7 @@ from .runtime.held import hold
 from .runtime.probe import fingerprint_distance
 from .runtime.providers import CPU
 from .runtime.signature import verify_signature
+from .runtime.verification import Check
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -32,14 +32,6 @@ FINGERPRINT_LIMITS = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.25, "int4": 0.25, "k
 
 Another machine rounds in another order (1e-6 in fp32), and its int8 kernels quantize activations in another way.
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class Check:
-    """One thing that was checked and found right, in words."""
-
-    name: str
-    finding: str
 
 
 def verify_artifact(
@@ -82,7 +74,7 @@ def _own_words(held: HeldArtifact) -> Check:
             for domain, weight in manifest.alpha.items()
         ],
     }
-    counted = {"num_parameters": num_parameters(HavocConfig.from_directory(held.place))}
+    counted = {"num_parameters": num_parameters(read_config(held.place))}
     _require_words(held, {"num_parameters": manifest.num_parameters}, CONFIG, counted)
     if MIXTURE in manifest.files:
         found = read_json(held.place / MIXTURE)

@@ -9,13 +9,13 @@ device without it reads configs too.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError
-from ..storage import read_json
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 PRESETS = ("7b", "pico", "nano", "edge-135m", "edge-360m")
 
@@ -238,55 +238,6 @@ class HavocConfig:
             eos_token_id=2,
         )
 
-    def to_hf(self) -> dict[str, Any]:
-        """The fields of `config.json`, in old and new spelling; `from_hf` reads them back to an equal config."""
-        from .hf_config import write
-
-        return write(self)
-
-    @classmethod
-    def from_hf(cls, fields: dict[str, Any]) -> HavocConfig:
-        """Read the fields of a `config.json`; one that changes the numbers and is not supported is refused by name."""
-        from .hf_config import read
-
-        return read(fields)
-
-    @classmethod
-    def from_directory(cls, path: str | Path) -> HavocConfig:
-        """Read `config.json` of a Hugging Face directory, and the ends of text in its `generation_config.json`.
-
-        Of a GGUF file: its metadata.
-        """
-        from .gguf_config import read_config
-        from .gguf_header import is_gguf
-        from .hf_config import with_generation
-
-        if is_gguf(path):
-            return read_config(path)
-
-        file, other = Path(path) / "config.json", Path(path) / "generation_config.json"
-        fields = _read_object(file)
-        try:
-            config = cls.from_hf(fields)
-        except HavocError as error:
-            raise HavocError(f"{file}: {error}") from error
-        if not other.exists():
-            return config
-        fields = _read_object(other)
-        try:
-            return with_generation(config, fields)
-        except HavocError as error:
-            raise HavocError(f"{other}: {error}") from error
-
     def replace(self, **changes: Any) -> HavocConfig:  # noqa: ANN401 - the fields of this class, checked by it
         """A copy with some fields changed, validated again."""
         return dataclasses.replace(self, **changes)
-
-
-def _read_object(file: Path) -> dict[str, Any]:
-    if file.exists() and not file.is_file():  # reading a pipe would wait for ever
-        raise HavocError(f"{file}: not a regular file")
-    fields = read_json(file)
-    if not isinstance(fields, dict):
-        raise HavocError(f"{file}: must be a JSON object")
-    return fields

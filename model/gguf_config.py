@@ -53,7 +53,7 @@ _LOW, _HIGH, _ORIGINAL = 1.0, 4.0, 8192
 _ROPE_TOLERANCE = 1e-5
 
 
-def read_config(path: str | Path) -> HavocConfig:
+def read_gguf_config(path: str | Path) -> HavocConfig:
     """The configuration of a GGUF file; one that this decoder does not compute is a `HavocError` that names the key."""
     return config_of(read_header(Path(path)))
 

@@ -136,8 +136,8 @@ _ONLY_VALUE: dict[str, Any] = {
 }
 
 
-def read(fields: dict[str, Any]) -> HavocConfig:
-    """Build a config from the fields of a `config.json`; see `HavocConfig.from_hf`."""
+def from_hf(fields: dict[str, Any]) -> HavocConfig:
+    """Read the fields of a `config.json`; one that changes the numbers and is not supported is refused by name."""
     model_type = fields.get("model_type")
     if model_type not in MODEL_TYPES:
         raise HavocError(f"model_type {model_type!r} is not supported; HAVOC reads {', '.join(MODEL_TYPES)}")
@@ -192,8 +192,8 @@ def with_ends(config: HavocConfig, eos_ids: Sequence[int]) -> HavocConfig:
     return config.replace(eos_token_id=tuple(dict.fromkeys([*config.eos_token_ids, *eos_ids])))
 
 
-def write(config: HavocConfig) -> dict[str, Any]:
-    """Return the fields of `config.json`; see `HavocConfig.to_hf`."""
+def to_hf(config: HavocConfig) -> dict[str, Any]:
+    """Return the fields of `config.json`, in old and new spelling; `from_hf` reads them back to an equal config."""
     attention, model_type = config.attention, _model_type(config)
     scaling = _write_scaling(attention.rope_scaling)
     eos = config.eos_token_id

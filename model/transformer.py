@@ -8,6 +8,7 @@ Legend: B batch, T new tokens, P past tokens, S = P + T, D model, V vocab, K kv 
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,11 +17,14 @@ from torch.nn import functional as F
 
 from ..errors import HavocError
 from .blocks import KeyValue, LayerCache, RMSNorm, RotaryEmbedding, TransformerBlock
+from .config_file import read_config
+from .generation import sample_tokens
 from .linear import Linear
+from .pretrained import read_tensors, state_of, write_tensors
+from .tensors import tensor_name
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Mapping, Sequence
 
     from .config import HavocConfig
 
@@ -207,8 +211,6 @@ class HavocModel(nn.Module):
 
         Temperature 0 is greedy. Ends early when every row has ended (`eos_token_id`, default the config's).
         """
-        from .generation import sample_tokens
-
         new_BN = sample_tokens(
             self,
             input_ids,
@@ -222,18 +224,36 @@ class HavocModel(nn.Module):
         )
         return torch.cat((input_ids, new_BN), dim=1)
 
-    def save_pretrained(self, directory: str | Path, use_safetensors: bool = True) -> None:
-        """Write `config.json` and `model.safetensors` (or `model.pt`) with Hugging Face's tensor names."""
-        from .checkpoint import save_model
+    def named_tensors(self) -> dict[str, Tensor]:
+        """The live parameters by Hugging Face name, a tied table once."""
+        return {tensor_name(path): parameter for path, parameter in self.named_parameters()}
 
-        save_model(self, directory, use_safetensors=use_safetensors)
+    def save_pretrained(
+        self, directory: str | Path, use_safetensors: bool = True, dtype: torch.dtype | None = None
+    ) -> None:
+        """Write `config.json` and `model.safetensors` (or `model.pt`) with Hugging Face's tensor names.
+
+        The weights are stored in `dtype`, by default their own.
+        """
+        tensors = self.named_tensors()
+        write_tensors(Path(directory), self.config, tensors, use_safetensors=use_safetensors, dtype=dtype)
 
     @classmethod
     def load_pretrained(cls, directory: str | Path, device: str | torch.device = "cpu") -> HavocModel:
         """Read a Hugging Face directory as fp32, in eval mode; a missing, extra or ill-shaped tensor is refused."""
-        from .checkpoint import load_model
+        config = read_config(directory)
+        return cls.from_tensors(config, read_tensors(Path(directory), config), source=directory).to(device)
 
-        return load_model(directory, device=device)
+    @classmethod
+    def from_tensors(cls, config: HavocConfig, tensors: Mapping[str, Tensor], *, source: object) -> HavocModel:
+        """Build the model in fp32 and eval mode from tensors by Hugging Face name; errors name `source`."""
+        state = state_of(config, tensors, source=source)
+        with torch.device("meta"):
+            model = cls(config)
+        model.load_state_dict(state, strict=True, assign=True)
+        if config.tie_word_embeddings:
+            model.lm_head.weight = model.embed_tokens.weight
+        return model.requires_grad_(requires_grad=True).eval()
 
     def num_parameters(self) -> int:
         """Parameters, a tied table counted once."""

@@ -39,7 +39,7 @@ from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.export.runtime.external import external_locations
 from havoc_core.export.runtime.verification import load_verified
-from havoc_core.model.config import HavocConfig
+from havoc_core.model.config_file import read_config
 
 ODD_VALUES: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 2**63, 1e308, -0.0, "", "x", "../x", "\0", "\ud7ff", "0" * 64, [], [[]], {}, {"": {}},
@@ -113,7 +113,7 @@ def _manifest(path: Path) -> object:
 
 
 def _config(path: Path) -> object:
-    return HavocConfig.from_directory(path.parent)
+    return read_config(path.parent)
 
 
 def _entries(path: Path) -> object:

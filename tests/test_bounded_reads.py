@@ -17,13 +17,13 @@ from havoc_core.export.commands import _image
 from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.export.runtime.companions import carry
 from havoc_core.export.runtime.external import external_locations
-from havoc_core.model.config import HavocConfig
+from havoc_core.model.config_file import read_config
 from havoc_core.model.tokenizer import Tokenizer
 from havoc_core.storage import Journal, read_json
 
 READERS: dict[str, Callable[[Path], object]] = {
     "manifest.json": lambda path: read_manifest(path.parent),
-    "config.json": lambda path: HavocConfig.from_directory(path.parent),
+    "config.json": lambda path: read_config(path.parent),
     "tokenizer.json": lambda path: Tokenizer.load(path.parent),
     "recipe.toml": load_recipe,
     "picture.png": _image,

@@ -26,7 +26,7 @@ from havoc_core.adapt.tasks.task import Task, load_task
 from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.options import GraphOptions
 from havoc_core.export.runtime.session import DecoderSession
-from havoc_core.model.checkpoint import load_base, save_model
+from havoc_core.model.checkpoint import load_base
 from havoc_core.model.config import AttentionConfig, HavocConfig, MLPConfig
 from havoc_core.model.generation import left_padded
 from havoc_core.model.scorer import TorchScorer
@@ -172,7 +172,7 @@ def stand_in(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     base = folder / "base"
     base.mkdir()
     backend = write_tokenizer(base, texts, is_chat=is_chat)
-    save_model(trained(backend, texts), base)
+    trained(backend, texts).save_pretrained(base)
     return folder
 
 

@@ -19,7 +19,6 @@ import hashlib
 import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import HavocError
@@ -28,9 +27,11 @@ from .definition import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
 
+    from .asked import Task
     from .definition import Data
-    from .task import Row, Task
+    from .reward import Row
 
 _MAX_JSON_BYTES = 1 << 29
 _MAX_LINE_CHARS = 1 << 24

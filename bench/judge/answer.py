@@ -17,7 +17,6 @@ import base64
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import HavocError, IdentityError
@@ -26,6 +25,7 @@ from ...storage import canonical_json, parse_json, read_json, unreadable, write_
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from .record import Record
 

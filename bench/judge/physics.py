@@ -20,10 +20,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...model import cost
-from ...model.config import HavocConfig
+from ...model.hf_config import from_hf
 from ...model.structure import Structure
 
 if TYPE_CHECKING:
+    from ...model.config import HavocConfig
     from .case import Case
     from .schema import Subject
 
@@ -76,7 +77,7 @@ def _model_of(subject: Subject) -> tuple[HavocConfig, Structure] | None:
     """Shape and formats as the record holds them; a `HavocError` where they are no model of this HAVOC."""
     if subject.config is None or subject.structure is None:
         return None
-    return HavocConfig.from_hf(dict(subject.config)), Structure.from_fields(subject.structure)
+    return from_hf(dict(subject.config)), Structure.from_fields(subject.structure)
 
 
 def _num_parameters(subject: Subject) -> float:

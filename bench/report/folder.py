@@ -13,27 +13,24 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree as ET
 
 from ... import storage
 from ...errors import HavocError
-from ...export.runtime.verification import load_verified
-from ..device import identify_cpu
 from ..judge.figures import printable
-from ..judge.gate import NOT_CHECKED, Judgement, hash_artifact, judge
-from ..judge.record import Record, load_record
-from ..judge.targets import Target, load_target, require_known_tasks, require_pinned
+from ..judge.gate import NOT_CHECKED, Judgement
 from . import page
-from .search_files import Front, Scores, read_front, read_scores, why_not_its_front, why_not_its_scores
+from .run import FRONT, RECORD, SCORES, Run, read_run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from ..judge.record import Record
 
 WRITTEN = ("report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv")
-RECORD, SCORES, FRONT, SUMS = "record.json", "scores.json", "front.json", "SHA256SUMS"
+SUMS = "SHA256SUMS"
 MAX_MARKDOWN_BYTES = 60_000
 _BADGE_COLOURS = {"pass": "brightgreen", "fail": "red", "inconclusive": "yellow", "invalid": "orange"}
 _TELEMETRY_FIELDS = (
@@ -64,23 +61,6 @@ _LINE_FIELDS = (
     "num_processes",
     "num_disturbed",
 )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """A measured folder, read and judged: the only input of every page. `left_out` says which file is not, and why.
-
-    `target_names` are what `--target` takes, as they were asked for.
-    """
-
-    record: Record
-    judged: tuple[tuple[Target, Judgement], ...]
-    scores: Scores | None = None
-    front: Front | None = None
-    previous: Record | None = None
-    command: str | None = None
-    left_out: tuple[str, ...] = ()
-    target_names: tuple[str, ...] = ()
 
 
 def write_report(
@@ -117,60 +97,6 @@ def refuse_links(directory: Path, names: Sequence[str]) -> None:
     for path in (directory / name for name in names):
         if path.is_symlink():
             raise HavocError(f"{path}: a link to {str(path.readlink())!r}, and pages stay in their folder: remove it")
-
-
-def read_run(
-    directory: Path,
-    *,
-    targets: Sequence[str],
-    command: str | None = None,
-    artifact: Path | None = None,
-    verified: Path | None = None,
-) -> Run:
-    """Read a folder and judge its record, of `artifact` where it is given; `HavocError` without a sound record."""
-    if not (directory / RECORD).is_file():
-        raise HavocError(f"{directory}: holds no {RECORD}; `havoc bench ARTIFACT --out {directory}` writes one")
-    record = load_record(directory / RECORD)
-    cpu, files = identify_cpu(), None if artifact is None else hash_artifact(artifact)
-    found = None if verified is None else load_verified(verified)
-    loaded = [load_target(name) for name in targets]
-    for target in loaded:
-        require_known_tasks(target, list(record.accuracy))
-        require_pinned(target, [record])
-    scores, front = read_scores(directory / SCORES), read_front(directory / FRONT)
-    no_scores = None if scores is None else why_not_its_scores(scores, record)
-    no_front = None if front is None else why_not_its_front(front, record)
-    return Run(
-        record=record,
-        judged=tuple(
-            (target, judge([record], target, artifact_files=files, this_cpu=cpu, verified=found)) for target in loaded
-        ),
-        scores=None if no_scores else scores,
-        front=None if no_front else front,
-        previous=_previous(directory, record),
-        command=command,
-        target_names=tuple(targets),
-        left_out=tuple(
-            f"{what} beside the record is left out: {why}."
-            for what, why in ((f"{SCORES} (accuracy by domain)", no_scores), (f"{FRONT} (the search)", no_front))
-            if why
-        ),
-    )
-
-
-def _previous(directory: Path, record: Record) -> Record | None:
-    """Find the record this one names as its predecessor among the neighbouring runs."""
-    wanted = record.provenance.previous_record_sha256
-    if wanted is None:
-        return None
-    for path in sorted(path for path in directory.resolve().parent.glob(f"*/{RECORD}") if path.is_file()):
-        try:
-            candidate = load_record(path)
-        except HavocError:
-            continue
-        if candidate.sha256 == wanted:
-            return candidate
-    return None
 
 
 def junit(run: Run) -> bytes:

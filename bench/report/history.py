@@ -6,7 +6,6 @@ folder whose record cannot be read is named, not skipped in silence.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ... import storage
@@ -15,10 +14,12 @@ from ...errors import HavocError
 from ..judge.figures import decode_rate, structure_of
 from ..judge.record import load_record
 from . import page
-from .folder import RECORD, refuse_links, write_report
+from .folder import refuse_links, write_report
+from .run import RECORD
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from ..judge.gate import Judgement
     from ..judge.record import Record

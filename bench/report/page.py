@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..judge.limits import Line
-    from .folder import Run
+    from .run import Run
     from .search_files import Margin, Score, Scores
 
 WORDS = {

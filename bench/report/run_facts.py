@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ..judge.record import Record
     from ..judge.schema import DomainAccuracy, Workload
-    from .folder import Run
+    from .run import Run
 
 
 def facts(record: Record) -> list[tuple[str, str]]:

@@ -6,10 +6,12 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from ..judge.figures import printable
+from ..judge.figures import DASH, count, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from ..judge.paired import Paired, Shift
 
 STYLES = {
     "pass": "bold green",
@@ -79,3 +81,27 @@ def _rich(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequen
     with console.capture() as capture:
         console.print(drawn)
     return capture.get().strip("\n")
+
+
+def paired_table(word: Shift, rows: Sequence[Paired], margin: float, *, names: tuple[str, str] = ("old", "new")) -> str:
+    """Return the table of a comparison under the line that says what came of it."""
+    allowed = f"{100 * margin:g}%"
+    sentence = {
+        "worse": f"slower by more than {allowed} is proven",
+        "better": f"faster by more than {allowed} is proven, and nothing is slower",
+        "equal": f"the same within {allowed}",
+        "undecided": f"slower by more than {allowed} is not proven, nor is the opposite",
+    }[word]
+    cells = [
+        [
+            f"{row.quantity}, {row.witness}",
+            *(DASH if value is None else f"{value:.3f} ms" for value in (row.old_ms, row.new_ms)),
+            DASH if row.ratio is None else f"{row.ratio:.3f}",
+            DASH if row.low is None or row.high is None else f"{row.low:.3f} {DASH} {row.high:.3f}",
+            row.shift,
+            count(row.num_blocks, "block"),
+        ]
+        for row in rows
+    ]
+    head = ("median of processes", *names, "ratio", "interval", "change", "from")
+    return f"{emphasis(word.upper(), word)}: {sentence}\n\n{table(head, cells, numbers=(1, 2, 3, 4))}"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from ...model.prompt import PromptLike
     from ...model.tokenizer import Tokenizer
-    from .session import DecoderSession
+    from .decoder import Decoder
 
 SHARE_ALIVE_BEFORE_DROPPING = 5 / 6
 CACHE_BYTES = 1 << 29
@@ -29,7 +29,7 @@ CACHE_BYTES = 1 << 29
 
 
 def generate_text(
-    session: DecoderSession,
+    session: Decoder,
     prompts: Sequence[PromptLike],
     *,
     max_new_tokens: int,
@@ -67,7 +67,7 @@ def generate_text(
 
 
 def generate_ids(
-    session: DecoderSession,
+    session: Decoder,
     rows: Sequence[Sequence[int]],
     images: Sequence[NDArray[np.float32] | None] | None = None,
     *,
@@ -105,13 +105,13 @@ def generate_ids(
     return completions
 
 
-def _rows_that_fit(session: DecoderSession, num_tokens: int) -> int:
+def _rows_that_fit(session: Decoder, num_tokens: int) -> int:
     """How many rows of so many tokens have keys and values of at most `CACHE_BYTES`; at least one."""
     num_tokens = session.options.cache_len or num_tokens
     return max(1, CACHE_BYTES // (num_tokens * session.cache_bytes_per_token))
 
 
-def _require_room(session: DecoderSession, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
+def _require_room(session: Decoder, rows: Sequence[Sequence[int]], max_new_tokens: int) -> None:
     longest, context = max(map(len, rows), default=0), session.max_tokens
     what = "the model's context" if session.options.cache == "dynamic" else "the artifact's static cache"
     if max_new_tokens < 1:
@@ -149,7 +149,7 @@ class _Pick:
 
 
 def _generate_batch(
-    session: DecoderSession,
+    session: Decoder,
     rows: Sequence[Sequence[int]],
     patches: NDArray[np.float32] | None,
     max_new_tokens: int,
@@ -184,11 +184,11 @@ def _generate_batch(
     return [row[:count].tolist() for row, count in zip(new_BN, num_new, strict=True)]
 
 
-def _eos_ids(session: DecoderSession, tokenizer: Tokenizer) -> list[int]:
+def _eos_ids(session: Decoder, tokenizer: Tokenizer) -> list[int]:
     return sorted({*tokenizer.eos_ids, *session.config.eos_token_ids})
 
 
-def _patches(session: DecoderSession, prompt: PromptLike | Any) -> NDArray[np.float32] | None:  # noqa: ANN401
+def _patches(session: Decoder, prompt: PromptLike | Any) -> NDArray[np.float32] | None:  # noqa: ANN401
     if prompt.image_png is None:
         return None
     if session.config.vision is None:

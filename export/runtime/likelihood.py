@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from ...model.likelihood import Continuation, ScoredRow
     from ...model.prompt import PromptLike
+    from .decoder import Decoder
     from .past import Past
-    from .session import DecoderSession
 
 TOKENS_PER_BATCH = 512
 """So many prompt tokens, padding included, are read at once."""
@@ -36,9 +36,7 @@ CACHE_BYTES_PER_BATCH = 1 << 28
 """So many bytes of keys and values are held at once, twice while they are extended."""
 
 
-def log_likelihoods(
-    session: DecoderSession, requests: Sequence[tuple[PromptLike, Sequence[str]]]
-) -> list[list[Continuation]]:
+def log_likelihoods(session: Decoder, requests: Sequence[tuple[PromptLike, Sequence[str]]]) -> list[list[Continuation]]:
     """How likely each text of each request is behind the request's prompt, in the order given.
 
     A picture, an empty text, or one that fills the context alone is a `HavocError`; a prompt too long for the context
@@ -59,7 +57,7 @@ def log_likelihoods(
 class _Limits:
     """What a batch may hold: tokens, logits, and bytes of keys and values."""
 
-    def __init__(self, session: DecoderSession, *, num_shared: int) -> None:
+    def __init__(self, session: Decoder, *, num_shared: int) -> None:
         self._num_shared, self._vocab_size = num_shared, session.config.vocab_size
         self._bytes_per_token = session.cache_bytes_per_token
         self._has_all_logits = session.options.logits == "all"
@@ -84,7 +82,7 @@ def _num_wide(batch: Sequence[ScoredRow]) -> int:
     return max(len(batch), int(num_of_depth.max()))
 
 
-def _score_batch(session: DecoderSession, batch: Sequence[ScoredRow], shared: Past | None, results: Results) -> None:
+def _score_batch(session: Decoder, batch: Sequence[ScoredRow], shared: Past | None, results: Results) -> None:
     num_shared = 0 if shared is None else shared.num_tokens
     ids, own_mask = left_padded([row.prompt_ids[num_shared:] for row in batch], session.pad_id)
     mask = np.concatenate((np.ones((len(batch), num_shared), np.int64), own_mask), axis=1)

@@ -20,8 +20,6 @@ from ...errors import HavocError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from .binding import BoundCall
-
 
 @dataclass(frozen=True, kw_only=True)
 class CacheLayout:
@@ -84,7 +82,7 @@ class Staged:
 
 
 class KeyValueBuffers:
-    """Room for `capacity` tokens of `num_rows` rows or fewer; what is bound to it is remembered by rows and tokens."""
+    """Room for `capacity` tokens of `num_rows` rows or fewer; `calls` are the `BoundCall`s to it by rows and tokens."""
 
     def __init__(self, layout: CacheLayout, num_rows: int, capacity: int, *, is_static: bool) -> None:
         self.layout = layout
@@ -99,7 +97,7 @@ class KeyValueBuffers:
             self._host = []
         self.pointers = [[int(value.data_ptr()) for value in side] for side in self.sides]
         self.ones = Staged((num_rows, capacity), layout.device, fill=1)
-        self.calls: dict[tuple[int, int], BoundCall] = {}
+        self.calls: dict[tuple[int, int], Any] = {}
 
     def require_room(self, num_total: int) -> None:
         """Raise a `HavocError` unless `num_total` tokens fit."""

@@ -18,10 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ..verify import Check
 
 _FORMAT = "havoc-verified/1"
 _MAX_BYTES = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One thing that was checked and found right, in words."""
+
+    name: str
+    finding: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save_file
 from havoc_core.adapt.basis import TARGETS, Basis, cached_basis, compute_basis, is_target, matrix_basis
 from havoc_core.adapt.svf import fold_matrix
 from havoc_core.errors import HavocError
-from havoc_core.model.checkpoint import named_tensors
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.transformer import HavocModel
 
@@ -75,12 +74,12 @@ def test_rank_deficient_and_zero_matrices_have_a_basis(seed: int) -> None:
 def test_targets_are_named_by_module() -> None:
     """Every projection of a decoder is adapted by default; embedding, norms and head are not."""
     model = HavocModel(HavocConfig.pico())
-    basis = compute_basis(named_tensors(model))
+    basis = compute_basis(model.named_tensors())
     assert len(basis.matrices) == 7 * model.config.num_layers
     assert is_target("vision.projection.weight", ("vision.projection",))
     assert not is_target("vision.projection.weight")
     assert not is_target("model.layers.0.mlp.myup_proj.weight")
-    only = compute_basis(named_tensors(model), targets=("q_proj",))
+    only = compute_basis(model.named_tensors(), targets=("q_proj",))
     assert {name.split(".")[-2] for name in only.matrices} == {"q_proj"}
     assert set(TARGETS) >= {"q_proj", "down_proj"}
 

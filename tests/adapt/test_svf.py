@@ -16,7 +16,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from havoc_core.adapt.svf import Basis, SingularValueAdapter, attach, compute_basis, fold_matrix, matrix_basis
 from havoc_core.errors import HavocError
-from havoc_core.model.checkpoint import named_tensors
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.transformer import HavocModel
 
@@ -233,7 +232,7 @@ def model() -> HavocModel:
 
 @pytest.fixture
 def basis(model: HavocModel) -> Basis:
-    return compute_basis(named_tensors(model))
+    return compute_basis(model.named_tensors())
 
 
 def token_ids(model: HavocModel) -> Tensor:
@@ -253,13 +252,13 @@ def test_decoder_gradients_equal_dense_autograd(model: HavocModel, basis: Basis)
     model.compute_loss(ids)[0].backward()
     gradients = {name: delta.grad for name, delta in adapter.deltas.items()}
     adapter.restore()
-    base = {name: tensor.detach().clone() for name, tensor in named_tensors(model).items()}
+    base = {name: tensor.detach().clone() for name, tensor in model.named_tensors().items()}
     with torch.no_grad():
         for name, delta in deltas.items():
             matrix = basis.matrices[name]
-            fold_matrix(base[name], matrix.factor, matrix.side, delta, out=named_tensors(model)[name])
+            fold_matrix(base[name], matrix.factor, matrix.side, delta, out=model.named_tensors()[name])
     model.compute_loss(ids)[0].backward()
-    for name, tensor in named_tensors(model).items():
+    for name, tensor in model.named_tensors().items():
         if name not in deltas:
             continue
         matrix, weight = basis.matrices[name], base[name]
@@ -300,7 +299,7 @@ def test_inference_runs_the_plain_dense_product(model: HavocModel, basis: Basis)
 def test_restore_gives_the_base_back_bit_for_bit(model: HavocModel, basis: Basis) -> None:
     """After training steps, restore() returns the very same tensors, forward methods and gradient flags."""
     ids, logits = token_ids(model), model(token_ids(model))
-    before = {name: (tensor.clone(), tensor.data_ptr()) for name, tensor in named_tensors(model).items()}
+    before = {name: (tensor.clone(), tensor.data_ptr()) for name, tensor in model.named_tensors().items()}
     adapter = attach(model, basis)
     optimizer = torch.optim.SGD(adapter.parameters(), lr=0.1)
     for _ in range(3):
@@ -310,7 +309,7 @@ def test_restore_gives_the_base_back_bit_for_bit(model: HavocModel, basis: Basis
         adapter.refold()
     assert not torch.equal(model(ids), logits)
     adapter.restore()
-    for name, tensor in named_tensors(model).items():
+    for name, tensor in model.named_tensors().items():
         assert torch.equal(tensor, before[name][0])
         assert tensor.data_ptr() == before[name][1]
         assert tensor.requires_grad

@@ -19,7 +19,6 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from havoc_core.export.package import export_artifact
-    from havoc_core.model.checkpoint import save_model
     from havoc_core.model.config import HavocConfig, VisionConfig
     from havoc_core.model.tokenizer import train_tokenizer
     from havoc_core.model.transformer import HavocModel
@@ -29,7 +28,7 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = train_tokenizer(["one and one is two", "the red sign"], 280)
     vision = VisionConfig(patch_size=8, num_channels=3, image_token_id=3)
     config = dataclasses.replace(HavocConfig.pico(vision=vision), vocab_size=tokenizer.vocab_size, max_seq_len=1024)
-    save_model(HavocModel(config), folder / "base")
+    HavocModel(config).save_pretrained(folder / "base")
     tokenizer.save(folder / "base")
     return export_artifact(folder / "base", folder / "artifact")
 

@@ -26,7 +26,7 @@ from havoc_core.bench.witness import Witness
 from havoc_core.errors import IdentityError
 from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.verify import verify_artifact
-from havoc_core.model.config import HavocConfig
+from havoc_core.model.config_file import read_config
 
 BRIEF = dataclasses.replace(
     PROFILES["quick"],
@@ -52,7 +52,7 @@ def defeat(artifact: Path, *, exactly: int | None = None, in_steps: bool = False
 
     No layer is run then. With `in_steps` it is so in every call that reads a single token, however many are there.
     """
-    config = HavocConfig.from_directory(artifact)
+    config = read_config(artifact)
     model = onnx.load(artifact / "model.onnx", load_external_data=False)
     graph = model.graph
     embeds, outputs = graph.input[0].name, [output.name for output in graph.output]

@@ -20,8 +20,9 @@ from havoc_core.bench.judge.gate import judge
 from havoc_core.bench.judge.record import Record, load_record, seal_of
 from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.report import page
-from havoc_core.bench.report.folder import Run, junit, telemetry_csv
+from havoc_core.bench.report.folder import junit, telemetry_csv
 from havoc_core.bench.report.history import entry
+from havoc_core.bench.report.run import Run
 from havoc_core.errors import HavocError
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))

@@ -19,7 +19,8 @@ from havoc_core.errors import HavocError, IdentityError
 from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.held import file_states, require_unchanged
 from havoc_core.export.runtime.options import GraphOptions
-from havoc_core.model.config import HavocConfig
+from havoc_core.model.config_file import read_config
+from havoc_core.model.hf_config import from_hf
 
 
 def test_record_holds_what_was_asked(tiny_record: Record) -> None:
@@ -79,7 +80,7 @@ def test_protocol_says_how(tiny_record: Record, tiny_artifact: Path) -> None:
     assert (protocol.io_binding, protocol.kv_cache, protocol.is_gc_off) == (True, "preallocated", True)
     assert (protocol.provider_options, len(protocol.retry_reasons)) == ({}, protocol.num_retries)
     assert tiny_record.tool == identify_tool()
-    assert HavocConfig.from_hf(dict(tiny_record.subject.config)) == HavocConfig.from_directory(tiny_artifact)
+    assert from_hf(dict(tiny_record.subject.config)) == read_config(tiny_artifact)
     manifest = json.loads((tiny_artifact / "manifest.json").read_text())
     assert (tiny_record.subject.structure, tiny_record.subject.graph) == (manifest["structure"], manifest["graph"])
 

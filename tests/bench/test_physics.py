@@ -16,6 +16,7 @@ from havoc_core.bench.judge.validity import not_faster_than_physics
 from havoc_core.errors import HavocError
 from havoc_core.model import cost
 from havoc_core.model.config import HavocConfig
+from havoc_core.model.hf_config import to_hf
 from havoc_core.model.structure import Structure
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
@@ -23,7 +24,7 @@ CONFIG = HavocConfig.edge_135m()
 
 
 def case_of(structure: Structure | None = None, *, kind: str = "cuda", **changes: Any) -> Case:
-    shape = {"subject__config": CONFIG.to_hf(), "subject__structure": (structure or Structure()).to_fields()}
+    shape = {"subject__config": to_hf(CONFIG), "subject__structure": (structure or Structure()).to_fields()}
     fields = {key: str(value) for key, value in shape["subject__structure"].items()}
     record = samples.record(kind, **{**shape, "subject__structure": fields}, **changes)
     return Case(record=record, target=load_target("gtx1660" if kind == "cuda" else "host"))

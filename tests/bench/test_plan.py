@@ -13,6 +13,7 @@ from havoc_core.bench.judge.targets import Target, load_target
 from havoc_core.bench.plan import build_plan, load_config, paper_roofline, prefill_ms, structures
 from havoc_core.bench.roofline_probe import measure_rounds, roofline_of
 from havoc_core.errors import HavocError
+from havoc_core.model.hf_config import to_hf
 from havoc_core.model.structure import Structure
 
 
@@ -129,7 +130,7 @@ def test_the_probe_is_one_thread_in_a_process_of_its_own() -> None:
 
 def test_a_directory_is_a_model(tmp_path: Path) -> None:
     """A Hugging Face directory is planned by its config.json alone."""
-    (tmp_path / "config.json").write_text(json.dumps(load_config("edge-135m").to_hf()))
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(load_config("edge-135m"))))
     assert load_config(str(tmp_path)) == load_config("edge-135m")
 
 

@@ -11,10 +11,10 @@ from torch import Tensor
 from havoc_core.adapt.expert import Expert
 from havoc_core.adapt.svf import Basis, compute_basis
 from havoc_core.export.source import Source, open_source
-from havoc_core.model.checkpoint import assemble, save_model
 from havoc_core.model.config import AttentionConfig, HavocConfig, RopeScaling, VisionConfig
 from havoc_core.model.tensors import tensor_shapes
 from havoc_core.model.tokenizer import train_tokenizer
+from havoc_core.model.transformer import HavocModel
 
 PICO = HavocConfig.pico()
 LLAMA3 = RopeScaling(factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=32)
@@ -52,8 +52,8 @@ def source_of(config: HavocConfig, seed: int = 0) -> Source:
 
 def write_base(directory: Path, config: HavocConfig, tensors: Mapping[str, Tensor] | None = None) -> Path:
     """A Hugging Face directory with a small trained tokenizer; `config.vocab_size` must hold it."""
-    model = assemble(config, tensors or trained_scale_tensors(config), source="test")
-    save_model(model, directory)
+    model = HavocModel.from_tensors(config, tensors or trained_scale_tensors(config), source="test")
+    model.save_pretrained(directory)
     texts = ["What is 12 + 30? 42", "the quick brown fox jumps over the lazy dog", "def f(x): return x"] * 3
     train_tokenizer(texts, config.vocab_size).save(directory)
     return directory

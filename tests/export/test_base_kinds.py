@@ -20,9 +20,10 @@ from havoc_core.bench.accuracy import require_rows
 from havoc_core.errors import HavocError
 from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.session import DecoderSession
-from havoc_core.model.checkpoint import generation_fields, load_base, save_model
+from havoc_core.model.checkpoint import load_base
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.generation import generate_text
+from havoc_core.model.pretrained import generation_fields
 from havoc_core.model.tokenizer import train_tokenizer
 from havoc_core.model.transformer import HavocModel
 
@@ -42,7 +43,7 @@ def base(tmp_path: Path) -> Path:
     """A tied pico with a tokenizer of its own, and a table with room."""
     torch.manual_seed(0)
     folder = tmp_path / "base"
-    save_model(HavocModel(HavocConfig.pico().replace(vocab_size=300)), folder)
+    HavocModel(HavocConfig.pico().replace(vocab_size=300)).save_pretrained(folder)
     train_tokenizer(files.CORPUS, 280).save(folder)
     return folder
 
@@ -163,7 +164,7 @@ def sentencepiece(tmp_path: Path) -> Path:
     torch.manual_seed(3)
     folder = chats.write_tokenizer(tmp_path / "base", "", kind="sentencepiece")
     config = HavocConfig.pico().replace(vocab_size=1100, initializer_range=0.3, pad_token_id=2)
-    save_model(HavocModel(config), folder)
+    HavocModel(config).save_pretrained(folder)
     return folder
 
 

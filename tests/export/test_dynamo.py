@@ -15,8 +15,8 @@ from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.options import GraphOptions
 from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import Source
-from havoc_core.model.checkpoint import assemble
 from havoc_core.model.config import HavocConfig
+from havoc_core.model.transformer import HavocModel
 
 CHUNKS = (9, 1, 7)
 VARIANTS = [
@@ -49,7 +49,7 @@ def source(configs: dict[str, HavocConfig], source_with, with_wide_heads) -> Sou
 @pytest.fixture(scope="module")
 def traced(source: Source, tmp_path_factory: pytest.TempPathFactory) -> ort.InferenceSession:
     config = source.config
-    model = assemble(config, source.tensors, source="test")
+    model = HavocModel.from_tensors(config, source.tensors, source="test")
     attention = config.attention
     past = [torch.randn(2, attention.num_kv_heads, 5, attention.head_dim) for _ in range(2 * config.num_layers)]
     shapes = ({0: "batch", 1: "new"}, {0: "batch", 1: "total"}, tuple({0: "batch", 2: "past"} for _ in past))

@@ -16,10 +16,10 @@ from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.export.runtime.sample import BUNDLED, Sample, read_sample
 from havoc_core.export.runtime.session import DecoderSession
-from havoc_core.model.checkpoint import assemble
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.structure import Structure
 from havoc_core.model.tokenizer import Tokenizer
+from havoc_core.model.transformer import HavocModel
 
 
 def cost_of(artifact: Path) -> dict:
@@ -36,7 +36,7 @@ def test_the_figures_are_those_of_the_distributions(
     artifact = export_artifact(source, tmp_path / "a", structure=Structure("int4"))
     sample = read_sample(config, None)
     windows = windows_of(sample, config, max_tokens=config.max_seq_len, num_parameters=1)
-    session, model = DecoderSession.open(artifact), assemble(config, source.tensors, source="test")
+    session, model = DecoderSession.open(artifact), HavocModel.from_tensors(config, source.tensors, source="test")
     kls, same, lost = [], [], []
     for window in windows:
         with torch.inference_mode():

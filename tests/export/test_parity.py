@@ -26,9 +26,10 @@ from havoc_core.export.runtime.options import GraphOptions
 from havoc_core.export.runtime.probe import make_probe
 from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import Source
-from havoc_core.model.checkpoint import assemble
 from havoc_core.model.config import HavocConfig
+from havoc_core.model.hf_config import to_hf
 from havoc_core.model.structure import Structure
+from havoc_core.model.transformer import HavocModel
 
 FORMATS = [
     ("fp32", "fp32"),
@@ -140,7 +141,7 @@ def test_streamed_reference_is_the_model(config: HavocConfig, source_with) -> No
     probe = make_probe(config)
     ids, mask = torch.from_numpy(probe.ids), torch.from_numpy(probe.mask)
     patches = None if probe.patches is None else torch.from_numpy(probe.patches)
-    streamed, model = StreamedModel(config, tensors), assemble(config, tensors, source="test")
+    streamed, model = StreamedModel(config, tensors), HavocModel.from_tensors(config, tensors, source="test")
     with torch.inference_mode():
         ours, theirs = streamed(ids, mask, patches=patches), model(ids, mask, patches=patches)
     assert torch.allclose(ours[mask == 1], theirs[mask == 1], atol=1e-5)
@@ -180,7 +181,7 @@ def test_artifact_agrees_with_transformers(
     """An independent implementation gives the artifact's logits, also past the original context."""
     config = configs[kind]
     source = source_with(config)
-    theirs = model_class(config_class(**config.to_hf())).eval()
+    theirs = model_class(config_class(**to_hf(config))).eval()
     theirs.load_state_dict({"lm_head.weight": source.tensors["model.embed_tokens.weight"], **source.tensors})
     session = DecoderSession.open(export_artifact(source, tmp_path / "a"))
     ids = np.random.default_rng(0).integers(0, config.vocab_size, (2, 90))

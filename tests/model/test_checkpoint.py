@@ -16,7 +16,7 @@ from torch import Tensor
 
 from havoc_core.errors import HavocError
 from havoc_core.model import HavocConfig, HavocModel, VisionConfig, load_base, train_tokenizer
-from havoc_core.model.checkpoint import named_tensors, save_model
+from havoc_core.model.hf_config import to_hf
 from havoc_core.model.weights import weight_hash
 
 CONFIGS = {
@@ -58,7 +58,7 @@ def test_bit_for_bit(model: HavocModel, tmp_path: Path, use_safetensors: bool) -
     assert (tmp_path / ("model.safetensors" if use_safetensors else "model.pt")).is_file()
     loaded = HavocModel.load_pretrained(tmp_path)
     assert loaded.config == model.config
-    ours, theirs = named_tensors(model), named_tensors(loaded)
+    ours, theirs = model.named_tensors(), loaded.named_tensors()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     assert (loaded.lm_head.weight is loaded.embed_tokens.weight) == model.config.tie_word_embeddings
@@ -88,11 +88,11 @@ def test_names_are_hugging_face_names(model: HavocModel, tmp_path: Path) -> None
 def test_half_precision_on_disk_is_fp32_in_memory(tmp_path: Path) -> None:
     """fp16 takes half the disk, says so in config.json, and loads as the fp32 of its values."""
     model = HavocModel(HavocConfig.pico())
-    save_model(model, tmp_path, dtype=torch.float16)
+    model.save_pretrained(tmp_path, dtype=torch.float16)
     assert json.loads((tmp_path / "config.json").read_text())["torch_dtype"] == "float16"
-    for name, tensor in named_tensors(HavocModel.load_pretrained(tmp_path)).items():
+    for name, tensor in HavocModel.load_pretrained(tmp_path).named_tensors().items():
         assert tensor.dtype == torch.float32
-        assert torch.equal(tensor, named_tensors(model)[name].half().float())
+        assert torch.equal(tensor, model.named_tensors()[name].half().float())
 
 
 def test_two_forms_in_one_directory_are_refused(directory: Path) -> None:
@@ -116,7 +116,7 @@ def test_shards_are_one_model(directory: Path, tmp_path: Path) -> None:
         weight_map |= dict.fromkeys(part, file)
     (sharded / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
     (sharded / "config.json").write_bytes((directory / "config.json").read_bytes())
-    loaded = named_tensors(HavocModel.load_pretrained(sharded))
+    loaded = HavocModel.load_pretrained(sharded).named_tensors()
     assert all(torch.equal(loaded[name], whole[name]) for name in names)
     assert weight_hash(sharded) == weight_hash(directory)
 
@@ -219,7 +219,7 @@ def test_pt_files_run_no_code(tmp_path: Path, content: object, capsys: pytest.Ca
 def test_a_base_knows_its_hash(directory: Path) -> None:
     """The hash of a base is the hash of its tensors; one changed bit is another base."""
     base = load_base(directory)
-    assert base.weight_hash == weight_hash(named_tensors(base.model)) == weight_hash(base.tensors())
+    assert base.weight_hash == weight_hash(base.model.named_tensors()) == weight_hash(base.tensors())
     assert (base.directory, base.is_random, base.config) == (directory, False, HavocConfig.pico())
     edit_tensors(directory, lambda state: state["model.norm.weight"][0].add_(1e-6))
     assert load_base(directory).weight_hash != base.weight_hash
@@ -251,7 +251,7 @@ def test_what_is_no_base_is_named(tmp_path: Path) -> None:
         load_base(str(tmp_path / "absent"))
     with pytest.raises(HavocError, match=r"config\.json: no such file"):
         load_base(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(HavocConfig.pico().to_hf()))
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(HavocConfig.pico())))
     with pytest.raises(HavocError, match=r"holds neither model\.safetensors nor model\.safetensors\.index\.json"):
         load_base(tmp_path)
 

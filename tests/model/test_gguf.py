@@ -18,7 +18,7 @@ from havoc_core import cli
 from havoc_core.errors import HavocError
 from havoc_core.model.base_tokenizer import load_tokenizer
 from havoc_core.model.checkpoint import load_base
-from havoc_core.model.config import HavocConfig
+from havoc_core.model.config_file import read_config
 from havoc_core.model.gguf import GgufTensors
 from havoc_core.model.gguf_header import BLOCK_TYPES, is_gguf
 from havoc_core.model.rope import rope_frequencies
@@ -234,7 +234,7 @@ def test_rope_frequencies_of_llama_3_become_its_scaling(tmp_path: Path) -> None:
     plain = 1e5 ** -(np.arange(0, head_dim, 2) / head_dim)
     factors = (plain / rotary.inv_freq.double().numpy()).astype(np.float32)
     files.write_gguf(path, extra={"rope_freqs.weight": factors})
-    scaling = HavocConfig.from_directory(path).attention.rope_scaling
+    scaling = read_config(path).attention.rope_scaling
     assert (scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor) == (32.0, 1.0, 4.0)
     assert load_base(path).config.attention.rope_scaling == scaling
     files.write_gguf(path, extra={"rope_freqs.weight": factors * 1.5})

@@ -11,6 +11,8 @@ import transformers
 
 from havoc_core.errors import HavocError
 from havoc_core.model.config import HavocConfig, RopeScaling, VisionConfig
+from havoc_core.model.config_file import read_config
+from havoc_core.model.hf_config import from_hf, to_hf
 
 SMOLLM2_135M: dict[str, Any] = {
     "architectures": ["LlamaForCausalLM"],
@@ -76,7 +78,7 @@ QWEN25_05B: dict[str, Any] = {
 
 def test_smollm2_is_the_edge_preset() -> None:
     """SmolLM2-135M's own file has the shape of `edge-135m`."""
-    theirs, ours = HavocConfig.from_hf(SMOLLM2_135M), HavocConfig.edge_135m()
+    theirs, ours = from_hf(SMOLLM2_135M), HavocConfig.edge_135m()
     assert theirs.attention == ours.attention
     assert (theirs.mlp, theirs.d_model, theirs.num_layers) == (ours.mlp, ours.d_model, ours.num_layers)
     assert (theirs.vocab_size, theirs.max_seq_len, theirs.norm_eps) == (
@@ -88,9 +90,9 @@ def test_smollm2_is_the_edge_preset() -> None:
 
 def test_qwen_has_bias_or_norms() -> None:
     """Qwen2 brings bias on q, k and v; Qwen3 norms on q and k, and heads of 128 where the file is silent."""
-    qwen2 = HavocConfig.from_hf(QWEN25_05B)
+    qwen2 = from_hf(QWEN25_05B)
     assert (qwen2.attention.qkv_bias, qwen2.attention.qk_norm, qwen2.attention.head_dim) == (True, False, 64)
-    qwen3 = HavocConfig.from_hf(QWEN25_05B | {"model_type": "qwen3"})
+    qwen3 = from_hf(QWEN25_05B | {"model_type": "qwen3"})
     assert (qwen3.attention.qkv_bias, qwen3.attention.qk_norm, qwen3.attention.head_dim) == (False, True, 128)
 
 
@@ -109,7 +111,7 @@ def test_qwen_has_bias_or_norms() -> None:
 )
 def test_every_spelling_of_rope(spelling: dict[str, Any]) -> None:
     """Old, older and new spelling of llama3 scaling mean the same."""
-    attention = HavocConfig.from_hf(SMOLLM2_135M | spelling).attention
+    attention = from_hf(SMOLLM2_135M | spelling).attention
     assert attention.rope_theta == 500_000.0
     expected = RopeScaling(factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0, original_max_seq_len=8192)
     assert attention.rope_scaling == expected
@@ -117,7 +119,7 @@ def test_every_spelling_of_rope(spelling: dict[str, Any]) -> None:
 
 def test_both_spellings_are_written() -> None:
     """Old and new readers find RoPE and the type of the weights."""
-    fields = HavocConfig.from_hf(SMOLLM2_135M | {"rope_scaling": LLAMA3}).to_hf()
+    fields = to_hf(from_hf(SMOLLM2_135M | {"rope_scaling": LLAMA3}))
     assert fields["rope_theta"] == fields["rope_parameters"]["rope_theta"] == 100_000
     assert fields["rope_scaling"]["rope_type"] == fields["rope_parameters"]["rope_type"] == "llama3"
     assert fields["torch_dtype"] == fields["dtype"] == "float32"
@@ -126,8 +128,8 @@ def test_both_spellings_are_written() -> None:
 def test_vision_makes_it_havoc() -> None:
     """A text model goes out as Llama; one with vision, or with both of Qwen's extras, as HAVOC."""
     text = HavocConfig.pico()
-    assert (text.to_hf()["model_type"], text.to_hf()["architectures"]) == ("llama", ["LlamaForCausalLM"])
-    fields = HavocConfig.pico(vision=VisionConfig(image_token_id=3)).to_hf()
+    assert (to_hf(text)["model_type"], to_hf(text)["architectures"]) == ("llama", ["LlamaForCausalLM"])
+    fields = to_hf(HavocConfig.pico(vision=VisionConfig(image_token_id=3)))
     assert (fields["model_type"], fields["architectures"]) == ("havoc", ["HavocForCausalLM"])
     assert fields["vision"] == {"patch_size": 8, "num_channels": 3, "image_token_id": 3}
 
@@ -191,29 +193,29 @@ def test_vision_makes_it_havoc() -> None:
 def test_another_model_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     """A field that would change the numbers stops the import, and the message names it."""
     with pytest.raises(HavocError, match=message):
-        HavocConfig.from_hf(SMOLLM2_135M | changes)
+        from_hf(SMOLLM2_135M | changes)
 
 
 @pytest.mark.parametrize("name", ["vocab_size", "hidden_size", "num_hidden_layers", "intermediate_size"])
 def test_what_is_missing_is_named(name: str) -> None:
     """Sizes have no defaults."""
     with pytest.raises(HavocError, match=f"{name} is missing"):
-        HavocConfig.from_hf({key: value for key, value in SMOLLM2_135M.items() if key != name})
+        from_hf({key: value for key, value in SMOLLM2_135M.items() if key != name})
 
 
 def test_defaults_are_transformers_defaults() -> None:
     """Where a file is silent, transformers' default holds: untied, theta 10000, one kv head for each query head."""
     silent = ("num_key_value_heads", "rope_theta", "tie_word_embeddings", "rms_norm_eps", "rope_scaling")
-    config = HavocConfig.from_hf({key: value for key, value in SMOLLM2_135M.items() if key not in silent})
+    config = from_hf({key: value for key, value in SMOLLM2_135M.items() if key not in silent})
     assert config.attention.num_kv_heads == 9
     assert (config.attention.rope_theta, config.tie_word_embeddings, config.norm_eps) == (1e4, False, 1e-6)
 
 
 def test_several_ends() -> None:
     """A list of end tokens is kept."""
-    config = HavocConfig.from_hf(SMOLLM2_135M | {"eos_token_id": [2, 7]})
+    config = from_hf(SMOLLM2_135M | {"eos_token_id": [2, 7]})
     assert config.eos_token_ids == (2, 7)
-    assert config.to_hf()["eos_token_id"] == [2, 7]
+    assert to_hf(config)["eos_token_id"] == [2, 7]
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_values_of_a_foreign_type_are_named(fields: dict[str, Any]) -> None:
     """JSON may hold a list or a number where a name belongs: one line, not a TypeError."""
     (name,) = fields
     with pytest.raises(HavocError, match="layer_types|rope_type"):
-        HavocConfig.from_hf({key: value for key, value in SMOLLM2_135M.items() if key != name} | fields)
+        from_hf({key: value for key, value in SMOLLM2_135M.items() if key != name} | fields)
 
 
 HARMLESS: dict[str, Any] = {
@@ -252,15 +254,15 @@ HARMLESS: dict[str, Any] = {
 @pytest.mark.parametrize("name", HARMLESS)
 def test_what_changes_no_number_is_accepted(name: str) -> None:
     """Training, sampling and bookkeeping fields of older and of other tools' files."""
-    assert HavocConfig.from_hf(SMOLLM2_135M | {name: HARMLESS[name]}) == HavocConfig.from_hf(SMOLLM2_135M)
+    assert from_hf(SMOLLM2_135M | {name: HARMLESS[name]}) == from_hf(SMOLLM2_135M)
 
 
 @pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
 def test_qwens_window_is_off_where_the_file_is_silent(model_type: str) -> None:
     """As in transformers: a window that is named but not switched on is none. Llama has no switch: there it counts."""
     fields = {key: value for key, value in QWEN25_05B.items() if key != "use_sliding_window"}
-    silent = HavocConfig.from_hf(fields | {"model_type": model_type})
-    assert silent == HavocConfig.from_hf(fields | {"model_type": model_type, "sliding_window": None})
+    silent = from_hf(fields | {"model_type": model_type})
+    assert silent == from_hf(fields | {"model_type": model_type, "sliding_window": None})
 
 
 @pytest.mark.parametrize("kind", [transformers.LlamaConfig, transformers.Qwen2Config, transformers.Qwen3Config])
@@ -268,9 +270,9 @@ def test_every_field_that_transformers_writes_is_known(kind: type[transformers.P
     """Its defaults, all of them, are read; its own small config reads back with the same shape."""
     sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     config = kind(**sizes, num_attention_heads=4, num_key_value_heads=2)
-    ours = HavocConfig.from_hf(config.to_dict())
-    assert HavocConfig.from_hf(ours.to_hf()) == ours
-    again = kind(**ours.to_hf())
+    ours = from_hf(config.to_dict())
+    assert from_hf(to_hf(ours)) == ours
+    again = kind(**to_hf(ours))
     assert (again.head_dim if hasattr(again, "head_dim") else 8) == ours.attention.head_dim
 
 
@@ -281,14 +283,14 @@ def test_every_field_that_transformers_writes_is_known(kind: type[transformers.P
 )
 def test_ends_of_text_of_chat_models(tmp_path: Path, named: object, expected: object) -> None:
     """Chat models name the end of a turn in generation_config.json alone: both files count."""
-    (tmp_path / "config.json").write_text(json.dumps(HavocConfig.pico().to_hf()))
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(HavocConfig.pico())))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": named, "temperature": 0.6}))
-    assert HavocConfig.from_directory(tmp_path).eos_token_id == expected
+    assert read_config(tmp_path).eos_token_id == expected
 
 
 def test_an_end_of_text_beyond_the_table_is_refused(tmp_path: Path) -> None:
     """With the name of the file that says it."""
-    (tmp_path / "config.json").write_text(json.dumps(HavocConfig.pico().to_hf()))
+    (tmp_path / "config.json").write_text(json.dumps(to_hf(HavocConfig.pico())))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 64}')
     with pytest.raises(HavocError, match=r"generation_config\.json: eos_token_id 64 is not in the vocabulary"):
-        HavocConfig.from_directory(tmp_path)
+        read_config(tmp_path)

@@ -10,8 +10,8 @@ import torch
 import transformers
 from torch import Tensor
 
-from havoc_core.model import HavocConfig, HavocModel
-from havoc_core.model.checkpoint import assemble, named_tensors
+from havoc_core.model import HavocModel
+from havoc_core.model.hf_config import from_hf
 
 MAX_DIFFERENCE = 1e-5
 SHAPE: dict[str, Any] = {
@@ -121,7 +121,7 @@ def test_greedy_text_agrees(theirs: transformers.PreTrainedModel, tmp_path: Path
 def test_gradients_agree() -> None:
     """The loss and its gradient in every tensor agree with transformers' own loss."""
     theirs = theirs_with_noise(transformers.LlamaConfig(**(SHAPE | {"tie_word_embeddings": True})))
-    ours = assemble(HavocConfig.from_hf(theirs.config.to_dict()), theirs.state_dict(), source="transformers")
+    ours = HavocModel.from_tensors(from_hf(theirs.config.to_dict()), theirs.state_dict(), source="transformers")
     ids = token_ids(32)
     theirs_loss = theirs(ids, labels=ids).loss
     theirs_loss.backward()
@@ -129,5 +129,5 @@ def test_gradients_agree() -> None:
     ours_loss.backward()
     assert ours_loss.item() == pytest.approx(theirs_loss.item(), abs=1e-6)
     theirs_gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
-    for name, tensor in named_tensors(ours).items():
+    for name, tensor in ours.named_tensors().items():
         assert torch.allclose(tensor.grad, theirs_gradients[name], atol=1e-6), name

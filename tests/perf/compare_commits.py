@@ -21,9 +21,9 @@ import time
 import venv
 from pathlib import Path
 
-from havoc_core.bench.duel import text_of
 from havoc_core.bench.judge.paired import judge_blocks, verdict_of
 from havoc_core.bench.lockstep import NUM_BLOCKS, Side, measure_in_lockstep
+from havoc_core.bench.report.tables import paired_table
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.progress import make_progress
 from havoc_core.storage import scratch_directory
@@ -117,7 +117,7 @@ def compare(name: str, *, num_blocks: int, margin: float, budget_s: float, root:
         blocks = measure_in_lockstep(base, here, num_blocks=num_blocks, budget_s=left_s, progress=make_progress())
     rows = judge_blocks(blocks, margin=margin)
     word = verdict_of(rows)
-    print(text_of(word, rows, margin, names=("base", "here")))
+    print(paired_table(word, rows, margin, names=("base", "here")))
     return int(word == "worse")
 
 

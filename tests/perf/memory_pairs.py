@@ -18,7 +18,6 @@ from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.measure import measure_cost
 from havoc_core.bench.plan import peak_memory_bytes
 from havoc_core.export.package import export_artifact
-from havoc_core.model.checkpoint import save_model
 from havoc_core.model.config import AttentionConfig, HavocConfig, MLPConfig
 from havoc_core.model.structure import Structure
 from havoc_core.model.transformer import HavocModel
@@ -59,7 +58,7 @@ def main(folder: str) -> None:
         missing = [name for name in FORMATS if (shape, name) not in done]
         with tempfile.TemporaryDirectory() as scratch:
             if missing:
-                save_model(HavocModel.from_config(config), Path(scratch) / "base")
+                HavocModel.from_config(config).save_pretrained(Path(scratch) / "base")
             for name in missing:
                 artifact = export_artifact(
                     Path(scratch) / "base", Path(scratch) / name, structure=Structure.named(name)

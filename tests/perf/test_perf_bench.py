@@ -29,13 +29,12 @@ def text_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
 
     from havoc_core.export.package import export_artifact
-    from havoc_core.model.checkpoint import save_model
     from havoc_core.model.config import HavocConfig
     from havoc_core.model.transformer import HavocModel
 
     folder = tmp_path_factory.mktemp("text")
     torch.manual_seed(0)
-    save_model(HavocModel(HavocConfig.nano().replace(vision=None)), folder / "base")
+    HavocModel(HavocConfig.nano().replace(vision=None)).save_pretrained(folder / "base")
     return export_artifact(folder / "base", folder / "artifact")
 
 

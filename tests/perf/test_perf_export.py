@@ -19,10 +19,10 @@ from havoc_core.export.runtime.completion import generate_ids
 from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import Source
 from havoc_core.model.blocks import LayerCache
-from havoc_core.model.checkpoint import assemble
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.generation import decode_one, prefill, sample_tokens
 from havoc_core.model.structure import Structure
+from havoc_core.model.transformer import HavocModel
 from havoc_core.model.weights import RandomTensors
 
 NUM_PROMPT, NUM_STEPS = 512, 64
@@ -61,7 +61,7 @@ def one_thread() -> Iterator[None]:
 
 def test_decode_against_torch_eager(benchmark, row, source: Source, tmp_path: Path, one_thread: None) -> None:
     """One row at context 512, one thread, CPU time: the artifact's steps against `decode_one` of the same weights."""
-    model = assemble(source.config, source.tensors, source="perf")
+    model = HavocModel.from_tensors(source.config, source.tensors, source="perf")
     session = DecoderSession.open(export_artifact(source, tmp_path / "a"), num_threads=1)
     ids = np.random.default_rng(0).integers(4, 512, (1, NUM_PROMPT))
     _, past = session.prefill(ids)
@@ -91,7 +91,7 @@ def test_decode_against_torch_eager(benchmark, row, source: Source, tmp_path: Pa
 
 def test_batched_greedy_against_torch(benchmark, row, source: Source, session: DecoderSession) -> None:
     """256 prompts of 40 to 70 tokens, 32 new ones each, in one batch: how the search scores a candidate."""
-    model = assemble(source.config, source.tensors, source="perf")
+    model = HavocModel.from_tensors(source.config, source.tensors, source="perf")
     rng = np.random.default_rng(0)
     rows = [rng.integers(4, 512, rng.integers(40, 70)).tolist() for _ in range(256)]
     ids = torch.from_numpy(rng.integers(4, 512, (256, 55)))

@@ -1,0 +1,91 @@
+"""A measured folder, read and judged: what every page is written from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...errors import HavocError
+from ...export.runtime.verification import load_verified
+from ..device import identify_cpu
+from ..judge.gate import Judgement, hash_artifact, judge
+from ..judge.record import Record, load_record
+from ..judge.targets import Target, load_target, require_known_tasks, require_pinned
+from .search_files import Front, Scores, read_front, read_scores, why_not_its_front, why_not_its_scores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+RECORD, SCORES, FRONT = "record.json", "scores.json", "front.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A measured folder, read and judged: the only input of every page. `left_out` says which file is not, and why.
+
+    `target_names` are what `--target` takes, as they were asked for.
+    """
+
+    record: Record
+    judged: tuple[tuple[Target, Judgement], ...]
+    scores: Scores | None = None
+    front: Front | None = None
+    previous: Record | None = None
+    command: str | None = None
+    left_out: tuple[str, ...] = ()
+    target_names: tuple[str, ...] = ()
+
+
+def read_run(
+    directory: Path,
+    *,
+    targets: Sequence[str],
+    command: str | None = None,
+    artifact: Path | None = None,
+    verified: Path | None = None,
+) -> Run:
+    """Read a folder and judge its record, of `artifact` where it is given; `HavocError` without a sound record."""
+    if not (directory / RECORD).is_file():
+        raise HavocError(f"{directory}: holds no {RECORD}; `havoc bench ARTIFACT --out {directory}` writes one")
+    record = load_record(directory / RECORD)
+    cpu, files = identify_cpu(), None if artifact is None else hash_artifact(artifact)
+    found = None if verified is None else load_verified(verified)
+    loaded = [load_target(name) for name in targets]
+    for target in loaded:
+        require_known_tasks(target, list(record.accuracy))
+        require_pinned(target, [record])
+    scores, front = read_scores(directory / SCORES), read_front(directory / FRONT)
+    no_scores = None if scores is None else why_not_its_scores(scores, record)
+    no_front = None if front is None else why_not_its_front(front, record)
+    return Run(
+        record=record,
+        judged=tuple(
+            (target, judge([record], target, artifact_files=files, this_cpu=cpu, verified=found)) for target in loaded
+        ),
+        scores=None if no_scores else scores,
+        front=None if no_front else front,
+        previous=_previous(directory, record),
+        command=command,
+        target_names=tuple(targets),
+        left_out=tuple(
+            f"{what} beside the record is left out: {why}."
+            for what, why in ((f"{SCORES} (accuracy by domain)", no_scores), (f"{FRONT} (the search)", no_front))
+            if why
+        ),
+    )
+
+
+def _previous(directory: Path, record: Record) -> Record | None:
+    """Find the record this one names as its predecessor among the neighbouring runs."""
+    wanted = record.provenance.previous_record_sha256
+    if wanted is None:
+        return None
+    for path in sorted(path for path in directory.resolve().parent.glob(f"*/{RECORD}") if path.is_file()):
+        try:
+            candidate = load_record(path)
+        except HavocError:
+            continue
+        if candidate.sha256 == wanted:
+            return candidate
+    return None
