@@ -15,12 +15,12 @@ if TYPE_CHECKING:
     from .runtime.session import DecoderSession
 
 _HOME = {
-    "ArtifactManifest": "artifact",
+    "ArtifactManifest": "runtime.artifact",
     "CandidateSessions": "candidates",
-    "DecoderSession": "session",
+    "DecoderSession": "runtime.session",
     "export_artifact": "package",
-    "read_manifest": "artifact",
-    "verify_hashes": "artifact",
+    "read_manifest": "runtime.artifact",
+    "verify_hashes": "runtime.artifact",
 }
 
 __all__ = [
