@@ -269,7 +269,7 @@ def test_large_code_below_the_limit_runs(sandbox):
 
 _LADDER = """
 import ctypes, json, sys
-from havoc_core.adapt.tasks import confinement as c
+from havoc_core.adapt.sandbox import confinement as c
 from havoc_core.adapt.sandbox.process import Job, Sandbox
 from havoc_core.errors import HavocError
 ENOSYS, EINVAL = 0x00050026, 0x00050016
@@ -493,7 +493,8 @@ def test_the_room_does_not_load_torch():
     """Tasks, sandbox, sources and evaluation are edge code."""
     code = (
         "import sys\n"
-        "from havoc_core.adapt.tasks import sandbox, assertions, sources, evaluation, task\n"
+        "from havoc_core.adapt.sandbox import process\n"
+        "from havoc_core.adapt.tasks import assertions, sources, evaluation, task\n"
         "[task.load_task(d) for d in task.DOMAINS]\n"
         "heavy = {'torch', 'datasets', 'scipy', 'numpy', 'PIL'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
