@@ -40,7 +40,7 @@ def _structure_name(name: str) -> str:
 
 
 def _task_name(name: str) -> str:
-    from .adapt.tasks.task import require_name
+    from .adapt.tasks.names import require_name
 
     try:
         require_name(name)

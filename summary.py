@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .adapt.tasks.task import in_order
+from .adapt.tasks.names import in_order
 from .bench.judge.figures import printable, show, show_interval
 from .bench.report.search_files import Front
 from .model.structure import Structure

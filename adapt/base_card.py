@@ -12,7 +12,8 @@ from ..model.scorer import TorchScorer
 from ..progress import SILENT, Progress
 from .tasks import sources
 from .tasks.evaluation import score
-from .tasks.task import DOMAINS, load_task
+from .tasks.names import DOMAINS
+from .tasks.task import load_task
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from ..errors import HavocError
 from ..storage import canonical_json
-from .tasks.definition import NAME
-from .tasks.task import in_order
+from .tasks.names import NAME, in_order
 from .tensor_file import digest_of, read_tensor_file, write_tensor_file
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ from ..progress import SILENT, Progress
 from .base_card import write_base
 from .optimizer import MuGrokConfig, MuonGrokfast
 from .tasks import sources
-from .tasks.task import DOMAINS, Row, load_task
+from .tasks.names import DOMAINS
+from .tasks.task import Row, load_task
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..adapt.tasks.task import DOMAINS, load_tasks
+from ..adapt.tasks.names import DOMAINS
+from ..adapt.tasks.task import load_tasks
 from ..cores import num_physical_cores
 from ..errors import HavocError, IdentityError
 from ..export.runtime.child import run_worker

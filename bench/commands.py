@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from .judge.compare import Comparison
     from .judge.gate import Judgement
     from .judge.limits import Line
-    from .judge.record import Record
+    from .judge.record import Cpu, Record
     from .judge.schema import Workload
     from .plan import Option
 
@@ -39,22 +39,19 @@ DERIVED = ("record.dsse.json", "report.html", "report.md", "junit.xml", "badge.j
 def handle_gate(args: argparse.Namespace) -> int:
     """Judge records against a target; the exit code is the verdict."""
     from ..export.runtime.verification import load_verified
-    from .device import identify_cpu
-    from .judge.answer import require_nonce, verify_answers
     from .judge.gate import hash_artifact, judge
     from .judge.record import load_record
 
     if args.nonce is not None and args.keyring is None:
         raise HavocError("--nonce is compared with what was signed: give the keys with --require-signature KEYRING")
-    nonce = None if args.nonce is None else require_nonce(args.nonce)
     target = load_target(args.target)
     paths = [record_path(path) for path in args.records]
     records = [load_record(path) for path in paths]
-    signed_by = () if args.keyring is None else verify_answers(paths, records, args.keyring, nonce)
+    signed_by = () if args.keyring is None else _signers(paths, records, args.keyring, args.nonce)
     require_known_tasks(target, [task for record in records for task in record.accuracy])
     require_pinned(target, records)
     files = None if args.artifact is None else hash_artifact(args.artifact)
-    cpu = identify_cpu() if target.device.is_this_machine else None
+    cpu = _this_cpu() if target.device.is_this_machine else None
     verified = None if args.verified is None else load_verified(args.verified)
     judgement = judge(records, target, artifact_files=files, this_cpu=cpu, verified=verified)
     judgement = replace(judgement, signed_by=signed_by)
@@ -63,6 +60,18 @@ def handle_gate(args: argparse.Namespace) -> int:
     else:
         print(judgement_text(judgement, target.title))
     return judgement.exit_code
+
+
+def _signers(paths: Sequence[Path], records: Sequence[Record], keyring: Path, nonce: str | None) -> tuple[str, ...]:
+    from .judge.answer import require_nonce, verify_answers
+
+    return verify_answers(paths, records, keyring, None if nonce is None else require_nonce(nonce))
+
+
+def _this_cpu() -> Cpu:
+    from .device import identify_cpu
+
+    return identify_cpu()
 
 
 def record_path(path: Path) -> Path:

@@ -107,7 +107,7 @@ def test_the_choices_are_those_of_the_rooms() -> None:
 
     from havoc_core import config
     from havoc_core.adapt import mixture
-    from havoc_core.adapt.tasks.task import DOMAINS
+    from havoc_core.adapt.tasks.names import DOMAINS
     from havoc_core.export.runtime import options
     from havoc_core.model.structure import WEIGHT_FORMATS
 

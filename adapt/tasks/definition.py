@@ -23,11 +23,11 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from ...errors import HavocError
+from .names import NAME
 from .template import Expression, Template
 
 MAX_FILE_BYTES = 1_000_000
 MAX_DOTS = 32  # in one line; a dotted key is parsed in quadratic time
-NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 RESERVED = frozenset({"base", "mixture", "mean", "weight_format"})
 """Names that tables of scores and the search give to something else."""
 

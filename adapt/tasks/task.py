@@ -6,7 +6,6 @@ task.prompt(row), task.choices(row), task.reference(row), task.judge([(row, comp
 
 from __future__ import annotations
 
-import difflib
 import functools
 from dataclasses import replace
 from pathlib import Path
@@ -15,33 +14,25 @@ from typing import TYPE_CHECKING
 from ...errors import HavocError
 from .asked import Task
 from .definition import read_definition
+from .names import BUNDLED, bundled_tasks, require_name
 from .reward import RIGHT, Prompt, Reward, Row, wrong
 from .splits import examples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
     from .definition import Definition
 
 __all__ = [
-    "DOMAINS",
     "RIGHT",
     "Prompt",
     "Reward",
     "Row",
     "Task",
-    "bundled_tasks",
-    "in_order",
     "load_task",
     "load_tasks",
-    "require_name",
     "wrong",
 ]
-
-DOMAINS = ("math", "code", "reasoning", "vision")
-"""The tasks of seed 003, which are taken where nobody names any."""
-
-BUNDLED = Path(__file__).with_name("files")
 
 
 def load_task(
@@ -87,16 +78,6 @@ def load_tasks(
     return tasks
 
 
-def bundled_tasks() -> tuple[str, ...]:
-    """Names of the tasks that come with HAVOC, the four domains first."""
-    return (*DOMAINS, *sorted(path.stem for path in BUNDLED.glob("*.toml") if path.stem not in DOMAINS))
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    """Names of tasks in the order in which `havoc export` reads experts: the four domains first, then by name."""
-    return sorted(names, key=lambda name: (DOMAINS.index(name) if name in DOMAINS else len(DOMAINS), name))
-
-
 def _named(name: str) -> Task:
     require_name(name)
     if name in bundled_tasks():
@@ -104,15 +85,6 @@ def _named(name: str) -> Task:
     path = Path(name)
     definition = read_definition(path)
     return Task(definition.name, definition, folder=path.absolute().parent)
-
-
-def require_name(name: str) -> None:
-    """Refuse what is neither a bundled task's name nor the name of a TOML file; the file itself is not opened."""
-    if name in bundled_tasks() or name.endswith(".toml"):
-        return
-    near = difflib.get_close_matches(name, bundled_tasks(), n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(bundled_tasks())}"
-    raise HavocError(f"unknown task {name[:80]!r}: {hint}, or give the path of a .toml file of your own")
 
 
 @functools.cache

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from ... import bounds
-from ...adapt.tasks.task import bundled_tasks, load_task
+from ...adapt.tasks.names import bundled_tasks
 from . import disturbance
 from .repeated import any_time_bounds
 from .targets import MEMORY_MARGIN_SHARE, metric_of, title_of
@@ -499,10 +499,12 @@ def _other_rows(limit: Limit, counted: DomainAccuracy) -> str:
 
 def is_made_here(domain: str, counted: DomainAccuracy) -> bool:
     """Whether HAVOC's own task of that name made the rows, and asked and judged them its own way."""
-    if domain not in bundled_tasks():
+    if domain not in bundled_tasks() or counted.data_sha256 is not None:
         return False
+    from ...adapt.tasks.task import load_task  # Jinja comes with it, which a record without such rows does not need
+
     task = load_task(domain)
-    return task.generator is not None and (counted.task_sha256, counted.data_sha256) == (task.sha256, None)
+    return task.generator is not None and counted.task_sha256 == task.sha256
 
 
 def _unpinned(counted: DomainAccuracy) -> str:

@@ -29,8 +29,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from ...adapt.tasks.definition import NAME
-from ...adapt.tasks.task import bundled_tasks, load_task
+from ...adapt.tasks.names import NAME, bundled_tasks
 from ...errors import HavocError
 from .schema import Part, Sha256, Text
 from .target_table import EXTENDS, WITHOUT, hint, whole_entry
@@ -434,14 +433,16 @@ def _with_tasks(entry: dict[str, object], folder: Path) -> dict[str, object]:
 
 def _with_task(limit: dict[str, object], folder: Path) -> dict[str, object]:
     prefix, _, name = str(limit.get("metric", "")).partition("/")
-    file = limit.get("task")
-    if prefix != "accuracy" or (file is None and name not in bundled_tasks()):
+    file, has_bound = limit.get("task"), "above" in limit or "below" in limit
+    if prefix != "accuracy" or (file is None and (has_bound or name not in bundled_tasks())):
         return limit
+    from ...adapt.tasks.task import load_task
+
     task = load_task(name if file is None else folder / str(file), few_shot=0)
     if task.name != name:
         raise HavocError(f"accuracy/{name} names the file of the task {task.name} ({file})")
     above = task.definition.limits.above
-    if above is not None and "above" not in limit and "below" not in limit:
+    if above is not None and not has_bound:
         limit = {**limit, "above": above, "unit": "share"}
     return limit if file is None else {"task_sha256": task.sha256, **limit}
 

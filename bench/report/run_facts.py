@@ -6,7 +6,7 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...adapt.tasks.task import bundled_tasks, in_order
+from ...adapt.tasks.names import bundled_tasks, in_order
 from ..judge.figures import DASH, count, show, structure_of
 
 if TYPE_CHECKING:

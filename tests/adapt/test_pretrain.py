@@ -12,7 +12,7 @@ from havoc_core.adapt.base_card import model_card
 from havoc_core.adapt.optimizer import MuonGrokfast
 from havoc_core.adapt.pretrain import PretrainSettings, optimizer_settings, pretrain
 from havoc_core.adapt.tasks import sources
-from havoc_core.adapt.tasks.task import DOMAINS
+from havoc_core.adapt.tasks.names import DOMAINS
 from havoc_core.errors import HavocError
 from havoc_core.model.checkpoint import BUNDLED_NANO, load_base
 

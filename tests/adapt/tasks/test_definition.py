@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from havoc_core.adapt.tasks import sources
+from havoc_core.adapt.tasks.names import bundled_tasks
 from havoc_core.adapt.tasks.sources import data_hash, rows
-from havoc_core.adapt.tasks.task import bundled_tasks, load_task
+from havoc_core.adapt.tasks.task import load_task
 from havoc_core.errors import HavocError
 
 CHOICE = """

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from havoc_core.adapt.tasks import evaluation, sources
 from havoc_core.adapt.tasks.evaluation import Accuracy, score
-from havoc_core.adapt.tasks.task import DOMAINS, load_task
+from havoc_core.adapt.tasks.names import DOMAINS
+from havoc_core.adapt.tasks.task import load_task
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.model.likelihood import Continuation
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from havoc_core.adapt.tasks import sources
+from havoc_core.adapt.tasks.names import DOMAINS
 from havoc_core.adapt.tasks.sources import assert_disjoint, rows, search_reader
-from havoc_core.adapt.tasks.task import DOMAINS, load_task
+from havoc_core.adapt.tasks.task import load_task
 from havoc_core.errors import HavocError
 
 pa = pytest.importorskip("pyarrow")

@@ -494,8 +494,8 @@ def test_the_room_does_not_load_torch():
     code = (
         "import sys\n"
         "from havoc_core.adapt.sandbox import process\n"
-        "from havoc_core.adapt.tasks import assertions, sources, evaluation, task\n"
-        "[task.load_task(d) for d in task.DOMAINS]\n"
+        "from havoc_core.adapt.tasks import assertions, sources, evaluation, names, task\n"
+        "[task.load_task(d) for d in names.DOMAINS]\n"
         "heavy = {'torch', 'datasets', 'scipy', 'numpy', 'PIL'} & set(sys.modules)\n"
         "sys.exit(str(heavy) if heavy else 0)"
     )

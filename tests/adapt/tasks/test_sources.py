@@ -11,6 +11,7 @@ from PIL import Image, PngImagePlugin
 
 import havoc_core.adapt.tasks.sources as sources_module
 from havoc_core.adapt.tasks import math, sources
+from havoc_core.adapt.tasks.names import DOMAINS
 from havoc_core.adapt.tasks.sources import (
     SPLITS,
     RowReader,
@@ -22,7 +23,7 @@ from havoc_core.adapt.tasks.sources import (
     search_reader,
 )
 from havoc_core.adapt.tasks.splits import generated_rows
-from havoc_core.adapt.tasks.task import DOMAINS, load_task
+from havoc_core.adapt.tasks.task import load_task
 from havoc_core.errors import HavocError
 from havoc_core.model.picture import open_picture
 

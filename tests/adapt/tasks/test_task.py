@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from havoc_core.adapt.tasks import sources
-from havoc_core.adapt.tasks.task import DOMAINS, Prompt, Reward, load_task
+from havoc_core.adapt.tasks.names import DOMAINS
+from havoc_core.adapt.tasks.task import Prompt, Reward, load_task
 from havoc_core.errors import HavocError
 
 NUM_ROWS = 120
