@@ -63,7 +63,7 @@ def compare(checkout: Path, name: str = "HEAD", *, num_blocks: int = 5, budget_s
 
 
 def slow_down(checkout: Path) -> None:
-    path = checkout / "export" / "session.py"
+    path = checkout / "export" / "runtime" / "decoder.py"
     text = path.read_text()
     assert STEP in text
     path.write_text(text.replace(STEP, f"        {NEEDLESS}\n{STEP}"))

@@ -14,6 +14,7 @@ import pytest
 from havoc_core.bench import duel
 from havoc_core.bench.duel import FEWEST_BLOCKS, judge_until_proven
 from havoc_core.bench.judge.paired import Batch, Block, confidence_at_look, judge_blocks, verdict_of
+from havoc_core.bench.report.tables import paired_table
 from havoc_core.cli import main
 
 MARGIN = 0.05
@@ -56,7 +57,7 @@ def test_the_text_says_what_the_exit_code_says() -> None:
     """Rows of too few blocks may prove something by themselves, and the duel is undecided all the same."""
     found = outcome(2.0, seed=1, num_blocks=FEWEST_BLOCKS - 1, spread=0.0001)
     assert verdict_of(found.rows) == "worse"
-    assert duel.text_of(found.verdict, found.rows, 0.025).startswith("UNDECIDED: slower by more than 2.5%")
+    assert paired_table(found.verdict, found.rows, 0.025).startswith("UNDECIDED: slower by more than 2.5%")
 
 
 def test_two_blocks_that_tell_after_many_that_do_not() -> None:

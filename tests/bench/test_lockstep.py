@@ -77,14 +77,13 @@ def test_each_side_runs_its_own_code(tiny_artifact: Path, tmp_path: Path, small_
     """The ruler is this checkout's, the decoder is the one that the side's interpreter finds: here one that dies."""
     tree = tmp_path / "tree"
     tree.mkdir()
-    for part in commits.ROOT.iterdir():
-        if part.name not in {"export", ".git", ".venv"}:
-            (tree / part.name).symlink_to(part)
-    (tree / "export").mkdir()
-    for part in (commits.ROOT / "export").iterdir():
-        if part.name != "session.py":
-            (tree / "export" / part.name).symlink_to(part)
-    (tree / "export" / "session.py").write_text('raise RuntimeError("the decoder of the other checkout")\n')
+    replaced = Path("export", "runtime", "decoder.py")
+    for level in (Path(), *reversed(replaced.parents[:-1])):
+        (tree / level).mkdir(exist_ok=True)
+        for part in (commits.ROOT / level).iterdir():
+            if not replaced.is_relative_to(level / part.name) and part.name not in {".git", ".venv"}:
+                (tree / level / part.name).symlink_to(part)
+    (tree / replaced).write_text('raise RuntimeError("the decoder of the other checkout")\n')
     (tmp_path / "side").mkdir()
     other = commits.side_of("other", tree, tmp_path / "side")
     broken = Side(name="other", artifact=tiny_artifact, python=other.python)

@@ -1,0 +1,38 @@
+"""The names of tasks: those that come with HAVOC, in which order they stand, and what a name may be."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...errors import HavocError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DOMAINS = ("math", "code", "reasoning", "vision")
+"""The tasks of seed 003, which are taken where nobody names any."""
+
+BUNDLED = Path(__file__).with_name("files")
+NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+
+
+def bundled_tasks() -> tuple[str, ...]:
+    """Names of the tasks that come with HAVOC, the four domains first."""
+    return (*DOMAINS, *sorted(path.stem for path in BUNDLED.glob("*.toml") if path.stem not in DOMAINS))
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Names of tasks in the order in which `havoc export` reads experts: the four domains first, then by name."""
+    return sorted(names, key=lambda name: (DOMAINS.index(name) if name in DOMAINS else len(DOMAINS), name))
+
+
+def require_name(name: str) -> None:
+    """Refuse what is neither a bundled task's name nor the name of a TOML file; the file itself is not opened."""
+    if name in bundled_tasks() or name.endswith(".toml"):
+        return
+    near = difflib.get_close_matches(name, bundled_tasks(), n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(bundled_tasks())}"
+    raise HavocError(f"unknown task {name[:80]!r}: {hint}, or give the path of a .toml file of your own")
