@@ -37,6 +37,7 @@ _GRID = (1.0, 1.08, 1.04, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.78, 0.74, 0.7)
 """Shares of a block's range that its steps may span; the first is the whole range."""
 
 _SLICE_ROWS = 4096
+_FP16_MAX = torch.finfo(torch.float16).max
 
 
 class Fit(NamedTuple):
@@ -172,5 +173,7 @@ def _line(x_SN: Tensor, steps_SN: Tensor, weights_S1: Tensor, blocks: BlockForma
 
 
 def _stored(x_N: Tensor, blocks: BlockFormat) -> Tensor:
-    """A scale or an offset as the file keeps it."""
-    return x_N.to(torch.float16).to(torch.float32) if blocks.scale_bytes == 2 else x_N  # noqa: PLR2004 - fp16
+    """A scale or an offset as the file keeps it; what is beyond fp16 becomes the largest fp16 value."""
+    if blocks.scale_bytes != 2:  # noqa: PLR2004 - fp16
+        return x_N
+    return x_N.clamp(-_FP16_MAX, _FP16_MAX).to(torch.float16).to(torch.float32)

@@ -16,6 +16,7 @@ from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.export.runtime.sample import BUNDLED, Sample, read_sample
 from havoc_core.export.runtime.session import DecoderSession
+from havoc_core.model.checkpoint import BUNDLED_NANO
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.structure import Structure
 from havoc_core.model.tokenizer import Tokenizer
@@ -106,7 +107,7 @@ def test_a_base_without_a_tokenizer_reads_no_text(configs, source_with, tmp_path
 def test_the_bundled_text_is_read_by_nano() -> None:
     """Enough of it for all positions, in ids that the model has."""
     config = HavocConfig.preset("nano")
-    tokenizer = Tokenizer.load(Path(BUNDLED).parents[1] / "model" / "nano")
+    tokenizer = Tokenizer.load(BUNDLED_NANO)
     sample = read_sample(config, tokenizer)
     windows = windows_of(sample, config, max_tokens=config.max_seq_len, num_parameters=1)
     assert windows.size >= num_positions_for(1) == 768

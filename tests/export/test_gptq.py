@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from havoc_core.errors import HavocError
@@ -95,6 +95,7 @@ def test_the_same_input_gives_the_same_bytes() -> None:
     kind=st.sampled_from(["random", "zero", "constant", "one large"]),
     seed=st.integers(0, 1000),
 )
+@example(num_rows=1, num_columns=1, size=16, zeros="minimums", power=2, kind="one large", seed=0)
 @settings(max_examples=60, deadline=None)
 def test_extremes(num_rows: int, num_columns: int, size: int, zeros: str, power: int, kind: str, seed: int) -> None:
     """Zeros, constants, outliers, denormal scales, inputs that are always 0: finite, and within the block's range."""
