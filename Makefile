@@ -4,7 +4,7 @@
 #   make test     the tests, but those of `make mutants` and `make real`
 #   make lint     ruff: rules and format
 #   make types    mypy --strict
-#   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=README.md puts the table there)
+#   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=docs/benchmarks.md puts the table there)
 #   make gate     export nano, measure it, gate it against the target `ci`; a busy machine is said and is not red
 #   make compare  is this checkout slower than BASE=HEAD~1? Both measured in lockstep; red where 10 % is proven
 #   make results  docs/results.md: the score tables, written from the records under reports/

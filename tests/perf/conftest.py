@@ -1,7 +1,7 @@
 """Speed and memory, as ratios within one run: only when asked for (`make bench`), since a busy machine would lie.
 
 A test hands its figures to the fixture `row`; at the end they are printed as one Markdown table with goal, verdict and
-the machine. `make bench TABLE=README.md` also puts that table between the file's two `make bench` comments.
+the machine. `make bench TABLE=docs/benchmarks.md` also puts that table between the file's two `make bench` comments.
 """
 
 from __future__ import annotations
