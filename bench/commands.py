@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from .. import storage
 from ..errors import HavocError
 from .judge.disturbance import cpu_share, disturbed_share
-from .judge.figures import DASH, count, label, measured, printable, show, show_interval, unit_of
+from .judge.figures import DASH, count, printable, show, show_interval
+from .judge.metrics import measured, metric_of
 from .judge.targets import load_target, require_known_tasks, require_pinned
 from .report.tables import emphasis, table
 
@@ -249,7 +250,7 @@ def record_text(record: Record) -> str:
     """Return what a record measured, as a table of figures without any verdict, below the reason why it is invalid."""
     from .judge.gate import why_invalid
 
-    rows = [[label(name), show(value, unit_of(name))] for name, value in measured(record).items()]
+    rows = [[metric_of(name).label, show(value, metric_of(name).unit)] for name, value in measured(record).items()]
     broken = why_invalid(record)
     lines = [] if broken is None else [f"{emphasis('INVALID', 'invalid')}: {printable(broken)}\n"]
     lines.append(table(("measured", printable(record.device.name)), rows, numbers=(1,)))
@@ -297,7 +298,7 @@ def handle_compare(args: argparse.Namespace) -> int:
         print("\n".join(f"{emphasis('warning', 'undecided')}: {printable(warning)}" for warning in warnings) + "\n")
     cells = [
         [
-            f"{row.title}, median" if row.metric in _MEDIANS else row.title,
+            f"{row.title}, median" if metric_of(row.metric).kind in _MEDIANS else row.title,
             show(row.old, row.unit),
             show(row.new, row.unit),
             DASH if row.ratio is None else f"{row.ratio:.3f}",
@@ -352,7 +353,7 @@ def handle_duel(args: argparse.Namespace) -> int:
     return code
 
 
-_MEDIANS = ("prefill_ms", "ttft_ms", "decode_tok_per_s")
+_MEDIANS = ("latency", "throughput")
 """What `compare` shows the medians of; the gate judges percentiles and the rate over all runs."""
 
 

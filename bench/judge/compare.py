@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from ... import bounds
@@ -17,14 +18,16 @@ from ...errors import IdentityError, MeasurementError
 from . import disturbance, ratios
 from .gate import why_invalid
 from .limits import UNSETTLED, highest_bytes
+from .metrics import METRICS, metric_of
 from .schema import asked_apart
-from .targets import MEMORY_MARGIN_SHARE, metric_of, title_of
+from .targets import MEMORY_MARGIN_SHARE, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from .metrics import Metric
     from .record import Record
-    from .schema import MemorySeries, ProcessSamples
+    from .schema import Calls, MemorySeries, ProcessSamples
 
 Change = Literal["better", "worse", "equal", "undecided", "not_measured"]
 CONFIDENCE = 0.95
@@ -66,13 +69,7 @@ def compare(old: Record, new: Record, *, margin: float = 0.05, across: bool = Fa
             raise MeasurementError(f"the {name} record {record.run_id} is invalid ({broken}): measure it again")
     if not across and (different := differences(old, new)):
         raise IdentityError(f"not comparable: {'; '.join(different)} (--across compares them all the same)")
-    found = [
-        _timing("prefill_ms", old, new, margin, _prefills),
-        _timing("ttft_ms", old, new, margin, _first_tokens),
-        _timing("decode_tok_per_s", old, new, margin, _rates),
-        _memory("peak_vram_bytes", old.memory.vram, new.memory.vram, margin),
-        _memory("peak_rss_bytes", old.memory.rss, new.memory.rss, margin),
-    ]
+    found = [row for metric in METRICS.values() if (row := _compared(metric, old, new, margin)) is not None]
     domains = sorted(old.accuracy.keys() | new.accuracy.keys())
     rows = [*found, *(_accuracy(domain, old, new, margin) for domain in domains)]
     return [replace(row, title=title_of(row.metric, new.workload)) for row in rows]
@@ -104,6 +101,15 @@ def _versions(old: Record, new: Record) -> list[str]:
     return sorted(old.host.versions.keys() | new.host.versions.keys())
 
 
+def _compared(metric: Metric, old: Record, new: Record, margin: float) -> Comparison | None:
+    """The row of a metric whose samples two records can be compared by; None for the others."""
+    if metric.calls is not None:
+        return _timing(metric.name, old, new, margin, partial(_durations, metric.calls))
+    if metric.series is not None:
+        return _memory(metric.name, metric.series(old.memory), metric.series(new.memory), margin)
+    return _timing(metric.name, old, new, margin, _rates) if metric.kind == "throughput" else None
+
+
 def _timing(name: str, old: Record, new: Record, margin: float, read: Callable[[Any], list[_Sample]]) -> Comparison:
     """Compare medians; the interval holds both that of all samples and that of the undisturbed ones."""
     sides = [[samples for process in record.samples if (samples := read(process))] for record in (old, new)]
@@ -133,12 +139,9 @@ _Sample = tuple[float, bool]
 """A figure, and whether it was disturbed when it was measured."""
 
 
-def _prefills(process: ProcessSamples) -> list[_Sample]:
-    return [(call.duration_ns / 1e6, call.is_disturbed) for call in disturbance.calls_of(process, process.prefill)]
-
-
-def _first_tokens(process: ProcessSamples) -> list[_Sample]:
-    return [(call.duration_ns / 1e6, call.is_disturbed) for call in disturbance.calls_of(process, process.ttft)]
+def _durations(calls: Callable[[ProcessSamples], Calls], process: ProcessSamples) -> list[_Sample]:
+    """Milliseconds of each call."""
+    return [(call.duration_ns / 1e6, call.is_disturbed) for call in disturbance.calls_of(process, calls(process))]
 
 
 def _rates(process: ProcessSamples) -> list[_Sample]:

@@ -22,8 +22,8 @@ from ...export.runtime.artifact import MANIFEST, verify_hashes
 from ...storage import unreadable
 from . import coherence
 from .case import Case, Exit
-from .figures import STATISTICS, measured, unit_of
 from .limits import Line, Verdict, judge_limit, line_without_data
+from .metrics import measured, metric_of
 from .rules import RULES
 from .schema import asked_apart
 from .targets import load_target, title_of
@@ -167,7 +167,7 @@ def figures_without_limit(records: Sequence[Record], target: Target) -> tuple[Fi
     )
     limited = {limit.metric for limit in target.limits}
     return tuple(
-        Figure(name, title_of(name, joined.workload), STATISTICS.get(name, "share right"), unit_of(name), value)
+        Figure(name, title_of(name, joined.workload), metric_of(name).statistic, metric_of(name).unit, value)
         for name, value in measured(joined).items()
         if name not in limited and value is not None
     )

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from ...export.runtime.artifact import MANIFEST
 from .case import Case, rule
+from .metrics import metric_of
 from .record import seal_of
-from .targets import metric_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Literal
 from ... import bounds
 from ...adapt.tasks.names import bundled_tasks
 from . import disturbance
+from .metrics import metric_of
 from .repeated import any_time_bounds
-from .targets import MEMORY_MARGIN_SHARE, metric_of, title_of
+from .targets import MEMORY_MARGIN_SHARE, title_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -193,7 +194,8 @@ def latency_evidence(limit: Limit, records: Sequence[Record], protocol: Required
 
 
 def _calls(process: ProcessSamples, metric: str) -> list[disturbance.Timed]:
-    return disturbance.calls_of(process, process.ttft if metric == "ttft_ms" else process.prefill)
+    calls = metric_of(metric).calls
+    return [] if calls is None else disturbance.calls_of(process, calls(process))
 
 
 def _quantile(limit: Limit, ordered: Sequence[float]) -> float:
@@ -379,10 +381,10 @@ def memory_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredP
 
     A single process shows no scatter: then the margin stands for it too.
     """
-    is_vram = limit.metric == "peak_vram_bytes"
-    series = [item for record in records for item in (record.memory.vram if is_vram else record.memory.rss)]
+    metric = metric_of(limit.metric)
+    series = [item for record in records for item in (metric.series(record.memory) if metric.series else ())]
     if not series:
-        reasons = [record.memory.vram_reason if is_vram else record.memory.rss_reason for record in records]
+        reasons = [metric.reason(record.memory) if metric.reason else None for record in records]
         return next((reason for reason in reasons if reason), "no samples")
     peak = max(item.peak_bytes for item in series)
     peaks = [float(item.peak_bytes) for item in series]

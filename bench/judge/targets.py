@@ -22,15 +22,15 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import math
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from ...adapt.tasks.names import NAME, bundled_tasks
+from ...adapt.tasks.names import bundled_tasks
 from ...errors import HavocError
+from .metrics import metric_of
 from .schema import Part, Sha256, Text
 from .target_table import EXTENDS, WITHOUT, hint, whole_entry
 
@@ -45,131 +45,9 @@ MAX_TARGETS_BYTES = 200_000
 MAX_DOTS = 32  # in one line; a dotted key is parsed in quadratic time
 MEMORY_MARGIN_SHARE = 0.03
 
-Kind = Literal["latency", "worst_time", "throughput", "memory", "energy", "accuracy", "divergence", "agreement"]
 Positive = Annotated[float, Field(gt=0)]
 Rate = Annotated[float, Field(ge=1e6, le=1e18)]  # per second: from a microcontroller's to more than any device's
 Count = Annotated[int, Field(gt=0, le=10_000_000)]
-
-_TIME_MS = {"ms": 1.0, "s": 1e3, "us": 1e-3}
-_TIME_S = {"s": 1.0, "ms": 1e-3}
-_BYTES = {"bytes": 1.0, "MB": 1e6, "GB": 1e9, "MiB": 2.0**20, "GiB": 2.0**30}
-_SHARE = {"share": 1.0, "%": 0.01}
-
-
-class Metric(Part):
-    """One quantity: how it is judged, the unit of its name, the units a limit may be written in, its sane range."""
-
-    name: str
-    title: str
-    kind: Kind
-    unit: str
-    scales: dict[str, float]
-    lowest: float
-    highest: float
-
-    @property
-    def is_lower_better(self) -> bool:
-        """Whether a limit on it is an upper one."""
-        return self.kind not in {"throughput", "accuracy", "agreement"}
-
-
-_METRICS = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            name="prefill_ms",
-            title="prefill",
-            kind="latency",
-            unit="ms",
-            scales=_TIME_MS,
-            lowest=1e-3,
-            highest=1e6,
-        ),
-        Metric(
-            name="ttft_ms",
-            title="time to first token",
-            kind="latency",
-            unit="ms",
-            scales=_TIME_MS,
-            lowest=1e-3,
-            highest=1e6,
-        ),
-        Metric(name="load_s", title="load", kind="worst_time", unit="s", scales=_TIME_S, lowest=1e-4, highest=1e5),
-        Metric(
-            name="decode_tok_per_s",
-            title="decode",
-            kind="throughput",
-            unit="tok/s",
-            scales={"tok/s": 1.0},
-            lowest=1e-3,
-            highest=1e7,
-        ),
-        Metric(
-            name="peak_vram_bytes",
-            title="peak VRAM",
-            kind="memory",
-            unit="bytes",
-            scales=_BYTES,
-            lowest=1e6,
-            highest=1e13,
-        ),
-        Metric(
-            name="peak_rss_bytes",
-            title="peak RSS",
-            kind="memory",
-            unit="bytes",
-            scales=_BYTES,
-            lowest=1e6,
-            highest=1e13,
-        ),
-        Metric(
-            name="energy_j_per_tok",
-            title="energy",
-            kind="energy",
-            unit="J/tok",
-            scales={"J/tok": 1.0, "mJ/tok": 1e-3},
-            lowest=1e-6,
-            highest=1e6,
-        ),
-        Metric(
-            name="kl_mean",
-            title="format cost, KL",
-            kind="divergence",
-            unit="nats",
-            scales={"nats": 1.0, "bits": math.log(2)},
-            lowest=1e-6,
-            highest=1e2,
-        ),
-        Metric(
-            name="top1_share",
-            title="format cost, same next token",
-            kind="agreement",
-            unit="share",
-            scales=_SHARE,
-            lowest=1e-6,
-            highest=1 - 1e-6,
-        ),
-    )
-}
-
-
-def metric_of(name: str) -> Metric:
-    """Return the metric called `name`; `accuracy/<task>` exists for every name a task may have."""
-    if name in _METRICS:
-        return _METRICS[name]
-    prefix, _, task = name.partition("/")
-    if prefix == "accuracy" and NAME.fullmatch(task):
-        return Metric(
-            name=name,
-            title=f"accuracy, {task}",
-            kind="accuracy",
-            unit="share",
-            scales=_SHARE,
-            lowest=1e-6,
-            highest=1 - 1e-6,
-        )
-    raise ValueError(f"unknown metric {name!r}: choose from {', '.join(_METRICS)}, accuracy/<task>")
-
 
 _ROWS = {"rows", "seed", "rows_sha256", "must_be_pinned"}
 _PINS = ("task_sha256", "data_sha256")

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ... import storage
-from ...bounds import quantile_of
 from ...errors import HavocError
-from ..judge.figures import decode_rate, structure_of
+from ..judge.figures import structure_of
+from ..judge.metrics import METRICS
 from ..judge.record import load_record
 from . import page
 from .folder import refuse_links, write_report
@@ -56,7 +56,6 @@ def _load(path: Path) -> Record:
 
 def entry(folder: str, record: Record, judgements: Sequence[Judgement]) -> dict[str, Any]:
     """One line of the history: when, what, on what, the figures and the verdicts. What was not measured is null."""
-    times = sorted(ms for process in record.samples for ms in process.prefill_ms)
     gate = {name: item for name, item in record.accuracy.items() if item.split == "gate"}
     return {
         "folder": folder,
@@ -71,10 +70,7 @@ def entry(folder: str, record: Record, judgements: Sequence[Judgement]) -> dict[
         "evidence": record.evidence,
         "verdicts": {judgement.target: judgement.verdict for judgement in judgements},
         "metrics": {
-            "prefill_ms": quantile_of(times, 0.9) if times else None,
-            "decode_tok_per_s": decode_rate(record),
-            "peak_rss_bytes": record.memory.peak_rss_bytes,
-            "peak_vram_bytes": record.memory.peak_vram_bytes,
+            **{name: metric.trend.read(record) for name, metric in METRICS.items() if metric.trend},
             **{f"accuracy/{name}": item.num_right / item.num_rows for name, item in sorted(gate.items())},
         },
     }

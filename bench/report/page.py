@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup, escape
 
-from ..judge.figures import DASH, count, label, measured, printable, show, show_interval, unit_of
-from ..judge.targets import metric_of
+from ..judge.figures import DASH, count, printable, show, show_interval
+from ..judge.metrics import measured, metric_of
 from . import charts
 from .run_facts import caveats, commands, environment_rows, facts
 from .search_table import candidate_table
@@ -71,8 +71,8 @@ def index(runs: Sequence[Mapping[str, Any]], unread: Sequence[Mapping[str, str]]
 
 def _history_title(metric: str) -> str:
     """Name a column of the history by its statistic too: it keeps the percentile that limits are on."""
-    title = metric_of(metric).title
-    return f"{title}, p90" if metric == "prefill_ms" else title
+    found = metric_of(metric)
+    return f"{found.title}, {found.trend.statistic}" if found.trend and found.trend.statistic else found.title
 
 
 def _index_row(run: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -137,7 +137,7 @@ def content(run: Run) -> dict[str, Any]:
         "facts": facts(record),
         "verdicts": [verdict(target.title, judgement) for target, judgement in run.judged],
         "figures": [
-            (label(name), show(value, unit_of(name)))
+            (metric_of(name).label, show(value, metric_of(name).unit))
             for name, value in measured(record).items()
             if value is not None and not (is_judged and name in limited)
         ],

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 from ... import storage
 from ...config import load_recipe
 from ...errors import HavocError
-from ..judge.figures import DASH, measured, show, unit_of
+from ..judge.figures import DASH, show
 from ..judge.gate import judge
+from ..judge.metrics import measured, metric_of
 from ..judge.record import Record, load_record
 from ..judge.targets import load_target
 from .search_files import read_front, read_scores, why_not_its_scores
@@ -139,7 +140,7 @@ def artifact_table(recipe: Recipe, record: Record) -> list[str]:
     }
     judged = [(name, judge([record], load_target(name), this_cpu=record.device.cpu)) for name in recipe.gate.targets]
     lines = [f"| artifact on {record.device.name} | |", "|---|---|"]
-    lines += [f"| {metric} | {show(value, unit_of(metric))} |" for metric, value in figures.items()]
+    lines += [f"| {metric} | {show(value, metric_of(metric).unit)} |" for metric, value in figures.items()]
     lines += [f"| verdict for `{name}` | {judgement.verdict}: {judgement.reason} |" for name, judgement in judged]
     return lines
 

@@ -18,7 +18,8 @@ from scipy.stats import binom
 
 from havoc_core.bench.judge import limits as judging
 from havoc_core.bench.judge.limits import Line, judge_limit
-from havoc_core.bench.judge.targets import Kind, Limit, RequiredProtocol
+from havoc_core.bench.judge.metrics import Kind
+from havoc_core.bench.judge.targets import Limit, RequiredProtocol
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=0.0)

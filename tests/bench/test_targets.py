@@ -13,7 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from havoc_core.adapt.tasks.task import load_task
-from havoc_core.bench.judge.targets import load_target, metric_of, read_targets, require_known_tasks, require_pinned
+from havoc_core.bench.judge.metrics import metric_of
+from havoc_core.bench.judge.targets import load_target, read_targets, require_known_tasks, require_pinned
 from havoc_core.errors import HavocError
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
