@@ -51,6 +51,7 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
             "cuda",
             {"evidence": "simulated", "device__is_simulated": True, "device__simulation_reasons": ["test library"]},
         ),
+        ("cuda", {"device__simulation_reasons": ["test library"]}),
     ],
     "I03": [("cpu", {"device": samples.device("cuda"), "protocol__provider": "CUDAExecutionProvider"})],
     "I04": [("cuda", {"device__name": SUPER}), ("cuda", {"device__name": "NVIDIA GeForce GTX 1660 Ti"})],

@@ -13,6 +13,7 @@ import runpy
 import tempfile
 import types
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,7 @@ from havoc_core.bench.judge import coherence, gate, identity, limits, metrics, r
 from havoc_core.bench.judge.case import Case, Rule
 from havoc_core.bench.judge.targets import Limit, RequiredProtocol, load_target
 from havoc_core.errors import HavocError
+from havoc_core.export.runtime.verification import Verified
 
 pytestmark = pytest.mark.mutation
 
@@ -308,6 +310,20 @@ CASES = [
 ]
 
 
+def cases_at_edges() -> Iterator[Any]:
+    """Good records just as old and as new as a target allows, and some that are older; verified with their base."""
+    strict = load_target("host").model_copy(update={"max_age_days": 7.0, "requires_verification": True})
+    times = [known.NOW + timedelta(days=days) for days in (1, -7, -7.5, -9.05)]
+    for created in (datetime(2025, 1, 1, tzinfo=UTC), *times):
+        record = samples.record("cpu", created_utc=f"{created:%Y-%m-%dT%H:%M:%SZ}")
+        verified = Verified(manifest_sha256=record.subject.manifest_sha256, is_folded=True)
+        for target in (strict, load_target("host")):
+            yield Case(record=record, target=target, now=known.NOW, this_cpu=samples.THIS_CPU, verified=verified)
+
+
+EDGES = list(cases_at_edges())
+
+
 def answers_of_rules(namespace: dict[str, Any], function: str = "") -> Iterator[Any]:
     """Ask the rule that was changed, or all where a function they share was; a changed declaration goes to the gate."""
     names = {rule.check.__name__ for rule in rules.RULES} & namespace.keys()
@@ -317,6 +333,7 @@ def answers_of_rules(namespace: dict[str, Any], function: str = "") -> Iterator[
         yield from answers_of_rules_table({"RULES": tuple(sorted(declared, key=lambda rule: rule.id))})
         return
     checks = [namespace[name] for name in sorted({function} & names or names)]
+    yield from (check(case) for check in checks for case in EDGES)
     for _, case in CASES:
         cpu = {"is_this_machine": False, "names": (samples.CPU["name"],), "features": ("avx2",)}
         plain = case.target.model_copy(update={"device": case.target.device.model_copy(update=cpu)})
@@ -449,7 +466,7 @@ def scatters(namespace: dict[str, Any]) -> Iterator[Any]:
 def answers_of_metrics(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
     """Read every figure of records of either device, and ask every entry what it says of itself."""
     bare = samples.record("cpu", samples=[], accuracy={}, subject__format_cost=None)
-    drawn = samples.record("cpu", subject__format_cost__text_sha256=None)
+    drawn = samples.record("cpu", subject__format_cost__text="random ids", subject__format_cost__text_sha256=None)
     for record in (samples.record("cpu"), samples.record("cuda"), bare, drawn):
         yield list(namespace["measured"](record).items())
         for name in (*namespace["METRICS"], "accuracy/math", "accuracy/history"):
@@ -465,9 +482,10 @@ def answers_of_metrics(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
             )
             yield metric.read(record), metric.trend and metric.trend.read(record)
     for name in ("speed", "accuracy/", "accuracy/No", "speed/math"):
-        with pytest.raises(ValueError, match="unknown metric") as caught:
-            namespace["metric_of"](name)
-        yield str(caught.value)
+        try:
+            yield namespace["metric_of"](name).title
+        except ValueError as error:
+            yield str(error)
 
 
 def answers_of_targets(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
@@ -565,7 +583,7 @@ def test_no_mutant_of_the_verdict_survives(module: types.ModuleType) -> None:
     total, alive = survivors(module)
     print(f"{module.__name__}: {total} mutants, {len(alive)} survive")
     name = module.__name__.rpartition(".")[2]
-    assert total > (5 if module is rules else 20)
+    assert total > (4 if module is rules else 20)
     assert [change for change in alive if f"{name}.{change}" not in EQUIVALENT] == []
 
 
