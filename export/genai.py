@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from ..model.hf_config import to_hf
+from .runtime.dialects import DIALECTS
 from .runtime.options import DEFAULT_OPTIONS, GraphOptions
 
 if TYPE_CHECKING:
@@ -15,11 +16,11 @@ def genai_config(config: HavocConfig, options: GraphOptions = DEFAULT_OPTIONS) -
     """The document for a text decoder; greedy by default.
 
     `max_length` is the context, or the length of a static cache: the runtime sizes its cache by it, and in a static one
-    passes the same buffers as past and present. The contrib dialect counts positions itself.
+    passes the same buffers as past and present. Some dialects count positions themselves.
     """
     attention = config.attention
     max_length = options.fitted(config.max_seq_len).cache_len or config.max_seq_len
-    positions = {} if options.dialect == "contrib" else {"position_ids": "position_ids"}
+    positions = {"position_ids": "position_ids"} if DIALECTS[options.dialect].has_positions else {}
     eos = list(config.eos_token_ids)
     model_type = to_hf(config)["model_type"]
     first_eos = eos[0] if eos else 0
