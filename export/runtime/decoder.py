@@ -21,11 +21,12 @@ from ...model.config_file import read_config
 from ...model.tokenizer import Tokenizer
 from .artifact import check_files, read_manifest
 from .binding import BoundCall
+from .devices import CPU_PROVIDER, kind_of_provider
 from .dialects import DIALECTS
 from .interface import require_interface
 from .options import DEFAULT_OPTIONS, GraphOptions, options_of
 from .past import CacheLayout, KeyValueBuffers, Past
-from .providers import CPU, DEVICES, open_graph, placement, require_provider, run
+from .providers import open_graph, placement, require_provider, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,7 +50,7 @@ class Decoder:
         *,
         options: GraphOptions = DEFAULT_OPTIONS,
         tokenizer: Tokenizer | None = None,
-        provider: str = CPU,
+        provider: str = CPU_PROVIDER,
         provider_options: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         weights: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
@@ -100,7 +101,7 @@ class Decoder:
             num_kv_heads=config.attention.num_kv_heads,
             head_dim=config.attention.head_dim,
             dtype=_NUMPY_TYPES[inputs[self._past_names[0]].type],
-            device=DEVICES[provider],
+            device=kind_of_provider(provider).tensors,
         )
         self._no_features = ort.OrtValue.ortvalue_from_numpy(np.zeros((0, config.d_model), self._cache.dtype))
 
@@ -109,7 +110,7 @@ class Decoder:
         cls,
         directory: Path | str,
         *,
-        provider: str = CPU,
+        provider: str = CPU_PROVIDER,
         provider_options: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         weights: Mapping[str, NDArray[Any]] | None = None,

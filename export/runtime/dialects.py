@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from ...model.structure import ActivationDtype
 
-Device = Literal["cpu", "cuda"]
 Cache = Literal["dynamic", "static"]
 
 
@@ -37,7 +36,7 @@ class Dialect:
     ir_version: int
     attention: str
     head_dim_unit: int = 2
-    lacks: frozenset[tuple[Device, ActivationDtype]] = frozenset()
+    lacks: frozenset[tuple[str, ActivationDtype]] = frozenset()
     has_positions: bool = True
     extends_many_rows: bool = True
 
@@ -49,7 +48,7 @@ class Dialect:
                 f"use --dialect {DEFAULT_DIALECT}"
             )
 
-    def require_kernels(self, device: Device, activation_dtype: ActivationDtype) -> None:
+    def require_kernels(self, device: str, activation_dtype: ActivationDtype) -> None:
         """Raise a `HavocError` where `device` has no kernel of the attention operator for this dtype."""
         if (device, activation_dtype) in self.lacks:
             raise HavocError(
@@ -85,7 +84,7 @@ DIALECTS: dict[str, Dialect] = {
     )
 }
 
-BEST_DIALECT: dict[tuple[Device, ActivationDtype, Cache], str] = {
+BEST_DIALECT: dict[tuple[str, ActivationDtype, Cache], str] = {
     ("cpu", "fp32", "dynamic"): "standard",  # prefill 120 ms, a step 3.2; GroupQueryAttention 126 and 3.7
     ("cpu", "fp32", "static"): "standard",
     ("cpu", "fp16", "dynamic"): "contrib",  # prefill 122 ms, a step 3.3; standard 131 and 3.6
@@ -103,7 +102,7 @@ thread of ONNX Runtime 1.31. Of CUDA's, fp16 over a cache that grows was timed, 
 
 
 def choose_dialect(
-    name: str, *, device: Device, activation_dtype: ActivationDtype, head_dim: int, cache: Cache = "dynamic"
+    name: str, *, device: str, activation_dtype: ActivationDtype, head_dim: int, cache: Cache = "dynamic"
 ) -> str:
     """The name of a dialect; `auto` takes it from `BEST_DIALECT`, where the heads allow it.
 
