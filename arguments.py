@@ -27,7 +27,6 @@ COMPUTES = ("fp32", "int8")
 QUANTIZERS = ("rtn", "hqq", "k-quant", "gptq")
 METHODS = ("auto", "expected-reward", "reinforce", "next-token")
 RULES = ("delta", "literal", "renorm")
-DIALECTS = ("standard", "contrib", "auto")
 CACHES = ("dynamic", "static")
 LOGITS = ("last", "all")
 PRESETS = "pico, nano, edge-135m, edge-360m, 7b"
@@ -174,10 +173,13 @@ def _add_blocks(parser: Parser) -> None:
 
 
 def _add_graph(parser: Parser) -> None:
+    from .export.runtime.devices import DEVICE_KINDS
+    from .export.runtime.dialects import DIALECTS
+
     dialect_help = "operators of the graph; auto: the best for --for (default: standard, with --for auto)"
-    parser.add_argument("--dialect", choices=DIALECTS, help=dialect_help)
+    parser.add_argument("--dialect", choices=(*DIALECTS, "auto"), help=dialect_help)
     device_help = "where the graph will run (default: cpu)"
-    parser.add_argument("--for", dest="device", choices=("cpu", "cuda"), help=device_help)
+    parser.add_argument("--for", dest="device", choices=tuple(DEVICE_KINDS), help=device_help)
     cache_help = "a cache that grows, or one of fixed length that is written in place (default: dynamic)"
     parser.add_argument("--cache", choices=CACHES, default="dynamic", help=cache_help)
     length_help = "tokens that a static cache holds (default: the model's context)"

@@ -49,6 +49,14 @@ def _task_name(name: str) -> str:
     return name
 
 
+def _dialect_name(name: str) -> str:
+    from .export.runtime.dialects import DIALECTS
+
+    if name not in DIALECTS:
+        raise ValueError(f"cannot be used: no dialect is called {name!r}; there are {', '.join(DIALECTS)}")
+    return name
+
+
 Method = Literal["auto", "expected-reward", "reinforce", "next-token"]
 Rule = Literal["delta", "literal", "renorm"]
 
@@ -56,6 +64,7 @@ Rule = Literal["delta", "literal", "renorm"]
 StructureName = Annotated[str, AfterValidator(_structure_name)]
 StructureNames = Annotated[tuple[StructureName, ...], Field(strict=False, min_length=1)]
 TaskNames = Annotated[tuple[Annotated[str, AfterValidator(_task_name)], ...], Field(strict=False, min_length=1)]
+DialectName = Annotated[str, AfterValidator(_dialect_name)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
 Bounds = Annotated[tuple[float, float], Field(strict=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
@@ -199,7 +208,7 @@ class ExportSettings(_Section):
     calibration: str | None = Field(
         default=None, min_length=1, description="text file that gptq and mixed bits calibrate on; left out: bundled"
     )
-    dialect: Literal["standard", "contrib"] = Field(default="standard", description="operators of the graph")
+    dialect: DialectName = Field(default="standard", description="operators of the graph")
 
     @model_validator(mode="after")
     def _is_a_structure(self) -> Self:

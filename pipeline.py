@@ -102,7 +102,7 @@ def run(
     `num_threads` is what each job computes with, None: what its size is worth.
     """
     from .bench.report.folder import write_report
-    from .export.runtime.options import require_heads
+    from .export.runtime.dialects import DIALECTS
     from .jobs import Place
     from .measuring import bind
     from .model.checkpoint import load_base
@@ -112,8 +112,7 @@ def run(
         bind(recipe)
         require_rows(recipe)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
-    if recipe.export.dialect == "contrib":
-        require_heads(base.config.attention.head_dim)
+    DIALECTS[recipe.export.dialect].require_heads(base.config.attention.head_dim)
     _ = base.tokenizer  # a base that cannot read text is refused before any work
     require_eyes(recipe, base)
     limit_threads(threads_for(base.model.num_parameters(), num_threads=num_threads))

@@ -219,8 +219,8 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
 
 def work_asked(args: argparse.Namespace) -> tuple[Workload, str | None, int | None]:
     """Workload, provider and threads that `bench` was asked for: the target's, where an option says nothing else."""
+    from ..export.runtime.devices import DEVICE_KINDS
     from .judge.schema import Workload
-    from .judge.validity import PROVIDER_OF_KIND
 
     target = None if args.target is None else load_target(args.target)
     asked = {"batch_size": args.batch, "decode_tokens": args.decode_tokens}
@@ -230,7 +230,7 @@ def work_asked(args: argparse.Namespace) -> tuple[Workload, str | None, int | No
     workload = Workload(**given | {name: value for name, value in asked.items() if value is not None})
     if target is None:
         return workload, args.provider, args.threads
-    provider = args.provider or PROVIDER_OF_KIND[target.device.kind]
+    provider = args.provider or DEVICE_KINDS[target.device.kind].provider
     return workload, provider, args.threads or target.protocol.num_threads
 
 
@@ -314,9 +314,9 @@ def handle_compare(args: argparse.Namespace) -> int:
 
 def handle_duel(args: argparse.Namespace) -> int:
     """Measure two artifacts in turns; exit 0 where the new one is proven equal or faster, 1 slower, 3 undecided."""
+    from ..export.runtime.devices import CPU_PROVIDER
     from ..export.runtime.held import hold
     from ..progress import make_progress
-    from .device import CPU_PROVIDER
     from .duel import EXIT_CODES, differences, document, duel, require_room
     from .judge.schema import Workload
     from .lockstep import Side

@@ -13,27 +13,39 @@ import os
 import platform
 import re
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from .. import storage
 from ..cgroups import cpu_quota_cores
 from ..cores import num_usable_cores
 from ..errors import HavocError
+from ..export.runtime.devices import CPU_PROVIDER, CUDA_PROVIDER, kind_of_provider
 from .cuda_driver import CudaCard, open_cuda_card
 from .judge.schema import Cpu, Device, Gpu, GpuWitness, Host
 from .nvml import Card, Nvml, open_nvml
 
-CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
 _FEATURE = re.compile(r"^(sse4_[12]|avx\w*|fma|f16c|amx\w*|asimd\w*|neon|sve2?|sme2?|bf16|i8mm|fphp|rvv)$")
 _CUDA_MEMORY_SHARE = 0.90  # the CUDA driver leaves out what it reserves, so it sees a little less than NVML
 
 
 def identify_device(provider: str) -> Device:
-    """Identify the processor an ONNX Runtime provider runs on; `HavocError` for a GPU provider without any GPU."""
+    """Identify the processor an ONNX Runtime provider runs on; `HavocError` where there is none of its kind."""
+    return IDENTIFY[kind_of_provider(provider).name]()
+
+
+def default_provider() -> str:
+    """The provider that is measured on where nobody names one: CUDA's where its driver shows a card, else the CPU's."""
+    return CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
+
+
+def _identify_host() -> Device:
     cpu = identify_cpu()
-    if provider != CUDA_PROVIDER:
-        return Device(kind="cpu", name=cpu.name, cpu=cpu, fingerprint=storage.sha256_json(cpu.model_dump(mode="json")))
+    return Device(kind="cpu", name=cpu.name, cpu=cpu, fingerprint=storage.sha256_json(cpu.model_dump(mode="json")))
+
+
+def _identify_card() -> Device:
     with open_nvml() as nvml:
         cuda = open_cuda_card()
         if isinstance(nvml, str) and isinstance(cuda, str):
@@ -43,12 +55,16 @@ def identify_device(provider: str) -> Device:
     return Device(
         kind="cuda",
         name=next((witness.name for witness in (gpu.nvml, gpu.cuda) if witness is not None), "unknown"),
-        cpu=cpu,
+        cpu=identify_cpu(),
         gpu=gpu,
         is_simulated=bool(reasons),
         simulation_reasons=reasons,
         fingerprint=storage.sha256_json([gpu.model_dump(mode="json"), reasons]),
     )
+
+
+IDENTIFY: dict[str, Callable[[], Device]] = {"cpu": _identify_host, "cuda": _identify_card}
+"""How each kind of `DEVICE_KINDS` is identified; no such device is a `HavocError`."""
 
 
 def _identify_gpu(nvml: Nvml | str, cuda: CudaCard | str) -> Gpu:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..cores import num_usable_cores
 from ..errors import HavocError
+from ..export.runtime.devices import CUDA_PROVIDER, DEVICE_KINDS
 from .cuda_driver import open_cuda_card
 from .device import (
-    CUDA_PROVIDER,
     identify_cpu,
     identify_device,
     identify_host,
@@ -255,11 +255,13 @@ def _target(target: Any, devices: list[Device]) -> Finding:  # noqa: ANN401 - a 
 
 
 def _devices() -> list[Device]:
-    found = [identify_device("CPUExecutionProvider")]
-    try:
-        found.append(identify_device(CUDA_PROVIDER))
-    except HavocError:
-        return found
+    found = []
+    for kind in DEVICE_KINDS.values():
+        try:
+            found.append(identify_device(kind.provider))
+        except HavocError:
+            if kind.is_host:
+                raise
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import statistics
 from typing import TYPE_CHECKING
 
+from ..export.runtime.devices import DEVICE_KINDS
 from .judge.disturbance import cpu_share, disturbed_share, off_cpu
 from .judge.schema import Check
 from .judge.validity import FOREIGN_SHARE, MOST_DISTURBED_SHARE, MOST_STOPPED_SHARE, STEAL_SHARE
@@ -255,7 +256,7 @@ def _telemetry(attempts: Sequence[Attempt]) -> Check:
 
 def _device_memory(memory: Memory, device: Device) -> list[Check]:
     """A card's memory: whether it is known, and whether it may have spilled into the system's (WDDM, WSL)."""
-    if device.kind == "cpu":
+    if DEVICE_KINDS[device.kind].is_host:
         return []
     if not memory.vram:
         return [Check(id="vram", status="unavailable", detail=memory.vram_reason or "not measured")]

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import MeasurementError
 from ..export.runtime.child import death, isolation, started
+from ..export.runtime.devices import CPU_PROVIDER
 from ..progress import SILENT
-from .device import CPU_PROVIDER
 from .judge.paired import Batch, Block
 from .judge.schema import Workload
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from .. import storage
 from ..errors import HavocError, MeasurementError
 from ..export.runtime.child import ENVIRONMENT_DEFAULTS
+from ..export.runtime.devices import DEVICE_KINDS
 from ..progress import SILENT
 from . import warmup
 from .device import identify_host, swap_used_bytes
@@ -240,7 +241,7 @@ def measure_cost(
             swap_before_bytes=swap_before,
             previous=None,
         )
-    peak_bytes = memory.peak_rss_bytes if session.device.kind == "cpu" else memory.peak_vram_bytes
+    peak_bytes = memory.peak_rss_bytes if DEVICE_KINDS[session.device.kind].is_host else memory.peak_vram_bytes
     if peak_bytes is None:
         raise MeasurementError(f"peak memory could not be measured: {memory.vram_reason or memory.rss_reason}")
     return Cost(

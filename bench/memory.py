@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 from ..export.runtime.child import run_worker
+from ..export.runtime.devices import DEVICE_KINDS
 from .gpu_processes import sort_out
 from .instruments import Sampler, process_rss_bytes, thinned
 from .judge.schema import Memory, MemorySeries
@@ -146,7 +147,7 @@ def memory_process(session: Session, process: int, *, weight_bytes: int) -> Memo
             listen=watch.listen,
         )
     memory = watch.memory(process, result, weight_bytes=weight_bytes)
-    if session.device.kind == "cpu" or memory.vram:
+    if DEVICE_KINDS[session.device.kind].is_host or memory.vram:
         return memory
     return _with_arena(session, memory, process, weight_bytes=weight_bytes)
 
@@ -225,6 +226,6 @@ def _least_bytes(looks: Collection[tuple[int, VramReading]]) -> int | None:
 
 
 def _no_card_reason(session: Session) -> str:
-    if session.device.kind == "cpu":
+    if DEVICE_KINDS[session.device.kind].is_host:
         return "measured on the CPU, which has no memory of its own: see RSS"
     return "NVML does not show the card, so its memory cannot be watched"

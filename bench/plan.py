@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from .. import bounds
 from ..errors import HavocError
+from ..export.runtime.devices import DEVICE_KINDS
 from ..model import cost
 from ..model.config import PRESETS, HavocConfig
 from ..model.config_file import read_config
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
     from .judge.targets import Limit, Roofline, Target
 
 Outlook = Literal["impossible", "unlikely", "possible"]
-CUDA_CONTEXT_BYTES = 300_000_000  # measured range 287..667 MB (pytorch pull request 86509); for estimates only
-# Python, ONNX Runtime and a session's own: of the 95 MB that the bundled nano takes, 4 are its weights and activations.
-CPU_RUNTIME_BYTES = 90_000_000
 ROW_COUNTS = (100, 200, 500, 1000, 2000)
 RANK_FRACTIONS = (0.75, 0.5, 0.4, 0.3, 0.2, 0.1)
 TRUE_SHARES = (0.88, 0.90, 0.95)
@@ -141,7 +139,7 @@ def paper_roofline(target: Target) -> Roofline | None:
         is_same = other.device.kind == device.kind and set(device.names) & set(other.device.names)
         if is_same and other.roofline is not None:
             return other.roofline
-    if device.is_this_machine or (device.kind == "cpu" and identify_cpu().name in device.names):
+    if device.is_this_machine or (DEVICE_KINDS[device.kind].is_host and identify_cpu().name in device.names):
         return None
     raise HavocError(
         f"target {target.name}: the peaks of {device.names[0]!r} are not known here; give them in a table "
@@ -262,7 +260,7 @@ def peak_memory_bytes(config: HavocConfig, structure: Structure, target: Target)
     workload = target.workload
     num_tokens = max(workload.prompt_tokens, workload.context_tokens)
     cache = (num_tokens + workload.decode_tokens) * cost.kv_bytes_per_token(config, structure)
-    runtime = CUDA_CONTEXT_BYTES if target.device.kind == "cuda" else CPU_RUNTIME_BYTES
+    runtime = DEVICE_KINDS[target.device.kind].runtime_bytes
     likely = cost.peak_bytes(config, num_tokens, structure, num_new_tokens=workload.decode_tokens) + runtime
     return float(cost.weight_bytes(config, structure) + cache), float(likely)
 

@@ -109,7 +109,8 @@ def _measured(config: pytest.Config, artifact: Path) -> Record:
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:  # noqa: ARG001
     """Add the GPU to what pytest-benchmark knows of the machine, or why there is none."""
-    from .device import CUDA_PROVIDER, identify_device
+    from ..export.runtime.devices import CUDA_PROVIDER
+    from .device import identify_device
 
     try:
         device = identify_device(CUDA_PROVIDER)

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ..export.runtime.devices import kind_of_provider
 from ..export.runtime.session import DecoderSession
 
 
@@ -52,7 +53,7 @@ class Ruler:
             step_ns.append(time.perf_counter_ns() - begin)
         cpu_last = time.process_time_ns()
         gc.enable()
-        is_counted = self._request["provider"] == "CPUExecutionProvider"
+        is_counted = kind_of_provider(self._request["provider"]).is_host
         return {
             "prefill": {"wall_ns": [prefill_ns], "cpu_ns": cpu_before - cpu_first if is_counted else None},
             "decode step": {"wall_ns": step_ns, "cpu_ns": cpu_last - cpu_before if is_counted else None},

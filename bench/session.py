@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..cores import num_physical_cores
 from ..errors import HavocError
 from ..export.runtime.child import run_worker
+from ..export.runtime.devices import CUDA_PROVIDER, DEVICE_KINDS, kind_of_provider
 from ..export.runtime.held import hold
 from .cuda_driver import CudaCard, open_cuda_card
-from .device import CPU_PROVIDER, CUDA_PROVIDER, identify_device, runtime_package
+from .device import default_provider, identify_device, runtime_package
 from .instruments import Sampler, cpu_energy_j, cpu_reading, gpu_reading, telemetry_points
 from .judge.schema import ColdStart, Device, ProcessSamples, TelemetryPoint, Workload
 from .neighbours import Neighbour, snapshot
@@ -89,10 +90,8 @@ def open_session(
     `device` replaces the identification: a simulated card is watched while the CPU does the work.
     """
     if provider is None:
-        provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
-    if provider not in (CPU_PROVIDER, CUDA_PROVIDER):
-        raise HavocError(f"unknown provider {provider!r}: choose {CPU_PROVIDER} or {CUDA_PROVIDER}")
-    if captures_steps and provider != CUDA_PROVIDER:
+        provider = default_provider()
+    if not kind_of_provider(provider).captures_steps and captures_steps:
         raise HavocError(f"steps are captured as a CUDA graph on {CUDA_PROVIDER}, this is {provider}")
     if num_threads is not None and num_threads < 1:
         raise HavocError(f"{num_threads} threads cannot compute: give at least 1")
@@ -117,7 +116,7 @@ def open_session(
 
 @contextmanager
 def _watched(session: Session) -> Iterator[Session]:
-    if session.device.kind == "cpu":
+    if not DEVICE_KINDS[session.device.kind].has_nvml:
         yield session
         return
     with open_nvml() as nvml:
@@ -181,7 +180,7 @@ def latency_process(session: Session, process: int, *, task: str = "latency", wa
 
     def read() -> dict[str, Any] | None:
         if session.card is None:
-            return cpu_reading() if session.device.kind == "cpu" else None
+            return cpu_reading() if DEVICE_KINDS[session.device.kind].is_host else None
         return gpu_reading(session.card, own_pid=pid, idle_pids=session.idle_pids)
 
     sampler = Sampler(read, interval_ms=TELEMETRY_INTERVAL_MS)
@@ -232,4 +231,4 @@ def cold_start(session: Session) -> ColdStart:
 def _energy_j(session: Session) -> float | None:
     if session.card is not None:
         return session.card.energy_j()
-    return cpu_energy_j() if session.device.kind == "cpu" else None
+    return cpu_energy_j() if DEVICE_KINDS[session.device.kind].is_host else None

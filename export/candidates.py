@@ -19,8 +19,8 @@ from .datafile import encoded_initializers
 from .encode import encode, encode_factors
 from .fold import FoldedTensors
 from .graph import build_graphs, serialize
+from .runtime.devices import CPU_PROVIDER
 from .runtime.options import DEFAULT_OPTIONS, GraphOptions
-from .runtime.providers import CPU
 from .runtime.session import DecoderSession
 from .source import Source, open_source
 from .storing import plan_storage
@@ -61,7 +61,7 @@ class CandidateSessions:
         *,
         rule: MixingRule = "delta",
         options: GraphOptions = DEFAULT_OPTIONS,
-        provider: str = CPU,
+        provider: str = CPU_PROVIDER,
         num_threads: int | None = None,
     ) -> None:
         """Compute every expert's dense delta once; holds K + 2 copies of the adapted weights."""

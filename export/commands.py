@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError, printable
 from ..model.config_file import read_config
@@ -14,7 +14,8 @@ from ..progress import make_progress
 from ..storage import read_bounded, require_writable
 from .card import cost_sentence
 from .runtime.artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
-from .runtime.options import DEFAULT_OPTIONS, GraphOptions, choose_dialect, options_of
+from .runtime.dialects import DEFAULT_DIALECT, choose_dialect
+from .runtime.options import DEFAULT_OPTIONS, GraphOptions, options_of
 
 if TYPE_CHECKING:
     import argparse
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from ..adapt.expert import Expert
     from ..model.config import HavocConfig
-    from .runtime.options import Dialect
     from .runtime.signature import Signer
     from .runtime.verification import Check
     from .source import Source
@@ -130,9 +130,8 @@ def _structure(args: argparse.Namespace) -> Structure:
 
 
 def _graph_options(args: argparse.Namespace, head_dim: int) -> GraphOptions:
-    name: Dialect | Literal["auto"] = args.dialect or ("standard" if args.device is None else "auto")
     dialect = choose_dialect(
-        name,
+        args.dialect or (DEFAULT_DIALECT if args.device is None else "auto"),
         device=args.device or "cpu",
         activation_dtype=args.activations,
         head_dim=head_dim,

@@ -2,7 +2,7 @@
 
     B batch, T new tokens, P past tokens, S = P + T, C length of a static cache, D model, H head dim, V vocab
 
-How tokens attend and how residuals are normalised is a dialect's own: `standard`, `contrib`.
+How tokens attend and how residuals are normalised is a dialect's own: `runtime.dialects` lists them.
 """
 
 from __future__ import annotations

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from ..model.hf_config import to_hf
+from ..model.families import family_of
+from .runtime.dialects import DIALECTS
 from .runtime.options import DEFAULT_OPTIONS, GraphOptions
 
 if TYPE_CHECKING:
@@ -15,13 +16,13 @@ def genai_config(config: HavocConfig, options: GraphOptions = DEFAULT_OPTIONS) -
     """The document for a text decoder; greedy by default.
 
     `max_length` is the context, or the length of a static cache: the runtime sizes its cache by it, and in a static one
-    passes the same buffers as past and present. The contrib dialect counts positions itself.
+    passes the same buffers as past and present. Some dialects count positions themselves.
     """
     attention = config.attention
     max_length = options.fitted(config.max_seq_len).cache_len or config.max_seq_len
-    positions = {} if options.dialect == "contrib" else {"position_ids": "position_ids"}
+    positions = {"position_ids": "position_ids"} if DIALECTS[options.dialect].has_positions else {}
     eos = list(config.eos_token_ids)
-    model_type = to_hf(config)["model_type"]
+    family = family_of(config)
     first_eos = eos[0] if eos else 0
     return {
         "model": {
@@ -50,7 +51,7 @@ def genai_config(config: HavocConfig, options: GraphOptions = DEFAULT_OPTIONS) -
             },
             "eos_token_id": eos if len(eos) > 1 else first_eos,
             "pad_token_id": first_eos if config.pad_token_id is None else config.pad_token_id,
-            "type": "decoder" if model_type == "havoc" else model_type,
+            "type": family.genai_type or family.model_type,
             "vocab_size": config.vocab_size,
         },
         "search": {

@@ -10,32 +10,23 @@ so no source path and no library version enters the file, and the weights are re
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 import onnx_ir as ir
 
 from ..errors import HavocError
 from ..model.tensors import EMBEDDING, VISION_PROJECTION
-from .contrib import ContribDecoder
 from .layout import Layout, StoredWeight, plan_layout
 from .runtime import decoder
+from .runtime.dialects import DIALECTS
 from .runtime.options import DEFAULT_OPTIONS, GraphOptions
-from .standard import StandardDecoder, StaticStandardDecoder
 from .tape import CONTRIB, GraphTape
 
 if TYPE_CHECKING:
     from ..model.config import HavocConfig, VisionConfig
     from ..model.structure import BlockFormat, Structure
     from .decoder import DecoderGraph
-    from .runtime.options import Cache, Dialect
-
-
-_DECODERS: dict[tuple[Dialect, Cache], type[DecoderGraph]] = {
-    ("standard", "dynamic"): StandardDecoder,
-    ("standard", "static"): StaticStandardDecoder,
-    ("contrib", "dynamic"): ContribDecoder,
-    ("contrib", "static"): ContribDecoder,
-}
 
 
 def build_graphs(
@@ -59,13 +50,20 @@ def build_graphs(
 def build_graph(
     config: HavocConfig, structure: Structure, options: GraphOptions = DEFAULT_OPTIONS, *, layout: Layout | None = None
 ) -> ir.Model:
-    """Build the decoder: ids (embeddings in vision configurations), mask, positions, past to logits, present."""
+    """Build the decoder: ids (embeddings in vision configurations), mask, positions, past to logits, present.
+
+    Heads that the dialect's attention cannot take are a `HavocError`.
+    """
+    dialect = DIALECTS[options.dialect]
+    dialect.require_heads(config.attention.head_dim)
     graph = GraphTape(structure, layout or plan_layout(config, structure))
     if config.vision is None:
         x_BTD = _embed(graph, config, graph.input("input_ids", ir.DataType.INT64, ["batch", "sequence"]))
     else:
         x_BTD = graph.input("inputs_embeds", graph.activation, ["batch", "sequence", config.d_model])
-    return _DECODERS[options.dialect, options.cache](config, graph, options).build(x_BTD)
+    module, _, name = dialect.decoders[options.cache].partition(":")
+    decoder_class: type[DecoderGraph] = getattr(import_module(module, __package__), name)
+    return decoder_class(config, graph, options).build(x_BTD)
 
 
 def build_embedding_graph(config: HavocConfig, structure: Structure, *, layout: Layout | None = None) -> ir.Model:

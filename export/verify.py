@@ -13,10 +13,10 @@ from ..model.cost import num_parameters
 from ..storage import read_json, sha256_json
 from .rebuilt import require_own_graphs, why_not_rebuilt
 from .runtime.artifact import MANIFEST
+from .runtime.devices import CPU_PROVIDER
 from .runtime.foreign import foreign_fingerprint
 from .runtime.held import hold
 from .runtime.probe import fingerprint_distance
-from .runtime.providers import CPU
 from .runtime.signature import verify_signature
 from .runtime.verification import Check
 
@@ -35,7 +35,7 @@ Another machine rounds in another order (1e-6 in fp32), and its int8 kernels qua
 
 
 def verify_artifact(
-    directory: Path, *, provider: str = CPU, public_key: Path | None = None, record: Path | None = None
+    directory: Path, *, provider: str = CPU_PROVIDER, public_key: Path | None = None, record: Path | None = None
 ) -> tuple[ArtifactManifest, list[Check]]:
     """Hash every file, check the signature by `public_key` where one is given, open the graphs, run the fingerprint.
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .families import family_of_gguf
 from .gguf_config import ROPE_FREQUENCIES, config_of
 from .gguf_header import BlockType, Header, StoredTensor, is_gguf, read_header
 from .tensors import EMBEDDING, FINAL_NORM, HEAD, layer_name
@@ -65,7 +66,7 @@ class GgufTensors(Mapping[str, Tensor]):
         header = read_header(Path(path))
         self.path = header.path
         self._config = config_of(header)
-        self._is_permuted = header.metadata["general.architecture"] == "llama"
+        self._is_permuted = family_of_gguf(header.metadata["general.architecture"]).is_gguf_permuted
         self._file_of = _by_name(header)
         require_tensors(self, self._config, source=self.path)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from ..errors import HavocError, printable
 from .config import AttentionConfig, HavocConfig, MLPConfig, RopeScaling
+from .families import family_of_gguf
 from .gguf_header import Header, read_header
 
-ARCHITECTURES = ("llama", "qwen2", "qwen3")
 ROPE_FREQUENCIES = "rope_freqs.weight"
 """A tensor [head_dim / 2] by which llama.cpp divides RoPE's frequencies: Llama 3's scaling, as the file stores it."""
 
@@ -70,11 +70,9 @@ class _Keys:
     """The metadata of one architecture, by name without its prefix."""
 
     def __init__(self, header: Header) -> None:
-        self.architecture = header.metadata.get("general.architecture")
-        if self.architecture not in ARCHITECTURES:
-            raise HavocError(
-                f"architecture {self.architecture!r:.60} is not supported: HAVOC reads {', '.join(ARCHITECTURES)}"
-            )
+        self.family = family_of_gguf(header.metadata.get("general.architecture"))
+        self.architecture = self.family.gguf_architecture
+        self._only_value = {**_ONLY_VALUE, **self.family.gguf_only_value}
         prefix = f"{self.architecture}."
         found = {key.removeprefix(prefix): value for key, value in header.metadata.items() if key.startswith(prefix)}
         for name, value in found.items():
@@ -82,9 +80,9 @@ class _Keys:
         self._found = found
 
     def _require_known(self, name: str, value: object) -> None:
-        if name in _ONLY_VALUE:
-            if value != _ONLY_VALUE[name]:
-                only = f"HAVOC computes {_ONLY_VALUE[name]!r} only"
+        if name in self._only_value:
+            if value != self._only_value[name]:
+                only = f"HAVOC computes {self._only_value[name]!r} only"
                 raise HavocError(f"{self.architecture}.{name} = {value!r:.60} is not supported; {only}")
         elif name not in _TRANSLATED | _WITHOUT_EFFECT:
             raise HavocError(
@@ -132,8 +130,8 @@ def _config(header: Header, keys: _Keys) -> HavocConfig:
             head_dim=head_dim,
             rope_theta=theta,
             rope_scaling=_rope_scaling(header, head_dim, theta),
-            qkv_bias=keys.architecture == "qwen2",
-            qk_norm=keys.architecture == "qwen3",
+            qkv_bias=keys.family.qkv_bias,
+            qk_norm=keys.family.qk_norm,
         ),
         mlp=MLPConfig(hidden_dim=keys.count("feed_forward_length")),
         max_seq_len=keys.count("context_length"),

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError
 from .config import AttentionConfig, HavocConfig, MLPConfig, RopeScaling, VisionConfig
+from .families import FAMILIES, family_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-MODEL_TYPES = ("llama", "qwen2", "qwen3", "havoc")
+    from .families import Family
 
 _TRANSLATED = frozenset(
     {
@@ -139,9 +140,11 @@ _ONLY_VALUE: dict[str, Any] = {
 def from_hf(fields: dict[str, Any]) -> HavocConfig:
     """Read the fields of a `config.json`; one that changes the numbers and is not supported is refused by name."""
     model_type = fields.get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise HavocError(f"model_type {model_type!r} is not supported; HAVOC reads {', '.join(MODEL_TYPES)}")
-    _refuse_unsupported(fields, model_type)
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
+        raise HavocError(f"model_type {model_type!r} is not supported; HAVOC reads {', '.join(FAMILIES)}")
+    family = FAMILIES[model_type]
+    fields = {**family.silent, **_renamed(fields, family)}
+    _refuse_unsupported(fields, family)
     num_heads = _count(fields, "num_attention_heads")
     d_model = _count(fields, "hidden_size")
     num_kv_heads, head_dim, theta = (
@@ -150,9 +153,7 @@ def from_hf(fields: dict[str, Any]) -> HavocConfig:
         _rope(fields).get("rope_theta"),
     )
     if head_dim is None:
-        head_dim = 128 if model_type == "qwen3" else d_model // num_heads
-    if num_kv_heads is None and model_type.startswith("qwen") and "num_key_value_heads" not in fields:
-        num_kv_heads = 32
+        head_dim = family.head_dim or d_model // num_heads
     return HavocConfig(
         vocab_size=_count(fields, "vocab_size"),
         d_model=d_model,
@@ -163,8 +164,8 @@ def from_hf(fields: dict[str, Any]) -> HavocConfig:
             head_dim=head_dim,
             rope_theta=1e4 if theta is None else theta,
             rope_scaling=_read_scaling(_rope(fields), fields),
-            qkv_bias=_flag(fields, "qkv_bias", default=model_type == "qwen2"),
-            qk_norm=_flag(fields, "qk_norm", default=model_type == "qwen3"),
+            qkv_bias=_flag(fields, "qkv_bias", default=family.qkv_bias),
+            qk_norm=_flag(fields, "qk_norm", default=family.qk_norm),
         ),
         mlp=MLPConfig(hidden_dim=_count(fields, "intermediate_size")),
         vision=_read_vision(fields.get("vision")),
@@ -194,12 +195,12 @@ def with_ends(config: HavocConfig, eos_ids: Sequence[int]) -> HavocConfig:
 
 def to_hf(config: HavocConfig) -> dict[str, Any]:
     """Return the fields of `config.json`, in old and new spelling; `from_hf` reads them back to an equal config."""
-    attention, model_type = config.attention, _model_type(config)
+    attention, family = config.attention, family_of(config)
     scaling = _write_scaling(attention.rope_scaling)
     eos = config.eos_token_id
     fields: dict[str, Any] = {
-        "architectures": [_ARCHITECTURES[model_type]],
-        "model_type": model_type,
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "num_hidden_layers": config.num_layers,
@@ -221,11 +222,8 @@ def to_hf(config: HavocConfig) -> dict[str, Any]:
         "torch_dtype": "float32",
         "dtype": "float32",
     }
-    if model_type in {"llama", "qwen3"}:
-        fields |= {"attention_bias": False}
-    if model_type == "llama":
-        fields |= {"mlp_bias": False}
-    if model_type == "havoc":
+    fields |= family.written
+    if family.model_type == "havoc":
         fields |= {"qkv_bias": attention.qkv_bias, "qk_norm": attention.qk_norm}
     if config.dropout:
         fields |= {"dropout": config.dropout}
@@ -235,34 +233,27 @@ def to_hf(config: HavocConfig) -> dict[str, Any]:
     return fields
 
 
-_ARCHITECTURES = {
-    "llama": "LlamaForCausalLM",
-    "qwen2": "Qwen2ForCausalLM",
-    "qwen3": "Qwen3ForCausalLM",
-    "havoc": "HavocForCausalLM",
-}
+def _renamed(fields: dict[str, Any], family: Family) -> dict[str, Any]:
+    """The fields by Hugging Face's usual names; one that is given by both of its names is a `HavocError`."""
+    for name, usual in family.renamed.items():
+        if name in fields and usual in fields:
+            raise HavocError(f"{name} and {usual} are one field of a {family.model_type} config; remove one of them")
+    return {family.renamed.get(name, name): value for name, value in fields.items()}
 
 
-def _model_type(config: HavocConfig) -> str:
-    has_bias, has_norm = config.attention.qkv_bias, config.attention.qk_norm
-    if config.vision is not None or (has_bias and has_norm):
-        return "havoc"
-    return "qwen2" if has_bias else "qwen3" if has_norm else "llama"
-
-
-def _refuse_unsupported(fields: dict[str, Any], model_type: str) -> None:
+def _refuse_unsupported(fields: dict[str, Any], family: Family) -> None:
+    only_value = {**_ONLY_VALUE, **family.only_value}
     for name, value in fields.items():
-        if name in _ONLY_VALUE:
-            if value is not None and value != _ONLY_VALUE[name]:
+        if name in only_value:
+            if value is not None and value != only_value[name]:
                 raise HavocError(
-                    f"{name} = {value!r} is not supported; HAVOC computes {name} = {_ONLY_VALUE[name]!r} only"
+                    f"{name} = {value!r} is not supported; HAVOC computes {name} = {only_value[name]!r} only"
                 )
         elif name not in _TRANSLATED | _WITHOUT_EFFECT | _SAMPLING and value is not None:
             raise HavocError(
                 f"unknown field {name!r} (= {str(value)[:60]}) may change the numbers; remove it if it does not"
             )
-    # only Qwen has the switch, and there it is off where the file is silent
-    is_off = fields.get("use_sliding_window", None if model_type.startswith("qwen") else True) in {None, False}
+    is_off = fields.get("use_sliding_window", True) in {None, False}
     if fields.get("sliding_window") is not None and not is_off:
         raise HavocError(
             f"sliding_window = {fields['sliding_window']!r} is not supported; HAVOC attends to the full context"
@@ -274,8 +265,8 @@ def _refuse_unsupported(fields: dict[str, Any], model_type: str) -> None:
     if other_layers:
         raise HavocError(f"layer_types {', '.join(other_layers)} are not supported; HAVOC computes full_attention only")
     own = sorted({"vision", "qkv_bias", "qk_norm"} & {name for name, value in fields.items() if value is not None})
-    if own and model_type != "havoc":
-        raise HavocError(f"{', '.join(own)} in a {model_type} config; only model_type 'havoc' has it")
+    if own and family.model_type != "havoc":
+        raise HavocError(f"{', '.join(own)} in a {family.model_type} config; only model_type 'havoc' has it")
 
 
 def _count(fields: dict[str, Any], name: str) -> int:

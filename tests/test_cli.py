@@ -115,10 +115,8 @@ def test_the_choices_are_those_of_the_rooms() -> None:
     assert arguments.WEIGHT_FORMATS == WEIGHT_FORMATS
     assert get_args(config.Rule) == arguments.RULES
     assert set(arguments.RULES) == set(get_args(mixture.MixingRule))
-    assert (*options.DIALECTS, "auto") == arguments.DIALECTS
     assert options.CACHES == arguments.CACHES
     assert options.LOGITS == arguments.LOGITS
-    assert set(get_args(config.ExportSettings.model_fields["dialect"].annotation)) <= set(options.DIALECTS)
     assert config.BenchSettings.model_fields["profile"].annotation.__args__ == arguments.PROFILES
 
 

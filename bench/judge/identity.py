@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 from ...export.runtime.artifact import MANIFEST
+from ...export.runtime.devices import DEVICE_KINDS
 from .case import Case, rule
 from .metrics import metric_of
 from .record import seal_of
@@ -276,7 +277,7 @@ def files_hold_the_graph(case: Case) -> str | None:
 def cpu_has_one_name(case: Case) -> str | None:
     """Compare the two names a CPU record bears."""
     device = case.record.device
-    if device.kind != "cpu" or device.name == device.cpu.name:
+    if not DEVICE_KINDS[device.kind].is_host or device.name == device.cpu.name:
         return None
     return f"the device is called {device.name!r}, its CPU {device.cpu.name!r}"
 

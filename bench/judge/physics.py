@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...export.runtime.devices import DEVICE_KINDS
 from ...model import cost
 from ...model.hf_config import from_hf
 from ...model.structure import Structure
@@ -94,14 +95,14 @@ def _read_s(num_bytes: float, case: Case) -> float:
 
 def _cores_bytes_per_s(case: Case) -> float:
     device = case.record.device
-    return device.cpu.num_logical_cores * CORE_BYTES_PER_S if device.kind == "cpu" else 0.0
+    return device.cpu.num_logical_cores * CORE_BYTES_PER_S if DEVICE_KINDS[device.kind].is_host else 0.0
 
 
 def _peak_flop_per_s(case: Case, structure: Structure | None) -> float:
     """Operations a second of the fastest data type the work may use; 0.0 where nothing is known."""
     roofline, device = case.target.roofline, case.record.device
     if roofline is None:
-        return device.cpu.num_logical_cores * CORE_OPS_PER_S if device.kind == "cpu" else 0.0
+        return device.cpu.num_logical_cores * CORE_OPS_PER_S if DEVICE_KINDS[device.kind].is_host else 0.0
     if structure is not None and structure.is_quantized:
         return INTEGER_SPEEDUP * roofline.peak_flop_per_s
     return roofline.peak_flop_per_s

@@ -10,7 +10,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    StringConstraints,
+    WithJsonSchema,
+    model_validator,
+)
+
+from ...export.runtime.devices import DEVICE_KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -37,6 +48,16 @@ RelativeName = Annotated[
 ROWS_PER_DIGIT = 4
 RowBits = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]+$", max_length=2**24 // ROWS_PER_DIGIT)]
 
+
+def _known_device(name: str) -> str:
+    if name not in DEVICE_KINDS:
+        raise ValueError(f"no kind of device is called {name!r}; there are {', '.join(DEVICE_KINDS)}")
+    return name
+
+
+DeviceName = Annotated[
+    str, AfterValidator(_known_device), WithJsonSchema({"enum": list(DEVICE_KINDS), "type": "string"})
+]
 Evidence = Literal["measured", "simulated", "projected"]
 Purpose = Literal["screen", "confirm", "release"]
 WarmupClass = Literal["flat", "warmup", "slowdown", "no_steady_state"]
@@ -190,7 +211,7 @@ class Gpu(Part):
 class Device(Part):
     """The processor that ran the model. `fingerprint` is equal for equal devices of equal driver."""
 
-    kind: Literal["cpu", "cuda"]
+    kind: DeviceName
     name: Text
     cpu: Cpu
     gpu: Gpu | None = None

@@ -24,14 +24,15 @@ import hashlib
 import json
 import tomllib
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from ...adapt.tasks.names import bundled_tasks
 from ...errors import HavocError
+from ...export.runtime.devices import DEVICE_KINDS
 from .metrics import metric_of
-from .schema import Part, Sha256, Text
+from .schema import DeviceName, Part, Sha256, Text
 from .target_table import EXTENDS, WITHOUT, hint, whole_entry
 
 if TYPE_CHECKING:
@@ -127,7 +128,7 @@ class DeviceRule(Part):
     processors wherever the gate runs.
     """
 
-    kind: Literal["cpu", "cuda"]
+    kind: DeviceName
     names: tuple[Text, ...] = ()
     is_this_machine: bool = False
     features: tuple[Text, ...] = ()
@@ -139,12 +140,12 @@ class DeviceRule(Part):
 
     @model_validator(mode="after")
     def _names_a_device(self) -> Self:
-        if self.is_this_machine and (self.kind != "cpu" or self.names):
+        if self.is_this_machine and (not DEVICE_KINDS[self.kind].is_host or self.names):
             raise ValueError("is_this_machine is for a cpu without `names`")
         if not self.names and not self.is_this_machine:
             raise ValueError("a device needs `names`, each exactly as its driver reports it")
         gpu_fields = {"pci_device_id", "compute_capability", "num_sms", "memory_total_bytes", "bus_width_bits"}
-        if self.kind == "cpu" and (wrong := sorted(gpu_fields & self.model_fields_set)):
+        if DEVICE_KINDS[self.kind].is_host and (wrong := sorted(gpu_fields & self.model_fields_set)):
             raise ValueError(f"a cpu has no {', '.join(wrong)}")
         return self
 

@@ -10,6 +10,7 @@ import math
 import statistics
 from typing import TYPE_CHECKING
 
+from ...export.runtime.devices import DEVICE_KINDS
 from . import disturbance, physics
 from .case import Case, rule
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from .record import ProcessSamples, Record
     from .schema import MemorySeries
 
-PROVIDER_OF_KIND = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 LOADED_BESIDE = ("LD_PRELOAD", "LD_AUDIT", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
 """Variables that bring code of somebody else into a process that measures, its clock included."""
 MOST_WORK_ERROR = 0.25
@@ -89,7 +89,7 @@ def every_process_is_there(case: Case) -> str | None:
 def every_node_ran_on_the_provider(case: Case) -> str | None:
     """Ask for the proof that no node fell back to another provider."""
     provider = case.record.protocol.provider
-    if provider != PROVIDER_OF_KIND[case.record.device.kind]:
+    if provider != DEVICE_KINDS[case.record.device.kind].provider:
         return f"{provider} does not run on a {case.record.device.kind} device"
     for process in case.record.samples:
         elsewhere = {name: count for name, count in process.nodes_by_provider.items() if name != provider and count}

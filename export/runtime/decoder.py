@@ -21,10 +21,12 @@ from ...model.config_file import read_config
 from ...model.tokenizer import Tokenizer
 from .artifact import check_files, read_manifest
 from .binding import BoundCall
+from .devices import CPU_PROVIDER, kind_of_provider
+from .dialects import DIALECTS
 from .interface import require_interface
 from .options import DEFAULT_OPTIONS, GraphOptions, options_of
 from .past import CacheLayout, KeyValueBuffers, Past
-from .providers import CPU, DEVICES, open_graph, placement, require_provider, run
+from .providers import open_graph, placement, require_provider, run
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +50,7 @@ class Decoder:
         *,
         options: GraphOptions = DEFAULT_OPTIONS,
         tokenizer: Tokenizer | None = None,
-        provider: str = CPU,
+        provider: str = CPU_PROVIDER,
         provider_options: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         weights: Mapping[str, Mapping[str, NDArray[Any]]] | None = None,
@@ -99,7 +101,7 @@ class Decoder:
             num_kv_heads=config.attention.num_kv_heads,
             head_dim=config.attention.head_dim,
             dtype=_NUMPY_TYPES[inputs[self._past_names[0]].type],
-            device=DEVICES[provider],
+            device=kind_of_provider(provider).tensors,
         )
         self._no_features = ort.OrtValue.ortvalue_from_numpy(np.zeros((0, config.d_model), self._cache.dtype))
 
@@ -108,7 +110,7 @@ class Decoder:
         cls,
         directory: Path | str,
         *,
-        provider: str = CPU,
+        provider: str = CPU_PROVIDER,
         provider_options: Mapping[str, str] | None = None,
         num_threads: int | None = None,
         weights: Mapping[str, NDArray[Any]] | None = None,
@@ -154,7 +156,7 @@ class Decoder:
     @property
     def extends_many_rows(self) -> bool:
         """Whether several rows can go on behind a past by several tokens each, repeated from one row of their own."""
-        return self.options.dialect != "contrib" and self.options.cache == "dynamic"
+        return DIALECTS[self.options.dialect].extends_many_rows and self.options.cache == "dynamic"
 
     @property
     def cache_bytes_per_token(self) -> int:
@@ -254,7 +256,7 @@ class Decoder:
         num_rows, num_new = input_ids.shape
         num_total = past.num_tokens + num_new
         self._check(input_ids, past, patches)
-        if self.options.dialect == "contrib":
+        if not DIALECTS[self.options.dialect].extends_many_rows:
             self._check_padding(input_ids.shape, attention_mask, past)
         if attention_mask is None:
             positions = np.arange(past.num_tokens, num_total)[None]
@@ -349,13 +351,11 @@ class Decoder:
             self._check_images(input_ids, patches)
 
     def _check_padding(self, shape: tuple[int, int], mask_BS: NDArray[np.int64] | None, past: Past) -> None:
-        """Raise a `HavocError` for what GroupQueryAttention does not read: see `contrib`."""
-        num_rows, num_new = shape
+        """Raise a `HavocError` for rows that a dialect without `extends_many_rows` does not read."""
+        name, (num_rows, num_new) = self.options.dialect, shape
         is_chunk = past.num_tokens > 0 and num_new > 1
         if is_chunk and num_rows > 1:
-            msg = (
-                f"{num_new} new tokens in each of {num_rows} rows after {past.num_tokens}: the contrib dialect goes on"
-            )
+            msg = f"{num_new} new tokens in each of {num_rows} rows after {past.num_tokens}: the {name} dialect goes on"
             raise HavocError(f"{msg} with one row, or one token a row; read the whole prompts at once")
         if mask_BS is None:
             return
@@ -363,7 +363,7 @@ class Decoder:
             raise HavocError("padding behind a token: rows are padded on the left")
         if is_chunk and not mask_BS[:, -num_new:].all():
             msg = (
-                f"padding among {num_new} new tokens after {past.num_tokens}: the contrib dialect takes it at the start"
+                f"padding among {num_new} new tokens after {past.num_tokens}: the {name} dialect takes it at the start"
             )
             raise HavocError(f"{msg} only; read the whole padding in the first chunk")
 

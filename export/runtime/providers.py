@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import onnxruntime as ort
 
 from ...errors import HavocError, IdentityError
+from .devices import CPU_PROVIDER, CUDA_PROVIDER, DEVICE_KINDS, kind_of_provider
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,21 +24,6 @@ if TYPE_CHECKING:
 
 ort.set_default_logger_severity(3)  # while a graph is opened it warns of kernels that are right, on stderr
 ort.disable_telemetry_events()  # where somebody imported it before this package could tell it to keep quiet
-
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-DEVICES = {CUDA: "cuda", CPU: "cpu"}
-"""Where a provider's tensors live, in ONNX Runtime's words."""
-
-DEFAULT_OPTIONS: dict[str, dict[str, str]] = {
-    CPU: {},
-    CUDA: {
-        "arena_extend_strategy": "kSameAsRequested",  # the default doubles and never gives back
-        "use_tf32": "0",  # a product that rounds its factors to 10 bits is not fp32
-    },
-}
-"""Options of each provider that a session sets unless the caller says otherwise."""
-
 
 SHAPE_OPERATORS = frozenset({"Cast", "Squeeze", "Sub"})
 """What HAVOC's graphs compute of shapes. ONNX Runtime runs such nodes on the CPU whatever was asked for: lengths lie
@@ -85,16 +71,16 @@ def open_graph(
         options.add_external_initializers(list(weights), values)
     source = graph if isinstance(graph, bytes) else str(graph)
     label = "graph" if isinstance(graph, bytes) else str(graph)
-    if provider == CUDA:
+    if provider == CUDA_PROVIDER:
         _preload_cuda()
     try:
-        providers = [(provider, {**DEFAULT_OPTIONS[provider], **provider_options})]
+        providers = [(provider, {**kind_of_provider(provider).provider_options, **provider_options})]
         session = ort.InferenceSession(source, options, providers=providers)
     except Exception as error:
         raise HavocError(f"{label}: ONNX Runtime cannot open it ({_first_line(error)})") from error
     if session.get_providers()[0] != provider:
         msg = f"{label}: asked for {provider}, ONNX Runtime would run on {session.get_providers()[0]}"
-        msg += '; CUDA\'s libraries come with pip install "havoc-core[gpu]"' if provider == CUDA else ""
+        msg += '; CUDA\'s libraries come with pip install "havoc-core[gpu]"' if provider == CUDA_PROVIDER else ""
         raise IdentityError(msg)
     session.disable_fallback()
     try:
@@ -106,7 +92,8 @@ def open_graph(
 
 def require_provider(provider: str) -> None:
     """Raise an `IdentityError` unless this build of ONNX Runtime has `provider`."""
-    available = [name for name in ort.get_available_providers() if name in DEVICES]
+    known = {kind.provider for kind in DEVICE_KINDS.values()}
+    available = [name for name in ort.get_available_providers() if name in known]
     if provider not in available:
         raise IdentityError(
             f"execution provider {provider!r} is not in this ONNX Runtime; there are {', '.join(available)}"
@@ -124,7 +111,7 @@ def placement(sessions: Mapping[str, ort.InferenceSession], provider: str) -> Pl
             except UnicodeDecodeError as error:
                 raise HavocError(f"{graph}: the name of a node is not UTF-8; export the artifact again") from error
             for name, operator in found:
-                is_of_shapes = part.ep_name == CPU != provider and operator in SHAPE_OPERATORS
+                is_of_shapes = part.ep_name == CPU_PROVIDER != provider and operator in SHAPE_OPERATORS
                 (shapes if is_of_shapes else nodes.setdefault(part.ep_name, [])).append(name)
     return Placement({name: sorted(found) for name, found in nodes.items()}, sorted(shapes))
 

@@ -10,8 +10,6 @@ import pytest
 
 from havoc_core.bench import device as device_module
 from havoc_core.bench.device import (
-    CPU_PROVIDER,
-    CUDA_PROVIDER,
     identify_cpu,
     identify_device,
     identify_host,
@@ -19,6 +17,7 @@ from havoc_core.bench.device import (
 )
 from havoc_core.bench.nvml import loaded_library
 from havoc_core.errors import HavocError
+from havoc_core.export.runtime.devices import CPU_PROVIDER, CUDA_PROVIDER
 
 
 def test_cpu_is_identified() -> None:

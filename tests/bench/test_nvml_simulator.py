@@ -79,7 +79,8 @@ def late_session(session: Simulate, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 IDENTIFY = """
 import json
-from havoc_core.bench.device import CUDA_PROVIDER, identify_device
+from havoc_core.bench.device import identify_device
+from havoc_core.export.runtime.devices import CUDA_PROVIDER
 from havoc_core.errors import HavocError
 try:
     print(identify_device(CUDA_PROVIDER).model_dump_json())

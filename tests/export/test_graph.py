@@ -16,7 +16,8 @@ from havoc_core.errors import HavocError
 from havoc_core.export.graph import build_graphs, serialize
 from havoc_core.export.layout import DATA_FILE, plan_layout
 from havoc_core.export.package import export_artifact
-from havoc_core.export.runtime.options import CACHES, DIALECTS, LOGITS, GraphOptions
+from havoc_core.export.runtime.dialects import DIALECTS
+from havoc_core.export.runtime.options import CACHES, LOGITS, GraphOptions
 from havoc_core.export.runtime.providers import SHAPE_OPERATORS
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.structure import WEIGHT_FORMATS, Structure

@@ -14,15 +14,8 @@ from havoc_core.cli import main
 from havoc_core.errors import HavocError
 from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.artifact import read_manifest
-from havoc_core.export.runtime.options import (
-    CACHES,
-    DEFAULT_OPTIONS,
-    DIALECTS,
-    LOGITS,
-    GraphOptions,
-    choose_dialect,
-    options_of,
-)
+from havoc_core.export.runtime.dialects import DIALECTS, choose_dialect
+from havoc_core.export.runtime.options import CACHES, DEFAULT_OPTIONS, LOGITS, GraphOptions, options_of
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from havoc_core.bench.device import identify_device
-from havoc_core.export.runtime.providers import CUDA
+from havoc_core.export.runtime.devices import CUDA_PROVIDER as CUDA
 
 SIDE, NUM_BYTES, NUM_ROUNDS = 8192, 4 << 30, 10
 _FORM = """[this-card]

@@ -9,8 +9,9 @@ import pytest
 
 from havoc_core.bench.device import identify_device
 from havoc_core.export.package import export_artifact
-from havoc_core.export.runtime.options import CACHES, GraphOptions, choose_dialect
-from havoc_core.export.runtime.providers import CUDA
+from havoc_core.export.runtime.devices import CUDA_PROVIDER as CUDA
+from havoc_core.export.runtime.dialects import choose_dialect
+from havoc_core.export.runtime.options import CACHES, GraphOptions
 from havoc_core.export.source import open_source
 from havoc_core.model.structure import Structure
 

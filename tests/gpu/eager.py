@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from havoc_core.export.runtime.providers import CUDA
+from havoc_core.export.runtime.devices import CUDA_PROVIDER as CUDA
 from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.model.checkpoint import load_base
 from havoc_core.storage import read_json

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from havoc_core.bench.measure import measure_cost
-from havoc_core.export.runtime.providers import CUDA
+from havoc_core.export.runtime.devices import CUDA_PROVIDER as CUDA
 from havoc_core.storage import read_json
 
 

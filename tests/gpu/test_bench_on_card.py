@@ -13,7 +13,8 @@ from havoc_core.bench.judge.gate import judge
 from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.measure import measure, measure_cost
 from havoc_core.errors import HavocError
-from havoc_core.export.runtime.providers import CPU, CUDA
+from havoc_core.export.runtime.devices import CPU_PROVIDER as CPU
+from havoc_core.export.runtime.devices import CUDA_PROVIDER as CUDA
 
 pytestmark = pytest.mark.gpu
 

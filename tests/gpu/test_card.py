@@ -22,8 +22,9 @@ from havoc_core.export.layout import DATA_FILE, plan_layout
 from havoc_core.export.parity import compare, read_reference
 from havoc_core.export.reference import FP32, StreamedModel, fp16_activations
 from havoc_core.export.runtime.completion import generate_ids
+from havoc_core.export.runtime.devices import CPU_PROVIDER as CPU
+from havoc_core.export.runtime.devices import CUDA_PROVIDER as CUDA
 from havoc_core.export.runtime.probe import text_probe
-from havoc_core.export.runtime.providers import CPU, CUDA
 from havoc_core.export.runtime.sample import read_sample
 from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import open_source

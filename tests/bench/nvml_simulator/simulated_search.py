@@ -16,9 +16,9 @@ from havoc_core import measuring
 from havoc_core.adapt.commands import base_basis
 from havoc_core.adapt.expert import Expert, save_expert
 from havoc_core.adapt.search import search
-from havoc_core.bench.device import CPU_PROVIDER
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError
+from havoc_core.export.runtime.devices import CPU_PROVIDER
 from havoc_core.jobs import Place
 from havoc_core.measuring import BenchMeasurer, bind, search_settings
 from havoc_core.model.checkpoint import load_base

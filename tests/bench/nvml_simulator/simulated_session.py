@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from havoc_core.bench.device import CPU_PROVIDER, CUDA_PROVIDER, identify_device
+from havoc_core.bench.device import identify_device
 from havoc_core.bench.findings import attempt_problems
 from havoc_core.bench.judge.record import Workload
 from havoc_core.bench.measure import run_session
@@ -21,6 +21,7 @@ from havoc_core.bench.profiles import PROFILES, Series
 from havoc_core.bench.session import Session, latency_process, open_session
 from havoc_core.bench.subject import identify_subject
 from havoc_core.errors import HavocError
+from havoc_core.export.runtime.devices import CPU_PROVIDER, CUDA_PROVIDER
 
 BRIEF = dataclasses.replace(
     PROFILES["quick"],
