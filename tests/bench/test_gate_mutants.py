@@ -387,6 +387,7 @@ def answers_of_bounds(namespace: dict[str, Any], function: str = "") -> Iterator
         "quantile_bounds": lambda: quantiles(namespace),
         "quantile_of": lambda: quantiles(namespace),
         "share_bounds": lambda: shares(namespace),
+        "share_ends": lambda: shares(namespace),
         "_cdf": lambda: shares(namespace),
         "_solve": lambda: shares(namespace),
         "proves_share": lambda: shares(namespace),
