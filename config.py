@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .adapt.tasks.names import DOMAINS, Method, require_name
 from .errors import HavocError
 from .mistakes import mistakes
 from .storage import explained, read_bounded
@@ -39,8 +40,6 @@ def _structure_name(name: str) -> str:
 
 
 def _task_name(name: str) -> str:
-    from .adapt.tasks.names import require_name
-
     try:
         require_name(name)
     except HavocError as error:
@@ -48,7 +47,6 @@ def _task_name(name: str) -> str:
     return name
 
 
-Method = Literal["auto", "expected-reward", "reinforce", "next-token"]
 Rule = Literal["delta", "literal", "renorm"]
 
 # TOML arrays become tuples; what they hold is checked as strictly as everything else
@@ -95,7 +93,7 @@ class ExpertSettings(_Section):
     """How each expert is trained, with a penalty on the KL divergence from the base."""
 
     tasks: TaskNames = Field(
-        default=("math", "code", "reasoning", "vision"),
+        default=DOMAINS,
         description="one expert each, in this order: bundled tasks, or TOML files of your own",
     )
     method: Method = Field(

@@ -22,7 +22,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from ...errors import HavocError
 from ...mistakes import mistakes
-from .names import NAME
+from .names import NAME, Method
 from .template import Expression, Template
 
 MAX_FILE_BYTES = 1_000_000
@@ -274,7 +274,7 @@ class Training(_Part):
     sampled answers would carry no signal. `auto` is "expected-reward" for choices, "reinforce" for what is written.
     """
 
-    method: Literal["auto", "expected-reward", "reinforce", "next-token"] = "auto"
+    method: Method = "auto"
 
 
 class Definition(_Part):

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from ...model.prompt import PromptLike
     from .task import Row, Task
 
-_CHUNK_ROWS, _BATCH_ROWS, _CHUNK_CHOICES, _CHUNK_TOKENS = 256, 64, 64, 256 * 80
+_CHUNK_ROWS, _BATCH_ROWS, _CHUNK_CHOICES, _CHUNK_TOKENS = 256, 64, 64, 20_480
 """Most rows that are asked together, of tasks that write and of choices, and most tokens they may write.
 
 Progress is told behind each chunk, so a chunk of long answers must not take minutes. A chunk is whole batches of an
