@@ -14,16 +14,15 @@ import onnxruntime
 
 from .adapt.candidate import COST_OBJECTIVES, FORMAT_METRICS, Answers, Candidate, Cost, SearchSettings
 from .adapt.tasks.task import load_tasks
-from .bench.cuda_driver import CudaCard, open_cuda_card
-from .bench.device import CPU_PROVIDER, CUDA_PROVIDER, identify_cpu, identify_device
+from .bench.device import best_provider, identify_cpu, identify_device
 from .bench.judge.rules import device_problem
 from .bench.judge.schema import Workload
 from .bench.judge.targets import load_target
-from .bench.judge.validity import PROVIDER_OF_KIND
 from .bench.measure import measure_cost
 from .errors import HavocError, IdentityError
 from .export.package import export_artifact
 from .export.runtime.artifact import read_manifest
+from .export.runtime.options import PROVIDER_OF_KIND
 from .jobs import scoring_workers
 from .storage import scratch_directory
 
@@ -76,7 +75,7 @@ def bind(recipe: Recipe) -> Bound:
             f"target {target.name}: {problem}; search on that device, or take --on-this-machine: the costs are then "
             "this machine's, and by them no candidate counts as within the limits"
         )
-    provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
+    provider = best_provider()
     return Bound(identify_device(provider), provider, "measured_other_device", *work)
 
 

@@ -20,8 +20,7 @@ from ..export.runtime.child import run_worker
 from ..export.runtime.held import hold
 from ..model.config_file import read_config
 from ..progress import SILENT
-from .cuda_driver import CudaCard, open_cuda_card
-from .device import CPU_PROVIDER, CUDA_PROVIDER
+from .device import best_provider
 from .judge.schema import DomainAccuracy, row_bits
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ def run_accuracy(
         raise HavocError(f"{num_rows} rows prove nothing: give at least 1")
     require_text(Path(artifact))
     if provider is None:
-        provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
+        provider = best_provider()
     request = {
         "task": "accuracy",
         "provider": provider,

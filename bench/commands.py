@@ -219,8 +219,8 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
 
 def work_asked(args: argparse.Namespace) -> tuple[Workload, str | None, int | None]:
     """Workload, provider and threads that `bench` was asked for: the target's, where an option says nothing else."""
+    from ..export.runtime.options import PROVIDER_OF_KIND
     from .judge.schema import Workload
-    from .judge.validity import PROVIDER_OF_KIND
 
     target = None if args.target is None else load_target(args.target)
     asked = {"batch_size": args.batch, "decode_tokens": args.decode_tokens}

@@ -19,14 +19,20 @@ from .. import storage
 from ..cgroups import cpu_quota_cores
 from ..cores import num_usable_cores
 from ..errors import HavocError
+from ..export.runtime.options import PROVIDER_OF_KIND
 from .cuda_driver import CudaCard, open_cuda_card
 from .judge.schema import Cpu, Device, Gpu, GpuWitness, Host
 from .nvml import Card, Nvml, open_nvml
 
-CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
+CPU_PROVIDER, CUDA_PROVIDER = PROVIDER_OF_KIND["cpu"], PROVIDER_OF_KIND["cuda"]
 RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
 _FEATURE = re.compile(r"^(sse4_[12]|avx\w*|fma|f16c|amx\w*|asimd\w*|neon|sve2?|sme2?|bf16|i8mm|fphp|rvv)$")
 _CUDA_MEMORY_SHARE = 0.90  # the CUDA driver leaves out what it reserves, so it sees a little less than NVML
+
+
+def best_provider() -> str:
+    """The execution provider that is taken where nobody names one: CUDA's where the driver shows a card."""
+    return CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
 
 
 def identify_device(provider: str) -> Device:

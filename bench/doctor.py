@@ -16,6 +16,7 @@ from ..cores import num_usable_cores
 from ..errors import HavocError
 from .cuda_driver import open_cuda_card
 from .device import (
+    CPU_PROVIDER,
     CUDA_PROVIDER,
     identify_cpu,
     identify_device,
@@ -255,7 +256,7 @@ def _target(target: Any, devices: list[Device]) -> Finding:  # noqa: ANN401 - a 
 
 
 def _devices() -> list[Device]:
-    found = [identify_device("CPUExecutionProvider")]
+    found = [identify_device(CPU_PROVIDER)]
     try:
         found.append(identify_device(CUDA_PROVIDER))
     except HavocError:

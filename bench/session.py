@@ -17,7 +17,7 @@ from ..errors import HavocError
 from ..export.runtime.child import run_worker
 from ..export.runtime.held import hold
 from .cuda_driver import CudaCard, open_cuda_card
-from .device import CPU_PROVIDER, CUDA_PROVIDER, identify_device, runtime_package
+from .device import CPU_PROVIDER, CUDA_PROVIDER, best_provider, identify_device, runtime_package
 from .instruments import Sampler, cpu_energy_j, cpu_reading, gpu_reading, telemetry_points
 from .judge.schema import ColdStart, Device, ProcessSamples, TelemetryPoint, Workload
 from .neighbours import Neighbour, snapshot
@@ -89,7 +89,7 @@ def open_session(
     `device` replaces the identification: a simulated card is watched while the CPU does the work.
     """
     if provider is None:
-        provider = CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
+        provider = best_provider()
     if provider not in (CPU_PROVIDER, CUDA_PROVIDER):
         raise HavocError(f"unknown provider {provider!r}: choose {CPU_PROVIDER} or {CUDA_PROVIDER}")
     if captures_steps and provider != CUDA_PROVIDER:

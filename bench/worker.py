@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import HavocError
+from ..export.runtime.providers import CPU
 from ..export.runtime.serving import serve
 from ..export.runtime.session import DecoderSession
 from ..storage import scratch_directory
@@ -129,7 +130,7 @@ class Bench:
 
     def cpu_ns(self) -> int | None:
         """CPU time of all threads so far; None where the model runs on another processor, which this does not count."""
-        return time.process_time_ns() if self.request["provider"] == "CPUExecutionProvider" else None
+        return time.process_time_ns() if self.request["provider"] == CPU else None
 
     def keep(self, into: Measured, begin: int, end: int, cpu_before: int | None) -> None:
         """Keep one call between two clock readings, and look around where the last look is old."""

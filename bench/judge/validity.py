@@ -10,6 +10,7 @@ import math
 import statistics
 from typing import TYPE_CHECKING
 
+from ...export.runtime.options import PROVIDER_OF_KIND
 from . import disturbance, physics
 from .case import Case, rule
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from .record import ProcessSamples, Record
     from .schema import MemorySeries
 
-PROVIDER_OF_KIND = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 LOADED_BESIDE = ("LD_PRELOAD", "LD_AUDIT", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
 """Variables that bring code of somebody else into a process that measures, its clock included."""
 MOST_WORK_ERROR = 0.25

@@ -19,6 +19,9 @@ Dialect = Literal["standard", "contrib"]
 Cache = Literal["dynamic", "static"]
 Logits = Literal["last", "all"]
 
+PROVIDER_OF_KIND: dict[Device, str] = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+"""ONNX Runtime's execution provider for each kind of device."""
+
 DIALECTS: tuple[Dialect, ...] = ("standard", "contrib")
 CACHES: tuple[Cache, ...] = ("dynamic", "static")
 LOGITS: tuple[Logits, ...] = ("last", "all")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import onnxruntime as ort
 
 from ...errors import HavocError, IdentityError
+from .options import PROVIDER_OF_KIND
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 ort.set_default_logger_severity(3)  # while a graph is opened it warns of kernels that are right, on stderr
 ort.disable_telemetry_events()  # where somebody imported it before this package could tell it to keep quiet
 
-CPU = "CPUExecutionProvider"
-CUDA = "CUDAExecutionProvider"
-DEVICES = {CUDA: "cuda", CPU: "cpu"}
+CPU, CUDA = PROVIDER_OF_KIND["cpu"], PROVIDER_OF_KIND["cuda"]
+DEVICES = {provider: kind for kind, provider in PROVIDER_OF_KIND.items()}
 """Where a provider's tensors live, in ONNX Runtime's words."""
 
 DEFAULT_OPTIONS: dict[str, dict[str, str]] = {
