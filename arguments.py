@@ -12,20 +12,20 @@ import difflib
 import math
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, get_args
 
+from .adapt.tasks.names import DOMAINS, Method
 from .errors import HavocError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-DOMAINS = ("math", "code", "reasoning", "vision")
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
 ACTIVATION_DTYPES = ("fp32", "fp16")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 COMPUTES = ("fp32", "int8")
 QUANTIZERS = ("rtn", "hqq", "k-quant", "gptq")
-METHODS = ("auto", "expected-reward", "reinforce", "next-token")
+METHODS = get_args(Method)
 RULES = ("delta", "literal", "renorm")
 CACHES = ("dynamic", "static")
 LOGITS = ("last", "all")

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+TWO_SIDED = 0.975  # one-sided confidence of each end of a 95 % interval
 NUM_RESAMPLES = 2000
 TAIL_RESAMPLES = 10.0  # a level with fewer resamples beyond it is not carried by them
 MAX_BLOCKS = 64
@@ -104,10 +105,16 @@ def quantile_of(ordered: Sequence[float], quantile: float) -> float:
 
 def share_bounds(num_right: int, num_rows: int, *, confidence: float) -> Bounds:
     """Exact binomial bounds of a share (Clopper & Pearson): 869 right of 1000 prove more than 0.85."""
+    low, high = share_ends(num_right, num_rows, confidence=confidence)
+    return Bounds(value=num_right / num_rows, low=low, high=high)
+
+
+def share_ends(num_right: int, num_rows: int, *, confidence: float) -> tuple[float, float]:
+    """The low and the high bound alone, which also exist without rows: 0 and 1."""
     error = 1.0 - confidence
     low = 0.0 if num_right == 0 else _solve(lambda p: 1.0 - _cdf(num_right - 1, num_rows, p), error)
     high = 1.0 if num_right == num_rows else _solve(lambda p: 1.0 - _cdf(num_right, num_rows, p), confidence)
-    return Bounds(value=num_right / num_rows, low=low, high=high)
+    return low, high
 
 
 def mean_bounds(values: Sequence[float], *, confidence: float) -> Bounds:

@@ -10,17 +10,17 @@ type, NaN or infinity is refused in one line with the key's name and the nearest
 
 from __future__ import annotations
 
-import difflib
 import json
-import reprlib
 import tomllib
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from .adapt.tasks.names import DOMAINS, Method, require_name
 from .errors import HavocError
+from .mistakes import mistakes
 from .storage import explained, read_bounded
 
 if TYPE_CHECKING:
@@ -35,17 +35,15 @@ def _structure_name(name: str) -> str:
     try:
         Structure.named(name)
     except HavocError as error:
-        raise ValueError(f"cannot be used: {error}") from error
+        raise ValueError(str(error)) from error
     return name
 
 
 def _task_name(name: str) -> str:
-    from .adapt.tasks.names import require_name
-
     try:
         require_name(name)
     except HavocError as error:
-        raise ValueError(f"cannot be used: {error}") from error
+        raise ValueError(str(error)) from error
     return name
 
 
@@ -57,7 +55,6 @@ def _dialect_name(name: str) -> str:
     return name
 
 
-Method = Literal["auto", "expected-reward", "reinforce", "next-token"]
 Rule = Literal["delta", "literal", "renorm"]
 
 # TOML arrays become tuples; what they hold is checked as strictly as everything else
@@ -105,7 +102,7 @@ class ExpertSettings(_Section):
     """How each expert is trained, with a penalty on the KL divergence from the base."""
 
     tasks: TaskNames = Field(
-        default=("math", "code", "reasoning", "vision"),
+        default=DOMAINS,
         description="one expert each, in this order: bundled tasks, or TOML files of your own",
     )
     method: Method = Field(
@@ -192,7 +189,7 @@ class SearchSettings(_Section):
         try:
             require_bounds(*self.alpha_bounds, is_normalized=self.normalize_alpha)
         except HavocError as error:
-            raise ValueError(f"cannot be used: {error}") from error
+            raise ValueError(str(error)) from error
         return self
 
     _distinct = field_validator("weight_formats")(_distinct)
@@ -221,7 +218,7 @@ class ExportSettings(_Section):
         try:
             replace(Structure.named(self.weights), compute=self.compute)
         except HavocError as error:
-            raise ValueError(f"cannot be used: {error}") from error
+            raise ValueError(str(error)) from error
         return self
 
 
@@ -277,7 +274,7 @@ def load_recipe(path: Path | None) -> Recipe:
     except OSError as error:
         raise explained(error, path) from error
     except ValidationError as error:
-        raise HavocError(f"{path}: {_mistakes(error)}") from error
+        raise HavocError(f"{path}: {mistakes(error, Recipe)}") from error
     except (ValueError, RecursionError) as error:
         raise HavocError(f"{path}: not valid TOML ({str(error) or 'nested too deep'})") from error
 
@@ -296,30 +293,6 @@ def recipe_toml(recipe: Recipe) -> str:
 def _toml(value: object) -> str:
     """A TOML value; the escapes of a JSON string are those of a TOML string but for DEL."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007F")
-
-
-def _mistakes(error: ValidationError) -> str:
-    """At most three mistakes in the words of the file; one that only follows from another is left out."""
-    mistakes = error.errors()
-    places = [mistake["loc"] for mistake in mistakes]
-    causes = [m for m in mistakes if not any(p != m["loc"] and p[: len(m["loc"])] == m["loc"] for p in places)]
-    return "; ".join(_mistake(dict(mistake)) for mistake in causes[:3])
-
-
-def _mistake(mistake: dict[str, Any]) -> str:
-    *section, key = (str(part) for part in mistake["loc"])
-    where = ".".join((*section, key))
-    match mistake["type"]:
-        case "extra_forbidden":
-            known = list(type(getattr(Recipe(), section[0])).model_fields if section else Recipe.model_fields)
-            near = difflib.get_close_matches(key, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-            return f"unknown {'key' if section else 'section or key'} {where}; {hint}"
-        case "model_type":
-            return f"{where} is a section: write [{where}] on a line of its own"
-        case "value_error":
-            return f"{where} {mistake['ctx']['error']}"
-    return f"{where} = {reprlib.repr(mistake['input'])}: {mistake['msg'][0].lower()}{mistake['msg'][1:]}"
 
 
 def __getattr__(name: str) -> object:

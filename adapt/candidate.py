@@ -103,6 +103,7 @@ class Evaluation:
 class SearchSettings:
     """What the course of a search depends on. `limits` are the constraints: metric to (comparison, value).
 
+    What a recipe says has its default there: `measuring.search_settings` makes these of its section `[search]`.
     `alpha_bounds` hold for every weight; `normalize_alpha` scales each alpha to a sum of 1, as seed 003 asks. A
     candidate answers `num_repeats` samples of rows, and its accuracy is the share over all of them. `max_kl` limits the
     KL divergence of a mixture from the base in each domain, None: nothing does. `evidence` says whether the costs are
@@ -111,14 +112,14 @@ class SearchSettings:
     """
 
     domains: tuple[str, ...]
-    seed: int = 0
-    population: int = 8
-    generations: int = 4
-    weight_formats: tuple[str, ...] = ("fp32", "int8", "int4", "int4-cfp32")
+    seed: int
+    population: int
+    generations: int
+    weight_formats: tuple[str, ...]
     activation_dtype: ActivationDtype = "fp32"
-    alpha_bounds: tuple[float, float] = (0.0, 2.0)
-    normalize_alpha: bool = False
-    num_repeats: int = 1
+    alpha_bounds: tuple[float, float]
+    normalize_alpha: bool
+    num_repeats: int
     num_finalists: int = 3
     max_kl: float | None = None
     limits: Mapping[str, tuple[str, float]] = dataclasses.field(default_factory=dict)

@@ -14,21 +14,21 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import HavocError
 from .optimizer import MuGrokConfig
 
 if TYPE_CHECKING:
+    from .tasks.names import Method
     from .tasks.task import Task
-
-Method = Literal["auto", "expected-reward", "reinforce", "next-token"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingSettings:
     """What one expert's training depends on, beside the base, the basis and the task.
 
+    What a recipe says has its default there: `commands.training_settings` makes these of its section `[experts]`.
     `trained_layers` is the number of last layers whose matrices are trained, None for all: the others keep delta = 0.
     `optimizer` defaults to seed 003's `MuGrokConfig.from_phase(7)`; its `kl_coefficient` is beta. `rows` are drawn
     from the train split, all it has where they are fewer; `num_validation_rows` of the search split are scored every
@@ -38,21 +38,21 @@ class TrainingSettings:
     times `prompts_per_step`.
     """
 
-    method: Method = "auto"
-    trained_layers: int | None = None
-    seed: int = 0
-    num_steps: int = 30
-    prompts_per_step: int = 24
-    samples_per_prompt: int = 8
+    method: Method
+    trained_layers: int | None
+    seed: int
+    num_steps: int
+    prompts_per_step: int
+    samples_per_prompt: int
     temperature: float = 1.0
-    signal_prompts: int = 1
-    max_draws: int = 4
-    max_new_tokens: int = 80
-    num_train_rows: int = 2000
-    num_validation_rows: int = 200
-    validate_every: int = 5
+    signal_prompts: int
+    max_draws: int
+    max_new_tokens: int
+    num_train_rows: int
+    num_validation_rows: int
+    validate_every: int
     max_grad_norm: float = 1.0
-    max_kl: float = 1.0
+    max_kl: float
     optimizer: MuGrokConfig = field(default_factory=lambda: MuGrokConfig.from_phase(7))
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """MuonGrokfast: a gradient filter in front of two optimizers, and the settings of the seed's phase 7.
 
     filter    mu <- alpha mu + (1 - alpha) g;   g~ = g + lambda mu / (1 - alpha^t)       Grokfast, arXiv 2405.20233
-    muon      parameters with 2 or more dimensions, when enabled                         https://kellerjordan.github.io/posts/muon/
+    muon      parameters with 2 or more dimensions, when enabled: torch.optim.Muon       https://kellerjordan.github.io/posts/muon/
     fallback  all others: AdamW, arXiv 1711.05101, or Lion, arXiv 2302.06675
 
 Singular-value scales are vectors, so they always take the fallback. They are trained as delta = z - 1: weight decay
@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 Route = Literal["muon", "adamw", "lion"]
 
-_NEWTON_SCHULZ: Final = (3.4445, -4.7750, 2.0315)
-_MUON_EPS: Final = 1e-7
 _MATRIX_NDIM: Final = 2
 
 
@@ -196,13 +194,13 @@ class MuonGrokfast(torch.optim.Optimizer):
 
     def _update(self, param: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         route: Route = group["route"]
-        param.mul_(1 - group["lr"] * group["weight_decay"])
+        lr, weight_decay = group["lr"], group["weight_decay"]
         if route == "muon":
-            _muon(param, gradient, self.state[param], lr=group["lr"], config=self.config)
-        elif route == "adamw":
-            _adam(param, gradient, self.state[param], lr=group["lr"], config=self.config)
-        else:
-            _lion(param, gradient, self.state[param], lr=group["lr"], config=self.config)
+            _muon(param, gradient, self.state[param], lr=lr, weight_decay=weight_decay, config=self.config)
+            return
+        param.mul_(1 - lr * weight_decay)
+        step = _adam if route == "adamw" else _lion
+        step(param, gradient, self.state[param], lr=lr, config=self.config)
 
     def _copy(self) -> dict[str, Any]:
         params = [param.detach().clone() for group in self.param_groups for param in group["params"]]
@@ -273,24 +271,22 @@ def _lion(param: Tensor, gradient: Tensor, state: dict[str, Any], *, lr: float, 
     mean.lerp_(gradient, 1 - beta2)
 
 
-def _muon(param: Tensor, gradient: Tensor, state: dict[str, Any], *, lr: float, config: MuGrokConfig) -> None:
-    """Momentum, then the nearest half-orthogonal matrix; more than 2 dimensions count as [first, all others]."""
-    momentum = config.muon_momentum
-    buffer = _slot(state, "momentum_buffer", param).lerp_(gradient, 1 - momentum)
-    update = gradient.lerp(buffer, momentum) if config.muon_nesterov else buffer
-    matrix = orthogonalise(update.flatten(1), num_iterations=config.muon_num_iterations)
-    num_rows, num_columns = matrix.shape
-    param.add_(matrix.reshape(param.shape), alpha=-lr * math.sqrt(max(1, num_rows / num_columns)))
+def _muon(
+    param: Tensor, gradient: Tensor, state: dict[str, Any], *, lr: float, weight_decay: float, config: MuGrokConfig
+) -> None:
+    """One step of `torch.optim.Muon`, which keeps its momentum in `state`; it takes matrices only, [first, all others].
 
-
-def orthogonalise(matrix: Tensor, *, num_iterations: int = 5) -> Tensor:
-    """Push the singular values of `matrix` [M, N] to about 1 by quintic Newton-Schulz steps in bfloat16 (Muon)."""
-    a, b, c = _NEWTON_SCHULZ
-    is_tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.bfloat16()
-    x = x.T if is_tall else x
-    x = x / x.norm().clamp(min=_MUON_EPS)
-    for _ in range(num_iterations):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x.T if is_tall else x
+    It lives for this step alone, as the parameters' groups and the state dict are those of `MuonGrokfast`.
+    """
+    matrix = param.detach().flatten(1)
+    matrix.grad = gradient.flatten(1)
+    muon = torch.optim.Muon(
+        [matrix],
+        lr=lr,
+        weight_decay=weight_decay,
+        momentum=config.muon_momentum,
+        nesterov=config.muon_nesterov,
+        ns_steps=config.muon_num_iterations,
+    )
+    muon.state[matrix] = state
+    muon.step()

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..bounds import share_bounds
+from ..bounds import TWO_SIDED, share_bounds
 from ..cores import limit_threads, threads_for
 from ..export.runtime.artifact import MANIFEST
 from ..progress import SILENT
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from ..progress import Progress
-
-TWO_SIDED = 0.975  # one-sided confidence of each end of a 95 % interval
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from ..errors import HavocError, IdentityError
 from ..export.rebuilt import require_own_graphs, why_not_rebuilt
 from ..export.runtime.held import hold
+from ..mistakes import mistakes
 from ..model.config_file import read_config
 from ..model.hf_config import to_hf
 from .judge.schema import FormatCost, Subject
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
 
     from ..export.runtime.artifact import ArtifactManifest
     from ..export.runtime.held import HeldArtifact
-
-_MAX_PLACE_CHARS = 80
 
 
 def identify_subject(artifact: Path) -> Subject:
@@ -42,9 +41,8 @@ def describe(held: HeldArtifact) -> Subject:
     try:
         return _described(artifact, manifest, weight_bytes)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])[:_MAX_PLACE_CHARS]
-        raise HavocError(f"{artifact}: no record can hold this artifact ({where}: {first['msg']})") from error
+        said = mistakes(error, Subject, is_handwritten=False)
+        raise HavocError(f"{artifact}: no record can hold this artifact ({said})") from error
 
 
 def is_graph_rebuilt(held: HeldArtifact) -> bool | None:

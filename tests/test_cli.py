@@ -107,11 +107,9 @@ def test_the_choices_are_those_of_the_rooms() -> None:
 
     from havoc_core import config
     from havoc_core.adapt import mixture
-    from havoc_core.adapt.tasks.names import DOMAINS
     from havoc_core.export.runtime import options
     from havoc_core.model.structure import WEIGHT_FORMATS
 
-    assert arguments.DOMAINS == DOMAINS
     assert arguments.WEIGHT_FORMATS == WEIGHT_FORMATS
     assert get_args(config.Rule) == arguments.RULES
     assert set(arguments.RULES) == set(get_args(mixture.MixingRule))

@@ -27,7 +27,7 @@ FLOORS = (
     "roof",
 )
 ROOMS = ("model", "adapt", "export", "bench")
-GROUND = "__init__ errors storage progress bounds cgroups cores processes children".split()
+GROUND = "__init__ errors mistakes storage progress bounds cgroups cores processes children".split()
 HANDLERS = ("adapt.commands", "export.commands", "bench.commands", "bench.pytest_plugin")
 """They take a command line apart, so they belong to the roof, whatever room they serve."""
 

@@ -12,18 +12,17 @@ is a Jinja expression over its columns (`choices.text`), a text with places for 
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-import reprlib
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from ...errors import HavocError
-from .names import NAME
+from ...mistakes import mistakes
+from .names import NAME, Method
 from .template import Expression, Template
 
 MAX_FILE_BYTES = 1_000_000
@@ -275,7 +274,7 @@ class Training(_Part):
     sampled answers would carry no signal. `auto` is "expected-reward" for choices, "reinforce" for what is written.
     """
 
-    method: Literal["auto", "expected-reward", "reinforce", "next-token"] = "auto"
+    method: Method = "auto"
 
 
 class Definition(_Part):
@@ -329,10 +328,8 @@ def read_definition(path: Path) -> Definition:
         return Definition.model_validate_json(
             json.dumps(_with_defaults(table, path))
         )  # strict, but a list may be a tuple
-    except ValidationError as error:
-        raise HavocError(f"{path}: {_mistakes(error)}") from error
     except (ValueError, TypeError, RecursionError) as error:  # no JSON: a date, a number too long
-        raise HavocError(f"{path}: {' '.join(str(error).split())[:200] or 'nested too deep'}") from error
+        raise HavocError(f"{path}: {mistakes(error, Definition)}") from error
 
 
 def _with_defaults(table: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -366,46 +363,3 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         said = " ".join(str(error).split())[:200] or "nested too deep"
         raise HavocError(f"{path}: not valid TOML ({said})") from error
-
-
-def _mistakes(error: ValidationError) -> str:
-    """At most three mistakes in the words of the file."""
-    return "; ".join(_mistake(dict(mistake)) for mistake in error.errors(include_url=False)[:3])
-
-
-def _mistake(mistake: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in mistake["loc"])
-    match mistake["type"]:
-        case "extra_forbidden":
-            return f"unknown key {where}; {_nearest(str(mistake['loc'][-1]), _known(mistake['loc'][:-1]))}"
-        case "missing":
-            return f"the key {where} is missing"
-        case "model_type" | "model_attributes_type":
-            return f"{where} is a section: write [{where}] on a line of its own"
-        case "value_error":
-            return f"{where} {mistake['ctx']['error']}".lstrip()
-        case "literal_error" if isinstance(mistake["input"], str):
-            allowed = re.findall(r"'([^']+)'", mistake["ctx"]["expected"])
-            return f"{where} = {reprlib.repr(mistake['input'])}; {_nearest(mistake['input'], allowed)}"
-    said = mistake["msg"]
-    return f"{where} = {reprlib.repr(mistake['input'])}: {said[0].lower()}{said[1:]}"
-
-
-def _nearest(key: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1)
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
-
-
-def _known(section: tuple[int | str, ...]) -> list[str]:
-    """Keys of the section at a place of the file."""
-    model: type[BaseModel] = Definition
-    for part in section:
-        inner = _models_of(model.model_fields[part].annotation) if part in model.model_fields else []
-        model = inner[0] if inner else model
-    return list(model.model_fields)
-
-
-def _models_of(annotation: Any) -> list[type[BaseModel]]:  # noqa: ANN401 - any type expression
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for part in get_args(annotation) for model in _models_of(part)]

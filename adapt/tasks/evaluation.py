@@ -5,8 +5,6 @@ search and for the gate's table. A task of kind `choice` takes the likeliest cho
 as lm-evaluation-harness does: by the log-likelihood of its tokens (acc), or by that over its number of characters
 (acc_norm).
 
-Intervals are Clopper and Pearson's exact ones (Biometrika 26, 1934, 404-413), from the beta distribution: with k of n
-right, the lower end is the alpha quantile of Beta(k, n - k + 1), the upper the 1 - alpha one of Beta(k + 1, n - k).
 Completions whose judge failed are neither right nor wrong: they are counted and left out of the share.
 """
 
@@ -16,6 +14,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
+from ...bounds import TWO_SIDED, share_ends
 from ...errors import HavocError, MeasurementError
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from ...model.prompt import PromptLike
     from .task import Row, Task
 
-_CHUNK_ROWS, _BATCH_ROWS, _CHUNK_CHOICES, _CHUNK_TOKENS = 256, 64, 64, 256 * 80
+_CHUNK_ROWS, _BATCH_ROWS, _CHUNK_CHOICES, _CHUNK_TOKENS = 256, 64, 64, 20_480
 """Most rows that are asked together, of tasks that write and of choices, and most tokens they may write.
 
 Progress is told behind each chunk, so a chunk of long answers must not take minutes. A chunk is whole batches of an
@@ -52,28 +51,9 @@ class Accuracy:
             raise MeasurementError(f"{self.task}: no row was judged, so there is no accuracy")
         return self.num_right / self.num_rows
 
-    def interval(self, confidence: float = 0.95) -> tuple[float, float]:
-        """Two-sided exact interval: it misses the truth at most `1 - confidence` of the time, half on each side."""
-        one_sided = 1 - (1 - confidence) / 2
-        return self.lower_bound(one_sided), self.upper_bound(one_sided)
-
-    def lower_bound(self, confidence: float = 0.95) -> float:
-        """One-sided: the true share is above it with at least this confidence."""
-        _check_confidence(confidence)
-        if self.num_right == 0:
-            return 0.0
-        return _beta_quantile(self.num_right, self.num_rows - self.num_right + 1, 1 - confidence)
-
-    def upper_bound(self, confidence: float = 0.95) -> float:
-        """One-sided: the true share is below it with at least this confidence."""
-        _check_confidence(confidence)
-        if self.num_right == self.num_rows:
-            return 1.0
-        return _beta_quantile(self.num_right + 1, self.num_rows - self.num_right, confidence)
-
-    def proves_above(self, limit: float, confidence: float = 0.95) -> bool:
-        """Whether these rows prove a true share above `limit`: 869 of 1000 prove 85 %, 868 do not."""
-        return self.lower_bound(confidence) > limit
+    def interval(self) -> tuple[float, float]:
+        """Lower and upper end of the exact 95 % interval of the share; (0, 1) where no row was judged."""
+        return share_ends(self.num_right, self.num_rows, confidence=TWO_SIDED)
 
 
 class Scorer(Protocol):
@@ -229,14 +209,3 @@ def _delimiter(task: Task) -> str:
 def _require_answers(task: Task, num_asked: int, num_given: int) -> None:
     if num_given != num_asked:
         raise MeasurementError(f"{task.name}: {num_asked} prompts gave {num_given} answers")
-
-
-def _check_confidence(confidence: float) -> None:
-    if not 0 < confidence < 1:
-        raise HavocError(f"a confidence of {confidence} is not between 0 and 1")
-
-
-def _beta_quantile(a: int, b: int, probability: float) -> float:
-    from scipy.special import betaincinv
-
-    return float(betaincinv(a, b, probability))

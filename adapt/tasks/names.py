@@ -1,11 +1,11 @@
-"""The names of tasks: those that come with HAVOC, in which order they stand, and what a name may be."""
+"""The names of tasks, those that come with HAVOC and what others may be called, and of the methods of training."""
 
 from __future__ import annotations
 
 import difflib
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ...errors import HavocError
 
@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 DOMAINS = ("math", "code", "reasoning", "vision")
 """The tasks of seed 003, which are taken where nobody names any."""
+
+Method = Literal["auto", "expected-reward", "reinforce", "next-token"]
+"""How an expert of a task is trained: what a step descends."""
 
 BUNDLED = Path(__file__).with_name("files")
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")

@@ -11,10 +11,11 @@ import hashlib
 import json
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from ... import storage
 from ...errors import HavocError, IdentityError
+from ...mistakes import mistakes
 from .schema import (
     Calls,
     Check,
@@ -158,8 +159,9 @@ def load_record(path: Path) -> Record:
     try:
         sealed = storage.canonical_json(_content_of(document))  # as long as the record: made once, hashed and parsed
         record = Record.model_validate_json(sealed)
-    except (ValidationError, ValueError, RecursionError) as error:
-        raise HavocError(f"{path}: not a valid record: {_one_line(error)}") from error
+    except (ValueError, RecursionError) as error:
+        said = mistakes(error, Record, is_handwritten=False)
+        raise HavocError(f"{path}: not a valid record: {said}") from error
     if document.get("sha256") != hashlib.sha256(sealed).hexdigest():
         raise IdentityError(
             f"{path}: the record was changed after it was written (its seal does not match); measure again"
@@ -182,15 +184,6 @@ def _refuse_newer(path: Path, version: object) -> None:
         raise HavocError(
             f"{path}: record schema {version} is newer than this program's {SCHEMA_VERSION}; update havoc-core"
         )
-
-
-def _one_line(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return " ".join(str(error).split())[:200]
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])[:120]
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where or 'record'}: {first['msg'][:200]}{more}"
 
 
 def json_schema() -> dict[str, Any]:

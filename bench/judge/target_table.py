@@ -18,11 +18,12 @@ Works on plain tables; what they hold is checked afterwards. A mistake is a `Val
 
 from __future__ import annotations
 
-import difflib
 from typing import TYPE_CHECKING, Any
 
+from ...mistakes import nearest
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
 
 EXTENDS, WITHOUT, LIMITS = "extends", "without", "limits"
 
@@ -55,7 +56,7 @@ def _base_entry(
     is_here = base in entries and base != name
     if not is_here and base not in bundled:
         known = [*(other for other in entries if other != name), *bundled]
-        raise ValueError(f"{EXTENDS} names {base!r}, which is no target{hint(base, known)}")
+        raise ValueError(f"{EXTENDS} names {base!r}, which is no target; {nearest(base, known)}")
     if is_here:
         return whole_entry(base, entries, bundled, heirs=heirs)
     return whole_entry(base, bundled, {}, heirs=())
@@ -68,7 +69,7 @@ def _joined(taken: dict[str, Any], entry: dict[str, Any], without: object) -> di
     inherited = {limit.get("metric"): limit for limit in taken.get(LIMITS, [])}
     for metric in without:
         if metric not in inherited:
-            raise ValueError(f"`{WITHOUT}` names {metric!r}, on which there is no limit{hint(metric, inherited)}")
+            raise ValueError(f"`{WITHOUT}` names {metric!r}, on which there is no limit; {nearest(metric, inherited)}")
         del inherited[metric]
     own = entry.get(LIMITS, [])
     if not isinstance(own, list) or not all(isinstance(limit, dict) for limit in own):
@@ -81,10 +82,3 @@ def _joined(taken: dict[str, Any], entry: dict[str, Any], without: object) -> di
         if isinstance(value, dict) and isinstance(taken.get(key), dict)
     }
     return {**taken, **entry, **tables, LIMITS: limits}
-
-
-def hint(word: str, known: Iterable[str]) -> str:
-    """End a sentence on an unknown word with the nearest known one, or with all of them."""
-    words = list(known)
-    near = difflib.get_close_matches(word, words, n=1)
-    return f"; did you mean {near[0]}?" if near else f": there are {', '.join(words)}"

@@ -19,21 +19,21 @@ Metrics and the unit each is judged in:
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
 from ...adapt.tasks.names import bundled_tasks
 from ...errors import HavocError
 from ...export.runtime.devices import DEVICE_KINDS
+from ...mistakes import mistakes, nearest
 from .metrics import metric_of
 from .schema import DeviceName, Part, Sha256, Text
-from .target_table import EXTENDS, WITHOUT, hint, whole_entry
+from .target_table import EXTENDS, WITHOUT, whole_entry
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -248,9 +248,10 @@ def require_known_tasks(target: Target, names: Collection[str]) -> None:
     for limit in target.limits:
         prefix, _, task = limit.metric.partition("/")
         if prefix == "accuracy" and limit.task is None and task not in known:
-            near = difflib.get_close_matches(task, known, n=1)
-            hint = f"did you mean accuracy/{near[0]}?" if near else f"there are {', '.join(dict.fromkeys(known))}"
-            raise HavocError(f"target {target.name}: {limit.metric} is a limit on a task that does not exist; {hint}")
+            raise HavocError(
+                f"target {target.name}: {limit.metric} is a limit on a task that does not exist; "
+                f"{nearest(limit.metric, [f'accuracy/{name}' for name in dict.fromkeys(known)])}"
+            )
 
 
 def _is_file(name: str) -> bool:
@@ -298,8 +299,9 @@ def _target_of(path: Path, name: str, table: Mapping[str, object], bundled: Mapp
         return Target.model_validate_json(json.dumps({**entry, "name": name}))  # strict, but a list may be a tuple
     except HavocError as error:
         raise HavocError(f"{path}: target {name}: {error}") from error
-    except (ValidationError, RecursionError, ValueError, TypeError) as error:  # no JSON: a date, a number too long
-        raise HavocError(f"{path}: target {name}: {_first_line(error)}") from error
+    except (RecursionError, ValueError, TypeError) as error:  # no JSON: a date, a number too long
+        keys = [key for key in (*Target.model_fields, EXTENDS, WITHOUT) if key != "name"]
+        raise HavocError(f"{path}: target {name}: {mistakes(error, Target, keys=keys)}") from error
 
 
 def _with_tasks(entry: dict[str, object], folder: Path) -> dict[str, object]:
@@ -367,30 +369,3 @@ def _parsed(path: Path, data: bytes) -> Mapping[str, object]:
         raise HavocError(
             f"{path}: not valid TOML ({' '.join(str(error).split())[:200] or 'nested too deep'})"
         ) from error
-
-
-def _keys_beside(place: Sequence[int | str]) -> list[str]:
-    """Return the keys that may stand where an unknown one stood."""
-    tables: dict[str, type[Part]] = {
-        "device": DeviceRule,
-        "roofline": Roofline,
-        "protocol": RequiredProtocol,
-        "workload": RequiredWorkload,
-        "limits": Limit,
-    }
-    if len(place) > 1:
-        return list(tables[str(place[0])].model_fields)
-    return [key for key in (*Target.model_fields, EXTENDS, WITHOUT) if key != "name"]
-
-
-def _first_line(error: Exception) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deep"
-    if not isinstance(error, ValidationError):
-        return " ".join(str(error).split())[:200]
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])[:120]
-    said = " ".join(first["msg"].removeprefix("Value error, ").split())[:300]
-    if first["type"] == "extra_forbidden":
-        said = f"unknown key{hint(str(first['loc'][-1]), _keys_beside(first['loc']))}"
-    return f"{where}: {said}" if where else said

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ... import storage
 from ...errors import HavocError
+from ...mistakes import mistakes
 from ..judge.figures import count, structure_of
 
 if TYPE_CHECKING:
@@ -276,12 +277,5 @@ def _read(path: Path, form: type[_Document]) -> _Document | None:
     try:
         return form.model_validate(storage.read_json(path, max_bytes=MAX_BYTES))
     except (ValidationError, RecursionError) as error:
-        raise HavocError(f"{path}: not of the form that `havoc run` writes ({_first_line(error)})") from error
-
-
-def _first_line(error: ValidationError | RecursionError) -> str:
-    if isinstance(error, RecursionError):
-        return "nested too deep"
-    first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-    where = ".".join(str(part) for part in first["loc"])[:120]
-    return " ".join(f"{where or 'it'}: {first['msg'][:200]}".split())
+        said = mistakes(error, form, is_handwritten=False)
+        raise HavocError(f"{path}: not of the form that `havoc run` writes ({said})") from error

@@ -3,7 +3,7 @@
 A folder is input from somewhere else. So names in the manifest must be plain relative paths, every file must be a
 regular file with one name (no symbolic and no hard link may lead the runtime out of the folder), the weights of every
 graph lie in listed files, nothing a runtime obeys lies there unlisted, and every byte is hashed before a session opens
-it.
+it. No pydantic either: a process that is measured reads the manifest too (docs/decisions/0020).
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 A tensor may keep its values in another file, which the graph names. What the graph names must be known before a runtime
 opens it: weights in a file that nobody hashed are weights of somebody else. Only the path to those names is walked,
 through messages and field numbers of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (Protocol Buffers wire
-format); everything else is stepped over, so that it costs milliseconds.
+format); everything else is stepped over, so that it costs milliseconds. Why not by protobuf: docs/decisions/0020.
 """
 
 from __future__ import annotations

@@ -24,7 +24,16 @@ if TYPE_CHECKING:
 BEST = {"math": 1.35, "code": 0.3, "reasoning": 0.85, "vision": 1.7}
 COST = {"fp32": 1.0, "int8": 0.6, "int4": 0.5}
 LOSS = {"fp32": 0.0, "int8": 0.02, "int4": 0.2}
-SETTINGS = SearchSettings(domains=tuple(BEST), population=12, generations=12, weight_formats=tuple(COST))
+SETTINGS = SearchSettings(
+    domains=tuple(BEST),
+    seed=0,
+    population=12,
+    generations=12,
+    weight_formats=tuple(COST),
+    alpha_bounds=(0.0, 2.0),
+    normalize_alpha=False,
+    num_repeats=1,
+)
 SEEDED = [dataclasses.replace(SETTINGS, seed=seed) for seed in range(30)]
 
 Described = list[tuple[Candidate, Origin]]
@@ -193,8 +202,8 @@ def test_bounds_that_leave_nothing_are_refused(bounds: tuple[float, float], *, i
 
 def test_a_space_that_is_used_up_ends_the_search() -> None:
     """Fewer candidates exist than were asked for: all of them are met once, and the generations end."""
-    settings = SearchSettings(
-        domains=("math",), population=8, generations=9, weight_formats=("fp32",), alpha_bounds=(0.0, 0.5)
+    settings = dataclasses.replace(
+        SETTINGS, domains=("math",), population=8, generations=9, weight_formats=("fp32",), alpha_bounds=(0.0, 0.5)
     )
     breeder = Breeder(settings)
     keys = []

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from havoc_core.adapt import expected_reward
 from havoc_core.adapt.basis import Basis
-from havoc_core.adapt.commands import base_basis
+from havoc_core.adapt.commands import base_basis, training_settings
 from havoc_core.adapt.expected_reward import ExpectedReward, lengths_of, log_expected_rewards
 from havoc_core.adapt.next_token import NextToken
 from havoc_core.adapt.objectives import TrainingSettings, method_for, rows_of_step
@@ -22,6 +22,7 @@ from havoc_core.adapt.svf import SingularValueAdapter, attach
 from havoc_core.adapt.tasks import sources
 from havoc_core.adapt.tasks.task import Row, Task, load_task
 from havoc_core.adapt.training import trained_part
+from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.progress import SILENT
@@ -39,7 +40,9 @@ RIGHT = "ABBAC"
 def settings(**changes: object) -> TrainingSettings:
     beta = float(changes.pop("kl_coefficient", 0.0))
     optimizer = dataclasses.replace(MuGrokConfig.from_phase(7), kl_coefficient=beta)
-    return TrainingSettings(prompts_per_step=5, optimizer=optimizer, **changes)
+    return dataclasses.replace(
+        training_settings(ExpertSettings(), load_task("math")), prompts_per_step=5, optimizer=optimizer, **changes
+    )
 
 
 def rows() -> list[Row]:

@@ -11,12 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from havoc_core.adapt import reinforce
-from havoc_core.adapt.commands import base_basis
-from havoc_core.adapt.objectives import TrainingSettings
+from havoc_core.adapt.commands import base_basis, training_settings
+from havoc_core.adapt.optimizer import MuGrokConfig
 from havoc_core.adapt.reinforce import Reinforce, leave_one_out, policy_loss, sample_rollout
 from havoc_core.adapt.svf import attach
 from havoc_core.adapt.tasks import sources
 from havoc_core.adapt.tasks.task import load_task
+from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError
 from havoc_core.model.checkpoint import load_base
 from havoc_core.progress import SILENT
@@ -27,8 +28,15 @@ if TYPE_CHECKING:
     from havoc_core.model.checkpoint import Base
 
 MATH = load_task("math")
-SMALL = TrainingSettings(
-    num_steps=4, prompts_per_step=12, samples_per_prompt=4, num_train_rows=40, num_validation_rows=8, validate_every=2
+SMALL = dataclasses.replace(
+    training_settings(ExpertSettings(), MATH),
+    num_steps=4,
+    prompts_per_step=12,
+    samples_per_prompt=4,
+    num_train_rows=40,
+    num_validation_rows=8,
+    validate_every=2,
+    optimizer=MuGrokConfig.from_phase(7),
 )
 
 

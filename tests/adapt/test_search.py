@@ -58,7 +58,16 @@ class KnownLandscape:
         return {domain: tuple(row < count - sample for row in range(100)) for domain, count in num_right.items()}
 
 
-SETTINGS = SearchSettings(domains=("math", "code"), population=10, generations=8, seed=3)
+SETTINGS = SearchSettings(
+    domains=("math", "code"),
+    seed=3,
+    population=10,
+    generations=8,
+    weight_formats=("fp32", "int8", "int4", "int4-cfp32"),
+    alpha_bounds=(0.0, 2.0),
+    normalize_alpha=False,
+    num_repeats=1,
+)
 
 
 def test_search_comes_close_to_the_known_optimum(tmp_path: Path) -> None:
@@ -257,9 +266,7 @@ def test_nsga2_ranks_every_failure_below_everything_measured(tmp_path: Path) -> 
 
 def test_limits_are_constraints(tmp_path: Path) -> None:
     """A memory limit that only int4 meets makes int4 the choice, however accurate fp32 is."""
-    settings = SearchSettings(
-        domains=("math", "code"), population=12, generations=4, limits={"peak_bytes": ("<", 0.55e6)}
-    )
+    settings = dataclasses.replace(SETTINGS, seed=0, population=12, generations=4, limits={"peak_bytes": ("<", 0.55e6)})
     result = search(KnownLandscape(), settings=settings, journal_path=tmp_path / "journal.jsonl")
     assert result.chosen.candidate.structure.weight_format == "int4"
 
@@ -293,7 +300,7 @@ def test_journal_of_another_search_is_refused(tmp_path: Path) -> None:
     """Settings are part of the journal: results of two searches never mix."""
     path = tmp_path / "journal.jsonl"
     search(KnownLandscape(), settings=SETTINGS, journal_path=path)
-    other = SearchSettings(domains=("math", "code"), population=8, generations=2)
+    other = dataclasses.replace(SETTINGS, population=8, generations=2)
     with pytest.raises(HavocError, match="other settings"):
         search(KnownLandscape(), settings=other, journal_path=path)
 

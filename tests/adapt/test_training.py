@@ -16,9 +16,9 @@ import torch
 from havoc_core import storage
 from havoc_core.adapt import reinforce
 from havoc_core.adapt.basis import Basis
-from havoc_core.adapt.commands import base_basis
+from havoc_core.adapt.commands import base_basis, training_settings
 from havoc_core.adapt.expert import load_expert
-from havoc_core.adapt.objectives import TrainingSettings
+from havoc_core.adapt.optimizer import MuGrokConfig
 from havoc_core.adapt.reading import layer_of
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.adapt.tensor_file import digest_of
@@ -32,13 +32,21 @@ from havoc_core.adapt.training_state import (
     trace_path,
 )
 from havoc_core.cli import main
+from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.progress import SILENT
 
 MATH = load_task("math")
-SMALL = TrainingSettings(
-    num_steps=4, prompts_per_step=12, samples_per_prompt=4, num_train_rows=40, num_validation_rows=8, validate_every=2
+SMALL = dataclasses.replace(
+    training_settings(ExpertSettings(), MATH),
+    num_steps=4,
+    prompts_per_step=12,
+    samples_per_prompt=4,
+    num_train_rows=40,
+    num_validation_rows=8,
+    validate_every=2,
+    optimizer=MuGrokConfig.from_phase(7),
 )
 
 

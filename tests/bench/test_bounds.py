@@ -79,6 +79,29 @@ def test_share_bounds_are_those_of_scipy(num_rows: int, fraction: float) -> None
     assert (ours.low, ours.high) == (pytest.approx(low, abs=1e-9), pytest.approx(high, abs=1e-9))
 
 
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.sampled_from([0.8, 0.99]))
+def test_share_bounds_are_where_the_binomial_tail_is_what_is_allowed(counts: tuple[int, int], confidence: float):
+    """At the low bound, so many right or more happen with exactly the allowed probability; the high one likewise."""
+    num_right, num_rows = counts
+    ours = bounds.share_bounds(num_right, num_rows, confidence=confidence)
+    if num_right:
+        assert stats.binom.sf(num_right - 1, num_rows, ours.low) == pytest.approx(1 - confidence, rel=1e-6)
+    if num_right < num_rows:
+        assert stats.binom.cdf(num_right, num_rows, ours.high) == pytest.approx(1 - confidence, rel=1e-6)
+    assert ours.low <= ours.value <= ours.high
+
+
+@given(st.integers(0, 50), st.sampled_from([0.5, 0.9, 0.95]))
+def test_one_more_right_row_never_lowers_a_share_bound(num_right: int, confidence: float) -> None:
+    """Bounds rise with the number of right rows, and widen with confidence."""
+    fewer, more, surer = (
+        bounds.share_bounds(right, 51, confidence=level)
+        for right, level in ((num_right, confidence), (num_right + 1, confidence), (num_right, 0.99))
+    )
+    assert surer.low <= fewer.low < more.low
+    assert fewer.high <= more.high
+
+
 @given(st.integers(0, 400), st.integers(1, 400), st.floats(0.001, 0.999))
 def test_binomial_is_that_of_scipy(count: int, num_trials: int, probability: float) -> None:
     """Both tails, without the loss of digits that one minus the other would bring."""

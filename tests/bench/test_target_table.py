@@ -89,11 +89,11 @@ def test_the_text_targets_are_the_others_without_vision() -> None:
         ('[own]\nextends = "host"\nwithout = "prefill_ms"', ("list of metrics",)),
         ('[own]\ntitle = "x"\nwithout = ["prefill_ms"]', ("without", "extends")),
         ('[own]\nextends = "host"\nlimits = 3', ("limits",)),
-        ('[own]\nextends = "host"\nextend = "host"', ("extend: unknown key", "did you mean extends?")),
+        ('[own]\nextends = "host"\nextend = "host"', ("unknown key extend", "did you mean extends?")),
         ('[own]\nextends = "host"\n[own.workload]\nprompt_token = 3', ("prompt_token", "did you mean prompt_tokens?")),
         (
             '[own]\nextends = "host"\n[[own.limits]]\nmetric = "prefill_ms"\nbelwo = 3\nunit = "ms"',
-            ("belwo: unknown key", "did you mean below?"),
+            ("unknown key limits.8.belwo", "did you mean below?"),
         ),
     ],
 )

@@ -183,7 +183,7 @@ def test_an_answer_ends_at_a_stop_string(sums_task: Path, completion: str, is_ri
     [
         ('metric = "acc"', 'metrik = "acc"', "unknown key metrik; did you mean metric?"),
         ('metric = "acc"', 'metric = "f1"', "metric = 'f1': this task has acc, acc_norm"),
-        ('kind = "choice"', 'kind = "choise"', "kind = 'choise'; did you mean choice?"),
+        ('kind = "choice"', 'kind = "choise"', "kind = 'choise': input should be 'choice'"),
         ('kind = "choice"', 'kind = "code"', "has a section [choice]"),
         ("[prompt]", "[promt]", "unknown key promt; did you mean prompt?"),
         ("label = ", "lable = ", "unknown key choice.lable; did you mean label?"),
