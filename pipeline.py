@@ -92,6 +92,7 @@ def handle_search(args: argparse.Namespace) -> int:
         experts = read_experts(recipe, args.experts, base, basis)
         require_change(experts, progress)
         place = Place(recipe, args.out, args.experts, args.threads)
+        forget_undone(place, tracking)
         result = search_mixture(place, base, experts, progress, record=tracking.log)
         log_search(tracking, result, [expert.domain for expert in experts])
     command = export_command(
@@ -128,7 +129,7 @@ def run(
         claim_folder(recipe, out)
         with open_tracking(recipe, out, job="run") as tracking:
             place = Place(recipe, out, out / "experts", num_threads)
-            forget_untrained(place, tracking)
+            forget_undone(place, tracking)
             basis, experts = train_experts(place, base, progress, follow=tracking.follow)
             require_change(experts, progress)
             result = search_mixture(place, base, experts, progress, record=tracking.log)
@@ -236,8 +237,8 @@ def claim_folder(recipe: Recipe, out: Path) -> None:
         raise HavocError(f"{out} is the result of another recipe (see {marker}); choose another --out or remove it")
 
 
-def forget_untrained(place: Place, tracking: Tracking) -> None:
-    """Take out of the metrics what belongs to an expert that is to be trained from its first step."""
+def forget_undone(place: Place, tracking: Tracking) -> None:
+    """Take out of the metrics what belongs to work that will begin anew, since nothing of it is left in the folder."""
     from .adapt.expert import expert_path
     from .adapt.training_state import state_path
     from .measuring import recipe_tasks
@@ -245,6 +246,14 @@ def forget_untrained(place: Place, tracking: Tracking) -> None:
     for name in (task.name for task in recipe_tasks(place.recipe)):
         if not expert_path(place.experts, name).exists() and not state_path(place.experts, name).exists():
             tracking.forget(f"svf/{name}/")
+    for path, prefix in ((journal_path(place.out), "adas/"), (place.out / "record.json", "bench/")):
+        if not path.exists():
+            tracking.forget(prefix)
+
+
+def journal_path(out: Path) -> Path:
+    """Where a search keeps every evaluation."""
+    return out / "search" / "journal.jsonl"
 
 
 def train_experts(
@@ -320,7 +329,7 @@ def search_mixture(
         result = search(
             measurer,
             settings=search_settings(place.recipe, base, experts, bound),
-            journal_path=place.out / "search" / "journal.jsonl",
+            journal_path=journal_path(place.out),
             progress=progress,
             record=record,
         )

@@ -49,7 +49,13 @@ def handle_train(args: argparse.Namespace) -> int:
     recipe = with_trackers(load_recipe(args.recipe), args.track)
     require_trackers(recipe.track.to)
     task = load_task(args.task, data_dir=args.data, online=args.online)
-    settings = training_settings(recipe.experts.model_copy(update=_changes(args)), task)
+    recipe = recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"base": args.base, "chat": args.is_chat}),
+            "experts": recipe.experts.model_copy(update={"tasks": (task.name,), **_changes(args)}),
+        }
+    )
+    settings = training_settings(recipe.experts, task)
     path = expert_path(args.out, task.name)
     if path.exists() and not args.force:
         raise HavocError(f"{path} is a finished expert: use --force to train it anew, or choose another --out")

@@ -15,11 +15,14 @@ from havoc_core.adapt.objectives import TrainingSettings
 from havoc_core.adapt.search import search
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.adapt.training import train_expert
+from havoc_core.adapt.training_state import state_path
 from havoc_core.config import Recipe
+from havoc_core.jobs import Place
 from havoc_core.model.checkpoint import load_base
+from havoc_core.pipeline import forget_undone
 from havoc_core.progress import SILENT
 from havoc_core.track import results
-from havoc_core.track.catalogue import CATALOGUE, PROCESS, metric_of
+from havoc_core.track.catalogue import CATALOGUE, GENERATION, PROCESS, metric_of
 from havoc_core.track.metrics_file import points_of
 from havoc_core.track.tracker import Tracking
 from havoc_core.tracking import config_of, open_tracking, with_trackers, without_trackers
@@ -136,3 +139,18 @@ def test_the_configuration_is_the_seeds() -> None:
     assert {name: config[name] for name in seed} == seed
     assert without_trackers(recipe) == Recipe()
     assert (recipe.track.project, recipe.track.name) == ("agent-forge-v2", "phase7_transformer2_adas")
+
+
+def test_what_will_be_done_anew_is_forgotten(tmp_path: Path) -> None:
+    """What the folder can go on from keeps its metrics; another search or training begins without the old ones."""
+    place = Place(Recipe(), tmp_path, tmp_path / "experts")
+    axes = {"svf/math/step": "svf/math/loss", "svf/code/step": "svf/code/loss", GENERATION: "adas/evaluated"}
+    for path in (state_path(place.experts, "code"), tmp_path / "record.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    with open_tracking(Recipe(), tmp_path, job="run") as tracking:
+        for axis, name in {**axes, PROCESS: "bench/load_s"}.items():
+            tracking.log(axis, 1, {name: 1.0})
+        forget_undone(place, tracking)
+    left = [axis for axis, _, _ in points_of((tmp_path / "metrics.jsonl").read_bytes())]
+    assert left == ["svf/code/step", PROCESS]

@@ -14,6 +14,7 @@ import importlib.util
 import secrets
 import sys
 import time
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
@@ -144,6 +145,7 @@ class Tracking:
                 tell(follower)
             except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the work goes on
                 self._followers.remove(follower)
+                follower.abandon()
                 reason = printable(" ".join(str(error).split()))[:_LINE_CHARS] or type(error).__name__
                 self._warn(
                     f"{follower.name} failed and is told no more ({reason}); the work goes on and {FILE_NAME} holds "
@@ -209,6 +211,12 @@ class _Follower:
     def finish(self) -> None:
         if self._tracker is not None:
             self._tracker.finish()
+
+    def abandon(self) -> None:
+        """End the run as well as it can be, so that its package says nothing of its own when the process ends."""
+        with contextlib.suppress(Exception), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.finish()
 
     def _opened(self) -> Tracker:
         if self._tracker is None:

@@ -114,6 +114,19 @@ def test_one_that_fails_is_one_line_and_is_told_the_rest_later(heard: Heard, tmp
     assert heard.tables == ["adas/front"]
 
 
+def test_where_its_place_cannot_be_kept_it_is_one_line(heard: Heard, tmp_path: Path) -> None:
+    """A folder in the place of tracking.json, as a full disk does: the tracker is left alone and its run ended."""
+    told: list[str] = []
+    (tmp_path / "tracking.json" / "a").mkdir(parents=True)
+    with tracking(tmp_path, told) as one:
+        for step in (1, 2):
+            one.log(AXIS, step, {"svf/math/loss": 0.5})
+    assert len(told) == 1
+    assert "tracking.json" in told[0]
+    assert (heard.points, heard.num_finished) == ([(AXIS, 1)], 1)
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
 def test_what_was_taken_out_is_not_told_again(heard: Heard, tmp_path: Path) -> None:
     """An expert that is trained anew: the tracker hears the new steps, and no old one twice."""
     with tracking(tmp_path) as one:
