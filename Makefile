@@ -8,6 +8,7 @@
 #   make gate     export nano, measure it, gate it against the target `ci`; a busy machine is said and is not red
 #   make compare  is this checkout slower than BASE=HEAD~1? Both measured in lockstep; red where 10 % is proven
 #   make results  docs/results.md: the score tables, written from the records under reports/
+#   make metrics  docs/metrics.md: the metrics that are logged, written from their catalogue
 #   make fuzz     100,000 damaged files for every reader: each is read, or refused in one line (INPUTS=1000000 for more)
 #   make simulate 5000 benches and 2000 comparisons simulated beside random load: how often is a verdict wrong?
 #   make compare-test   40 comparisons of a commit with itself beside real load, into compare-test/
@@ -23,7 +24,7 @@ BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 
-.PHONY: help demo test gpu real mutants fuzz lint types bench gate compare results simulate compare-test load-test fmt genai
+.PHONY: help demo test gpu real mutants fuzz lint types bench gate compare results metrics simulate compare-test load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -64,6 +65,9 @@ compare: .venv/dev
 
 results: .venv/dev
 	$(BIN)/python -m havoc_core.bench.report.results reports docs/results.md
+
+metrics: .venv/dev
+	$(BIN)/python -m havoc_core.track.catalogue > docs/metrics.md
 
 fuzz: .venv/dev
 	$(BIN)/python tests/fuzzing.py --inputs $(or $(INPUTS),100000)

@@ -30,6 +30,7 @@ RULES = ("delta", "literal", "renorm")
 CACHES = ("dynamic", "static")
 LOGITS = ("last", "all")
 PRESETS = "pico, nano, edge-135m, edge-360m, 7b"
+TRACKERS = ("wandb", "trackio")
 PROFILES = ("quick", "standard", "release")
 
 
@@ -63,6 +64,7 @@ def add_run(parser: Parser) -> None:
     parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help=recipe_help)
     out = Path("havoc-run")
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"where to write (default: {out})")
+    _add_track(parser)
     _add_threads(parser)
     _add_output(parser)
 
@@ -105,6 +107,7 @@ def add_train(parser: Parser) -> None:
     _add_data(parser)
     _add_seed(parser)
     _add_out(parser)
+    _add_track(parser)
     _add_threads(parser)
     _add_output(parser)
 
@@ -129,6 +132,7 @@ def add_search(parser: Parser) -> None:
     _add_data(parser)
     _add_seed(parser)
     _add_out(parser)
+    _add_track(parser)
     _add_threads(parser)
     _add_output(parser)
 
@@ -374,6 +378,20 @@ def _add_data(parser: Parser) -> None:
 
 def _add_seed(parser: Parser) -> None:
     parser.add_argument("--seed", type=_count, metavar="N", help="seed of every random choice")
+
+
+def _add_track(parser: Parser) -> None:
+    track_help = f"tell these trackers the metrics, joined by commas: {', '.join(TRACKERS)} (default: the recipe's)"
+    parser.add_argument("--track", type=_trackers, metavar="NAMES", help=track_help)
+
+
+def _trackers(text: str) -> tuple[str, ...]:
+    names = tuple(dict.fromkeys(filter(None, text.split(","))))
+    for name in names:
+        if name not in TRACKERS:
+            hint = did_you_mean(name, TRACKERS) or f"; known are {', '.join(TRACKERS)}"
+            raise argparse.ArgumentTypeError(f"unknown tracker {name!r}{hint}")
+    return names
 
 
 def _add_output(parser: Parser, *, quiet: bool = True) -> None:

@@ -43,6 +43,8 @@ _EXTRA_OF = {
     **dict.fromkeys(("numpy", "onnxruntime", "pynvml", "PIL", "tokenizers"), "edge"),
     **dict.fromkeys(("torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "gguf"), "lab"),
     "matplotlib": "report",
+    "wandb": "wandb",
+    "trackio": "trackio",
 }
 """The extra that brings a package which a verb may lack."""
 _GOES_ON = frozenset({"run", "search", "train", "pretrain"})  # the verbs that keep what was done when interrupted

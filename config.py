@@ -22,6 +22,7 @@ from .adapt.tasks.names import DOMAINS, Method, require_name
 from .errors import HavocError
 from .mistakes import mistakes
 from .storage import explained, read_bounded
+from .track.tracker import NAME, PROJECT
 
 if TYPE_CHECKING:
     from .model.config import AttentionConfig as AttentionConfig  # noqa: PLC0414 - re-exported
@@ -63,6 +64,8 @@ StructureNames = Annotated[tuple[StructureName, ...], Field(strict=False, min_le
 TaskNames = Annotated[tuple[Annotated[str, AfterValidator(_task_name)], ...], Field(strict=False, min_length=1)]
 DialectName = Annotated[str, AfterValidator(_dialect_name)]
 Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Trackers = Annotated[tuple[Literal["wandb", "trackio"], ...], Field(strict=False)]
+TrackName = Annotated[str, Field(min_length=1, max_length=128)]  # the longest that W&B takes
 Bounds = Annotated[tuple[float, float], Field(strict=False)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
@@ -237,6 +240,18 @@ class GateSettings(_Section):
     _distinct = field_validator("targets")(_distinct)
 
 
+class TrackSettings(_Section):
+    """Who is told the metrics, beside `metrics.jsonl`, which holds them always. No result depends on it."""
+
+    to: Trackers = Field(default=(), description='trackers: "wandb", "trackio"; each needs the extra of its name')
+    online: bool = Field(default=False, description="may send metrics to the trackers' servers; false: they stay here")
+    project: TrackName = Field(default=PROJECT, description="project that the run is listed under")
+    name: TrackName = Field(default=NAME, description="name of the run")
+    group: TrackName | None = Field(default=None, description="runs listed together; left out: those of one recipe")
+
+    _distinct = field_validator("to")(_distinct)
+
+
 _MAX_RECIPE_BYTES = 1_000_000
 
 
@@ -250,6 +265,7 @@ class Recipe(_Section):
     export: ExportSettings = ExportSettings()
     bench: BenchSettings = BenchSettings()
     gate: GateSettings = GateSettings()
+    track: TrackSettings = TrackSettings()
 
 
 BUNDLED_RECIPES = Path(__file__).parent / "adapt" / "recipes"

@@ -19,6 +19,7 @@ from .config import Recipe
 from .cores import limit_threads, processes_for, threads_for
 from .errors import MeasurementError
 from .processes import Workers
+from .track.metrics_file import MetricsFile
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -74,7 +75,10 @@ def _workers(base: Base, num_jobs: int, *, num_copies: int, num_threads: int | N
 
 
 def train(request: Mapping[str, Any], progress: Progress) -> str:
-    """Train the expert of the recipe's task `request["task"]`, or go on with its training; the path of its file."""
+    """Train the expert of the recipe's task `request["task"]`, or go on with its training; the path of its file.
+
+    Its metrics are appended to the run's `metrics.jsonl`.
+    """
     from .adapt.commands import base_basis, training_settings
     from .adapt.expert import save_expert
     from .adapt.tasks.task import load_task
@@ -87,6 +91,11 @@ def train(request: Mapping[str, Any], progress: Progress) -> str:
     directory, online = recipe.data.directory, recipe.data.online
     task = load_task(request["task"], data_dir=directory, online=online)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+
+    def warn(text: str) -> None:
+        with progress.stage("metrics", None) as stage:
+            stage.advance(0, text)
+
     expert = train_expert(
         base,
         base_basis(base, Path(request["out"]), progress),
@@ -96,6 +105,7 @@ def train(request: Mapping[str, Any], progress: Progress) -> str:
         data_dir=directory,
         online=online,
         progress=progress,
+        record=MetricsFile(Path(request["out"]), warn=warn).log,
     )
     path = save_expert(expert, folder)
     forget_training(folder, task.name)

@@ -10,6 +10,7 @@ stopped goes on where it was: the same command finds what is finished and does t
     gate.jsonl scores.json record.json  answers and accuracy on the gate split; the measurement
     report.html report.md ...           the same for people
     handoff.json                        for the next phase of a larger pipeline
+    metrics.jsonl                       every metric of it all, step by step; trackers are told what it holds
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ from .config import Recipe, load_recipe, recipe_toml
 from .cores import limit_threads, threads_for
 from .errors import HavocError, IdentityError, NothingLearnedError
 from .progress import make_progress
+from .track.metrics_file import record_nothing
+from .track.tracker import require_trackers
+from .tracking import log_final, log_search, open_tracking, with_trackers, without_trackers
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from .adapt.expert import Expert
     from .adapt.search import SearchResult
@@ -39,13 +43,15 @@ if TYPE_CHECKING:
     from .jobs import Place
     from .model.checkpoint import Base
     from .progress import Progress
+    from .track.metrics_file import Record
+    from .track.tracker import Tracking
 
 
 def handle_run(args: argparse.Namespace) -> int:
     """Run the pipeline, show its tables, and exit with the verdict for the first target."""
     from .summary import show_run
 
-    recipe = load_recipe(args.recipe)
+    recipe = with_trackers(load_recipe(args.recipe), args.track)
     progress = make_progress(quiet=args.quiet)
     command = shlex.join(["havoc", "run", *([str(args.recipe)] if args.recipe else []), "--out", str(args.out)])
     judgements = run(recipe, args.out, command=command, num_threads=args.threads, progress=progress)
@@ -61,7 +67,7 @@ def handle_search(args: argparse.Namespace) -> int:
     from .model.checkpoint import load_base
     from .summary import export_command, show_search
 
-    recipe = load_recipe(args.recipe)
+    recipe = with_trackers(load_recipe(args.recipe), args.track)
     model = {"base": args.base, "chat": recipe.model.chat and args.is_chat}
     data = {"source": str(args.data) if args.data else recipe.data.source, "online": args.online or recipe.data.online}
     search_changes: dict[str, Any] = {} if args.seed is None else {"seed": args.seed}
@@ -81,12 +87,14 @@ def handle_search(args: argparse.Namespace) -> int:
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
     _ = base.tokenizer  # a base that cannot read text is refused before any work
     limit_threads(threads_for(base.model.num_parameters(), num_threads=args.threads))
-    with storage.only_writer(args.out):
+    with storage.only_writer(args.out), open_tracking(recipe, args.out, job="search") as tracking:
         basis = base_basis(base, args.out, progress)
         experts = read_experts(recipe, args.experts, base, basis)
         require_change(experts, progress)
         place = Place(recipe, args.out, args.experts, args.threads)
-        result = search_mixture(place, base, experts, progress)
+        forget_undone(place, tracking)
+        result = search_mixture(place, base, experts, progress, record=tracking.log)
+        log_search(tracking, result, [expert.domain for expert in experts])
     command = export_command(
         result, recipe, [expert.domain for expert in experts], base=args.base, experts=args.experts
     )
@@ -118,15 +126,20 @@ def run(
     limit_threads(threads_for(base.model.num_parameters(), num_threads=num_threads))
     with storage.only_writer(out):
         claim_folder(recipe, out)
-        place = Place(recipe, out, out / "experts", num_threads)
-        basis, experts = train_experts(place, base, progress)
-        require_change(experts, progress)
-        result = search_mixture(place, base, experts, progress)
-        artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
-        storage.write_json(out / "front.json", linked(result.to_json(), artifact))
-        measure_artifact(place, base, experts, result, artifact, progress)
-        _, judgements = write_report(out, targets=recipe.gate.targets, command=command, artifact=artifact)
-        write_handoff(place, experts, result, artifact, judgements[0])
+        with open_tracking(recipe, out, job="run") as tracking:
+            place = Place(recipe, out, out / "experts", num_threads)
+            forget_undone(place, tracking)
+            basis, experts = train_experts(place, base, progress, follow=tracking.follow)
+            require_change(experts, progress)
+            result = search_mixture(place, base, experts, progress, record=tracking.log)
+            log_search(tracking, result, [expert.domain for expert in experts])
+            artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
+            storage.write_json(out / "front.json", linked(result.to_json(), artifact))
+            measure_artifact(place, base, experts, result, artifact, progress)
+            _, judgements = write_report(out, targets=recipe.gate.targets, command=command, artifact=artifact)
+            write_handoff(place, experts, result, artifact, judgements[0])
+            by_target = {judgement.target: judgement for judgement in judgements}
+            log_final(tracking, out, result, by_target, artifact=artifact)
     return list(zip(recipe.gate.targets, judgements, strict=True))
 
 
@@ -134,6 +147,7 @@ def require_inputs(recipe: Recipe) -> None:
     """Refuse targets and data that cannot be read before minutes of work and before anything is written."""
     from .bench.judge.targets import load_target, require_known_tasks
 
+    require_trackers(recipe.track.to)
     text = recipe.export.calibration
     if text is not None and not Path(text).is_file():
         raise HavocError(f"{text!r}: no such text file; correct export.calibration or leave it out")
@@ -218,11 +232,32 @@ def claim_folder(recipe: Recipe, out: Path) -> None:
                 f"{out} holds files and is not the result of a run (no {marker.name} in it); choose another --out"
             )
         storage.write_text(marker, recipe_toml(recipe))
-    elif load_recipe(marker) != recipe:
+    elif without_trackers(load_recipe(marker)) != without_trackers(recipe):
         raise HavocError(f"{out} is the result of another recipe (see {marker}); choose another --out or remove it")
 
 
-def train_experts(place: Place, base: Base, progress: Progress) -> tuple[Basis, list[Expert]]:
+def forget_undone(place: Place, tracking: Tracking) -> None:
+    """Take out of the metrics what belongs to work that will begin anew, since nothing of it is left in the folder."""
+    from .adapt.expert import expert_path
+    from .adapt.training_state import state_path
+    from .measuring import recipe_tasks
+
+    for name in (task.name for task in recipe_tasks(place.recipe)):
+        if not expert_path(place.experts, name).exists() and not state_path(place.experts, name).exists():
+            tracking.forget(f"svf/{name}/")
+    for path, prefix in ((journal_path(place.out), "adas/"), (place.out / "record.json", "bench/")):
+        if not path.exists():
+            tracking.forget(prefix)
+
+
+def journal_path(out: Path) -> Path:
+    """Where a search keeps every evaluation."""
+    return out / "search" / "journal.jsonl"
+
+
+def train_experts(
+    place: Place, base: Base, progress: Progress, *, follow: Callable[[], None] = lambda: None
+) -> tuple[Basis, list[Expert]]:
     """Compute the basis and train one expert a task, in worker processes; those whose file is there are read back."""
     from .adapt.commands import base_basis, training_settings
     from .adapt.expert import expert_path
@@ -240,7 +275,12 @@ def train_experts(place: Place, base: Base, progress: Progress) -> tuple[Basis, 
         with training_workers(base, len(missing), num_threads=place.num_threads) as workers:
             requests = [place.request(task=name, num_threads=workers.num_threads) for name in missing]
             with progress.stage(title, num_steps, unit="steps") as stage:
-                for _ in results_of(workers.run(".jobs:train", requests, listen=stage.advance)):
+
+                def listen(n: int, note: str) -> None:
+                    stage.advance(n, note)
+                    follow()
+
+                for _ in results_of(workers.run(".jobs:train", requests, listen=listen)):
                     pass
     return basis, read_experts(recipe, place.experts, base, basis)
 
@@ -276,7 +316,9 @@ def require_change(experts: Sequence[Expert], progress: Progress) -> None:
     )
 
 
-def search_mixture(place: Place, base: Base, experts: Sequence[Expert], progress: Progress) -> SearchResult:
+def search_mixture(
+    place: Place, base: Base, experts: Sequence[Expert], progress: Progress, *, record: Record = record_nothing
+) -> SearchResult:
     """Search alpha and structure against the bench; leave the journal and `front.json`."""
     from .adapt.search import search
     from .measuring import BenchMeasurer, bind, search_settings
@@ -286,8 +328,9 @@ def search_mixture(place: Place, base: Base, experts: Sequence[Expert], progress
         result = search(
             measurer,
             settings=search_settings(place.recipe, base, experts, bound),
-            journal_path=place.out / "search" / "journal.jsonl",
+            journal_path=journal_path(place.out),
             progress=progress,
+            record=record,
         )
     storage.write_json(place.out / "front.json", result.to_json())
     return result

@@ -10,6 +10,8 @@ from ..config import load_recipe
 from ..cores import limit_threads, threads_for
 from ..errors import HavocError
 from ..progress import make_progress
+from ..track.tracker import require_trackers
+from ..tracking import open_tracking, with_trackers
 
 if TYPE_CHECKING:
     import argparse
@@ -42,10 +44,18 @@ def handle_train(args: argparse.Namespace) -> int:
     from .expert import expert_path, save_expert
     from .tasks.task import load_task
     from .training import train_expert
-    from .training_state import forget_training
+    from .training_state import forget_training, state_path
 
+    recipe = with_trackers(load_recipe(args.recipe), args.track)
+    require_trackers(recipe.track.to)
     task = load_task(args.task, data_dir=args.data, online=args.online)
-    settings = training_settings(load_recipe(args.recipe).experts.model_copy(update=_changes(args)), task)
+    recipe = recipe.model_copy(
+        update={
+            "model": recipe.model.model_copy(update={"base": args.base, "chat": args.is_chat}),
+            "experts": recipe.experts.model_copy(update={"tasks": (task.name,), **_changes(args)}),
+        }
+    )
+    settings = training_settings(recipe.experts, task)
     path = expert_path(args.out, task.name)
     if path.exists() and not args.force:
         raise HavocError(f"{path} is a finished expert: use --force to train it anew, or choose another --out")
@@ -55,16 +65,20 @@ def handle_train(args: argparse.Namespace) -> int:
     require_sight(task, base)
     limit_threads(threads_for(base.model.num_parameters(), num_threads=args.threads))
     basis = base_basis(base, args.out, progress)
-    expert = train_expert(
-        base,
-        basis,
-        task,
-        settings=settings,
-        checkpoint_dir=args.out,
-        data_dir=args.data,
-        online=args.online,
-        progress=progress,
-    )
+    with open_tracking(recipe, args.out, job="train") as tracking:
+        if not state_path(args.out, task.name).exists():
+            tracking.forget(f"svf/{task.name}/")  # of an expert that is trained anew
+        expert = train_expert(
+            base,
+            basis,
+            task,
+            settings=settings,
+            checkpoint_dir=args.out,
+            data_dir=args.data,
+            online=args.online,
+            progress=progress,
+            record=tracking.log,
+        )
     save_expert(expert, args.out)
     forget_training(args.out, task.name)
     show_expert(expert, path, as_json=args.json)

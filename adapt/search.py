@@ -18,9 +18,12 @@ from typing import TYPE_CHECKING, Any
 from ..errors import HavocError, MeasurementError
 from ..model.structure import Structure
 from ..progress import SILENT, Progress
+from ..track.catalogue import GENERATION
+from ..track.metrics_file import Record, record_nothing
 from .breeding import Breeder
 from .candidate import COST_OBJECTIVES, FORMAT_METRICS, SPEED_OBJECTIVES
 from .front import convergence, excess_of, finite_violations, front_of, is_feasible, objectives, preference
+from .generation_figures import generation_figures
 from .ledger import NUM_COST_REPEATS, Ledger, mean_cost
 from .paired import paired_margin
 
@@ -117,10 +120,16 @@ def _summary(evaluation: Evaluation, rescored: Mapping[str, Evaluation]) -> dict
 
 
 def search(
-    measurer: Measurer, *, settings: SearchSettings, journal_path: Path, progress: Progress = SILENT
+    measurer: Measurer,
+    *,
+    settings: SearchSettings,
+    journal_path: Path,
+    progress: Progress = SILENT,
+    record: Record = record_nothing,
 ) -> SearchResult:
     """Run the search, or go on with the one that `journal_path` holds, and return its result.
 
+    `record` is handed the metrics of each generation, those that the journal gives back included.
     Raises `HavocError` when the journal belongs to other settings or no candidate could be measured.
     """
     ledger = Ledger(measurer, settings, journal_path)
@@ -132,7 +141,7 @@ def search(
     with progress.stage("search", total) as stage:
         costs = _costs(ledger, settings, stage.advance)
         frozen, set_aside = costs.frozen, costs.set_aside
-        course = _evolve(ledger, settings, frozen, set_aside, stage.advance)
+        course = _evolve(ledger, settings, frozen, set_aside, stage.advance, record)
         measured = [one for one in course.evaluations if not one.reason]
         if not measured:
             reason = course.evaluations[0].reason
@@ -144,6 +153,9 @@ def search(
         for evaluation in ledger.evaluate(finalists, samples=[settings.num_repeats], origins=[None] * len(finalists)):
             rescored.append(evaluation)
             stage.advance(note="finalists on fresh rows")
+    settled = convergence(course.generations(), frozen)
+    for generation, volume in enumerate(settled.hypervolume):
+        record(GENERATION, generation, {"adas/hypervolume": volume})
     scored = [evaluation for evaluation in rescored if not evaluation.reason]
     if not scored:
         msg = f"none of the {len(rescored)} best candidates could be scored again; the first failed with: "
@@ -159,7 +171,7 @@ def search(
         unmet=costs.unmet,
         rescored=tuple(rescored),
         chosen=max(scored, key=lambda evaluation: preference(evaluation, settings, set_aside)),
-        convergence=convergence(course.generations(), frozen),
+        convergence=settled,
         evidence=settings.evidence,
     )
 
@@ -238,6 +250,7 @@ def _evolve(
     frozen: Sequence[str],
     set_aside: Sequence[str],
     advance: Callable[..., None],
+    record: Record,
 ) -> _Course:
     """Run the generations; no candidate is met twice."""
     course, breeder = _Course(), Breeder(settings)
@@ -255,7 +268,22 @@ def _evolve(
             [objectives(one, frozen) for one in found],
             [finite_violations(one, settings, set_aside) for one in found],
         )
+        record(GENERATION, breeder.num_generations, _figures(course, settings, frozen, set_aside))
     return course
+
+
+def _figures(
+    course: _Course, settings: SearchSettings, frozen: Sequence[str], set_aside: Sequence[str]
+) -> dict[str, float | None]:
+    """The metrics of the generation that was evaluated last."""
+    measured = [one for one in course.evaluations if not one.reason]
+    return generation_figures(
+        course.evaluations,
+        course.origins,
+        settings,
+        front_size=len(front_of(measured, settings, frozen, set_aside)) if measured else 0,
+        num_feasible=sum(is_feasible(one, settings, set_aside) for one in measured),
+    )
 
 
 def _finalists(course: _Course, settings: SearchSettings, set_aside: Sequence[str]) -> list[Evaluation]:

@@ -18,6 +18,7 @@ from .. import storage
 from ..errors import HavocError, MeasurementError
 from ..model.scorer import TorchScorer
 from ..progress import SILENT, Progress
+from ..track.metrics_file import Record, record_nothing
 from .divergence import compared_rows, mean_kl
 from .expected_reward import ExpectedReward
 from .expert import Expert
@@ -26,6 +27,7 @@ from .objectives import Objective, TrainingSettings, method_for
 from .optimizer import MuonGrokfast
 from .reading import Reader, layer_of
 from .reinforce import Reinforce
+from .step_figures import StepFigures
 from .svf import Basis, SingularValueAdapter, attach
 from .tasks import sources
 from .tasks.evaluation import score
@@ -57,10 +59,12 @@ def train_expert(
     data_dir: Path | None = None,
     online: bool = False,
     progress: Progress = SILENT,
+    record: Record = record_nothing,
 ) -> Expert:
     """Train the expert of `task` and return it; `base.model` is given back unchanged.
 
     `checkpoint_dir` receives `training_<task>.safetensors` (state) and `training_<task>.jsonl` (one line a step).
+    `record` is handed the metrics of each step before its state is saved, so none is missing after an interruption.
     Raises `HavocError` for a method the task cannot have and, under reinforce, when every sampled reward of the first
     step is equal; `MeasurementError` when losses or gradients stay non-finite.
     """
@@ -75,16 +79,18 @@ def train_expert(
         attach(base.model, trained_part(basis, base, settings.trained_layers)) as adapter,
     ):
         objective = _OBJECTIVES[method](base, adapter, task, train_rows, settings)
-        run = _Run(base, adapter, task, objective, settings, checkpoint_dir, basis)
+        run = _Run(base, adapter, task, objective, settings, checkpoint_dir, basis, record)
         with progress.stage(f"train {task.name}", settings.num_steps) as stage:
             stage.advance(run.num_done, run.summary())
             if run.num_done == 0:
                 run.validate(validation_rows)
+                run.record()
                 stage.advance(0, run.summary())
             while run.num_done < settings.num_steps:
                 run.step()
                 if run.num_done % settings.validate_every == 0 or run.num_done == settings.num_steps:
                     run.validate(validation_rows)
+                run.record()
                 run.save()
                 stage.advance(note=run.summary())
         return run.expert()
@@ -114,6 +120,7 @@ class _Run:
         settings: TrainingSettings,
         checkpoint_dir: Path,
         basis: Basis,
+        record: Record,
     ) -> None:
         self._base, self._adapter, self._task, self._objective = base, adapter, task, objective
         self._settings, self._directory, self._basis = settings, checkpoint_dir, basis
@@ -132,6 +139,7 @@ class _Run:
         self._best_score: dict[str, Any] = {"num_right": -1, "num_rows": 0, "step": 0}
         self._trace: list[dict[str, Any]] = []
         self._compared: tuple[Reader, list[Branched]] | None = None
+        self._figures = StepFigures(task.name, basis, adapter.deltas, record)
         self._resume()
 
     def summary(self) -> str:
@@ -146,13 +154,14 @@ class _Run:
     def validate(self, rows: Sequence[Row]) -> None:
         """Score the validation rows; keep the deltas if they are the best so far and near enough to the base."""
         scorer = TorchScorer(self._base.model, self._base.tokenizer)
-        right = score(scorer, self._task, rows, max_new_tokens=self._settings.max_new_tokens).right
-        kl_to_base = self._kl_to_base(rows)
+        scores = score(scorer, self._task, rows, max_new_tokens=self._settings.max_new_tokens)
+        right, kl_to_base = scores.right, self._kl_to_base(rows)
         if self._trace:
             self._trace[-1] |= {"validation": sum(right) / len(right), "kl_to_base": kl_to_base}
         if sum(right) > self._best_score["num_right"] and kl_to_base < self._settings.max_kl:
             self._best = self._adapter.snapshot()
             self._best_score = {"num_right": sum(right), "num_rows": len(right), "step": self.num_done}
+        self._figures.note_validation(scores, kl_to_base, best=self._best_score)
 
     def _kl_to_base(self, rows: Sequence[Row]) -> float:
         """KL(policy || base) on the first of the validation rows, nats a predicted token."""
@@ -170,12 +179,18 @@ class _Run:
         if not is_finite and self._optimizer.restore_last_good():
             self._adapter.refold()
         if descent.loss is not None and is_finite:
-            torch.nn.utils.clip_grad_norm_(self._adapter.parameters(), self._settings.max_grad_norm)
+            longest = self._settings.max_grad_norm
+            norm = torch.nn.utils.clip_grad_norm_(self._adapter.parameters(), longest)
+            self._figures.note_gradient(norm.item(), longest)
             self._optimizer.step()
             self._adapter.refold()
         self.num_done += 1
         figures = descent.figures if is_finite else {**descent.figures, "kl": None}
         self._trace.append({"step": self.num_done, **figures, "loss": descent.loss if is_finite else None})
+
+    def record(self) -> None:
+        """Hand the metrics of the last step on; before the first they are the base's."""
+        self._figures.record(self.num_done, self._trace[-1] if self._trace else {}, num_skipped=self._num_skipped)
 
     def _has_finite_gradients(self) -> bool:
         gradients = [parameter.grad for parameter in self._adapter.parameters() if parameter.grad is not None]

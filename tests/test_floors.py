@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = (
     "ground",
+    "track",
     "model",
     "adapt.sandbox",
     "adapt.tasks",
@@ -26,16 +27,16 @@ FLOORS = (
     "bench.report",
     "roof",
 )
-ROOMS = ("model", "adapt", "export", "bench")
+ROOMS = ("track", "model", "adapt", "export", "bench")
 GROUND = "__init__ errors mistakes storage progress bounds cgroups cores processes children".split()
 HANDLERS = ("adapt.commands", "export.commands", "bench.commands", "bench.pytest_plugin")
 """They take a command line apart, so they belong to the roof, whatever room they serve."""
 
-EDGE_FOLDERS = ("adapt.sandbox", "adapt.tasks", "export.runtime", "bench.judge", "bench")
+EDGE_FOLDERS = ("track", "adapt.sandbox", "adapt.tasks", "export.runtime", "bench.judge", "bench")
 EDGE_ROOF = "errors storage progress bounds cgroups children cores processes config arguments cli __main__".split()
 EDGE_BLOCKED = (
-    "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib gguf transformers".split()
-)
+    "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib gguf transformers wandb trackio"
+).split()
 
 
 def modules() -> dict[str, Path]:

@@ -21,6 +21,7 @@ from havoc_core.model.structure import Structure
 from havoc_core.pipeline import run
 from havoc_core.progress import SILENT
 from havoc_core.storage import only_writer
+from havoc_core.track.metrics_file import points_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +55,7 @@ ALL_OF_IT = {
     "front.json",
     "handoff.json",
     "junit.xml",
+    "metrics.jsonl",
     "recipe.toml",
     "record.json",
     "report.html",
@@ -132,8 +134,9 @@ def test_experts_that_learned_nothing_end_the_run_at_once(tmp_path: Path) -> Non
 
 
 def test_finished_run_is_read_back(finished: Path, recipe: Path) -> None:
-    """The same command again measures nothing and writes the same record, scores and front."""
-    before = {name: (finished / name).read_bytes() for name in ("record.json", "scores.json", "front.json")}
+    """The same command again measures nothing and writes the same record, scores, front and metrics."""
+    names = ("record.json", "scores.json", "front.json", "metrics.jsonl")
+    before = {name: (finished / name).read_bytes() for name in names}
     start = time.perf_counter()
     again = havoc("run", recipe, "--out", finished, "--json")
     assert again.returncode in {0, 1, 3, 4}, again.stderr
@@ -224,6 +227,17 @@ def test_stopped_anywhere_it_goes_on(recipe: Path, finished: Path, tmp_path: Pat
     for domain in ("code", "vision"):
         name = f"experts/z_vectors_{domain}.safetensors"
         assert (out / name).read_bytes() == (finished / name).read_bytes()
+    assert trained_metrics(out) == trained_metrics(finished)
+
+
+def trained_metrics(out: Path) -> dict[tuple[str, int | None], float]:
+    """What the trainings logged, by name and step, but what the processes took for it; no step stands there twice."""
+    found: dict[tuple[str, int | None], float] = {}
+    for _, step, values in points_of((out / "metrics.jsonl").read_bytes()):
+        told = {(name, step): value for name, value in values.items() if name.startswith("svf/")}
+        assert not found.keys() & told.keys()
+        found |= {key: value for key, value in told.items() if "/process/" not in key[0]}
+    return found
 
 
 def test_folder_of_another_recipe_is_refused(finished: Path, tmp_path: Path) -> None:

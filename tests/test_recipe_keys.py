@@ -21,6 +21,7 @@ from havoc_core.errors import HavocError
 from havoc_core.measuring import bind, recipe_tasks, search_settings
 from havoc_core.model.checkpoint import load_base
 from havoc_core.progress import SILENT
+from havoc_core.tracking import open_tracking
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -132,6 +133,13 @@ def hubbed(recipe: Recipe) -> object:
     return [(task.name, task.sha256) for task in load_asked(recipe)]
 
 
+def tracked(recipe: Recipe) -> object:
+    """What trackers are told of a run, and which there are."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("havoc_core.tracking.Tracking", lambda about, names: (about, names))
+        return open_tracking(recipe, Path("nowhere"), job="run")
+
+
 def load_asked(recipe: Recipe) -> Any:
     return recipe_tasks(recipe)
 
@@ -178,6 +186,11 @@ KEYS: dict[str, tuple[object, Callable[[Recipe], object]]] = {
     "bench.profile": ("standard", measured),
     "gate.targets": (("host-text",), judged),
     "gate.num_rows": (9, measured),
+    "track.to": (("wandb",), tracked),
+    "track.online": (True, tracked),
+    "track.project": ("another", tracked),
+    "track.name": ("another", tracked),
+    "track.group": ("another", tracked),
 }
 ELSEWHERE = {
     "experts.use_qk_clip": "tests/test_recipe_keys.py",  # refused where it is true
