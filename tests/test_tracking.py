@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
+import subprocess
+import sys
+import time
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -165,3 +169,45 @@ def test_what_will_be_done_anew_is_forgotten(tmp_path: Path) -> None:
         forget_undone(place, tracking)
     left = [axis for axis, _, _ in points_of((tmp_path / "metrics.jsonl").read_bytes())]
     assert left == ["svf/code/step", PROCESS]
+
+
+SMALL_TRAINING = """
+[experts]
+num_steps = 10
+validate_every = 2
+prompts_per_step = 6
+samples_per_prompt = 4
+num_train_rows = 40
+num_validation_rows = 4
+"""
+
+
+def trained(out: Path) -> list[tuple[int | None, dict[str, float]]]:
+    """Step and values of each line, but what the process took for it."""
+    points = points_of((out / "metrics.jsonl").read_bytes())
+    return [
+        (step, {name: value for name, value in values.items() if "/process/" not in name}) for _, step, values in points
+    ]
+
+
+def test_a_training_that_is_killed_again_and_again_logs_every_step_once(tmp_path: Path) -> None:
+    """SIGKILL at any moment: the lines are those of a training that was never stopped."""
+    (tmp_path / "recipe.toml").write_text(SMALL_TRAINING)
+    havoc = [sys.executable, "-m", "havoc_core", "train", "nano", "--task", "code", "--quiet"]
+    command = [*havoc, "--recipe", str(tmp_path / "recipe.toml"), "--out"]
+    start_s = time.monotonic()
+    subprocess.run([*command, str(tmp_path / "whole")], check=True, timeout=200)
+    wait_s, num_kills = 0.4 * (time.monotonic() - start_s), 0
+    while True:
+        process = subprocess.Popen([*command, str(tmp_path / "cut")])
+        try:
+            assert process.wait(wait_s) == 0
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            num_kills, wait_s = num_kills + 1, wait_s * 1.2
+            continue
+        break
+    assert num_kills > 0
+    assert [step for step, _ in trained(tmp_path / "whole")] == list(range(11))
+    assert trained(tmp_path / "cut") == trained(tmp_path / "whole")

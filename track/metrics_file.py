@@ -72,7 +72,7 @@ class MetricsFile:
         new = {
             name: value
             for name, value in values.items()
-            if value is not None and math.isfinite(value) and not self._holds(name, step, value)
+            if value is not None and math.isfinite(value) and not self._has(name, step, value)
         }
         if new:
             self._note(step, new)
@@ -91,10 +91,12 @@ class MetricsFile:
         else:
             self._waiting.clear()
 
+    def holds(self, prefix: str) -> bool:
+        """Whether any name in the file begins with `prefix`."""
+        return any(name.startswith(prefix) for name in (*self._once, *(name for name, _ in self._steps)))
+
     def forget(self, prefix: str) -> None:
         """Take out every value whose name begins with `prefix`: what it describes is done anew."""
-        if not any(name.startswith(prefix) for name in (*self._once, *(name for name, _ in self._steps))):
-            return
         try:
             with _held(self.path) as file:
                 storage.write_bytes(self.path, b"".join(_lines_without(prefix, file.read())))
@@ -104,7 +106,7 @@ class MetricsFile:
         self._steps = {(name, step) for name, step in self._steps if not name.startswith(prefix)}
         self._once = {name: value for name, value in self._once.items() if not name.startswith(prefix)}
 
-    def _holds(self, name: str, step: int | None, value: float) -> bool:
+    def _has(self, name: str, step: int | None, value: float) -> bool:
         return self._once.get(name) == value if step is None else (name, step) in self._steps
 
     def _note(self, step: int | None, values: Mapping[str, float]) -> None:

@@ -110,6 +110,8 @@ class Tracking:
 
     def forget(self, prefix: str) -> None:
         """Take values out of the file whose names begin with `prefix`; what trackers were told stays with them."""
+        if not self.metrics.holds(prefix):
+            return
         self._catch_up()
         self.metrics.forget(prefix)
         size = _size(self.metrics.path)
