@@ -19,7 +19,7 @@ from havoc_core.cli import main
 from havoc_core.errors import HavocError
 from havoc_core.export.runtime.artifact import read_manifest
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="it has no such locks and links")
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(sys.platform == "win32", reason="it has no such locks and links")]
 
 
 @pytest.fixture(scope="module")

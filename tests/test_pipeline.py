@@ -25,6 +25,8 @@ from havoc_core.storage import only_writer
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.alone
+
 SMALL = """
 [experts]
 domains = ["code", "vision"]

@@ -21,7 +21,10 @@ samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_
 Bench = Callable[..., "subprocess.Popen[str]"]
 PATIENCE_S = 60.0
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds the measuring child through /proc")
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(sys.platform != "linux", reason="finds the measuring child through /proc"),
+]
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ from havoc_core.bench.session import open_session
 from havoc_core.errors import HavocError, IdentityError, MeasurementError
 from havoc_core.export.runtime.child import run_worker
 
+pytestmark = pytest.mark.alone
+
 QUICK = PROFILES["quick"]
 ENDLESS = replace(QUICK, prefill=replace(QUICK.prefill, min_busy_s=1e6, max_s=1e6))
 

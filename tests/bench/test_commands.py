@@ -20,6 +20,8 @@ from havoc_core.bench.judge.record import Record, load_record
 from havoc_core.bench.report.folder import SUMS, WRITTEN
 from havoc_core.cli import main
 
+pytestmark = pytest.mark.alone
+
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 
 

@@ -18,6 +18,8 @@ import pytest
 from havoc_core.bench import lockstep
 from havoc_core.errors import HavocError, MeasurementError
 
+pytestmark = pytest.mark.alone
+
 commits = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "perf" / "compare_commits.py")))
 NEEDLESS = "_ = [array.copy() for array in past.arrays()]"
 STEP = "        return self.extend(token_ids, attention_mask, past)\n"

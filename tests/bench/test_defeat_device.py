@@ -28,6 +28,8 @@ from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.verify import verify_artifact
 from havoc_core.model.config_file import read_config
 
+pytestmark = pytest.mark.alone
+
 BRIEF = dataclasses.replace(
     PROFILES["quick"],
     num_processes=1,

@@ -16,6 +16,8 @@ from havoc_core.bench.judge.record import Workload
 from havoc_core.bench.lockstep import Side, measure_in_lockstep
 from havoc_core.errors import HavocError, MeasurementError
 
+pytestmark = pytest.mark.alone
+
 commits = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "perf" / "compare_commits.py")))
 
 

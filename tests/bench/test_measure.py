@@ -22,6 +22,8 @@ from havoc_core.export.runtime.options import GraphOptions
 from havoc_core.model.config_file import read_config
 from havoc_core.model.hf_config import from_hf
 
+pytestmark = pytest.mark.alone
+
 
 def test_record_holds_what_was_asked(tiny_record: Record) -> None:
     """Every process, every call, every token: counted, timed and in the order of one clock."""

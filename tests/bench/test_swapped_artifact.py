@@ -23,6 +23,8 @@ from havoc_core.export import verify as verifying
 from havoc_core.export.runtime import artifact as reading
 from havoc_core.export.verify import verify_artifact
 
+pytestmark = pytest.mark.alone
+
 BRIEF = dataclasses.replace(
     PROFILES["quick"],
     num_processes=1,

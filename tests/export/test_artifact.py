@@ -241,6 +241,11 @@ def test_weights_of_a_nested_graph_are_seen(artifact: Path) -> None:
 
 def test_every_way_to_a_tensor_is_walked() -> None:
     """The fields that are followed are all those of onnx.proto that lead to a home of weights."""
+    reached, waiting = set(), {"ModelProto"}
+    while waiting:
+        reached |= waiting
+        waiting = {kind for name in waiting for kind in external._MESSAGES[name].values()} - reached - {external._ENTRY}
+    assert reached == set(external._MESSAGES) > {"TensorProto"}
     for name, fields in external._MESSAGES.items():
         held = {
             field.number: field.message_type.name
