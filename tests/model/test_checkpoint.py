@@ -206,7 +206,11 @@ class Hostile:
         return (print, ("this must not run",))
 
 
-@pytest.mark.parametrize("content", [{"model.norm.weight": Hostile()}, [1, 2], {"a": 3}, None], ids=str)
+@pytest.mark.parametrize(
+    "content",
+    [{"model.norm.weight": Hostile()}, [1, 2], {"a": 3}, None],
+    ids=["code", "list", "number", "no-pickle"],
+)
 def test_pt_files_run_no_code(tmp_path: Path, content: object, capsys: pytest.CaptureFixture[str]) -> None:
     """A .pt that is not tensors by name is refused, and nothing in it is executed."""
     HavocModel(HavocConfig.pico()).save_pretrained(tmp_path, use_safetensors=False)

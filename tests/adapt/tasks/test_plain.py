@@ -120,6 +120,7 @@ class Chameleon(metaclass=Meta):
         object(),
         (x for x in ()),
     ],
+    ids=["liar", "number", "chameleon", "str", "list", "function", "type", "object", "generator"],
 )
 def test_anything_else_is_opaque_and_equals_nothing(value):
     """A subclass, a lying object and a function come back as `Opaque`, which no literal equals."""
