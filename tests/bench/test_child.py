@@ -48,7 +48,7 @@ def test_killed_child_is_a_measurement_error(endless_request: dict[str, Any]) ->
 def test_crashed_child_says_where(endless_request: dict[str, Any]) -> None:
     """A child that fails with a bug of ours ends in one line with the exception (exit 4)."""
     del endless_request["workload"]["seed"]
-    with pytest.raises(MeasurementError, match=r"ended with code 1 without a result: KeyError: 'seed'"):
+    with pytest.raises(MeasurementError, match=r"code 1 without a result: KeyError: 'seed'"):
         run_worker(endless_request, timeout_s=60)
 
 

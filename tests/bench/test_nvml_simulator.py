@@ -177,7 +177,7 @@ def test_simulated_record_never_passes(
     document["evidence"] = "measured"
     document["sha256"] = seal_of(document)
     (tmp_path / "record.json").write_text(json.dumps(document))
-    with pytest.raises(HavocError, match="a simulated device cannot give measured evidence"):
+    with pytest.raises(HavocError, match="simulated device cannot give"):
         load_record(tmp_path / "record.json")
 
 
@@ -245,7 +245,7 @@ def test_stranger_spoils_the_baseline(session: Simulate) -> None:
     stranger = f"process {os.getpid()} 900000000"
     seen = session("memory", process="child na", hidden_bytes="640000000", add=(stranger,))["seen"]
     assert [series["method"] for series in seen["vram"]] == ["ort_arena"]
-    assert "other processes are on the card" in seen["vram_caveat"]
+    assert "other processes" in seen["vram_caveat"]
 
 
 @pytest.mark.parametrize("told", ["0", "1000"])

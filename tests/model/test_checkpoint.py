@@ -124,7 +124,7 @@ def test_shards_are_one_model(directory: Path, tmp_path: Path) -> None:
 def test_a_missing_head_is_not_made_up(directory: Path) -> None:
     """Untied by the config but without lm_head: an error that says so, not random logits."""
     edit_config(directory, tie_word_embeddings=False)
-    with pytest.raises(HavocError, match=r"lm_head\.weight is missing: the config says tie_word_embeddings = false"):
+    with pytest.raises(HavocError, match=r"lm_head\.weight is missing: .*tie_word_embeddings = false"):
         HavocModel.load_pretrained(directory)
 
 
@@ -234,7 +234,7 @@ def test_a_preset_is_random_and_says_so() -> None:
     base = load_base("pico")
     assert base.is_random
     assert base.weight_hash == load_base("pico").weight_hash == weight_hash(base.tensors())
-    with pytest.raises(HavocError, match="random weights and no tokenizer"):
+    with pytest.raises(HavocError, match="no tokenizer"):
         _ = base.tokenizer
 
 
