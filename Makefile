@@ -1,7 +1,10 @@
 # The words of the house. Each makes .venv when it is missing; nothing but python3 >= 3.11 and make is needed.
 #
 #   make demo     the whole story on the bundled model, into demo/
-#   make test     the tests, but those of `make mutants` and `make real`
+#   make check    what to type after every change, in under a minute: lint, types, and the fast tests of every room
+#   make test     the tests, but those of `make mutants` and `make real`: test-together, then test-alone
+#   make test-together   those that may run beside others, JOBS=2 files at a time
+#   make test-alone      those that measure, one by one: they carry the mark `alone`
 #   make lint     ruff: rules and format
 #   make types    mypy --strict
 #   make bench    tests/perf: speed and memory, as ratios within one run (TABLE=docs/benchmarks.md puts the table there)
@@ -16,6 +19,7 @@
 #   make fmt      let ruff mend what it can
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
 #   make gpu      the tests that need an NVIDIA card and its CUDA libraries: pip install -e ".[dev,gpu]" (docs/gpu-day.md)
+#   make durations   all tests, one by one: writes the CPU seconds of each file, which choose those of `make check`
 #   make mutants  change every operator and constant of the verdict's code; each change must be found
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
 
@@ -23,8 +27,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
+JOBS ?= 2
+SUITE := not mutation and not gpu
+TOGETHER := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "$(SUITE) and not alone"
 
-.PHONY: help demo test gpu real mutants fuzz lint types bench gate compare results metrics simulate compare-test load-test fmt genai
+.PHONY: help demo check fast test test-together test-alone durations gpu real mutants fuzz lint types bench gate compare results metrics simulate compare-test load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -33,8 +40,21 @@ help:
 demo: .venv/lab
 	$(BIN)/havoc run --out demo
 
-test: .venv/dev
-	$(BIN)/pytest
+check: lint types fast
+
+fast: .venv/dev
+	$(TOGETHER) -q --fast
+
+test: test-together test-alone
+
+test-together: .venv/dev
+	$(TOGETHER)
+
+test-alone: .venv/dev
+	$(BIN)/pytest -m "$(SUITE) and alone"
+
+durations: .venv/dev
+	$(BIN)/pytest --write-cpu-seconds
 
 gpu: .venv/dev
 	$(BIN)/pytest -m gpu tests/gpu

@@ -14,6 +14,8 @@ from havoc_core import cores as cores_of
 from havoc_core.bench import device
 from havoc_core.cgroups import Throttling, cpu_quota_cores, throttling
 
+pytestmark = pytest.mark.alone
+
 V1_MOUNTS = """22 1 0:20 / /proc rw - proc proc rw
 31 23 0:28 / /sys/fs/cgroup rw,relatime - tmpfs tmpfs rw,mode=755
 32 31 0:29 {base} /sys/fs/cgroup/cpu,cpuacct rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct

@@ -20,7 +20,11 @@ from havoc_core.bench.doctor import LAB_PACKAGES
 
 ROOT = Path(__file__).resolve().parents[1]
 NO_NETWORK = ("Connection refused", "Failed to establish a new connection", "Temporary failure in name resolution")
-pytestmark = [pytest.mark.timeout(900), pytest.mark.skipif(sys.platform == "win32", reason="paths as on Unix")]
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(sys.platform == "win32", reason="paths as on Unix"),
+]
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 

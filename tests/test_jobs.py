@@ -48,14 +48,23 @@ def place_with(folder: Path, num_cores: int, monkeypatch: pytest.MonkeyPatch) ->
     return Place(RECIPE, folder, folder / "experts")
 
 
+@pytest.fixture(scope="module")
+def whole(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """A place where two processes have trained both experts, one each."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = place_with(tmp_path_factory.mktemp("whole"), 2, patch)
+        train_experts(place, base, SILENT)
+    return place
+
+
 @pytest.mark.timeout(900)  # nine processes start, one after the other where there is one core
 def test_experts_and_answers_do_not_depend_on_the_number_of_processes(
-    base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: Base, whole: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One process or two: expert files equal byte for byte, and every row of search and gate answered alike."""
     files, answers, tables, moved = [], [], [], []
     for num_cores in (1, 2):
-        place = place_with(tmp_path / str(num_cores), num_cores, monkeypatch)
+        place = place_with(tmp_path if num_cores == 1 else whole.out, num_cores, monkeypatch)
         _, experts = train_experts(place, base, SILENT)
         files.append({path.name: path.read_bytes() for path in place.experts.iterdir()})
         candidates = [Candidate((1.0, 0.5), Structure()), Candidate((0.0, 1.0), Structure(weight_format="int8"))]
@@ -89,10 +98,10 @@ def test_experts_and_answers_do_not_depend_on_the_number_of_processes(
 
 
 @pytest.mark.timeout(900)
-def test_a_run_goes_on_with_the_trainings_it_finds(base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_goes_on_with_the_trainings_it_finds(
+    base: Base, whole: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Each expert has a state of its own: a finished one is read back, one that was cut goes on to the same bytes."""
-    whole = place_with(tmp_path / "whole", 2, monkeypatch)
-    train_experts(whole, base, SILENT)
     cut = place_with(tmp_path / "cut", 2, monkeypatch)
     shorter = RECIPE.model_copy(update={"experts": RECIPE.experts.model_copy(update={"tasks": ("math",)})})
     train_experts(Place(shorter, cut.out, cut.experts), base, SILENT)
@@ -110,5 +119,5 @@ def test_an_error_of_a_training_is_the_runs_error(base: Base, tmp_path: Path, mo
     base_basis(base, tmp_path, SILENT)
     place.experts.mkdir()
     state_path(place.experts, "code").write_bytes(b"no state")
-    with pytest.raises(HavocError, match="training_code.safetensors: not a training state"):
+    with pytest.raises(HavocError, match="training_code.safetensors: not a training"):
         train_experts(place, base, SILENT)

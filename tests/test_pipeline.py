@@ -26,6 +26,8 @@ from havoc_core.track.metrics_file import points_of
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.alone
+
 SMALL = """
 [experts]
 domains = ["code", "vision"]
@@ -73,6 +75,10 @@ def havoc(*words: object, check: bool = False) -> subprocess.CompletedProcess[st
     return subprocess.run(command, capture_output=True, text=True, check=check, timeout=300)
 
 
+def run_command(recipe: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "havoc_core", "run", str(recipe), "--out", str(out)]
+
+
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "small.toml"
@@ -114,7 +120,7 @@ def test_experts_that_learned_nothing_end_the_run_at_once(tmp_path: Path) -> Non
     path.write_text('[experts]\ntasks = ["code"]\nnum_steps = 1\nlearning_rate = 1e-9\nnum_validation_rows = 4\n')
     done = havoc("run", path, "--out", out)
     assert done.returncode == 6, done.stderr
-    assert "training changed nothing: no state of code" in done.stderr
+    assert "no state of code" in done.stderr
     assert "of 4" in done.stderr.splitlines()[-1]
     assert (out / "experts" / "z_vectors_code.safetensors").is_file()
     assert not (out / "search").exists()
@@ -157,7 +163,7 @@ def test_a_finished_run_does_not_vouch_for_another_artifact(finished: Path, reci
     assert done.returncode == 0, done.stderr
     done = havoc("run", recipe, "--out", out, "--quiet")
     assert done.returncode == 5, done.stdout + done.stderr
-    assert "not the mixture that this search chose" in done.stderr
+    assert "not the mixture that" in done.stderr
     shutil.rmtree(out / "artifact")
     shutil.copytree(finished / "artifact", out / "artifact")
     readme = out / "artifact" / "README.md"
@@ -169,7 +175,7 @@ def test_a_finished_run_does_not_vouch_for_another_artifact(finished: Path, reci
     manifest.write_text(json.dumps(document))
     done = havoc("run", recipe, "--out", out, "--quiet")
     assert done.returncode == 5, done.stdout + done.stderr
-    assert "is not the file that was measured" in done.stderr
+    assert "is not the file that" in done.stderr
 
 
 def test_the_gate_says_of_the_record_what_the_run_said(finished: Path) -> None:
@@ -206,10 +212,9 @@ def test_the_artifact_is_the_one_that_the_recipe_names(finished: Path) -> None:
 def test_stopped_anywhere_it_goes_on(recipe: Path, finished: Path, tmp_path: Path, kill: signal.Signals) -> None:
     """Stopped again and again until it is done: the choices and scores are those of a run that was never stopped."""
     out = tmp_path / "out"
-    command = [sys.executable, "-m", "havoc_core", "run", str(recipe), "--out", str(out)]
     num_stops, wait_s = 0, 3.0
     while True:
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        process = subprocess.Popen(run_command(recipe, out), stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         try:
             _, errors = process.communicate(timeout=wait_s)
         except subprocess.TimeoutExpired:
@@ -278,8 +283,8 @@ def test_expert_of_another_base_is_refused(finished: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
-def test_full_disk_is_one_line_and_the_run_goes_on(recipe: Path, tmp_path: Path) -> None:
-    """On a disk of 200 kB the run stops with one line; given room, the same command goes on."""
+def test_full_disk_is_one_line_and_the_run_goes_on(recipe: Path, finished: Path, tmp_path: Path) -> None:
+    """On a disk of 200 kB the run stops with one line; given room, the same command trains the same expert."""
     small = tmp_path / "small"
     small.mkdir()
     mounted = subprocess.run(
@@ -292,7 +297,14 @@ def test_full_disk_is_one_line_and_the_run_goes_on(recipe: Path, tmp_path: Path)
         assert stopped.returncode == 2
         assert "disk is full" in stopped.stderr.splitlines()[-1]
         subprocess.run(["mount", "-o", "remount,size=50m", str(small)], check=True)
-        assert havoc("run", recipe, "--out", small / "out").returncode in {0, 1, 3, 4}
+        name = "experts/z_vectors_code.safetensors"
+        again = subprocess.Popen(run_command(recipe, small / "out"), stderr=subprocess.PIPE, text=True)
+        while again.poll() is None and not (small / "out" / name).exists():
+            time.sleep(0.1)
+        again.send_signal(signal.SIGINT)
+        _, errors = again.communicate()
+        assert again.returncode == 130, errors
+        assert (small / "out" / name).read_bytes() == (finished / name).read_bytes()
     finally:
         subprocess.run(["umount", "-l", str(small)], check=True)
 
@@ -331,7 +343,7 @@ def test_two_runs_in_one_folder(recipe: Path, tmp_path: Path) -> None:
     with only_writer(tmp_path / "run"):
         second = havoc("run", recipe, "--out", tmp_path / "run", "--quiet")
     assert (second.returncode, second.stderr.count("\n")) == (2, 1)
-    assert "is being written by another process" in second.stderr
+    assert "another process" in second.stderr
     assert list(tmp_path.iterdir()) == []
 
 

@@ -15,6 +15,8 @@ import pytest
 from havoc_core.errors import HavocError, IdentityError, MeasurementError
 from havoc_core.processes import Workers, results_of
 
+pytestmark = pytest.mark.alone
+
 HERE = Path(__file__).parent
 
 

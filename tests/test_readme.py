@@ -87,18 +87,23 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
-def test_every_recipe_is_valid(page: Path, tmp_path: Path) -> None:
-    """A recipe that is shown can be run, and a targets file that is shown can be read."""
-    for block in blocks(page, "toml"):
-        if ".limits]]" in block:
-            (tmp_path / "own.toml").write_text(block)
-            assert read_targets(tmp_path / "own.toml")
-            continue
-        if block.startswith("kind = "):
-            (tmp_path / "own-task.toml").write_text(block)
-            assert load_task(tmp_path / "own-task.toml", few_shot=0).name == "own-task"
-            continue
+@pytest.mark.parametrize(
+    "block",
+    [
+        pytest.param(block, id=f"{page.relative_to(ROOT)}-{place}")
+        for page in PAGES
+        for place, block in enumerate(blocks(page, "toml"))
+    ],
+)
+def test_every_recipe_is_valid(block: str, tmp_path: Path) -> None:
+    """A recipe that is shown can be run, and a task or targets file that is shown can be read."""
+    if ".limits]]" in block:
+        (tmp_path / "own.toml").write_text(block)
+        assert read_targets(tmp_path / "own.toml")
+    elif block.startswith("kind = "):
+        (tmp_path / "own-task.toml").write_text(block)
+        assert load_task(tmp_path / "own-task.toml", few_shot=0).name == "own-task"
+    else:
         assert Recipe.model_validate(tomllib.loads(block)).experts.tasks
 
 

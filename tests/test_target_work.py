@@ -18,6 +18,8 @@ from havoc_core.model.structure import Structure
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.alone
+
 TARGET = """
 [short]
 extends = "host"

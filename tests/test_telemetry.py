@@ -13,9 +13,13 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64", reason="the trap is a seccomp filter for Linux on x86_64"
-)
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(
+        sys.platform != "linux" or platform.machine() != "x86_64",
+        reason="the trap is a seccomp filter for Linux on x86_64",
+    ),
+]
 
 _SOCKET, _AF_INET, _AF_INET6 = 41, 2, 10
 _LOAD, _EQUAL, _RETURN = 0x20, 0x15, 0x06

@@ -93,7 +93,7 @@ def test_settings_that_mean_nothing_are_refused(name: str, value: object) -> Non
 
 def test_qk_clip_is_refused_because_z_cannot_express_it() -> None:
     """Turning it on is an error with the reason, not a setting that is silently ignored."""
-    with pytest.raises(HavocError, match="per attention head and z spans all heads"):
+    with pytest.raises(HavocError, match="z spans all heads"):
         replace(SEED_003, use_qk_clip=True)
 
 
@@ -242,7 +242,7 @@ def test_too_many_bad_gradients_end_the_run_at_the_last_good_state() -> None:
         param.grad = torch.full_like(param, float("nan"))
     optimizer.step()
     optimizer.step()
-    with pytest.raises(MeasurementError, match="3 gradients in a row held NaN or Inf after 5 good steps") as caught:
+    with pytest.raises(MeasurementError, match="3 gradients .* after 5 good steps") as caught:
         optimizer.step()
     assert caught.value.exit_code == 4
     assert optimizer.restore_last_good()

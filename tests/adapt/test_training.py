@@ -194,7 +194,7 @@ def test_a_state_that_fits_no_optimizer_is_one_line(base: Base, basis: Basis, tm
 def test_two_trainings_of_one_expert_in_one_folder_are_refused(base: Base, basis: Basis, tmp_path: Path) -> None:
     """The last one won; now the second is refused, while another expert's may go on beside it."""
     with storage.only_one(tmp_path, "training_math"):
-        with pytest.raises(HavocError, match="training_math is being made there by another process"):
+        with pytest.raises(HavocError, match="training_math .*another process"):
             train_expert(base, basis, MATH, settings=SMALL, checkpoint_dir=tmp_path)
         with storage.only_one(tmp_path, "training_code"):
             assert len(list(tmp_path.iterdir())) == 2
@@ -282,7 +282,7 @@ def test_a_finished_expert_is_not_replaced_unasked(tmp_path: Path, capsys: pytes
     finished = tmp_path / "z_vectors_math.safetensors"
     finished.write_bytes(b"an expert")
     assert main(["train", "nano", "--task", "math", "--out", str(tmp_path)]) == 2
-    assert "is a finished expert: use --force" in capsys.readouterr().err
+    assert "finished expert: use --force" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == [finished.name]
     assert finished.read_bytes() == b"an expert"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -48,6 +49,7 @@ def small_workload() -> Workload:
 @pytest.fixture(scope="session")
 def tiny_record(tiny_artifact: Path) -> Record:
     """A record of the tiny artifact, measured with two short latency processes and one memory process."""
+    assert "PYTEST_XDIST_WORKER" not in os.environ, "it would be measured beside other tests: mark the test `alone`"
     from havoc_core.bench.measure import run_session
     from havoc_core.bench.profiles import PROFILES, Series
     from havoc_core.bench.session import open_session

@@ -18,7 +18,7 @@ from havoc_core.bench.judge.record import load_record
 from havoc_core.bench.judge.targets import load_target, read_targets
 from havoc_core.errors import HavocError
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it has other clocks")
+pytestmark = [pytest.mark.alone, pytest.mark.skipif(sys.platform != "linux", reason="it has other clocks")]
 
 BENT = """
 import time

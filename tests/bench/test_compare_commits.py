@@ -18,6 +18,8 @@ import pytest
 from havoc_core.bench import lockstep
 from havoc_core.errors import HavocError, MeasurementError
 
+pytestmark = pytest.mark.alone
+
 commits = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "perf" / "compare_commits.py")))
 NEEDLESS = "_ = [array.copy() for array in past.arrays()]"
 STEP = "        return self.extend(token_ids, attention_mask, past)\n"
@@ -117,7 +119,7 @@ def test_a_base_that_does_not_run_is_no_defect_of_the_change(
     assert "NOT COMPARED: commit" in capsys.readouterr().out
     git(checkout, "commit", "--quiet", "--all", "--message", "mended")
     (checkout / "__main__.py").write_text('raise SystemExit("broken")\n')
-    with pytest.raises(MeasurementError, match="this checkout does not export nano .exit code 1.: broken") as caught:
+    with pytest.raises(MeasurementError, match="does not export nano .exit code 1.: broken") as caught:
         compare(checkout, "HEAD")
     assert caught.value.exit_code == 4
 

@@ -28,6 +28,8 @@ from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.verify import verify_artifact
 from havoc_core.model.config_file import read_config
 
+pytestmark = pytest.mark.alone
+
 BRIEF = dataclasses.replace(
     PROFILES["quick"],
     num_processes=1,
@@ -156,7 +158,7 @@ def test_a_model_that_skips_itself_when_timed_is_invalid(
     """
     device = Path(shutil.copytree(honest, tmp_path / "device"))
     defeat(device, exactly=exactly)
-    with pytest.raises(IdentityError, match="not the graph that this version of HAVOC builds"):
+    with pytest.raises(IdentityError, match="not the graph that this version"):
         verify_artifact(device)
     with monkeypatch.context() as edge:
         edge.setattr(importlib.util, "find_spec", lambda _name: None)
@@ -166,7 +168,7 @@ def test_a_model_that_skips_itself_when_timed_is_invalid(
     assert "I21" in {finding.rule for finding in judge([record], load_target("host")).findings}
     assert record.samples[0].work_done is not None
     assert record.samples[0].work_done.largest_error > 0.9
-    assert "process 0: timed calls left other keys and values" in str(problem(record))
+    assert "process 0: timed calls left other" in str(problem(record))
 
 
 def test_a_model_that_skips_itself_in_single_steps_is_invalid(honest: Path, tmp_path: Path) -> None:
@@ -179,7 +181,7 @@ def test_a_model_that_skips_itself_in_single_steps_is_invalid(honest: Path, tmp_
     assert work.largest_error < 1e-3
     assert work.step_error is not None
     assert work.step_error > 0.9
-    assert "process 0: single steps left other logits, keys or values" in str(problem(record))
+    assert "process 0: single steps left other" in str(problem(record))
 
 
 def test_steps_that_skip_the_head_alone_are_seen(honest: Path) -> None:

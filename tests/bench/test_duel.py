@@ -17,6 +17,8 @@ from havoc_core.bench.judge.paired import Batch, Block, confidence_at_look, judg
 from havoc_core.bench.report.tables import paired_table
 from havoc_core.cli import main
 
+pytestmark = pytest.mark.alone
+
 MARGIN = 0.05
 
 

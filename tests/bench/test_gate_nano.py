@@ -10,6 +10,8 @@ import pytest
 
 from havoc_core.bench.judge.targets import load_target
 
+pytestmark = pytest.mark.alone
+
 ROOT = Path(__file__).parents[2]
 nano = SimpleNamespace(**runpy.run_path(str(ROOT / "tests" / "perf" / "gate_nano.py")))
 

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from havoc_core.bench.instruments import Sampler, cpu_reading, process_rss_bytes, telemetry_points, thinned
 from havoc_core.errors import MeasurementError
 
+pytestmark = pytest.mark.alone
+
 
 def test_sampler_reads_until_left() -> None:
     """Readings come with rising times; None is left out; nothing is read after leaving."""
@@ -75,5 +77,6 @@ def test_throttle_counter_becomes_a_reason() -> None:
 def test_cpu_reading_is_plausible() -> None:
     """What the system tells of its CPU lies within what CPUs do."""
     reading = cpu_reading()
-    if reading is not None and reading["cpu_clock_mhz"] is not None:
-        assert 100 < reading["cpu_clock_mhz"] < 10_000
+    if reading is None or reading["cpu_clock_mhz"] is None:
+        pytest.skip("this system does not tell its CPU's clock")
+    assert 100 < reading["cpu_clock_mhz"] < 10_000

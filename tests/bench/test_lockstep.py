@@ -16,6 +16,8 @@ from havoc_core.bench.judge.record import Workload
 from havoc_core.bench.lockstep import Side, measure_in_lockstep
 from havoc_core.errors import HavocError, MeasurementError
 
+pytestmark = pytest.mark.alone
+
 commits = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "perf" / "compare_commits.py")))
 
 
@@ -55,9 +57,7 @@ def test_a_busy_machine_has_fewer_turns_before_fewer_blocks(tiny_artifact: Path,
 def test_a_side_that_cannot_run_is_named(tiny_artifact: Path, tmp_path: Path, small_workload: Workload) -> None:
     """A folder that is no artifact ends in one line under the side's name, and the other side's process ends too."""
     sides = Side(name="the old one", artifact=tiny_artifact), Side(name="the new one", artifact=tmp_path)
-    with pytest.raises(
-        MeasurementError, match="^the new one: the process that runs the model ended with code 1"
-    ) as caught:
+    with pytest.raises(MeasurementError, match="^the new one: .* ended with code 1") as caught:
         measure_in_lockstep(*sides, num_blocks=1, num_exchanges=1, workload=small_workload)
     assert "\n" not in str(caught.value)
     assert "manifest" in str(caught.value)
@@ -88,7 +88,7 @@ def test_each_side_runs_its_own_code(tiny_artifact: Path, tmp_path: Path, small_
     other = commits.side_of("other", tree, tmp_path / "side")
     broken = Side(name="other", artifact=tiny_artifact, python=other.python)
     own = Side(name="own", artifact=tiny_artifact)
-    with pytest.raises(MeasurementError, match="^other: .*RuntimeError: the decoder of the other checkout"):
+    with pytest.raises(MeasurementError, match="^other: .*RuntimeError: the decoder"):
         measure_in_lockstep(own, broken, num_blocks=1, num_exchanges=1, workload=small_workload)
 
 

@@ -22,6 +22,8 @@ from havoc_core.export.runtime.options import GraphOptions
 from havoc_core.model.config_file import read_config
 from havoc_core.model.hf_config import from_hf
 
+pytestmark = pytest.mark.alone
+
 
 def test_record_holds_what_was_asked(tiny_record: Record) -> None:
     """Every process, every call, every token: counted, timed and in the order of one clock."""
@@ -141,10 +143,10 @@ def test_artifact_that_changes_meanwhile_is_refused(own_artifact: Path) -> None:
     require_unchanged(own_artifact, states)
     graph = own_artifact / "model.onnx"
     graph.write_bytes(graph.read_bytes())
-    with pytest.raises(IdentityError, match=r"model\.onnx changed while the artifact was measured"):
+    with pytest.raises(IdentityError, match=r"model\.onnx changed while"):
         require_unchanged(own_artifact, states)
     shutil.rmtree(own_artifact)
-    with pytest.raises(IdentityError, match="went away while it was measured"):
+    with pytest.raises(IdentityError, match="went away while"):
         require_unchanged(own_artifact, states)
 
 
@@ -181,7 +183,7 @@ def test_an_artifact_that_no_record_can_hold(own_artifact: Path) -> None:
     document = json.loads(path.read_text())
     document["graph"]["dialect"] = 1.0
     path.write_text(json.dumps(document).replace('"dialect": 1.0', '"dialect": 1e999'))
-    with pytest.raises(HavocError, match=r"no record can hold this artifact \(graph") as caught:
+    with pytest.raises(HavocError, match=r"no record can hold .*\(graph") as caught:
         identify_subject(own_artifact)
     assert "\n" not in str(caught.value)
 
@@ -202,5 +204,5 @@ def test_bad_requests_are_one_line(tiny_artifact: Path, tmp_path: Path) -> None:
         measure(tiny_artifact, provider="TPU")
     with pytest.raises(HavocError, match="at least 1"):
         measure(tiny_artifact, num_threads=-1)
-    with pytest.raises(HavocError, match="needs 4096 tokens of context, this model has 1024"):
+    with pytest.raises(HavocError, match="4096 tokens of context, .* 1024"):
         measure_cost(tiny_artifact, workload=Workload(prompt_tokens=4096), num_threads=1)

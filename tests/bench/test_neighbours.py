@@ -12,6 +12,8 @@ import pytest
 from havoc_core.bench.neighbours import Load, Neighbour, Snapshot, look, snapshot, wait_until_quiet
 from havoc_core.progress import SILENT
 
+pytestmark = pytest.mark.alone
+
 BUSY = Load(1.4, 2, (Neighbour("cc1plus", 0.98),))
 QUIET = Load(0.05, 2)
 

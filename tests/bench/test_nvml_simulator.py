@@ -21,9 +21,12 @@ from havoc_core.errors import HavocError
 
 SOURCES = Path(__file__).parent / "nvml_simulator"
 COMPILER = shutil.which("gcc") or shutil.which("cc")
-pytestmark = pytest.mark.skipif(
-    COMPILER is None or sys.platform != "linux", reason="the simulator needs a C compiler and Linux"
-)
+pytestmark = [
+    pytest.mark.alone,
+    pytest.mark.skipif(
+        COMPILER is None or sys.platform != "linux", reason="the simulator needs a C compiler and Linux"
+    ),
+]
 
 Simulate = Callable[..., Any]
 
@@ -164,7 +167,8 @@ def test_simulated_record_never_passes(
     assert series.peak_bytes == series.cross_check_bytes == 500_000_000
     assert series.baseline_bytes == 310_000_000
     assert series.max_gap_ms is not None
-    assert record.energy is None or record.energy.method == "nvml_total_energy"
+    assert record.energy is not None
+    assert record.energy.method == "nvml_total_energy"
     judgement = judge([record], load_target("gtx1660"))
     assert (judgement.exit_code, judgement.evidence) == (5, "simulated")
     record.save(tmp_path / "record.json")
@@ -173,7 +177,7 @@ def test_simulated_record_never_passes(
     document["evidence"] = "measured"
     document["sha256"] = seal_of(document)
     (tmp_path / "record.json").write_text(json.dumps(document))
-    with pytest.raises(HavocError, match="a simulated device cannot give measured evidence"):
+    with pytest.raises(HavocError, match="simulated device cannot give"):
         load_record(tmp_path / "record.json")
 
 
@@ -241,7 +245,7 @@ def test_stranger_spoils_the_baseline(session: Simulate) -> None:
     stranger = f"process {os.getpid()} 900000000"
     seen = session("memory", process="child na", hidden_bytes="640000000", add=(stranger,))["seen"]
     assert [series["method"] for series in seen["vram"]] == ["ort_arena"]
-    assert "other processes are on the card" in seen["vram_caveat"]
+    assert "other processes" in seen["vram_caveat"]
 
 
 @pytest.mark.parametrize("told", ["0", "1000"])

@@ -10,6 +10,8 @@ import pytest
 from havoc_core.bench import page_cache
 from havoc_core.bench.page_cache import disk_read_bytes, put_out, state_of
 
+pytestmark = pytest.mark.alone
+
 NUM_BYTES = 8_000_000
 
 

@@ -14,6 +14,8 @@ import pytest
 
 from havoc_core.bench.device import identify_cpu
 
+pytestmark = pytest.mark.alone
+
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 SUITE = """
 def test_release(havoc_gate):

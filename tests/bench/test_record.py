@@ -260,7 +260,7 @@ _json_values = st.recursive(
 def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     """A named pipe, on which reading would wait for a writer for ever, is refused in one line."""
     os.mkfifo(tmp_path / "record.json")
-    with pytest.raises(HavocError, match="not a file but a folder, pipe or device"):
+    with pytest.raises(HavocError, match="not a file but a folder"):
         load_record(tmp_path / "record.json")
 
 

@@ -72,7 +72,7 @@ def test_rows_that_somebody_may_have_chosen_prove_nothing(accuracy: dict[str, ob
     for num_right in (1000, 0):
         verdict, reason = judged(strict, num_right=num_right, **accuracy)
         assert verdict == "inconclusive"
-        assert "nobody chose these rows: pin them, " in reason
+        assert "pin them, " in reason
     assert judged({"rows": 1000}, num_right=1000, **accuracy)[0] == "pass"
 
 
@@ -113,7 +113,7 @@ def test_chosen_rows_decide_nothing(limit: dict[str, object], accuracy: dict[str
 
 def test_only_accuracy_is_judged_on_rows() -> None:
     """A limit on time that states rows is a mistake."""
-    with pytest.raises(ValueError, match="prefill_ms is not judged on rows: rows"):
+    with pytest.raises(ValueError, match="prefill_ms is not judged on rows"):
         Limit(metric="prefill_ms", below=1, unit="s", rows=1000)
 
 

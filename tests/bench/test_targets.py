@@ -257,7 +257,7 @@ def test_a_task_that_does_not_exist_is_no_limit(tmp_path: Path) -> None:
     """Bundled tasks, tasks of the records and tasks whose file is named are known; the nearest name is offered."""
     (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/reasonin"\nabove = 50\nunit = "%"\n')
     target = load_target(str(tmp_path / "t.toml"))
-    with pytest.raises(HavocError, match="accuracy/reasonin is a limit on a task that does not exist; did you mean"):
+    with pytest.raises(HavocError, match="accuracy/reasonin .*did you mean"):
         require_known_tasks(target, ["math"])
     require_known_tasks(target, ["math", "reasonin"])
     for name in ("host", "gtx1660", "host-text", "gtx1660-text"):
@@ -292,7 +292,7 @@ def test_a_limit_takes_what_the_tasks_file_says(tmp_path: Path) -> None:
     assert (bundled.value, bundled.task_sha256) == (0.85, None)
     require_known_tasks(target, [])
     (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/other"\ntask = "sums.toml"\n')
-    with pytest.raises(HavocError, match="accuracy/other names the file of the task sums"):
+    with pytest.raises(HavocError, match="accuracy/other .* task sums"):
         load_target(str(tmp_path / "t.toml"))
     (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/gsm8k"\nunit = "%"\n')
     with pytest.raises(HavocError, match="needs either `below` or `above`"):

@@ -20,6 +20,8 @@ from havoc_core.bench.profiles import PROFILES, Series
 from havoc_core.bench.session import open_session
 from havoc_core.bench.worker import Bench, Measured, measure_latency, plain_ids, rounds
 
+pytestmark = pytest.mark.alone
+
 
 def test_worker_loads_little() -> None:
     """What the worker imports is charged to the artifact, so it takes neither torch, scipy nor pydantic."""

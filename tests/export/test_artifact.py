@@ -241,6 +241,11 @@ def test_weights_of_a_nested_graph_are_seen(artifact: Path) -> None:
 
 def test_every_way_to_a_tensor_is_walked() -> None:
     """The fields that are followed are all those of onnx.proto that lead to a home of weights."""
+    reached, waiting = set(), {"ModelProto"}
+    while waiting:
+        reached |= waiting
+        waiting = {kind for name in waiting for kind in external._MESSAGES[name].values()} - reached - {external._ENTRY}
+    assert reached == set(external._MESSAGES) > {"TensorProto"}
     for name, fields in external._MESSAGES.items():
         held = {
             field.number: field.message_type.name
@@ -258,10 +263,10 @@ def test_every_way_to_a_tensor_is_walked() -> None:
 def test_a_graph_that_is_none(artifact: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that are no graph, hashed anew: one line, by whoever finds it first."""
     store(artifact, "model.onnx", content)
-    with pytest.raises(HavocError, match=r"not an ONNX graph, or a damaged one|not the graph that this version"):
+    with pytest.raises(HavocError, match=r"not an ONNX graph|not the graph that this version"):
         verify_artifact(artifact)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)  # as on a device, which builds no graph
-    refused(artifact, HavocError, "not an ONNX graph, or a damaged one|ONNX Runtime cannot open it")
+    refused(artifact, HavocError, "not an ONNX graph|ONNX Runtime cannot open it")
 
 
 def test_alpha_beyond_every_number(artifact: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_tokenizer_model_alone_is_said_before_any_work(base: Path, capsys: pyt
         ["train", str(base), "--domain", "math", "--out", str(artifact)],
     ):
         assert cli.main(words) == 2
-        assert "tokenizer.model is not read, and there is no tokenizer.json" in capsys.readouterr().err
+        assert "tokenizer.model is not read" in capsys.readouterr().err
     assert cli.main(["export", str(base), "--out", str(artifact), "--quiet"]) == 0
     assert "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR); nor will the artifact" in capsys.readouterr().err
     with pytest.raises(HavocError, match=r"has no tokenizer.json .* \(--n 0\)"):

@@ -156,7 +156,7 @@ def test_a_link_out_of_the_base_is_not_published(text_base_directory: Path, tmp_
     (base / name).unlink(missing_ok=True)
     (base / name).symlink_to(tmp_path / "private")
     for export in (export_artifact, export_huggingface):
-        with pytest.raises(HavocError, match=f"{name}: a link that leads out of the directory"):
+        with pytest.raises(HavocError, match=f"{name}: a link that leads out"):
             export(base, tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "private"]
 

@@ -31,12 +31,14 @@ from havoc_core.model.structure import Structure
 from havoc_core.model.tensors import EMBEDDING
 
 NAMES = ("int4-gptq", "int4a-gptq", "int4-gptq-mix5.5", "int4a-gptq-b16-cfp32", "int4-mix6.0", "int4a-gptq-fp16")
+KINDS = ("text", "untied", "odd-sizes", "qwen2", "qwen3", "vision")
+GRAPHS = (GraphOptions(), GraphOptions(dialect="contrib", cache="static"))
+PAIRWISE = [(kind, name, GRAPHS[(i + j) % 2]) for i, kind in enumerate(KINDS) for j, name in enumerate(NAMES)]
+"""Every kind with every structure, and each of both in either graph."""
 TEXT = " ".join(f"On day {day} the ferry took {day * 7 % 13} crates and {day % 5} goats over." for day in range(200))
 
 
-@pytest.mark.parametrize("options", [GraphOptions(), GraphOptions(dialect="contrib", cache="static")], ids=str)
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("kind", ["text", "untied", "odd-sizes", "qwen2", "qwen3", "vision"])
+@pytest.mark.parametrize(("kind", "name", "options"), PAIRWISE, ids=str)
 def test_every_kind_of_decoder(
     configs: dict[str, HavocConfig],
     source_with,
@@ -129,7 +131,7 @@ def test_a_text_of_ones_own_is_asked_for(
     assert "its hash is" in capsys.readouterr().err
     plain = export_artifact(base_directory, tmp_path / "b", structure=Structure("int4"))
     assert cli.main(["verify", str(plain), "--base", str(base_directory), "--calibration", str(text), "--quiet"]) == 2
-    assert "was made without a text; leave the option out" in capsys.readouterr().err
+    assert "made without a text" in capsys.readouterr().err
 
 
 def test_a_wrong_block_is_noticed_without_the_text(base_directory: Path, tmp_path: Path) -> None:
@@ -165,7 +167,7 @@ def test_a_wrong_block_is_noticed_without_the_text(base_directory: Path, tmp_pat
 def test_too_little_text_is_refused_before_any_work(base_directory: Path, tmp_path: Path) -> None:
     """One line with the number of tokens, and nothing is written."""
     (tmp_path / "short.txt").write_text("The quick brown fox jumps over the lazy dog. " * 4)
-    with pytest.raises(HavocError, match=r"short.txt: \d+ tokens of text; to calibrate and to measure takes 256"):
+    with pytest.raises(HavocError, match=r"short.txt: \d+ tokens of text; .* 256"):
         export_artifact(
             base_directory, tmp_path / "a", structure=Structure.named("int4-gptq"), calibration=tmp_path / "short.txt"
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from pathlib import Path
 
 import numpy as np
 import onnxruntime as ort
@@ -71,14 +70,19 @@ def traced(source: Source, tmp_path_factory: pytest.TempPathFactory) -> ort.Infe
     return ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
 
-@pytest.mark.parametrize("options", VARIANTS, ids=str)
+@pytest.fixture(scope="module", params=VARIANTS, ids=str)
+def session(request: pytest.FixtureRequest, source: Source, tmp_path_factory: pytest.TempPathFactory) -> DecoderSession:
+    """Our graph, in every way to write it."""
+    return DecoderSession.open(export_artifact(source, tmp_path_factory.mktemp("ours") / "a", options=request.param))
+
+
 @pytest.mark.parametrize("splits", [(17,), (1,) * 6, CHUNKS], ids=["prefill", "steps", "chunks"])
 def test_both_graphs_agree(
-    traced: ort.InferenceSession, source: Source, tmp_path: Path, splits: tuple[int, ...], options: GraphOptions
+    traced: ort.InferenceSession, source: Source, session: DecoderSession, splits: tuple[int, ...]
 ) -> None:
     """Logits and every key and value, on prefill from an empty past, single steps and chunks, with left padding."""
-    session = DecoderSession.open(export_artifact(source, tmp_path / "a", options=options))
-    is_one_row = options.dialect == "contrib" and splits == CHUNKS  # GroupQueryAttention continues one row at a time
+    # GroupQueryAttention continues one row at a time
+    is_one_row = session.options.dialect == "contrib" and splits == CHUNKS
     ids = np.random.default_rng(1).integers(0, source.config.vocab_size, (1 if is_one_row else 2, sum(splits)))
     mask = np.ones_like(ids)
     mask[1:, : splits[0] // 3] = 0

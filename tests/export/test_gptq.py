@@ -120,5 +120,5 @@ def test_extremes(num_rows: int, num_columns: int, size: int, zeros: str, power:
 def test_inputs_that_are_not_finite_are_refused() -> None:
     """One line, that says what to do."""
     moment = torch.full((32, 32), torch.inf, dtype=torch.float64)
-    with pytest.raises(HavocError, match="not finite or far out of range; use another quantizer"):
+    with pytest.raises(HavocError, match="use another quantizer"):
         compensate(torch.ones(2, 32), moment, MIDDLE)

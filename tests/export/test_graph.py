@@ -52,7 +52,7 @@ def test_header_is_pinned_and_names_no_path(config: HavocConfig) -> None:
             {"GroupQueryAttention", "SimplifiedLayerNormalization", "SkipSimplifiedLayerNormalization"},
         ),
     ],
-    ids=str,
+    ids=["standard", "static", "contrib"],
 )
 @pytest.mark.parametrize("kind", ["text", "vision"])
 def test_each_dialect_is_written_in_its_own_operators(

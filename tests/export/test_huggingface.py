@@ -94,7 +94,7 @@ def test_what_fp16_cannot_hold_is_refused(configs: dict[str, HavocConfig], sourc
     """1e5 does not silently become infinity, and NaN is written in no type."""
     source = source_with(configs["text"])
     source.tensors["model.norm.weight"][3] = 1e5
-    with pytest.raises(HavocError, match=r"model\.norm\.weight: holds NaN, Inf or a value beyond float16"):
+    with pytest.raises(HavocError, match=r"model\.norm\.weight: .* beyond float16"):
         export_huggingface(source, tmp_path / "hf", weight_format="fp16")
     export_huggingface(source, tmp_path / "hf")
     source.tensors["model.norm.weight"][3] = torch.nan

@@ -98,7 +98,7 @@ def test_the_artifact_answers_as_the_file_does(file_of, tmp_path: Path, block: s
 def test_another_file_does_not_pass_for_it(file_of, tmp_path: Path) -> None:
     """A byte of a block, or a file of other blocks: verify names it."""
     artifact = export_artifact(file_of("Q4_1"), tmp_path / "a", structure=EXACT)
-    with pytest.raises(IdentityError, match="the artifact was made from base"):
+    with pytest.raises(IdentityError, match="made from base"):
         rederive(artifact, read_manifest(artifact), file_of("Q4_0"))
     data = bytearray((artifact / DATA_FILE).read_bytes())
     data[5000] ^= 0xF0
@@ -121,18 +121,18 @@ def test_only_an_unfolded_file_keeps_its_blocks(
     """A directory, a fold and a search have no blocks of their own: one line, exit 2, nothing written."""
     out = tmp_path / "a"
     assert cli.main(["export", str(base_directory), "--weights", "keep", "--out", str(out), "--quiet"]) == 2
-    assert "--weights keep stores the blocks of a GGUF file, and" in capsys.readouterr().err
+    assert "--weights keep stores the blocks" in capsys.readouterr().err
     words = ["export", str(file_of("Q4_0")), "--weights", "keep", "--block-size", "64", "--out", str(out)]
     assert cli.main(words) == 2
-    assert "kept blocks are those of the file: leave out block size 64" in capsys.readouterr().err
+    assert "leave out block size 64" in capsys.readouterr().err
     source = open_source(file_of("Q4_0"))
     basis = compute_basis(source.tensors, base_hash=source.hash)
     deltas = {name: torch.full((size,), 0.1) for name, size in basis.num_directions().items()}
     expert = Expert(domain="math", deltas=deltas, base_hash=source.hash, basis_hash=basis.hash)
-    with pytest.raises(HavocError, match="experts change the weights: leave out one of them"):
+    with pytest.raises(HavocError, match="leave out one of them"):
         export_artifact(source, out, experts=[expert], alpha=(1.0,), structure=EXACT)
     assert not out.exists()
-    with pytest.raises(HavocError, match="a mixture has none: it cannot be searched"):
+    with pytest.raises(HavocError, match="it cannot be searched"):
         CandidateSessions(source, basis, [expert]).open((1.0,), EXACT)
 
 

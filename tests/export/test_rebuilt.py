@@ -40,7 +40,7 @@ def test_what_was_exported_is_built_anew(
     assert why_not_rebuilt(manifest) is None
     assert require_own_graphs(artifact, manifest) == 3
     _, checks = verify_artifact(artifact)
-    assert "3 built anew from configuration and structure: the same bytes" in [check.finding for check in checks]
+    assert [check.finding[:12] for check in checks].count("3 built anew") == 1
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def test_the_smallest_change_of_a_graph_is_found(artifact: Path, name: str) -> N
     model.graph.node[0].doc_string = "x"
     (artifact / name).write_bytes(model.SerializeToString(deterministic=True))
     rehash(artifact, name)
-    with pytest.raises(IdentityError, match=f"{name}: not the graph that this version of HAVOC builds"):
+    with pytest.raises(IdentityError, match=f"{name}: not the graph that this version"):
         verify_artifact(artifact)
 
 
@@ -96,4 +96,4 @@ def test_an_edge_says_that_it_cannot(artifact: Path, monkeypatch: pytest.MonkeyP
     """Without onnx-ir nothing is claimed: the reason and the remedy stand among the checks."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     _, checks = verify_artifact(artifact)
-    assert "not built anew: onnx-ir, which builds a graph, is not installed" in " ".join(c.finding for c in checks)
+    assert "not built anew: onnx-ir, " in " ".join(c.finding for c in checks)

@@ -159,13 +159,11 @@ def test_a_static_cache_does_not_move(base_directory: Path, tmp_path: Path) -> N
             _, past = session.extend(np.full((1, size), 5), None, past)
             places |= {tuple(past.buffers.pointers[past.side])}
         assert len(places) == 1
-        with pytest.raises(HavocError, match="41 tokens do not fit a static cache of 40"):
+        with pytest.raises(HavocError, match="41 tokens .* cache of 40"):
             session.prefill(np.full((1, 41), 5))
-        with pytest.raises(
-            HavocError, match="30 prompt tokens and max_new_tokens 11 exceed the artifact's static cache"
-        ):
+        with pytest.raises(HavocError, match="30 prompt tokens and max_new_tokens 11"):
             generate_ids(session, [[5] * 30], max_new_tokens=11)
-        with pytest.raises(HavocError, match="50 tokens do not fit this artifact's static cache of 40"):
+        with pytest.raises(HavocError, match="50 tokens .* static cache of 40"):
             session.empty_past(1, capacity=50)
 
 
@@ -271,7 +269,7 @@ def test_a_past_that_is_full_is_refused(session: DecoderSession) -> None:
     past = session.empty_past(1, capacity=4)
     with pytest.raises(HavocError, match="5 tokens do not fit a past of 4"):
         session.extend(np.array([[5] * 5]), None, past)
-    with pytest.raises(HavocError, match="2 rows of token ids for a past of 1"):
+    with pytest.raises(HavocError, match="2 rows .* a past of 1"):
         session.extend(np.array([[5], [5]]), None, past)
 
 
@@ -402,7 +400,7 @@ def test_images_for_a_text_model_are_refused(text_base_directory: Path, tmp_path
 
 def test_a_text_that_would_not_fit_the_context_is_refused(session: DecoderSession) -> None:
     """The prompt, what was asked for and the context are named, before anything runs."""
-    with pytest.raises(HavocError, match="250 prompt tokens and max_new_tokens 7 exceed the model's context of 256"):
+    with pytest.raises(HavocError, match="250 prompt tokens and max_new_tokens 7 .* 256"):
         generate_ids(session, [[5] * 250], max_new_tokens=7)
     with pytest.raises(HavocError, match="at least 1"):
         generate_ids(session, [[5]], max_new_tokens=0)

@@ -67,7 +67,7 @@ def test_the_right_key_verifies(signed: Path, keys: Path, capsys) -> None:
     assert SIGNATURE not in read_manifest(signed).files
     DecoderSession.open(signed)
     assert run("verify", signed) == 0
-    assert "signed, but by whom was not checked: give --public-key PEM" in capsys.readouterr().out
+    assert "give --public-key PEM" in capsys.readouterr().out
 
 
 def test_the_signature_is_the_standards(signed: Path, keys: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_signature_that_leaves_a_file_out_is_refused(signed: Path, keys: Path,
     arguments = ["--private_key", keys / "mine.pem", "--ignore-paths", signed / "model.onnx"]
     assert model_signing("sign", "key", signed, "--signature", signed / SIGNATURE, *arguments).returncode == 0
     assert run("verify", signed, "--public-key", keys / "mine.pub") == 5
-    assert "model.onnx is not among the files it signs" in capsys.readouterr().err
+    assert "model.onnx is not among" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -118,7 +118,7 @@ def test_other_experts_are_exit_code_5(
     for expert, name in zip(experts, ("code", "math"), strict=True):
         save_expert(Expert(**{**vars(expert), "domain": name}), tmp_path)
     assert run("verify", mixed, "--base", base_directory, "--experts", tmp_path, "--quiet") == 5
-    assert "the artifact was made from math expert" in capsys.readouterr().err
+    assert "made from math expert" in capsys.readouterr().err
 
 
 def test_without_torch_it_says_so(
@@ -212,7 +212,7 @@ def test_a_file_that_no_export_writes_is_not_verified(
     (artifact / "chat_template.jinja").write_text("{{ 'another voice' }}")
     relist(artifact, "chat_template.jinja")
     assert run("verify", artifact, "--base", text_base_directory, "--quiet") == 5
-    assert "chat_template.jinja: an export of base reader holds no such file" in capsys.readouterr().err
+    assert "chat_template.jinja: an export" in capsys.readouterr().err
 
 
 def test_a_base_may_be_called_otherwise_today(plain: Path, text_base_directory: Path, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_a_renderer_goes_on_after_an_error_and_ends_with_its_template() -> None:
 def test_a_renderer_that_cannot_start_is_no_slow_template(monkeypatch: pytest.MonkeyPatch) -> None:
     """A broken installation is told apart from a template that takes too long."""
     monkeypatch.setattr(chat, "RENDERER", "havoc_core.model.no_such_module")
-    with pytest.raises(HavocError, match="what renders it ended with code 1"):
+    with pytest.raises(HavocError, match="ended with code 1"):
         ChatTemplate("{{ messages[0].content }}").render("Hello")
 
 
@@ -248,7 +248,7 @@ def test_where_a_template_stands(tmp_path: Path) -> None:
     with pytest.raises(HavocError, match="chat_template must be a text"):
         Tokenizer.load(folder)
     (folder / "chat_template.json").write_text(json.dumps({"chat_template": "x" * (1 << 21)}))
-    with pytest.raises(HavocError, match="2,097,152 characters; a chat template has at most"):
+    with pytest.raises(HavocError, match="2,097,152 characters; "):
         Tokenizer.load(folder)
 
 

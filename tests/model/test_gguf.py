@@ -238,7 +238,7 @@ def test_rope_frequencies_of_llama_3_become_its_scaling(tmp_path: Path) -> None:
     assert (scaling.factor, scaling.low_freq_factor, scaling.high_freq_factor) == (32.0, 1.0, 4.0)
     assert load_base(path).config.attention.rope_scaling == scaling
     files.write_gguf(path, extra={"rope_freqs.weight": factors * 1.5})
-    with pytest.raises(HavocError, match="rope_freqs.weight scales RoPE in a way that is not supported"):
+    with pytest.raises(HavocError, match="rope_freqs.weight scales RoPE"):
         load_base(path)
 
 
@@ -284,7 +284,7 @@ def test_an_architecture_that_is_not_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     files.write_gguf(path)
     path.write_bytes(path.read_bytes().replace(b"llama", b"gemma"))
-    with pytest.raises(HavocError, match="architecture 'gemma' is not supported: HAVOC reads llama, qwen2, qwen3"):
+    with pytest.raises(HavocError, match="'gemma' is not supported: .*llama, qwen2, qwen3"):
         load_base(path)
 
 
@@ -292,7 +292,7 @@ def test_a_file_without_a_tokenizer_reads_no_text(tmp_path: Path) -> None:
     """It can be exported; text is refused with the reason."""
     path = tmp_path / "model.gguf"
     files.write_gguf(path, keys={"tokenizer.ggml.model": None})
-    with pytest.raises(HavocError, match="its metadata holds no tokenizer"):
+    with pytest.raises(HavocError, match="metadata holds no tokenizer"):
         load_base(path).tokenizer  # noqa: B018
 
 

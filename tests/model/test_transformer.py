@@ -93,7 +93,7 @@ def test_patches_and_image_tokens_must_match(model: HavocModel) -> None:
 
 def test_the_context_has_an_end(model: HavocModel) -> None:
     """One token more than the context, past included, is refused with both numbers."""
-    with pytest.raises(HavocError, match="129 tokens exceed the model's context of 128"):
+    with pytest.raises(HavocError, match="129 tokens .*context of 128"):
         model(text_ids(129))
     _, past = model(text_ids(128), use_cache=True)
     with pytest.raises(HavocError, match="129 tokens exceed"):

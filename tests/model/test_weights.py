@@ -35,7 +35,7 @@ def test_shards_stay_in_the_directory(tmp_path: Path, file: object) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
     (inner / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": file}}))
-    with pytest.raises(HavocError, match="is not the name of a safetensors file in the same directory"):
+    with pytest.raises(HavocError, match="not the name of a safetensors file"):
         open_tensors(inner)
 
 

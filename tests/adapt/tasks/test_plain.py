@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import collections
-import contextlib
 import json
 import math
 
@@ -20,6 +19,10 @@ ATOMS = (
     | st.binary(max_size=8)
     | st.complex_numbers(allow_nan=False)
 )
+PLAIN = {
+    *(type(None), bool, int, float, complex, str, bytes, bytearray, range),
+    *(list, tuple, set, frozenset, dict, plain.Opaque),
+}
 HASHABLE = ATOMS | st.lists(ATOMS, max_size=3).map(tuple) | st.frozensets(ATOMS, max_size=3)
 VALUES = st.recursive(
     ATOMS | st.sets(HASHABLE, max_size=4),
@@ -117,6 +120,7 @@ class Chameleon(metaclass=Meta):
         object(),
         (x for x in ()),
     ],
+    ids=["liar", "number", "chameleon", "str", "list", "function", "type", "object", "generator"],
 )
 def test_anything_else_is_opaque_and_equals_nothing(value):
     """A subclass, a lying object and a function come back as `Opaque`, which no literal equals."""
@@ -165,6 +169,10 @@ def test_text_that_encode_does_not_write_is_refused(text):
     )
 )
 def test_any_json_is_a_plain_value_or_refused(tree):
-    """No JSON document makes the parent raise anything but `NotPlainError`."""
-    with contextlib.suppress(plain.NotPlainError):
-        plain.encode(plain.decode(json.dumps(tree)))
+    """No JSON document makes the parent raise anything but `NotPlainError`, or builds anything but plain values."""
+    try:
+        value = plain.decode(json.dumps(tree))
+    except plain.NotPlainError:
+        return
+    assert type(value) in PLAIN
+    assert type(plain.decode(plain.encode(value))) is type(value)

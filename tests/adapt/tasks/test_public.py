@@ -181,7 +181,7 @@ def test_a_score_may_rest_on_fewer_rows(data):
 
 def test_asking_for_more_than_there_is_names_the_number(data):
     """MBPP's train part has 374 rows, here 40: no silent shortening."""
-    with pytest.raises(HavocError, match="has 40 rows for the train split and 1000 were asked for: ask for at most 40"):
+    with pytest.raises(HavocError, match="40 rows for the train split and 1000 .* at most 40"):
         rows("code", "train", 1000, data_dir=data)
 
 

@@ -225,9 +225,9 @@ def test_overlap_is_found_whatever_the_ids_say():
     train, gate = rows("code", "train", 5), rows("code", "gate", 5)
     assert_disjoint({"train": train, "gate": gate}, CODE)
     leaked = gate[2] | {"task_id": 999_999, "code": "pass"}
-    with pytest.raises(HavocError, match="the train and gate splits share a problem"):
+    with pytest.raises(HavocError, match="train and gate splits share"):
         assert_disjoint({"train": [*train, leaked], "gate": gate}, CODE)
-    with pytest.raises(HavocError, match="the train split holds one problem 2 times"):
+    with pytest.raises(HavocError, match="train split .* 2 times"):
         assert_disjoint({"train": [*train, train[0]]}, CODE)
 
 

@@ -48,7 +48,7 @@ def test_the_domains_are_in_the_order_of_alpha():
 
 def test_an_unknown_domain_is_one_line():
     """Another name says which there are."""
-    with pytest.raises(HavocError, match="unknown task 'poetry': choose from math, code, reasoning, vision, arc-easy"):
+    with pytest.raises(HavocError, match="'poetry': .*math, code, reasoning, .*arc-easy"):
         load_task("poetry")
 
 
