@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import runpy
 from collections.abc import Mapping
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -55,7 +56,8 @@ def require_proof(out: Path) -> ArtifactManifest:
     assert all(0 < case["ratio"] <= MAX_RATIO for case in manifest.parity["cases"])
     cost = manifest.format_cost
     assert cost is not None
-    assert 0 <= cost["kl_mean"] <= cost["kl_p99"] or cost["kl_mean"] < 1e-3
+    assert 0 <= cost["kl_mean"] < math.inf  # the mean may lie above the 99th percentile: a few positions can cost most
+    assert 0 <= cost["kl_p99"] < math.inf
     assert 0 <= cost["top1_share"] <= 1
     return manifest
 
