@@ -7,9 +7,9 @@ model, whole, and cut down to the shapes of Qwen2 and Qwen3.
 from __future__ import annotations
 
 import itertools
+import math
 import runpy
 from collections.abc import Mapping
-import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
