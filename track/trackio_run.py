@@ -1,7 +1,7 @@
 """A run in trackio: a local SQLite store in `trackio/` of the results' folder; `trackio show` opens it.
 
-The store is that of the environment's TRACKIO_DIR where it is set. Online it goes to the Hugging Face Space that
-TRACKIO_SPACE_ID names.
+The store is that of the environment's TRACKIO_DIR where it is set. Online it is the one that TRACKIO_SPACE_ID or
+TRACKIO_SERVER_URL names; offline these two are taken out of the environment.
 """
 
 from __future__ import annotations
@@ -19,19 +19,22 @@ if TYPE_CHECKING:
 
     from .tracker import About
 
+_ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
+
 
 def open_run(about: About, run_id: str) -> TrackioRun:
     """Open the run, or go on with it: its name ends in `run_id`, since trackio knows runs by their names."""
     os.environ.setdefault("TRACKIO_DIR", str(about.folder.resolve() / "trackio"))
+    if not about.online:
+        for name in _ELSEWHERE:
+            os.environ.pop(name, None)
     with _quiet():
         import trackio
 
-        space = os.environ.get("TRACKIO_SPACE_ID") if about.online else None
         run = trackio.init(
             project=about.project,
             name=f"{about.name}-{run_id}",
             group=about.group,
-            space_id=space,
             config={**about.config, "job": about.job},
             resume="allow",
             embed=False,

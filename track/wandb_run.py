@@ -2,7 +2,7 @@
 
 Every metric is defined with its step axis and the better of least and greatest as its summary, as the catalogue has it.
 Offline runs lie in `wandb/` of the results' folder until `wandb sync` sends them. Nothing is said of the machine, the
-command line or the environment.
+command line or the environment's variables.
 """
 
 from __future__ import annotations

@@ -35,13 +35,13 @@ with Tracking(about, ["trackio"]) as tracking:
 """
 
 
-def log_into(folder: Path, last: int) -> subprocess.CompletedProcess[str]:
+def log_into(folder: Path, last: int, **more: str) -> subprocess.CompletedProcess[str]:
     home = folder.parent / "home"
     home.mkdir(exist_ok=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TRACKIO_")}
     return subprocess.run(
         [sys.executable, "-c", LOGS, str(folder), str(last)],
-        env={**environment, "HOME": str(home), "HF_HUB_OFFLINE": "1"},
+        env={**environment, "HOME": str(home), "HF_HUB_OFFLINE": "1", **more},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -97,3 +97,10 @@ def test_configuration_table_and_artifact_are_there(folder: Path) -> None:
 def test_nothing_lies_in_the_home_of_the_user(folder: Path) -> None:
     """The store is in the folder of the run."""
     assert [path for path in (folder.parent / "home").rglob("*") if path.is_file()] == []
+
+
+def test_offline_it_stays_here_whatever_the_environment_says(tmp_path: Path) -> None:
+    """A Space or a server that other work of the user logs to is told nothing."""
+    done = log_into(tmp_path / "out", 2, TRACKIO_SPACE_ID="nobody/nothing", TRACKIO_SERVER_URL="http://127.0.0.1:9")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert len(stored(tmp_path / "out", "select metrics from metrics")) == 4
