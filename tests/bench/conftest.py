@@ -50,7 +50,7 @@ def tiny_record(tiny_artifact: Path) -> Record:
     """A record of the tiny artifact, measured with two short latency processes and one memory process."""
     from havoc_core.bench.measure import run_session
     from havoc_core.bench.profiles import PROFILES, Series
-    from havoc_core.bench.session import open_session
+    from havoc_core.bench.watched_run import open_session
 
     brief = dataclasses.replace(
         PROFILES["quick"],
