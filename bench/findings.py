@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from .judge.schema import CheckStatus, Device, Memory, ProcessSamples
-    from .session import Attempt
+    from .watched_run import Attempt
 
 DRIFT_SHARE = 0.10
 SWAP_BYTES = 64_000_000

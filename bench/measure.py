@@ -33,9 +33,9 @@ from .judge.validity import LOADED_BESIDE
 from .memory import RSS_INTERVAL_MS, VRAM_INTERVAL_MS, MemoryWatch, joined, memory_process
 from .neighbours import wait_until_quiet
 from .profiles import profile_named
-from .session import TELEMETRY_INTERVAL_MS, Attempt, Session, cold_start, latency_process, open_session
 from .subject import describe, is_graph_rebuilt
 from .tool_version import identify_tool
+from .watched_run import TELEMETRY_INTERVAL_MS, Attempt, Session, cold_start, latency_process, open_session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

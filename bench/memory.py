@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .nvml import Card
-    from .session import Session
+    from .watched_run import Session
 
 RSS_INTERVAL_MS = 10.0
 VRAM_INTERVAL_MS = 5.0

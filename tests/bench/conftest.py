@@ -52,7 +52,7 @@ def tiny_record(tiny_artifact: Path) -> Record:
     assert "PYTEST_XDIST_WORKER" not in os.environ, "it would be measured beside other tests: mark the test `alone`"
     from havoc_core.bench.measure import run_session
     from havoc_core.bench.profiles import PROFILES, Series
-    from havoc_core.bench.session import open_session
+    from havoc_core.bench.watched_run import open_session
 
     brief = dataclasses.replace(
         PROFILES["quick"],

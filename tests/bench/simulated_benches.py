@@ -36,7 +36,7 @@ from havoc_core.bench.judge.record import ProcessSamples, Record
 from havoc_core.bench.judge.targets import Target, load_target
 from havoc_core.bench.own_process import LOOK_INTERVAL_NS
 from havoc_core.bench.profiles import PROFILES
-from havoc_core.bench.session import Attempt
+from havoc_core.bench.watched_run import Attempt
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 DOMAIN_FREE = ("prefill_ms", "decode_tok_per_s")

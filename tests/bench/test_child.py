@@ -16,7 +16,7 @@ import pytest
 
 from havoc_core.bench.judge.record import Workload
 from havoc_core.bench.profiles import PROFILES
-from havoc_core.bench.session import open_session
+from havoc_core.bench.watched_run import open_session
 from havoc_core.errors import HavocError, IdentityError, MeasurementError
 from havoc_core.export.runtime.child import run_worker
 
@@ -85,7 +85,7 @@ def test_child_dies_with_its_parent(tiny_artifact: Path) -> None:
     """When the harness is killed outright, its child does not go on measuring."""
     script = (
         "import sys; from dataclasses import replace; from pathlib import Path\n"
-        "from havoc_core.bench.profiles import PROFILES; from havoc_core.bench.session import open_session\n"
+        "from havoc_core.bench.profiles import PROFILES; from havoc_core.bench.watched_run import open_session\n"
         "from havoc_core.export.runtime.child import run_worker\n"
         "endless = replace(PROFILES['quick'], prefill=replace(PROFILES['quick'].prefill, min_busy_s=1e6, max_s=1e6))\n"
         "with open_session(Path(sys.argv[1]), profile=endless, num_threads=1) as session:\n"

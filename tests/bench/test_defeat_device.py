@@ -21,7 +21,7 @@ from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.judge.validity import timed_calls_did_the_work
 from havoc_core.bench.measure import run_session
 from havoc_core.bench.profiles import PROFILES, Series
-from havoc_core.bench.session import open_session
+from havoc_core.bench.watched_run import open_session
 from havoc_core.bench.witness import Witness
 from havoc_core.errors import IdentityError
 from havoc_core.export.runtime.session import DecoderSession

@@ -17,7 +17,7 @@ from havoc_core.bench.judge.gate import judge
 from havoc_core.bench.judge.schema import Device
 from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.profiles import PROFILES
-from havoc_core.bench.session import open_session
+from havoc_core.bench.watched_run import open_session
 from havoc_core.cli import main, parse
 from havoc_core.errors import HavocError, IdentityError
 from havoc_core.export.runtime.devices import DEVICE_KINDS, DeviceKind, kind_of_provider

@@ -28,7 +28,7 @@ from havoc_core.bench.judge.record import (
 )
 from havoc_core.bench.neighbours import Neighbour
 from havoc_core.bench.profiles import Profile
-from havoc_core.bench.session import Attempt
+from havoc_core.bench.watched_run import Attempt
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 COUNTED = {"num_periods": 100, "num_throttled_periods": 0, "throttled_ns": 0}

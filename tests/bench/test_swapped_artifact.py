@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench import accuracy, session
+from havoc_core.bench import accuracy, watched_run
 from havoc_core.bench.accuracy import run_accuracy
 from havoc_core.bench.judge.gate import hash_artifact
 from havoc_core.bench.judge.record import Record, Workload
 from havoc_core.bench.measure import run_session
 from havoc_core.bench.profiles import PROFILES, Series
-from havoc_core.bench.session import open_session
+from havoc_core.bench.watched_run import open_session
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
 from havoc_core.export import verify as verifying
@@ -92,7 +92,7 @@ def test_a_folder_exchanged_meanwhile_is_not_measured(
 
     The folder that was hashed is the one that is measured. What lies under its name meanwhile would not even open.
     """
-    real, hidden = session.run_worker, own_artifact.with_name("hidden")
+    real, hidden = watched_run.run_worker, own_artifact.with_name("hidden")
 
     def run(*args: Any, **kwargs: Any) -> Any:
         own_artifact.rename(hidden)
@@ -103,7 +103,7 @@ def test_a_folder_exchanged_meanwhile_is_not_measured(
             own_artifact.rmdir()
             hidden.rename(own_artifact)
 
-    monkeypatch.setattr(session, "run_worker", run)
+    monkeypatch.setattr(watched_run, "run_worker", run)
     record = measured()
     assert {**record.subject.files, "manifest.json": record.subject.manifest_sha256} == hash_artifact(own_artifact)
 

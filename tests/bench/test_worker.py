@@ -17,7 +17,7 @@ from havoc_core.bench import own_process
 from havoc_core.bench.judge.record import Workload
 from havoc_core.bench.own_process import Surroundings
 from havoc_core.bench.profiles import PROFILES, Series
-from havoc_core.bench.session import open_session
+from havoc_core.bench.watched_run import open_session
 from havoc_core.bench.worker import Bench, Measured, measure_latency, plain_ids, rounds
 
 pytestmark = pytest.mark.alone

@@ -16,7 +16,7 @@ import pytest
 
 from havoc_core.bench.judge.record import load_record
 from havoc_core.bench.profiles import PROFILES
-from havoc_core.bench.session import open_session
+from havoc_core.bench.watched_run import open_session
 from havoc_core.bench.worker import Bench, Measured
 
 NUM_PAIRS = 60

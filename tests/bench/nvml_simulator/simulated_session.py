@@ -18,8 +18,8 @@ from havoc_core.bench.judge.record import Workload
 from havoc_core.bench.measure import run_session
 from havoc_core.bench.memory import memory_process
 from havoc_core.bench.profiles import PROFILES, Series
-from havoc_core.bench.session import Session, latency_process, open_session
 from havoc_core.bench.subject import identify_subject
+from havoc_core.bench.watched_run import Session, latency_process, open_session
 from havoc_core.errors import HavocError
 from havoc_core.export.runtime.devices import CPU_PROVIDER, CUDA_PROVIDER
 
