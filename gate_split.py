@@ -130,7 +130,7 @@ def score_artifact(place: Place, base: Base, artifact: Path, journal: GateJourna
     return run
 
 
-def score_table(
+def score_rows(
     place: Place,
     base: Base,
     experts: Sequence[Expert],

@@ -407,7 +407,7 @@ def measure_artifact(
     """
     from .bench.accuracy import add_accuracy
     from .bench.measure import measure
-    from .gate_split import GateJournal, score_artifact, score_table
+    from .gate_split import GateJournal, score_artifact, score_rows
     from .measuring import bind
 
     recipe, out = place.recipe, place.out
@@ -417,7 +417,7 @@ def measure_artifact(
     journal = GateJournal(place, base, experts)
     scored = score_artifact(place, base, artifact, journal, progress)
     alpha = result.chosen.candidate.alpha
-    scores = score_table(place, base, experts, alpha=alpha, mixture=scored.right, journal=journal, progress=progress)
+    scores = score_rows(place, base, experts, alpha=alpha, mixture=scored.right, journal=journal, progress=progress)
     storage.write_json(out / "scores.json", linked(scores, artifact))
     bound = bind(recipe)
     record = measure(

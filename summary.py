@@ -49,7 +49,7 @@ def show_run(out: Path, judgements: Sequence[tuple[str, Judgement]], *, as_json:
             soft_wrap=True,
         )
     console.print()
-    console.print(score_table(scores))
+    console.print(accuracy_text(scores))
     for row in scores["paired"]:
         console.print(_paired(row), highlight=False)
     console.print()
@@ -105,7 +105,7 @@ def show_search(result: SearchResult, tasks: Sequence[str], out: Path, *, comman
     print(f"next: {command}")
 
 
-def score_table(scores: Mapping[str, Any]) -> Table:
+def accuracy_text(scores: Mapping[str, Any]) -> Table:
     """Accuracy of base, experts and mixture by task, with 95 % intervals, and their largest KL(adapted || base)."""
     first = scores["rows"][0]["accuracy"]
     numbers = sorted({count["num_rows"] for count in first.values()})

@@ -49,7 +49,7 @@ class Branched:
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class BranchLayout:
     """A batch of `Branched` rows as tensors.
 
     ids, positions int64 [B, T]; mask additive [B, 1, T, T]; place_P the predicting places as indices into [B * T];
@@ -92,7 +92,7 @@ def batches(rows: Sequence[Branched], *, max_tokens: int) -> Iterator[list[int]]
         yield batch
 
 
-def lay_out(rows: Sequence[Branched], *, pad_id: int, dtype: torch.dtype = torch.float32) -> Layout:
+def lay_out(rows: Sequence[Branched], *, pad_id: int, dtype: torch.dtype = torch.float32) -> BranchLayout:
     """Put rows into one batch, padded on the right; padding sees itself only and predicts nothing."""
     width = max(row.num_tokens for row in rows)
     ids_BT = torch.full((len(rows), width), pad_id, dtype=torch.long)
@@ -128,7 +128,7 @@ def lay_out(rows: Sequence[Branched], *, pad_id: int, dtype: torch.dtype = torch
     place_of_Q, token_Q, branch_of_Q = torch.tensor(tokens).unbind(1)
     row_of_C, length_C = torch.tensor(branches).unbind(1)
     patches = [row.patches for row in rows if row.patches is not None]
-    return Layout(
+    return BranchLayout(
         ids_BT=ids_BT,
         positions_BT=positions_BT,
         mask_B1TT=mask_B1TT.unsqueeze(1),
@@ -143,7 +143,7 @@ def lay_out(rows: Sequence[Branched], *, pad_id: int, dtype: torch.dtype = torch
     )
 
 
-def embedded(model: HavocModel, layout: Layout) -> Tensor:
+def embedded(model: HavocModel, layout: BranchLayout) -> Tensor:
     """What the first layer reads, [B, T, D]; a row longer than the model's context is a `HavocError`."""
     longest = int(layout.positions_BT.max()) + 1
     if longest > model.config.max_seq_len:
@@ -151,7 +151,7 @@ def embedded(model: HavocModel, layout: Layout) -> Tensor:
     return model.embed(layout.ids_BT, layout.patches)
 
 
-def through_layers(model: HavocModel, x_BTD: Tensor, layout: Layout, layers: range) -> Tensor:
+def through_layers(model: HavocModel, x_BTD: Tensor, layout: BranchLayout, layers: range) -> Tensor:
     """Run some of the decoder's layers: [B, T, D] to [B, T, D]."""
     rotary = model.rotary(layout.positions_BT)
     for index in layers:
@@ -159,13 +159,13 @@ def through_layers(model: HavocModel, x_BTD: Tensor, layout: Layout, layers: ran
     return x_BTD
 
 
-def at_places(model: HavocModel, x_BTD: Tensor, layout: Layout) -> Tensor:
+def at_places(model: HavocModel, x_BTD: Tensor, layout: BranchLayout) -> Tensor:
     """What the head reads at the predicting places, [P, D]."""
     normed_PD: Tensor = model.norm(x_BTD.flatten(0, 1)[layout.place_P])
     return normed_PD
 
 
-def hidden_at_places(model: HavocModel, layout: Layout) -> Tensor:
+def hidden_at_places(model: HavocModel, layout: BranchLayout) -> Tensor:
     """Run the whole decoder; return what the head reads at the predicting places, [P, D]."""
     x_BTD = through_layers(model, embedded(model, layout), layout, range(len(model.layers)))
     return at_places(model, x_BTD, layout)
@@ -176,7 +176,7 @@ def log_probabilities(model: HavocModel, hidden_PD: Tensor) -> Tensor:
     return torch.log_softmax(model.lm_head(hidden_PD).float(), dim=-1)
 
 
-def log_likelihoods(log_p_PV: Tensor, layout: Layout) -> Tensor:
+def log_likelihoods(log_p_PV: Tensor, layout: BranchLayout) -> Tensor:
     """Sum of log-probabilities of each branch's tokens given the prompt and those before, [C] in nats."""
     taken_Q = log_p_PV[layout.place_of_Q, layout.token_Q]
     return log_p_PV.new_zeros(len(layout.length_C)).index_add(0, layout.branch_of_Q, taken_Q)

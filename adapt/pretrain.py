@@ -67,7 +67,7 @@ class PretrainSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class TokenBatch:
     """Right-padded sequences of one domain: `ids` and `labels` int64 [B, T], `patches` float32 [P, F] or None."""
 
     ids: torch.Tensor
@@ -130,7 +130,7 @@ def _trained_tokenizer(rows: dict[str, list[Row]], settings: PretrainSettings, c
 
 def _batches(
     rows: dict[str, list[Row]], tokenizer: Tokenizer, config: HavocConfig, settings: PretrainSettings, num_done: int
-) -> Iterator[list[Batch]]:
+) -> Iterator[list[TokenBatch]]:
     """Yield from step `num_done` on one batch a domain, of like lengths; step n depends on the seed and n alone."""
     share = settings.batch_size // len(rows)
     for step in range(num_done, settings.num_steps):
@@ -154,7 +154,7 @@ def _document(domain: str, row: Row, rng: random.Random) -> tuple[str, str, byte
     return prompt.text, task.corpus(row, rng), prompt.image_png
 
 
-def collate(documents: list[tuple[str, str, bytes | None]], tokenizer: Tokenizer, config: HavocConfig) -> Batch:
+def collate(documents: list[tuple[str, str, bytes | None]], tokenizer: Tokenizer, config: HavocConfig) -> TokenBatch:
     """Encode (prompt, completion, PNG or None) documents, right-padded; prompts carry no loss."""
     sequences, labels, patches = [], [], []
     for text, completion, image_png in documents:
@@ -166,7 +166,7 @@ def collate(documents: list[tuple[str, str, bytes | None]], tokenizer: Tokenizer
         sequences.append(torch.tensor(prompt + answer))
         labels.append(torch.tensor([_IGNORED] * len(prompt) + answer))
     pad = torch.nn.utils.rnn.pad_sequence
-    return Batch(
+    return TokenBatch(
         ids=pad(sequences, batch_first=True, padding_value=tokenizer.pad_id),
         labels=pad(labels, batch_first=True, padding_value=_IGNORED),
         patches=torch.cat(patches) if patches else None,
@@ -210,7 +210,7 @@ class _Trainer:
         """Steps taken so far, over all runs."""
         return len(self.losses)
 
-    def step(self, batches: Sequence[Batch]) -> float:
+    def step(self, batches: Sequence[TokenBatch]) -> float:
         """Take one optimizer step; return the mean over the batches of the cross-entropy in nats a token."""
         start = time.perf_counter()
         self._set_learning_rates()
@@ -232,7 +232,7 @@ class _Trainer:
             self._save()
         return value
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def _loss(self, batch: TokenBatch) -> torch.Tensor:
         targets = batch.labels[:, 1:]
         is_scored = targets != _IGNORED
         logits = self.model(batch.ids[:, :-1], patches=batch.patches)

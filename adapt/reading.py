@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from .branches import Branched, Layout, at_places, embedded, lay_out, log_probabilities, through_layers
+from .branches import Branched, BranchLayout, at_places, embedded, lay_out, log_probabilities, through_layers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,7 +54,7 @@ class Reader:
         self._beneath = _Kept(self._read_beneath)
         self._base = _Kept(self._read_base)
 
-    def policy(self, indices: Sequence[int], rows: Sequence[Branched]) -> tuple[Tensor, Layout]:
+    def policy(self, indices: Sequence[int], rows: Sequence[Branched]) -> tuple[Tensor, BranchLayout]:
         """Log-probabilities of the policy at the places of `rows`, float32 [P, V], with a gradient; and the layout."""
         layout = lay_out(rows, pad_id=self._pad_id)
         x_BTD = through_layers(self._model, self._from_beneath(indices, rows, layout), layout, self._upper)
@@ -66,13 +66,13 @@ class Reader:
         hidden = [self._base.of(index, row) for index, row in zip(indices, rows, strict=True)]
         return log_probabilities(self._model, torch.cat(hidden))
 
-    def kl(self, log_p_PV: Tensor, layout: Layout, indices: Sequence[int], rows: Sequence[Branched]) -> Tensor:
+    def kl(self, log_p_PV: Tensor, layout: BranchLayout, indices: Sequence[int], rows: Sequence[Branched]) -> Tensor:
         """KL(policy || base) in nats, summed over the vocabulary, mean over the places of each row: [B]."""
         kl_P = (log_p_PV.exp() * (log_p_PV - self.base(indices, rows))).sum(dim=1)
         total_B = kl_P.new_zeros(len(rows)).index_add(0, layout.row_of_P, kl_P)
         return total_B / torch.bincount(layout.row_of_P, minlength=len(rows))
 
-    def _from_beneath(self, indices: Sequence[int], rows: Sequence[Branched], layout: Layout) -> Tensor:
+    def _from_beneath(self, indices: Sequence[int], rows: Sequence[Branched], layout: BranchLayout) -> Tensor:
         """What the first trained layer reads, [B, T, D]."""
         if not self._lower:
             return embedded(self._model, layout)

@@ -47,7 +47,7 @@ LAB_PACKAGES = ("torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo"
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Capability:
     """One question about this machine, answered."""
 
     topic: str
@@ -60,7 +60,7 @@ class Finding:
         return asdict(self)
 
 
-def examine() -> list[Finding]:
+def examine() -> list[Capability]:
     """Look at this machine; takes about a second and changes nothing."""
     with open_nvml() as nvml:
         card = nvml.card() if isinstance(nvml, Nvml) else None
@@ -76,25 +76,25 @@ def examine() -> list[Finding]:
         ]
 
 
-def _machine() -> list[Finding]:
+def _machine() -> list[Capability]:
     cpu, host = identify_cpu(), identify_host_or_none()
     cores = num_usable_cores()
-    found = [Finding("machine", "processor", "yes", f"{cpu.name}, {cores} of {cpu.num_logical_cores} cores usable")]
+    found = [Capability("machine", "processor", "yes", f"{cpu.name}, {cores} of {cpu.num_logical_cores} cores usable")]
     if host is not None:
         container = f", container {host.container}" if host.container else ""
         text = f"{host.os} {host.kernel}, {show(host.ram_bytes, 'bytes')}{container}"
-        found.append(Finding("machine", "system", "yes", text))
+        found.append(Capability("machine", "system", "yes", text))
         governor = host.cpu_governor
         if governor is not None:
             steady: Answer = "yes" if governor == "performance" else "partly"
-            found.append(Finding("machine", "steady CPU clock", steady, f"governor {governor}"))
+            found.append(Capability("machine", "steady CPU clock", steady, f"governor {governor}"))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     if load is not None:
         quiet: Answer = "yes" if load < 0.5 * cores else "partly" if load < cores else "no"
-        found.append(Finding("machine", "quiet", quiet, f"load {load:.2f} on {cores} cores in the last minute"))
+        found.append(Capability("machine", "quiet", quiet, f"load {load:.2f} on {cores} cores in the last minute"))
     swapped = swap_used_bytes()
     if swapped:
-        found.append(Finding("machine", "no swapping", "partly", f"{show(swapped, 'bytes')} are swapped out"))
+        found.append(Capability("machine", "no swapping", "partly", f"{show(swapped, 'bytes')} are swapped out"))
     return found
 
 
@@ -106,27 +106,27 @@ def identify_host_or_none() -> Any:  # noqa: ANN401 - a Host, or None where ONNX
         return None
 
 
-def _runtime() -> list[Finding]:
+def _runtime() -> list[Capability]:
     try:
         package = runtime_package()
     except HavocError as error:
-        return [Finding("runtime", "ONNX Runtime", "no", str(error))]
+        return [Capability("runtime", "ONNX Runtime", "no", str(error))]
     import onnxruntime
 
     providers = onnxruntime.get_available_providers()
     version = importlib.metadata.version(package)
-    found = [Finding("runtime", "ONNX Runtime", "yes", f"{package} {version}: {', '.join(providers)}")]
+    found = [Capability("runtime", "ONNX Runtime", "yes", f"{package} {version}: {', '.join(providers)}")]
     if CUDA_PROVIDER not in providers:
-        found.append(Finding("runtime", "runs on NVIDIA GPUs", "no", f"{package} was built without {CUDA_PROVIDER}"))
+        found.append(Capability("runtime", "runs on NVIDIA GPUs", "no", f"{package} was built without {CUDA_PROVIDER}"))
     elif isinstance(card := open_cuda_card(), str):
-        found.append(Finding("runtime", "runs on NVIDIA GPUs", "no", f"{package} could, but {card}"))
+        found.append(Capability("runtime", "runs on NVIDIA GPUs", "no", f"{package} could, but {card}"))
     else:
         reason = provider_problem(CUDA_PROVIDER)
         answer: Answer = "yes" if reason is None else "no"
         if reason is not None and "havoc-core[gpu]" not in reason:
             reason = f'{reason}; CUDA\'s libraries come with pip install "havoc-core[gpu]"'
         text = f"a graph ran on {card.name}, CUDA driver {card.driver_version}"
-        found.append(Finding("runtime", "runs on NVIDIA GPUs", answer, reason or text))
+        found.append(Capability("runtime", "runs on NVIDIA GPUs", answer, reason or text))
     return found
 
 
@@ -146,50 +146,52 @@ def provider_problem(provider: str) -> str | None:
     return None if float(answer[0][0]) == -1.0 else f"{provider} computes -1 as {answer[0][0]}"
 
 
-def _graphics(nvml: Nvml | str, card: Card | None) -> list[Finding]:
+def _graphics(nvml: Nvml | str, card: Card | None) -> list[Capability]:
     cuda = open_cuda_card()
     if isinstance(nvml, str) or card is None:
         reason = nvml if isinstance(nvml, str) else "NVML lists no card"
-        first = Finding("graphics card", "first witness: NVML", "no", reason)
+        first = Capability("graphics card", "first witness: NVML", "no", reason)
     else:
-        first = Finding("graphics card", "first witness: NVML", "yes", f"{card.name()}, driver {nvml.driver_version}")
-    second: Finding
+        first = Capability(
+            "graphics card", "first witness: NVML", "yes", f"{card.name()}, driver {nvml.driver_version}"
+        )
+    second: Capability
     if isinstance(cuda, str):
-        second = Finding("graphics card", "second witness: CUDA driver", "no", cuda)
+        second = Capability("graphics card", "second witness: CUDA driver", "no", cuda)
     else:
         text = f"{cuda.name}, compute capability {cuda.compute_capability}, {cuda.num_sms} multiprocessors"
-        second = Finding("graphics card", "second witness: CUDA driver", "yes", text)
+        second = Capability("graphics card", "second witness: CUDA driver", "yes", text)
     return [first, second, *_identity()]
 
 
-def _identity() -> list[Finding]:
+def _identity() -> list[Capability]:
     try:
         device = identify_device(CUDA_PROVIDER)
     except HavocError:
         return []
     if device.is_simulated:
         reason = f"simulated: {'; '.join(device.simulation_reasons)}"
-        return [Finding("graphics card", "identity proven", "no", reason)]
+        return [Capability("graphics card", "identity proven", "no", reason)]
     gpu = device.gpu
     if gpu is None or gpu.disagreements or gpu.nvml is None or gpu.cuda is None:
         reasons = gpu.disagreements if gpu else ()
-        return [Finding("graphics card", "identity proven", "no", "; ".join(reasons) or "a witness is missing")]
-    return [Finding("graphics card", "identity proven", "yes", "both witnesses agree")]
+        return [Capability("graphics card", "identity proven", "no", "; ".join(reasons) or "a witness is missing")]
+    return [Capability("graphics card", "identity proven", "yes", "both witnesses agree")]
 
 
-def _metrics(card: Card | None) -> list[Finding]:
-    timed = Finding("can measure", "prefill_ms, decode_tok_per_s, ttft_ms, load_s", "yes", "monotonic clock")
+def _metrics(card: Card | None) -> list[Capability]:
+    timed = Capability("can measure", "prefill_ms, decode_tok_per_s, ttft_ms, load_s", "yes", "monotonic clock")
     own = process_rss_bytes(os.getpid())
     rss = "sampled from outside and kept by the kernel" if own else f"{sys.platform} shows no process's resident set"
     energy = cpu_energy_j()
     reading = cpu_reading()
     return [
         timed,
-        Finding("can measure", "cold start", *_cold_start()),
-        Finding("can measure", "peak_rss_bytes", "yes" if own else "no", rss),
+        Capability("can measure", "cold start", *_cold_start()),
+        Capability("can measure", "peak_rss_bytes", "yes" if own else "no", rss),
         _vram(card),
-        Finding("can measure", "energy_j_per_tok", *_energy(card, energy)),
-        Finding("can measure", "clock and temperature", *_telemetry(card, reading)),
+        Capability("can measure", "energy_j_per_tok", *_energy(card, energy)),
+        Capability("can measure", "clock and temperature", *_telemetry(card, reading)),
     ]
 
 
@@ -199,10 +201,10 @@ def _cold_start() -> tuple[Answer, str]:
     return "partly", f"{sys.platform} does not count a process's reads, so a start is recorded as warm or unknown"
 
 
-def _vram(card: Card | None) -> Finding:
+def _vram(card: Card | None) -> Capability:
     if card is None:
-        return Finding("can measure", "peak_vram_bytes", "no", "no NVIDIA card answers through NVML")
-    return Finding("can measure", "peak_vram_bytes", *_vram_method(card))
+        return Capability("can measure", "peak_vram_bytes", "no", "no NVIDIA card answers through NVML")
+    return Capability("can measure", "peak_vram_bytes", *_vram_method(card))
 
 
 def _vram_method(card: Card) -> tuple[Answer, str]:
@@ -241,17 +243,17 @@ def _telemetry(card: Card | None, reading: dict[str, Any] | None) -> tuple[Answe
     return ("yes" if is_whole else "partly"), ", ".join(offered)
 
 
-def _targets() -> list[Finding]:
+def _targets() -> list[Capability]:
     devices = _devices()
     return [_target(target, devices) for target in read_targets(BUNDLED).values()]
 
 
-def _target(target: Any, devices: list[Device]) -> Finding:  # noqa: ANN401 - a Target
+def _target(target: Any, devices: list[Device]) -> Capability:  # noqa: ANN401 - a Target
     reasons = [device_problem(device, target, this_cpu=identify_cpu()) for device in devices]
     reason = next((reason for reason in reasons if reason is None), reasons[-1] if reasons else "no device")
     if reason is None:
-        return Finding("can be judged for", target.name, "yes", f"{target.title}: a record made here can pass")
-    return Finding("can be judged for", target.name, "no", f"{reason}; a record made elsewhere can be gated here")
+        return Capability("can be judged for", target.name, "yes", f"{target.title}: a record made here can pass")
+    return Capability("can be judged for", target.name, "no", f"{reason}; a record made elsewhere can be gated here")
 
 
 def _devices() -> list[Device]:
@@ -273,33 +275,33 @@ def measured_device() -> Device | None:
         return None
 
 
-def _sandbox() -> Finding:
+def _sandbox() -> Capability:
     """Accuracy of code needs to run what the model wrote; the other domains need nothing."""
     from ..adapt.sandbox.process import enforced
 
     try:
         layers = enforced(allow_unconfined=False)
     except (HavocError, OSError) as error:
-        return Finding("can measure", "accuracy/code", "no", str(error))
+        return Capability("can measure", "accuracy/code", "no", str(error))
     missing = [name.replace("_", " ") for name, is_on in layers.items() if not is_on]
     if missing:
-        return Finding(
+        return Capability(
             "can measure", "accuracy/code", "partly", f"generated code is confined but for {', '.join(missing)}"
         )
-    return Finding("can measure", "accuracy/code", "yes", f"generated code is confined: {', '.join(layers)}")
+    return Capability("can measure", "accuracy/code", "yes", f"generated code is confined: {', '.join(layers)}")
 
 
-def _tool() -> Finding:
+def _tool() -> Capability:
     tool = identify_tool()
     if tool.git_commit is None:
-        return Finding("installed", "havoc-core", "yes", tool.version)
+        return Capability("installed", "havoc-core", "yes", tool.version)
     changed = ", with changes of its own" if tool.is_git_dirty else ""
-    return Finding(
+    return Capability(
         "installed", "havoc-core", "yes", f"{tool.version} from a checkout of {tool.git_commit[:12]}{changed}"
     )
 
 
-def _packages() -> list[Finding]:
+def _packages() -> list[Capability]:
     return [
         _extra("edge", "bench, verify, eval, generate", EDGE_PACKAGES),
         _extra("lab", "train, search, export", LAB_PACKAGES),
@@ -307,9 +309,9 @@ def _packages() -> list[Finding]:
     ]
 
 
-def _extra(name: str, verbs: str, packages: tuple[str, ...]) -> Finding:
+def _extra(name: str, verbs: str, packages: tuple[str, ...]) -> Capability:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if not missing:
-        return Finding("installed", f"{name}: {verbs}", "yes", "all packages are there")
+        return Capability("installed", f"{name}: {verbs}", "yes", "all packages are there")
     reason = f"missing {', '.join(missing)}: pip install 'havoc-core[{name}]'"
-    return Finding("installed", f"{name}: {verbs}", "no", reason)
+    return Capability("installed", f"{name}: {verbs}", "no", reason)

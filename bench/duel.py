@@ -29,7 +29,7 @@ EXIT_CODES: Final[dict[Shift, int]] = {"worse": 1, "better": 0, "equal": 0, "und
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
+class DuelOutcome:
     """What a duel found: one word, the intervals of the last look, and how many blocks it took."""
 
     verdict: Shift
@@ -41,7 +41,7 @@ def _stay() -> None:
     """Tell nobody."""
 
 
-def judge_until_proven(blocks: Iterable[Block], *, margin: float, advance: Callable[[], None] = _stay) -> Outcome:
+def judge_until_proven(blocks: Iterable[Block], *, margin: float, advance: Callable[[], None] = _stay) -> DuelOutcome:
     """Look after each block from the `FEWEST_BLOCKS`-th on; stop at the first proven answer, or when blocks end."""
     seen: list[Block] = []
     rows: list[Paired] = []
@@ -51,8 +51,8 @@ def judge_until_proven(blocks: Iterable[Block], *, margin: float, advance: Calla
         number = max(1, len(seen) - FEWEST_BLOCKS + 1)
         rows = judge_blocks(seen, margin=margin, confidence=confidence_at_look(number))
         if len(seen) >= FEWEST_BLOCKS and (word := verdict_of(rows)) != "undecided":
-            return Outcome(verdict=word, rows=rows, num_blocks=len(seen))
-    return Outcome(verdict="undecided", rows=rows, num_blocks=len(seen))
+            return DuelOutcome(verdict=word, rows=rows, num_blocks=len(seen))
+    return DuelOutcome(verdict="undecided", rows=rows, num_blocks=len(seen))
 
 
 def duel(
@@ -65,7 +65,7 @@ def duel(
     provider: str,
     num_threads: int,
     progress: Progress,
-) -> Outcome:
+) -> DuelOutcome:
     """Measure two artifacts in lockstep until slower, faster or equal is proven, at most `max_time_s` seconds.
 
     Raises `MeasurementError` under its name for a side that does not run.
@@ -102,7 +102,7 @@ def differences(old: HeldArtifact, new: HeldArtifact) -> Iterator[str]:
 
 
 def document(
-    outcome: Outcome, margin: float, old: HeldArtifact, new: HeldArtifact, notes: Sequence[str]
+    outcome: DuelOutcome, margin: float, old: HeldArtifact, new: HeldArtifact, notes: Sequence[str]
 ) -> dict[str, Any]:
     """Return the duel as plain JSON."""
     return {

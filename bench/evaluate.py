@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Evaluation:
+class EvaluatedTasks:
     """Accuracy by task, and what a reader should know of it."""
 
     tasks: dict[str, DomainAccuracy]
@@ -49,7 +49,7 @@ def evaluate(
     online: bool = False,
     num_threads: int | None = None,
     progress: Progress = SILENT,
-) -> Evaluation:
+) -> EvaluatedTasks:
     """Score `model`, an artifact's folder, a base's folder or a preset; no `tasks` means the domains it can read.
 
     `seed` makes the built-in rows and their splits, so a recipe's own seed and completion length repeat its scores.
@@ -69,11 +69,11 @@ def evaluate(
     }
     if (Path(model) / MANIFEST).is_file():
         run = run_accuracy(Path(model), num_threads=num_threads, progress=progress, **asked)
-        return Evaluation(tasks=run.tasks, notes=_notes(run.tasks, run.num_cut, asked))
+        return EvaluatedTasks(tasks=run.tasks, notes=_notes(run.tasks, run.num_cut, asked))
     return _evaluate_base(model, asked, num_threads, progress)
 
 
-def _evaluate_base(model: str, asked: dict[str, Any], num_threads: int | None, progress: Progress) -> Evaluation:
+def _evaluate_base(model: str, asked: dict[str, Any], num_threads: int | None, progress: Progress) -> EvaluatedTasks:
     from ..model.checkpoint import load_base
     from ..model.scorer import TorchScorer
 
@@ -88,7 +88,7 @@ def _evaluate_base(model: str, asked: dict[str, Any], num_threads: int | None, p
             counts, scores = score_task(scorer, task, asked, partial(stage.advance, note=task.name))
             found[task.name] = DomainAccuracy.model_validate(counts, strict=False)
             num_cut[task.name] = scores.num_cut
-    return Evaluation(tasks=found, notes=_notes(found, num_cut, asked))
+    return EvaluatedTasks(tasks=found, notes=_notes(found, num_cut, asked))
 
 
 def _notes(

@@ -22,7 +22,7 @@ from ..errors import MeasurementError
 from ..export.runtime.child import death, isolation, started
 from ..export.runtime.devices import CPU_PROVIDER
 from ..progress import SILENT
-from .judge.paired import Batch, Block
+from .judge.paired import Block, Turn
 from .judge.schema import Workload
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _block(old: Side, new: Side, request: dict[str, Any], num_exchanges: int, mo
 
     After `most_s` seconds `FEWEST_EXCHANGES` are enough, whatever they say.
     """
-    found: dict[str, list[tuple[Batch, Batch]]] = {quantity: [] for quantity in _QUANTITIES}
+    found: dict[str, list[tuple[Turn, Turn]]] = {quantity: [] for quantity in _QUANTITIES}
     with _opened(old, request) as ask_old, _opened(new, request) as ask_new:
         began = time.monotonic()
         for place in range(NUM_WARMUPS + num_exchanges):
@@ -153,7 +153,7 @@ def _block(old: Side, new: Side, request: dict[str, Any], num_exchanges: int, mo
                 before = ask_old()
             if place >= NUM_WARMUPS:
                 for quantity in _QUANTITIES:
-                    found[quantity].append((Batch(**before[quantity]), Batch(**after[quantity])))
+                    found[quantity].append((Turn(**before[quantity]), Turn(**after[quantity])))
     return Block({quantity: tuple(pairs) for quantity, pairs in found.items()})
 
 

@@ -59,7 +59,7 @@ _PRESENCE_ONLY = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", *LOADED_BESIDE)  # 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cost:
+class MeasuredCost:
     """What one structure costs by a short measurement, and the record of it (purpose "screen": no gate accepts it).
 
     `disturbance` says what makes the times unfit to be believed, in the words of the harness's checks; "" for nothing.
@@ -202,7 +202,7 @@ def measure_cost(
     captures_steps: bool = False,
     num_retries: int = 0,
     wait_s: float = 0.0,
-) -> Cost:
+) -> MeasuredCost:
     """Measure one artifact for a few seconds in one fresh process, to rank it among others; errors as `measure`.
 
     Unlike `measure`, memory is watched in the same process; the figures are medians. A process that something disturbed
@@ -244,7 +244,7 @@ def measure_cost(
     peak_bytes = memory.peak_rss_bytes if DEVICE_KINDS[session.device.kind].is_host else memory.peak_vram_bytes
     if peak_bytes is None:
         raise MeasurementError(f"peak memory could not be measured: {memory.vram_reason or memory.rss_reason}")
-    return Cost(
+    return MeasuredCost(
         prefill_ms=_middle(attempt.samples.prefill_ms),
         decode_tok_per_s=_middle(attempt.samples.decode_tok_per_s),
         peak_bytes=peak_bytes,

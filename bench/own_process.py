@@ -64,7 +64,7 @@ def own_usage() -> dict[str, int]:
     return {"involuntary_switches": usage.ru_nivcsw, "major_page_faults": usage.ru_majflt}
 
 
-class Surroundings:
+class SurroundingsWatch:
     """Reads between calls what else the machine did: counters since its making, kept as columns.
 
     `busy_ns` is CPU time that anybody used and `stolen_ns` what the hypervisor took, both on the CPUs that this process

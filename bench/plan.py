@@ -38,7 +38,7 @@ TRUE_SHARES = (0.88, 0.90, 0.95)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Figure:
+class PlannedFigure:
     """One metric of one structure: what is certain, what is likely, and what that means for the limit."""
 
     metric: str
@@ -57,7 +57,7 @@ class Option:
     structure: str
     weight_bytes: int
     kv_bytes_per_token: int
-    figures: tuple[Figure, ...]
+    figures: tuple[PlannedFigure, ...]
     outlook: Outlook
 
 
@@ -194,7 +194,7 @@ def _figure(
     roofline: Roofline | None,
     *,
     is_certain: bool,
-) -> Figure | None:
+) -> PlannedFigure | None:
     """Floor and estimate of one limited metric; None where arithmetic says nothing (accuracy, load, energy).
 
     Nor does it say anything of times where the peaks are not known.
@@ -212,7 +212,7 @@ def _figure(
     else:
         return None
     outlook = _outlook(limit, floor if is_certain else None, estimate)
-    return Figure(
+    return PlannedFigure(
         metric=limit.metric,
         unit=unit,
         sign=limit.sign,

@@ -29,7 +29,7 @@ from ..export.runtime.session import DecoderSession
 from ..storage import scratch_directory
 from . import warmup
 from .clocks import clock_readings, clock_spans
-from .own_process import Surroundings, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
+from .own_process import SurroundingsWatch, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
 from .page_cache import disk_read_bytes, put_out, state_of
 from .witness import Witness
 
@@ -74,7 +74,7 @@ class Bench:
         self.emit = emit
         self.workload = request["workload"]
         self.zero_ns = time.perf_counter_ns()
-        self.around = Surroundings(zero_ns=self.zero_ns)
+        self.around = SurroundingsWatch(zero_ns=self.zero_ns)
         self.rng = np.random.default_rng([self.workload["seed"], request["process"]])
         self.num_nonfinite_logits = 0
         self.outputs: set[bytes] = set()

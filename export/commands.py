@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..adapt.expert import Expert
     from ..model.config import HavocConfig
     from .runtime.signature import Signer
-    from .runtime.verification import Check
+    from .runtime.verification import Checked
     from .source import Source
 
 _MAX_IMAGE_BYTES = 1 << 24
@@ -280,7 +280,7 @@ def _own_base(directory: Path, manifest: ArtifactManifest) -> str | None:
     return name if is_as_large and source.hash == manifest.base_hash else None
 
 
-def _line(check: Check) -> str:
+def _line(check: Checked) -> str:
     return f"{check.name:12s} {printable(check.finding)}"
 
 

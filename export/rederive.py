@@ -23,7 +23,7 @@ from .rebuilt import compare_graphs
 from .runtime.artifact import MANIFEST, READ_BY_RUNTIMES
 from .runtime.companions import LICENCE_FILES
 from .runtime.options import GraphOptions, options_of
-from .runtime.verification import Check
+from .runtime.verification import Checked
 from .source import open_source
 from .storing import Storage, bits_per_weight, plan_storage
 
@@ -50,7 +50,7 @@ def rederive(
     experts_directory: Path | None = None,
     calibration: Path | None = None,
     progress: Progress = SILENT,
-) -> list[Check]:
+) -> list[Checked]:
     """Fold `base` and the artifact's experts again (or those of `experts_directory`) and compare every stored tensor.
 
     Blocks that a text decided are derived again from the bundled text or `calibration`, which must be the text that the
@@ -104,7 +104,7 @@ def rederive(
     if held:
         reason = "whose calibration text was not given" if blocks_of is None else "that this processor rounds otherwise"
         finding = f"{finding}; {len(held)} matrices {reason} held to the fold block by block"
-    return [Check(name="fold", finding=finding)]
+    return [Checked(name="fold", finding=finding)]
 
 
 def _storage(source: Source, manifest: ArtifactManifest, structure: Structure, calibration: Path | None) -> Storage:

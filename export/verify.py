@@ -18,7 +18,7 @@ from .runtime.foreign import foreign_fingerprint
 from .runtime.held import hold
 from .runtime.probe import fingerprint_distance
 from .runtime.signature import verify_signature
-from .runtime.verification import Check
+from .runtime.verification import Checked
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +36,7 @@ Another machine rounds in another order (1e-6 in fp32), and its int8 kernels qua
 
 def verify_artifact(
     directory: Path, *, provider: str = CPU_PROVIDER, public_key: Path | None = None, record: Path | None = None
-) -> tuple[ArtifactManifest, list[Check]]:
+) -> tuple[ArtifactManifest, list[Checked]]:
     """Hash every file, check the signature by `public_key` where one is given, open the graphs, run the fingerprint.
 
     With a `record` the artifact must be the one it was made from, manifest and all. The first thing that is wrong is
@@ -50,18 +50,20 @@ def verify_artifact(
             *([] if record is None else [_of_record(held, record)]),
         ]
         if public_key is not None:
-            checks.append(Check(name="signature", finding=verify_signature(held.place, held.manifest, public_key)))
+            checks.append(Checked(name="signature", finding=verify_signature(held.place, held.manifest, public_key)))
         checks += _run(held, provider)
         held.require_unchanged()
         return held.manifest, checks
 
 
-def _hashes(held: HeldArtifact) -> Check:
+def _hashes(held: HeldArtifact) -> Checked:
     files = held.manifest.files
-    return Check(name="hashes", finding=f"{len(files)} files, {sum(file.num_bytes for file in files.values()):,} bytes")
+    return Checked(
+        name="hashes", finding=f"{len(files)} files, {sum(file.num_bytes for file in files.values()):,} bytes"
+    )
 
 
-def _own_words(held: HeldArtifact) -> Check:
+def _own_words(held: HeldArtifact) -> Checked:
     """Compare what the manifest says of its making with the files that say the same, each of which it hashes."""
     manifest = held.manifest
     mixture = {
@@ -80,15 +82,15 @@ def _own_words(held: HeldArtifact) -> Check:
         found = read_json(held.place / MIXTURE)
         base = found.get("base") if isinstance(found, dict) else None
         _require_words(held, mixture, MIXTURE, {**found, **base} if isinstance(base, dict) else {})
-    return Check(name="manifest", finding=f"says what {CONFIG} and {MIXTURE} say, SHA-256 {manifest.sha256}")
+    return Checked(name="manifest", finding=f"says what {CONFIG} and {MIXTURE} say, SHA-256 {manifest.sha256}")
 
 
-def _own_graphs(held: HeldArtifact) -> list[Check]:
+def _own_graphs(held: HeldArtifact) -> list[Checked]:
     """Build the graphs anew where that can be done here."""
     if (why_not := why_not_rebuilt(held.manifest)) is not None:
-        return [Check(name="graph", finding=f"not built anew: {why_not}")]
+        return [Checked(name="graph", finding=f"not built anew: {why_not}")]
     num_graphs = require_own_graphs(held.place, held.manifest)
-    return [Check(name="graph", finding=f"{num_graphs} built anew from configuration and structure: the same bytes")]
+    return [Checked(name="graph", finding=f"{num_graphs} built anew from configuration and structure: the same bytes")]
 
 
 def _require_words(held: HeldArtifact, said: dict[str, Any], where: str, found: dict[str, Any]) -> None:
@@ -98,7 +100,7 @@ def _require_words(held: HeldArtifact, said: dict[str, Any], where: str, found: 
             raise IdentityError(f"{held.place / MANIFEST}: says {name} {value!r:.60}, {there}: one of them was changed")
 
 
-def _of_record(held: HeldArtifact, path: Path) -> Check:
+def _of_record(held: HeldArtifact, path: Path) -> Checked:
     """Compare every hash with those in the record, whose seal is checked; its schema is the gate's affair."""
     document = read_json(path)
     subject = document.get("subject") if isinstance(document, dict) else None
@@ -109,10 +111,10 @@ def _of_record(held: HeldArtifact, path: Path) -> Check:
     if subject.get("files") != held.hashes or subject.get("manifest_sha256") != held.manifest.sha256:
         what = "files" if subject.get("files") != held.hashes else MANIFEST
         raise IdentityError(f"{held.place}: another artifact: not the {what} that {path} was measured on")
-    return Check(name="record", finding=f"the very files and manifest that {document.get('run_id')} was measured on")
+    return Checked(name="record", finding=f"the very files and manifest that {document.get('run_id')} was measured on")
 
 
-def _run(held: HeldArtifact, provider: str) -> list[Check]:
+def _run(held: HeldArtifact, provider: str) -> list[Checked]:
     """Open the graphs, in a process that can be ended, and compare the logits they give with the fingerprint."""
     manifest = held.manifest
     num_bytes = sum(file.num_bytes for file in manifest.files.values())
@@ -125,6 +127,6 @@ def _run(held: HeldArtifact, provider: str) -> list[Check]:
         differ = f"the stored logits differ by {distance:.3g} of their spread (allowed {limit:g})"
         raise IdentityError(f"{held.place}: {differ}: another model or a broken runtime")
     return [
-        Check(name="provider", finding=f"{manifest.graph.get('dialect')} dialect opens on {provider}"),
-        Check(name="fingerprint", finding=f"logits within {distance:.1e} of their spread (allowed {limit:g})"),
+        Checked(name="provider", finding=f"{manifest.graph.get('dialect')} dialect opens on {provider}"),
+        Checked(name="fingerprint", finding=f"logits within {distance:.1e} of their spread (allowed {limit:g})"),
     ]

@@ -31,7 +31,7 @@ CACHE_BYTES = 1 << 30
 """The keys and values of all rows that are written at once take no more."""
 
 
-class Decoder(Protocol):
+class GenerativeModel(Protocol):
     """What generation asks of a model; `HavocModel` is one."""
 
     config: HavocConfig
@@ -49,7 +49,7 @@ class Decoder(Protocol):
 
 
 def prefill(
-    model: Decoder,
+    model: GenerativeModel,
     input_ids_BT: Tensor,
     attention_mask_BT: Tensor | None,
     patches: Tensor | None,
@@ -61,7 +61,7 @@ def prefill(
 
 
 def decode_one(
-    model: Decoder, token_ids_B: Tensor, attention_mask_BS: Tensor | None, cache: list[LayerCache]
+    model: GenerativeModel, token_ids_B: Tensor, attention_mask_BS: Tensor | None, cache: list[LayerCache]
 ) -> Tensor:
     """Append one token a row to the cache; return the logits [B, V] of the next."""
     logits_B1V: Tensor = model(token_ids_B.unsqueeze(1), attention_mask_BS, past_key_values=cache)
@@ -94,7 +94,7 @@ def pick(
 class _Rows:
     """The rows still being written: where each goes in the result, its cache, its mask, whether it has just ended."""
 
-    def __init__(self, model: Decoder, mask_BT: Tensor | None, *, num_rows: int, num_tokens: int) -> None:
+    def __init__(self, model: GenerativeModel, mask_BT: Tensor | None, *, num_rows: int, num_tokens: int) -> None:
         attention, like = model.config.attention, model.norm.weight
         shape = (num_rows, attention.num_kv_heads, num_tokens, attention.head_dim)
         self.cache = [LayerCache(like.new_empty(shape), like.new_empty(shape)) for _ in range(model.config.num_layers)]
@@ -118,7 +118,7 @@ class _Rows:
 
 @torch.inference_mode()
 def _continue(
-    model: Decoder,
+    model: GenerativeModel,
     input_ids_BT: Tensor,
     attention_mask_BT: Tensor | None,
     patches: Tensor | None,
@@ -161,7 +161,7 @@ def _continue(
 
 
 def sample_tokens(
-    model: Decoder,
+    model: GenerativeModel,
     input_ids_BT: Tensor,
     attention_mask_BT: Tensor | None = None,
     patches: Tensor | None = None,
@@ -207,13 +207,13 @@ def sample_tokens(
     return new_BN[:, :num_columns]
 
 
-def _pad_id(model: Decoder, eos_ids: Sequence[int]) -> int:
+def _pad_id(model: GenerativeModel, eos_ids: Sequence[int]) -> int:
     if model.config.pad_token_id is not None:
         return model.config.pad_token_id
     return eos_ids[0] if eos_ids else 0
 
 
-def _require_room(model: Decoder, input_ids_BT: Tensor, max_new_tokens: int) -> None:
+def _require_room(model: GenerativeModel, input_ids_BT: Tensor, max_new_tokens: int) -> None:
     num_rows, num_prompt_tokens = input_ids_BT.shape
     if num_rows == 0 or num_prompt_tokens == 0:
         raise HavocError("the prompt is empty; give at least one token")
@@ -246,7 +246,7 @@ def left_padded(
 
 
 def encode_prompts(
-    model: Decoder, tokenizer: Tokenizer, prompts: Sequence[PromptLike]
+    model: GenerativeModel, tokenizer: Tokenizer, prompts: Sequence[PromptLike]
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Tokenise and left-pad prompts: ids [B, T], mask [B, T], the patches of all images [num_patches, C] or None."""
     device = model.norm.weight.device
@@ -266,13 +266,13 @@ def completions(tokenizer: Tokenizer, ids_BT: Tensor, mask_BT: Tensor, new_BN: T
     return [tokenizer.decode_completion(ids[len(ids) - num_real :], new) for ids, num_real, new in rows]
 
 
-def _patches(model: Decoder, image_png: bytes) -> Tensor:
+def _patches(model: GenerativeModel, image_png: bytes) -> Tensor:
     if model.config.vision is None:
         raise HavocError("the prompt has an image, but this model reads text only")
     return torch.from_numpy(patchify(image_png, model.config.vision))
 
 
-def _rows_that_fit(model: Decoder, num_tokens: int) -> int:
+def _rows_that_fit(model: GenerativeModel, num_tokens: int) -> int:
     """How many rows of so many tokens have keys and values of at most `CACHE_BYTES`; at least one."""
     attention = model.config.attention
     per_token = 2 * model.config.num_layers * attention.num_kv_heads * attention.head_dim
@@ -280,7 +280,7 @@ def _rows_that_fit(model: Decoder, num_tokens: int) -> int:
 
 
 def generate_text(
-    model: Decoder,
+    model: GenerativeModel,
     tokenizer: Tokenizer,
     prompts: Sequence[PromptLike],
     *,

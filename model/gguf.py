@@ -47,7 +47,7 @@ _CHUNK_BYTES = 1 << 24
 
 
 @dataclass(frozen=True)
-class Blocks:
+class GgufBlocks:
     """A tensor as the file stores it: `rows` uint8 [num_rows, bytes of a row], in the row order of Hugging Face."""
 
     type: BlockType
@@ -93,11 +93,11 @@ class GgufTensors(Mapping[str, Tensor]):
         """How the file stores one tensor, read from the header."""
         return self._file_of[name].type
 
-    def blocks(self, name: str) -> Blocks:
+    def blocks(self, name: str) -> GgufBlocks:
         """One tensor as the file stores it, its rows in the order of Hugging Face; a copy only where they move."""
         stored, order = self._file_of[name], self._row_order(name)
         rows = self._rows(stored)
-        return Blocks(stored.type, stored.shape, rows if order is None else rows[order])
+        return GgufBlocks(stored.type, stored.shape, rows if order is None else rows[order])
 
     def _rows(self, stored: StoredTensor) -> NDArray[np.uint8]:
         shape = (stored.num_rows, stored.row_bytes)

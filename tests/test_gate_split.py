@@ -16,7 +16,7 @@ from havoc_core.adapt.expert import Expert
 from havoc_core.bench.accuracy import AccuracyRun
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError, MeasurementError
-from havoc_core.gate_split import GateJournal, score_artifact, score_table
+from havoc_core.gate_split import GateJournal, score_artifact, score_rows
 from havoc_core.jobs import Place
 from havoc_core.progress import SILENT
 
@@ -83,7 +83,7 @@ def table_of(
     monkeypatch.setattr(gate_split, "PART_ROWS", 3)
     place = Place(RECIPE, folder, folder / "experts")
     journal = GateJournal(place, BASE, experts)
-    return score_table(place, BASE, experts, alpha=(0.5, 0.75), mixture=MIXTURE, journal=journal, progress=SILENT)
+    return score_rows(place, BASE, experts, alpha=(0.5, 0.75), mixture=MIXTURE, journal=journal, progress=SILENT)
 
 
 def test_the_table_holds_what_was_answered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from havoc_core.adapt.commands import base_basis
 from havoc_core.adapt.training_state import state_path
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError
-from havoc_core.gate_split import GateJournal, score_table
+from havoc_core.gate_split import GateJournal, score_rows
 from havoc_core.jobs import Place
 from havoc_core.measuring import BenchMeasurer, bind
 from havoc_core.model.checkpoint import Base, load_base
@@ -72,7 +72,7 @@ def test_experts_and_answers_do_not_depend_on_the_number_of_processes(
             assert measurer._workers.num_processes == num_cores
             answers.append(list(measurer.answers(candidates, sample=0)))
             moved.append(list(measurer.divergences([candidate.alpha for candidate in candidates])))
-        table = score_table(
+        table = score_rows(
             place,
             base,
             experts,

@@ -97,7 +97,7 @@ def measured(recipe: Recipe) -> object:
         patch.setattr("havoc_core.bench.judge.gate.hash_artifact", lambda _: {"manifest.json": "0"})
         patch.setattr("havoc_core.storage.Journal", Unwritten)
         patch.setattr("havoc_core.bench.measure.measure", measure)
-        patch.setattr("havoc_core.gate_split.score_table", score_table)
+        patch.setattr("havoc_core.gate_split.score_rows", score_table)
         patch.setattr("havoc_core.pipeline.linked", lambda document, _: document)
         patch.setattr("havoc_core.storage.write_json", lambda *_: None)
         chosen = type("Chosen", (), {"candidate": measuring.Candidate((1.0,) * 4, jobs_structure())})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from havoc_core import measuring
-from havoc_core.bench.measure import Cost as BenchCost
+from havoc_core.bench.measure import MeasuredCost as BenchCost
 from havoc_core.config import Recipe
 from havoc_core.jobs import Place
 from havoc_core.measuring import BenchMeasurer, bind, search_settings

@@ -26,7 +26,7 @@ from havoc_core.model.checkpoint import load_base
 from havoc_core.pipeline import forget_undone
 from havoc_core.progress import SILENT
 from havoc_core.track import results
-from havoc_core.track.catalogue import CATALOGUE, GENERATION, PROCESS, metric_of
+from havoc_core.track.catalogue import CATALOGUE, GENERATION, PROCESS, logged_metric
 from havoc_core.track.metrics_file import points_of
 from havoc_core.track.tracker import Tracking
 from havoc_core.tracking import config_of, open_tracking, with_trackers, without_trackers
@@ -113,7 +113,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[int | Non
 
 
 def rests(name: str) -> bool:
-    metric = metric_of(name)
+    metric = logged_metric(name)
     return metric is None or bool(metric.rests)
 
 
@@ -136,7 +136,7 @@ def test_no_metric_is_constant(logged: dict[str, dict[int | None, float]]) -> No
 
 def test_no_row_is_never_logged(logged: dict[str, dict[int | None, float]]) -> None:
     """But those whose row says why a good run may lack them."""
-    rows = {metric_of(name) for name in logged}
+    rows = {logged_metric(name) for name in logged}
     assert None not in rows
     assert [metric.name for metric in CATALOGUE if metric not in rows and not metric.rests] == []
 

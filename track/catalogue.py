@@ -32,7 +32,7 @@ AXES: Final = {
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Metric:
+class LoggedMetric:
     """One row of the catalogue.
 
     `axis` is one of `AXES`, "" for a metric with one value a run. `source` is the module that computes it. `rests` says
@@ -66,11 +66,11 @@ def _pattern(name: str) -> re.Pattern[str]:
     )
 
 
-def _rows(axis: str, source: str, prefix: str, table: str) -> Iterator[Metric]:
+def _rows(axis: str, source: str, prefix: str, table: str) -> Iterator[LoggedMetric]:
     """Read the rows of one axis and source: name behind `prefix`, unit, better, meaning, and why it may rest, if so."""
     for line in table.strip().splitlines():
         name, unit, better, meaning, *rests = (cell.strip() for cell in line.split("|"))
-        yield Metric(
+        yield LoggedMetric(
             name=prefix + name,
             unit=unit,
             better=_BETTER[better],
@@ -81,7 +81,7 @@ def _rows(axis: str, source: str, prefix: str, table: str) -> Iterator[Metric]:
         )
 
 
-CATALOGUE: Final[tuple[Metric, ...]] = (
+CATALOGUE: Final[tuple[LoggedMetric, ...]] = (
     *_rows(
         TRAINING,
         "adapt/step_figures.py",
@@ -205,7 +205,7 @@ CATALOGUE: Final[tuple[Metric, ...]] = (
 
 
 @functools.lru_cache(maxsize=8192)
-def metric_of(name: str) -> Metric | None:
+def logged_metric(name: str) -> LoggedMetric | None:
     """Return the row that `name` falls under; None for a name that is in no row."""
     return next((metric for metric in CATALOGUE if metric.pattern.fullmatch(name)), None)
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 from .. import storage
 from ..errors import HavocError
-from .catalogue import metric_of
+from .catalogue import logged_metric
 
 if sys.platform != "win32":
     import fcntl
@@ -149,7 +149,7 @@ def _parsed(line: bytes) -> Point | None:
 
 
 def _require_catalogued(name: str, axis: str | None) -> None:
-    metric = metric_of(name)
+    metric = logged_metric(name)
     if metric is None:
         raise ValueError(f"the metric {name!r} is not in track/catalogue.py")
     if metric.axis_of(name) != (axis or ""):

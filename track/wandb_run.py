@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from .catalogue import metric_of
+from .catalogue import logged_metric
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -82,7 +82,7 @@ class WandbRun:
         if name in self._defined:
             return
         self._defined.add(name)
-        metric = metric_of(name)
+        metric = logged_metric(name)
         if metric is None or name == axis:
             self._run.define_metric(name, hidden=metric is None)
         else:

@@ -87,7 +87,7 @@ class Outcome:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class SandboxLimits:
     """What one job may use. The kernel counts CPU time in whole seconds; wall time also ends a job that sleeps."""
 
     cpu_s: int = 1
@@ -95,7 +95,7 @@ class Limits:
     memory_bytes: int = 256 << 20
     output_bytes: int = 64 << 10
 
-    def for_patience(self, times: int) -> Limits:
+    def for_patience(self, times: int) -> SandboxLimits:
         """The same, with `times` the time."""
         return replace(self, cpu_s=self.cpu_s * times, wall_s=self.wall_s * times)
 
@@ -128,9 +128,9 @@ class Sandbox:
     """A few confined processes and what they have answered. Close it or use it in `with`; threads may share it."""
 
     def __init__(
-        self, *, limits: Limits | None = None, allow_unconfined: bool = False, num_processes: int | None = None
+        self, *, limits: SandboxLimits | None = None, allow_unconfined: bool = False, num_processes: int | None = None
     ) -> None:
-        self.limits = limits or Limits()
+        self.limits = limits or SandboxLimits()
         self._allow_unconfined = allow_unconfined
         self._num_processes = num_processes or min(4, os.cpu_count() or 1)
         self._processes: list[_ConfinedProcess] = []
@@ -263,7 +263,7 @@ def _answering(busy: dict[_ConfinedProcess, _Run]) -> list[_ConfinedProcess]:
     return ready or [process for process, run in busy.items() if run.deadline <= time.monotonic()]
 
 
-def _read_reply(reply: bytes, run: _Run, limits: Limits) -> Outcome:
+def _read_reply(reply: bytes, run: _Run, limits: SandboxLimits) -> Outcome:
     head, _, written = reply.partition(b"\n")
     end, code, cpu_s = (json.loads(head)[key] for key in ("end", "code", "cpu_s"))
     if end == "wall":

@@ -18,13 +18,13 @@ from .numbers import last_number, read_number
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from .definition import Metric
+    from .definition import TaskMetric
 
 _MAX_CODE_LINES = 400
 _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[ \t]*$", re.MULTILINE)
 
 
-def found_answer(metric: Metric, text: str) -> str | None:
+def found_answer(metric: TaskMetric, text: str) -> str | None:
     """Return the part of `text` that the metric's rule takes for the answer; None where it finds none."""
     if metric.extract is None:
         return text.strip()
@@ -36,14 +36,14 @@ def found_answer(metric: Metric, text: str) -> str | None:
     return next((group.strip() for group in groups if group), None)
 
 
-def comparable(metric: Metric, answer: str) -> str:
+def comparable(metric: TaskMetric, answer: str) -> str:
     """Return `answer` without what the metric ignores; applied to both sides of a comparison."""
     for pattern in metric.ignore:
         answer = re.sub(pattern, "", answer)
     return answer.lower() if metric.ignore_case else answer
 
 
-def why_text_is_wrong(metric: Metric, text: str, gold: str, reference: str) -> str:
+def why_text_is_wrong(metric: TaskMetric, text: str, gold: str, reference: str) -> str:
     """Why `text` is not right by a metric that compares text; empty when it is."""
     expected = comparable(metric, gold).strip()
     if not _reads(metric, reference, expected) and (number := read_number(expected)) is not None:
@@ -55,12 +55,12 @@ def why_text_is_wrong(metric: Metric, text: str, gold: str, reference: str) -> s
     return "" if given == expected else f"{given[:80]!r} is not {expected[:80]!r}"
 
 
-def _reads(metric: Metric, reference: str, expected: str) -> bool:
+def _reads(metric: TaskMetric, reference: str, expected: str) -> bool:
     answer = found_answer(metric, reference)
     return answer is not None and comparable(metric, answer) == expected
 
 
-def _why_number_is_wrong(metric: Metric, text: str, expected: object) -> str:
+def _why_number_is_wrong(metric: TaskMetric, text: str, expected: object) -> str:
     tail = text
     for pattern in metric.ignore:
         tail = re.sub(pattern, "", tail)
@@ -72,7 +72,7 @@ def _why_number_is_wrong(metric: Metric, text: str, expected: object) -> str:
     return "" if given == expected else f"{given} is not {expected}"
 
 
-def why_number_is_wrong(metric: Metric, text: str, gold: str) -> str:
+def why_number_is_wrong(metric: TaskMetric, text: str, gold: str) -> str:
     """Why `text` is not right by a metric that compares numbers; empty when it is."""
     answer, expected = found_answer(metric, text), read_number(gold)
     given = read_number(answer) if answer else None
@@ -91,7 +91,7 @@ def why_choice_is_wrong(
     return "" if given == right or texts[given] == texts[right] else f"choice {given + 1} is not choice {right + 1}"
 
 
-def why_words_are_wrong(metric: Metric, text: str, golds: Sequence[str]) -> str:
+def why_words_are_wrong(metric: TaskMetric, text: str, golds: Sequence[str]) -> str:
     """Why too few of the gold answers have the words of `text`; empty when enough have them."""
     given = words(found_answer(metric, text) or "")
     if not given:

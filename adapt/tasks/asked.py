@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-    from .definition import Definition, Kind, Metric, WrittenRule
+    from .definition import Definition, Kind, TaskMetric, WrittenRule
 
 Part = TypeVar("Part")
 
@@ -246,7 +246,7 @@ class Task:
         said = cut(text.lstrip(), self.stop)
         return _reward(answers.why_choice_is_wrong(said, self.right_choice(row), labels, texts, needs_cue=False))
 
-    def _judge_one(self, metric: Metric, row: Row, text: str) -> Reward:
+    def _judge_one(self, metric: TaskMetric, row: Row, text: str) -> Reward:
         if metric.compare == "choice":
             place = self._place(self._value(_required(self.definition.generate).gold, row), row)
             said = text if metric.extract is None else answers.found_answer(metric, text) or ""
@@ -262,7 +262,7 @@ class Task:
         gold = self._value(rule.gold, row)
         return self.reference(row) if gold is None else str(gold)
 
-    def _gold_number(self, metric: Metric, row: Row) -> str:
+    def _gold_number(self, metric: TaskMetric, row: Row) -> str:
         rule = _required(self.definition.generate)
         if rule.gold is not None:
             return self._gold(row)

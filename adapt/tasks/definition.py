@@ -189,7 +189,7 @@ class ChoiceRule(_Part):
     delimiter: str = " "
 
 
-class Metric(_Part):
+class TaskMetric(_Part):
     """How the answer is found in what the model wrote, and when it is right.
 
     `extract` is a regular expression; the `which` match counts, and of its groups the first that is not empty. Without
@@ -231,7 +231,7 @@ class GenerateRule(WrittenRule):
     gold: ExpressionText | None = None
     choices: ExpressionText | None = None
     labels: ExpressionText | None = None
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)]
+    metrics: Annotated[tuple[TaskMetric, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
     def _fits(self) -> Self:
@@ -254,7 +254,7 @@ class CodeRule(WrittenRule):
     cpu_seconds: Annotated[int, Field(ge=1, le=60)] = 1
 
 
-class Limits(_Part):
+class TaskLimits(_Part):
     """What holds where nobody says otherwise.
 
     `stop` ends an answer, in training, search and scoring alike; `num_rows` is what is scored; `above` is the share of
@@ -291,7 +291,7 @@ class Definition(_Part):
     generate: GenerateRule | None = None
     code: CodeRule | None = None
     training: Training = Training()
-    limits: Limits = Limits()
+    limits: TaskLimits = TaskLimits()
 
     @property
     def metrics(self) -> tuple[str, ...]:

@@ -32,7 +32,7 @@ _WITNESSES: tuple[Witness, ...] = ("CPU time", "time on the clock")
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class Turn:
     """Calls of one side in one turn: time of each in ns, and CPU time of all threads over all; None if not counted."""
 
     wall_ns: Sequence[int]
@@ -49,7 +49,7 @@ class Batch:
 class Block:
     """Turns of one pair of processes: for each quantity the batches of the old side and the new one, in order."""
 
-    turns: Mapping[str, Sequence[tuple[Batch, Batch]]]
+    turns: Mapping[str, Sequence[tuple[Turn, Turn]]]
 
     def is_calm(self, quantity: str) -> bool:
         """Whether the old side ran all the while, so that nothing else held up either; True where nothing tells."""

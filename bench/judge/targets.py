@@ -189,7 +189,7 @@ class RequiredWorkload(Part):
     passes: Count = 1
 
 
-class Origin(Part):
+class TargetOrigin(Part):
     """Where a target was read: the file's name, without its folder, and the SHA-256 of its content."""
 
     file: Text
@@ -211,7 +211,7 @@ class Target(Part):
     workload: RequiredWorkload = RequiredWorkload()
     max_age_days: Annotated[float, Field(gt=0, le=36_500)] | None = None
     requires_verification: bool = False
-    origin: Origin | None = None
+    origin: TargetOrigin | None = None
     limits: Annotated[tuple[Limit, ...], Field(min_length=1)]
 
     @model_validator(mode="after")
@@ -270,7 +270,7 @@ def read_targets(path: Path) -> dict[str, Target]:
     if path != BUNDLED:
         _refuse_reserved(path, table)
     bundled = {} if path == BUNDLED else _parsed(BUNDLED, _read(BUNDLED))
-    origin = Origin(file=path.name[:500], sha256=hashlib.sha256(data).hexdigest())
+    origin = TargetOrigin(file=path.name[:500], sha256=hashlib.sha256(data).hexdigest())
     return {name: _target_of(path, name, table, bundled).model_copy(update={"origin": origin}) for name in table}
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..judge.record import Record
     from ..judge.schema import MemorySeries, TelemetryPoint
-    from .search_files import Candidate, Front
+    from .search_files import Front, FrontCandidate
 
 _MOST_POINTS = 1500
 _MOST_BARS = 60
@@ -260,7 +260,7 @@ def _front_line(axes: Axes, front: Front, objective: str, scale: float) -> None:
         axes.plot(*zip(*sorted(best), strict=True), "-", color=MUTED, linewidth=1, alpha=0.6, label="front")
 
 
-def _candidate(axes: Axes, item: Candidate, x: float, colour: str, *, is_best: bool) -> None:
+def _candidate(axes: Axes, item: FrontCandidate, x: float, colour: str, *, is_best: bool) -> None:
     axes.plot(
         x,
         _mean(item),
@@ -275,7 +275,7 @@ def _candidate(axes: Axes, item: Candidate, x: float, colour: str, *, is_best: b
         _arrow(axes, x, _mean(item), _mean(item, is_rescored=True), INK)
 
 
-def _chosen(axes: Axes, item: Candidate, x: float, confirmed_mean: float | None) -> None:
+def _chosen(axes: Axes, item: FrontCandidate, x: float, confirmed_mean: float | None) -> None:
     seen = _mean(item, is_rescored=item.rescored_accuracy is not None)
     axes.plot(x, seen, "*", color=GOOD, markersize=13, label="chosen", zorder=5)
     if confirmed_mean is not None:
@@ -302,7 +302,7 @@ def _arrow(axes: Axes, x: float, start: float, end: float, colour: str) -> None:
     )
 
 
-def _mean(item: Candidate, *, is_rescored: bool = False) -> float:
+def _mean(item: FrontCandidate, *, is_rescored: bool = False) -> float:
     """Mean accuracy over the domains in percent, as screened or as scored again."""
     shares = (item.rescored_accuracy if is_rescored else None) or item.search_accuracy
     return 100 * sum(shares.values()) / len(shares)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from ..judge.limits import Line
     from .run import Run
-    from .search_files import Margin, Score, Scores
+    from .search_files import Margin, Score, ScoreFile
 
 WORDS = {
     "pass": "Pass",
@@ -142,7 +142,7 @@ def content(run: Run) -> dict[str, Any]:
             if value is not None and not (is_judged and name in limited)
         ],
         "is_judged": is_judged,
-        "scores": score_table(run.scores),
+        "scores": score_cells(run.scores),
         "environment": environment_rows(record, run.previous),
         "has_previous": run.previous is not None,
         "commands": commands(run),
@@ -225,7 +225,7 @@ def bar(line: Line) -> dict[str, float | str] | None:
     }
 
 
-def score_table(scores: Scores | None) -> dict[str, Any] | None:
+def score_cells(scores: ScoreFile | None) -> dict[str, Any] | None:
     """Base, experts and mixture by domain; the best of each column is marked."""
     if scores is None or not scores.rows:
         return None

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from ...config import Recipe
-    from .search_files import Margin, Score, ScoreRow, Scores
+    from .search_files import Margin, Score, ScoreFile, ScoreRow
 
 RECIPE, SCORES, RECORD, FRONT = "recipe.toml", "scores.json", "record.json", "front.json"
 _HEAD = """# Results
@@ -57,7 +57,7 @@ def section(folder: Path) -> str:
     scores = read_scores(folder / SCORES)
     if scores is None or (reason := why_not_its_scores(scores, record)):
         raise HavocError(f"{folder / SCORES}: {reason if scores else 'no such file'}")
-    lines = [f"## {folder.name}", "", _what(recipe, folder), "", *score_table(scores), ""]
+    lines = [f"## {folder.name}", "", _what(recipe, folder), "", *score_markdown(scores), ""]
     lines += [f"- {sentence}" for sentence in (*experts_against_base(scores), *mixture_against(scores))]
     lines += ["", *artifact_table(recipe, record), ""]
     return "\n".join(lines)
@@ -73,7 +73,7 @@ def _what(recipe: Recipe, folder: Path) -> str:
     )
 
 
-def score_table(scores: Scores) -> list[str]:
+def score_markdown(scores: ScoreFile) -> list[str]:
     """Lines of a Markdown table: base, experts and mixture by task, the mean last."""
     tasks = scores.domains
     lines = ["| | " + " | ".join([*tasks, "mean"]) + " |", "|---|" + "---|" * (len(tasks) + 1)]
@@ -92,7 +92,7 @@ def _cell(score: Score | None) -> str:
     return f"{show(score.share, 'share')} ({bounds}; {score.num_right:,} of {score.num_rows:,})"
 
 
-def experts_against_base(scores: Scores) -> Iterator[str]:
+def experts_against_base(scores: ScoreFile) -> Iterator[str]:
     """One sentence for each expert: where it stands against its base on its own task."""
     base = next((row for row in scores.rows if row.kind == "base"), None)
     for row in scores.rows:
@@ -111,7 +111,7 @@ def _relation(ours: Score, theirs: Score) -> str:
     return "the intervals overlap, so neither is shown to be better"
 
 
-def mixture_against(scores: Scores) -> Iterator[str]:
+def mixture_against(scores: ScoreFile) -> Iterator[str]:
     """One sentence for each row that the mixture is compared with, paired on the same rows."""
     for margin in scores.paired:
         yield (

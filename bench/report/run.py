@@ -11,7 +11,7 @@ from ..device import identify_cpu
 from ..judge.gate import Judgement, hash_artifact, judge
 from ..judge.record import Record, load_record
 from ..judge.targets import Target, load_target, require_known_tasks, require_pinned
-from .search_files import Front, Scores, read_front, read_scores, why_not_its_front, why_not_its_scores
+from .search_files import Front, ScoreFile, read_front, read_scores, why_not_its_front, why_not_its_scores
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,7 +29,7 @@ class Run:
 
     record: Record
     judged: tuple[tuple[Target, Judgement], ...]
-    scores: Scores | None = None
+    scores: ScoreFile | None = None
     front: Front | None = None
     previous: Record | None = None
     command: str | None = None

@@ -78,7 +78,7 @@ class Margin(_Read):
     is_proven: bool
 
 
-class Scores(_Read):
+class ScoreFile(_Read):
     """The content of `scores.json`."""
 
     rows: tuple[ScoreRow, ...] = ()
@@ -104,7 +104,7 @@ class Formats(_Read):
         return str(structure_of(self.model_dump()) or self.weight_format)
 
 
-class Origin(_Read):
+class FrontOrigin(_Read):
     """Where a candidate came from: its generation, and how it was made."""
 
     kind: Literal["seeded", "random", "bred"]
@@ -120,7 +120,7 @@ class Origin(_Read):
         return f"one that the search started from ({self.label or 'drawn at random'})"
 
 
-class Convergence(_Read):
+class FrontConvergence(_Read):
     """Hypervolume that the candidates dominate, generation by generation, and since when it hardly grew."""
 
     hypervolume: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
@@ -154,7 +154,7 @@ class BredAgainstSeeded(_Read):
         )
 
 
-class Candidate(_Read):
+class FrontCandidate(_Read):
     """One evaluation of the search: cost by objective, mean accuracy screened and, for some, scored again."""
 
     key: str
@@ -165,7 +165,7 @@ class Candidate(_Read):
     rescored_accuracy: Shares | None = None
     kl_to_base: dict[str, Annotated[float, Field(ge=-1)]] | None = None
     is_feasible: bool | None = None
-    origin: Origin | None = None
+    origin: FrontOrigin | None = None
 
 
 class Failure(_Read):
@@ -177,7 +177,7 @@ class Failure(_Read):
 class Front(_Read):
     """The content of `front.json`."""
 
-    candidates: tuple[Candidate, ...] = ()
+    candidates: tuple[FrontCandidate, ...] = ()
     front: tuple[str, ...] = ()
     chosen: str | None = None
     frozen: tuple[str, ...] = ()
@@ -186,7 +186,7 @@ class Front(_Read):
     evidence: Literal["measured_target", "measured_other_device"] | None = None
     disturbance: str = ""
     unmet: tuple[str, ...] = ()
-    convergence: Convergence | None = None
+    convergence: FrontConvergence | None = None
     bred_against_seeded: BredAgainstSeeded | None = None
     artifact_sha256: str | None = None
 
@@ -221,9 +221,9 @@ class Front(_Read):
         return notes
 
 
-def read_scores(path: Path) -> Scores | None:
+def read_scores(path: Path) -> ScoreFile | None:
     """Read `scores.json`; None where there is none, `HavocError` for one of another form."""
-    return _read(path, Scores)
+    return _read(path, ScoreFile)
 
 
 def read_front(path: Path) -> Front | None:
@@ -236,7 +236,7 @@ def artifact_hash(files: Mapping[str, str]) -> str:
     return storage.sha256_json(dict(files))
 
 
-def why_not_its_scores(scores: Scores, record: Record) -> str | None:
+def why_not_its_scores(scores: ScoreFile, record: Record) -> str | None:
     """Say why these scores are not shown beside this record: another artifact's, or other counts than its own.
 
     Scores without a link, as they were written once, are believed where the record holds the mixture's very counts.

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..judge.figures import DASH, count, show
 
 if TYPE_CHECKING:
-    from .search_files import Candidate, Front, Origin
+    from .search_files import Front, FrontCandidate, FrontOrigin
 
 MOST_ROWS = 200
 
@@ -33,11 +33,11 @@ def candidate_table(front: Front | None) -> dict[str, Any] | None:
     }
 
 
-def _is_telling(candidate: Candidate, front: Front) -> bool:
+def _is_telling(candidate: FrontCandidate, front: Front) -> bool:
     return candidate.key in front.front or candidate.key == front.chosen or candidate.rescored_accuracy is not None
 
 
-def _row(candidate: Candidate, front: Front, numbers: dict[str, int]) -> dict[str, Any]:
+def _row(candidate: FrontCandidate, front: Front, numbers: dict[str, int]) -> dict[str, Any]:
     kl_to_base = candidate.kl_to_base
     return {
         "number": numbers[candidate.key],
@@ -53,7 +53,7 @@ def _row(candidate: Candidate, front: Front, numbers: dict[str, int]) -> dict[st
     }
 
 
-def _origin(origin: Origin, numbers: dict[str, int]) -> str:
+def _origin(origin: FrontOrigin, numbers: dict[str, int]) -> str:
     words = {"seeded": f"seeded: {origin.label}", "random": "random"}.get(origin.kind, "")
     if origin.kind == "bred":
         parents = dict.fromkeys(f"{numbers[key]}" if key in numbers else "a failed one" for key in origin.parents)

@@ -24,7 +24,7 @@ _MAX_BYTES = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Check:
+class Checked:
     """One thing that was checked and found right, in words."""
 
     name: str
@@ -39,7 +39,7 @@ class Verified:
     is_folded: bool
 
 
-def save_verified(path: Path, *, manifest_sha256: str, is_folded: bool, checks: Sequence[Check]) -> None:
+def save_verified(path: Path, *, manifest_sha256: str, is_folded: bool, checks: Sequence[Checked]) -> None:
     """Write the file atomically, sealed."""
     document: dict[str, Any] = {
         "format": _FORMAT,

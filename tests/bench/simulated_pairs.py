@@ -19,7 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from havoc_core.bench.judge.paired import Batch, Block, judge_blocks, verdict_of
+from havoc_core.bench.judge.paired import Block, Turn, judge_blocks, verdict_of
 from havoc_core.bench.lockstep import NUM_BLOCKS
 
 simulated = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("simulated_benches.py"))))
@@ -50,10 +50,10 @@ def random_machine(generator: random.Random) -> Any:
     )
 
 
-def batch(clock: Any, noise: Any, quiet_ms: float, num_calls: int) -> Batch:
+def batch(clock: Any, noise: Any, quiet_ms: float, num_calls: int) -> Turn:
     """Time calls that take `quiet_ms` each on a quiet machine."""
     done = [clock.work(noise.draw(quiet_ms)) for _ in range(num_calls)]
-    return Batch([wall_ns for _, wall_ns, _ in done], sum(cpu_ns for _, _, cpu_ns in done))
+    return Turn([wall_ns for _, wall_ns, _ in done], sum(cpu_ns for _, _, cpu_ns in done))
 
 
 def simulated_blocks(machine: Any, generator: random.Random, *, prefill: float, step: float) -> list[Block]:
@@ -63,9 +63,9 @@ def simulated_blocks(machine: Any, generator: random.Random, *, prefill: float, 
     for _ in range(NUM_BLOCKS):
         clock.idle(1e9 * generator.uniform(0.5, 2.0))  # processes start
         noises = [simulated.Noise(machine, generator) for _ in range(2)]
-        turns: dict[str, list[tuple[Batch, Batch]]] = {"prefill": [], "decode step": []}
+        turns: dict[str, list[tuple[Turn, Turn]]] = {"prefill": [], "decode step": []}
         for place in range(NUM_TURNS):
-            found: dict[int, list[Batch]] = {}
+            found: dict[int, list[Turn]] = {}
             for side in (0, 1) if place % 2 == 0 else (1, 0):
                 call_ms = machine.call_ms * (prefill if side else 1.0)
                 step_ms = machine.step_ms * (step if side else 1.0)

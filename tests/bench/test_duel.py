@@ -13,7 +13,7 @@ import pytest
 
 from havoc_core.bench import duel
 from havoc_core.bench.duel import FEWEST_BLOCKS, judge_until_proven
-from havoc_core.bench.judge.paired import Batch, Block, confidence_at_look, judge_blocks, verdict_of
+from havoc_core.bench.judge.paired import Block, Turn, confidence_at_look, judge_blocks, verdict_of
 from havoc_core.bench.report.tables import paired_table
 from havoc_core.cli import main
 
@@ -26,10 +26,10 @@ def block(ratio: float, generator: random.Random, *, spread: float = 0.01) -> Bl
     """A pair of processes of which the new one takes `ratio` times as long, each a little its own."""
     own = ratio * (1 + generator.gauss(0, spread))
     old, new = (round(1e6 * factor * (1 + generator.gauss(0, 0.01))) for factor in (1.0, own))
-    return Block({"prefill": [(Batch([old], old), Batch([new], new))]})
+    return Block({"prefill": [(Turn([old], old), Turn([new], new))]})
 
 
-def outcome(ratio: float, *, seed: int, num_blocks: int = 64, spread: float = 0.01) -> duel.Outcome:
+def outcome(ratio: float, *, seed: int, num_blocks: int = 64, spread: float = 0.01) -> duel.DuelOutcome:
     generator = random.Random(seed)
     blocks = (block(ratio, generator, spread=spread) for _ in range(num_blocks))
     return judge_until_proven(blocks, margin=MARGIN)
@@ -52,7 +52,7 @@ def test_at_the_margin_it_looks_until_the_end() -> None:
 def test_few_blocks_prove_nothing() -> None:
     """Fewer blocks than the fewest are no answer, whatever they say; none at all are none."""
     assert outcome(2.0, seed=1, num_blocks=FEWEST_BLOCKS - 1).verdict == "undecided"
-    assert judge_until_proven([], margin=MARGIN) == duel.Outcome(verdict="undecided", rows=[], num_blocks=0)
+    assert judge_until_proven([], margin=MARGIN) == duel.DuelOutcome(verdict="undecided", rows=[], num_blocks=0)
 
 
 def test_the_text_says_what_the_exit_code_says() -> None:
@@ -64,8 +64,8 @@ def test_the_text_says_what_the_exit_code_says() -> None:
 
 def test_two_blocks_that_tell_after_many_that_do_not() -> None:
     """A bound too far away to write as a number is none, and says nothing."""
-    wild = [Block({"prefill": [(Batch([10**6], None), Batch([ns], None))]}) for ns in (10**6, 10**9)]
-    silent = [Block({"prefill": [(Batch([10**9], 1), Batch([10**9], None))]})] * 6
+    wild = [Block({"prefill": [(Turn([10**6], None), Turn([ns], None))]}) for ns in (10**6, 10**9)]
+    silent = [Block({"prefill": [(Turn([10**9], 1), Turn([10**9], None))]})] * 6
     found = judge_until_proven([*silent, *wild], margin=MARGIN)
     assert (found.verdict, found.num_blocks) == ("undecided", 8)
     clock = found.rows[1]
@@ -128,7 +128,7 @@ def test_the_exit_code_is_the_answer(
     word: str, code: int, tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A script reads the answer from the exit code."""
-    monkeypatch.setattr(duel, "duel", lambda *_, **__: duel.Outcome(verdict=word, rows=[], num_blocks=9))
+    monkeypatch.setattr(duel, "duel", lambda *_, **__: duel.DuelOutcome(verdict=word, rows=[], num_blocks=9))
     assert (
         main(["duel", str(tiny_artifact), str(tiny_artifact), "--decode-tokens", "4", "--prompt-tokens", "4"]) == code
     )

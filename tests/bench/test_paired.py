@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from scipy import stats
 
-from havoc_core.bench.judge.paired import CONFIDENCE, Batch, Block, Paired, judge_blocks, verdict_of
+from havoc_core.bench.judge.paired import CONFIDENCE, Block, Paired, Turn, judge_blocks, verdict_of
 
 simulated = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("simulated_pairs.py"))))
 MS = 1_000_000
@@ -21,8 +21,8 @@ MS = 1_000_000
 
 def block(ratio: float, *, cpu_ratio: float | None = None, ran: float = 1.0, num_turns: int = 5) -> Block:
     """Turns of one quantity: the new side takes `ratio` times as long; `ran` is the share of time on the CPU."""
-    old = Batch([10 * MS] * 3, round(30 * MS * ran))
-    new = Batch([round(10 * MS * ratio)] * 3, round(30 * MS * ran * (ratio if cpu_ratio is None else cpu_ratio)))
+    old = Turn([10 * MS] * 3, round(30 * MS * ran))
+    new = Turn([round(10 * MS * ratio)] * 3, round(30 * MS * ran * (ratio if cpu_ratio is None else cpu_ratio)))
     return Block({"decode step": ((old, new),) * num_turns})
 
 
@@ -45,7 +45,7 @@ def test_the_interval_is_students_over_blocks() -> None:
 def test_a_turn_that_something_interrupted_moves_nothing() -> None:
     """Of five turns one takes ten times as long, on either side: the block says what it said."""
     calm = block(1.2).turns["decode step"]
-    burst = Batch([100 * MS] * 3, 300 * MS)
+    burst = Turn([100 * MS] * 3, 300 * MS)
     for odd in ((burst, calm[0][1]), (calm[0][0], burst)):
         row = rows_of(*[Block({"decode step": (odd, *calm[1:])})] * 3)["CPU time"]
         assert row.ratio == pytest.approx(1.2)
@@ -86,8 +86,7 @@ def test_waiting_is_found_on_a_quiet_machine() -> None:
 def test_without_cpu_time_the_clock_alone_tells() -> None:
     """On a GPU nothing counts the CPU time of a call."""
     blocks = [
-        Block({"decode step": ((Batch([10 * MS], None), Batch([round(ratio * MS)], None)),)})
-        for ratio in (15, 15.1, 15)
+        Block({"decode step": ((Turn([10 * MS], None), Turn([round(ratio * MS)], None)),)}) for ratio in (15, 15.1, 15)
     ]
     rows = rows_of(*blocks)
     assert (rows["CPU time"].ratio, rows["time on the clock"].shift) == (None, "worse")

@@ -483,7 +483,7 @@ def test_no_companion_of_a_record_surprises(tmp_path: Path, data: st.DataObject,
     try:
         found = read_scores(path) if document is scores else read_front(path)
         if document is scores:
-            page.score_table(found)
+            page.score_cells(found)
         elif found is not None:
             charts.pareto_front(found, 90.0)
             found.notes()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from havoc_core.bench.report.results import experts_against_base, mixture_against, score_table, write_results
-from havoc_core.bench.report.search_files import Scores
+from havoc_core.bench.report.results import experts_against_base, mixture_against, score_markdown, write_results
+from havoc_core.bench.report.search_files import ScoreFile
 from havoc_core.errors import HavocError
 
 ROOT = Path(__file__).parents[2]
@@ -20,8 +20,8 @@ def _row(name: str, kind: str, num_right: int) -> dict[str, object]:
     return {"name": name, "kind": kind, "accuracy": {"quiz": accuracy}}
 
 
-def _scores(expert: int, *, low: float = -0.1) -> Scores:
-    return Scores.model_validate(
+def _scores(expert: int, *, low: float = -0.1) -> ScoreFile:
+    return ScoreFile.model_validate(
         {
             "rows": [_row("base", "base", 50), _row("quiz", "expert", expert), _row("mixture", "mixture", 60)],
             "paired": [{"against": "quiz", "margin": 0.0, "low": low, "high": 0.1, "is_proven": low > 0}],
@@ -55,7 +55,7 @@ def test_mixture_is_called_better_only_when_its_interval_is_above_0(low, said):
 
 def test_table_shows_counts_and_intervals():
     """Each cell carries the share, its interval and n."""
-    assert "| base | 50.0 % (40.0 to 60.0; 50 of 100) | 50.0 % |" in score_table(_scores(60))
+    assert "| base | 50.0 % (40.0 to 60.0; 50 of 100) | 50.0 % |" in score_markdown(_scores(60))
 
 
 def test_scores_of_another_artifact_are_refused(tmp_path):

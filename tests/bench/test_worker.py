@@ -15,7 +15,7 @@ import pytest
 
 from havoc_core.bench import own_process
 from havoc_core.bench.judge.record import Workload
-from havoc_core.bench.own_process import Surroundings
+from havoc_core.bench.own_process import SurroundingsWatch
 from havoc_core.bench.profiles import PROFILES, Series
 from havoc_core.bench.watched_run import open_session
 from havoc_core.bench.worker import Bench, Measured, measure_latency, plain_ids, rounds
@@ -204,7 +204,7 @@ def test_own_work_is_not_foreign(monkeypatch: pytest.MonkeyPatch) -> None:
         return time.process_time_ns() + elapsed_ns // 5, elapsed_ns // 10
 
     monkeypatch.setattr(own_process, "busy_and_stolen_ns", played)
-    around, values = Surroundings(zero_ns=began_ns), np.random.default_rng(0).random(300_000)
+    around, values = SurroundingsWatch(zero_ns=began_ns), np.random.default_rng(0).random(300_000)
     began = time.process_time()
     while time.process_time() - began < 0.5:
         values = np.sort(values)[::-1]
@@ -223,7 +223,7 @@ def test_a_neighbour_is_foreign() -> None:
     neighbour = subprocess.Popen([sys.executable, "-c", spin])
     try:
         time.sleep(0.3)
-        around = Surroundings(zero_ns=time.perf_counter_ns())
+        around = SurroundingsWatch(zero_ns=time.perf_counter_ns())
         began, value = time.perf_counter(), 0
         while time.perf_counter() - began < 1.0:
             value += 1
@@ -240,7 +240,7 @@ def test_a_neighbour_is_foreign() -> None:
 
 def test_looks_are_taken_no_oftener_than_their_interval() -> None:
     """Looking after every call costs nothing: between two readings lies at least a tenth of a second."""
-    around = Surroundings(zero_ns=time.perf_counter_ns())
+    around = SurroundingsWatch(zero_ns=time.perf_counter_ns())
     for _ in range(10_000):
         around.look()
     assert len(around) < 10

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from havoc_core.track.catalogue import AXES, CATALOGUE, markdown, metric_of
+from havoc_core.track.catalogue import AXES, CATALOGUE, logged_metric, markdown
 
 ROOT = Path(__file__).parents[2]
 SEED_003 = (
@@ -28,7 +28,7 @@ def test_the_page_is_the_catalogue() -> None:
 @pytest.mark.parametrize("name", SEED_003)
 def test_the_seeds_names_are_in_it(name: str) -> None:
     """A dashboard that was made for the seed's names finds them."""
-    assert metric_of(name) is not None
+    assert logged_metric(name) is not None
 
 
 def test_a_name_falls_under_one_row() -> None:
@@ -50,8 +50,8 @@ def test_every_row_says_what_it_is() -> None:
 
 def test_a_name_that_nobody_catalogued_is_unknown() -> None:
     """Neither a wrong word nor a slash in the place of a word."""
-    assert metric_of("svf/math/lost") is None
-    assert metric_of("mixture/a/b") is None
-    found = metric_of("svf/math/z/3/q_proj/norm")
+    assert logged_metric("svf/math/lost") is None
+    assert logged_metric("mixture/a/b") is None
+    found = logged_metric("svf/math/z/3/q_proj/norm")
     assert found is not None
     assert found.axis_of("svf/math/z/3/q_proj/norm") == "svf/math/step"

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from havoc_core.adapt.sandbox import plain
-from havoc_core.adapt.sandbox.process import Job, Limits, Outcome, Sandbox, enforced, run_functions
+from havoc_core.adapt.sandbox.process import Job, Outcome, Sandbox, SandboxLimits, enforced, run_functions
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="model-written code is confined on Linux only")
 needs_filter = pytest.mark.skipif(platform.machine() != "x86_64", reason="the test's own filter knows x86_64 numbers")
@@ -21,7 +21,7 @@ needs_filter = pytest.mark.skipif(platform.machine() != "x86_64", reason="the te
 
 @pytest.fixture(scope="module")
 def sandbox():
-    with Sandbox(limits=Limits(wall_s=5.0), num_processes=4) as opened:
+    with Sandbox(limits=SandboxLimits(wall_s=5.0), num_processes=4) as opened:
         yield opened
 
 
@@ -250,10 +250,10 @@ def test_the_sandbox_says_what_it_enforces_here():
 
 def test_limits_are_those_asked_for():
     """Memory, wall and output limits of a sandbox take effect."""
-    with Sandbox(limits=Limits(memory_bytes=128 << 20, output_bytes=2000), num_processes=1) as small:
+    with Sandbox(limits=SandboxLimits(memory_bytes=128 << 20, output_bytes=2000), num_processes=1) as small:
         jobs = [Job("", "x = bytearray(150 << 20)", ()), Job("", "", ("'x' * 1500",)), Job("", "", ("'x' * 500",))]
         assert [outcome.status for outcome in small.run(jobs)] == ["error", "error", "ok"]
-    with Sandbox(limits=Limits(wall_s=0.2), num_processes=1) as short:
+    with Sandbox(limits=SandboxLimits(wall_s=0.2), num_processes=1) as short:
         assert run(short, "import time; time.sleep(60)").reason == "no result within 0.2 s"
 
 
@@ -321,7 +321,7 @@ def test_without_seccomp_landlock_still_hides_the_files():
 
 def test_a_child_that_closes_its_pipe_and_goes_on_is_stopped(sandbox):
     """Hiding from the reader is the code's fault: a timeout, not a failure of the sandbox."""
-    with Sandbox(limits=Limits(wall_s=0.3), num_processes=1) as small:
+    with Sandbox(limits=SandboxLimits(wall_s=0.3), num_processes=1) as small:
         assert run(small, "import os, time\nos.close(3)\ntime.sleep(60)").status == "timeout"
 
 
