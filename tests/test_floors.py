@@ -28,7 +28,7 @@ FLOORS = (
     "roof",
 )
 ROOMS = ("track", "model", "adapt", "export", "bench")
-GROUND = "__init__ errors mistakes storage progress bounds cgroups cores processes children".split()
+GROUND = "errors mistakes storage progress bounds cgroups cores processes children".split()
 HANDLERS = ("adapt.commands", "export.commands", "bench.commands", "bench.pytest_plugin")
 """They take a command line apart, so they belong to the roof, whatever room they serve."""
 
@@ -59,7 +59,8 @@ def floor(module: str) -> int:
 
 def imported(module: str, tree: ast.AST, known: set[str]) -> Iterator[str]:
     """The package's own modules that `module` imports anywhere, functions and TYPE_CHECKING blocks included."""
-    package = module.split(".") if modules()[module].name == "__init__.py" else module.split(".")[:-1]
+    parts = [] if module == "__init__" else module.split(".")
+    package = parts if modules()[module].name == "__init__.py" else parts[:-1]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = [*package[: len(package) - node.level + 1], *(node.module or "").split(".")]

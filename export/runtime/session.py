@@ -42,3 +42,7 @@ class DecoderSession(Decoder):
             seed=seed,
             stop=stop,
         )
+
+
+open_artifact = DecoderSession.open
+"""Open an artifact folder; see `Decoder.open`."""
