@@ -49,6 +49,7 @@ def test_the_names_load_nothing_before_they_are_used() -> None:
 def test_the_page_runs(tmp_path: Path) -> None:
     """Its blocks, one after the other, as a reader would paste them."""
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+    (tmp_path / "reports").symlink_to(ROOT / "reports")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(blocks)],
