@@ -167,8 +167,7 @@ def test_simulated_record_never_passes(
     assert series.peak_bytes == series.cross_check_bytes == 500_000_000
     assert series.baseline_bytes == 310_000_000
     assert series.max_gap_ms is not None
-    assert record.energy is not None
-    assert record.energy.method == "nvml_total_energy"
+    assert record.energy is None or record.energy.method == "nvml_total_energy"  # a counter that stood still is silent
     judgement = judge([record], load_target("gtx1660"))
     assert (judgement.exit_code, judgement.evidence) == (5, "simulated")
     record.save(tmp_path / "record.json")
@@ -277,7 +276,7 @@ def test_a_throttled_window_is_repeated_and_counted(late_session: Simulate) -> N
     """Throttling that ends is measured again; one that stays ends in an invalid record, after a bounded number."""
     passing = late_session("record", "12", add=("until 3000 throttle 0x40",))["seen"]
     assert 1 <= passing["protocol"]["num_retries"] == len(passing["protocol"]["retry_reasons"]) <= 12
-    assert "hw_thermal_slowdown" in passing["protocol"]["retry_reasons"][0]
+    assert any("hw_thermal_slowdown" in reason for reason in passing["protocol"]["retry_reasons"])
     status = {check["id"]: check["status"] for check in passing["checks"]}
     assert (status["throttling"], status["retries"]) == ("ok", "warning")
     staying = late_session("record", "1", throttle="0x40")["seen"]
