@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from ..export.runtime.devices import DEVICE_KINDS
 from .judge.disturbance import cpu_share, disturbed_share, off_cpu
 from .judge.schema import Check
-from .judge.validity import FOREIGN_SHARE, MOST_DISTURBED_SHARE, MOST_STOPPED_SHARE, STEAL_SHARE
+from .judge.validity import CROSS_CHECK_BYTES, FOREIGN_SHARE, MOST_DISTURBED_SHARE, MOST_STOPPED_SHARE, STEAL_SHARE
 from .neighbours import MOST_NAMES, Neighbour
-from .vram import CROSS_CHECK_BYTES, disagreement
+from .vram import disagreement
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

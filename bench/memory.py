@@ -17,7 +17,8 @@ from ..export.runtime.devices import DEVICE_KINDS
 from .gpu_processes import sort_out
 from .instruments import Sampler, process_rss_bytes, thinned
 from .judge.schema import Memory, MemorySeries
-from .vram import CROSS_CHECK_BYTES, VramReading, arena_series, settle
+from .judge.validity import CROSS_CHECK_BYTES
+from .vram import VramReading, arena_series, settle
 from .windows_memory import ProcessCounters, open_counters
 
 if TYPE_CHECKING:

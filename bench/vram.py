@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING
 
 from .instruments import thinned
 from .judge.schema import MemorySeries
+from .judge.validity import CROSS_CHECK_BYTES, CROSS_CHECK_SHARE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CROSS_CHECK_BYTES = 64_000_000
-CROSS_CHECK_SHARE = 0.05
 ARENA = "ort_arena"
 
 
