@@ -10,9 +10,13 @@ what is done with those values runs elsewhere:
     assert Shape(3).count() == 2               child: the whole call, for the class is under test
     assert all(f(x) > 0 for x in range(3))     child: [f(x) for x in range(3)]      a second, clean child: all(_0 > 0
                                                for (x), _0 in zip([x for x in range(3)], _values[0], strict=True))
-    assert all(x > 0 for x in f(3))            child: f(3)      a second, clean child: all(x > 0 for x in _values[0])
+    assert all(f(x) == y for x, y in CASES)    child: [f(x) for x, y in CASES]; CASES is made anew in the clean child
+                                               where lines of the setup make it without the code, else its value comes
+    assert all(x > 0 for x in f(3))            child: [x for x in f(3)]         the same, over that value
+    assert all(map(f, (1, 2)))                 judged as all(f(x) for x in (1, 2)); `filter` and a lambda likewise
 
-What is nested deeper, and a lambda, still runs whole in the child.
+Loops may stand in loops. What cannot be cut (a lambda that calls the code, but for `map`, `filter` and a `key`) judges
+nobody: it would run beside the code, where an object may lie about `>`.
 
 Equality is Python's own between plain built-ins, as MBPP means it: 240.0 equals 240, a list never equals a tuple.
 """
@@ -38,8 +42,9 @@ if TYPE_CHECKING:
 _PLAIN_TYPES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, range)
 _METHODS_OF_VALUES = frozenset(name for kind in _PLAIN_TYPES for name in dir(kind) if not name.startswith("_"))
 """What a test asks of a value that came back (`startswith`, `issubset`), so never asked where an object could lie."""
-_LOOPS = (ast.ListComp, ast.SetComp, ast.GeneratorExp)
-_SCOPES = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp, ast.Lambda, ast.NamedExpr)
+_Loop = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
+_LOOPS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
+_SORTERS = frozenset({"sorted", "min", "max"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +62,16 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class _Check:
-    """One assertion: expressions for the code's child, then a literal to equal or an expression over `_values`."""
+    """One assertion: expressions for the code's child, then a literal to equal or an expression over `_values`.
+
+    `before` is run before that expression: imports, and lines of the setup. `is_cut` is False where it cannot be cut.
+    """
 
     calls: tuple[str, ...]
     expected: object = None
     rest: str | None = None
-    modules: tuple[str, ...] = ()
+    before: str = ""
+    is_cut: bool = True
 
 
 def judge(programs: Sequence[Program]) -> list[Reward]:
@@ -77,14 +86,14 @@ def judge(programs: Sequence[Program]) -> list[Reward]:
 
 
 def _calls(program: Program) -> tuple[str, ...]:
-    return tuple(call for test in program.tests if (check := _check(test)) for call in check.calls)
+    return tuple(call for test in program.tests if (check := _check(test, program.setup)) for call in check.calls)
 
 
 def _results(program: Program, outcome: sandbox.Outcome) -> Iterator[tuple[str, _Check, tuple[Any, ...]]]:
     """Each test that is an assertion, with the values of its calls."""
     values = iter(outcome.values)
     for test in program.tests:
-        if (check := _check(test)) is not None:
+        if (check := _check(test, program.setup)) is not None:
             yield test, check, tuple(itertools.islice(values, len(check.calls)))
 
 
@@ -97,8 +106,11 @@ def _rest_jobs(program: Program, outcome: sandbox.Outcome) -> list[sandbox.Job]:
 
 def _verdict(program: Program, outcome: sandbox.Outcome, rests: dict[sandbox.Job, sandbox.Outcome]) -> Reward:
     for test in program.tests:
-        if _check(test) is None:
+        check = _check(test, program.setup)
+        if check is None:
             return Reward(0.0, "failed", f"the test is not one assert statement: {test}")
+        if not check.is_cut:
+            return Reward(0.0, "failed", f"the test cannot be judged apart from the code under test: {test}")
     if outcome.status == "infra":
         return Reward(0.0, "failed", outcome.reason)
     if outcome.status != "ok":
@@ -124,8 +136,7 @@ def _rest_job(check: _Check, values: tuple[Any, ...]) -> sandbox.Job | None:
     """The job that finishes an assertion over plain values in a clean child; None when a value is not plain."""
     if any(_holds_opaque(value) for value in values):
         return None
-    imports = "\n".join(f"import {name}" for name in check.modules)
-    code = f"{imports}\nfrom math import inf, nan\n_values = {source(values)}"
+    code = f"{check.before}\nfrom math import inf, nan\n_values = {source(values)}"
     return sandbox.Job("", code, (f"bool({check.rest})",))
 
 
@@ -138,7 +149,7 @@ def _holds_opaque(value: object) -> bool:
 
 
 @functools.lru_cache(maxsize=65_536)
-def _check(test: str) -> _Check | None:
+def _check(test: str, setup: str = "") -> _Check | None:
     """Cut one assertion in two; None when the text is not one assertion."""
     try:
         statements = ast.parse(test.strip()).body
@@ -149,73 +160,177 @@ def _check(test: str) -> _Check | None:
     claim = statements[0].test
     match claim:
         case ast.Compare(left=ast.Call() as call, ops=[ast.Eq()], comparators=[right]) if not (
-            _compares(call) or _asks_a_value(call)
+            _compares(call) or not _Cutter(_alone(setup)[1], may_be_builtin=False).is_under_test(call)
         ):
             with contextlib.suppress(ValueError, TypeError):  # the right side is no literal
                 return _Check((ast.unparse(call),), expected=ast.literal_eval(right))
-    return _cut(claim)
+    return _cut(claim, setup)
 
 
-def _cut(claim: ast.expr) -> _Check:
+def _cut(claim: ast.expr, setup: str) -> _Check:
     whole = ast.unparse(claim)
-    modules = tuple(sorted({node.value.id for node in ast.walk(claim) if _is_in_module(node)}))  # type: ignore[attr-defined]
+    modules = sorted(_modules_of(claim))
+    lines, names = _alone(setup)
+    before = "\n".join((*lines, *(f"import {name}" for name in modules)))
     for may_be_builtin in (False, True):
-        cutter = _Cutter(may_be_builtin=may_be_builtin)
+        cutter = _Cutter(frozenset(names), may_be_builtin=may_be_builtin)
         rest = cutter.visit(ast.parse(whole, mode="eval"))
         if cutter.is_stuck:
-            break
+            return _Check((), is_cut=False)
         if cutter.calls:
-            return _Check(tuple(cutter.calls), rest=ast.unparse(rest), modules=modules)
-    return _Check((f"bool({whole})",), expected=True)
+            return _Check(tuple(cutter.calls), rest=ast.unparse(rest), before=before)
+    return _Check((), rest=whole, before=before)
+
+
+@functools.lru_cache(maxsize=4096)
+def _alone(setup: str) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Lines of the setup that need nothing of the code under test, and the names that they alone make."""
+    try:
+        statements = ast.parse(setup).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return (), frozenset()
+    lines: list[str] = []
+    known: set[str] = set()
+    for statement in statements:
+        made = _made(statement)
+        if made and _needs(statement) <= known:
+            lines.append(ast.unparse(statement))
+            known |= made
+        else:
+            known -= {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+    return tuple(lines), frozenset(known)
+
+
+def _made(statement: ast.stmt) -> set[str]:
+    """Names that an import, an assignment or a function makes; none of any other statement."""
+    match statement:
+        case ast.Import(names=names) | ast.ImportFrom(names=names):
+            return {(name.asname or name.name).partition(".")[0] for name in names}
+        case ast.FunctionDef(name=name):
+            return {name}
+        case ast.Assign(targets=targets) if all(isinstance(target, ast.Name | ast.Tuple) for target in targets):
+            return {node.id for target in targets for node in ast.walk(target) if isinstance(node, ast.Name)}
+    return set()
+
+
+def _needs(node: ast.AST) -> set[str]:
+    """Names that are read and neither made inside nor built in."""
+    own = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
+    own |= {part.arg for part in ast.walk(node) if isinstance(part, ast.arg)}
+    own |= {part.name for part in ast.walk(node) if isinstance(part, ast.FunctionDef)}
+    read = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Load)}
+    return {name for name in read - own if not hasattr(builtins, name)}
 
 
 class _Cutter(ast.NodeTransformer):
-    """Replaces the outermost calls to the code under test by `_values[i]`."""
+    """Replaces the outermost calls to the code under test, and the names that it made, by `_values[i]`.
 
-    def __init__(self, *, may_be_builtin: bool) -> None:
+    `known` names are the setup's own or those of loops around this one: they are there in the clean child too.
+    """
+
+    def __init__(self, known: frozenset[str], *, may_be_builtin: bool, numbers: Iterator[int] | None = None) -> None:
         self.calls: list[str] = []
         self.is_stuck = False
+        self._known = known
         self._may_be_builtin = may_be_builtin
+        self._numbers = itertools.count() if numbers is None else numbers
 
     def visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, _SCOPES) and self._has_calls(node):
-            rest = self._cut_loop(node) if isinstance(node, _LOOPS) else None
-            self.is_stuck |= rest is None
-            return rest or node
-        if self._is_under_test(node):
-            self.calls.append(ast.unparse(node))
-            return ast.parse(f"_values[{len(self.calls) - 1}]", mode="eval").body
+        node = self._as_loop(node)
+        if isinstance(node, _LOOPS) and self._has_calls(node):
+            return self._cut_loop(node)
+        if self.is_under_test(node) or self._sorts_by_it(node):
+            return self._value_of(node)
+        if isinstance(node, (*_LOOPS, ast.Lambda, ast.NamedExpr)):
+            self.is_stuck |= self._has_calls(node)
+            return node
         return super().visit(node)  # type: ignore[no-any-return]
 
-    def _has_calls(self, node: ast.AST) -> bool:
-        return any(self._is_under_test(part) for part in ast.walk(node))
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return self._value_of(node) if self._is_the_codes(node) else node
 
-    def _cut_loop(self, node: ast.ListComp | ast.SetComp | ast.GeneratorExp) -> ast.AST | None:
-        """The loop over values that came back, or over values beside them; None where neither can be."""
-        (loop, *others) = node.generators
-        if others or loop.is_async or any(map(self._has_calls, loop.ifs)):
-            return None
-        if self._has_calls(loop.iter):
-            if self._has_calls(node.elt):
-                return None
-            loop.iter = self.visit(loop.iter)  # type: ignore[assignment]  # an expression stays one
+    def _value_of(self, node: ast.AST) -> ast.AST:
+        self.calls.append(ast.unparse(node))
+        return ast.parse(f"_values[{len(self.calls) - 1}]", mode="eval").body
+
+    def _has_calls(self, node: ast.AST) -> bool:
+        return any(map(self.is_under_test, ast.walk(node))) or not _needs(node) - _modules_of(node) <= self._known
+
+    def _is_the_codes(self, node: ast.AST) -> bool:
+        """Whether it is a name that neither Python, nor the setup alone, nor a loop made."""
+        return isinstance(node, ast.Name) and not (
+            node.id in self._known or hasattr(builtins, node.id) or node.id in sys.stdlib_module_names
+        )
+
+    def _as_loop(self, node: ast.AST) -> ast.AST:
+        """`map` and `filter` of the code under test, or of a lambda that calls it, as the loop they stand for."""
+        match node:
+            case ast.Call(func=ast.Name(id="map" | "filter" as word), args=[asked, *values], keywords=[]) if values:
+                pass
+            case _:
+                return node
+        if isinstance(asked, ast.Lambda) and self._has_calls(asked):
+            arguments = [part.arg for part in asked.args.args]
+            element = ast.unparse(asked.body)
+        elif self._is_the_codes(asked):
+            arguments = [f"_{next(self._numbers)}" for _ in values]
+            element = f"{ast.unparse(asked)}({', '.join(arguments)})"
+        else:
             return node
-        target, every = ast.unparse(loop.target), ast.unparse(loop)
-        if not _is_plain(f"[{target}{every}]"):
-            return None
-        cutter = _Cutter(may_be_builtin=self._may_be_builtin)
-        element = cutter.visit(node.elt)
-        if cutter.is_stuck:
-            return None
-        names = [f"_{len(self.calls) + place}" for place in range(len(cutter.calls))]
-        values = [f"_values[{len(self.calls) + place}]" for place in range(len(cutter.calls))]
-        self.calls += [f"[{call}{every}]" for call in cutter.calls]
-        node.elt = _Renamed(names).visit(element)
-        heads, sources = ", ".join([f"({target})", *names]), ", ".join([f"[{target}{every}]", *values])
+        each = ", ".join(arguments)
+        over = ast.unparse(values[0]) if len(values) == 1 else f"zip({', '.join(map(ast.unparse, values))})"
+        loop = f"({element} for {each} in {over})" if word == "map" else f"({each} for {each} in {over} if {element})"
+        return ast.parse(loop, mode="eval").body
+
+    def _sorts_by_it(self, node: ast.AST) -> bool:
+        """Whether the code under test only says what comes first: what comes back is judged as a value."""
+        match node:
+            case ast.Call(func=ast.Name(id=word), keywords=[ast.keyword(arg="key", value=key)]) if word in _SORTERS:
+                return self._is_the_codes(key) or (isinstance(key, ast.Lambda) and self._has_calls(key))
+        return False
+
+    def _cut_loop(self, node: _Loop) -> ast.AST:
+        """The same loop over values that came back, beside what it goes over.
+
+        What it goes over is made in the clean child where that needs nothing of the code, else its values come too.
+        A condition that calls the code is judged on its value; in the code's child it only says which calls are made.
+        """
+        loops = node.generators
+        asked: list[ast.expr] = []
+        for loop in loops:
+            tests = [part for test in loop.ifs for part in _parts(test)]
+            asked += [test for test in tests if any(map(self.is_under_test, ast.walk(test)))]
+            loop.ifs = [test for test in tests if test not in asked]
+            self.is_stuck |= bool(loop.is_async)
+        target = ", ".join(ast.unparse(loop.target) for loop in loops)
+        every = "".join(map(ast.unparse, loops)).strip()
+        own = {part.id for loop in loops for part in ast.walk(loop.target) if isinstance(part, ast.Name)}
+        inner = _Cutter(self._known | own, may_be_builtin=self._may_be_builtin, numbers=self._numbers)
+        guard = f" if {' and '.join(f'({ast.unparse(test)})' for test in asked)} else None" if asked else ""
+        conditions = [inner.visit(test) for test in asked]
+        num_asked = len(inner.calls)
+        parts = ("key", "value") if isinstance(node, ast.DictComp) else ("elt",)
+        elements = [inner.visit(getattr(node, part)) for part in parts]
+        self.is_stuck |= inner.is_stuck
+        first = len(self.calls)
+        goes_over = f"[({target},) {every}]"
+        if self._has_calls(ast.parse(goes_over)):
+            self.calls.append(goes_over)
+            goes_over = f"_values[{first}]"
+        names = [f"_{next(self._numbers)}" for _ in inner.calls]
+        values = [f"_values[{len(self.calls) + place}]" for place in range(len(inner.calls))]
+        self.calls += [f"[{call} {every}]" for call in inner.calls[:num_asked]]
+        self.calls += [f"[{call}{guard} {every}]" for call in inner.calls[num_asked:]]
+        heads = "".join(f"{name}, " for name in (f"({target},)", *names))
+        sources = ", ".join([goes_over, *values])
+        rename = _Renamed(names)
+        for part, element in zip(parts, elements, strict=True):
+            setattr(node, part, rename.visit(element))
         node.generators = ast.parse(f"[0 for {heads} in zip({sources}, strict=True)]", mode="eval").body.generators  # type: ignore[attr-defined]
+        node.generators[0].ifs = [rename.visit(test) for test in conditions]
         return node
 
-    def _is_under_test(self, node: ast.AST) -> bool:
+    def is_under_test(self, node: ast.AST) -> bool:
         if not isinstance(node, ast.Call) or _asks_a_value(node):
             return False
         root: ast.AST = node
@@ -223,7 +338,9 @@ class _Cutter(ast.NodeTransformer):
             if _is_in_module(root):
                 return False
             root = root.func if isinstance(root, ast.Call) else root.value
-        return isinstance(root, ast.Name) and (self._may_be_builtin or not hasattr(builtins, root.id))
+        if not isinstance(root, ast.Name) or root.id in self._known:
+            return False
+        return self._may_be_builtin or not hasattr(builtins, root.id)
 
 
 class _Renamed(ast.NodeTransformer):
@@ -239,11 +356,9 @@ class _Renamed(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def _is_plain(loop: str) -> bool:
-    """Whether a loop needs no name but built-in ones and its own, so that it runs anywhere."""
-    names = [node for node in ast.walk(ast.parse(loop)) if isinstance(node, ast.Name)]
-    own = {node.id for node in names if isinstance(node.ctx, ast.Store)}
-    return all(node.id in own or hasattr(builtins, node.id) for node in names)
+def _modules_of(node: ast.AST) -> set[str]:
+    """Names of the standard library's modules that the node looks something up in."""
+    return {part.value.id for part in ast.walk(node) if _is_in_module(part)}  # type: ignore[attr-defined]
 
 
 def _is_in_module(node: ast.AST) -> bool:
@@ -268,6 +383,11 @@ def _asks_a_value(node: ast.AST) -> bool:
                 return asks and not name[:1].isupper()
         part = part.func if isinstance(part, ast.Call) else part.value
     return False
+
+
+def _parts(test: ast.expr) -> list[ast.expr]:
+    """The conditions that a condition joins with `and`."""
+    return test.values if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And) else [test]
 
 
 def _compares(node: ast.AST) -> bool:

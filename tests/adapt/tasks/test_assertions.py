@@ -50,7 +50,59 @@ RIGHT = [
     ("def f(x): return x", "assert {f(x % 2) for x in range(4)} == {0, 1}"),
     ("LAST = 3\ndef f(x): return x", "assert all(f(x) == x for x in range(LAST))"),
     ("def f(x): return x", "assert all(f(x * y) == x * y for x in range(2) for y in range(2))"),
+    ("def f(x, y): return x * y", "assert [[f(x, y) for x in range(2)] for y in range(3)] == [[0, 0], [0, 1], [0, 2]]"),
+    ("def f(x): return range(x)", "assert [v for x in (1, 2) for v in f(x)] == [0, 0, 1]"),
+    ("def f(x): return x", "assert [y for x in range(3) for y in [[z for z in range(f(x))]]][2] == [0, 1]"),
+    ("def f(x): return x % 2", "assert [x for x in range(5) if f(x)] == [1, 3]"),
+    ("def f(x): return 6 // x", "assert [f(x) for x in range(3) if x > 0 and f(x) > 3] == [6]"),
+    ("def f(x): return x + 1", "assert {x: f(x) for x in (1, 2)} == {1: 2, 2: 3}"),
+    ("def f(x): return x + 1", "assert {f(x): y for x in (1, 2) for y in 'ab'} == {2: 'b', 3: 'b'}"),
+    ("def f(x): return x + 1", "assert list(map(f, [1, 2])) == [2, 3]"),
+    ("def f(x, y): return x + y", "assert list(map(f, [1, 2], [3, 4])) == [4, 6]"),
+    ("def f(x): return x + 1", "assert all(map(lambda x: f(x) == x + 1, range(3)))"),
+    ("def f(x): return x % 2", "assert list(filter(f, range(4))) == [1, 3]"),
+    ("def f(x): return x % 2", "assert list(filter(lambda x: f(x) == 0, range(4))) == [0, 2]"),
+    ("def f(x): return -x", "assert sorted([1, 3, 2], key=f) == [3, 2, 1]"),
+    ("def f(x): return -x", "assert max([1, 3, 2], key=lambda x: f(x) + 1) == 1"),
+    ("def f(g): return g(2)", "assert f(lambda x: x + 1) == 3"),
+    ("LAST = 3\ndef f(x): return x", "assert LAST == 3 and f(1) == 1"),
+    ("def f(x): return [x]", "assert sorted(f(3) + f(1), key=lambda v: -v) == [3, 1]"),
+    ("def f(x): return x", "assert True"),
+    ("def f(x): return map(abs, [x])", "assert all(v > 0 for v in f(-2))"),
 ]
+
+
+SETUP = """
+import math
+CASES = [(1, 2), (3, 6)]
+near = math.isclose
+def same(a, b): return a == b
+def doubled(x): return f(x)
+"""
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "assert all(f(x) == y for x, y in CASES)",
+        "assert all(same(f(x), y) for x, y in CASES)",
+        "assert all(near(f(x), y) for x, y in CASES if x > 0)",
+        "assert all(doubled(x) == y for x, y in CASES)",
+        "assert [[same(f(x), y) for _ in range(2)] for x, y in CASES] == [[True, True], [True, True]]",
+    ],
+)
+def test_names_of_the_setup_are_judged_apart_from_the_code(test):
+    """What the setup makes without the code is made anew beside the judge, where the code can change nothing."""
+    assert outcome("def f(x): return 2 * x", test, setup=SETUP) == "right"
+    assert outcome(LIAR, test, setup=SETUP) == "wrong"
+    assert outcome("def f(x):\n    CASES.clear()\n    return 2 * x", test, setup=SETUP) == "wrong"
+
+
+@pytest.mark.parametrize("test", ["assert (lambda x: f(x) > 0)(3)", "assert (y := f(3)) and y > 2"])
+def test_what_cannot_be_judged_apart_judges_nobody(test):
+    """Beside the code an object may lie, so nothing is asked there."""
+    reward = judge([Program("", textwrap.dedent(LIAR), (test,))])[0]
+    assert (reward.outcome, "apart" in reward.reason) == ("failed", True)
 
 
 @pytest.mark.parametrize(("code", "test"), RIGHT)
@@ -101,7 +153,15 @@ WRONG = [
     (LIAR, "assert all(v > 0 for v in [1, f(3)])"),
     (LIAR, "assert not any(f(x) != x for x in (1, 2))"),
     ("range = lambda *_: []\ndef f(x): return 5", "assert all(f(x) == x for x in range(3))"),
-    ("def f(x): return iter([])", "assert all(v == 1 for v in f(2))"),
+    ("def f(x): return iter([2])", "assert all(v == 1 for v in f(2))"),
+    (LIAR, "assert all(f(x + y) > 0 for x in range(1, 4) for y in range(2))"),
+    (LIAR, "assert all(all(f(x + y) > 0 for x in range(1, 4)) for y in range(2))"),
+    (LIAR, "assert len([x for x in range(3) if f(x) > 0]) == 3"),
+    (LIAR, "assert all(map(f, [1, 2]))"),
+    (LIAR, "assert all(map(lambda x: f(x) > 0, [1, 2]))"),
+    (LIAR, "assert len(list(filter(f, [1, 2]))) == 2"),
+    (LIAR, "assert {x: f(x) == 4 for x in (1, 2)} == {1: True, 2: True}"),
+    (LIAR + "\nLAST = f()", "assert LAST > 2"),
 ]
 
 
@@ -165,21 +225,21 @@ def test_many_programs_are_judged_in_order():
         ("assert abs(f(3) - 2.5) < 1e-6", ("f(3)",)),
         ("assert set(f(3)) == set((4, 5))", ("f(3)",)),
         ("assert f(g(3)) > h(2)", ("f(g(3))", "h(2)")),
-        ("assert P(3).area() == pi", ("P(3).area()",)),
-        ("assert P(3).count() == pi", ("P(3).count()",)),
+        ("assert P(3).area() == math.pi", ("P(3).area()",)),
+        ("assert P(3).count() == math.pi", ("P(3).count()",)),
         ("assert f(3).startswith('a')", ("f(3)",)),
         ("assert f(3)[0].strip().split(',') == ['a']", ("f(3)",)),
         ("assert 'a'.join(f(3)) > 'xay'", ("f(3)",)),
         ("assert all(f(x) > 1 for x in [1])", ("[f(x) for x in [1]]",)),
         ("assert all(f(x) > g(x, 2) for x in [1])", ("[f(x) for x in [1]]", "[g(x, 2) for x in [1]]")),
         ("assert f(1) < sum(f(x) for x in [1] if x > 0)", ("f(1)", "[f(x) for x in [1] if x > 0]")),
-        ("assert all(x > 1 for x in f(3))", ("f(3)",)),
-        ("assert all(f(x) for x in DATA)", ("bool(all((f(x) for x in DATA)))",)),
-        ("assert all(f(x) for x in f(1))", ("bool(all((f(x) for x in f(1))))",)),
+        ("assert all(x > 1 for x in f(3))", ("[(x,) for x in f(3)]",)),
+        ("assert all(f(x) for x in DATA)", ("[(x,) for x in DATA]", "[f(x) for x in DATA]")),
+        ("assert all(f(x) for x in f(1))", ("[(x,) for x in f(1)]", "[f(x) for x in f(1)]")),
     ],
 )
 def test_only_the_calls_under_test_go_to_the_codes_process(test, calls):
-    """What is compared, and how, stays out of it; a loop over names of the code's own takes the whole along."""
+    """What is compared, and how, stays out of it; of a loop over what the code made, that comes too."""
     check = assertions._check(test)
     assert check is not None
     assert check.calls == calls
