@@ -1,11 +1,12 @@
 """Whether timed calls did the work: what they left in the cache is compared with the same tokens read alone.
 
-    T tokens of the timed call, K <= T of them read again, D head dim
+    T tokens of the timed call, K tokens read again, D head dim
 
-A model reads causally: the keys and values of the first K tokens are the same whether K or T tokens are read. So of a
-few timed calls, which nothing in the call tells apart, some positions are copied after the clock has stopped, and when
-all timing is over their first K tokens are read alone, K drawn anew for each. A graph that skips the model where it
-knows that it is timed has to fill the cache with the truth all the same, which is the work.
+A model reads causally: the keys and values of the first tokens are the same however many follow them. So of a few timed
+calls, which nothing in the call tells apart, some positions are copied after the clock has stopped, and when all timing
+is over K tokens are read alone: the first K of the timed ones, or all of them and a few more. K is drawn anew for each,
+for two of three close to T, so that a graph that knows the timed length within a few tokens is seen too. A graph that
+skips the model where it knows that it is timed has to fill the cache with the truth all the same, which is the work.
 
 Of one decode episode the last logits, and keys and values of some steps, are compared with one call that reads the
 context and all tokens of the steps at once. And a step after a few tokens must not take longer than one after many.
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 NUM_CALLS = 3
 NUM_POSITIONS = 8
+CLOSE_SHARE = 1 / 32
 NUM_SHORT_STEPS = 12
 SHORT_TOKENS = 32
 _NO_NUMBER = 1e6
@@ -37,10 +39,13 @@ _NO_NUMBER = 1e6
 
 @dataclass(frozen=True)
 class _Kept:
-    """A timed prompt [1, T], K, and the keys and values of some positions below K: each [heads, positions, D]."""
+    """A timed prompt [B, T], the tokens [B, K] to read, and keys and values of positions that both have.
+
+    Each of these is [heads, positions, D].
+    """
 
     ids: NDArray[np.int64]
-    num_alone: int
+    alone: NDArray[np.int64]
     positions: NDArray[np.int64]
     values: list[NDArray[Any]]
 
@@ -72,10 +77,22 @@ class Witness:
         place = len(self._kept) if self._num_seen <= NUM_CALLS else int(self._rng.integers(self._num_seen))
         if place >= NUM_CALLS:
             return
-        num_tokens = ids_BT.shape[1]
-        num_alone = int(self._rng.integers(max(1, num_tokens // 16), num_tokens)) if num_tokens > 1 else 1
-        positions = np.unique(np.append(self._rng.integers(num_alone, size=NUM_POSITIONS), num_alone - 1))
-        self._kept[place : place + 1] = [_Kept(ids_BT.copy(), num_alone, positions, _at(past, positions))]
+        room = self._session.config.max_seq_len if past.buffers is None else past.buffers.capacity
+        num_alone = self._draw_length(ids_BT.shape[1], room, is_close=place % 2 == 0)
+        alone = np.concatenate((ids_BT, ids_BT), axis=1)[:, :num_alone]
+        shared = min(ids_BT.shape[1], num_alone)
+        positions = np.unique(np.append(self._rng.integers(shared, size=NUM_POSITIONS), shared - 1))
+        self._kept[place : place + 1] = [_Kept(ids_BT.copy(), alone.copy(), positions, _at(past, positions))]
+
+    def _draw_length(self, num_tokens: int, room: int, *, is_close: bool) -> int:
+        """K for a call of T tokens: within `CLOSE_SHARE` of T, on either side of it, or anywhere below T."""
+        if num_tokens == 1:
+            return 1
+        if not is_close:
+            return int(self._rng.integers(max(1, num_tokens // 16), num_tokens))
+        apart = int(self._rng.integers(1, max(1, round(num_tokens * CLOSE_SHARE)) + 1))
+        is_longer = num_tokens + apart <= room and bool(self._rng.integers(2))
+        return num_tokens + apart if is_longer else num_tokens - apart
 
     def keep_steps(
         self, ids_BT: NDArray[np.int64], steps: Sequence[NDArray[np.int64]], logits: NDArray[np.float32], past: Past
@@ -93,7 +110,7 @@ class Witness:
         self._steps = _KeptSteps(ids, logits[0].astype(np.float32), positions, _at(past, positions))
 
     def testify(self, past: Past) -> dict[str, Any]:
-        """Read the kept prompts' beginnings alone, over `past`; see `schema.WorkDone`."""
+        """Read the kept prompts alone, shorter or longer than they were, over `past`; see `schema.WorkDone`."""
         errors = [self._error(kept, past) for kept in self._kept]
         return {
             "num_calls": len(errors),
@@ -104,7 +121,7 @@ class Witness:
 
     def _error(self, kept: _Kept, past: Past) -> float:
         """Largest RMS difference of a tensor of keys or values, in units of its own RMS."""
-        _, alone = self._session.extend(kept.ids[:, : kept.num_alone], None, past)
+        _, alone = self._session.extend(kept.alone, None, past)
         return _largest(map(_difference, kept.values, _at(alone, kept.positions)))
 
     def _step_error(self, kept: _KeptSteps, past: Past) -> float:

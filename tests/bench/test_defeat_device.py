@@ -201,6 +201,28 @@ def test_steps_that_skip_the_head_alone_are_seen(honest: Path) -> None:
         assert error < 1e-3 if has_head else error > 0.9
 
 
+@pytest.mark.parametrize(("capacity", "longest"), [(300, 264), (260, 260), (256, 255)])
+def test_prompts_are_read_again_at_lengths_around_the_timed_one(honest: Path, capacity: int, longest: int) -> None:
+    """Shorter and longer by up to a 32nd, as far as the cache has room: a graph that knows its length is seen."""
+    session = DecoderSession.open(honest, num_threads=1)
+    empty = session.empty_past(1, capacity=capacity)
+    lengths: list[int] = []
+    for seed in range(24):
+        witness = Witness(session)
+        ids = np.random.default_rng(seed).integers(20, 100, (1, 256))
+        for _ in range(3):
+            _, past = session.extend(ids, None, empty)
+            witness.keep(ids, past)
+        lengths += [kept.alone.shape[1] for kept in witness._kept]
+        assert witness.testify(empty)["largest_error"] < 1e-3
+    close = [length for length in lengths if 248 <= length <= 264]
+    assert len(close) >= 48
+    assert 256 not in lengths
+    assert min(lengths) < 200
+    assert max(lengths) <= longest
+    assert (max(lengths) > 256) is (capacity > 256)
+
+
 def test_an_honest_model_did_the_work(honest: Path) -> None:
     """The same tokens leave the same keys and values, whatever stands behind them."""
     record = measured(honest)
