@@ -12,6 +12,7 @@
 #   make compare  is this checkout slower than BASE=HEAD~1? Both measured in lockstep; red where 10 % is proven
 #   make results  docs/results.md: the score tables, written from the records under reports/
 #   make metrics  docs/metrics.md: the metrics that are logged, written from their catalogue
+#   make reference  docs/reference.md: every key of recipes, targets, task files and records, written from the code
 #   make fuzz     100,000 damaged files for every reader: each is read, or refused in one line (INPUTS=1000000 for more)
 #   make simulate 5000 benches and 2000 comparisons simulated beside random load: how often is a verdict wrong?
 #   make compare-test   40 comparisons of a commit with itself beside real load, into compare-test/
@@ -31,7 +32,7 @@ JOBS ?= 2
 SUITE := not mutation and not gpu
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "$(SUITE) and not alone"
 
-.PHONY: help demo check fast test test-together test-alone durations gpu real mutants fuzz lint types bench gate compare results metrics simulate compare-test load-test fmt genai
+.PHONY: help demo check fast test test-together test-alone durations gpu real mutants fuzz lint types bench gate compare results metrics reference simulate compare-test load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -88,6 +89,9 @@ results: .venv/dev
 
 metrics: .venv/dev
 	$(BIN)/python -m havoc_core.track.catalogue > docs/metrics.md
+
+reference: .venv/dev
+	$(BIN)/python -m havoc_core.reference > docs/reference.md
 
 fuzz: .venv/dev
 	$(BIN)/python tests/fuzzing.py --inputs $(or $(INPUTS),100000)
