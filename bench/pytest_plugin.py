@@ -34,6 +34,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--havoc-target", metavar="NAME", default="host", help="host, gtx1660, or a TOML file (host)")
     group.addoption("--havoc-record", metavar="FILE", action="append", type=Path, default=[], help="judge this record")
     group.addoption("--havoc-artifact", metavar="DIR", type=Path, help="the artifact that is released")
+    group.addoption("--havoc-verified", metavar="FILE", type=Path, help="what `havoc verify --out FILE` wrote of it")
     profile_help = "how long to measure: quick, standard, release (quick)"
     group.addoption("--havoc-profile", metavar="NAME", default="quick", help=profile_help)
     group.addoption("--havoc-rows", metavar="N", type=int, default=1000, help="rows per domain, 0: none (1000)")
@@ -42,16 +43,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def havoc_judgement(pytestconfig: pytest.Config) -> Judgement:
     """The verdict on the records that were given, or on a measurement of the artifact made now."""
+    from ..export.runtime.verification import load_verified
     from .device import identify_cpu
     from .judge.gate import hash_artifact, judge
     from .judge.targets import load_target
 
     artifact: Path | None = pytestconfig.getoption("--havoc-artifact")
+    path: Path | None = pytestconfig.getoption("--havoc-verified")
     try:
         target = load_target(pytestconfig.getoption("--havoc-target"))
         records = _records(pytestconfig, artifact)
         files = None if artifact is None else hash_artifact(artifact)
-        return judge(records, target, artifact_files=files, this_cpu=identify_cpu())
+        verified = None if path is None else load_verified(path)
+        return judge(records, target, artifact_files=files, this_cpu=identify_cpu(), verified=verified)
     except HavocError as error:
         pytest.fail(f"havoc: {error} (exit code {error.exit_code})", pytrace=False)
 

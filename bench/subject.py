@@ -47,7 +47,7 @@ def describe(held: HeldArtifact) -> Subject:
 
 def is_graph_rebuilt(held: HeldArtifact) -> bool | None:
     """Whether its graphs are those that HAVOC builds for it; None where that cannot be known here."""
-    if why_not_rebuilt(held.manifest) is not None:
+    if why_not_rebuilt() is not None:
         return None
     try:
         require_own_graphs(held.place, held.manifest)

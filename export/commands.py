@@ -208,7 +208,8 @@ def _calibrated(manifest: ArtifactManifest) -> list[str]:
 
 def handle_verify(args: argparse.Namespace) -> int:
     """Hash, open and run an artifact, check its signature; with its base at hand fold it again and compare."""
-    from .runtime.verification import save_verified
+    from .rebuilt import why_not_rebuilt
+    from .runtime.verification import Verified, save_verified
     from .verify import verify_artifact
 
     base = _base_of(args)
@@ -237,7 +238,8 @@ def handle_verify(args: argparse.Namespace) -> int:
     else:
         notes.append("not folded again: this installation has no torch")
     if args.out is not None:
-        save_verified(args.out, manifest_sha256=manifest.sha256, is_folded=base is not None, checks=checks)
+        is_rebuilt = base is not None or why_not_rebuilt() is None
+        save_verified(args.out, Verified(manifest.sha256, is_folded=base is not None, is_rebuilt=is_rebuilt), checks)
     document = {"directory": str(args.artifact), "checks": [vars(check) for check in checks], "notes": notes}
     _print(args.json, document, [*map(_line, checks), *(f"note         {note}" for note in notes), "verified"])
     return 0

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from ..errors import HavocError, IdentityError
 from ..model.config_file import read_config
-from ..model.structure import Structure
+from ..model.structure import BlockFormat, Structure
 from .runtime.artifact import MANIFEST
+from .runtime.decoder import DECODER
 from .runtime.options import options_of
 
 if TYPE_CHECKING:
@@ -19,17 +20,16 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..model.config import HavocConfig
-    from .layout import Layout
+    from ..model.structure import Zeros
+    from .layout import Layout, MatrixFormat
     from .runtime.artifact import ArtifactManifest
     from .runtime.options import GraphOptions
 
 
-def why_not_rebuilt(manifest: ArtifactManifest) -> str | None:
-    """Why this artifact's graphs cannot be built anew here, as a sentence; None where they can."""
+def why_not_rebuilt() -> str | None:
+    """Why graphs cannot be built anew here, as a sentence; None where they can."""
     if importlib.util.find_spec("onnx_ir") is None:
         return "onnx-ir, which builds a graph, is not installed: pip install 'havoc-core[lab]'"
-    if manifest.structure.get("weight_format") == "keep":
-        return "a GGUF file's own blocks decide its layout: verify it with --base"
     return None
 
 
@@ -42,19 +42,47 @@ def require_own_graphs(directory: Path, manifest: ArtifactManifest) -> int:
         config = read_config(directory)
         structure = Structure.from_fields(manifest.structure)
         options = options_of(manifest).fitted(config.max_seq_len)
-        layout = _layout(config, structure, manifest)
-    except (KeyError, ValueError, HavocError) as error:
+        layout = _layout(directory, config, structure, manifest)
+    except (LookupError, ValueError, ArithmeticError, HavocError) as error:
         raise IdentityError(f"{directory / MANIFEST}: no graph can be built of what it says ({error})") from error
     return compare_graphs(directory, manifest, config, structure, options, layout)
 
 
-def _layout(config: HavocConfig, structure: Structure, manifest: ArtifactManifest) -> Layout:
+def _layout(directory: Path, config: HavocConfig, structure: Structure, manifest: ArtifactManifest) -> Layout:
     from .layout import plan_layout, promoted_layout
 
+    if structure.weight_format == "keep":
+        return plan_layout(config, structure, _kept_formats(directory / DECODER, config))
     if structure.average_bits is None:
         return plan_layout(config, structure)
     promoted = (manifest.calibration or {}).get("int8")
     return promoted_layout(config, structure, _names(promoted))
+
+
+def _kept_formats(path: Path, config: HavocConfig) -> dict[str, MatrixFormat]:
+    """How each matrix of a GGUF file is stored, as its graph declares; one that lies is not what is built of that."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    from ..model.tensors import tensor_shapes
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except DecodeError as error:
+        raise ValueError(f"{path.name} is no graph") from error
+    declared = {tensor.name: tensor for tensor in model.graph.initializer}
+    dtypes: dict[int, MatrixFormat] = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
+    formats: dict[str, MatrixFormat] = {}
+    for name in (name for name, shape in tensor_shapes(config).items() if len(shape) > 1):
+        num_bits = next((bits for bits in (4, 8) if f"{name}_Q{bits}" in declared), None)
+        if num_bits is None:
+            formats[name] = dtypes[declared[name].data_type]
+            continue
+        block_size = declared[f"{name}_Q{num_bits}"].dims[-1] * 8 // num_bits
+        zeros: Zeros = "minimums" if f"{name}_minimums" in declared else "middle"
+        is_half = declared[f"{name}_scales"].data_type == onnx.TensorProto.FLOAT16
+        formats[name] = BlockFormat(num_bits, block_size, zeros, 2 if is_half else 4)
+    return formats
 
 
 def _names(value: object) -> Sequence[str]:

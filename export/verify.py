@@ -87,7 +87,7 @@ def _own_words(held: HeldArtifact) -> Checked:
 
 def _own_graphs(held: HeldArtifact) -> list[Checked]:
     """Build the graphs anew where that can be done here."""
-    if (why_not := why_not_rebuilt(held.manifest)) is not None:
+    if (why_not := why_not_rebuilt()) is not None:
         return [Checked(name="graph", finding=f"not built anew: {why_not}")]
     num_graphs = require_own_graphs(held.place, held.manifest)
     return [Checked(name="graph", finding=f"{num_graphs} built anew from configuration and structure: the same bytes")]

@@ -78,7 +78,13 @@ def subjects(folder: Path) -> list[Subject]:
         {"key": "kl:c", "kind": "divergence", "alpha": [1.0], "kl_to_base": {"math": 0.1}},
         {"key": "b:0", "kind": "evaluation", "sample": 0, "alpha": [1.0], "structure": {}, "right": {"math": "0110"}},
     ]
-    verified = {"format": "havoc-verified/1", "manifest_sha256": "0" * 64, "is_folded": True, "checks": []}
+    verified = {
+        "format": "havoc-verified/1",
+        "manifest_sha256": "0" * 64,
+        "is_folded": True,
+        "is_rebuilt": True,
+        "checks": [],
+    }
     return [
         Subject("manifest", "manifest.json", (artifact / "manifest.json").read_bytes(), _manifest, _json),
         Subject("config", "config.json", (artifact / "config.json").read_bytes(), _config, _json),

@@ -13,7 +13,7 @@ is judged by what its samples prove (`limits.py`). Verdict and exit code, first 
 from __future__ import annotations
 
 import itertools
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -40,6 +40,10 @@ EvidenceClass = Literal["measured_target", "measured_other_device", "projected",
 
 DEVICE_EXIT = 5
 NOT_CHECKED = "artifact not checked"
+NOT_REBUILT = (
+    "met by the figures, but nothing shows that the graphs are HAVOC's own: give --verified FILE, which "
+    "`havoc verify ARTIFACT --out FILE` writes where onnx-ir is installed"
+)
 ROWS_RULE = "No row counts twice."
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
@@ -105,7 +109,8 @@ def judge(
 ) -> Judgement:
     """Judge records of one artifact on one device against a target.
 
-    `artifact_files` maps the artifact's file names to their SHA-256 where the artifact is at hand; `this_cpu` is the
+    `artifact_files` maps the artifact's file names to their SHA-256 where the artifact is at hand: then nothing passes
+    whose graphs were not built anew, where it was measured or by `havoc verify`. `this_cpu` is the
     CPU the gate runs on, for targets that ask for it; `now` is the time that a record's age counts to; `verified` is
     what `havoc verify` found of the artifact. Raises `HavocError` without a record.
     """
@@ -132,6 +137,11 @@ def judge(
         exit_code, reason = int(blocker.exit_code), f"{blocker.rule}: {blocker.reason}"
     else:
         lines = [judge_limit(limit, records, target.protocol) for limit in target.limits]
+        if artifact_files is not None and not _are_graphs_havocs(records, verified):
+            lines = [
+                replace(line, verdict="inconclusive", reason=NOT_REBUILT) if line.verdict == "pass" else line
+                for line in lines
+            ]
         verdict = overall(lines)
         exit_code, reason = EXIT_CODES[verdict], summary(lines)
         if verdict == "pass" and artifact_files is None:
@@ -150,6 +160,13 @@ def judge(
         target_sha256=target.origin.sha256 if target.origin else None,
         unlimited=figures_without_limit(records, target),
     )
+
+
+def _are_graphs_havocs(records: Sequence[Record], verified: Verified | None) -> bool:
+    """Whether the graphs were built anew from configuration and structure and found to be the same bytes."""
+    if verified is not None and verified.is_rebuilt:
+        return True  # of this artifact: rule I20
+    return all(record.subject.is_graph_rebuilt for record in records)
 
 
 def figures_without_limit(records: Sequence[Record], target: Target) -> tuple[Figure, ...]:

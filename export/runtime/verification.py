@@ -1,8 +1,9 @@
 """What `havoc verify` found, as a file that the gate reads: bound to one manifest, and through it to every byte.
 
-    {"format", "manifest_sha256", "is_folded", "checks": [{"name", "finding"}], "sha256"}
+    {"format", "manifest_sha256", "is_folded", "is_rebuilt", "checks": [{"name", "finding"}], "sha256"}
 
-`is_folded` tells that graphs and weights were made again from base, experts and alpha, and compared. `sha256` seals the
+`is_folded` tells that graphs and weights were made again from base, experts and alpha, and compared, `is_rebuilt` that
+the graphs were; a file without it was written before there was the word. `sha256` seals the
 rest against accidents and edits; as with a record, whoever computes it anew can write any.
 """
 
@@ -37,14 +38,14 @@ class Verified:
 
     manifest_sha256: str
     is_folded: bool
+    is_rebuilt: bool
 
 
-def save_verified(path: Path, *, manifest_sha256: str, is_folded: bool, checks: Sequence[Checked]) -> None:
+def save_verified(path: Path, verified: Verified, checks: Sequence[Checked]) -> None:
     """Write the file atomically, sealed."""
     document: dict[str, Any] = {
         "format": _FORMAT,
-        "manifest_sha256": manifest_sha256,
-        "is_folded": is_folded,
+        **asdict(verified),
         "checks": [asdict(check) for check in checks],
     }
     write_json(path, {**document, "sha256": sha256_json(document)})
@@ -59,6 +60,7 @@ def load_verified(path: Path) -> Verified:
     if sha256_json(sealed) != document.get("sha256"):
         raise IdentityError(f"{path}: edited after it was written: its seal does not match; verify the artifact again")
     manifest_sha256, is_folded = document.get("manifest_sha256"), document.get("is_folded")
-    if not isinstance(manifest_sha256, str) or not isinstance(is_folded, bool):
+    is_rebuilt = document.get("is_rebuilt", is_folded)
+    if not isinstance(manifest_sha256, str) or not isinstance(is_folded, bool) or not isinstance(is_rebuilt, bool):
         raise HavocError(f"{path}: damaged; verify the artifact again")
-    return Verified(manifest_sha256, is_folded)
+    return Verified(manifest_sha256, is_folded=is_folded, is_rebuilt=is_rebuilt)

@@ -36,9 +36,9 @@ SPAN = {"method": "counter", "joules": 50.0, "num_tokens": 100, "span_s": 10.0}
 
 # what was verified, by the kind of the case; the target of all but the last one asks for it
 VERIFIED = {
-    "verified": Verified(GOOD_FILES["manifest.json"], is_folded=True),
-    "unfolded": Verified(GOOD_FILES["manifest.json"], is_folded=False),
-    "verified elsewhere": Verified("d" * 64, is_folded=True),
+    "verified": Verified(GOOD_FILES["manifest.json"], is_folded=True, is_rebuilt=True),
+    "unfolded": Verified(GOOD_FILES["manifest.json"], is_folded=False, is_rebuilt=True),
+    "verified elsewhere": Verified("d" * 64, is_folded=True, is_rebuilt=True),
 }
 
 # rule -> records that break it: (kind of device, changes). Each is the good record but for what is named.

@@ -69,6 +69,7 @@ def document(kind: str = "cpu") -> dict[str, Any]:
             "name": "sample",
             "files": {"model.onnx": "a" * 64, "model.onnx.data": "b" * 64},
             "manifest_sha256": "c" * 64,
+            "is_graph_rebuilt": True,
             "graph_sha256": "a" * 64,
             "num_parameters": 20_000_000,
             "weight_bytes": 80_000_000,

@@ -23,6 +23,7 @@ from havoc_core.bench.judge.limits import line_without_data
 from havoc_core.bench.judge.record import Record, load_record
 from havoc_core.bench.judge.targets import load_target
 from havoc_core.errors import HavocError, IdentityError
+from havoc_core.export.runtime.verification import Verified
 
 known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 samples = known.samples
@@ -40,8 +41,28 @@ def test_a_good_record_passes() -> None:
         assert found.findings == ()
         assert {line.verdict for line in found.lines} == {"pass"}
         assert found.reason == "all 9 limits proven met; artifact not checked"
-        files = {"manifest.json": "c" * 64, "model.onnx": "a" * 64, "model.onnx.data": "b" * 64}
-        assert judged(samples.record(kind), target=target, artifact_files=files).reason == "all 9 limits proven met"
+        assert judged(samples.record(kind), target=target, artifact_files=FILES).reason == "all 9 limits proven met"
+
+
+FILES = {"manifest.json": "c" * 64, "model.onnx": "a" * 64, "model.onnx.data": "b" * 64}
+
+
+@pytest.mark.parametrize("kind", ["cpu", "cuda"])
+def test_no_artifact_passes_whose_graphs_nobody_built_anew(kind: str) -> None:
+    """Neither where it was measured nor by `havoc verify`: undecided; a limit that is missed stays missed."""
+    target = {"cpu": "host", "cuda": "gtx1660"}[kind]
+    record = samples.record(kind, subject__is_graph_rebuilt=None)
+    found = judged(record, target=target, artifact_files=FILES)
+    assert (found.verdict, found.exit_code) == ("inconclusive", 3)
+    assert all("havoc verify" in line.reason for line in found.lines)
+    for is_rebuilt, verdict in ((True, "pass"), (False, "inconclusive")):
+        verified = Verified("c" * 64, is_folded=False, is_rebuilt=is_rebuilt)
+        assert judged(record, target=target, artifact_files=FILES, verified=verified).verdict == verdict
+    assert judged(record, target=target).reason == "all 9 limits proven met; artifact not checked"
+    both = [record, samples.record(kind, run_id="another")]
+    assert judge(both, load_target(target), artifact_files=FILES, this_cpu=samples.THIS_CPU).verdict != "pass"
+    slow = samples.record(kind, subject__is_graph_rebuilt=None, **SLOW)
+    assert judged(slow, target=target, artifact_files=FILES).exit_code == 1
 
 
 SLOW = {"samples__each__prefill__duration_ns": [150_000_000] * 20}

@@ -316,7 +316,7 @@ def cases_at_edges() -> Iterator[Any]:
     times = [known.NOW + timedelta(days=days) for days in (1, -7, -7.5, -9.05)]
     for created in (datetime(2025, 1, 1, tzinfo=UTC), *times):
         record = samples.record("cpu", created_utc=f"{created:%Y-%m-%dT%H:%M:%SZ}")
-        verified = Verified(manifest_sha256=record.subject.manifest_sha256, is_folded=True)
+        verified = Verified(manifest_sha256=record.subject.manifest_sha256, is_folded=True, is_rebuilt=True)
         for target in (strict, load_target("host")):
             yield Case(record=record, target=target, now=known.NOW, this_cpu=samples.THIS_CPU, verified=verified)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -19,6 +20,7 @@ from havoc_core.export.datafile import StoredWeights
 from havoc_core.export.keep import kept_formats
 from havoc_core.export.layout import DATA_FILE, plan_layout
 from havoc_core.export.package import export_artifact
+from havoc_core.export.rebuilt import require_own_graphs
 from havoc_core.export.rederive import rederive
 from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.export.runtime.options import GraphOptions
@@ -93,6 +95,33 @@ def test_the_artifact_answers_as_the_file_does(file_of, tmp_path: Path, block: s
     assert "bit for bit" in check.finding
     bits = {"Q4_0": 4.5, "Q4_1": 5, "Q8_0": 8.5, "Q6_K": 10}[block]
     assert manifest.files[DATA_FILE].num_bytes < manifest.num_parameters * bits / 8 * 1.1 + 100_000
+
+
+@pytest.mark.parametrize("options", [GraphOptions(), GraphOptions(dialect="contrib", cache="static")], ids=str)
+@pytest.mark.parametrize("block", TYPES)
+def test_its_graph_is_built_anew_without_the_file(file_of, tmp_path: Path, block: str, options: GraphOptions) -> None:
+    """What the graph declares of its matrices decides the layout, and nothing else of it is believed."""
+    artifact = export_artifact(file_of(block), tmp_path / "a", structure=EXACT, options=options)
+    manifest, graph = read_manifest(artifact), artifact / "model.onnx"
+    assert require_own_graphs(artifact, manifest) == 1
+    whole = onnx.load(graph, load_external_data=False)
+    kept = next(place for place, tensor in enumerate(whole.graph.initializer) if "_Q" in tensor.name)
+    for spoil in (
+        lambda model: model.graph.node.add(op_type="Identity", input=["input_ids"], output=["unused"]),
+        lambda model: model.graph.initializer.pop(kept),
+        lambda model: model.graph.initializer[kept].dims.pop(),
+        lambda model: model.graph.initializer[kept].dims.__setitem__(-1, 0),
+        lambda model: model.graph.initializer[kept].ClearField("dims"),
+        lambda model: [tensor.ClearField("data_type") for tensor in model.graph.initializer],
+    ):
+        model = onnx.ModelProto.FromString(whole.SerializeToString())
+        spoil(model)
+        graph.write_bytes(model.SerializeToString())
+        with pytest.raises(IdentityError):
+            require_own_graphs(artifact, manifest)
+    graph.write_bytes(b"\xff" * 100)
+    with pytest.raises(IdentityError, match="no graph"):
+        require_own_graphs(artifact, manifest)
 
 
 def test_another_file_does_not_pass_for_it(file_of, tmp_path: Path) -> None:
