@@ -13,6 +13,9 @@ from types import SimpleNamespace
 import pytest
 
 from havoc_core.bench.device import identify_cpu
+from havoc_core.bench.judge.gate import hash_artifact
+from havoc_core.export.runtime.artifact import MANIFEST
+from havoc_core.export.runtime.verification import Verified, save_verified
 
 pytestmark = pytest.mark.alone
 
@@ -87,6 +90,20 @@ def test_no_data_is_not_green(tmp_path: Path, changes: dict[str, object]) -> Non
     """Undecided, invalid and projected records fail."""
     outcomes, _ = run(tmp_path, "--havoc-record", saved(tmp_path, **changes))
     assert outcomes["test_release"] == outcomes["test_latency_alone"] == "FAILED"
+
+
+def test_an_artifact_is_verified_where_its_graphs_were_not_built_anew(tmp_path: Path, tiny_artifact: Path) -> None:
+    """Red without what `havoc verify` found, green with it."""
+    files = hash_artifact(tiny_artifact)
+    manifest_sha256 = files.pop(MANIFEST)
+    subject = {"subject__files": files, "subject__manifest_sha256": manifest_sha256, "subject__is_graph_rebuilt": None}
+    words = ["--havoc-record", saved(tmp_path, **subject), "--havoc-artifact", tiny_artifact]
+    outcomes, out = run(tmp_path, *words)
+    assert outcomes["test_release"] == outcomes["test_latency_alone"] == "FAILED"
+    assert "havoc verify" in out
+    save_verified(tmp_path / "verified.json", Verified(manifest_sha256, is_folded=False, is_rebuilt=True), [])
+    outcomes, _ = run(tmp_path, *words, "--havoc-verified", tmp_path / "verified.json")
+    assert outcomes["test_release"] == outcomes["test_latency_alone"] == "PASSED"
 
 
 def test_nothing_to_judge_is_red(tmp_path: Path) -> None:

@@ -63,6 +63,9 @@ def test_an_edited_verification_is_refused(artifact: Path, tmp_path: Path) -> No
     path.write_text(json.dumps({**document, "manifest_sha256": "0" * 64}))
     with pytest.raises(IdentityError, match="edited after it was written"):
         load_verified(path)
+    path.write_text(json.dumps({**document, "checks": 12345}).replace("12345", "1e999"))
+    with pytest.raises(HavocError, match="damaged"):
+        load_verified(path)
     path.write_text("[]")
     with pytest.raises(HavocError, match="not the result of a verification"):
         load_verified(path)
