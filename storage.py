@@ -13,6 +13,7 @@ import errno
 import glob
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
@@ -104,7 +105,9 @@ def parse_json(data: bytes, path: Path) -> Any:  # noqa: ANN401 - JSON is any of
     """Parse what was read from `path`, as strictly as `read_json`."""
     try:
         text = _decoded(data)
-        return json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_refuse_a_key_twice)
+        return json.loads(
+            text, parse_constant=_refuse_constant, parse_float=_finite, object_pairs_hook=_refuse_a_key_twice
+        )
     except (ValueError, RecursionError) as error:
         raise HavocError(f"{path}: not valid JSON ({str(error) or 'nested too deep'})") from error
 
@@ -128,6 +131,13 @@ def _refuse_a_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"{digits[:60]} is too large for a number of 64 bits")
+    return number
 
 
 def require_writable(folder: Path) -> None:

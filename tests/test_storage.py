@@ -100,6 +100,7 @@ def test_numbers_json_does_not_have_are_refused(tmp_path: Path, value: object) -
         (b'{"a": 1', "delimiter"),
         (b'{"a": NaN}', "NaN"),
         (b"[Infinity]", "Infinity"),
+        (b"[-1e999]", "-1e999 is too large for a number of 64 bits"),
         (b"\xff\xfe{}", "byte order mark"),
         ('{"a": 1}'.encode("utf-8-sig"), "byte order mark: save it as UTF-8 without one"),
         ('{"a": 1}'.encode("utf-16-le"), "Expecting property name"),

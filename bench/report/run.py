@@ -24,7 +24,8 @@ RECORD, SCORES, FRONT = "record.json", "scores.json", "front.json"
 class Run:
     """A measured folder, read and judged: the only input of every page. `left_out` says which file is not, and why.
 
-    `target_names` are what `--target` takes, as they were asked for.
+    `target_names` are what `--target` takes, as they were asked for. `is_rebuilt_elsewhere` tells of a verification of
+    this very artifact that built its graphs anew.
     """
 
     record: Record
@@ -35,6 +36,7 @@ class Run:
     command: str | None = None
     left_out: tuple[str, ...] = ()
     target_names: tuple[str, ...] = ()
+    is_rebuilt_elsewhere: bool = False
 
 
 def read_run(
@@ -68,6 +70,9 @@ def read_run(
         previous=_previous(directory, record),
         command=command,
         target_names=tuple(targets),
+        is_rebuilt_elsewhere=found is not None
+        and found.is_rebuilt
+        and found.manifest_sha256 == record.subject.manifest_sha256,
         left_out=tuple(
             f"{what} beside the record is left out: {why}."
             for what, why in ((f"{SCORES} (accuracy by domain)", no_scores), (f"{FRONT} (the search)", no_front))

@@ -124,7 +124,7 @@ def caveats(run: Run) -> list[str]:
         found.append(
             "The weights are random: speed and memory are real, accuracy is not a property of a trained model."
         )
-    if record.subject.is_graph_rebuilt is None:
+    if record.subject.is_graph_rebuilt is None and not run.is_rebuilt_elsewhere:
         found.append(
             "The graphs were not built anew where this was measured, so nothing shows that they are HAVOC's own: "
             "`havoc verify ARTIFACT` does, with the lab's packages."

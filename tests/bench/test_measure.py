@@ -181,9 +181,9 @@ def test_an_artifact_that_no_record_can_hold(own_artifact: Path) -> None:
     """What the manifest's reader lets through and a record does not is one line all the same."""
     path = own_artifact / "manifest.json"
     document = json.loads(path.read_text())
-    document["graph"]["dialect"] = 1.0
-    path.write_text(json.dumps(document).replace('"dialect": 1.0', '"dialect": 1e999'))
-    with pytest.raises(HavocError, match=r"no record can hold .*\(graph") as caught:
+    document["format_cost"] = {"kl_mean": -1}
+    path.write_text(json.dumps(document))
+    with pytest.raises(HavocError, match=r"no record can hold .*kl_mean") as caught:
         identify_subject(own_artifact)
     assert "\n" not in str(caught.value)
 

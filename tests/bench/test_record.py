@@ -209,7 +209,7 @@ def test_schema_is_strict(saved: Path, where: str, value: Any, words: str) -> No
         (b"null", "not a HAVOC record"),
         (b'{"schema_version": NaN}', "NaN"),
         (b'{"schema_version": 1, "x": -Infinity}', "Infinity"),
-        (b'{"schema_version": 1, "x": 1e999}', "not a valid record"),
+        (b'{"schema_version": 1, "x": -1e999}', "-1e999 is too large"),
         (b'{"schema_version": 1, "x": ' + b"9" * 5000 + b"}", "not valid JSON"),
         (b'{"schema_version": 1, "x": "\\ud800"}', "not a valid record"),
         (b"[" * 200_000, "not valid JSON"),

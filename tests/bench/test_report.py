@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from havoc_core.bench.device import identify_cpu
+from havoc_core.bench.judge.record import load_record
 from havoc_core.bench.report import charts, page
 from havoc_core.bench.report.folder import WRITTEN, write_report
 from havoc_core.bench.report.history import write_index
@@ -31,6 +32,7 @@ from havoc_core.bench.report.search_table import MOST_ROWS, candidate_table
 from havoc_core.bounds import share_bounds
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
+from havoc_core.export.runtime.verification import Verified, save_verified
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 HOSTILE = "<script>alert(1)</script> | *x* `y`"
@@ -220,6 +222,19 @@ def test_what_belongs_to_another_artifact_is_left_out(folder: Path, name: str, c
     text = (folder / "report.md").read_text()
     assert ("math expert" in text, "evaluated" in text) == (name != "scores.json", name != "front.json")
     assert said in text.split("## Caveats")[1]
+
+
+@pytest.mark.parametrize(("proof", "is_doubted"), [("its own", False), ("another artifact's", True), ("none", True)])
+def test_a_verification_ends_the_doubt_about_the_graphs(folder: Path, proof: str, is_doubted: bool) -> None:
+    """Where the bench did not build the graphs anew, the page says so, unless a verification of the artifact did."""
+    record = load_record(folder / "record.json")
+    subject = record.subject.model_copy(update={"is_graph_rebuilt": None})
+    record.model_copy(update={"subject": subject}).sealed().save(folder / "record.json")
+    path = folder / "verified.json"
+    manifest_sha256 = subject.manifest_sha256 if proof == "its own" else "9" * 64
+    save_verified(path, Verified(manifest_sha256, is_folded=False, is_rebuilt=True), [])
+    write_report(folder, verified=None if proof == "none" else path)
+    assert ("graphs were not built anew" in (folder / "report.md").read_text()) is is_doubted
 
 
 def test_a_folder_from_before_the_link_shows_what_agrees(folder: Path) -> None:

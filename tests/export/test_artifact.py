@@ -270,12 +270,12 @@ def test_a_graph_that_is_none(artifact: Path, content: bytes, monkeypatch: pytes
 
 
 def test_alpha_beyond_every_number(artifact: Path) -> None:
-    """JSON has no infinity, but a number that is read as one."""
+    """JSON has no infinity, but numbers that a float64 cannot hold."""
     path = artifact / "manifest.json"
     forged = path.read_text().replace('"alpha": {}', '"alpha": {"math": 1e999}')
     path.write_text(forged)
     assert "1e999" in forged
-    refused(artifact, HavocError, "inf is not a finite number")
+    refused(artifact, HavocError, "1e999 is too large")
 
 
 def test_another_model_has_another_fingerprint(artifact: Path) -> None:
@@ -307,6 +307,6 @@ def test_numbers_that_are_none_in_the_manifest(artifact: Path) -> None:
         manifest.write_text(json.dumps(document))
         with pytest.raises(IdentityError, match="stored logits"):
             verify_artifact(artifact)
-    manifest.write_text(json.dumps(document | {"num_parameters": float("inf")}).replace("Infinity", "1e999"))
+    manifest.write_text(json.dumps(document | {"num_parameters": 10**400}))
     with pytest.raises(HavocError, match="damaged manifest"):
         read_manifest(artifact)
