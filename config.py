@@ -52,7 +52,7 @@ def _dialect_name(name: str) -> str:
     from .export.runtime.dialects import DIALECTS
 
     if name not in DIALECTS:
-        raise ValueError(f"no dialect is called {name!r}; there are {', '.join(DIALECTS)}")
+        raise ValueError(f"unknown dialect {name!r}; known are {', '.join(DIALECTS)}")
     return name
 
 

@@ -23,7 +23,7 @@ def known_entries(
         problem = _problem(entry, objectives, domains)
         if problem:
             raise HavocError(
-                f"{path}: line {number} is no evaluation of a search: {problem}; restore it or choose another --out"
+                f"{path}: line {number} is not an evaluation of a search: {problem}; restore it or choose another --out"
             )
     return {entry["key"]: entry for entry in entries[1:]}
 

@@ -153,7 +153,7 @@ def _json(value: object, name: str) -> str:
 
 def _require_domain(domain: str, path: Path) -> None:
     if not NAME.fullmatch(domain):
-        raise HavocError(f"{path}: {domain[:80]!r} is no name of a task (small letters, digits, - and _)")
+        raise HavocError(f"{path}: {domain[:80]!r} is not a task name (small letters, digits, - and _)")
 
 
 def _require_same(what: str, theirs: str, ours: str | None, path: Path) -> None:

@@ -97,7 +97,7 @@ def run_accuracy(
     process dies.
     """
     if num_rows is not None and num_rows < 1:
-        raise HavocError(f"{num_rows} rows prove nothing: give at least 1")
+        raise HavocError(f"num_rows must be at least 1, not {num_rows}")
     require_text(Path(artifact))
     if provider is None:
         provider = default_provider()

@@ -323,7 +323,7 @@ def handle_duel(args: argparse.Namespace) -> int:
     from .report.tables import paired_table
 
     if not args.margin:
-        raise HavocError("a margin of 0 is never proven to be kept: give --margin more, 0.02 for 2 %")
+        raise HavocError("no measurement can prove a margin of 0: give a larger --margin, such as 0.02 for 2 %")
     num_tokens = args.prompt_tokens
     work = Workload(prompt_tokens=num_tokens, context_tokens=num_tokens, decode_tokens=args.decode_tokens)
     with hold(args.old) as old, hold(args.new) as new:
@@ -530,5 +530,5 @@ def _print_json(document: object) -> None:
     try:
         json.dump(document, sys.stdout, indent=2, allow_nan=False)
     except ValueError as error:
-        raise HavocError(f"the result holds a number JSON cannot: {error}") from error
+        raise HavocError(f"the result holds a number that JSON cannot hold: {error}") from error
     print()

@@ -89,7 +89,7 @@ def require_room(held: HeldArtifact, work: Workload) -> None:
     if needed > there:
         raise HavocError(
             f"{held.directory}: {work.prompt_tokens} prompt tokens and {work.decode_tokens} decoded ones need a "
-            f"context of {needed}, the model has {there}: give --prompt-tokens or --decode-tokens less"
+            f"context of {needed}, the model has {there}: use a smaller --prompt-tokens or --decode-tokens"
         )
 
 

@@ -91,7 +91,7 @@ def load_config(model: str) -> HavocConfig:
     if model and (Path(model).is_dir() or is_gguf(model)):
         return read_config(model)
     if model.lower().replace("_", "-").removeprefix("havoc-") not in PRESETS:
-        raise HavocError(f"{model!r} is no directory, no .gguf file and no preset: {', '.join(PRESETS)}")
+        raise HavocError(f"{model}: not a directory, not a .gguf file and not a preset (presets: {', '.join(PRESETS)})")
     return HavocConfig.preset(model)
 
 

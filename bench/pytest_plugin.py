@@ -97,7 +97,7 @@ def _records(config: pytest.Config, artifact: Path | None) -> list[Record]:
     if artifact is None:
         raise HavocError("nothing to judge: give --havoc-record FILE or --havoc-artifact DIR")
     if hasattr(config, "workerinput"):
-        raise HavocError("measuring beside parallel workers times the neighbours: judge records, or run without -n")
+        raise HavocError("parallel workers would disturb the measurement: judge records, or run without -n")
     return [_measured(config, artifact)]
 
 

@@ -46,7 +46,7 @@ def read_calibration(config: HavocConfig, tokenizer: Tokenizer | None, *, file: 
     ids = sample.token_ids if file is None else sample.token_ids[: _cut(sample)]
     if file is not None and len(ids) < 3 * MIN_TOKENS:
         raise HavocError(
-            f"{file}: {len(sample.token_ids)} tokens of text; to calibrate and to measure takes {4 * MIN_TOKENS}"
+            f"{file}: {len(sample.token_ids)} tokens of text; calibration and measurement need {4 * MIN_TOKENS}"
         )
     length = min(WINDOW, config.max_seq_len, len(ids))
     windows = replace(sample, token_ids=ids).windows(length=length, num_windows=MAX_WINDOWS)

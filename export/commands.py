@@ -304,7 +304,7 @@ def handle_import(args: argparse.Namespace) -> int:
         )
     if args.out is not None and not is_gguf(args.directory):
         raise HavocError(
-            f"--out {args.out}: {args.directory} is no .gguf file; only such a file is written as a directory"
+            f"--out {args.out}: {args.directory} is not a .gguf file, and import writes a directory from one only"
         )
     progress = make_progress(quiet=args.quiet)
     document = inspect_directory(args.directory, progress=progress)

@@ -48,7 +48,7 @@ def kept_tensors(source: Source) -> GgufTensors:
     tensors = source.tensors
     if not isinstance(tensors, GgufTensors):
         raise HavocError(
-            f"--weights keep stores the blocks of a GGUF file, and {source.name} is none; take int4 or int8"
+            f"--weights keep stores the blocks of a GGUF file, and {source.name} is not one; take int4 or int8"
         )
     types = {tensors.block_type(name).name for name in tensors if len(tensors.shape(name)) > 1}
     if not types & {name for name, stored in KEPT.items() if isinstance(stored, BlockFormat)}:

@@ -44,7 +44,7 @@ def require_own_graphs(directory: Path, manifest: ArtifactManifest) -> int:
         options = options_of(manifest).fitted(config.max_seq_len)
         layout = _layout(directory, config, structure, manifest)
     except (LookupError, ValueError, ArithmeticError, HavocError) as error:
-        raise IdentityError(f"{directory / MANIFEST}: no graph can be built of what it says ({error})") from error
+        raise IdentityError(f"{directory / MANIFEST}: no graph can be built from it ({error})") from error
     return compare_graphs(directory, manifest, config, structure, options, layout)
 
 
@@ -69,7 +69,7 @@ def _kept_formats(path: Path, config: HavocConfig) -> dict[str, MatrixFormat]:
     try:
         model = onnx.load(path, load_external_data=False)
     except DecodeError as error:
-        raise ValueError(f"{path.name} is no graph") from error
+        raise ValueError(f"{path.name} is not a graph") from error
     declared = {tensor.name: tensor for tensor in model.graph.initializer}
     dtypes: dict[int, MatrixFormat] = {onnx.TensorProto.FLOAT: "float32", onnx.TensorProto.FLOAT16: "float16"}
     formats: dict[str, MatrixFormat] = {}

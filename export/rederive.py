@@ -117,12 +117,12 @@ def _storage(source: Source, manifest: ArtifactManifest, structure: Structure, c
     promoted = [str(name) for name in said.get("int8", [])]
     in_blocks = {weight.source for weight in plan_layout(source.config, structure).weights if weight.blocks is not None}
     if unknown := sorted(set(promoted) - in_blocks):
-        raise IdentityError(f"{MANIFEST}: promotes {unknown[0]}, no matrix in blocks of this model")
+        raise IdentityError(f"{MANIFEST}: promotes {unknown[0]}, which this model does not store in blocks")
     layout = promoted_layout(source.config, structure, promoted)
     bits = bits_per_weight(layout) or 0.0
     if structure.average_bits is not None and bits > structure.average_bits:
         raise IdentityError(
-            f"{MANIFEST}: its int8 matrices make it {bits:.4g} bits a weight; {structure} takes no more than it says"
+            f"{MANIFEST}: its int8 matrices make it {bits:.4g} bits a weight, more than {structure} allows"
         )
     if calibration is None and said.get("text") not in {"bundled text", "random ids"}:
         return Storage(structure=structure, layout=layout)

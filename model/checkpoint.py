@@ -88,9 +88,7 @@ def require_base(path: Path) -> None:
     if path.is_file():
         raise HavocError(f"{path}: a file; a base is a Hugging Face directory, a .gguf file or a preset")
     if not path.is_dir():
-        raise HavocError(
-            f"{path}: no such directory or .gguf file, and no preset is called so (there are {', '.join(PRESETS)})"
-        )
+        raise HavocError(f"{path}: not a directory, not a .gguf file and not a preset (presets: {', '.join(PRESETS)})")
     files = sorted(path.glob("*.gguf"))
     if files and not (path / "config.json").exists():
         raise HavocError(f"{path}: holds no config.json; give its GGUF file: {files[0]}")

@@ -160,7 +160,7 @@ class HavocConfig:
     def preset(cls, name: str) -> HavocConfig:
         """The shape of that name: one of `PRESETS`, dashes or underscores, with or without the prefix `havoc-`."""
         key = name.lower().replace("_", "-").removeprefix("havoc-")
-        _require(key in PRESETS, f"no preset is called {name!r}; there are {', '.join(PRESETS)}")
+        _require(key in PRESETS, f"unknown preset {name!r}; known are {', '.join(PRESETS)}")
         presets = {"7b": cls.havoc_7b, "pico": cls.pico, "nano": cls.nano}
         presets |= {"edge-135m": cls.edge_135m, "edge-360m": cls.edge_360m}
         return presets[key]()

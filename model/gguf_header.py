@@ -124,7 +124,7 @@ class _Reader:
         if version not in VERSIONS:
             is_swapped = int.from_bytes(version.to_bytes(4, "little"), "big") in {1, *VERSIONS}
             kind = "big-endian: convert it to little-endian" if is_swapped else f"of version {version}"
-            raise self._wrong(f"is {kind}; read are little-endian files of version 2 and 3")
+            raise self._wrong(f"is {kind}; HAVOC reads little-endian files of version 2 and 3")
         num_tensors = self._count("tensors", MAX_TENSORS)
         num_entries = self._count("metadata entries", MAX_ENTRIES)
         metadata: dict[str, Any] = {}
@@ -163,7 +163,9 @@ class _Reader:
         number = self._number("I", shown)
         if number not in BLOCK_TYPES:
             known = ", ".join(block.name for block in BLOCK_TYPES.values())
-            raise self._wrong(f"stores {shown} in type {_type_name(number)}, which is not supported; read are {known}")
+            raise self._wrong(
+                f"stores {shown} in type {_type_name(number)}, which is not supported; HAVOC reads {known}"
+            )
         block = BLOCK_TYPES[number]
         if min(shape) < 1 or shape[-1] % block.size:
             raise self._wrong(
@@ -177,9 +179,13 @@ class _Reader:
         end = begin + tensor.num_rows * tensor.row_bytes
         name = printable(tensor.name)
         if tensor.offset_bytes % alignment:
-            raise self._wrong(f"puts tensor {name} at offset {tensor.offset_bytes}, no multiple of {alignment}")
+            raise self._wrong(
+                f"puts tensor {name} at offset {tensor.offset_bytes}, which is not a multiple of {alignment}"
+            )
         if end > len(self._data):
-            raise self._wrong(f"ends at byte {len(self._data):,}, but tensor {name} at {end:,}: truncated or damaged")
+            raise self._wrong(
+                f"ends at byte {len(self._data):,}, but tensor {name} ends at {end:,}: truncated or damaged"
+            )
         return StoredTensor(tensor.name, tensor.shape, tensor.type, begin)
 
     def _value(self, kind: int, key: str) -> Any:  # noqa: ANN401 - a number, a text, or a list of them
@@ -212,7 +218,7 @@ class _Reader:
     def _text(self, what: str, *, most: int = MAX_HEADER_BYTES) -> str:
         size = self._number("Q", what)
         if size > most:
-            raise self._wrong(f"gives {printable(what)} {size:,} bytes; at most {most:,} are read")
+            raise self._wrong(f"gives {printable(what)} {size:,} bytes; HAVOC reads at most {most:,}")
         try:
             return self._take(size, what).decode("utf-8")
         except UnicodeDecodeError as error:
@@ -221,7 +227,7 @@ class _Reader:
     def _count(self, what: str, most: int) -> int:
         count: int = self._number("Q", f"the number of {what}")
         if count > most:
-            raise self._wrong(f"claims {count:,} {what}; at most {most:,} are read")
+            raise self._wrong(f"claims {count:,} {what}; HAVOC reads at most {most:,}")
         return count
 
     def _number(self, form: str, what: str) -> Any:  # noqa: ANN401 - int or float, as the form says

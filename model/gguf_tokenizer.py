@@ -110,7 +110,7 @@ class _Fields:
         pairs = [tuple(merge.split(" ")) for merge in self._list("merges", str)]
         wrong = next((pair for pair in pairs if len(pair) != 2), None)  # noqa: PLR2004 - a pair
         if wrong is not None:
-            raise HavocError(f"tokenizer.ggml.merges holds {' '.join(wrong)[:40]!r}, which is no pair")
+            raise HavocError(f"tokenizer.ggml.merges holds {' '.join(wrong)[:40]!r}, which is not a pair")
         return [(pair[0], pair[1]) for pair in pairs]
 
     def _implied_merges(self) -> list[tuple[str, str]]:

@@ -43,7 +43,7 @@ def open_picture(data: bytes | Image, *, formats: tuple[str, ...] | None = None,
     except Image.DecompressionBombError as error:
         raise HavocError(f"a picture of more than {max_pixels} pixels ({error})") from error
     except UnidentifiedImageError as error:
-        raise HavocError("a picture cannot be decoded (its format is unknown, or it is no picture)") from error
+        raise HavocError("a picture cannot be decoded (its format is unknown, or it is not a picture)") from error
     except (OSError, ValueError, SyntaxError, TypeError) as error:
         raise HavocError(f"a picture cannot be decoded ({error})") from error
     return seen

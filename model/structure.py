@@ -90,16 +90,16 @@ class Structure:
             object.__setattr__(self, "compute", self._fast_compute())
         if self.weight_format not in (*WEIGHT_FORMATS, "keep"):
             raise HavocError(
-                f"no weight format is called {self.weight_format!r}; there are {', '.join(WEIGHT_FORMATS)} and keep"
+                f"unknown weight format {self.weight_format!r}; known are {', '.join(WEIGHT_FORMATS)} and keep"
             )
         if self.activation_dtype not in ACTIVATION_DTYPES:
             raise HavocError(
-                f"no activation dtype is called {self.activation_dtype!r}; there are {', '.join(ACTIVATION_DTYPES)}"
+                f"unknown activation dtype {self.activation_dtype!r}; known are {', '.join(ACTIVATION_DTYPES)}"
             )
         if self.block_size not in BLOCK_SIZES:
             raise HavocError(f"block_size must be 16, 32, 64, 128 or 256, not {self.block_size!r}")
         if self.quantizer not in QUANTIZERS:
-            raise HavocError(f"no quantizer is called {self.quantizer!r}; there are {', '.join(QUANTIZERS)}")
+            raise HavocError(f"unknown quantizer {self.quantizer!r}; known are {', '.join(QUANTIZERS)}")
         if type(self.rank_fraction) not in {int, float} or not 0 < self.rank_fraction <= 1:
             raise HavocError(f"the share of the rank to keep must be above 0 and at most 1, not {self.rank_fraction!r}")
         self._check_compute()
@@ -156,7 +156,7 @@ class Structure:
         found = _NAME.fullmatch(name)
         if found is None:
             raise HavocError(
-                f"no structure is called {name!r}; a name is a weight format ({', '.join(WEIGHT_FORMATS)}) and what is "
+                f"unknown structure {name!r}; a name is a weight format ({', '.join(WEIGHT_FORMATS)}) and what is "
                 "unusual about it, such as int4-b64, int4-gptq-mix5.0 or int8-r0.50"
             )
         return cls(

@@ -51,7 +51,7 @@ def _opened(png_bytes: bytes) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     if len(png_bytes) > MAX_IMAGE_BYTES:
-        raise HavocError(f"image: {len(png_bytes)} bytes; at most {MAX_IMAGE_BYTES} are read")
+        raise HavocError(f"image: {len(png_bytes)} bytes; HAVOC reads at most {MAX_IMAGE_BYTES}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)

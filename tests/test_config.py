@@ -83,7 +83,7 @@ def test_a_saved_recipe_reads_back_equal(
         ("[expert]", "unknown key expert; did you mean experts?"),
         ("zzz = 1", "unknown key zzz; known are model, data, experts, search, export, bench, gate"),
         ("[bench]\nzzz = 1", "unknown key bench.zzz; known are profile"),
-        ("[search]\nweight_formats = ['int5']", "weight_formats.0: no structure is called 'int5'"),
+        ("[search]\nweight_formats = ['int5']", "weight_formats.0: unknown structure 'int5'"),
         ("[export]\nweights = 'int8a-hqq'", "export.weights: the quantizer hqq makes int4 weights"),
         ("[experts]\nnum_steps = '3'", "experts.num_steps = '3': input should be a valid integer"),
         ("[experts]\nnum_steps = true", "experts.num_steps = True: input should be a valid integer"),

@@ -201,7 +201,7 @@ class Task:
         if getattr(rule, "labels", None) is None:
             if isinstance(label, int) and not isinstance(label, bool) and 0 <= label < num:
                 return label
-            raise HavocError(f"the label {_short(label)} is no place from 0 to {num - 1}")
+            raise HavocError(f"the label {_short(label)} is not a position from 0 to {num - 1}")
         labels = self._labels(row)
         if label not in labels:
             raise HavocError(f"the label {_short(label)} is not among {', '.join(labels)}")
@@ -332,7 +332,7 @@ class Task:
     def _check_gold(self, row: Row, reference: str) -> None:
         for metric in _required(self.definition.generate).metrics:
             if metric.compare == "number" and read_number(self._gold_number(metric, row)) is None:
-                raise HavocError(f"the gold answer {_short(self._gold(row)[-40:])} is no number that can be read")
+                raise HavocError(f"the gold answer {_short(self._gold(row)[-40:])} is not a number that HAVOC can read")
             reward = self._judge_one(metric, row, cut(reference, self.stop))
             if reward.outcome != "right":
                 raise HavocError(f"its own answer is wrong by the metric {metric.name} ({reward.reason})")

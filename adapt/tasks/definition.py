@@ -62,7 +62,7 @@ def _pattern(source: str) -> str:
     try:
         re.compile(source)
     except (re.error, RecursionError, OverflowError) as error:
-        raise ValueError(f"{source!r} is no regular expression ({error})") from error
+        raise ValueError(f"{source!r} is not a regular expression ({error})") from error
     return source
 
 
@@ -134,9 +134,11 @@ class Data(_Part):
         if self.generator is not None and (self.path or self.hub):
             raise ValueError("has a generator and files: take one of them")
         if self.generator is None and not (self.path or self.hub):
-            raise ValueError("says not where the rows come from: give `path` (a file or folder) or `hub` (a data set)")
+            raise ValueError(
+                "does not say where the rows come from: give `path` (a file or folder) or `hub` (a data set)"
+            )
         if self.subset is not None and self.hub is None:
-            raise ValueError("has a subset of no `hub` data set")
+            raise ValueError("names a subset, but no data set of the `hub`")
         shares = list(self.splits.items())
         for place, (name, split) in enumerate(shares):
             for other_name, other in shares[place + 1 :]:
@@ -239,7 +241,7 @@ class GenerateRule(WrittenRule):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"has two metrics called {', '.join(twice)}")
         if any(metric.compare == "choice" for metric in self.metrics) and (self.choices is None or self.labels is None):
-            raise ValueError('compares with "choice" and says not where `choices` and `labels` stand')
+            raise ValueError('compares with "choice" and does not say where `choices` and `labels` stand')
         return self
 
 
@@ -351,13 +353,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise HavocError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:  # a NUL in the name
-        raise HavocError(f"{str(path)!r}: no file can be called so ({error})") from error
+        raise HavocError(f"{str(path)!r}: not a valid file name ({error})") from error
     if len(data) > MAX_FILE_BYTES:
-        raise HavocError(f"{path}: larger than {MAX_FILE_BYTES} bytes, so it is no task file")
+        raise HavocError(f"{path}: larger than {MAX_FILE_BYTES} bytes; no task file is that large")
     for number, line in enumerate(data.split(b"\n"), start=1):
         head = line.partition(b"=")[0]
         if (num_dots := head.count(b".")) > MAX_DOTS and not line.lstrip().startswith(b"#"):
-            raise HavocError(f"{path}: line {number} has {num_dots} dots in its key: no task is so nested")
+            raise HavocError(f"{path}: line {number} has {num_dots} dots in its key: no task file is nested that deep")
     try:
         return tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

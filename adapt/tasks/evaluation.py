@@ -42,7 +42,7 @@ class Accuracy:
 
     def __post_init__(self) -> None:
         if not 0 <= self.num_right <= self.num_rows:
-            raise HavocError(f"{self.task}: {self.num_right} right of {self.num_rows} rows cannot be")
+            raise HavocError(f"{self.task}: {self.num_right} right of {self.num_rows} rows is impossible")
 
     @property
     def share(self) -> float:

@@ -145,7 +145,7 @@ def _csv(path: Path, columns: Sequence[str], optional: frozenset[str]) -> Iterat
         wanted = _present(path, columns, optional, list(reader.fieldnames or ()))
         for number, row in enumerate(reader, start=1):
             if None in row or None in row.values():
-                raise HavocError(f"{path}, row {number}: has not as many fields as the first line has names")
+                raise HavocError(f"{path}, row {number}: its number of fields is not that of the first line")
             yield {name: row[name] for name in wanted}
 
 

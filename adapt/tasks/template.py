@@ -83,7 +83,7 @@ class _Compiled:
     def __init__(self, source: str) -> None:
         self.source = source
         if len(source) > MAX_SOURCE_CHARS:
-            raise HavocError(f"a template of {len(source)} characters; at most {MAX_SOURCE_CHARS} are read")
+            raise HavocError(f"a template of {len(source)} characters; HAVOC reads at most {MAX_SOURCE_CHARS}")
 
     def _parsed(self, source: str) -> nodes.Template:
         """Return the tree of `source`, loops bounded; what could run long or reach out of the row is refused."""
@@ -94,9 +94,9 @@ class _Compiled:
             complaint = _complaint(tree)  # before anything is compiled, because compiling works constants out
             self.columns = frozenset() if complaint else frozenset(meta.find_undeclared_variables(tree))
         except (TemplateError, RecursionError) as error:
-            raise HavocError(f"{_shown(self.source)} is no Jinja template ({_first_line(error)})") from error
+            raise HavocError(f"{_shown(self.source)} is not a Jinja template ({_first_line(error)})") from error
         if complaint:
-            raise HavocError(f"{_shown(self.source)} {complaint}, which a task file may not")
+            raise HavocError(f"{_shown(self.source)} {complaint}, which is not allowed in a task file")
         for loop in tree.find_all(_nodes().For):
             loop.iter = _nodes().Filter(loop.iter, "bounded", [], [], None, None, lineno=loop.lineno)
         return tree

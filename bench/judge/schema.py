@@ -51,7 +51,7 @@ RowBits = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]+$", max_length=2*
 
 def _known_device(name: str) -> str:
     if name not in DEVICE_KINDS:
-        raise ValueError(f"no kind of device is called {name!r}; there are {', '.join(DEVICE_KINDS)}")
+        raise ValueError(f"unknown kind of device {name!r}; known are {', '.join(DEVICE_KINDS)}")
     return name
 
 
@@ -105,7 +105,7 @@ class FormatCost(Part):
             raise ValueError(f"pieces of {mean:.6g} nats on average and a mean of {self.kl_mean:.6g}")
         if abs(self.top1_share * self.num_positions - self.num_same) > _ROUNDING * self.num_positions:
             raise ValueError(
-                f"a share of {self.top1_share!r} of {self.num_positions} positions is no whole number of them"
+                f"a share of {self.top1_share!r} of {self.num_positions} positions is not a whole number of them"
             )
         if self.num_positions % len(self.kl_chunks):
             raise ValueError(f"{self.num_positions} positions in {len(self.kl_chunks)} equal pieces")

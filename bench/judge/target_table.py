@@ -56,7 +56,7 @@ def _base_entry(
     is_here = base in entries and base != name
     if not is_here and base not in bundled:
         known = [*(other for other in entries if other != name), *bundled]
-        raise ValueError(f"{EXTENDS} names {base!r}, which is no target; {nearest(base, known)}")
+        raise ValueError(f"{EXTENDS} names {base!r}, which is not a target; {nearest(base, known)}")
     if is_here:
         return whole_entry(base, entries, bundled, heirs=heirs)
     return whole_entry(base, bundled, {}, heirs=())

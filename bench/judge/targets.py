@@ -100,13 +100,16 @@ class Limit(Part):
                 f'write {100 * written:g}, or {written:g} with unit "share"'
             )
         if metric.kind != "accuracy" and (wrong := sorted({"task", *_PINS} & self.model_fields_set)):
-            raise ValueError(f"{self.metric} has no {', '.join(wrong)}: it is no limit on a task")
+            raise ValueError(f"{self.metric} has no {', '.join(wrong)}: it is not a limit on a task")
         if "percentile" in self.model_fields_set and metric.kind != "latency":
             raise ValueError(f"{self.metric} has no percentile")
         if metric.kind != "accuracy" and (stated := sorted(_ROWS & self.model_fields_set)):
             raise ValueError(f"{self.metric} is not judged on rows: {', '.join(stated)} has no meaning")
         if not metric.lowest <= self.value <= metric.highest:
-            raise ValueError(f"{self.metric} limit of {self.value:g} {metric.unit} is no sane figure: check the unit")
+            raise ValueError(
+                f"{self.metric} limit of {self.value:g} {metric.unit} is outside the plausible range "
+                f"{metric.lowest:g} to {metric.highest:g} {metric.unit}; check the unit"
+            )
         return self
 
     @property
@@ -353,16 +356,18 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise HavocError(f"{path}: {error.strerror or error}") from error
     except ValueError as error:  # a NUL in the name
-        raise HavocError(f"{str(path)!r}: no file can be called so ({error})") from error
+        raise HavocError(f"{str(path)!r}: not a valid file name ({error})") from error
     if len(data) > MAX_TARGETS_BYTES:
-        raise HavocError(f"{path}: larger than {MAX_TARGETS_BYTES} bytes, so it is no targets file")
+        raise HavocError(f"{path}: larger than {MAX_TARGETS_BYTES} bytes; no targets file is that large")
     return data
 
 
 def _parsed(path: Path, data: bytes) -> Mapping[str, object]:
     for number, line in enumerate(data.split(b"\n"), start=1):
         if (num_dots := line.count(b".")) > MAX_DOTS and not line.lstrip().startswith(b"#"):
-            raise HavocError(f"{path}: line {number} has {num_dots} dots, more than {MAX_DOTS}: no target is so nested")
+            raise HavocError(
+                f"{path}: line {number} has {num_dots} dots, more than {MAX_DOTS}: no target is nested that deep"
+            )
     try:
         return tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

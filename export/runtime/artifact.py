@@ -164,14 +164,14 @@ def _parse_file(entry: dict[str, Any]) -> ArtifactFile:
 
 def _typed(value: object, kind: type[_T]) -> _T:
     if not isinstance(value, kind):
-        raise TypeError(f"{value!r:.80} is no {kind.__name__}")
+        raise TypeError(f"{value!r:.80} is not of type {kind.__name__}")
     return value
 
 
 def _text(value: object) -> str:
     text = _typed(value, str)
     if len(text) > _MAX_TEXT_CHARS:
-        raise ValueError(f"a text of {len(text)} characters, at most {_MAX_TEXT_CHARS} are read")
+        raise ValueError(f"a text of {len(text)} characters; HAVOC reads at most {_MAX_TEXT_CHARS}")
     return text
 
 

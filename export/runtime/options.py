@@ -47,7 +47,7 @@ class GraphOptions:
             ("logits", self.logits, LOGITS),
         ):
             if value not in known:
-                raise HavocError(f"no {what} is called {value!r}; there are {', '.join(known)}")
+                raise HavocError(f"unknown {what} {value!r}; known are {', '.join(known)}")
         if self.cache not in DIALECTS[self.dialect].decoders:
             caches = ", ".join(DIALECTS[self.dialect].decoders)
             raise HavocError(f"the {self.dialect} dialect has no {self.cache} cache; there are {caches}")

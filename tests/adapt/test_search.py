@@ -84,7 +84,7 @@ def test_structures_are_given_by_name(tmp_path: Path) -> None:
     result = search(KnownLandscape(), settings=settings, journal_path=tmp_path / "journal.jsonl")
     structures = {evaluation.candidate.structure for evaluation in result.evaluations}
     assert structures == {Structure.named(name) for name in names}
-    with pytest.raises(HavocError, match="no structure is called 'int5'"):
+    with pytest.raises(HavocError, match="unknown structure 'int5'"):
         dataclasses.replace(SETTINGS, weight_formats=("fp32", "int5"))
 
 

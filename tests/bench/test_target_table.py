@@ -79,7 +79,7 @@ def test_the_text_targets_are_the_others_without_vision() -> None:
     ("text", "words"),
     [
         ('[own]\nextends = "gtx1606"', ("'gtx1606'", "did you mean gtx1660?")),
-        ('[own]\nextends = "own"', ("'own'", "no target")),
+        ('[own]\nextends = "own"', ("'own'", "not a target")),
         ('[own]\nextends = "b"\n[b]\nextends = "own"', ("own extends b extends own", "circle")),
         ("[own]\nextends = 3", ("name of a target",)),
         (

@@ -74,7 +74,7 @@ def test_generate_reads_an_image(base_directory: Path, tmp_path: Path, capsys) -
     [
         ((9, 8), "9 x 8 pixels is not a multiple of the patch size 8"),
         ((512, 512), "the picture takes 4096 tokens"),
-        (None, "a picture cannot be decoded (its format is unknown, or it is no picture)"),
+        (None, "a picture cannot be decoded (its format is unknown, or it is not a picture)"),
     ],
     ids=["odd", "large", "text"],
 )

@@ -40,9 +40,9 @@ def test_the_manifest_gives_the_options_back(artifact: Path, options: GraphOptio
     [
         ({"logits": "some"}, "logits of 'some'; there are"),
         ({"logits": ["last token"]}, "logits of"),
-        ({"dialect": "latin"}, "no dialect is called 'latin'; there are standard, contrib"),
-        ({"dialect": ["standard"]}, "no dialect is called"),
-        ({"cache": "frozen"}, "no cache is called 'frozen'"),
+        ({"dialect": "latin"}, "unknown dialect 'latin'; known are standard, contrib"),
+        ({"dialect": ["standard"]}, "unknown dialect"),
+        ({"cache": "frozen"}, "unknown cache 'frozen'"),
         ({"cache_len": 64}, "a cache length of 64 needs a static cache"),
         ({"cache": "static", "cache_len": "64"}, "positive number of tokens, not '64'"),
         ({"cache": "static", "cache_len": True}, "positive number of tokens, not True"),

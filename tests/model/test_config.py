@@ -73,7 +73,7 @@ def test_preset_spellings() -> None:
     """`havoc_7b`, `HAVOC-7B` and `7b` are one; what is no preset is refused with the list of them."""
     assert HavocConfig.preset("havoc_7b") == HavocConfig.preset("HAVOC-7B") == HavocConfig.havoc_7b()
     assert HavocConfig.preset("edge_135m") == HavocConfig.edge_135m()
-    with pytest.raises(HavocError, match=r"'giant'; there are 7b, pico, nano, edge-135m, edge-360m"):
+    with pytest.raises(HavocError, match=r"'giant'; known are 7b, pico, nano, edge-135m, edge-360m"):
         HavocConfig.preset("giant")
 
 

@@ -258,7 +258,7 @@ def test_rope_frequencies_of_llama_3_become_its_scaling(tmp_path: Path) -> None:
         ("llama", {"llama.attention.head_count": [8, 4]}, "must be a whole number of at least 1"),
         ("llama", {"tokenizer.ggml.model": "bert"}, "tokenizer.ggml.model 'bert' is not supported"),
         ("llama", {"tokenizer.ggml.eos_token_id": 99999}, "eos_token_id names no token"),
-        ("llama", {"tokenizer.ggml.merges": ["a"]}, "tokenizer.ggml.merges holds 'a', which is no pair"),
+        ("llama", {"tokenizer.ggml.merges": ["a"]}, "tokenizer.ggml.merges holds 'a', which is not a pair"),
         ("llama", {"tokenizer.ggml.merges": ["qq zz"]}, "describes no tokenizer"),
         ("llama", {"tokenizer.ggml.tokens": ["a", "b", "a"]}, "tokenizer.ggml.tokens holds 'a' twice"),
         ("llama", {"tokenizer.ggml.tokens": ["a", "b" * 5000]}, "tokenizer.ggml.tokens holds one of 5,000 characters"),

@@ -34,8 +34,8 @@ def test_every_combination_has_a_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("int3",), "no weight format is called 'int3'; there are fp32, fp16, int8, int4 and keep"),
-        (("int4", "bf16"), "no activation dtype is called 'bf16'; there are fp32, fp16"),
+        (("int3",), "unknown weight format 'int3'; known are fp32, fp16, int8, int4 and keep"),
+        (("int4", "bf16"), "unknown activation dtype 'bf16'; known are fp32, fp16"),
         (("int4", "fp32", 33), "block_size must be 16, 32, 64, 128 or 256, not 33"),
         (("fp16", "fp32", 64), "fp16 weights have no blocks: leave out block size 64, or take int8 or int4"),
         (("fp32", "fp32", 32, False), "fp32 weights have no blocks: leave out asymmetric blocks, or take"),
@@ -43,7 +43,7 @@ def test_every_combination_has_a_name() -> None:
             ("fp32", "fp32", 32, False, "hqq"),
             "no blocks: leave out asymmetric blocks and the quantizer hqq, or take int8",
         ),
-        (("int4", "fp32", 32, False, "awq"), "no quantizer is called 'awq'; there are rtn, hqq, k_quant, gptq"),
+        (("int4", "fp32", 32, False, "awq"), "unknown quantizer 'awq'; known are rtn, hqq, k_quant, gptq"),
         (("int8", "fp32", 32, False, "hqq"), "the quantizer hqq makes int4 weights, not int8; use rtn or k_quant"),
         (("int4", "fp32", 32, True, "k_quant"), "the quantizer k_quant chooses zero points: ask for asymmetric blocks"),
         (
@@ -146,10 +146,10 @@ def test_a_name_is_read_back() -> None:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("int3", "no structure is called 'int3'; a name is a weight format"),
-        ("int4-b64-hqq", "no structure is called"),
-        ("int4-b٦٤", "no structure is called"),
-        ("int4 ", "no structure is called"),
+        ("int3", "unknown structure 'int3'; a name is a weight format"),
+        ("int4-b64-hqq", "unknown structure"),
+        ("int4-b٦٤", "unknown structure"),
+        ("int4 ", "unknown structure"),
         ("int4-b48", "block_size must be"),
         ("int4-hqq", "chooses zero points"),
         ("fp32a", "fp32 weights have no blocks"),
@@ -216,7 +216,7 @@ def test_fields_of_an_older_version_mean_what_they_meant() -> None:
     ("change", "message"),
     [
         ({"compute": "int4"}, "products compute in fp32 or int8, not 'int4'"),
-        ({"weight_format": "int3"}, "no weight format is called 'int3'"),
+        ({"weight_format": "int3"}, "unknown weight format 'int3'"),
         ({"block_size": "many"}, "cannot be read"),
         ({"is_symmetric": "maybe"}, "cannot be read"),
         ({"rank_fraction": "half"}, "cannot be read"),

@@ -76,7 +76,7 @@ def test_grey_models_read_one_channel() -> None:
         (b"GIF89a" + bytes(20), "not a PNG"),
         (png(noise(8, 8))[:60], "damaged"),
         (png(noise(8, 12)), "12 x 8 pixels is not a multiple of the patch size 8"),
-        (bytes(MAX_IMAGE_BYTES + 1), "16777217 bytes; at most 16777216"),
+        (bytes(MAX_IMAGE_BYTES + 1), "16777217 bytes; HAVOC reads at most 16777216"),
         (header_only_png(8192, 8192), "8192 x 8192 pixels; at most 16777216"),
         (header_only_png(65_000, 65_000), "pixels"),
         (header_only_png(16, 16), "damaged"),
