@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
 from havoc_core.adapt.paired import paired_margin
 
@@ -21,15 +22,35 @@ def answers(tasks: dict[str, list[tuple[bool, bool]]], side: int) -> dict[str, t
 
 @given(tasks=st.dictionaries(st.sampled_from(["math", "code", "vision"]), PAIRS, min_size=1))
 def test_it_is_the_mean_of_the_tasks_mean_differences(tasks: dict[str, list[tuple[bool, bool]]]) -> None:
-    """Against NumPy: each task weighs the same, and the variance is that of a mean of independent means."""
+    """Against NumPy over the rows and half a row of each outcome: each task weighs the same."""
     found = paired_margin(answers(tasks, 0), answers(tasks, 1))
     differences = [np.array([int(a) - int(b) for a, b in pairs]) for pairs in tasks.values()]
     margin = np.mean([part.mean() for part in differences])
-    error = math.sqrt(sum(part.var(ddof=1) / len(part) for part in differences)) / len(differences)
+    padded = [(np.append(part, (1, -1, 0, 0)), np.append(np.ones(len(part)), (0.5,) * 4)) for part in differences]
+    centre = np.mean([np.average(part, weights=weights) for part, weights in padded])
+    variances = [np.cov(part, aweights=weights, bias=True) / weights.sum() for part, weights in padded]
+    reach = stats.t.ppf(0.975, min(map(len, differences)) - 1) * math.sqrt(sum(variances)) / len(variances)
     assert found["margin"] == pytest.approx(margin, abs=1e-12)
-    assert found["low"] == pytest.approx(margin - 1.959964 * error, abs=1e-9)
-    assert found["high"] == pytest.approx(margin + 1.959964 * error, abs=1e-9)
+    assert found["low"] == pytest.approx(max(centre - reach, -1), abs=1e-6)
+    assert found["high"] == pytest.approx(min(centre + reach, 1), abs=1e-6)
     assert found["is_proven"] == (found["low"] > 0)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 200])
+def test_answers_that_agree_leave_an_interval(num_rows: int) -> None:
+    """Models that answer alike differ by nothing here, which does not prove that they differ by nothing."""
+    alike = {"math": (True,) * num_rows}
+    found = paired_margin(alike, alike)
+    assert found["margin"] == 0
+    assert -found["low"] == found["high"] > 0.5 / num_rows
+
+
+def test_few_rows_prove_nothing() -> None:
+    """Four rows of four won are what a coin gives in one of 16 throws."""
+    for num_rows in (1, 2, 3, 4):
+        won = paired_margin({"math": (True,) * num_rows}, {"math": (False,) * num_rows})
+        assert (won["margin"], won["is_proven"]) == (1, False)
+    assert paired_margin({"math": (True,) * 8}, {"math": (False,) * 8})["is_proven"]
 
 
 @given(tasks=st.dictionaries(st.sampled_from(["math", "code"]), PAIRS, min_size=1))
