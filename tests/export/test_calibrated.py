@@ -160,7 +160,7 @@ def test_a_wrong_block_is_noticed_without_the_text(base_directory: Path, tmp_pat
     with pytest.raises(IdentityError, match=r"its int8 matrices make it 8\.\d+ bits a weight"):
         rederive(out, manifest, base_directory)
     manifest.calibration["int8"] = ["model.norm.weight"]
-    with pytest.raises(IdentityError, match=r"promotes model.norm.weight, no matrix in blocks"):
+    with pytest.raises(IdentityError, match=r"promotes model.norm.weight, which"):
         rederive(out, manifest, base_directory)
 
 

@@ -251,7 +251,7 @@ def test_a_base_brings_its_tokenizer(directory: Path) -> None:
 
 def test_what_is_no_base_is_named(tmp_path: Path) -> None:
     """Neither a directory nor a preset; or a directory without weights or config."""
-    with pytest.raises(HavocError, match=r"no such directory or \.gguf file"):
+    with pytest.raises(HavocError, match=r"not a directory, not a \.gguf file"):
         load_base(str(tmp_path / "absent"))
     with pytest.raises(HavocError, match=r"config\.json: no such file"):
         load_base(tmp_path)
