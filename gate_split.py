@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from . import storage
 from .adapt.paired import paired_margin
-from .adapt.tasks.evaluation import Accuracy
+from .adapt.tasks.evaluation import Accuracy, Scoring
 from .adapt.tasks.sources import data_hash
 from .bench.accuracy import AccuracyRun, run_accuracy
 from .cores import threads_for
@@ -115,14 +115,16 @@ def score_artifact(place: Place, base: Base, artifact: Path, journal: GateJourna
     recipe = place.recipe
     run = run_accuracy(
         artifact,
-        tasks=recipe.experts.tasks,
-        num_rows=recipe.gate.num_rows,
-        may_be_fewer=True,
-        seed=recipe.data.seed,
-        data_dir=recipe.data.directory,
-        online=recipe.data.online,
-        max_new_tokens=recipe.experts.max_new_tokens,
-        is_chat=recipe.model.chat,
+        Scoring(
+            tasks=recipe.experts.tasks,
+            num_rows=recipe.gate.num_rows,
+            may_be_fewer=True,
+            seed=recipe.data.seed,
+            data_dir=recipe.data.directory,
+            online=recipe.data.online,
+            max_new_tokens=recipe.experts.max_new_tokens,
+            is_chat=recipe.model.chat,
+        ),
         num_threads=threads_for(base.model.num_parameters(), num_threads=place.num_threads),
         progress=progress,
     )
@@ -207,9 +209,5 @@ def _whole(journal: GateJournal, name: str, sizes: Mapping[tuple[str, str, int],
 
 def _table_row(name: str, answers: Answers, kl_to_base: Mapping[str, float]) -> dict[str, Any]:
     kind = name if name in {"base", "mixture"} else "expert"
-    accuracy = {}
-    for task, right in answers.items():
-        counted = Accuracy(task, sum(right), len(right))
-        low, high = counted.interval()
-        accuracy[task] = {"num_right": counted.num_right, "num_rows": counted.num_rows, "low": low, "high": high}
+    accuracy = {task: Accuracy(task, sum(right), len(right)).document() for task, right in answers.items()}
     return {"name": name, "kind": kind, "accuracy": accuracy, "kl_to_base": dict(kl_to_base)}

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ..adapt.tasks.evaluation import Scoring
     from ..progress import Progress
     from .accuracy import AccuracyRun
     from .judge.compare import Comparison
@@ -149,9 +150,7 @@ def _bench(args: argparse.Namespace) -> int:
     answerer = None if args.sign is None else load_answerer(args.sign)
     if args.n != 0:
         identify_subject(args.artifact)
-        require_rows(
-            args.artifact, args.n, tasks=args.task, data_dir=args.data, online=args.online, few_shot=args.few_shot
-        )
+        require_rows(args.artifact, _scoring(args))
     progress = _progress(args)
     record = measure(
         args.artifact,
@@ -200,21 +199,24 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
     from .accuracy import run_accuracy
 
     try:
-        return run_accuracy(
-            args.artifact,
-            tasks=args.task,
-            num_rows=args.n,
-            few_shot=args.few_shot,
-            split="gate",
-            data_dir=args.data,
-            online=args.online,
-            may_be_fewer=True,
-            is_chat=args.is_chat,
-            num_threads=args.threads,
-            progress=progress,
-        )
+        return run_accuracy(args.artifact, _scoring(args), num_threads=args.threads, progress=progress)
     except HavocError as error:
         raise type(error)(f"{error}; what was measured is kept in {record_path}, without accuracy") from error
+
+
+def _scoring(args: argparse.Namespace) -> Scoring:
+    """Return which tasks and rows `bench` and `eval` are to score; the split is gate unless `eval` says otherwise."""
+    from ..adapt.tasks.evaluation import Scoring
+
+    return Scoring(
+        tasks=tuple(args.task or ()) or None,
+        num_rows=args.n,
+        data_dir=args.data,
+        online=args.online,
+        may_be_fewer=True,
+        few_shot=args.few_shot,
+        is_chat=args.is_chat,
+    )
 
 
 def work_asked(args: argparse.Namespace) -> tuple[Workload, str | None, int | None]:
@@ -463,20 +465,8 @@ def handle_eval(args: argparse.Namespace) -> int:
     """Score an artifact or a base by task, with exact 95 % intervals."""
     from .evaluate import evaluate
 
-    found = evaluate(
-        args.model,
-        tasks=tuple(args.task or ()),
-        num_rows=args.n,
-        split=args.split,
-        seed=args.seed,
-        max_new_tokens=args.max_new_tokens,
-        few_shot=args.few_shot,
-        data_dir=args.data,
-        online=args.online,
-        is_chat=args.is_chat,
-        num_threads=args.threads,
-        progress=_progress(args),
-    )
+    scoring = replace(_scoring(args), split=args.split, seed=args.seed, max_new_tokens=args.max_new_tokens)
+    found = evaluate(args.model, scoring, num_threads=args.threads, progress=_progress(args))
     document = found.document()
     if args.json:
         _print_json({"model": args.model, "split": args.split, "accuracy": document, "notes": list(found.notes)})

@@ -102,12 +102,13 @@ def _records(config: pytest.Config, artifact: Path | None) -> list[Record]:
 
 
 def _measured(config: pytest.Config, artifact: Path) -> Record:
+    from ..adapt.tasks.evaluation import Scoring
     from .accuracy import add_accuracy, run_accuracy
     from .measure import measure
 
     record = measure(artifact, profile=config.getoption("--havoc-profile"))
     num_rows: int = config.getoption("--havoc-rows")
-    return add_accuracy(record, run_accuracy(artifact, num_rows=num_rows)) if num_rows else record
+    return add_accuracy(record, run_accuracy(artifact, Scoring(num_rows=num_rows))) if num_rows else record
 
 
 @pytest.hookimpl(optionalhook=True)

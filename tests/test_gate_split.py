@@ -174,7 +174,7 @@ def test_the_artifact_is_scored_once_for_the_same_files(tmp_path: Path, monkeypa
     there = {"manifest.json": "m", "model.onnx": "a"}
     scored: list[Path] = []
 
-    def run_accuracy(artifact: Path, **_: object) -> AccuracyRun:
+    def run_accuracy(artifact: Path, *_: object, **__: object) -> AccuracyRun:
         scored.append(artifact)
         files = {name: sha for name, sha in there.items() if name != "manifest.json"}
         return AccuracyRun(files=files, manifest_sha256=there["manifest.json"], tasks={}, right={})
