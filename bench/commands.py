@@ -17,6 +17,7 @@ from .judge.disturbance import cpu_share, disturbed_share
 from .judge.figures import DASH, count, printable, show, show_interval
 from .judge.metrics import measured, metric_of
 from .judge.targets import load_target, require_known_tasks, require_pinned
+from .judge.verdicts import spelled
 from .report.tables import emphasis, table
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ def record_path(path: Path) -> Path:
 
 def judgement_text(judgement: Judgement, title: str) -> str:
     """Return a verdict as a table of limits under one line that says it all."""
-    word = judgement.verdict.replace("_", " ").upper()
+    word = spelled(judgement.verdict).upper()
     head = f"{emphasis(word, judgement.verdict)} on {printable(f'{judgement.target} ({title}): {judgement.reason}')}"
     if judgement.findings:
         rows = [[finding.rule, finding.sentence, finding.reason] for finding in judgement.findings]
