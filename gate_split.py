@@ -6,6 +6,7 @@ A line counts for the base, experts, tasks and data that it was answered with; t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from . import storage
@@ -15,7 +16,7 @@ from .adapt.tasks.sources import data_hash
 from .bench.accuracy import AccuracyRun, run_accuracy
 from .cores import threads_for
 from .errors import HavocError
-from .jobs import scoring_workers
+from .jobs import AnswerRequest, Mixtures, RowRange, scoring_workers
 from .measuring import divergences_of, recipe_tasks, right_rows
 from .model.structure import Structure
 from .processes import results_of
@@ -154,7 +155,7 @@ def score_rows(
     contestants = {"base": [0.0] * len(experts)}
     contestants |= {expert.domain: alphas[expert.domain] for expert in experts if not expert.is_base}
     num_jobs = len(tasks) * len(contestants)
-    rows = {"split": "gate", "start": 0, "size": place.recipe.gate.num_rows}
+    rows = RowRange(split="gate", start=0, size=place.recipe.gate.num_rows)
     with scoring_workers(base, num_jobs, num_experts=len(experts), num_threads=place.num_threads) as workers:
         sizes = {
             (name, task, start): min(PART_ROWS, len(mixture[task]) - start)
@@ -163,16 +164,14 @@ def score_rows(
             for start in range(0, len(mixture[task]), PART_ROWS)
         }
         missing = [part for part, size in sizes.items() if journal.part(*part, size) is None]
+        alone = Mixtures(place=place, num_threads=workers.num_threads, rule="delta")
         requests = [
-            place.request(
-                alpha=contestants[name],
-                tasks=[task],
-                rule="delta",
+            AnswerRequest(
+                mixtures=alone,
+                rows=RowRange(split="gate", start=start, size=sizes[name, task, start]),
+                tasks=(task,),
+                alpha=tuple(contestants[name]),
                 structure=Structure().to_fields(),
-                num_threads=workers.num_threads,
-                split="gate",
-                start=start,
-                size=sizes[name, task, start],
             )
             for name, task, start in missing
         ]
@@ -181,9 +180,10 @@ def score_rows(
             given = results_of(workers.run(".jobs:answer", requests, listen=stage.advance))
             for part, right in zip(missing, given, strict=True):
                 journal.keep(*part, right[part[1]])
-        moved = results_of(divergences_of(place, workers, list(alphas.values()), rule="delta", **rows))
+        moved = results_of(divergences_of(workers, alone, rows, list(alphas.values())))
         kls = {"base": dict.fromkeys(tasks, 0.0), **dict(zip(alphas, moved, strict=True))}
-        (kls["mixture"],) = results_of(divergences_of(place, workers, [alpha], rule=place.recipe.search.rule, **rows))
+        mixed = replace(alone, rule=place.recipe.search.rule)
+        (kls["mixture"],) = results_of(divergences_of(workers, mixed, rows, [alpha]))
     found = {name: right_rows(_whole(journal, name, sizes)) for name in contestants}
     answers = {name: found.get(name, found["base"]) for name in ("base", *alphas)}
     in_order = {task: mixture[task] for task in tasks}  # a journal's own is that of the alphabet

@@ -13,7 +13,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 Message = TypeVar("Message")
 Asked = TypeVar("Asked")
@@ -69,6 +69,8 @@ def _read(kind: Any, found: Any, name: str) -> Any:  # noqa: ANN401 - an annotat
     if kind is float and type(found) is int:
         return float(found)
     origin, parts = get_origin(kind) or kind, get_args(kind)
+    if origin is Literal and found in parts:
+        return found
     if is_dataclass(kind) and isinstance(found, dict):
         return _read_fields(kind, found, name)
     if origin is tuple and isinstance(found, list):
@@ -76,7 +78,7 @@ def _read(kind: Any, found: Any, name: str) -> Any:  # noqa: ANN401 - an annotat
     if origin is dict and isinstance(found, dict):
         return {key: _read(parts[1], value, f"{name}.{key}") for key, value in found.items()}
     if type(found) is not kind:
-        raise TypeError(f"{name} is {found!r:.60}, expected {getattr(kind, '__name__', kind)}")
+        raise TypeError(f"{name} is {found!r:.60}, expected {kind.__name__ if isinstance(kind, type) else kind}")
     return found
 
 

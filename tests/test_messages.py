@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -56,20 +56,22 @@ class Turn:
 class Turns:
     title: str | None
     turns: tuple[Turn, ...]
+    by: Literal["hand", "clock"] = "hand"
 
 
 @pytest.mark.parametrize(
     ("found", "words"),
     [
-        ({"title": "t"}, "turns is missing or unknown"),
-        ({"title": "t", "turns": [], "more": 1}, "more is missing or unknown"),
-        ({"title": 3, "turns": []}, "message.title is 3, expected str"),
-        ({"title": None, "turns": {}}, "message.turns is {}"),
+        ({"title": "t", "by": "hand"}, "turns is missing or unknown"),
+        ({"title": "t", "turns": [], "by": "hand", "more": 1}, "more is missing or unknown"),
+        ({"title": 3, "turns": [], "by": "hand"}, "message.title is 3, expected str"),
+        ({"title": None, "turns": {}, "by": "hand"}, "message.turns is {}"),
         (
-            {"title": None, "turns": [{"number": True, "share": 0.5}]},
+            {"title": None, "turns": [{"number": True, "share": 0.5}], "by": "hand"},
             r"message.turns\[0\].number is True, expected int",
         ),
-        ({"title": None, "turns": [{"number": 1, "share": "0.5"}]}, r"message.turns\[0\].share is '0.5'"),
+        ({"title": None, "turns": [{"number": 1, "share": "0.5"}], "by": "hand"}, r"message.turns\[0\].share is '0.5'"),
+        ({"title": None, "turns": [], "by": "foot"}, "message.by is 'foot', expected .*hand"),
         ([], r"message is \[\], expected Turns"),
     ],
 )
