@@ -9,6 +9,7 @@ model, which then checks itself.
 
 from __future__ import annotations
 
+import base64
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
@@ -45,6 +46,8 @@ def plain(message: object) -> Any:  # noqa: ANN401 - JSON
         return {name: plain(value) for name, value in message.items()}
     if isinstance(message, list | tuple):
         return [plain(value) for value in message]
+    if isinstance(message, bytes):
+        return base64.b64encode(message).decode()
     return str(message) if isinstance(message, Path) else message
 
 
@@ -66,6 +69,8 @@ def _read(kind: Any, found: Any, name: str) -> Any:  # noqa: ANN401 - an annotat
         return None if found is None else _read(inner, found, name)
     if kind is Path and isinstance(found, str):
         return Path(found)
+    if kind is bytes and isinstance(found, str):
+        return base64.b64decode(found)
     if kind is float and type(found) is int:
         return float(found)
     origin, parts = get_origin(kind) or kind, get_args(kind)

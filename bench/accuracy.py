@@ -22,7 +22,7 @@ from ..export.runtime.child import run_worker
 from ..export.runtime.held import hold
 from ..export.runtime.serving import serve, served
 from ..export.runtime.session import DecoderSession
-from ..messages import ChildJob
+from ..messages import ChildJob, plain, read
 from ..model.config_file import read_config
 from ..progress import SILENT
 from .device import default_provider
@@ -58,73 +58,38 @@ class RowsDone:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TaskScore:
-    """The counts of one task for a record, which of its rows were right, and how many prompts were cut."""
+class TaskScores:
+    """Scores by task: counts for a record, and which rows were right, for paired comparison.
 
-    counts: DomainAccuracy
-    right: tuple[bool, ...]
-    num_cut: int
-
-
-@dataclass(frozen=True)
-class ScoreResult:
-    """The scores by task."""
-
-    tasks: dict[str, TaskScore]
-
-
-SCORE = ChildJob(
-    module="havoc_core.bench.accuracy", name="score", asked=ScoreRequest, told=RowsDone, answer=ScoreResult
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AccuracyRun:
-    """Accuracy of one artifact: counts for the record, and which rows were right, for paired comparison.
-
-    `files` and `manifest_sha256` are the artifact's hashes; `right[task]` is in the order of the rows that
-    `rows_sha256` names; `num_cut[task]` prompts lost their beginning because they were longer than the model's context.
+    `right[task]` is in the order of the rows that `rows_sha256` names; `num_cut[task]` prompts lost their beginning
+    because they were longer than the model's context.
     """
 
-    files: dict[str, str]
-    manifest_sha256: str
     tasks: dict[str, DomainAccuracy]
     right: dict[str, tuple[bool, ...]]
     num_cut: dict[str, int] = field(default_factory=dict)
 
+
+@dataclass(frozen=True, kw_only=True)
+class AccuracyRun(TaskScores):
+    """The scores of one artifact, with the hashes of its files and of its manifest."""
+
+    files: dict[str, str]
+    manifest_sha256: str
+
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, the verdict of each row as a 0 or a 1."""
-        return {
-            "files": self.files,
-            "manifest_sha256": self.manifest_sha256,
-            "tasks": {task: counts.model_dump(mode="json") for task, counts in self.tasks.items()},
-            "right": {task: "".join("01"[is_right] for is_right in rows) for task, rows in self.right.items()},
-            "num_cut": self.num_cut,
-        }
+        marks = {task: "".join("01"[is_right] for is_right in rows) for task, rows in self.right.items()}
+        return plain(self) | {"right": marks}  # type: ignore[no-any-return]
 
     @classmethod
-    def of(cls, tasks: Mapping[str, TaskScore], *, files: dict[str, str], manifest_sha256: str) -> AccuracyRun:
-        """Join scores with the hashes of the artifact they are of."""
-        return cls(
-            files=files,
-            manifest_sha256=manifest_sha256,
-            tasks={name: score.counts for name, score in tasks.items()},
-            right={name: score.right for name, score in tasks.items()},
-            num_cut={name: score.num_cut for name, score in tasks.items()},
-        )
-
-    @classmethod
-    def from_json(cls, plain: Mapping[str, Any]) -> AccuracyRun:
+    def from_json(cls, document: Mapping[str, Any]) -> AccuracyRun:
         """Read what `to_json` gives; anything else is a `KeyError`, `TypeError` or `ValueError`."""
-        return cls(
-            files=dict(plain["files"]),
-            manifest_sha256=str(plain["manifest_sha256"]),
-            tasks={
-                task: DomainAccuracy.model_validate(counts, strict=False) for task, counts in plain["tasks"].items()
-            },
-            right={task: tuple(letter == "1" for letter in letters) for task, letters in plain["right"].items()},
-            num_cut={task: int(num) for task, num in plain["num_cut"].items()},
-        )
+        right = {task: [mark == "1" for mark in marks] for task, marks in document["right"].items()}
+        return read(cls, {**document, "right": right})
+
+
+SCORE = ChildJob(module="havoc_core.bench.accuracy", name="score", asked=ScoreRequest, told=RowsDone, answer=TaskScores)
 
 
 def run_accuracy(
@@ -155,7 +120,7 @@ def run_accuracy(
                 SCORE, request, timeout_s=_TIMEOUT_S, listen=lambda rows: stage.advance(rows.num_rows, note=rows.task)
             )
         held.require_unchanged()
-    return AccuracyRun.of(found.tasks, files=held.hashes, manifest_sha256=held.manifest.sha256)
+    return AccuracyRun(**vars(found), files=held.hashes, manifest_sha256=held.manifest.sha256)
 
 
 def _found_from_anywhere(scoring: Scoring) -> Scoring:
@@ -215,16 +180,16 @@ def score_tasks(
     *,
     has_template: bool,
     tell: Callable[[RowsDone], None],
-) -> dict[str, TaskScore]:
+) -> TaskScores:
     """Score an open model, task by task; `has_template` says whether it was asked through its chat template."""
-    found = {}
+    found = TaskScores(tasks={}, right={})
     for task in tasks:
 
         def advance(num_rows: int, name: str = task.name) -> None:
             tell(RowsDone(task=name, num_rows=num_rows))
 
         rows, scores = evaluate(scorer, task, scoring, advance=advance)
-        counts = DomainAccuracy(
+        found.tasks[task.name] = DomainAccuracy(
             num_right=sum(scores.right),
             num_rows=len(rows),
             num_failed=scores.failed,
@@ -241,7 +206,7 @@ def score_tasks(
             task_sha256=task.sha256,
             data_sha256=data_hash(task, scoring.split, data_dir=scoring.data_dir, online=scoring.online),
         )
-        found[task.name] = TaskScore(counts=counts, right=scores.right, num_cut=scores.num_cut)
+        found.right[task.name], found.num_cut[task.name] = scores.right, scores.num_cut
     return found
 
 
@@ -253,7 +218,7 @@ def source_of(task: Task, split: str, data_dir: Path | None) -> str:
     return f"{task.dataset} as folder {data_dir.name} has it"
 
 
-def score_here(request: ScoreRequest, tell: Callable[[RowsDone], None]) -> ScoreResult:
+def score_here(request: ScoreRequest, tell: Callable[[RowsDone], None]) -> TaskScores:
     """Do the scoring in this process, which is the child."""
     scoring = request.scoring
     session = DecoderSession.open(
@@ -261,7 +226,7 @@ def score_here(request: ScoreRequest, tell: Callable[[RowsDone], None]) -> Score
     )
     has_template = session.tokenizer is not None and session.tokenizer.chat is not None
     tasks = scoring.load(can_see=session.config.vision is not None)
-    return ScoreResult(score_tasks(session, tasks, scoring, has_template=has_template, tell=tell))
+    return score_tasks(session, tasks, scoring, has_template=has_template, tell=tell)
 
 
 if __name__ == "__main__":

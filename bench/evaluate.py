@@ -18,7 +18,7 @@ from .accuracy import cut_prompts, fewer_rows, run_accuracy, score_tasks
 if TYPE_CHECKING:
     from ..adapt.tasks.evaluation import Scoring
     from ..progress import Progress
-    from .accuracy import TaskScore
+    from .accuracy import TaskScores
     from .judge.schema import DomainAccuracy
 
 
@@ -42,20 +42,17 @@ def evaluate(
     A recipe's own seed and completion length repeat its scores. `num_threads` None is what the size is worth.
     """
     if (Path(model) / MANIFEST).is_file():
-        run = run_accuracy(Path(model), scoring, num_threads=num_threads, progress=progress)
-        found, num_cut = run.tasks, run.num_cut
+        found: TaskScores = run_accuracy(Path(model), scoring, num_threads=num_threads, progress=progress)
     else:
-        scores = _score_base(model, scoring, num_threads, progress)
-        found = {name: score.counts for name, score in scores.items()}
-        num_cut = {name: score.num_cut for name, score in scores.items()}
-    notes = fewer_rows({name: item.num_rows for name, item in found.items()}, scoring.num_rows or 0)
-    notes += cut_prompts(num_cut)
-    if scoring.tasks is None and "vision" not in found:
+        found = _score_base(model, scoring, num_threads, progress)
+    notes = fewer_rows({name: item.num_rows for name, item in found.tasks.items()}, scoring.num_rows or 0)
+    notes += cut_prompts(found.num_cut)
+    if scoring.tasks is None and "vision" not in found.tasks:
         notes.append("vision is left out: the model reads text only")
-    return EvaluatedTasks(tasks=found, notes=tuple(notes))
+    return EvaluatedTasks(tasks=found.tasks, notes=tuple(notes))
 
 
-def _score_base(model: str, scoring: Scoring, num_threads: int | None, progress: Progress) -> dict[str, TaskScore]:
+def _score_base(model: str, scoring: Scoring, num_threads: int | None, progress: Progress) -> TaskScores:
     from ..model.checkpoint import load_base
     from ..model.scorer import TorchScorer
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 import pytest
 
 from havoc_core.adapt.tasks.evaluation import Scoring
-from havoc_core.bench.accuracy import ScoreRequest, ScoreResult, TaskScore
+from havoc_core.adapt.tasks.reward import Prompt
+from havoc_core.bench.accuracy import ScoreRequest, TaskScores
 from havoc_core.bench.judge.schema import ColdStart, DomainAccuracy, Workload
 from havoc_core.bench.profiles import PROFILES
 from havoc_core.bench.requests import ColdStartResult, MeasureRequest, PeakMemory, Work
@@ -35,7 +36,8 @@ MESSAGES = [
         artifact=Path("a"), provider="CPU", num_threads=1, scoring=Scoring(tasks=("math",), data_dir=Path("d"))
     ),
     ScoreRequest(artifact=Path("a"), provider="CPU", num_threads=1, scoring=Scoring()),
-    ScoreResult({"math": TaskScore(counts=COUNTS, right=(True, False), num_cut=0)}),
+    TaskScores(tasks={"math": COUNTS}, right={"math": (True, False)}),
+    Prompt("what is it", b"\x89PNG\xff"),
     PeakMemory(baseline_bytes=None, phase_peak_bytes={"load": 5, "steady": None}),
 ]
 

@@ -6,7 +6,6 @@ runs in a child with a deadline, and Ctrl-C ends the command at once.
 
 from __future__ import annotations
 
-import base64
 import math
 import sys
 from dataclasses import dataclass
@@ -38,20 +37,12 @@ class FingerprintRequest:
     provider: str
 
 
-@dataclass(frozen=True)
-class WrittenPrompt:
-    """A prompt as JSON holds it: its picture in base64."""
-
-    text: str
-    image: str | None
-
-
 @dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
     """What an artifact is to complete; see `DecoderSession.generate_text`."""
 
     artifact: Path
-    prompts: tuple[WrittenPrompt, ...]
+    prompts: tuple[Prompt, ...]
     is_chat: bool
     max_new_tokens: int
     temperature: float
@@ -91,7 +82,7 @@ def foreign_completions(
     """What an artifact of `num_bytes` writes after each prompt; see `DecoderSession.generate_text`."""
     request = GenerateRequest(
         artifact=directory.absolute(),
-        prompts=tuple(WrittenPrompt(prompt.text, _as_text(prompt.image_png)) for prompt in prompts),
+        prompts=tuple(Prompt(prompt.text, prompt.image_png) for prompt in prompts),
         is_chat=is_chat,
         max_new_tokens=max_new_tokens,
         temperature=temperature,
@@ -99,10 +90,6 @@ def foreign_completions(
     )
     timeout_s = _START_S + num_bytes / _BYTES_PER_S + _TOKEN_S * max_new_tokens * len(prompts)
     return list(run_worker(GENERATE, request, timeout_s=timeout_s).texts)
-
-
-def _as_text(png: bytes | None) -> str | None:
-    return None if png is None else base64.b64encode(png).decode()
 
 
 def _fingerprint(request: FingerprintRequest, _tell: Callable[[None], None]) -> Fingerprint:
@@ -114,12 +101,8 @@ def _fingerprint(request: FingerprintRequest, _tell: Callable[[None], None]) -> 
 
 def _generate(request: GenerateRequest, _tell: Callable[[None], None]) -> Completions:
     session = DecoderSession.open(request.artifact, is_chat=request.is_chat)
-    prompts = [
-        Prompt(prompt.text, None if prompt.image is None else base64.b64decode(prompt.image))
-        for prompt in request.prompts
-    ]
     texts = session.generate_text(
-        prompts, max_new_tokens=request.max_new_tokens, temperature=request.temperature, seed=request.seed
+        request.prompts, max_new_tokens=request.max_new_tokens, temperature=request.temperature, seed=request.seed
     )
     return Completions(tuple(texts))
 
