@@ -69,6 +69,18 @@ class TaskScores:
     right: dict[str, tuple[bool, ...]]
     num_cut: dict[str, int] = field(default_factory=dict)
 
+    def notes(self, num_asked: int | None) -> list[str]:
+        """Say which data sets have fewer rows than were asked for, and how many prompts lost their beginning."""
+        there = {task: counts.num_rows for task, counts in self.tasks.items()}
+        return [
+            *(f"{task}: {num} rows, {num_asked} asked" for task, num in there.items() if num < (num_asked or 0)),
+            *(
+                f"{task}: {num} prompts were longer than the model's context and lost their beginning"
+                for task, num in self.num_cut.items()
+                if num
+            ),
+        ]
+
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyRun(TaskScores):
@@ -146,20 +158,6 @@ def require_text(artifact: Path) -> None:
             f"{artifact} has no tokenizer.json (its base had none), so its answers cannot be scored: "
             "export it from a base that has one, or measure without accuracy (--n 0)"
         )
-
-
-def fewer_rows(num_rows: Mapping[str, int], num_asked: int) -> list[str]:
-    """Say of each task whose data set has fewer rows than were asked for how many it has."""
-    return [f"{task}: {there} rows, {num_asked} asked" for task, there in num_rows.items() if there < num_asked]
-
-
-def cut_prompts(num_cut: Mapping[str, int]) -> list[str]:
-    """Say of each task with prompts longer than the context how many lost their beginning."""
-    return [
-        f"{task}: {num} prompts were longer than the model's context and lost their beginning"
-        for task, num in num_cut.items()
-        if num
-    ]
 
 
 def add_accuracy(record: Record, run: AccuracyRun) -> Record:

@@ -132,7 +132,7 @@ def handle_bench(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from .accuracy import add_accuracy, cut_prompts, fewer_rows, require_rows
+    from .accuracy import add_accuracy, require_rows
     from .judge.answer import load_answerer, require_nonce
     from .judge.gate import why_invalid
     from .judge.record import load_record
@@ -167,15 +167,13 @@ def _bench(args: argparse.Namespace) -> int:
     keep(record, path)  # before scoring, which may fail after minutes of measuring
     for name in DERIVED:  # pages of a record that is no longer there would tell of the wrong one
         (out / name).unlink(missing_ok=True)
-    num_cut: dict[str, int] = {}
+    notes: list[str] = []
     if args.n != 0:
         found = _scored(args, path, progress)
-        record, num_cut = add_accuracy(record, found), found.num_cut
+        record, notes = add_accuracy(record, found), found.notes(args.n)
         keep(record, path)
     if answerer is not None:
         answerer.sign(load_record(path), path, nonce)
-    notes = fewer_rows({task: item.num_rows for task, item in record.accuracy.items()}, args.n or 0)
-    notes += cut_prompts(num_cut)
     broken = why_invalid(record)
     if args.json:
         _print_json(

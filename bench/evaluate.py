@@ -13,7 +13,7 @@ from ..adapt.tasks.evaluation import Accuracy
 from ..cores import limit_threads, threads_for
 from ..export.runtime.artifact import MANIFEST
 from ..progress import SILENT
-from .accuracy import cut_prompts, fewer_rows, run_accuracy, score_tasks
+from .accuracy import run_accuracy, score_tasks
 
 if TYPE_CHECKING:
     from ..adapt.tasks.evaluation import Scoring
@@ -45,8 +45,7 @@ def evaluate(
         found: TaskScores = run_accuracy(Path(model), scoring, num_threads=num_threads, progress=progress)
     else:
         found = _score_base(model, scoring, num_threads, progress)
-    notes = fewer_rows({name: item.num_rows for name, item in found.tasks.items()}, scoring.num_rows or 0)
-    notes += cut_prompts(found.num_cut)
+    notes = found.notes(scoring.num_rows)
     if scoring.tasks is None and "vision" not in found.tasks:
         notes.append("vision is left out: the model reads text only")
     return EvaluatedTasks(tasks=found.tasks, notes=tuple(notes))
