@@ -6,16 +6,17 @@ A line counts for the base, experts, tasks and data that it was answered with; t
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from . import storage
 from .adapt.paired import paired_margin
-from .adapt.tasks.evaluation import Accuracy
+from .adapt.tasks.evaluation import Accuracy, Scoring
 from .adapt.tasks.sources import data_hash
 from .bench.accuracy import AccuracyRun, run_accuracy
 from .cores import threads_for
 from .errors import HavocError
-from .jobs import scoring_workers
+from .jobs import AnswerRequest, Mixtures, RowRange, scoring_workers
 from .measuring import divergences_of, recipe_tasks, right_rows
 from .model.structure import Structure
 from .processes import results_of
@@ -115,14 +116,16 @@ def score_artifact(place: Place, base: Base, artifact: Path, journal: GateJourna
     recipe = place.recipe
     run = run_accuracy(
         artifact,
-        tasks=recipe.experts.tasks,
-        num_rows=recipe.gate.num_rows,
-        may_be_fewer=True,
-        seed=recipe.data.seed,
-        data_dir=recipe.data.directory,
-        online=recipe.data.online,
-        max_new_tokens=recipe.experts.max_new_tokens,
-        is_chat=recipe.model.chat,
+        Scoring(
+            tasks=recipe.experts.tasks,
+            num_rows=recipe.gate.num_rows,
+            may_be_fewer=True,
+            seed=recipe.data.seed,
+            data_dir=recipe.data.directory,
+            online=recipe.data.online,
+            max_new_tokens=recipe.experts.max_new_tokens,
+            is_chat=recipe.model.chat,
+        ),
         num_threads=threads_for(base.model.num_parameters(), num_threads=place.num_threads),
         progress=progress,
     )
@@ -152,7 +155,7 @@ def score_rows(
     contestants = {"base": [0.0] * len(experts)}
     contestants |= {expert.domain: alphas[expert.domain] for expert in experts if not expert.is_base}
     num_jobs = len(tasks) * len(contestants)
-    rows = {"split": "gate", "start": 0, "size": place.recipe.gate.num_rows}
+    rows = RowRange(split="gate", start=0, size=place.recipe.gate.num_rows)
     with scoring_workers(base, num_jobs, num_experts=len(experts), num_threads=place.num_threads) as workers:
         sizes = {
             (name, task, start): min(PART_ROWS, len(mixture[task]) - start)
@@ -161,16 +164,14 @@ def score_rows(
             for start in range(0, len(mixture[task]), PART_ROWS)
         }
         missing = [part for part, size in sizes.items() if journal.part(*part, size) is None]
+        alone = Mixtures(place=place, num_threads=workers.num_threads, rule="delta")
         requests = [
-            place.request(
-                alpha=contestants[name],
-                tasks=[task],
-                rule="delta",
+            AnswerRequest(
+                mixtures=alone,
+                rows=RowRange(split="gate", start=start, size=sizes[name, task, start]),
+                tasks=(task,),
+                alpha=tuple(contestants[name]),
                 structure=Structure().to_fields(),
-                num_threads=workers.num_threads,
-                split="gate",
-                start=start,
-                size=sizes[name, task, start],
             )
             for name, task, start in missing
         ]
@@ -179,9 +180,10 @@ def score_rows(
             given = results_of(workers.run(".jobs:answer", requests, listen=stage.advance))
             for part, right in zip(missing, given, strict=True):
                 journal.keep(*part, right[part[1]])
-        moved = results_of(divergences_of(place, workers, list(alphas.values()), rule="delta", **rows))
+        moved = results_of(divergences_of(workers, alone, rows, list(alphas.values())))
         kls = {"base": dict.fromkeys(tasks, 0.0), **dict(zip(alphas, moved, strict=True))}
-        (kls["mixture"],) = results_of(divergences_of(place, workers, [alpha], rule=place.recipe.search.rule, **rows))
+        mixed = replace(alone, rule=place.recipe.search.rule)
+        (kls["mixture"],) = results_of(divergences_of(workers, mixed, rows, [alpha]))
     found = {name: right_rows(_whole(journal, name, sizes)) for name in contestants}
     answers = {name: found.get(name, found["base"]) for name in ("base", *alphas)}
     in_order = {task: mixture[task] for task in tasks}  # a journal's own is that of the alphabet
@@ -207,9 +209,5 @@ def _whole(journal: GateJournal, name: str, sizes: Mapping[tuple[str, str, int],
 
 def _table_row(name: str, answers: Answers, kl_to_base: Mapping[str, float]) -> dict[str, Any]:
     kind = name if name in {"base", "mixture"} else "expert"
-    accuracy = {}
-    for task, right in answers.items():
-        counted = Accuracy(task, sum(right), len(right))
-        low, high = counted.interval()
-        accuracy[task] = {"num_right": counted.num_right, "num_rows": counted.num_rows, "low": low, "high": high}
+    accuracy = {task: Accuracy(task, sum(right), len(right)).document() for task, right in answers.items()}
     return {"name": name, "kind": kind, "accuracy": accuracy, "kl_to_base": dict(kl_to_base)}

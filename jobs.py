@@ -1,7 +1,7 @@
 """What the pipeline has done in worker processes: train an expert, answer rows with a mixture, say how far it moved.
 
-A request is plain JSON: the recipe, where basis and experts lie, and what this job is about. A worker that is asked
-again about the same recipe keeps base, experts and rows. Every job computes with the threads it is told, so what it
+A request says where recipe, basis and experts lie, and what this job is about. A worker that is asked again about the
+same recipe keeps base, experts and rows. Every job computes with the threads it is told, so what it
 answers does not depend on how many workers there are.
 """
 
@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from .adapt.tasks import sources
 from .adapt.tasks.evaluation import score
-from .config import Recipe
+from .config import Recipe, Rule  # noqa: TC001 - `messages.read` needs them
 from .cores import limit_threads, processes_for, threads_for
 from .errors import MeasurementError
+from .messages import plain, read
 from .processes import Workers
 from .track.metrics_file import MetricsFile
 
@@ -46,15 +47,52 @@ class Place:
     experts: Path
     num_threads: int | None = None
 
-    def request(self, *, num_threads: int, **about: object) -> dict[str, Any]:
-        """Return a job's request."""
-        return {
-            "recipe": self.recipe.model_dump(mode="json"),
-            "out": str(self.out),
-            "experts": str(self.experts),
-            "num_threads": num_threads,
-            **about,
-        }
+
+@dataclass(frozen=True, kw_only=True)
+class TrainRequest:
+    """Train the expert of one task of the recipe."""
+
+    place: Place
+    num_threads: int
+    task: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixtures:
+    """What jobs over mixtures of the same experts have in common: how they are mixed, and the threads of each job."""
+
+    place: Place
+    num_threads: int
+    rule: Rule
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowRange:
+    """The rows `start` to `start + size` of a split; of the gate all there are where they are fewer."""
+
+    split: str
+    start: int
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerRequest:
+    """Answer rows of the tasks named with one mixture; `structure` is what `Structure.to_fields` gives."""
+
+    mixtures: Mixtures
+    rows: RowRange
+    tasks: tuple[str, ...]
+    alpha: tuple[float, ...]
+    structure: dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DivergeRequest:
+    """Say how far each of some mixtures moved from the base."""
+
+    mixtures: Mixtures
+    rows: RowRange
+    alphas: tuple[tuple[float, ...], ...]
 
 
 def training_workers(base: Base, num_jobs: int, *, num_threads: int | None) -> Workers:
@@ -75,7 +113,7 @@ def _workers(base: Base, num_jobs: int, *, num_copies: int, num_threads: int | N
 
 
 def train(request: Mapping[str, Any], progress: Progress) -> str:
-    """Train the expert of the recipe's task `request["task"]`, or go on with its training; the path of its file.
+    """Train an expert (`TrainRequest`), or go on with its training; the path of its file.
 
     Its metrics are appended to the run's `metrics.jsonl`.
     """
@@ -86,10 +124,11 @@ def train(request: Mapping[str, Any], progress: Progress) -> str:
     from .adapt.training_state import forget_training
     from .model.checkpoint import load_base
 
-    limit_threads(request["num_threads"])
-    recipe, folder = Recipe.model_validate(request["recipe"]), Path(request["experts"])
+    asked = read(TrainRequest, request)
+    limit_threads(asked.num_threads)
+    recipe, folder = asked.place.recipe, asked.place.experts
     directory, online = recipe.data.directory, recipe.data.online
-    task = load_task(request["task"], data_dir=directory, online=online)
+    task = load_task(asked.task, data_dir=directory, online=online)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
 
     def warn(text: str) -> None:
@@ -98,14 +137,14 @@ def train(request: Mapping[str, Any], progress: Progress) -> str:
 
     expert = train_expert(
         base,
-        base_basis(base, Path(request["out"]), progress),
+        base_basis(base, asked.place.out, progress),
         task,
         settings=training_settings(recipe.experts, task),
         checkpoint_dir=folder,
         data_dir=directory,
         online=online,
         progress=progress,
-        record=MetricsFile(Path(request["out"]), warn=warn).log,
+        record=MetricsFile(asked.place.out, warn=warn).log,
     )
     path = save_expert(expert, folder)
     forget_training(folder, task.name)
@@ -113,46 +152,40 @@ def train(request: Mapping[str, Any], progress: Progress) -> str:
 
 
 def answer(request: Mapping[str, Any], progress: Progress) -> dict[str, str]:
-    """Answer the asked rows of the tasks named with a mixture: for each task a 1 for each row that is right, else a 0.
+    """Answer rows with a mixture (`AnswerRequest`): for each task a 1 for each row that is right, else a 0.
 
-    `alpha` and `structure` name the mixture; `split`, `start` and `size` the rows, of the gate all there are where they
-    are fewer. A judge that failed on any row is a `MeasurementError`.
+    A judge that failed on any row is a `MeasurementError`.
     """
     from .model.structure import Structure
 
-    contest = _contest(_shared_part(request))
-    session = contest.sessions.open(request["alpha"], Structure.from_fields(request["structure"]))
+    asked = read(AnswerRequest, request)
+    contest = _contest(_key(asked.mixtures))
+    session = contest.sessions.open(asked.alpha, Structure.from_fields(asked.structure))
     answers = {}
-    tasks = [task for task in contest.tasks if task.name in request["tasks"]]
-    with progress.stage("answers", request["size"] * len(tasks), unit="rows") as stage:
+    tasks = [task for task in contest.tasks if task.name in asked.tasks]
+    with progress.stage("answers", asked.rows.size * len(tasks), unit="rows") as stage:
         for task in tasks:
-            rows = contest.rows(task, request["split"], request["start"], request["size"])
-            right = answers_of(session, task, rows, contest.recipe, stage)
+            right = answers_of(session, task, contest.rows(task, asked.rows), contest.recipe, stage)
             answers[task.name] = "".join("01"[is_right] for is_right in right)
     return answers
 
 
 def diverge(request: Mapping[str, Any], progress: Progress) -> list[dict[str, float]]:
-    """KL(mixture || base) of each of the asked `alphas`, by task, on the first of the rows that `answer` would read."""
+    """KL(mixture || base) of each mixture of a `DivergeRequest`, by task, on the first of the rows named."""
     from .adapt.divergence import compared_rows, divergences
 
-    contest = _contest(_shared_part(request))
-    rows = {
-        task.name: compared_rows(
-            contest.base, task, contest.rows(task, request["split"], request["start"], request["size"])
-        )
-        for task in contest.tasks
-    }
-    with progress.stage("divergence", len(request["alphas"])) as stage:
-        found = divergences(contest.base, contest.basis, contest.experts, request["alphas"], rows, rule=request["rule"])
+    asked = read(DivergeRequest, request)
+    contest = _contest(_key(asked.mixtures))
+    rows = {task.name: compared_rows(contest.base, task, contest.rows(task, asked.rows)) for task in contest.tasks}
+    with progress.stage("divergence", len(asked.alphas)) as stage:
+        found = divergences(contest.base, contest.basis, contest.experts, asked.alphas, rows, rule=asked.mixtures.rule)
         stage.advance(len(found))
     return found
 
 
-def _shared_part(request: Mapping[str, Any]) -> str:
-    """What jobs over the same mixtures have in common."""
-    shared = {name: request[name] for name in ("recipe", "out", "experts", "rule", "num_threads")}
-    return json.dumps(shared, sort_keys=True)
+def _key(mixtures: Mixtures) -> str:
+    """What a worker remembers its contest by."""
+    return json.dumps(plain(mixtures), sort_keys=True)
 
 
 def answers_of(
@@ -181,12 +214,12 @@ class _Contest:
     sessions: CandidateSessions
     _rows: dict[tuple[str, str], list[Row]] = field(default_factory=dict)
 
-    def rows(self, task: Task, split: str, start: int, size: int) -> list[Row]:
-        """Rows `start` to `start + size` of a split, read once: a longer reading begins with the shorter ones."""
-        known = self._rows.get((task.name, split), [])
-        if len(known) < start + size:
-            known = self._rows[task.name, split] = self._read(task, split, start + size)
-        return known[start : start + size]
+    def rows(self, task: Task, asked: RowRange) -> list[Row]:
+        """Return the rows, read once: a longer reading begins with the shorter ones."""
+        known, end = self._rows.get((task.name, asked.split), []), asked.start + asked.size
+        if len(known) < end:
+            known = self._rows[task.name, asked.split] = self._read(task, asked.split, end)
+        return known[asked.start : end]
 
     def _read(self, task: Task, split: str, num_rows: int) -> list[Row]:
         data = self.recipe.data
@@ -198,20 +231,20 @@ class _Contest:
 
 
 @functools.lru_cache(maxsize=1)
-def _contest(shared: str) -> _Contest:
+def _contest(key: str) -> _Contest:
     from .adapt.basis import Basis
     from .adapt.expert import expert_path, load_expert
     from .adapt.tasks.task import load_tasks
     from .export.candidates import CandidateSessions
     from .model.checkpoint import load_base
 
-    request = json.loads(shared)
-    limit_threads(request["num_threads"])
-    recipe = Recipe.model_validate(request["recipe"])
+    mixtures = read(Mixtures, json.loads(key))
+    place, recipe = mixtures.place, mixtures.place.recipe
+    limit_threads(mixtures.num_threads)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
-    basis = Basis.load(Path(request["out"]) / "basis.safetensors")
+    basis = Basis.load(place.out / "basis.safetensors")
     tasks = load_tasks(recipe.experts.tasks, data_dir=recipe.data.directory, online=recipe.data.online)
-    paths = [expert_path(Path(request["experts"]), task.name) for task in tasks]
+    paths = [expert_path(place.experts, task.name) for task in tasks]
     experts = [load_expert(path, base_hash=base.weight_hash, basis_hash=basis.hash) for path in paths]
-    sessions = CandidateSessions(base, basis, experts, rule=request["rule"], num_threads=request["num_threads"])
+    sessions = CandidateSessions(base, basis, experts, rule=mixtures.rule, num_threads=mixtures.num_threads)
     return _Contest(recipe, tasks, base, basis, experts, sessions)

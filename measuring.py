@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import onnxruntime
 
@@ -23,7 +23,7 @@ from .errors import HavocError, IdentityError
 from .export.package import export_artifact
 from .export.runtime.artifact import read_manifest
 from .export.runtime.devices import DEVICE_KINDS
-from .jobs import scoring_workers
+from .jobs import AnswerRequest, DivergeRequest, Mixtures, RowRange, scoring_workers
 from .storage import scratch_directory
 
 if TYPE_CHECKING:
@@ -181,17 +181,14 @@ class BenchMeasurer:
 
     def answers(self, candidates: Sequence[Candidate], *, sample: int) -> Iterator[Answers | HavocError]:
         """Answer one sample of the search split, greedily, with each candidate's folded and encoded weights."""
-        about = {
-            "rule": self._place.recipe.search.rule,
-            "tasks": list(self._tasks),
-            **self._rows_of(sample),
-        }
+        mixtures, rows = self._mixtures(), self._rows_of(sample)
         requests = [
-            self._place.request(
-                num_threads=self._workers.num_threads,
-                alpha=list(candidate.alpha),
+            AnswerRequest(
+                mixtures=mixtures,
+                rows=rows,
+                tasks=tuple(self._tasks),
+                alpha=tuple(candidate.alpha),
                 structure=candidate.structure.to_fields(),
-                **about,
             )
             for candidate in candidates
         ]
@@ -200,24 +197,26 @@ class BenchMeasurer:
 
     def divergences(self, alphas: Sequence[Sequence[float]]) -> Iterator[dict[str, float] | HavocError]:
         """KL(mixture || base) of each alpha by task, on the first rows of the search's first sample."""
-        rule = self._place.recipe.search.rule
-        yield from divergences_of(self._place, self._workers, alphas, rule=rule, **self._rows_of(0))
+        yield from divergences_of(self._workers, self._mixtures(), self._rows_of(0), alphas)
 
-    def _rows_of(self, sample: int) -> dict[str, Any]:
+    def _mixtures(self) -> Mixtures:
+        rule = self._place.recipe.search.rule
+        return Mixtures(place=self._place, num_threads=self._workers.num_threads, rule=rule)
+
+    def _rows_of(self, sample: int) -> RowRange:
         recipe = self._place.recipe
         size = recipe.search.num_rows
-        return {"split": "search", "start": recipe.experts.num_validation_rows + sample * size, "size": size}
+        return RowRange(split="search", start=recipe.experts.num_validation_rows + sample * size, size=size)
 
 
 def divergences_of(
-    place: Place, workers: Workers, alphas: Sequence[Sequence[float]], **about: object
+    workers: Workers, mixtures: Mixtures, rows: RowRange, alphas: Sequence[Sequence[float]]
 ) -> Iterator[dict[str, float] | HavocError]:
     """KL(mixture || base) of each alpha by task, in their order; the workers share them, each reads the base once."""
     num_parts = min(workers.num_processes, len(alphas))
-    parts = [list(alphas[first::num_parts]) for first in range(num_parts)]
     requests = [
-        place.request(num_threads=workers.num_threads, alphas=[list(alpha) for alpha in part], **about)
-        for part in parts
+        DivergeRequest(mixtures=mixtures, rows=rows, alphas=tuple(tuple(alpha) for alpha in alphas[first::num_parts]))
+        for first in range(num_parts)
     ]
     outcomes = list(workers.run(".jobs:diverge", requests))
     for number in range(len(alphas)):

@@ -261,7 +261,7 @@ def train_experts(
     """Compute the basis and train one expert a task, in worker processes; those whose file is there are read back."""
     from .adapt.commands import base_basis, training_settings
     from .adapt.expert import expert_path
-    from .jobs import training_workers
+    from .jobs import TrainRequest, training_workers
     from .measuring import recipe_tasks
     from .processes import results_of
 
@@ -273,7 +273,7 @@ def train_experts(
         num_steps = sum(training_settings(recipe.experts, task).num_steps for task in missing.values())
         title = f"train {', '.join(task.name for task in missing.values())}"
         with training_workers(base, len(missing), num_threads=place.num_threads) as workers:
-            requests = [place.request(task=name, num_threads=workers.num_threads) for name in missing]
+            requests = [TrainRequest(place=place, num_threads=workers.num_threads, task=name) for name in missing]
             with progress.stage(title, num_steps, unit="steps") as stage:
 
                 def listen(n: int, note: str) -> None:

@@ -30,8 +30,8 @@ from typing import Any, NoReturn, Self
 from . import cores, errors
 from .children import start_process
 from .errors import HavocError, MeasurementError
+from .messages import plain
 
-Request = Mapping[str, Any]
 Listen = Callable[[int, str], None]
 """Told how many units a job has done since it was last told, and a few words."""
 
@@ -99,9 +99,11 @@ class Workers:
         self._workers.clear()
 
     def run(
-        self, function: str, requests: Sequence[Request], *, listen: Listen = _hear_nothing
+        self, function: str, requests: Sequence[object], *, listen: Listen = _hear_nothing
     ) -> Iterator[Any | HavocError]:
         """Call ".module:function" of this package with each request and a Progress; yield results in their order.
+
+        A request is a message (`messages`), which the function is given as JSON values.
 
         A `HavocError` of a job is yielded in its place, so one that fails does not stop the others. A defect in a job
         and a worker that dies raise a `MeasurementError` here.
@@ -120,10 +122,10 @@ class Workers:
                 self._hand_out(worker, function, waiting)
             yield done.pop(place)
 
-    def _hand_out(self, worker: _Worker, function: str, waiting: list[tuple[int, Request]]) -> None:
+    def _hand_out(self, worker: _Worker, function: str, waiting: list[tuple[int, object]]) -> None:
         if waiting:
             job, request = waiting.pop()
-            worker.ask(job, {"function": function, "request": dict(request)})
+            worker.ask(job, {"function": function, "request": plain(request)})
 
     def _finished(self, worker: _Worker) -> int:
         assert worker.job is not None  # noqa: S101 - only a worker that was asked answers

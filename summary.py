@@ -12,6 +12,7 @@ from rich.table import Table
 
 from .adapt.tasks.names import in_order
 from .bench.judge.figures import printable, show, show_interval
+from .bench.judge.verdicts import VERDICTS
 from .bench.report.search_files import Front
 from .model.structure import Structure
 from .storage import read_json
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
     from .adapt.search import SearchResult
     from .bench.judge.gate import Judgement
     from .config import Recipe
-
-_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow", "invalid": "magenta", "not_measured": "cyan"}
 
 
 def show_run(out: Path, judgements: Sequence[tuple[str, Judgement]], *, as_json: bool) -> None:
@@ -41,9 +40,9 @@ def show_run(out: Path, judgements: Sequence[tuple[str, Judgement]], *, as_json:
         return
     console = Console()
     for name, judgement in judgements:
-        colour = _COLOURS[judgement.verdict]
+        style = VERDICTS[judgement.verdict].terminal
         console.print(
-            f"[bold]{_plain(name)}[/]: [{colour}]{judgement.verdict}[/] (exit {judgement.exit_code}) "
+            f"[bold]{_plain(name)}[/]: [{style}]{judgement.verdict}[/] (exit {judgement.exit_code}) "
             f"{_plain(judgement.reason)}",
             highlight=False,
             soft_wrap=True,
@@ -152,6 +151,6 @@ def limit_table(name: str, judgement: Judgement) -> Table:
             f"{line.sign} {show(line.limit, line.unit)}",
             show(line.value, line.unit),
             show_interval(line.low, line.high, line.unit),
-            f"[{_COLOURS[line.verdict]}]{line.verdict}[/]",
+            f"[{VERDICTS[line.verdict].terminal}]{line.verdict}[/]",
         )
     return table

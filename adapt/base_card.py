@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .. import storage
 from ..model.scorer import TorchScorer
 from ..progress import SILENT, Progress
-from .tasks import sources
-from .tasks.evaluation import score
+from .tasks.evaluation import Scoring, evaluate
 from .tasks.names import DOMAINS
 from .tasks.task import load_task
 
@@ -40,18 +39,12 @@ def search_accuracy(
     model: HavocModel, tokenizer: Tokenizer, *, num_rows: int, progress: Progress = SILENT
 ) -> dict[str, dict[str, float]]:
     """Greedy accuracy on rows of the search split by domain, with exact 95 % intervals."""
-    found = {}
+    found, scoring = {}, Scoring(split="search", num_rows=num_rows)
     with progress.stage("accuracy of the base", len(DOMAINS)) as stage:
         for domain in DOMAINS:
-            task = load_task(domain)
-            scores = score(TorchScorer(model, tokenizer), task, sources.rows(task, "search", num_rows))
-            low, high = scores.accuracy.interval()
-            found[domain] = {
-                "num_right": scores.accuracy.num_right,
-                "num_rows": scores.accuracy.num_rows,
-                "low": round(low, 4),
-                "high": round(high, 4),
-            }
+            _, scores = evaluate(TorchScorer(model, tokenizer), load_task(domain), scoring)
+            counts = scores.accuracy.document()
+            found[domain] = {**counts, "low": round(counts["low"], 4), "high": round(counts["high"], 4)}
             stage.advance(note=domain)
     return found
 

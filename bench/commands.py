@@ -17,6 +17,7 @@ from .judge.disturbance import cpu_share, disturbed_share
 from .judge.figures import DASH, count, printable, show, show_interval
 from .judge.metrics import measured, metric_of
 from .judge.targets import load_target, require_known_tasks, require_pinned
+from .judge.verdicts import spelled
 from .report.tables import emphasis, table
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ..adapt.tasks.evaluation import Scoring
     from ..progress import Progress
     from .accuracy import AccuracyRun
     from .judge.compare import Comparison
@@ -86,7 +88,7 @@ def record_path(path: Path) -> Path:
 
 def judgement_text(judgement: Judgement, title: str) -> str:
     """Return a verdict as a table of limits under one line that says it all."""
-    word = judgement.verdict.replace("_", " ").upper()
+    word = spelled(judgement.verdict).upper()
     head = f"{emphasis(word, judgement.verdict)} on {printable(f'{judgement.target} ({title}): {judgement.reason}')}"
     if judgement.findings:
         rows = [[finding.rule, finding.sentence, finding.reason] for finding in judgement.findings]
@@ -130,7 +132,7 @@ def handle_bench(args: argparse.Namespace) -> int:
 
 
 def _bench(args: argparse.Namespace) -> int:
-    from .accuracy import add_accuracy, cut_prompts, fewer_rows, require_rows
+    from .accuracy import add_accuracy, require_rows
     from .judge.answer import load_answerer, require_nonce
     from .judge.gate import why_invalid
     from .judge.record import load_record
@@ -149,9 +151,7 @@ def _bench(args: argparse.Namespace) -> int:
     answerer = None if args.sign is None else load_answerer(args.sign)
     if args.n != 0:
         identify_subject(args.artifact)
-        require_rows(
-            args.artifact, args.n, tasks=args.task, data_dir=args.data, online=args.online, few_shot=args.few_shot
-        )
+        require_rows(args.artifact, _scoring(args))
     progress = _progress(args)
     record = measure(
         args.artifact,
@@ -167,15 +167,13 @@ def _bench(args: argparse.Namespace) -> int:
     keep(record, path)  # before scoring, which may fail after minutes of measuring
     for name in DERIVED:  # pages of a record that is no longer there would tell of the wrong one
         (out / name).unlink(missing_ok=True)
-    num_cut: dict[str, int] = {}
+    notes: list[str] = []
     if args.n != 0:
         found = _scored(args, path, progress)
-        record, num_cut = add_accuracy(record, found), found.num_cut
+        record, notes = add_accuracy(record, found), found.notes(args.n)
         keep(record, path)
     if answerer is not None:
         answerer.sign(load_record(path), path, nonce)
-    notes = fewer_rows({task: item.num_rows for task, item in record.accuracy.items()}, args.n or 0)
-    notes += cut_prompts(num_cut)
     broken = why_invalid(record)
     if args.json:
         _print_json(
@@ -200,21 +198,24 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
     from .accuracy import run_accuracy
 
     try:
-        return run_accuracy(
-            args.artifact,
-            tasks=args.task,
-            num_rows=args.n,
-            few_shot=args.few_shot,
-            split="gate",
-            data_dir=args.data,
-            online=args.online,
-            may_be_fewer=True,
-            is_chat=args.is_chat,
-            num_threads=args.threads,
-            progress=progress,
-        )
+        return run_accuracy(args.artifact, _scoring(args), num_threads=args.threads, progress=progress)
     except HavocError as error:
         raise type(error)(f"{error}; what was measured is kept in {record_path}, without accuracy") from error
+
+
+def _scoring(args: argparse.Namespace) -> Scoring:
+    """Return which tasks and rows `bench` and `eval` are to score; the split is gate unless `eval` says otherwise."""
+    from ..adapt.tasks.evaluation import Scoring
+
+    return Scoring(
+        tasks=tuple(args.task or ()) or None,
+        num_rows=args.n,
+        data_dir=args.data,
+        online=args.online,
+        may_be_fewer=True,
+        few_shot=args.few_shot,
+        is_chat=args.is_chat,
+    )
 
 
 def work_asked(args: argparse.Namespace) -> tuple[Workload, str | None, int | None]:
@@ -463,20 +464,8 @@ def handle_eval(args: argparse.Namespace) -> int:
     """Score an artifact or a base by task, with exact 95 % intervals."""
     from .evaluate import evaluate
 
-    found = evaluate(
-        args.model,
-        tasks=tuple(args.task or ()),
-        num_rows=args.n,
-        split=args.split,
-        seed=args.seed,
-        max_new_tokens=args.max_new_tokens,
-        few_shot=args.few_shot,
-        data_dir=args.data,
-        online=args.online,
-        is_chat=args.is_chat,
-        num_threads=args.threads,
-        progress=_progress(args),
-    )
+    scoring = replace(_scoring(args), split=args.split, seed=args.seed, max_new_tokens=args.max_new_tokens)
+    found = evaluate(args.model, scoring, num_threads=args.threads, progress=_progress(args))
     document = found.document()
     if args.json:
         _print_json({"model": args.model, "split": args.split, "accuracy": document, "notes": list(found.notes)})

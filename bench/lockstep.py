@@ -14,16 +14,18 @@ import sys
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..errors import MeasurementError
 from ..export.runtime.child import death, isolation, started
 from ..export.runtime.devices import CPU_PROVIDER
+from ..messages import read
 from ..progress import SILENT
 from .judge.paired import Block, Turn
 from .judge.schema import Workload
+from .ruler import RulerEpisode, RulerRequest
 
 if TYPE_CHECKING:
     import subprocess
@@ -111,15 +113,17 @@ def blocks_in_lockstep(
     `MeasurementError` under the side's name.
     """
     work = workload or Workload()
-    request = {
-        "provider": provider,
-        "num_threads": num_threads,
-        "prompt_tokens": work.prompt_tokens,
-        "decode_tokens": work.decode_tokens,
-    }
+    request = RulerRequest(
+        artifact="",  # each side has its own
+        provider=provider,
+        num_threads=num_threads,
+        prompt_tokens=work.prompt_tokens,
+        decode_tokens=work.decode_tokens,
+        seed=0,
+    )
     most_s = math.inf if budget_s is None else SHARE * budget_s / num_blocks
     for place in _places(num_blocks, budget_s):
-        yield _block(old, new, {**request, "seed": place}, num_exchanges, most_s)
+        yield _block(old, new, replace(request, seed=place), num_exchanges, most_s)
 
 
 def _places(num_blocks: int, budget_s: float | None) -> Iterator[int]:
@@ -134,7 +138,7 @@ def _places(num_blocks: int, budget_s: float | None) -> Iterator[int]:
         longest_s, before = max(longest_s, now - before), now
 
 
-def _block(old: Side, new: Side, request: dict[str, Any], num_exchanges: int, most_s: float) -> Block:
+def _block(old: Side, new: Side, request: RulerRequest, num_exchanges: int, most_s: float) -> Block:
     """Start both, let them warm up in turn, then count their turns; who begins alternates.
 
     After `most_s` seconds `FEWEST_EXCHANGES` are enough, whatever they say.
@@ -153,12 +157,12 @@ def _block(old: Side, new: Side, request: dict[str, Any], num_exchanges: int, mo
                 before = ask_old()
             if place >= NUM_WARMUPS:
                 for quantity in _QUANTITIES:
-                    found[quantity].append((Turn(**before[quantity]), Turn(**after[quantity])))
+                    found[quantity].append((before[quantity], after[quantity]))
     return Block({quantity: tuple(pairs) for quantity, pairs in found.items()})
 
 
 @contextlib.contextmanager
-def _opened(side: Side, request: dict[str, Any]) -> Iterator[Callable[[], dict[str, Any]]]:
+def _opened(side: Side, request: RulerRequest) -> Iterator[Callable[[], dict[str, Turn]]]:
     """Start a side's process; what is given asks it for one episode."""
     command = [str(side.python), *isolation(), "-c", _START, _NAME, str(_RULER)]
     with tempfile.TemporaryFile() as complaints, started(command, complaints) as process:
@@ -172,27 +176,27 @@ def _opened(side: Side, request: dict[str, Any]) -> Iterator[Callable[[], dict[s
         timer.daemon = True
         timer.start()
 
-        def ask(line: str = "episode") -> dict[str, Any]:
-            answer = _said(process, line)
+        def ask() -> dict[str, Turn]:
+            answer = _said(process, "episode")
             if answer is None:
                 process.wait()
                 how = death(process.returncode, TIMEOUT_S if expired.is_set() else None, complaints)
                 raise MeasurementError(f"{side.name}: {how}")
-            return answer
+            timed = {"prefill": answer.prefill, "decode step": answer.decode}
+            return {quantity: Turn(calls.wall_ns, calls.cpu_ns) for quantity, calls in timed.items()}
 
         try:
-            _write(process, json.dumps({**request, "artifact": str(side.artifact.absolute())}))
+            _write(process, json.dumps(asdict(replace(request, artifact=str(side.artifact.absolute())))))
             yield ask
         finally:
             timer.cancel()
 
 
-def _said(process: subprocess.Popen[bytes], line: str) -> dict[str, Any] | None:
+def _said(process: subprocess.Popen[bytes], line: str) -> RulerEpisode | None:
     """Write a line and read the answer; None where the process is gone."""
     _write(process, line)
     answer = b"" if process.stdout is None else process.stdout.readline()
-    found: dict[str, Any] | None = json.loads(answer) if answer.endswith(b"\n") else None
-    return found
+    return read(RulerEpisode, json.loads(answer)) if answer.endswith(b"\n") else None
 
 
 def _write(process: subprocess.Popen[bytes], line: str) -> None:

@@ -33,6 +33,7 @@ from .judge.validity import LOADED_BESIDE
 from .memory import RSS_INTERVAL_MS, VRAM_INTERVAL_MS, MemoryWatch, joined, memory_process
 from .neighbours import wait_until_quiet
 from .profiles import profile_named
+from .requests import COST
 from .subject import describe, is_graph_rebuilt
 from .tool_version import identify_tool
 from .watched_run import TELEMETRY_INTERVAL_MS, Attempt, Session, cold_start, latency_process, open_session
@@ -256,8 +257,9 @@ def measure_cost(
 def _watched_process(session: Session, subject: Subject) -> tuple[Attempt, Memory]:
     """One process that is timed and whose memory is watched."""
     with MemoryWatch(session) as watch:
-        attempt = latency_process(session, 0, task="cost", watch=watch)
-    return attempt, watch.memory(0, attempt.extra, weight_bytes=subject.weight_bytes)
+        attempt = latency_process(session, 0, job=COST, watch=watch)
+    assert attempt.memory is not None  # noqa: S101 - the job tells it
+    return attempt, watch.memory(0, attempt.memory, weight_bytes=subject.weight_bytes)
 
 
 def _middle(values: Sequence[float]) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from ..export.runtime.child import run_worker
 from ..export.runtime.devices import DEVICE_KINDS
@@ -18,6 +18,7 @@ from .gpu_processes import sort_out
 from .instruments import Sampler, process_rss_bytes, thinned
 from .judge.schema import Memory, MemorySeries
 from .judge.validity import CROSS_CHECK_BYTES
+from .requests import ARENA, MEMORY
 from .vram import VramReading, arena_series, settle
 from .windows_memory import ProcessCounters, open_counters
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from .nvml import Card
+    from .requests import Mark, PeakMemory
     from .watched_run import Session
 
 RSS_INTERVAL_MS = 10.0
@@ -54,10 +56,10 @@ class MemoryWatch:
         """Watch this process from now on."""
         self._pid = pid
 
-    def listen(self, event: dict[str, Any]) -> None:
+    def listen(self, mark: Mark) -> None:
         """Keep the times at which the child's phases began."""
-        if event["event"] == "mark" and event["name"] in PHASES:
-            self._phases[event["name"]] = event["t_ns"]
+        if mark.name in PHASES:
+            self._phases[mark.name] = mark.t_ns
 
     def __enter__(self) -> Self:
         self._stack.enter_context(self._rss)
@@ -87,7 +89,7 @@ class MemoryWatch:
             return reading
         return replace(reading, windows_used_bytes=usage[0], windows_shared_bytes=usage[1])
 
-    def memory(self, process: int, result: dict[str, Any], *, weight_bytes: int) -> Memory:
+    def memory(self, process: int, result: PeakMemory, *, weight_bytes: int) -> Memory:
         """What was seen, together with the kernel's own peaks that the child reported in `result`."""
         seen = self._resident(process, result)
         card = self._session.card
@@ -113,10 +115,10 @@ class MemoryWatch:
         pid = self._listed_pid or self._pid
         return card.accounted_peak_bytes(pid) if pid and card.is_accounting() else None
 
-    def _resident(self, process: int, result: dict[str, Any]) -> Memory:
-        by_kernel = {phase: peak for phase, peak in result.get("phase_peak_bytes", {}).items() if peak}
+    def _resident(self, process: int, result: PeakMemory) -> Memory:
+        by_kernel = {phase: peak for phase, peak in result.phase_peak_bytes.items() if peak}
         by_samples = max((value for _, value in self._rss.readings), default=0)
-        peak = max(by_kernel.values(), default=result.get("peak_bytes") or 0)
+        peak = max(by_kernel.values(), default=result.peak_bytes or 0)
         if not (peak or by_samples):
             return Memory(rss_reason="this platform does not tell a process's resident memory")
         zero_ns, thin = self._session.zero_ns, thinned(self._rss.readings)
@@ -125,9 +127,9 @@ class MemoryWatch:
             method="vm_hwm" if peak else "rss_sampled",
             interval_ms=RSS_INTERVAL_MS,
             max_gap_ms=self._rss.max_gap_ms,
-            baseline_bytes=result.get("baseline_bytes") or 0,
+            baseline_bytes=result.baseline_bytes or 0,
             peak_bytes=peak or by_samples,
-            phase_peak_bytes=by_kernel,
+            phase_peak_bytes=by_kernel,  # type: ignore[arg-type]
             phase_start_ns={name: max(t - zero_ns, 0) for name, t in self._phases.items()},  # type: ignore[misc]
             time_ns=tuple(max(t - zero_ns, 0) for t, _ in thin),
             reading_bytes=tuple(value for _, value in thin),
@@ -142,7 +144,8 @@ def memory_process(session: Session, process: int, *, weight_bytes: int) -> Memo
     """
     with MemoryWatch(session) as watch:
         result = run_worker(
-            session.request("memory", process),
+            MEMORY,
+            session.request(process),
             timeout_s=session.profile.timeout_s,
             on_start=watch.on_start,
             listen=watch.listen,
@@ -155,8 +158,8 @@ def memory_process(session: Session, process: int, *, weight_bytes: int) -> Memo
 
 def _with_arena(session: Session, memory: Memory, process: int, *, weight_bytes: int) -> Memory:
     """Add the lower bound of the runtime's own allocator; the reason for having no better figure is its caveat."""
-    result = run_worker(session.request("arena", process), timeout_s=session.profile.timeout_s)
-    series = arena_series(result["arena_bytes"], process=process, weight_bytes=weight_bytes)
+    result = run_worker(ARENA, session.request(process), timeout_s=session.profile.timeout_s)
+    series = arena_series(result.arena_bytes, process=process, weight_bytes=weight_bytes)
     if series is None:
         return memory
     caveat = f"only the runtime's allocator is known, which proves no pass: {memory.vram_reason}"

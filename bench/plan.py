@@ -18,8 +18,7 @@ from ..errors import HavocError
 from ..export.runtime.devices import DEVICE_KINDS
 from ..model import cost
 from ..model.config import PRESETS, HavocConfig
-from ..model.config_file import read_config
-from ..model.gguf_header import is_gguf
+from ..model.config_file import is_gguf, read_config
 from ..model.structure import ACTIVATION_DTYPES, WEIGHT_FORMATS, Structure
 from .device import identify_cpu
 from .judge.figures import show

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 from ..errors import HavocError
 
@@ -32,11 +31,6 @@ class Profile:
     ttft: Series
     decode: Series
     memory: Series
-
-    def plan(self) -> dict[str, Any]:
-        """The worker's part of the plan, as JSON values."""
-        wanted = ("warmup_window_s", "warmup_max_s", "prefill", "ttft", "decode", "memory")
-        return {key: value for key, value in asdict(self).items() if key in wanted}
 
     @property
     def timeout_s(self) -> float:

@@ -80,10 +80,11 @@ def havoc_gate(havoc_judgement: Judgement, pytestconfig: pytest.Config) -> Calla
 def _failure(judgement: Judgement, lines: Sequence[Line], title: str, *, is_whole: bool) -> str:
     """Tell a failed test its own limit; the whole judgement where all was asked, or the record itself is refused."""
     from .commands import judgement_text, limits_text
+    from .judge.verdicts import spelled
 
     if is_whole or judgement.findings:
         return judgement_text(judgement, title)
-    words = ", ".join(f"{line.title}, {line.statistic}: {line.verdict.replace('_', ' ').upper()}" for line in lines)
+    words = ", ".join(f"{line.title}, {line.statistic}: {spelled(line.verdict).upper()}" for line in lines)
     return f"{words} on {judgement.target} ({title})\n\n{limits_text(lines)}"
 
 
@@ -102,12 +103,13 @@ def _records(config: pytest.Config, artifact: Path | None) -> list[Record]:
 
 
 def _measured(config: pytest.Config, artifact: Path) -> Record:
+    from ..adapt.tasks.evaluation import Scoring
     from .accuracy import add_accuracy, run_accuracy
     from .measure import measure
 
     record = measure(artifact, profile=config.getoption("--havoc-profile"))
     num_rows: int = config.getoption("--havoc-rows")
-    return add_accuracy(record, run_accuracy(artifact, num_rows=num_rows)) if num_rows else record
+    return add_accuracy(record, run_accuracy(artifact, Scoring(num_rows=num_rows))) if num_rows else record
 
 
 @pytest.hookimpl(optionalhook=True)

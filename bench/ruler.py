@@ -1,8 +1,8 @@
 """The child of `lockstep`: opens one artifact, times one episode whenever its parent asks for it, sleeps in between.
 
 It may run among the modules of another checkout, so that both sides are measured by one ruler: of the package it uses
-the decoder and nothing else. A request comes as one JSON line; each further line asks for an episode, and is answered
-by one. It ends with its standard input.
+the decoder and nothing else, so the types of its request and its answer stand here. A request comes as one JSON line;
+each further line asks for an episode, and is answered by one. It ends with its standard input.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import os
 import sys
 import time
-from typing import Any
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
@@ -20,53 +20,78 @@ from ..export.runtime.devices import kind_of_provider
 from ..export.runtime.session import DecoderSession
 
 
+@dataclass(frozen=True, kw_only=True)
+class RulerRequest:
+    """What is measured, and on which inputs."""
+
+    artifact: str
+    provider: str
+    num_threads: int
+    prompt_tokens: int
+    decode_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedCalls:
+    """Times of calls in ns, and the CPU time of all threads for all; None where another processor runs the model."""
+
+    wall_ns: tuple[int, ...]
+    cpu_ns: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RulerEpisode:
+    """The answer: one prefill, and the decode steps behind it."""
+
+    prefill: TimedCalls
+    decode: TimedCalls
+
+
 class Ruler:
     """One open artifact and its inputs; B = 1 prompt of T random tokens, new for every episode."""
 
-    def __init__(self, request: dict[str, Any]) -> None:
+    def __init__(self, request: RulerRequest) -> None:
         self._request = request
         self._session = DecoderSession.open(
-            request["artifact"], provider=request["provider"], num_threads=request["num_threads"]
+            request.artifact, provider=request.provider, num_threads=request.num_threads
         )
-        capacity = request["prompt_tokens"] + request["decode_tokens"]
+        capacity = request.prompt_tokens + request.decode_tokens
         self._past = self._session.empty_past(1, capacity=capacity)
-        self._rng = np.random.default_rng(request["seed"])
+        self._rng = np.random.default_rng(request.seed)
         config = self._session.config
         ids = np.arange(config.vocab_size, dtype=np.int64)
         self._ids = ids if config.vision is None else ids[ids != config.vision.image_token_id]
 
-    def episode(self) -> dict[str, Any]:
-        """Read a prompt, then decode: times of the prefill and of each step in ns, CPU time of all threads for each.
-
-        CPU time is null where the model runs on another processor.
-        """
-        ids = self._rng.choice(self._ids, size=(1, self._request["prompt_tokens"]))
+    def episode(self) -> RulerEpisode:
+        """Read a prompt, then decode."""
+        ids = self._rng.choice(self._ids, size=(1, self._request.prompt_tokens))
         gc.collect()
         gc.disable()
         cpu_first, begin = time.process_time_ns(), time.perf_counter_ns()
         logits, past = self._session.extend(ids, None, self._past)
         prefill_ns, cpu_before = time.perf_counter_ns() - begin, time.process_time_ns()
         step_ns = []
-        for _ in range(self._request["decode_tokens"] - 1):
+        for _ in range(self._request.decode_tokens - 1):
             begin = time.perf_counter_ns()
             logits, past = self._session.decode(logits.argmax(axis=-1)[:, None], None, past)
             step_ns.append(time.perf_counter_ns() - begin)
         cpu_last = time.process_time_ns()
         gc.enable()
-        is_counted = kind_of_provider(self._request["provider"]).is_host
-        return {
-            "prefill": {"wall_ns": [prefill_ns], "cpu_ns": cpu_before - cpu_first if is_counted else None},
-            "decode step": {"wall_ns": step_ns, "cpu_ns": cpu_last - cpu_before if is_counted else None},
-        }
+        is_counted = kind_of_provider(self._request.provider).is_host
+        return RulerEpisode(
+            prefill=TimedCalls(wall_ns=(prefill_ns,), cpu_ns=cpu_before - cpu_first if is_counted else None),
+            decode=TimedCalls(wall_ns=tuple(step_ns), cpu_ns=cpu_last - cpu_before if is_counted else None),
+        )
 
 
 def main() -> int:
     """Answer until the parent closes the pipe."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not mix with the answers
-    ruler = Ruler(json.loads(sys.stdin.readline()))
+    ruler = Ruler(RulerRequest(**json.loads(sys.stdin.readline())))
     for _ in iter(sys.stdin.readline, ""):
-        answers.write(json.dumps(ruler.episode()) + "\n")
+        answers.write(json.dumps(asdict(ruler.episode())) + "\n")
         answers.flush()
     return 0
 

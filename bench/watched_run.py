@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..cores import num_physical_cores
@@ -23,13 +23,16 @@ from .instruments import Sampler, cpu_energy_j, cpu_reading, gpu_reading, teleme
 from .judge.schema import ColdStart, Device, ProcessSamples, TelemetryPoint, Workload
 from .neighbours import Neighbour, snapshot
 from .nvml import Card, Nvml, open_nvml
+from .requests import COLD_START, LATENCY, MeasureRequest, Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
     from ..export.runtime.held import HeldArtifact
+    from ..messages import ChildJob
     from .profiles import Profile
+    from .requests import LatencyResult, Mark, PeakMemory
 
 TELEMETRY_INTERVAL_MS = 500.0
 
@@ -58,18 +61,17 @@ class Session:
         """The folder that every child opens."""
         return self.held.place
 
-    def request(self, task: str, process: int) -> dict[str, Any]:
+    def request(self, process: int) -> MeasureRequest:
         """The worker's request for one process."""
-        return {
-            "task": task,
-            "artifact": str(self.artifact.absolute()),
-            "provider": self.provider,
-            "num_threads": self.num_threads,
-            "captures_steps": self.captures_steps,
-            "workload": self.workload.model_dump(mode="json"),
-            "plan": self.profile.plan(),
-            "process": process,
-        }
+        return MeasureRequest(
+            artifact=self.artifact.absolute(),
+            provider=self.provider,
+            num_threads=self.num_threads,
+            captures_steps=self.captures_steps,
+            workload=Work(**self.workload.model_dump(include={part.name for part in fields(Work)})),
+            profile=self.profile,
+            process=process,
+        )
 
 
 @contextmanager
@@ -139,7 +141,7 @@ class Attempt:
     parent_cpu_share: float
     neighbours: tuple[Neighbour, ...] = ()
     provider_options: dict[str, str] = field(default_factory=dict)
-    extra: dict[str, Any] = field(default_factory=dict)
+    memory: PeakMemory | None = None
 
 
 class Watch(Protocol):
@@ -148,12 +150,18 @@ class Watch(Protocol):
     def on_start(self, pid: int) -> None:
         """Hear which process it is."""
 
-    def listen(self, event: dict[str, Any]) -> None:
-        """Hear what it says of itself."""
+    def listen(self, mark: Mark) -> None:
+        """Hear which phase it begins."""
 
 
-def latency_process(session: Session, process: int, *, task: str = "latency", watch: Watch | None = None) -> Attempt:
-    """Run one latency process; `extra` holds what the worker's task adds to its samples.
+def latency_process(
+    session: Session,
+    process: int,
+    *,
+    job: ChildJob[MeasureRequest, Mark, LatencyResult] = LATENCY,
+    watch: Watch | None = None,
+) -> Attempt:
+    """Run one latency process.
 
     Readings count from the first timed call to the last: while a model loads, a device idles at its lowest clocks.
     """
@@ -168,15 +176,15 @@ def latency_process(session: Session, process: int, *, task: str = "latency", wa
             watch.on_start(pid)
         stack.enter_context(sampler)
 
-    def listen(event: dict[str, Any]) -> None:
+    def listen(mark: Mark) -> None:
         if watch is not None:
-            watch.listen(event)
-        if event["name"] in ("decode", "end"):
-            energy[event["name"]] = (event["t_ns"], _energy_j(session), event.get("num_tokens", 0))
-        if event["name"] in ("prefill", "end"):
+            watch.listen(mark)
+        if mark.name in ("decode", "end"):
+            energy[mark.name] = (mark.t_ns, _energy_j(session), mark.num_tokens)
+        if mark.name in ("prefill", "end"):
             before_ns = time.perf_counter_ns()
             sampler.take()
-            window[event["name"]] = before_ns if event["name"] == "prefill" else time.perf_counter_ns()
+            window[mark.name] = before_ns if mark.name == "prefill" else time.perf_counter_ns()
 
     def read() -> dict[str, Any] | None:
         if session.card is None:
@@ -188,7 +196,7 @@ def latency_process(session: Session, process: int, *, task: str = "latency", wa
     cpu_before, wall_before = time.process_time(), time.perf_counter()
     with ExitStack() as stack:
         result = run_worker(
-            session.request(task, process), timeout_s=session.profile.timeout_s, on_start=start, listen=listen
+            job, session.request(process), timeout_s=session.profile.timeout_s, on_start=start, listen=listen
         )
     share = (time.process_time() - cpu_before) / (time.perf_counter() - wall_before)
     timed = sorted(
@@ -198,15 +206,15 @@ def latency_process(session: Session, process: int, *, task: str = "latency", wa
     begin, end = energy["decode"], energy["end"]
     joules = None if begin[1] is None or end[1] is None or end[1] <= begin[1] else end[1] - begin[1]
     return Attempt(
-        samples=ProcessSamples.model_validate(result.pop("samples"), strict=False),
+        samples=ProcessSamples.model_validate(result.samples, strict=False),
         telemetry=tuple(telemetry_points(timed, process=process, zero_ns=session.zero_ns)),
         decode_joules=joules,
         decode_span_s=(end[0] - begin[0]) / 1e9,
         decode_tokens=end[2],
         parent_cpu_share=share,
         neighbours=snapshot().since(beside, own_pids={pid, os.getpid()}).neighbours,
-        provider_options=result.pop("provider_options"),
-        extra=result,
+        provider_options=result.provider_options,
+        memory=result.memory,
     )
 
 
@@ -218,14 +226,14 @@ def cold_start(session: Session) -> ColdStart:
         nonlocal started_ns
         started_ns = time.perf_counter_ns()
 
-    def listen(event: dict[str, Any]) -> None:
+    def listen(mark: Mark) -> None:
         nonlocal loading_ns
-        loading_ns = event["t_ns"]
+        loading_ns = mark.t_ns
 
     result = run_worker(
-        session.request("cold_start", 0), timeout_s=session.profile.timeout_s, on_start=start, listen=listen
+        COLD_START, session.request(0), timeout_s=session.profile.timeout_s, on_start=start, listen=listen
     )
-    return ColdStart.model_validate({**result, "startup_ns": max(loading_ns - started_ns, 1)}, strict=False)
+    return ColdStart(**asdict(result), startup_ns=max(loading_ns - started_ns, 1))
 
 
 def _energy_j(session: Session) -> float | None:

@@ -1,4 +1,4 @@
-"""The child that measures: `python -m havoc_core.bench.worker`, one JSON request in, JSON lines out.
+"""The child that measures: `python -m havoc_core.bench.worker` does one job of `requests`.
 
 It is a fresh process with its own session and loads as little as it can: what it costs is what the artifact costs.
 Times are `perf_counter_ns`, whose clock all processes of a machine share. Inputs are drawn, and outputs checked,
@@ -16,31 +16,46 @@ import json
 import math
 import sys
 import time
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import HavocError
 from ..export.runtime.devices import kind_of_provider
-from ..export.runtime.serving import serve
+from ..export.runtime.serving import serve, served
 from ..export.runtime.session import DecoderSession
 from ..storage import scratch_directory
 from . import warmup
 from .clocks import clock_readings, clock_spans
 from .own_process import SurroundingsWatch, own_usage, peak_rss_bytes, reset_peak_rss, rss_bytes
 from .page_cache import disk_read_bytes, put_out, state_of
+from .requests import (
+    ARENA,
+    COLD_START,
+    COST,
+    LATENCY,
+    MEMORY,
+    ArenaResult,
+    ColdStartResult,
+    LatencyResult,
+    Mark,
+    PeakMemory,
+)
 from .witness import Witness
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
     from ..export.runtime.past import Past
-    from ..export.runtime.serving import Emit
     from ..model.config import HavocConfig
+    from .profiles import Series
+    from .requests import MeasureRequest
+
+    Tell = Callable[[Mark], None]
 
 UNCOUNTED_S = 0.5
 
@@ -69,27 +84,27 @@ class Measured:
 class Bench:
     """One open artifact, its inputs, and what was noticed about its outputs."""
 
-    def __init__(self, request: dict[str, Any], emit: Emit, *, profile: Path | None = None) -> None:
+    def __init__(self, request: MeasureRequest, tell: Tell, *, profile: Path | None = None) -> None:
         self.request = request
-        self.emit = emit
-        self.workload = request["workload"]
+        self.tell = tell
+        self.workload = request.workload
         self.zero_ns = time.perf_counter_ns()
         self.around = SurroundingsWatch(zero_ns=self.zero_ns)
-        self.rng = np.random.default_rng([self.workload["seed"], request["process"]])
+        self.rng = np.random.default_rng([self.workload.seed, request.process])
         self.num_nonfinite_logits = 0
         self.outputs: set[bytes] = set()
         self.session = self._open(profile)
-        self.past = self.session.empty_past(self.workload["batch_size"], capacity=self._require_context())
+        self.past = self.session.empty_past(self.workload.batch_size, capacity=self._require_context())
         self.witness = Witness(self.session)
         self.plain_ids = plain_ids(self.session.config)
 
     def _open(self, profile: Path | None) -> DecoderSession:
         begin = time.perf_counter_ns()
         session = DecoderSession.open(
-            self.request["artifact"],
-            provider=self.request["provider"],
-            provider_options={"enable_cuda_graph": "1"} if self.request["captures_steps"] else None,
-            num_threads=self.request["num_threads"],
+            self.request.artifact,
+            provider=self.request.provider,
+            provider_options={"enable_cuda_graph": "1"} if self.request.captures_steps else None,
+            num_threads=self.request.num_threads,
             profile=profile,
         )
         self.load_ns = time.perf_counter_ns() - begin
@@ -97,9 +112,7 @@ class Bench:
 
     def _require_context(self) -> int:
         """Tokens the longest call of the workload needs; a `HavocError` where model or cache has fewer."""
-        needed: int = max(
-            self.workload["prompt_tokens"], self.workload["context_tokens"] + self.workload["decode_tokens"]
-        )
+        needed = max(self.workload.prompt_tokens, self.workload.context_tokens + self.workload.decode_tokens)
         has = self.session.config.max_seq_len
         if needed > has:
             raise HavocError(f"the workload needs {needed} tokens of context, this model has {has}")
@@ -115,13 +128,13 @@ class Bench:
         """Read prompts [B, T] into the buffers, over what the call before left there."""
         return self.session.extend(ids, None, self.past)
 
-    def mark(self, name: str, **values: object) -> None:
+    def mark(self, name: str, *, num_tokens: int = 0) -> None:
         """Tell the parent that a phase begins now."""
-        self.emit({"event": "mark", "name": name, "t_ns": time.perf_counter_ns(), **values})
+        self.tell(Mark(name=name, t_ns=time.perf_counter_ns(), num_tokens=num_tokens))
 
     def prompt(self, num_tokens: int) -> NDArray[np.int64]:
         """Uniform random ids [B, T] of plain tokens, new for every call."""
-        return self.rng.choice(self.plain_ids, size=(self.workload["batch_size"], num_tokens))
+        return self.rng.choice(self.plain_ids, size=(self.workload.batch_size, num_tokens))
 
     def check(self, logits: NDArray[np.float32]) -> None:
         """Notice NaN and infinity, and whether different inputs give different outputs."""
@@ -130,7 +143,7 @@ class Bench:
 
     def cpu_ns(self) -> int | None:
         """CPU time of all threads so far; None where the model runs on another processor, which this does not count."""
-        return time.process_time_ns() if kind_of_provider(self.request["provider"]).is_host else None
+        return time.process_time_ns() if kind_of_provider(self.request.provider).is_host else None
 
     def keep(self, into: Measured, begin: int, end: int, cpu_before: int | None) -> None:
         """Keep one call between two clock readings, and look around where the last look is old."""
@@ -150,7 +163,7 @@ class Bench:
 
     def time_prefill(self, into: Measured) -> None:
         """One prefill of a new prompt, to its last-token logits on the host."""
-        ids = self.prompt(self.workload["prompt_tokens"])
+        ids = self.prompt(self.workload.prompt_tokens)
         cpu_before = self.cpu_ns()
         begin = time.perf_counter_ns()
         logits, past = self.prefill(ids)
@@ -164,7 +177,7 @@ class Bench:
 
         In a batch every request is the same text.
         """
-        tokenizer, num_tokens = self.session.tokenizer, self.workload["prompt_tokens"]
+        tokenizer, num_tokens = self.session.tokenizer, self.workload.prompt_tokens
         ids = self.prompt(num_tokens)
         text = "" if tokenizer is None else tokenizer.decode(ids[0].tolist())
         cpu_before = self.cpu_ns()
@@ -186,7 +199,7 @@ class Bench:
 
         `most_s` ends it early, after that many seconds of decoding: for an episode that does not count.
         """
-        ids = self.prompt(self.workload["context_tokens"])
+        ids = self.prompt(self.workload.context_tokens)
         begin = before = time.perf_counter_ns()
         logits, past = self.prefill(ids)
         token_ids = self.chosen(logits)
@@ -195,7 +208,7 @@ class Bench:
         step_ns: list[int] = []
         read: list[NDArray[np.int64]] = []
         cpu_before = self.cpu_ns()
-        for _ in range(self.workload["decode_tokens"] - 1):
+        for _ in range(self.workload.decode_tokens - 1):
             read.append(token_ids)
             before = time.perf_counter_ns()
             logits, past = self.session.decode(token_ids, None, past)
@@ -221,12 +234,12 @@ class Bench:
 
         All calls are kept.
         """
-        plan, calls = self.request["plan"], Measured()
+        profile, calls = self.request.profile, Measured()
         self.time_prefill(calls)
-        window = warmup.calls_per_window(calls.duration_ns[0], plan["warmup_window_s"])
+        window = warmup.calls_per_window(calls.duration_ns[0], profile.warmup_window_s)
         medians: list[int] = []
         tolerance = warmup.LEAST_TOLERANCE
-        while not warmup.is_steady(medians, tolerance) and (len(medians) < 2 or calls.busy_s < plan["warmup_max_s"]):  # noqa: PLR2004
+        while not warmup.is_steady(medians, tolerance) and (len(medians) < 2 or calls.busy_s < profile.warmup_max_s):  # noqa: PLR2004
             for _ in range(window):
                 self.time_prefill(calls)
             medians = warmup.window_medians(calls.duration_ns[1:], window)
@@ -249,12 +262,12 @@ def as_json(calls: Measured) -> dict[str, list[int]]:
 
 
 def rounds(
-    plan: dict[str, Any], spent_s: Callable[[], float], *, now: Callable[[], float] = time.perf_counter
+    series: Series, spent_s: Callable[[], float], *, now: Callable[[], float] = time.perf_counter
 ) -> Iterator[int]:
     """Count rounds until both minima are reached, or the longest time has passed and the least number is there."""
     begin, count = now(), 0
-    while count < plan["min_calls"] or spent_s() < plan["min_busy_s"]:
-        if count >= plan["least"] and now() - begin > plan["max_s"]:
+    while count < series.min_calls or spent_s() < series.min_busy_s:
+        if count >= series.least and now() - begin > series.max_s:
             return
         yield count
         count += 1
@@ -265,11 +278,11 @@ def busy_s(episodes: list[dict[str, Any]]) -> float:
     return float(sum(episode["prefill_ns"] + sum(episode["step_ns"]) for episode in episodes) / 1e9)
 
 
-def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+def measure_latency(request: MeasureRequest, tell: Tell) -> LatencyResult:
     """Load, first call, warm-up, prefill, first token, decode: the samples of one process."""
-    emit({"event": "mark", "name": "load", "t_ns": time.perf_counter_ns()})
-    bench = Bench(request, emit)
-    plan = request["plan"]
+    tell(Mark(name="load", t_ns=time.perf_counter_ns()))
+    bench = Bench(request, tell)
+    profile = request.profile
     bench.mark("first_run")
     cold = Measured()
     bench.time_prefill(cold)
@@ -284,21 +297,21 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     first_look = len(bench.around) - 1
     clocks = clock_readings()
     bench.mark("prefill")
-    for _ in rounds(plan["prefill"], lambda: prefill.busy_s):
+    for _ in rounds(profile.prefill, lambda: prefill.busy_s):
         bench.time_prefill(prefill)
     bench.mark("ttft")
-    for _ in rounds(plan["ttft"], lambda: ttft.busy_s):
+    for _ in rounds(profile.ttft, lambda: ttft.busy_s):
         bench.time_first_token(ttft)
     bench.time_episode(UNCOUNTED_S)  # shapes of decoding are met for the first time here
     bench.mark("decode")
-    decode.extend(bench.time_episode() for _ in rounds(plan["decode"], lambda: busy_s(decode)))
+    decode.extend(bench.time_episode() for _ in rounds(profile.decode, lambda: busy_s(decode)))
     bench.around.look(force=True)
     spans = clock_spans(clocks)
     bench.mark("end", num_tokens=sum(episode["num_tokens"] for episode in decode))
     gc.enable()
     placement = bench.session.placement()
     samples = {
-        "process": request["process"],
+        "process": request.process,
         "load_ns": bench.load_ns,
         "cold_ns": cold.duration_ns[0],
         "warmup": warm,
@@ -316,99 +329,82 @@ def measure_latency(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
         "work_done": bench.witness.testify(bench.past),
         **{key: value - usage[key] for key, value in own_usage().items()},
     }
-    return {"samples": samples, "provider_options": bench.session.provider_options}
+    return LatencyResult(samples=samples, provider_options=bench.session.provider_options)
 
 
-def measure_cold_start(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+def measure_cold_start(request: MeasureRequest, tell: Tell) -> ColdStartResult:
     """Put the artifact out of the page cache, load it and call it once; what was read from the disk is counted."""
-    files = [file for file in Path(request["artifact"]).iterdir() if file.is_file()]
+    files = [file for file in request.artifact.iterdir() if file.is_file()]
     num_file_bytes = sum(file.stat().st_size for file in files if ".onnx" in file.name)
     put_out(files)
     before = disk_read_bytes()
-    emit({"event": "mark", "name": "load", "t_ns": time.perf_counter_ns()})
-    bench, first = Bench(request, emit), Measured()
+    tell(Mark(name="load", t_ns=time.perf_counter_ns()))
+    bench, first = Bench(request, tell), Measured()
     bench.time_prefill(first)
     after = disk_read_bytes()
     read_bytes = None if before is None or after is None else after - before
-    return {
-        "page_cache": state_of(read_bytes, num_file_bytes),
-        "read_bytes": read_bytes,
-        "load_ns": bench.load_ns,
-        "first_call_ns": first.duration_ns[0],
-    }
+    return ColdStartResult(
+        page_cache=state_of(read_bytes, num_file_bytes),
+        read_bytes=read_bytes,
+        load_ns=bench.load_ns,
+        first_call_ns=first.duration_ns[0],
+    )
 
 
-def measure_memory(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+def measure_memory(request: MeasureRequest, tell: Tell) -> PeakMemory:
     """Load, first run, steady state, each with the highest resident set the kernel saw; the parent samples too.
 
     Within the first run it is marked where decoding begins.
     """
-    marks: dict[str, int] = {}
     peaks: dict[str, int | None] = {}
 
     def begin(phase: str) -> None:
         reset_peak_rss()
-        marks[phase] = time.perf_counter_ns()
-        emit({"event": "mark", "name": phase, "t_ns": marks[phase]})
+        tell(Mark(name=phase, t_ns=time.perf_counter_ns()))
 
     baseline = rss_bytes()
     begin("load")
-    bench = Bench(request, emit)
+    bench = Bench(request, tell)
     peaks["load"] = peak_rss_bytes()
     begin("first_run")
     bench.time_prefill(Measured())
-    marks["decode"] = time.perf_counter_ns()
-    emit({"event": "mark", "name": "decode", "t_ns": marks["decode"]})
+    bench.mark("decode")
     bench.time_episode()
     peaks["first_run"] = peak_rss_bytes()
     begin("steady")
     calls = Measured()
-    for _ in rounds(request["plan"]["memory"], lambda: calls.busy_s):
+    for _ in rounds(request.profile.memory, lambda: calls.busy_s):
         bench.time_prefill(calls)
         bench.time_episode()
     peaks["steady"] = peak_rss_bytes()
-    return {"baseline_bytes": baseline, "phase_peak_bytes": peaks, "phase_start_ns": marks}
+    return PeakMemory(baseline_bytes=baseline, phase_peak_bytes=peaks)
 
 
-def measure_arena(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+def measure_arena(request: MeasureRequest, tell: Tell) -> ArenaResult:
     """The most the runtime's allocator held for the provider while it read and wrote once, by its own profile."""
     with scratch_directory("havoc-profile-") as folder:
-        bench = Bench(request, emit, profile=folder / "arena")
+        bench = Bench(request, tell, profile=folder / "arena")
         bench.time_prefill(Measured())
         bench.time_episode()
         events = json.loads(bench.session.end_profiling().read_bytes())
-    held = (event["args"] for event in events if event.get("args", {}).get("provider") == request["provider"])
-    return {"arena_bytes": max((int(node.get("mem_arena_held", 0)) for node in held), default=0) or None}
+    held = (event["args"] for event in events if event.get("args", {}).get("provider") == request.provider)
+    return ArenaResult(arena_bytes=max((int(node.get("mem_arena_held", 0)) for node in held), default=0) or None)
 
 
-def measure_cost(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
+def measure_cost(request: MeasureRequest, tell: Tell) -> LatencyResult:
     """The samples of a short latency run, and the peak resident set of the same process: enough to rank by."""
     baseline = rss_bytes()
-    measured = measure_latency(request, emit)
-    return {**measured, "baseline_bytes": baseline, "peak_bytes": peak_rss_bytes()}
+    measured = measure_latency(request, tell)
+    return replace(measured, memory=PeakMemory(baseline_bytes=baseline, peak_bytes=peak_rss_bytes()))
 
 
-def score(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Accuracy of the artifact on rows of one split, domain by domain."""
-    from .accuracy import score_here
-
-    return score_here(request, emit)
-
-
-TASKS: dict[str, Callable[[dict[str, Any], Emit], dict[str, Any]]] = {
-    "latency": measure_latency,
-    "memory": measure_memory,
-    "cold_start": measure_cold_start,
-    "arena": measure_arena,
-    "cost": measure_cost,
-    "accuracy": score,
-}
-
-
-def main() -> int:
-    """Carry out the one request that comes on stdin."""
-    return serve(TASKS)
-
+JOBS = (
+    served(LATENCY, measure_latency),
+    served(COST, measure_cost),
+    served(MEMORY, measure_memory),
+    served(COLD_START, measure_cold_start),
+    served(ARENA, measure_arena),
+)
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(JOBS))

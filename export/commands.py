@@ -295,7 +295,7 @@ def _has_torch() -> bool:
 def handle_import(args: argparse.Namespace) -> int:
     """Check a base completely and say what it is; with `--out` write a GGUF file as a Hugging Face directory."""
     from ..model.config import PRESETS
-    from ..model.gguf_header import is_gguf
+    from ..model.config_file import is_gguf
     from .inspection import inspect_directory
 
     if str(args.directory) in PRESETS and not args.directory.exists():

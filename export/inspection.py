@@ -9,8 +9,8 @@ import torch
 
 from ..errors import HavocError, printable
 from ..model.base_tokenizer import load_tokenizer, missing_tokenizer
+from ..model.config_file import is_gguf
 from ..model.gguf import GgufTensors
-from ..model.gguf_header import is_gguf
 from ..model.hf_config import to_hf
 from ..model.tensors import tensor_shapes
 from ..progress import SILENT, Progress

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from ..messages import plain
 from ..model.cost import num_parameters
 from ..progress import SILENT, Progress
 from .format_cost import BlockLimit, CheckedFold, FormatCost, block_limit, measure_cost, read_fold, windows_of
@@ -92,7 +93,7 @@ def prove(
 
     shipped = opened(graphs[DECODER])
     cases = compare(reference, shipped, measures[0], progress=progress)
-    logits = fingerprint(shipped)
+    logits = plain(fingerprint(shipped))
     del shipped
     if len(measures) > 1:
         exactly = opened(with_exact_products(graphs[DECODER]))

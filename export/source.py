@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING
 from ..model.base_tokenizer import load_tokenizer
 from ..model.checkpoint import BUNDLED_NANO, Base, require_base
 from ..model.config import PRESETS, HavocConfig
-from ..model.config_file import read_config
+from ..model.config_file import is_gguf, read_config
 from ..model.gguf import open_weights
-from ..model.gguf_header import is_gguf
 from ..model.weights import RandomTensors, require_tensors, require_tied, weight_hash
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..errors import HavocError
-from .gguf_header import is_gguf, read_header
+from .config_file import is_gguf
+from .gguf_header import read_header
 from .gguf_tokenizer import read_tokenizer
 from .tokenizer import Tokenizer
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from ..errors import HavocError
 from .base_tokenizer import load_tokenizer, missing_tokenizer
 from .config import PRESETS, HavocConfig
-from .config_file import read_config
+from .config_file import is_gguf, read_config
 from .gguf import open_weights
-from .gguf_header import is_gguf
 from .transformer import HavocModel
 from .weights import (
     RandomTensors,

@@ -7,12 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError
 from ..storage import read_json
-from .gguf_config import read_gguf_config
-from .gguf_header import is_gguf
 from .hf_config import from_hf, with_generation
 
 if TYPE_CHECKING:
     from .config import HavocConfig
+
+
+def is_gguf(path: str | Path) -> bool:
+    """Whether a base is a GGUF file, by its name."""
+    path = Path(path)
+    return path.suffix.lower() == ".gguf" and not path.is_dir()
 
 
 def read_config(path: str | Path) -> HavocConfig:
@@ -21,6 +25,8 @@ def read_config(path: str | Path) -> HavocConfig:
     Of a GGUF file: its metadata. What cannot be read or is not supported is a `HavocError` that names the file.
     """
     if is_gguf(path):
+        from .gguf_config import read_gguf_config  # an artifact is never one, and is charged for what its child imports
+
         return read_gguf_config(path)
     file, other = Path(path) / "config.json", Path(path) / "generation_config.json"
     fields = _read_object(file)

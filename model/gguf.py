@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .config_file import is_gguf
 from .families import family_of_gguf
 from .gguf_config import ROPE_FREQUENCIES, config_of
-from .gguf_header import BlockType, Header, StoredTensor, is_gguf, read_header
+from .gguf_header import BlockType, Header, StoredTensor, read_header
 from .tensors import EMBEDDING, FINAL_NORM, HEAD, layer_name
 from .weights import StoredTensors, open_tensors, require_tensors
 

@@ -91,12 +91,6 @@ class Header:
     tensors: dict[str, StoredTensor]
 
 
-def is_gguf(path: str | Path) -> bool:
-    """Whether a base is a GGUF file, by its name."""
-    path = Path(path)
-    return path.suffix.lower() == ".gguf" and not path.is_dir()
-
-
 def read_header(path: Path) -> Header:
     """Read and check the header; what is wrong with the file is a `HavocError` of one line."""
     if not path.is_file():

@@ -28,12 +28,14 @@ FLOORS = (
     "roof",
 )
 ROOMS = ("track", "model", "adapt", "export", "bench")
-GROUND = "errors mistakes storage progress bounds cgroups cores processes children".split()
+GROUND = "errors messages mistakes storage progress bounds cgroups cores processes children".split()
 HANDLERS = ("adapt.commands", "export.commands", "bench.commands", "bench.pytest_plugin")
 """They take a command line apart, so they belong to the roof, whatever room they serve."""
 
 EDGE_FOLDERS = ("track", "adapt.sandbox", "adapt.tasks", "export.runtime", "bench.judge", "bench")
-EDGE_ROOF = "errors storage progress bounds cgroups children cores processes config arguments cli __main__".split()
+EDGE_ROOF = (
+    "errors messages storage progress bounds cgroups children cores processes config arguments cli __main__".split()
+)
 EDGE_BLOCKED = (
     "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib gguf transformers wandb trackio"
 ).split()

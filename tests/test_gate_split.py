@@ -41,7 +41,7 @@ class Answering:
     num_processes, num_threads = 2, 1
 
     def __init__(self, dies_at: int | None = None) -> None:
-        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.asked: list[tuple[str, Any]] = []
         self._dies_at = dies_at
 
     def __enter__(self) -> Answering:  # noqa: PYI034 - a stand-in
@@ -49,21 +49,21 @@ class Answering:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def run(self, function: str, requests: Sequence[dict[str, Any]], **_: object) -> Iterator[Any]:
+    def run(self, function: str, requests: Sequence[Any], **_: object) -> Iterator[Any]:
         for request in requests:
             if len(self.asked) == self._dies_at:
                 raise MeasurementError("killed")
             self.asked.append((function, request))
             if function == ".jobs:diverge":
-                yield [{"math": sum(alpha), "code": 10 * sum(alpha)} for alpha in request["alphas"]]
+                yield [{"math": sum(alpha), "code": 10 * sum(alpha)} for alpha in request.alphas]
             else:
-                (task,), start = request["tasks"], request["start"]
-                yield {task: RIGHT[tuple(request["alpha"])][task][start : start + request["size"]]}
+                (task,), start = request.tasks, request.rows.start
+                yield {task: RIGHT[tuple(request.alpha)][task][start : start + request.rows.size]}
 
     def answered(self) -> list[tuple[tuple[float, ...], str, int]]:
         """Each part that was asked: alpha, task, first row."""
         return [
-            (tuple(request["alpha"]), request["tasks"][0], request["start"])
+            (tuple(request.alpha), request.tasks[0], request.rows.start)
             for function, request in self.asked
             if function == ".jobs:answer"
         ]
@@ -96,7 +96,7 @@ def test_the_table_holds_what_was_answered(tmp_path: Path, monkeypatch: pytest.M
     num_right = {name: [count["num_right"] for count in row["accuracy"].values()] for name, row in rows.items()}
     assert num_right == {"base": [1, 2], "math": [1, 2], "code": [0, 4], "mixture": [2, 3]}
     assert {alpha for alpha, _, _ in workers.answered()} == {(0.0, 0.0), (0.0, 1.0)}  # the math expert changes nothing
-    assert all(request["split"] == "gate" for _, request in workers.asked)
+    assert all(request.rows.split == "gate" for _, request in workers.asked)
     assert {name: row["kl_to_base"]["code"] for name, row in rows.items()} == {
         "base": 0.0,
         "math": 10.0,
@@ -107,7 +107,7 @@ def test_the_table_holds_what_was_answered(tmp_path: Path, monkeypatch: pytest.M
     assert {pair["against"]: pair["margin"] for pair in table["paired"]} == pytest.approx(
         {"base": 0.25, "math": 0.25, "code": 0.125}
     )
-    rules = [request["rule"] for function, request in workers.asked if function == ".jobs:diverge"]
+    rules = [request.mixtures.rule for function, request in workers.asked if function == ".jobs:diverge"]
     # experts alone as they were trained, the mixture as it was mixed
     assert (set(rules[:-1]), rules[-1]) == ({"delta"}, "renorm")
 
@@ -174,7 +174,7 @@ def test_the_artifact_is_scored_once_for_the_same_files(tmp_path: Path, monkeypa
     there = {"manifest.json": "m", "model.onnx": "a"}
     scored: list[Path] = []
 
-    def run_accuracy(artifact: Path, **_: object) -> AccuracyRun:
+    def run_accuracy(artifact: Path, *_: object, **__: object) -> AccuracyRun:
         scored.append(artifact)
         files = {name: sha for name, sha in there.items() if name != "manifest.json"}
         return AccuracyRun(files=files, manifest_sha256=there["manifest.json"], tasks={}, right={})

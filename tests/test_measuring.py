@@ -11,7 +11,7 @@ from havoc_core import measuring
 from havoc_core.adapt.candidate import Candidate
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError
-from havoc_core.jobs import Place
+from havoc_core.jobs import DivergeRequest, Place
 from havoc_core.measuring import BenchMeasurer, bind, limits_of
 from havoc_core.model.structure import Structure
 
@@ -34,7 +34,7 @@ class Recorded:
     num_processes, num_threads = 2, 1
 
     def __init__(self, answers: Mapping[str, Any]) -> None:
-        self.asked: list[tuple[str, dict[str, Any]]] = []
+        self.asked: list[tuple[str, Any]] = []
         self._answers = answers
 
     def __enter__(self) -> Recorded:  # noqa: PYI034 - a stand-in
@@ -44,7 +44,7 @@ class Recorded:
 
     def end(self) -> None: ...
 
-    def run(self, function: str, requests: Sequence[dict[str, Any]], **_: object) -> Iterator[Any]:
+    def run(self, function: str, requests: Sequence[Any], **_: object) -> Iterator[Any]:
         for request in requests:
             self.asked.append((function, request))
             yield self._answers[function](request)
@@ -78,21 +78,21 @@ def test_samples_are_disjoint_from_each_other_and_from_validation(monkeypatch: p
             found = list(measurer.answers(candidates, sample=sample))
             assert found == [{"math": (True, False), "code": (False, True)}] * 2
     requests = [request for _, request in workers.asked]
-    assert [(r["split"], r["start"], r["size"]) for r in requests] == [
+    assert [(r.rows.split, r.rows.start, r.rows.size) for r in requests] == [
         ("search", 30 + 20 * sample, 20) for sample in (0, 0, 1, 1, 2, 2)
     ]
-    assert [tuple(r["alpha"]) for r in requests[:2]] == [(1.0, 0.25), (0.5, 0.0)]
-    assert [r["structure"]["weight_format"] for r in requests[:2]] == ["int8", "fp32"]
-    assert {r["rule"] for r in requests} == {"renorm"}
+    assert [tuple(r.alpha) for r in requests[:2]] == [(1.0, 0.25), (0.5, 0.0)]
+    assert [r.structure["weight_format"] for r in requests[:2]] == ["int8", "fp32"]
+    assert {r.mixtures.rule for r in requests} == {"renorm"}
 
 
 def test_divergences_come_back_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two workers share five alphas; a failed part fails its alphas alone."""
 
-    def diverge(request: dict[str, Any]) -> Any:
-        if [9.0] in request["alphas"]:
+    def diverge(request: DivergeRequest) -> Any:
+        if (9.0,) in request.alphas:
             return HavocError("not finite")
-        return [{"math": alpha[0]} for alpha in request["alphas"]]
+        return [{"math": alpha[0]} for alpha in request.alphas]
 
     workers = Recorded({".jobs:diverge": diverge})
     with measurer_with(workers, monkeypatch) as measurer:
@@ -100,4 +100,4 @@ def test_divergences_come_back_in_their_order(monkeypatch: pytest.MonkeyPatch) -
         assert [one["math"] for one in measurer.divergences(alphas)] == [0.0, 1.0, 2.0, 3.0, 4.0]  # type: ignore[index]
         found = list(measurer.divergences([(0.0,), (9.0,), (2.0,)]))
     assert [isinstance(one, HavocError) for one in found] == [False, True, False]
-    assert {request["start"] for _, request in workers.asked} == {30}
+    assert {request.rows.start for _, request in workers.asked} == {30}

@@ -14,6 +14,7 @@ import havoc_core
 from havoc_core import config, jobs, measuring, pipeline
 from havoc_core.adapt.commands import training_settings
 from havoc_core.adapt.optimizer import MuGrokConfig
+from havoc_core.adapt.tasks.evaluation import Scoring
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.bench.accuracy import AccuracyRun
 from havoc_core.config import Recipe, bundled_recipes, load_recipe
@@ -80,8 +81,8 @@ def measured(recipe: Recipe) -> object:
     class Stop(Exception):  # noqa: N818 - no error
         pass
 
-    def run_accuracy(_: Path, **options: object) -> Any:
-        handed.update(options)
+    def run_accuracy(_: Path, scoring: Scoring, **options: object) -> Any:
+        handed.update(dataclasses.asdict(scoring) | options)
         return AccuracyRun(files={}, manifest_sha256="", tasks={}, right={})
 
     def score_table(place: jobs.Place, *_: object, **__: object) -> dict[str, Any]:

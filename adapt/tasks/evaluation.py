@@ -1,9 +1,12 @@
 """Score a model on a task, and say how sure a share of right rows is.
 
-`score` is the one loop that asks and judges: for `eval` of a base or an artifact, for a record, in training, in the
-search and for the gate's table. A task of kind `choice` takes the likeliest choice, the first of equally likely ones,
-as lm-evaluation-harness does: by the log-likelihood of its tokens (acc), or by that over its number of characters
-(acc_norm).
+    evaluate   reads the rows that a `Scoring` names, scores them     eval, bench, gate, the card of a base
+    score      asks and judges given rows                             `evaluate`, training, search
+    Accuracy   counts and their exact interval                        whoever shows a share
+
+Nothing else asks a model for answers that count. A task of kind `choice` takes the likeliest choice, the first of
+equally likely ones, as lm-evaluation-harness does: by the log-likelihood of its tokens (acc), or by that over its
+number of characters (acc_norm).
 
 Completions whose judge failed are neither right nor wrong: they are counted and left out of the share.
 """
@@ -12,10 +15,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from ...bounds import TWO_SIDED, share_ends
 from ...errors import HavocError, MeasurementError
+from . import sources
+from .names import DOMAINS
+from .task import load_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,6 +61,59 @@ class Accuracy:
     def interval(self) -> tuple[float, float]:
         """Lower and upper end of the exact 95 % interval of the share; (0, 1) where no row was judged."""
         return share_ends(self.num_right, self.num_rows, confidence=TWO_SIDED)
+
+    def document(self) -> dict[str, float]:
+        """Return counts and interval as JSON values."""
+        low, high = self.interval()
+        return {"num_right": self.num_right, "num_rows": self.num_rows, "low": low, "high": high}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Scoring:
+    """Which rows of which tasks a model is scored on, and how it is asked.
+
+    `tasks` are names of bundled tasks or paths of TOML files; None takes the four domains that the model can read.
+    `num_rows` is that of each task, None the task's own number; with `may_be_fewer` a data set that has fewer gives all
+    it has. `seed` makes the built-in rows. `few_shot` and `max_new_tokens` None are the task's own.
+    """
+
+    tasks: tuple[str, ...] | None = None
+    num_rows: int | None = None
+    split: str = "gate"
+    seed: int = 0
+    data_dir: Path | None = None
+    online: bool = False
+    may_be_fewer: bool = False
+    few_shot: int | None = None
+    max_new_tokens: int | None = None
+    is_chat: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuse to ask nothing."""
+        if self.num_rows is not None and self.num_rows < 1:
+            raise HavocError(f"num_rows must be at least 1, not {self.num_rows}")
+
+    def load(self, *, can_see: bool) -> tuple[Task, ...]:
+        """Load the tasks, None: the four domains but those the model cannot see; a picture for no eyes is refused."""
+        asked = self.tasks or DOMAINS
+        tasks = load_tasks(asked, data_dir=self.data_dir, online=self.online, few_shot=0)
+        unseen = [task.name for task in tasks if task.needs_pictures and not can_see]
+        if self.tasks and unseen:
+            raise HavocError(f"the model reads text only: {', '.join(unseen)} cannot be scored")
+        seen = [name for name, task in zip(asked, tasks, strict=True) if task.name not in unseen]
+        return load_tasks(seen, data_dir=self.data_dir, online=self.online, few_shot=self.few_shot)
+
+    def rows(self, task: Task) -> list[Row]:
+        """Read the rows of one task, see `sources.rows`."""
+        return sources.rows(
+            task,
+            self.split,
+            self.num_rows or task.num_rows,
+            seed=self.seed,
+            data_dir=self.data_dir,
+            online=self.online,
+            may_be_fewer=self.may_be_fewer,
+        )
 
 
 class Scorer(Protocol):
@@ -107,6 +167,14 @@ class Scores:
     def accuracy(self) -> Accuracy:
         """Right rows among the judged ones, by `metric`."""
         return self.metrics[self.metric]
+
+
+def evaluate(
+    scorer: Scorer, task: Task, scoring: Scoring, *, advance: Callable[[int], None] = lambda _: None
+) -> tuple[list[Row], Scores]:
+    """Read the rows of a task and score them, see `score`; what was read is given back beside the verdicts."""
+    rows = scoring.rows(task)
+    return rows, score(scorer, task, rows, max_new_tokens=scoring.max_new_tokens, advance=advance)
 
 
 def score(

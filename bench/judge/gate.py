@@ -22,11 +22,12 @@ from ...export.runtime.artifact import MANIFEST, verify_hashes
 from ...storage import unreadable
 from . import coherence
 from .case import Case, Exit
-from .limits import Line, Verdict, judge_limit, line_without_data
+from .limits import Line, judge_limit, line_without_data
 from .metrics import measured, metric_of
 from .rules import RULES
 from .schema import asked_apart
 from .targets import load_target, title_of
+from .verdicts import VERDICTS, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -278,12 +279,13 @@ def overall(lines: Sequence[Line]) -> Literal["pass", "fail", "inconclusive"]:
 def summary(lines: Sequence[Line]) -> str:
     """One sentence on all limits, the worst first."""
     num_met = sum(line.verdict == "pass" for line in lines)
-    for verdict, words in (("fail", "missed"), ("inconclusive", "undecided"), ("not_measured", "not measured")):
+    worst_first: tuple[Verdict, ...] = ("fail", "inconclusive", "not_measured")
+    for verdict in worst_first:
         found = [line for line in lines if line.verdict == verdict]
         if found:
             names = ", ".join(line.metric for line in found)
             because = _disturbed(found) if verdict == "inconclusive" else ""
-            return f"{num_met} of {len(lines)} limits proven met; {words}: {names}{because}"
+            return f"{num_met} of {len(lines)} limits proven met; {VERDICTS[verdict].word}: {names}{because}"
     return f"all {len(lines)} limits proven met"
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from ... import bounds
 from ...adapt.tasks.names import bundled_tasks
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .record import ProcessSamples, Record
     from .schema import DomainAccuracy, FormatCost, MemorySeries, Workload
     from .targets import Limit, RequiredProtocol, RequiredWorkload
+    from .verdicts import Verdict
 
 STATISTICS = {
     "worst_time": "slowest process",
@@ -41,7 +42,6 @@ STATISTICS = {
     "agreement": "share of tokens",
 }
 
-Verdict = Literal["pass", "fail", "inconclusive", "invalid", "not_measured"]
 
 # Read by whoever kept the peak itself, so nothing lies between two samples.
 GAPLESS_METHODS = frozenset({"nvml_accounting", "vm_hwm", "getrusage"})

@@ -20,6 +20,7 @@ from ... import storage
 from ...errors import HavocError
 from ..judge.figures import printable
 from ..judge.gate import NOT_CHECKED, Judgement
+from ..judge.verdicts import VERDICTS, spelled
 from . import page
 from .run import FRONT, RECORD, SCORES, Run, read_run
 
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 WRITTEN = ("report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv")
 SUMS = "SHA256SUMS"
 MAX_MARKDOWN_BYTES = 60_000
-_BADGE_COLOURS = {"pass": "brightgreen", "fail": "red", "inconclusive": "yellow", "invalid": "orange"}
 _TELEMETRY_FIELDS = (
     "t_ns",
     "process",
@@ -106,9 +106,9 @@ def junit(run: Run) -> bytes:
     """
     root = ET.Element("testsuites", name="havoc gate")
     for target, judgement in run.judged:
-        outcomes = [_junit_outcome(line.verdict) for line in judgement.lines]
+        outcomes = [VERDICTS[line.verdict].junit for line in judgement.lines]
         suite = ET.SubElement(root, "testsuite", name=printable(target.name), tests=str(len(outcomes)), skipped="0")
-        suite.set("failures", str(outcomes.count("fail")))
+        suite.set("failures", str(outcomes.count("failure")))
         suite.set("errors", str(outcomes.count("error")))
         others = {f"{item.metric}, {item.statistic}, {item.unit}": item.value for item in judgement.unlimited}
         checked = {
@@ -120,9 +120,8 @@ def junit(run: Run) -> bytes:
         for line, outcome in zip(judgement.lines, outcomes, strict=True):
             case = ET.SubElement(suite, "testcase", classname=f"havoc.{printable(target.name)}", name=line.metric)
             _junit_properties(case, {name: getattr(line, name) for name in _LINE_FIELDS})
-            if outcome != "pass":
-                kind = "failure" if outcome == "fail" else "error"
-                ET.SubElement(case, kind, type=line.verdict, message=printable(line.reason)).text = printable(
+            if outcome is not None:
+                ET.SubElement(case, outcome, type=line.verdict, message=printable(line.reason)).text = printable(
                     judgement.reason
                 )
     ET.indent(root)
@@ -137,18 +136,14 @@ def _junit_properties(parent: ET.Element, values: Mapping[str, object]) -> None:
             ET.SubElement(properties, "property", name=printable(name), value=printable(str(value)))
 
 
-def _junit_outcome(verdict: str) -> str:
-    return verdict if verdict in {"pass", "fail"} else "error"
-
-
 def badge(judgement: Judgement) -> dict[str, object]:
     """Return a shields.io endpoint document for the first target."""
     unchecked = f", {NOT_CHECKED}" if judgement.verdict == "pass" and not judgement.is_artifact_checked else ""
     return {
         "schemaVersion": 1,
         "label": f"havoc {judgement.target}",
-        "message": judgement.verdict.replace("_", " ") + unchecked,
-        "color": _BADGE_COLOURS.get(judgement.verdict, "lightgrey"),
+        "message": spelled(judgement.verdict) + unchecked,
+        "color": VERDICTS[judgement.verdict].badge,
     }
 
 

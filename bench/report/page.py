@@ -11,6 +11,7 @@ from markupsafe import Markup, escape
 
 from ..judge.figures import DASH, count, printable, show, show_interval
 from ..judge.metrics import measured, metric_of
+from ..judge.verdicts import VERDICTS
 from . import charts
 from .run_facts import caveats, commands, environment_rows, facts
 from .search_table import candidate_table
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
     from .run import Run
     from .search_files import Margin, Score, ScoreFile
 
-WORDS = {
-    "pass": "Pass",
-    "fail": "Fail",
-    "inconclusive": "Undecided",
-    "invalid": "Invalid",
-    "not_measured": "Not measured",
-}
 EVIDENCE_WORDS = {
     "measured_target": "measured on the target",
     "measured_other_device": "measured on another device",
@@ -82,7 +76,7 @@ def _index_row(run: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
         "device": run["device"],
         "subject": f"{run['subject']}, {run['structure']}",
         "cells": [show(run["metrics"].get(name), metric_of(name).unit) for name in names],
-        "verdicts": [(target, word, WORDS[word]) for target, word in run["verdicts"].items()],
+        "verdicts": [(target, word, VERDICTS[word].title) for target, word in run["verdicts"].items()],
     }
 
 
@@ -159,7 +153,7 @@ def verdict(title: str, judgement: Any) -> dict[str, Any]:  # noqa: ANN401 - a J
         "target": judgement.target,
         "title": title,
         "verdict": judgement.verdict,
-        "word": WORDS[judgement.verdict],
+        "word": VERDICTS[judgement.verdict].title,
         "evidence": EVIDENCE_WORDS[judgement.evidence],
         "exit_code": judgement.exit_code,
         "reason": judgement.reason,
@@ -180,7 +174,7 @@ def limit_row(line: Line) -> dict[str, Any]:
         "value": show(line.value, line.unit),
         "interval": show_interval(line.low, line.high, line.unit),
         "verdict": line.verdict,
-        "word": WORDS[line.verdict],
+        "word": VERDICTS[line.verdict].title,
         "reason": line.reason,
         "samples": _samples(line),
         "bar": bar(line),

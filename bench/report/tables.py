@@ -7,28 +7,25 @@ import sys
 from typing import TYPE_CHECKING
 
 from ..judge.figures import DASH, count, printable
+from ..judge.verdicts import VERDICTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..judge.paired import Paired, Shift
 
-STYLES = {
-    "pass": "bold green",
+STYLES: dict[str, str] = {
+    **{verdict: shown.terminal for verdict, shown in VERDICTS.items()},
     "yes": "green",
     "possible": "green",
     "better": "green",
     "equal": "green",
-    "fail": "bold red",
     "no": "red",
     "impossible": "bold red",
     "worse": "red",
-    "inconclusive": "bold yellow",
     "undecided": "yellow",
     "unlikely": "yellow",
     "partly": "yellow",
-    "invalid": "bold yellow",
-    "not_measured": "bold bright_black",
     "–": "bright_black",  # noqa: RUF001 - the dash of figures.py
 }
 

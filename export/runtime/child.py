@@ -1,8 +1,9 @@
-"""One fresh child process: started with a JSON request, listened to asleep, never left behind.
+"""One fresh child process: started with the request of a `ChildJob`, listened to asleep, never left behind.
 
-The child is a module that ends in `serving.serve`: `havoc_core.bench.worker` measures and scores, `foreign` runs an
-artifact's graphs for everybody else. It answers with one JSON document a line: marks and progress while it works, then
-its result or its error. Its standard input stays open as a lifeline: when this process dies, so does it.
+The child is a module that ends in `serving.serve`: `havoc_core.bench.worker` measures, `havoc_core.bench.accuracy`
+scores, `foreign` runs an artifact's graphs for everybody else. It answers with one JSON document a line: marks and
+progress while it works, then its result or its error. Its standard input stays open as a lifeline: when this process
+dies, so does it.
 """
 
 from __future__ import annotations
@@ -21,35 +22,33 @@ from typing import IO, TYPE_CHECKING, Any
 
 from ...children import start_process
 from ...errors import HavocError, IdentityError, MeasurementError
+from ...messages import Answer, Asked, ChildJob, Told, plain, read
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
-
-    Listener = Callable[[dict[str, Any]], None]
 
 _ERRORS: dict[str, type[HavocError]] = {
     "HavocError": HavocError,
     "IdentityError": IdentityError,
     "MeasurementError": MeasurementError,
 }
-WORKER = "havoc_core.bench.worker"
 ENVIRONMENT_DEFAULTS = {"CUDA_MODULE_LOADING": "LAZY"}
 
 
 def run_worker(
-    request: dict[str, Any],
+    job: ChildJob[Asked, Told, Answer],
+    request: Asked,
     *,
     timeout_s: float,
-    module: str = WORKER,
     on_start: Callable[[int], None] | None = None,
-    listen: Listener | None = None,
-) -> dict[str, Any]:
-    """Carry out one request in a fresh process and return its result.
+    listen: Callable[[Told], None] | None = None,
+) -> Answer:
+    """Let a fresh process do one job and return its result.
 
-    `on_start` is told the process id before the work begins, `listen` every mark and progress event. An error of the
+    `on_start` is told the process id before the work begins, `listen` what the child says meanwhile. An error of the
     child is raised here as the same class; a child that dies or outlives `timeout_s` is a `MeasurementError`.
     """
-    command = [sys.executable, *isolation(), "-m", module]
+    command = [sys.executable, *isolation(), "-m", job.module]
     with tempfile.TemporaryFile() as complaints, started(command, complaints) as process:
         if on_start is not None:
             on_start(process.pid)
@@ -58,7 +57,7 @@ def run_worker(
         timer.daemon = True
         timer.start()
         try:
-            result = _converse(process, request, listen)
+            result = _converse(process, job, request, listen)
         finally:
             timer.cancel()
         if result is None:
@@ -111,25 +110,27 @@ def _close(pipe: Any) -> None:  # noqa: ANN401 - a pipe whose buffered bytes nob
 
 
 def _converse(
-    process: subprocess.Popen[bytes], request: dict[str, Any], listen: Listener | None
-) -> dict[str, Any] | None:
+    process: subprocess.Popen[bytes],
+    job: ChildJob[Asked, Told, Answer],
+    request: Asked,
+    listen: Callable[[Told], None] | None,
+) -> Answer | None:
     """Send the request and listen; the result, or None when the child ended without one."""
     if process.stdin is None or process.stdout is None:
         return None
     try:
-        process.stdin.write(json.dumps(request).encode() + b"\n")
+        process.stdin.write(json.dumps({"job": job.name, "request": plain(request)}).encode() + b"\n")
         process.stdin.flush()
     except OSError:
         return None
     for line in process.stdout:
-        event = json.loads(line)
-        if event["event"] == "result":
-            result: dict[str, Any] = event["result"]
-            return result
-        if event["event"] == "error":
-            raise _ERRORS.get(event["type"], MeasurementError)(event["message"])
-        if listen is not None:
-            listen(event)
+        match json.loads(line):
+            case {"result": result}:
+                return read(job.answer, result, f"result of {job.name}")
+            case {"error": message, "type": kind}:
+                raise _ERRORS.get(kind, MeasurementError)(message)
+            case {"told": told} if listen is not None:
+                listen(read(job.told, told))
     return None
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...errors import HavocError
-from ...model.gguf_header import is_gguf, read_header
+from ...model.config_file import is_gguf
 from ...storage import explained, read_bounded, write_bytes
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ class Licence:
 def carry(directory: Path | None, folder: Path) -> None:
     """Copy tokenizer, chat template and licence of a base into `folder`; what may not be carried is refused."""
     if directory is not None and is_gguf(directory):
+        from ...model.gguf_header import read_header
         from ...model.gguf_tokenizer import read_tokenizer  # the gate reads names from here, and needs no tokenizer
 
         tokenizer = read_tokenizer(read_header(directory))
@@ -81,6 +82,8 @@ def licence_of(directory: Path | None) -> Licence:
     if directory is None:
         return Licence()
     if is_gguf(directory):
+        from ...model.gguf_header import read_header
+
         named = read_header(directory).metadata.get("general.license")
         return Licence(identifier=named if isinstance(named, str) and _LICENCE.fullmatch(named) else None)
     named = None

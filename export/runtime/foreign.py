@@ -6,34 +6,67 @@ runs in a child with a deadline, and Ctrl-C ends the command at once.
 
 from __future__ import annotations
 
-import base64
 import math
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...adapt.tasks.task import Prompt
 from ...errors import IdentityError
+from ...messages import ChildJob
 from .child import run_worker
-from .probe import fingerprint
-from .serving import serve
+from .probe import Fingerprint, fingerprint
+from .serving import serve, served
 from .session import DecoderSession
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from ...model.prompt import PromptLike
-    from .serving import Emit, Task
 
-_MODULE = "havoc_core.export.runtime.foreign"
 _START_S, _TOKEN_S, _BYTES_PER_S = 300.0, 5.0, 2e6
 """Far more than a machine that can run the model at all needs: to start, for a token, and to read and pack weights."""
 
 
-def foreign_fingerprint(directory: Path, *, provider: str, num_bytes: int) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class FingerprintRequest:
+    """Whose fingerprint is taken."""
+
+    artifact: Path
+    provider: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateRequest:
+    """What an artifact is to complete; see `DecoderSession.generate_text`."""
+
+    artifact: Path
+    prompts: tuple[Prompt, ...]
+    is_chat: bool
+    max_new_tokens: int
+    temperature: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completions:
+    """The new text of each prompt."""
+
+    texts: tuple[str, ...]
+
+
+_MODULE = "havoc_core.export.runtime.foreign"
+FINGERPRINT = ChildJob(
+    module=_MODULE, name="fingerprint", asked=FingerprintRequest, told=type(None), answer=Fingerprint
+)
+GENERATE = ChildJob(module=_MODULE, name="generate", asked=GenerateRequest, told=type(None), answer=Completions)
+
+
+def foreign_fingerprint(directory: Path, *, provider: str, num_bytes: int) -> Fingerprint:
     """The logits fingerprint of an artifact of `num_bytes`; errors as `run_worker` and `DecoderSession.open`."""
-    request = {"task": "fingerprint", "artifact": str(directory.absolute()), "provider": provider}
-    return _run(request, timeout_s=_START_S + num_bytes / _BYTES_PER_S)
+    request = FingerprintRequest(artifact=directory.absolute(), provider=provider)
+    return run_worker(FINGERPRINT, request, timeout_s=_START_S + num_bytes / _BYTES_PER_S)
 
 
 def foreign_completions(
@@ -47,39 +80,32 @@ def foreign_completions(
     seed: int = 0,
 ) -> list[str]:
     """What an artifact of `num_bytes` writes after each prompt; see `DecoderSession.generate_text`."""
-    request = {
-        "task": "generate",
-        "artifact": str(directory.absolute()),
-        "prompts": [[prompt.text, _as_text(prompt.image_png)] for prompt in prompts],
-        "is_chat": is_chat,
-        "settings": {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed},
-    }
+    request = GenerateRequest(
+        artifact=directory.absolute(),
+        prompts=tuple(Prompt(prompt.text, prompt.image_png) for prompt in prompts),
+        is_chat=is_chat,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
     timeout_s = _START_S + num_bytes / _BYTES_PER_S + _TOKEN_S * max_new_tokens * len(prompts)
-    return [str(text) for text in _run(request, timeout_s=timeout_s)["completions"]]
+    return list(run_worker(GENERATE, request, timeout_s=timeout_s).texts)
 
 
-def _run(request: dict[str, Any], *, timeout_s: float) -> dict[str, Any]:
-    return run_worker(request, timeout_s=timeout_s, module=_MODULE)
-
-
-def _as_text(png: bytes | None) -> str | None:
-    return None if png is None else base64.b64encode(png).decode()
-
-
-def _fingerprint(request: dict[str, Any], _emit: Emit) -> dict[str, Any]:
-    found = fingerprint(DecoderSession.open(Path(request["artifact"]), provider=request["provider"]))
-    if not all(math.isfinite(value) for value in (found["spread"], *found["logits"].values())):
-        raise IdentityError(f"{request['artifact']}: its logits are not finite: another model or a broken runtime")
+def _fingerprint(request: FingerprintRequest, _tell: Callable[[None], None]) -> Fingerprint:
+    found = fingerprint(DecoderSession.open(request.artifact, provider=request.provider))
+    if not all(math.isfinite(value) for value in (found.spread, *found.logits.values())):
+        raise IdentityError(f"{request.artifact}: its logits are not finite: another model or a broken runtime")
     return found
 
 
-def _generate(request: dict[str, Any], _emit: Emit) -> dict[str, Any]:
-    session = DecoderSession.open(Path(request["artifact"]), is_chat=request["is_chat"])
-    prompts = [Prompt(text, None if png is None else base64.b64decode(png)) for text, png in request["prompts"]]
-    return {"completions": session.generate_text(prompts, **request["settings"])}
+def _generate(request: GenerateRequest, _tell: Callable[[None], None]) -> Completions:
+    session = DecoderSession.open(request.artifact, is_chat=request.is_chat)
+    texts = session.generate_text(
+        request.prompts, max_new_tokens=request.max_new_tokens, temperature=request.temperature, seed=request.seed
+    )
+    return Completions(tuple(texts))
 
-
-_TASKS: dict[str, Task] = {"fingerprint": _fingerprint, "generate": _generate}
 
 if __name__ == "__main__":
-    sys.exit(serve(_TASKS))
+    sys.exit(serve([served(FINGERPRINT, _fingerprint), served(GENERATE, _generate)]))

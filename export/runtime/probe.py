@@ -87,28 +87,38 @@ def _with_images(config: HavocConfig, pieces: Iterable[NDArray[np.int64]], rng: 
     return Probe(ids_BT, mask_BT, tuple(images))
 
 
-def fingerprint(session: DecoderSession) -> dict[str, Any]:
-    """A few logits of a fixed input, kept in the manifest so that a later load can be told from another model."""
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """A few logits of a fixed input, by token id, and the spread of all of them."""
+
+    token_ids: tuple[int, ...]
+    num_patches: int
+    logits: dict[str, float]
+    spread: float
+
+
+def fingerprint(session: DecoderSession) -> Fingerprint:
+    """Read a fixed input; the manifest keeps the answer, so that a later load can be told from another model."""
     probe = make_probe(session.config, num_tokens=12, seed=7)
     ids, image = probe.row(0)
     logits, _ = session.prefill(ids, None, image)
     where = np.linspace(0, session.config.vocab_size - 1, NUM_FINGERPRINT_LOGITS).astype(int)
-    return {
-        "token_ids": ids[0].tolist(),
-        "num_patches": 0 if image is None else len(image),
-        "logits": {str(index): float(logits[0, index]) for index in where},
-        "spread": float(logits.std()),
-    }
+    return Fingerprint(
+        token_ids=tuple(ids[0].tolist()),
+        num_patches=0 if image is None else len(image),
+        logits={str(index): float(logits[0, index]) for index in where},
+        spread=float(logits.std()),
+    )
 
 
-def fingerprint_distance(stored: Mapping[str, Any], found: Mapping[str, Any]) -> float:
+def fingerprint_distance(stored: Mapping[str, Any], found: Fingerprint) -> float:
     """Largest difference between two fingerprints' logits in units of their spread; infinite for another input."""
-    same_input = all(stored.get(key) == found[key] for key in ("token_ids", "num_patches"))
+    same_input = (stored.get("token_ids"), stored.get("num_patches")) == ([*found.token_ids], found.num_patches)
     logits = stored.get("logits")
-    if not same_input or not isinstance(logits, dict) or logits.keys() != found["logits"].keys():
+    if not same_input or not isinstance(logits, dict) or logits.keys() != found.logits.keys():
         return float("inf")
     try:
-        largest = max(abs(float(logits[index]) - value) for index, value in found["logits"].items())
+        largest = max(abs(float(logits[index]) - value) for index, value in found.logits.items())
     except (TypeError, ValueError, OverflowError):  # what is stored is no number
         return float("inf")
-    return float(largest / max(float(found["spread"]), 1e-6))
+    return float(largest / max(found.spread, 1e-6))

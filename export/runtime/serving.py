@@ -1,4 +1,4 @@
-"""The child's side of `child`: one JSON request in, JSON lines out, and the end when the parent ends. No torch."""
+"""The child's side of `child`: one request in, JSON lines out, and the end when the parent ends. No torch."""
 
 from __future__ import annotations
 
@@ -10,32 +10,39 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ...errors import HavocError, MeasurementError
+from ...messages import Answer, Asked, ChildJob, Told, plain, read
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Sequence
 
-Emit = Callable[[dict[str, Any]], None]
-Task = Callable[[dict[str, Any], Emit], dict[str, Any]]
+Served = tuple[ChildJob[Any, Any, Any], Callable[[Any, Callable[[Any], None]], Any]]
 
 
-def serve(tasks: Mapping[str, Task]) -> int:
-    """Read the request, do its task, write the result; every failure becomes one error line. Returns the exit code."""
+def served(job: ChildJob[Asked, Told, Answer], do: Callable[[Asked, Callable[[Told], None]], Answer]) -> Served:
+    """Return a job with the function that does it: it is given the request, and what it says through the second."""
+    return job, do
+
+
+def serve(jobs: Sequence[Served]) -> int:
+    """Read the request, do its job, write the result; every failure becomes one error line. Returns the exit code."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not mix with the answers
 
-    def emit(event: dict[str, Any]) -> None:
-        answers.write(json.dumps(event, allow_nan=False).encode() + b"\n")
+    def emit(**line: object) -> None:
+        answers.write(json.dumps(line, allow_nan=False).encode() + b"\n")
         answers.flush()
 
-    request = json.loads(_read_line())
+    line = json.loads(_read_line())
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    job, do = {job.name: (job, do) for job, do in jobs}[line["job"]]
+    request = read(job.asked, line["request"], "request")
     try:
-        emit({"event": "result", "result": tasks[request["task"]](request, emit)})
+        emit(result=plain(do(request, lambda told: emit(told=plain(told)))))
     except HavocError as error:
-        emit({"event": "error", "type": type(error).__name__, "message": str(error)})
+        emit(error=str(error), type=type(error).__name__)
         return error.exit_code
     except MemoryError:
-        emit({"event": "error", "type": "MeasurementError", "message": "memory ran out while the model ran"})
+        emit(error="memory ran out while the model ran", type="MeasurementError")
         return MeasurementError.exit_code
     except KeyboardInterrupt:
         return 130

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from havoc_core.adapt.tasks.evaluation import Scoring
 from havoc_core.adapt.tasks.sources import data_hash, rows, rows_hash
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.bench.accuracy import AccuracyRun, add_accuracy, run_accuracy
@@ -19,7 +20,7 @@ from havoc_core.export.runtime.session import DecoderSession
 
 @pytest.fixture(scope="module")
 def run(tiny_artifact: Path) -> AccuracyRun:
-    return run_accuracy(tiny_artifact, num_rows=6, max_new_tokens=4, num_threads=1)
+    return run_accuracy(tiny_artifact, Scoring(num_rows=6, max_new_tokens=4), num_threads=1)
 
 
 def test_every_domain_is_scored(run: AccuracyRun) -> None:
@@ -36,6 +37,14 @@ def test_rows_are_named_by_content(run: AccuracyRun) -> None:
     assert run.tasks["math"].source == "built-in math"
     assert run.tasks["math"].task_sha256 == load_task("math").sha256
     assert run.tasks["math"].data_sha256 is None  # no file was read
+
+
+def test_a_journal_keeps_one_letter_a_row(run: AccuracyRun) -> None:
+    """What a run's journal holds of an artifact's answers stays readable by every version."""
+    document = run.to_json()
+    assert document.keys() == {"files", "manifest_sha256", "tasks", "right", "num_cut"}
+    assert document["right"]["math"] == "000000"
+    assert AccuracyRun.from_json(json.loads(json.dumps(document))) == run
 
 
 CHOICE = """
@@ -74,7 +83,7 @@ def own_task(tmp_path: Path) -> Path:
 
 def test_a_task_of_ones_own_is_scored_by_likelihood(tiny_artifact: Path, own_task: Path, tiny_record) -> None:
     """Every metric, the solved rows, the file and the data stand in the record; it is written and read back."""
-    run = run_accuracy(tiny_artifact, tasks=[str(own_task)], num_rows=12, few_shot=2, num_threads=1)
+    run = run_accuracy(tiny_artifact, Scoring(tasks=(str(own_task),), num_rows=12, few_shot=2), num_threads=1)
     found = run.tasks["parity"]
     task = load_task(own_task, few_shot=2)
     assert (found.metric, found.few_shot, found.chat, found.num_rows) == ("acc_norm", 2, False, 12)
@@ -111,7 +120,7 @@ def test_counts_by_metric_must_agree() -> None:
 
 def test_scoring_repeats(run: AccuracyRun, tiny_artifact: Path) -> None:
     """The same artifact, rows and settings give the same answers."""
-    again = run_accuracy(tiny_artifact, tasks=["math"], num_rows=6, max_new_tokens=4, num_threads=1)
+    again = run_accuracy(tiny_artifact, Scoring(tasks=("math",), num_rows=6, max_new_tokens=4), num_threads=1)
     assert again.tasks["math"] == run.tasks["math"]
     assert again.right["math"] == run.right["math"]
 
@@ -129,8 +138,8 @@ def test_accuracy_joins_only_its_artifact(run: AccuracyRun, tiny_record) -> None
 def test_impossible_requests_are_one_line(tiny_artifact: Path) -> None:
     """Unknown domains and splits and no rows are HavocErrors; the child's words reach the parent."""
     with pytest.raises(HavocError, match="unknown task 'music'"):
-        run_accuracy(tiny_artifact, tasks=["music"], num_rows=2, num_threads=1)
+        run_accuracy(tiny_artifact, Scoring(tasks=("music",), num_rows=2), num_threads=1)
     with pytest.raises(HavocError, match="unknown split 'all'"):
-        run_accuracy(tiny_artifact, tasks=["math"], num_rows=2, split="all", num_threads=1)
+        run_accuracy(tiny_artifact, Scoring(tasks=("math",), num_rows=2, split="all"), num_threads=1)
     with pytest.raises(HavocError, match="at least 1"):
-        run_accuracy(tiny_artifact, num_rows=0)
+        run_accuracy(tiny_artifact, Scoring(num_rows=0))

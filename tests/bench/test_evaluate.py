@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from havoc_core.adapt.tasks.evaluation import Scoring
 from havoc_core.adapt.tasks.sources import rows, rows_hash
 from havoc_core.bench import evaluate as room
 from havoc_core.cli import main, parse
@@ -44,5 +45,5 @@ def test_base_and_artifact_are_asked_the_same(
     assert base["num_right"] > 0
     for model in ("nano", artifact):
         assert evaluated(capsys, model, *words, "--max-new-tokens", 2)["num_right"] == 0
-    run = room.run_accuracy(artifact, tasks=["math"], num_rows=6, seed=3)
+    run = room.run_accuracy(artifact, Scoring(tasks=("math",), num_rows=6, seed=3))
     assert run.tasks["math"].rows_sha256 == seen[0]

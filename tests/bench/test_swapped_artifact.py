@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from havoc_core.adapt.tasks.evaluation import Scoring
 from havoc_core.bench import accuracy, watched_run
 from havoc_core.bench.accuracy import run_accuracy
 from havoc_core.bench.judge.gate import hash_artifact
@@ -114,7 +115,7 @@ def test_a_model_exchanged_before_it_is_scored_gives_no_accuracy(
     """One hash at the start was all: a model that is never right passed with the accuracy of another."""
     before(monkeypatch, accuracy, "run_worker", lambda: exchange(own_artifact / "model.onnx.data"))
     with pytest.raises(IdentityError, match=r"model\.onnx\.data changed"):
-        run_accuracy(own_artifact, tasks=["math"], num_rows=2, max_new_tokens=2, num_threads=1)
+        run_accuracy(own_artifact, Scoring(tasks=("math",), num_rows=2, max_new_tokens=2), num_threads=1)
 
 
 def test_what_verify_runs_is_what_it_hashed(own_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+from typing import get_args
 
 import pytest
 
+from havoc_core.bench.judge.verdicts import VERDICTS, Verdict
 from havoc_core.bench.report.tables import STYLES, emphasis, table
 
 COLUMNS, ROWS = ("limit", "measured", "verdict"), [["prefill", "6.3 ms", "pass"], ["peak", "1,234 MB", "fail"]]
@@ -66,7 +68,8 @@ def test_no_cell_steers_the_terminal() -> None:
 
 def test_every_word_of_a_verdict_has_a_style() -> None:
     """No verdict, outlook, change or answer is left without a colour."""
-    assert {"pass", "fail", "inconclusive", "invalid", "not_measured"} <= STYLES.keys()
+    assert VERDICTS.keys() == set(get_args(Verdict)) <= STYLES.keys()
+    assert [STYLES[verdict] for verdict in VERDICTS] == [shown.terminal for shown in VERDICTS.values()]
     assert {
         "possible",
         "unlikely",

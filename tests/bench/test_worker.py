@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from havoc_core.bench import own_process
 from havoc_core.bench.judge.record import Workload
 from havoc_core.bench.own_process import SurroundingsWatch
 from havoc_core.bench.profiles import PROFILES, Series
+from havoc_core.bench.requests import Mark
 from havoc_core.bench.watched_run import open_session
 from havoc_core.bench.worker import Bench, Measured, measure_latency, plain_ids, rounds
 
@@ -25,15 +27,16 @@ pytestmark = pytest.mark.alone
 
 def test_worker_loads_little() -> None:
     """What the worker imports is charged to the artifact, so it takes neither torch, scipy nor pydantic."""
-    script = "import sys, havoc_core.bench.worker as w; print(*sorted({name.split('.')[0] for name in sys.modules}))"
+    script = "import sys, havoc_core.bench.worker as w; print(*sorted(sys.modules))"
     loaded = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
-    assert not {"torch", "scipy", "pydantic", "onnx", "rich"} & set(loaded)
+    assert not {"torch", "scipy", "pydantic", "onnx", "rich"} & {name.partition(".")[0] for name in loaded}
+    assert not [name for name in loaded if "gguf" in name]  # no artifact is a GGUF file
 
 
 def test_inputs_are_seeded_and_varied(tiny_artifact: Path, small_workload: Workload) -> None:
     """The same seed and process give the same prompts, another process others, and every call a new one."""
     with open_session(tiny_artifact, profile=PROFILES["quick"], workload=small_workload, num_threads=1) as session:
-        first, again, other = (Bench(session.request("latency", process), lambda _: None) for process in (0, 0, 1))
+        first, again, other = (Bench(session.request(process), lambda _: None) for process in (0, 0, 1))
     prompts = [bench.prompt(24) for bench in (first, again, other)]
     assert (prompts[0] == prompts[1]).all()
     assert (prompts[0] != prompts[2]).any()
@@ -45,7 +48,7 @@ def test_inputs_are_seeded_and_varied(tiny_artifact: Path, small_workload: Workl
 def test_broken_logits_are_counted(tiny_artifact: Path, small_workload: Workload) -> None:
     """NaN and infinity are counted, and equal outputs are one output."""
     with open_session(tiny_artifact, profile=PROFILES["quick"], workload=small_workload, num_threads=1) as session:
-        bench = Bench(session.request("latency", 0), lambda _: None)
+        bench = Bench(session.request(0), lambda _: None)
     for _ in range(2):
         bench.check(np.array([[1.0, np.nan, -np.inf]], dtype=np.float32))
     bench.check(np.array([[1.0, 2.0, 3.0]], dtype=np.float32))
@@ -67,11 +70,11 @@ def test_no_garbage_is_collected_while_calls_are_timed(tiny_artifact: Path, smal
     """The collector runs before the first counted call and after the last one, and not between them."""
     marks: dict[str, bool] = {}
 
-    def emit(event: dict[str, object]) -> None:
-        marks[str(event["name"])] = gc.isenabled()
+    def tell(mark: Mark) -> None:
+        marks[mark.name] = gc.isenabled()
 
     with open_session(tiny_artifact, profile=BRIEF, workload=small_workload, num_threads=1) as session:
-        measure_latency(session.request("latency", 0), emit)
+        measure_latency(session.request(0), tell)
     assert marks == {
         "load": True,
         "first_run": True,
@@ -87,7 +90,7 @@ def test_no_garbage_is_collected_while_calls_are_timed(tiny_artifact: Path, smal
 def test_reused_buffers_change_no_answer(tiny_artifact: Path, small_workload: Workload) -> None:
     """Prefills and decode steps in buffers that earlier calls filled give the logits of a fresh past."""
     with open_session(tiny_artifact, profile=BRIEF, workload=small_workload, num_threads=1) as session:
-        bench = Bench(session.request("latency", 0), lambda _: None)
+        bench = Bench(session.request(0), lambda _: None)
     bench.time_episode()
     bench.time_prefill(Measured())
     ids = bench.prompt(16)
@@ -111,7 +114,7 @@ def test_reused_buffers_change_no_answer(tiny_artifact: Path, small_workload: Wo
 def test_warm_up_ends_when_two_windows_agree(windows_ms: list[int], word: str, num_windows: int) -> None:
     """At the first two windows that agree, or after the longest time; every call is kept, the first one apart."""
     bench = object.__new__(Bench)
-    bench.request = {"plan": {"warmup_window_s": 1.2, "warmup_max_s": 10.0}}
+    bench.request = SimpleNamespace(profile=replace(BRIEF, warmup_window_s=1.2, warmup_max_s=10.0))
     script = iter([400, *(call for ms in windows_ms for call in (ms - 3, ms, ms + 3))])
     bench.time_prefill = lambda calls: calls.add(0, next(script) * 1_000_000)
     found = bench.warm_up()
@@ -123,7 +126,7 @@ def test_warm_up_ends_when_two_windows_agree(windows_ms: list[int], word: str, n
 def test_every_graph_must_run_on_the_provider(tiny_artifact: Path, small_workload: Workload) -> None:
     """The proof of placement covers embedding and vision, not the decoder alone."""
     with open_session(tiny_artifact, profile=BRIEF, workload=small_workload, num_threads=1) as session:
-        placement = Bench(session.request("latency", 0), lambda _: None).session.placement().by_provider
+        placement = Bench(session.request(0), lambda _: None).session.placement().by_provider
     assert set(placement) == {"CPUExecutionProvider"}
     graphs = {node.partition(":")[0] for node in placement["CPUExecutionProvider"]}
     assert graphs == {"model.onnx", "embedding.onnx", "vision.onnx"}
@@ -136,7 +139,7 @@ def test_busy_time_of_a_release_is_reached() -> None:
         total_s = 0.0
         for series in (release.prefill, release.ttft, release.decode):
             clock = Clock()
-            for _ in rounds(asdict(series), lambda clock=clock: clock.busy_s, now=lambda clock=clock: clock.now_s):
+            for _ in rounds(series, lambda clock=clock: clock.busy_s, now=lambda clock=clock: clock.now_s):
                 clock.work(call_s)
             assert clock.now_s < series.max_s
             total_s += clock.busy_s
@@ -162,12 +165,11 @@ def test_rounds_meet_both_minima_or_stop() -> None:
     def call(duration_s: float) -> None:
         busy.add(0, round(duration_s * 1e9))
 
-    for _ in rounds({"min_calls": 3, "min_busy_s": 1.0, "max_s": 60.0, "least": 2}, lambda: busy.busy_s):
+    for _ in rounds(Series(3, 1.0, 60.0), lambda: busy.busy_s):
         call(0.25)
     assert len(busy.duration_ns) == 4
     for least in (1, 2):
-        plan = {"min_calls": 9, "min_busy_s": 9.0, "max_s": 0.0, "least": least}
-        assert len(list(rounds(plan, lambda: 0.0))) == least
+        assert len(list(rounds(Series(9, 9.0, 0.0, least=least), lambda: 0.0))) == least
 
 
 def test_peak_follows_an_allocation() -> None:

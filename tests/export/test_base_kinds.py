@@ -16,6 +16,7 @@ import torch
 import transformers
 
 from havoc_core import cli
+from havoc_core.adapt.tasks.evaluation import Scoring
 from havoc_core.bench.accuracy import require_rows
 from havoc_core.errors import HavocError
 from havoc_core.export.package import export_artifact
@@ -151,7 +152,7 @@ def test_a_tokenizer_model_alone_is_said_before_any_work(base: Path, capsys: pyt
     assert cli.main(["export", str(base), "--out", str(artifact), "--quiet"]) == 0
     assert "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR); nor will the artifact" in capsys.readouterr().err
     with pytest.raises(HavocError, match=r"has no tokenizer.json .* \(--n 0\)"):
-        require_rows(artifact, 5, tasks=None, data_dir=None, online=False)
+        require_rows(artifact, Scoring(num_rows=5))
     for words in (["bench", str(artifact), "--out", str(base.parent / "run")], ["eval", str(artifact), "--n", "2"]):
         assert cli.main(words) == 2
         assert "has no tokenizer.json" in capsys.readouterr().err

@@ -17,8 +17,8 @@ from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.completion import generate_ids
 from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.model.checkpoint import Base, load_base
+from havoc_core.model.config_file import is_gguf
 from havoc_core.model.generation import encode_prompts, left_padded, sample_tokens
-from havoc_core.model.gguf_header import is_gguf
 
 files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
 NUM_NEW, NEAR_TIE = 128, 1e-4

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from havoc_core.adapt.tasks.evaluation import Scoring
 from havoc_core.bench.accuracy import run_accuracy
 from havoc_core.bench.judge.gate import judge
 from havoc_core.bench.judge.targets import load_target
@@ -54,7 +55,9 @@ def test_capture_needs_a_card_and_a_static_cache(export, tmp_path: Path) -> None
 def test_the_card_answers_as_the_cpu_does(export, tmp_path: Path, cache: str) -> None:
     """Row by row, pictures too: batches that are sorted, thinned and refilled live on the card."""
     shipped = export("fp32", "fp32", tmp_path, cache=cache)
-    on_cpu, on_card = (run_accuracy(shipped.folder, num_rows=64, provider=provider).right for provider in (CPU, CUDA))
+    on_cpu, on_card = (
+        run_accuracy(shipped.folder, Scoring(num_rows=64), provider=provider).right for provider in (CPU, CUDA)
+    )
     assert set(on_card) == {"math", "code", "reasoning", "vision"}
     for task, right in on_card.items():
         num_apart = sum(a != b for a, b in zip(right, on_cpu[task], strict=True))

@@ -23,7 +23,7 @@ from havoc_core.errors import HavocError
 from havoc_core.model import chat
 from havoc_core.model.base_tokenizer import load_tokenizer
 from havoc_core.model.chat import ChatTemplate
-from havoc_core.model.gguf_header import is_gguf
+from havoc_core.model.config_file import is_gguf
 from havoc_core.model.tokenizer import Tokenizer
 
 TEMPLATES = Path(__file__).with_name("chat_templates")

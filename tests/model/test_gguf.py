@@ -18,9 +18,9 @@ from havoc_core import cli
 from havoc_core.errors import HavocError
 from havoc_core.model.base_tokenizer import load_tokenizer
 from havoc_core.model.checkpoint import load_base
-from havoc_core.model.config_file import read_config
+from havoc_core.model.config_file import is_gguf, read_config
 from havoc_core.model.gguf import GgufTensors
-from havoc_core.model.gguf_header import BLOCK_TYPES, is_gguf
+from havoc_core.model.gguf_header import BLOCK_TYPES
 from havoc_core.model.rope import rope_frequencies
 from havoc_core.model.tokenizer import Tokenizer
 from havoc_core.model.weights import open_tensors, weight_hash

@@ -17,8 +17,9 @@ import pytest
 from havoc_core import cli
 from havoc_core.errors import HavocError
 from havoc_core.model.base_tokenizer import load_tokenizer
+from havoc_core.model.config_file import is_gguf
 from havoc_core.model.gguf import GgufTensors
-from havoc_core.model.gguf_header import MAX_HEADER_BYTES, is_gguf, read_header
+from havoc_core.model.gguf_header import MAX_HEADER_BYTES, read_header
 
 files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
 

@@ -1,0 +1,93 @@
+"""What the bench asks of the child that measures, and what it answers: read by both ends, one type for each.
+
+The child imports this module, so it knows neither pydantic nor the record: see `messages`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..messages import ChildJob
+from .profiles import Profile  # noqa: TC001 - `messages.read` needs it
+
+_WORKER = "havoc_core.bench.worker"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What the child needs of a record's `Workload`."""
+
+    batch_size: int
+    prompt_tokens: int
+    context_tokens: int
+    decode_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasureRequest:
+    """One process of a measurement, the `process`-th of its session."""
+
+    artifact: Path
+    provider: str
+    num_threads: int
+    captures_steps: bool
+    workload: Work
+    profile: Profile
+    process: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mark:
+    """A phase begins now: `t_ns` on the clock that all processes share; with the end come the tokens it decoded."""
+
+    name: str
+    t_ns: int
+    num_tokens: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakMemory:
+    """Resident memory as the kernel counts it, in the whole process or by phase; None where it does not tell."""
+
+    baseline_bytes: int | None
+    peak_bytes: int | None = None
+    phase_peak_bytes: dict[str, int | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyResult:
+    """The fields of the record's `ProcessSamples`, which the parent validates; and the session's provider options.
+
+    `memory` is that of the same process, where it counts.
+    """
+
+    samples: dict[str, Any]
+    provider_options: dict[str, str]
+    memory: PeakMemory | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ColdStartResult:
+    """The fields of the record's `ColdStart` but the time to start a process, which its parent sees."""
+
+    page_cache: str
+    read_bytes: int | None
+    load_ns: int
+    first_call_ns: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArenaResult:
+    """The most that the runtime's allocator held; None where its profile does not tell."""
+
+    arena_bytes: int | None
+
+
+LATENCY = ChildJob(module=_WORKER, name="latency", asked=MeasureRequest, told=Mark, answer=LatencyResult)
+COST = ChildJob(module=_WORKER, name="cost", asked=MeasureRequest, told=Mark, answer=LatencyResult)
+MEMORY = ChildJob(module=_WORKER, name="memory", asked=MeasureRequest, told=Mark, answer=PeakMemory)
+COLD_START = ChildJob(module=_WORKER, name="cold_start", asked=MeasureRequest, told=Mark, answer=ColdStartResult)
+ARENA = ChildJob(module=_WORKER, name="arena", asked=MeasureRequest, told=Mark, answer=ArenaResult)
