@@ -20,14 +20,13 @@ from ..export.runtime.child import isolation
 from ..export.runtime.held import file_states, hold, require_unchanged
 from ..model.config_file import is_gguf, read_config
 from ..storage import read_json, sha256_file, sha256_json
+from .engines import ENGINES
 from .engines.engine import FAULT_CODE, load_engine
 from .lockstep import Side
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-ENGINES: Final = {"llama_cpp": "llama.cpp", "genai": "onnxruntime-genai", "hugging_face": "transformers"}
-"""The engines there is a file for in `engines`, and what people call them."""
 _EXTRAS: Final = {"llama_cpp": "llama-cpp", "genai": "genai", "hugging_face": "transformers"}
 _GENAI = "genai_config.json"
 _VERSION_TIMEOUT_S = 60.0

@@ -31,7 +31,8 @@ EXIT_CODES: Final[dict[Shift, int]] = {"worse": 1, "better": 0, "equal": 0, "und
 class Agreement:
     """How far both sides' greedy tokens agree behind the same prompts.
 
-    Tokens count up to the first that differs, for behind it each side goes on from another text.
+    Tokens count up to the first that differs, for behind it each side goes on from another text. A token that an engine
+    does not tell (below 0) is taken for the same: where it was not, the next ones differ.
     """
 
     num_prompts: int = 0
@@ -41,7 +42,8 @@ class Agreement:
 
     def hear(self, old: Sequence[int], new: Sequence[int]) -> None:
         """Count one prompt's tokens."""
-        same = next((place for place, pair in enumerate(zip(old, new, strict=True)) if pair[0] != pair[1]), len(old))
+        pairs = enumerate(zip(old, new, strict=True))
+        same = next((place for place, pair in pairs if min(pair) >= 0 and pair[0] != pair[1]), len(old))
         self.num_prompts += 1
         self.num_first_same += same > 0
         self.num_tokens += len(old)

@@ -23,6 +23,7 @@ from ..export.runtime.child import death, isolation, started
 from ..export.runtime.devices import CPU_PROVIDER
 from ..messages import read
 from ..progress import SILENT
+from .engines import ENGINES
 from .judge.paired import Block, Turn
 from .judge.schema import Workload
 from .ruler import RulerEpisode, RulerRequest, TimedCalls
@@ -232,9 +233,10 @@ def _said(process: subprocess.Popen[bytes], line: str, side: Side) -> RulerEpiso
     if "error" not in document:
         return read(RulerEpisode, document)
     said = " ".join(str(document["error"]).split())[:400]
+    engine = ENGINES.get(side.engine or "", "the engine")
     if document["is_open"]:
-        raise MeasurementError(f"{side.name}: {side.engine} failed while it was measured ({said})")
-    raise HavocError(f"{side.name}: {side.engine} cannot open {side.artifact} ({said})")
+        raise MeasurementError(f"{side.name}: {engine} failed while it was measured ({said})")
+    raise HavocError(f"{side.name}: {engine} cannot open {side.artifact} ({said})")
 
 
 def _write(process: subprocess.Popen[bytes], line: str) -> None:

@@ -1,6 +1,7 @@
 """llama.cpp: a `.gguf` file in a server inside this process (xllamacpp), or any llama-server by its address.
 
-Both are asked over HTTP, at llama-server's own `/completion`: token ids in, each token as an event.
+Both are asked over HTTP, at llama-server's own `/completion`: token ids in, each token as an event. A token that ends
+inside a character is told with the next one: its id is lost, and it is counted as `UNTOLD`.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import http.client
 import json
 import os
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
 PACKAGE = "xllamacpp"
 _TIMEOUT_S = 120.0  # of one answer's next event
 _MAX_LINE_BYTES = 1 << 20
+UNTOLD = -1
 
 
 class Model:
@@ -38,21 +41,34 @@ class Model:
             "return_tokens": True,
             "stream": True,
         }
-        kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self._address.netloc, timeout=_TIMEOUT_S)
-        try:
-            path = self._address.path.rstrip("/") + "/completion"
-            connection.request("POST", path, json.dumps(asked), {"Content-Type": "application/json"})
-            response = connection.getresponse()
-            if response.status != http.HTTPStatus.OK:
-                raise RuntimeError(
-                    f"the server answers {response.status}: {response.read(300).decode(errors='replace')}"
-                )
+        with self._answer("POST", "/completion", json.dumps(asked)) as response:
+            num_told = 0
             for event in _events(response):
-                yield from event.get("tokens", ())
+                told = event.get("tokens", [])
+                num_untold = event.get("tokens_predicted", num_told + len(told)) - num_told - len(told)
+                yield from [UNTOLD] * num_untold + told
+                num_told += max(num_untold, 0) + len(told)
                 if event.get("stop"):
                     _require_whole_prompt(event, len(ids))
                     return
+
+    def require_health(self) -> None:
+        """Raise where nothing answers at the address, or the server is not ready."""
+        with self._answer("GET", "/health") as response:
+            response.read()
+
+    @contextmanager
+    def _answer(self, method: str, path: str, body: str | None = None) -> Iterator[http.client.HTTPResponse]:
+        kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
+        connection = kind(self._address.netloc, timeout=_TIMEOUT_S)
+        try:
+            where = self._address.path.rstrip("/") + path
+            connection.request(method, where, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            if response.status != http.HTTPStatus.OK:
+                said = response.read(300).decode(errors="replace")
+                raise RuntimeError(f"the server answers {response.status}: {said}")
+            yield response
         finally:
             connection.close()
 
@@ -76,7 +92,9 @@ def _require_whole_prompt(event: dict[str, Any], num_ids: int) -> None:
 def open_model(path: str, *, num_threads: int, capacity: int) -> Model:
     """Open a file, or take the server at an address, which has its own threads and context."""
     if "://" in path:
-        return Model(path, is_own_process=False)
+        model = Model(path, is_own_process=False)
+        model.require_health()
+        return model
     import xllamacpp
 
     params = xllamacpp.CommonParams()
