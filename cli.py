@@ -165,7 +165,7 @@ VERBS = (
         (
             "havoc duel released candidate",
             "havoc duel released candidate --margin 0.02 --max-time 600",
-            "havoc duel model.gguf artifact   # llama.cpp; also a genai folder, a HF directory, a server's address",
+            "havoc duel model.gguf artifact",
         ),
     ),
     Verb(

@@ -136,7 +136,7 @@ def common_ids(old: Contender, new: Contender) -> int | None:
 def differences(old: Contender, new: Contender) -> Iterator[str]:
     """What a reader should know of the two: the same files, other models, another engine."""
     if old.identity == new.identity:
-        yield "both are the same: any difference is the machine's"
+        yield "both are the same artifact or model: any difference is the machine's"
     elif old.engine is None and new.engine is None and old.base_hash != new.base_hash:
         yield "they were made from different bases: this compares two models, not two exports of one"
     if {old.num_ids, new.num_ids} - {None, common_ids(old, new)}:

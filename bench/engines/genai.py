@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 PACKAGE = "onnxruntime-genai"
 
 
-class Model:
+class GenaiModel:
     """An open model and one generator, whose cache is used again for each prompt."""
 
     is_own_process = True
@@ -29,7 +29,7 @@ class Model:
             yield int(self._generator.get_next_tokens()[0])
 
 
-def open_model(path: str, *, num_threads: int, capacity: int) -> Model:
+def open_model(path: str, *, num_threads: int, capacity: int) -> GenaiModel:
     """Open a folder; the end of text is no token that it may choose."""
     import onnxruntime_genai as genai
 
@@ -39,4 +39,4 @@ def open_model(path: str, *, num_threads: int, capacity: int) -> Model:
     model = genai.Model(config)
     params = genai.GeneratorParams(model)
     params.set_search_options(do_sample=False, max_length=capacity, min_length=capacity)
-    return Model(model, genai.Generator(model, params))
+    return GenaiModel(model, genai.Generator(model, params))

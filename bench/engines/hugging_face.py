@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 PACKAGE = "transformers"
 
 
-class Model:
+class TransformersModel:
     """An open model; each prompt gets a cache of its own, as in `generate`."""
 
     is_own_process = True
@@ -30,10 +30,10 @@ class Model:
                 yield int(next_ids)
 
 
-def open_model(path: str, *, num_threads: int, capacity: int) -> Model:  # noqa: ARG001 - its cache grows
+def open_model(path: str, *, num_threads: int, capacity: int) -> TransformersModel:  # noqa: ARG001 - its cache grows
     """Open a directory; nothing is fetched, and no code of the directory runs."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(num_threads)
-    return Model(AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True).eval())
+    return TransformersModel(AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True).eval())

@@ -22,7 +22,7 @@ _MAX_LINE_BYTES = 1 << 20
 UNTOLD = -1
 
 
-class Model:
+class LlamaServer:
     """A llama-server that answers at `address`."""
 
     def __init__(self, address: str, *, is_own_process: bool, server: Any = None) -> None:  # noqa: ANN401
@@ -89,10 +89,10 @@ def _require_whole_prompt(event: dict[str, Any], num_ids: int) -> None:
         raise RuntimeError(f"the server read {num_read} of {num_ids} prompt tokens, the rest came from its cache")
 
 
-def open_model(path: str, *, num_threads: int, capacity: int) -> Model:
+def open_model(path: str, *, num_threads: int, capacity: int) -> LlamaServer:
     """Open a file, or take the server at an address, which has its own threads and context."""
     if "://" in path:
-        model = Model(path, is_own_process=False)
+        model = LlamaServer(path, is_own_process=False)
         model.require_health()
         return model
     import xllamacpp
@@ -108,4 +108,4 @@ def open_model(path: str, *, num_threads: int, capacity: int) -> Model:
     params.cache_ram_mib = 0
     params.verbosity = 0
     server = xllamacpp.Server(params)
-    return Model(server.listening_address, is_own_process=True, server=server)
+    return LlamaServer(server.listening_address, is_own_process=True, server=server)
