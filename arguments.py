@@ -292,8 +292,8 @@ def add_compare(parser: Parser) -> None:
 
 def add_duel(parser: Parser) -> None:
     """`havoc duel OLD NEW`."""
-    parser.add_argument("old", type=Path, metavar="OLD", help="artifact of the last release")
-    parser.add_argument("new", type=Path, metavar="NEW", help="artifact that must not be slower")
+    parser.add_argument("old", metavar="OLD", help="artifact of the last release, or another engine's model")
+    parser.add_argument("new", metavar="NEW", help="artifact, or another engine's model, that must not be slower")
     margin_help = "how much slower is allowed, and how near is equal (default: 0.05)"
     parser.add_argument("--margin", type=_share, default=0.05, metavar="SHARE", help=margin_help)
     time_help = "measure at most this long; it ends as soon as the answer is proven (default: 300)"
@@ -304,6 +304,8 @@ def add_duel(parser: Parser) -> None:
     parser.add_argument("--decode-tokens", type=_several, default=128, metavar="N", help="default: 128")
     threads_help = "threads of each (default: 1, which other work disturbs least)"
     parser.add_argument("--threads", type=_positive, default=1, metavar="N", help=threads_help)
+    python_help = "interpreter that has the other engine's package (default: this one)"
+    parser.add_argument("--engine-python", type=Path, metavar="FILE", help=python_help)
     _add_output(parser)
 
 

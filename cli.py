@@ -162,7 +162,11 @@ VERBS = (
         "measure two artifacts in turns until slower, equal or faster is proven",
         "bench.commands",
         arguments.add_duel,
-        ("havoc duel released candidate", "havoc duel released candidate --margin 0.02 --max-time 600"),
+        (
+            "havoc duel released candidate",
+            "havoc duel released candidate --margin 0.02 --max-time 600",
+            "havoc duel model.gguf artifact",
+        ),
     ),
     Verb(
         "report",

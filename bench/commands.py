@@ -314,40 +314,44 @@ def handle_compare(args: argparse.Namespace) -> int:
 
 
 def handle_duel(args: argparse.Namespace) -> int:
-    """Measure two artifacts in turns; exit 0 where the new one is proven equal or faster, 1 slower, 3 undecided."""
+    """Measure two sides in turns; exit 0 where the new one is proven equal or faster, 1 slower, 3 undecided."""
     from ..export.runtime.devices import CPU_PROVIDER
-    from ..export.runtime.held import hold
     from ..progress import make_progress
-    from .duel import EXIT_CODES, differences, document, duel, require_room
+    from .contender import enter
+    from .duel import EXIT_CODES, common_ids, differences, document, duel, require_room
     from .judge.schema import Workload
-    from .lockstep import Side
     from .report.tables import paired_table
 
     if not args.margin:
         raise HavocError("no measurement can prove a margin of 0: give a larger --margin, such as 0.02 for 2 %")
     num_tokens = args.prompt_tokens
     work = Workload(prompt_tokens=num_tokens, context_tokens=num_tokens, decode_tokens=args.decode_tokens)
-    with hold(args.old) as old, hold(args.new) as new:
-        for held in (old, new):
-            require_room(held, work)
+    with enter(args.old, python=args.engine_python) as old, enter(args.new, python=args.engine_python) as new:
+        for side in (old, new):
+            require_room(side, work)
+            if side.engine is not None and (args.provider or CPU_PROVIDER) != CPU_PROVIDER:
+                raise HavocError(f"{side.shown}: another engine is measured on the CPU; leave out --provider")
         outcome = duel(
-            Side(name="old", artifact=old.place),
-            Side(name="new", artifact=new.place),
+            old.side("old"),
+            new.side("new"),
             margin=args.margin,
             max_time_s=args.max_time,
             workload=work,
             provider=args.provider or CPU_PROVIDER,
             num_threads=args.threads,
+            num_ids=None if old.engine is new.engine is None else common_ids(old, new),
             progress=make_progress(quiet=args.quiet),
         )
-        for held in (old, new):
-            held.require_unchanged()
+        for side in (old, new):
+            side.require_unchanged()
         notes = list(differences(old, new))
-        code = EXIT_CODES[outcome.verdict]
-        if args.json:
-            _print_json(document(outcome, args.margin, old, new, notes))
-            return code
+    code = EXIT_CODES[outcome.verdict]
+    if args.json:
+        _print_json(document(outcome, args.margin, old, new, notes))
+        return code
     print("\n".join([*(f"note: {note}\n" for note in notes), paired_table(outcome.verdict, outcome.rows, args.margin)]))
+    if outcome.agreement is not None and outcome.agreement.num_prompts:
+        print(f"\n{outcome.agreement.sentence()}")
     if code == EXIT_CODES["undecided"]:
         blocks = count(outcome.num_blocks, "block")
         print(f"\n{blocks} in {args.max_time} s prove nothing: give --max-time more, or --margin, or a quiet machine")

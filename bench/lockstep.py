@@ -18,20 +18,23 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import MeasurementError
+from ..errors import HavocError, MeasurementError
 from ..export.runtime.child import death, isolation, started
 from ..export.runtime.devices import CPU_PROVIDER
 from ..messages import read
 from ..progress import SILENT
+from .engines import ENGINES
 from .judge.paired import Block, Turn
 from .judge.schema import Workload
-from .ruler import RulerEpisode, RulerRequest
+from .ruler import RulerEpisode, RulerRequest, TimedCalls
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from ..progress import Progress
+
+    Hear = Callable[[Sequence[int], Sequence[int]], None]
 
 NUM_BLOCKS = 8
 NUM_EXCHANGES = 20
@@ -39,9 +42,13 @@ FEWEST_EXCHANGES = 6
 SHARE = 0.9  # of a block's part of the budget: processes also start and end
 NUM_WARMUPS = 3
 TIMEOUT_S = 300.0  # of one block
-_QUANTITIES = ("prefill", "decode step")
+_QUANTITIES: dict[str, Callable[[RulerEpisode], TimedCalls]] = {
+    "prefill": lambda episode: episode.prefill,
+    "decode step": lambda episode: episode.decode,
+}
 _RULER = Path(__file__).with_name("ruler.py")
 _NAME = f"{__package__}.ruler"
+_ENGINES = Path(__file__).with_name("engines") / "engine.py"
 _START = """
 import importlib.util, sys
 spec = importlib.util.spec_from_file_location(sys.argv[1], sys.argv[2])
@@ -52,13 +59,21 @@ sys.exit(module.main())
 """Runs this checkout's ruler as a module of whatever package the interpreter finds."""
 
 
+def _hear_nothing(_old: Sequence[int], _new: Sequence[int]) -> None:
+    """Compare no tokens."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One of two that are compared: what it is called, its artifact, and the interpreter that imports its code."""
+    """One of two that are compared: what it is called, its artifact, and the interpreter that imports its code.
+
+    With an `engine`, one of the files in `engines`, it is that engine's model: a file, a folder or an address.
+    """
 
     name: str
-    artifact: Path
+    artifact: Path | str
     python: Path = Path(sys.executable)
+    engine: str | None = None
 
 
 def measure_in_lockstep(
@@ -104,13 +119,16 @@ def blocks_in_lockstep(
     workload: Workload | None = None,
     provider: str = CPU_PROVIDER,
     num_threads: int = 1,
+    num_ids: int | None = None,
+    hear: Hear = _hear_nothing,
 ) -> Iterator[Block]:
     """Measure pair after pair of processes, each block as soon as it is there, within `budget_s` seconds in all.
 
     Each pair takes `num_exchanges` turns, or as many as end within its part of the budget: a busy machine has fewer
-    turns before it has fewer blocks. With more than one thread, threads that wait for each other spin, and CPU time
-    tells less beside neighbours. A side that dies, or a block that takes longer than `TIMEOUT_S`, is a
-    `MeasurementError` under the side's name.
+    turns before it has fewer blocks. `hear` is given the greedy tokens of both sides behind the same prompt, of the
+    turns that count; prompts are drawn from the first `num_ids` ids (None: from all of a side's own). With more than
+    one thread, threads that wait for each other spin, and CPU time tells less beside neighbours. A side that dies, or a
+    block that takes longer than `TIMEOUT_S`, is a `MeasurementError` under the side's name.
     """
     work = workload or Workload()
     request = RulerRequest(
@@ -120,10 +138,11 @@ def blocks_in_lockstep(
         prompt_tokens=work.prompt_tokens,
         decode_tokens=work.decode_tokens,
         seed=0,
+        num_ids=num_ids,
     )
     most_s = math.inf if budget_s is None else SHARE * budget_s / num_blocks
     for place in _places(num_blocks, budget_s):
-        yield _block(old, new, replace(request, seed=place), num_exchanges, most_s)
+        yield _block(old, new, replace(request, seed=place), num_exchanges, most_s, hear)
 
 
 def _places(num_blocks: int, budget_s: float | None) -> Iterator[int]:
@@ -138,7 +157,7 @@ def _places(num_blocks: int, budget_s: float | None) -> Iterator[int]:
         longest_s, before = max(longest_s, now - before), now
 
 
-def _block(old: Side, new: Side, request: RulerRequest, num_exchanges: int, most_s: float) -> Block:
+def _block(old: Side, new: Side, request: RulerRequest, num_exchanges: int, most_s: float, hear: Hear) -> Block:
     """Start both, let them warm up in turn, then count their turns; who begins alternates.
 
     After `most_s` seconds `FEWEST_EXCHANGES` are enough, whatever they say.
@@ -156,15 +175,17 @@ def _block(old: Side, new: Side, request: RulerRequest, num_exchanges: int, most
                 after = ask_new()
                 before = ask_old()
             if place >= NUM_WARMUPS:
-                for quantity in _QUANTITIES:
-                    found[quantity].append((before[quantity], after[quantity]))
+                hear(before.tokens, after.tokens)
+                for quantity, timed in _QUANTITIES.items():
+                    found[quantity].append((_turn(timed(before)), _turn(timed(after))))
     return Block({quantity: tuple(pairs) for quantity, pairs in found.items()})
 
 
 @contextlib.contextmanager
-def _opened(side: Side, request: RulerRequest) -> Iterator[Callable[[], dict[str, Turn]]]:
+def _opened(side: Side, request: RulerRequest) -> Iterator[Callable[[], RulerEpisode]]:
     """Start a side's process; what is given asks it for one episode."""
-    command = [str(side.python), *isolation(), "-c", _START, _NAME, str(_RULER)]
+    child = ("-c", _START, _NAME, str(_RULER)) if side.engine is None else (str(_ENGINES), side.engine)
+    command = [str(side.python), *isolation(), *child]
     with tempfile.TemporaryFile() as complaints, started(command, complaints) as process:
         expired = threading.Event()
 
@@ -176,27 +197,46 @@ def _opened(side: Side, request: RulerRequest) -> Iterator[Callable[[], dict[str
         timer.daemon = True
         timer.start()
 
-        def ask() -> dict[str, Turn]:
-            answer = _said(process, "episode")
+        def ask() -> RulerEpisode:
+            answer = _said(process, "episode", side)
             if answer is None:
                 process.wait()
                 how = death(process.returncode, TIMEOUT_S if expired.is_set() else None, complaints)
                 raise MeasurementError(f"{side.name}: {how}")
-            timed = {"prefill": answer.prefill, "decode step": answer.decode}
-            return {quantity: Turn(calls.wall_ns, calls.cpu_ns) for quantity, calls in timed.items()}
+            return answer
 
         try:
-            _write(process, json.dumps(asdict(replace(request, artifact=str(side.artifact.absolute())))))
+            _write(process, json.dumps(asdict(replace(request, artifact=_place(side)))))
             yield ask
         finally:
             timer.cancel()
 
 
-def _said(process: subprocess.Popen[bytes], line: str) -> RulerEpisode | None:
-    """Write a line and read the answer; None where the process is gone."""
+def _place(side: Side) -> str:
+    return str(side.artifact.absolute()) if isinstance(side.artifact, Path) else side.artifact
+
+
+def _turn(calls: TimedCalls) -> Turn:
+    return Turn(calls.wall_ns, calls.cpu_ns)
+
+
+def _said(process: subprocess.Popen[bytes], line: str, side: Side) -> RulerEpisode | None:
+    """Write a line and read the answer; None where the process is gone.
+
+    An engine that cannot open its model is a `HavocError`, one that fails later a `MeasurementError`.
+    """
     _write(process, line)
     answer = b"" if process.stdout is None else process.stdout.readline()
-    return read(RulerEpisode, json.loads(answer)) if answer.endswith(b"\n") else None
+    if not answer.endswith(b"\n"):
+        return None
+    document = json.loads(answer)
+    if "error" not in document:
+        return read(RulerEpisode, document)
+    said = " ".join(str(document["error"]).split())[:400]
+    engine = ENGINES.get(side.engine or "", "the engine")
+    if document["is_open"]:
+        raise MeasurementError(f"{side.name}: {engine} failed while it was measured ({said})")
+    raise HavocError(f"{side.name}: {engine} cannot open {side.artifact} ({said})")
 
 
 def _write(process: subprocess.Popen[bytes], line: str) -> None:

@@ -30,6 +30,8 @@ class RulerRequest:
     prompt_tokens: int
     decode_tokens: int
     seed: int
+    num_ids: int | None = None
+    """Prompts are drawn from the first so many token ids; None: from all but the one that stands for a patch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +44,11 @@ class TimedCalls:
 
 @dataclass(frozen=True, kw_only=True)
 class RulerEpisode:
-    """The answer: one prefill, and the decode steps behind it."""
+    """The answer: one prefill, the decode steps behind it, and the tokens that both gave, greedily."""
 
     prefill: TimedCalls
     decode: TimedCalls
+    tokens: tuple[int, ...]
 
 
 class Ruler:
@@ -59,9 +62,11 @@ class Ruler:
         capacity = request.prompt_tokens + request.decode_tokens
         self._past = self._session.empty_past(1, capacity=capacity)
         self._rng = np.random.default_rng(request.seed)
-        config = self._session.config
-        ids = np.arange(config.vocab_size, dtype=np.int64)
-        self._ids = ids if config.vision is None else ids[ids != config.vision.image_token_id]
+        config, num_ids = self._session.config, request.num_ids
+        ids = np.arange(config.vocab_size if num_ids is None else num_ids, dtype=np.int64)
+        if config.vision is not None and num_ids is None:
+            ids = ids[ids != config.vision.image_token_id]
+        self._ids = ids
 
     def episode(self) -> RulerEpisode:
         """Read a prompt, then decode."""
@@ -71,17 +76,21 @@ class Ruler:
         cpu_first, begin = time.process_time_ns(), time.perf_counter_ns()
         logits, past = self._session.extend(ids, None, self._past)
         prefill_ns, cpu_before = time.perf_counter_ns() - begin, time.process_time_ns()
-        step_ns = []
+        step_ns, tokens = [], []
         for _ in range(self._request.decode_tokens - 1):
             begin = time.perf_counter_ns()
-            logits, past = self._session.decode(logits.argmax(axis=-1)[:, None], None, past)
+            token_11 = logits.argmax(axis=-1)[:, None]
+            logits, past = self._session.decode(token_11, None, past)
             step_ns.append(time.perf_counter_ns() - begin)
+            tokens.append(token_11)
         cpu_last = time.process_time_ns()
         gc.enable()
+        tokens.append(logits.argmax(axis=-1)[:, None])
         is_counted = kind_of_provider(self._request.provider).is_host
         return RulerEpisode(
             prefill=TimedCalls(wall_ns=(prefill_ns,), cpu_ns=cpu_before - cpu_first if is_counted else None),
             decode=TimedCalls(wall_ns=tuple(step_ns), cpu_ns=cpu_last - cpu_before if is_counted else None),
+            tokens=tuple(int(token_11[0, 0]) for token_11 in tokens),
         )
 
 

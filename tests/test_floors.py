@@ -23,6 +23,7 @@ FLOORS = (
     "config",
     "export",
     "bench.judge",
+    "bench.engines",
     "bench",
     "bench.report",
     "roof",
@@ -32,7 +33,7 @@ GROUND = "errors messages mistakes storage progress bounds cgroups cores process
 HANDLERS = ("adapt.commands", "export.commands", "bench.commands", "bench.pytest_plugin")
 """They take a command line apart, so they belong to the roof, whatever room they serve."""
 
-EDGE_FOLDERS = ("track", "adapt.sandbox", "adapt.tasks", "export.runtime", "bench.judge", "bench")
+EDGE_FOLDERS = ("track", "adapt.sandbox", "adapt.tasks", "export.runtime", "bench.judge", "bench.engines", "bench")
 EDGE_ROOF = (
     "errors messages storage progress bounds cgroups children cores processes config arguments cli __main__".split()
 )

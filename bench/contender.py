@@ -1,0 +1,176 @@
+"""One side of a duel as a user names it: an artifact, or what another engine runs, told apart by what it holds.
+
+with enter("artifact") as ours, enter("model.gguf") as theirs:
+    ...                           # `duel(ours.side("old"), theirs.side("new"))`
+    theirs.require_unchanged()
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import HavocError, IdentityError, printable
+from ..export.runtime.artifact import MANIFEST
+from ..export.runtime.child import isolation
+from ..export.runtime.held import file_states, hold, require_unchanged
+from ..model.config_file import is_gguf, read_config
+from ..storage import read_json, sha256_file, sha256_json
+from .engines import ENGINES
+from .engines.engine import FAULT_CODE, load_engine
+from .lockstep import Side
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+_EXTRAS: Final = {"llama_cpp": "llama-cpp", "genai": "genai", "hugging_face": "transformers"}
+_GENAI = "genai_config.json"
+_VERSION_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contender:
+    """What is measured: `identity` says which bytes, `num_ids` and `max_tokens` are None where nothing tells.
+
+    `base_hash` is that of the base an artifact was made from.
+    """
+
+    shown: str
+    place: Path | str
+    identity: dict[str, Any]
+    require_unchanged: Callable[[], None]
+    engine: str | None = None
+    python: Path = Path(sys.executable)
+    num_ids: int | None = None
+    max_tokens: int | None = None
+    base_hash: str | None = None
+
+    def side(self, name: str) -> Side:
+        """What `lockstep` measures."""
+        return Side(name=name, artifact=self.place, engine=self.engine, python=self.python)
+
+
+@contextmanager
+def enter(word: str, *, python: Path | None = None) -> Iterator[Contender]:
+    """Find out what `word` names, hash it, and hold it; `python` has the engine's package (None: this interpreter).
+
+    Raises `HavocError` for what nothing runs and for an engine that is not installed, `IdentityError` for an artifact
+    whose bytes are not its manifest's.
+    """
+    path = Path(word)
+    if "://" not in word and path.is_dir() and not _is_foreign(path):
+        with hold(path) as held:
+            config = read_config(held.place)
+            yield Contender(
+                shown=str(path),
+                place=held.place,
+                identity={"artifact": str(path), "manifest_sha256": held.manifest.sha256},
+                require_unchanged=held.require_unchanged,
+                num_ids=config.vocab_size,
+                max_tokens=config.max_seq_len,
+                base_hash=held.manifest.base_hash,
+            )
+        return
+    yield _foreign(word, python or Path(sys.executable))
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether a folder is another engine's; one that is nothing is told what an artifact lacks."""
+    return not (path / MANIFEST).is_file() and any((path / name).is_file() for name in (_GENAI, "config.json"))
+
+
+def _foreign(word: str, python: Path) -> Contender:
+    """Describe what another engine runs."""
+    if "://" in word:
+        return Contender(
+            shown=word,
+            place=word,
+            engine="llama_cpp",
+            identity={"engine": "llama-server", "address": word},
+            require_unchanged=_stay,
+        )
+    path = Path(word)
+    if is_gguf(path):
+        config = read_config(path)
+        return _of_files(path, "llama_cpp", python, config.vocab_size, config.max_seq_len)
+    if (path / _GENAI).is_file():
+        model = _fields(path / _GENAI).get("model")
+        fields = model if isinstance(model, dict) else {}
+        return _of_files(path, "genai", python, fields.get("vocab_size"), fields.get("context_length"))
+    if (path / "config.json").is_file():
+        fields = _fields(path / "config.json")
+        return _of_files(path, "hugging_face", python, fields.get("vocab_size"), fields.get("max_position_embeddings"))
+    raise HavocError(
+        f"{word}: not an artifact, a .gguf file, an onnxruntime-genai folder, a Hugging Face directory or the http "
+        "address of a llama-server"
+    )
+
+
+def _fields(file: Path) -> dict[str, Any]:
+    document = read_json(file)
+    if not isinstance(document, dict):
+        raise HavocError(f"{file}: must be a JSON object")
+    return document
+
+
+def _of_files(path: Path, engine: str, python: Path, num_ids: object, max_tokens: object) -> Contender:
+    """Hash what lies on the disk, and ask the engine for its version."""
+    for name, value in (("vocabulary", num_ids), ("context", max_tokens)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise HavocError(f"{path}: says {value!r:.40} of the size of its {name}, expected a whole number above 0")
+    states = file_states(path) if path.is_dir() else {"": _state(path)}
+
+    def unchanged() -> None:
+        if path.is_dir():
+            require_unchanged(path, states)
+        elif _state(path) != states[""]:
+            raise IdentityError(f"{path} changed while it was measured: measure it again")
+
+    files = sorted(path / name for name in states) if path.is_dir() else [path]
+    hashes = {file.relative_to(path).as_posix(): sha256_file(file) for file in files if file.is_file()}
+    return Contender(
+        shown=str(path),
+        place=path,
+        engine=engine,
+        python=python,
+        identity={
+            "engine": ENGINES[engine],
+            "version": engine_version(engine, python),
+            "path": str(path),
+            "sha256": sha256_json(hashes),
+        },
+        require_unchanged=unchanged,
+        num_ids=num_ids if isinstance(num_ids, int) else None,
+        max_tokens=max_tokens if isinstance(max_tokens, int) else None,
+    )
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    state = path.stat()
+    return (state.st_ino, state.st_size, state.st_mtime_ns, state.st_ctime_ns)
+
+
+def _stay() -> None:
+    """Nothing on this disk can change."""
+
+
+def engine_version(engine: str, python: Path) -> str:
+    """Version of the engine's package in that interpreter; one that is not there is a `HavocError` with its extra."""
+    command = [str(python), *isolation(), str(Path(__file__).with_name("engines") / "engine.py"), engine, "--version"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise HavocError(f"{python}: not an interpreter that can be asked for {ENGINES[engine]} ({error})") from error
+    if found.returncode == FAULT_CODE:
+        raise HavocError(
+            f'{ENGINES[engine]} is not installed: pip install "havoc-core[{_EXTRAS[engine]}]", or name the Python that '
+            f"has {load_engine(engine).PACKAGE} with --engine-python"
+        )
+    if found.returncode:
+        last = (found.stderr.strip().splitlines() or ["it says nothing"])[-1]
+        raise HavocError(f"{python}: cannot run {ENGINES[engine]} ({printable(last)[:200]})")
+    return found.stdout.strip()

@@ -1,0 +1,103 @@
+"""The child of `lockstep` for another engine: `python engine.py ENGINE` opens one model and times an episode at a time.
+
+It speaks as `bench/ruler.py` does: a request as one JSON line, then an answer for each further line. It needs NumPy and
+the engine's own package, and nothing of HAVOC: `ENGINE.py` beside it has
+
+    PACKAGE                                  the distribution that it needs
+    open_model(path, num_threads, capacity)  a model; `capacity` is the number of tokens it must hold
+    model.generate(ids, num_tokens)          yields greedy tokens, each as soon as it is there, the first after the
+                                             prompt was read; never ends at an end-of-text token
+    model.is_own_process                     whether the CPU time of this process is the engine's
+
+`python engine.py ENGINE --version` says which version is installed.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import importlib.util
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+FAULT_CODE = 3
+"""The exit code of `--version` where the engine is not installed."""
+
+
+def load_engine(name: str) -> Any:  # noqa: ANN401 - a module
+    """Load the file of an engine, whatever package this file belongs to here."""
+    spec = importlib.util.spec_from_file_location(f"havoc_engine_{name}", Path(__file__).with_name(f"{name}.py"))
+    if spec is None or spec.loader is None:
+        raise ImportError(name)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def episode(model: Any, ids: list[int], num_tokens: int) -> dict[str, Any]:  # noqa: ANN401 - see above
+    """Time one prompt and the tokens behind it, each from the one before it."""
+    gc.collect()
+    gc.disable()
+    tokens: list[int] = []
+    wall_ns: list[int] = []
+    cpu_first, before = time.process_time_ns(), time.perf_counter_ns()
+    cpu_before = cpu_first
+    for token in model.generate(ids, num_tokens):
+        now = time.perf_counter_ns()
+        wall_ns.append(max(now - before, 1))
+        if not tokens:
+            cpu_before = time.process_time_ns()
+        tokens.append(token)
+        before = time.perf_counter_ns()
+    cpu_last = time.process_time_ns()
+    gc.enable()
+    if len(tokens) != num_tokens:
+        raise RuntimeError(f"it gave {len(tokens)} tokens, {num_tokens} were asked for")
+    counts = model.is_own_process
+    return {
+        "prefill": {"wall_ns": wall_ns[:1], "cpu_ns": cpu_before - cpu_first if counts else None},
+        "decode": {"wall_ns": wall_ns[1:], "cpu_ns": cpu_last - cpu_before if counts else None},
+        "tokens": tokens,
+    }
+
+
+def main() -> int:
+    """Answer until the parent closes the pipe; the first failure is the last answer."""
+    engine = load_engine(sys.argv[1])
+    if sys.argv[2:] == ["--version"]:
+        try:
+            sys.stdout.write(importlib.metadata.version(engine.PACKAGE) + "\n")
+        except importlib.metadata.PackageNotFoundError:
+            return FAULT_CODE
+        return 0
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what a library prints must not mix with the answers
+
+    def answer(document: dict[str, Any]) -> None:
+        answers.write(json.dumps(document) + "\n")
+        answers.flush()
+
+    request = json.loads(sys.stdin.readline())
+    rng = np.random.default_rng(request["seed"])
+    capacity = request["prompt_tokens"] + request["decode_tokens"]
+    is_open = False
+    try:
+        model = engine.open_model(request["artifact"], num_threads=request["num_threads"], capacity=capacity)
+        is_open = True
+        for _ in iter(sys.stdin.readline, ""):
+            ids = rng.choice(np.arange(request["num_ids"], dtype=np.int64), size=(1, request["prompt_tokens"]))
+            answer(episode(model, ids[0].tolist(), request["decode_tokens"]))
+    except Exception as error:  # noqa: BLE001 - whatever an engine raises is told to the parent
+        answer({"error": f"{type(error).__name__}: {error}", "is_open": is_open})
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""transformers: a Hugging Face directory in torch, eager, in the dtype that it is stored in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGE = "transformers"
+
+
+class TransformersModel:
+    """An open model; each prompt gets a cache of its own, as in `generate`."""
+
+    is_own_process = True
+
+    def __init__(self, model: Any) -> None:  # noqa: ANN401 - of another package
+        self._model = model
+
+    def generate(self, ids: list[int], num_tokens: int) -> Iterator[int]:
+        """Yield greedy tokens."""
+        import torch
+
+        next_ids, past = torch.tensor([ids]), None
+        with torch.inference_mode():
+            for _ in range(num_tokens):
+                found = self._model(next_ids, past_key_values=past, use_cache=True, logits_to_keep=1)
+                past, next_ids = found.past_key_values, found.logits[:, -1].argmax(dim=-1, keepdim=True)
+                yield int(next_ids)
+
+
+def open_model(path: str, *, num_threads: int, capacity: int) -> TransformersModel:  # noqa: ARG001 - its cache grows
+    """Open a directory; nothing is fetched, and no code of the directory runs."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(num_threads)
+    return TransformersModel(AutoModelForCausalLM.from_pretrained(path, dtype="auto", local_files_only=True).eval())

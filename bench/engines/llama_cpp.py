@@ -1,0 +1,111 @@
+"""llama.cpp: a `.gguf` file in a server inside this process (xllamacpp), or any llama-server by its address.
+
+Both are asked over HTTP, at llama-server's own `/completion`: token ids in, each token as an event. A token that ends
+inside a character is told with the next one: its id is lost, and it is counted as `UNTOLD`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGE = "xllamacpp"
+_TIMEOUT_S = 120.0  # of one answer's next event
+_MAX_LINE_BYTES = 1 << 20
+UNTOLD = -1
+
+
+class LlamaServer:
+    """A llama-server that answers at `address`."""
+
+    def __init__(self, address: str, *, is_own_process: bool, server: Any = None) -> None:  # noqa: ANN401
+        self._address = urlsplit(address)
+        self._server = server  # ends when nobody holds it any more
+        self.is_own_process = is_own_process
+
+    def generate(self, ids: list[int], num_tokens: int) -> Iterator[int]:
+        """Yield greedy tokens as their events come; a prompt that the server had in its cache is an error."""
+        asked = {
+            "prompt": ids,
+            "n_predict": num_tokens,
+            "temperature": 0,
+            "cache_prompt": False,
+            "ignore_eos": True,
+            "return_tokens": True,
+            "stream": True,
+        }
+        with self._answer("POST", "/completion", json.dumps(asked)) as response:
+            num_told = 0
+            for event in _events(response):
+                told = event.get("tokens", [])
+                num_untold = event.get("tokens_predicted", num_told + len(told)) - num_told - len(told)
+                yield from [UNTOLD] * num_untold + told
+                num_told += max(num_untold, 0) + len(told)
+                if event.get("stop"):
+                    _require_whole_prompt(event, len(ids))
+                    return
+
+    def require_health(self) -> None:
+        """Raise where nothing answers at the address, or the server is not ready."""
+        with self._answer("GET", "/health") as response:
+            response.read()
+
+    @contextmanager
+    def _answer(self, method: str, path: str, body: str | None = None) -> Iterator[http.client.HTTPResponse]:
+        kind = http.client.HTTPSConnection if self._address.scheme == "https" else http.client.HTTPConnection
+        connection = kind(self._address.netloc, timeout=_TIMEOUT_S)
+        try:
+            where = self._address.path.rstrip("/") + path
+            connection.request(method, where, body, {"Content-Type": "application/json"})
+            response = connection.getresponse()
+            if response.status != http.HTTPStatus.OK:
+                said = response.read(300).decode(errors="replace")
+                raise RuntimeError(f"the server answers {response.status}: {said}")
+            yield response
+        finally:
+            connection.close()
+
+
+def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
+    """Yield the JSON documents of a stream of server-sent events."""
+    while line := response.readline(_MAX_LINE_BYTES):
+        if line.startswith(b"data: "):
+            document = json.loads(line[6:])
+            if "error" in document:
+                raise RuntimeError(f"the server answers {str(document['error'])[:300]}")
+            yield document
+
+
+def _require_whole_prompt(event: dict[str, Any], num_ids: int) -> None:
+    num_read = event.get("timings", {}).get("prompt_n", num_ids)
+    if num_read != num_ids:
+        raise RuntimeError(f"the server read {num_read} of {num_ids} prompt tokens, the rest came from its cache")
+
+
+def open_model(path: str, *, num_threads: int, capacity: int) -> LlamaServer:
+    """Open a file, or take the server at an address, which has its own threads and context."""
+    if "://" in path:
+        model = LlamaServer(path, is_own_process=False)
+        model.require_health()
+        return model
+    import xllamacpp
+
+    params = xllamacpp.CommonParams()
+    params.model.path = os.fspath(path)
+    params.n_ctx = capacity
+    params.n_parallel = 1
+    params.n_batch = params.n_ubatch = max(capacity, 512)
+    params.cpuparams.n_threads = params.cpuparams_batch.n_threads = num_threads
+    params.n_gpu_layers = 0
+    params.cache_prompt = False
+    params.cache_ram_mib = 0
+    params.verbosity = 0
+    server = xllamacpp.Server(params)
+    return LlamaServer(server.listening_address, is_own_process=True, server=server)

@@ -1,0 +1,283 @@
+"""Other engines: each gives the tokens that it should, scripted times are found again, what fails is one line."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import runpy
+import shutil
+import socket
+import statistics
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import pytest
+import transformers
+
+from havoc_core.bench.contender import engine_version, enter
+from havoc_core.bench.duel import Agreement
+from havoc_core.bench.engines import ENGINES
+from havoc_core.bench.judge.schema import Workload
+from havoc_core.bench.lockstep import Side, blocks_in_lockstep
+from havoc_core.cli import main
+from havoc_core.errors import HavocError, IdentityError, MeasurementError
+from havoc_core.export.package import export_artifact
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = pytest.mark.alone
+
+files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
+GENAI_PYTHON = os.environ.get("HAVOC_GENAI_PYTHON") or None
+WORK = Workload(prompt_tokens=16, context_tokens=16, decode_tokens=6)
+NUM_IDS = 300
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama of random weights, as transformers saves it, with a tokenizer."""
+    from havoc_core.model.tokenizer import train_tokenizer
+
+    folder = tmp_path_factory.mktemp("engines") / "base"
+    tokenizer = train_tokenizer(["one and one is two"], 280)
+    transformers.set_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=NUM_IDS,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        initializer_range=0.3,  # logits apart, so that no rounding decides between two tokens
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    tokenizer.save(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifact(base: Path) -> Path:
+    """The base, exported."""
+    return export_artifact(base, base.parent / "artifact")
+
+
+def tokens_of(old: Side, new: Side) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return both sides' greedy tokens in one block of three turns, who begins alternating."""
+    heard: list[Any] = []
+    hear = lambda *tokens: heard.append(tokens)  # noqa: E731
+    list(blocks_in_lockstep(old, new, num_blocks=1, num_exchanges=3, workload=WORK, num_ids=NUM_IDS, hear=hear))
+    return heard
+
+
+@pytest.mark.parametrize("engine", ["hugging_face", "genai"])
+def test_an_engine_gives_the_same_tokens(engine: str, base: Path, artifact: Path, tmp_path: Path) -> None:
+    """The same weights, the same prompts: every greedy token is the same, end of text or not."""
+    path, python = base, Path(sys.executable)
+    if engine == "genai":
+        if GENAI_PYTHON is None:
+            pytest.skip("no environment with onnxruntime-genai: `make genai` makes one")
+        path, python = Path(shutil.copytree(artifact, tmp_path / "genai")), Path(GENAI_PYTHON)
+        (path / "manifest.json").unlink()
+    with enter(str(artifact)) as ours, enter(str(path), python=python) as theirs:
+        assert theirs.engine == engine
+        assert theirs.identity["version"][0].isdigit()
+        heard = tokens_of(ours.side("ours"), theirs.side("theirs"))
+        theirs.require_unchanged()
+    assert len(heard) == 3
+    for old, new in heard:
+        assert len(old) == WORK.decode_tokens
+        assert old == new
+    assert len({old for old, _ in heard}) == 3, "each turn has a prompt of its own"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason='needs pip install "havoc-core[llama-cpp]"')
+def test_llama_cpp_gives_the_same_tokens(tmp_path: Path) -> None:
+    """A GGUF of random fp32 weights, in llama.cpp and as HAVOC exports it."""
+    path = tmp_path / "model.gguf"
+    files.write_gguf(path, block="F32")
+    artifact = export_artifact(path, tmp_path / "artifact")
+    with enter(str(artifact)) as ours, enter(str(path)) as theirs:
+        heard = tokens_of(ours.side("ours"), theirs.side("theirs"))
+    agreement = Agreement()
+    for old, new in heard:
+        agreement.hear(old, new)
+    assert agreement == Agreement(num_prompts=3, num_first_same=3, num_tokens=18, num_same=18)
+
+
+def test_agreement_counts_up_to_the_first_difference() -> None:
+    """Behind it the texts differ; a token that llama.cpp did not tell is no difference."""
+    agreement = Agreement()
+    agreement.hear((5, 6, 7, 8), (5, 9, 7, 8))
+    agreement.hear((5, 6, 7, 8), (4, 6, 7, 8))
+    agreement.hear((5, 6, 7, 8), (5, -1, 7, 8))
+    assert agreement == Agreement(num_prompts=3, num_first_same=2, num_tokens=12, num_same=5)
+    assert "the first is the same in 2 of 3, and 5 of 12" in agreement.sentence()
+
+
+class Server(BaseHTTPRequestHandler):
+    """A llama-server that follows a script: its times, its tokens, and what goes wrong."""
+
+    prefill_s = step_s = 0.0
+    fault = ""
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.asked.append(asked)
+        if self.fault == "busy":
+            self.send_error(503)
+            return
+        self.send_response(200)
+        self.end_headers()
+        number = asked["n_predict"] - (self.fault == "short")
+        for place in range(number):
+            time.sleep(self.step_s if place else self.prefill_s)
+            if self.fault == "dies" and place == 2:
+                return
+            if self.fault != "untold" or place != 2:
+                self._say({"tokens": [place], "stop": False, "tokens_predicted": place + 1})
+        read = len(asked["prompt"]) - 4 * (self.fault == "cache")
+        self._say({"error": "no room"} if self.fault == "error" else {"stop": True, "timings": {"prompt_n": read}})
+
+    def _say(self, document: dict[str, Any]) -> None:
+        self.wfile.write(f"data: {json.dumps(document)}\n\n".encode())
+        self.wfile.flush()
+
+    def log_message(self, *_: object) -> None:
+        """Be quiet."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The address of a scripted server."""
+    monkeypatch.setattr(Server, "asked", [])
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}"
+    running.shutdown()
+    running.server_close()
+
+
+@pytest.mark.parametrize(("prefill_s", "step_s"), [(0.12, 0.03), (0.05, 0.06)])
+def test_scripted_times_are_found_again(
+    server: str, prefill_s: float, step_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A known time to the first token and known gaps: found within what sleeping and the wire add, never less."""
+    monkeypatch.setattr(Server, "prefill_s", prefill_s)
+    monkeypatch.setattr(Server, "step_s", step_s)
+    side = Side(name="server", artifact=server, engine="llama_cpp")
+    (block,) = blocks_in_lockstep(side, side, num_blocks=1, num_exchanges=6, workload=WORK, num_ids=NUM_IDS)
+    for quantity, wanted_s, num_calls in (("prefill", prefill_s, 1), ("decode step", step_s, WORK.decode_tokens - 1)):
+        turns = [turn for pair in block.turns[quantity] for turn in pair]
+        assert all(len(turn.wall_ns) == num_calls and turn.cpu_ns is None for turn in turns)
+        least_ms = min(statistics.mean(turn.wall_ns) for turn in turns) / 1e6
+        assert 1000 * wanted_s <= least_ms < 1000 * wanted_s + 10
+    assert all(len(asked["prompt"]) == WORK.prompt_tokens and max(asked["prompt"]) < NUM_IDS for asked in Server.asked)
+    assert {(asked["cache_prompt"], asked["temperature"]) for asked in Server.asked} == {(False, 0)}
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("short", "5 tokens, 6 were asked for"),
+        ("cache", "read 12 of 16 prompt tokens"),
+        ("dies", "tokens, 6 were asked for"),
+        ("busy", "answers 503"),
+        ("error", "no room"),
+    ],
+)
+def test_a_server_that_fails_is_one_line(server: str, fault: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tokens than asked for, a prompt out of the cache, a lost connection: no figure is made of it."""
+    monkeypatch.setattr(Server, "fault", fault)
+    side = Side(name="new", artifact=server, engine="llama_cpp")
+    with pytest.raises(MeasurementError, match=f"new: .*{said}") as caught:
+        list(blocks_in_lockstep(side, side, num_blocks=1, num_exchanges=1, workload=WORK, num_ids=NUM_IDS))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_token_that_is_told_late_is_counted(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama-server holds a token back that ends inside a character: it took its time, and its id is not known."""
+    monkeypatch.setattr(Server, "fault", "untold")
+    side = Side(name="server", artifact=server, engine="llama_cpp")
+    assert tokens_of(side, side) == [((0, 1, -1, 3, 4, 5), (0, 1, -1, 3, 4, 5))] * 3
+
+
+def test_a_duel_of_two_engines(base: Path, artifact: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The document names both engines and how far their tokens agree."""
+    options = "--prompt-tokens 16 --decode-tokens 6 --margin 1 --max-time 60 --json --quiet".split()
+    code = main(["duel", str(base), str(artifact), *options])
+    found = json.loads(capsys.readouterr().out)
+    assert code in {0, 1, 3}
+    assert code == found["exit_code"]
+    assert found["old"]["engine"] == "transformers"
+    assert found["old"]["version"] == transformers.__version__
+    assert found["new"]["artifact"] == str(artifact)
+    assert found["agreement"]["num_same"] == found["agreement"]["num_tokens"] > 0
+
+
+def closed_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def test_what_cannot_be_measured_is_one_line(
+    base: Path, artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An engine that is not there, files it refuses, a size that is none, no server: exit 2, nothing measured."""
+    genai, refused, lies, damaged = (tmp_path / name for name in ("genai", "refused", "lies", "model.gguf"))
+    for folder in (genai, refused, lies):
+        folder.mkdir()
+    (genai / "genai_config.json").write_text('{"model": {"vocab_size": 9, "context_length": 4096}}')
+    (refused / "config.json").write_text('{"vocab_size": 9, "max_position_embeddings": 4096}')
+    (lies / "config.json").write_text('{"vocab_size": -1, "max_position_embeddings": 4096}')
+    damaged.write_bytes(b"GGUF")
+    nobody = f"http://127.0.0.1:{closed_port()}"
+    for old, said in (
+        (genai, 'onnxruntime-genai is not installed: pip install "havoc-core[genai]"'),
+        (refused, "old: transformers cannot open"),
+        (lies, "says -1 of the size of its vocabulary"),
+        (damaged, "model.gguf"),
+        (nobody, "old: llama.cpp cannot open"),
+        (tmp_path / "nothing", "not an artifact, a .gguf file"),
+    ):
+        small = ["--prompt-tokens", "16", "--decode-tokens", "4", "--quiet"]
+        assert main(["duel", str(old), str(artifact), *small]) == 2, old
+        captured = capsys.readouterr()
+        assert said in captured.err
+        assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert main(["duel", str(base), str(artifact), "--provider", "CUDAExecutionProvider", "--prompt-tokens", "16"]) == 2
+    assert "leave out --provider" in capsys.readouterr().err
+
+
+def test_files_that_change_are_another_model(base: Path, tmp_path: Path) -> None:
+    """What was hashed is what was measured, for an engine's files too."""
+    copy = Path(shutil.copytree(base, tmp_path / "copy"))
+    with enter(str(copy)) as side:
+        side.require_unchanged()
+        os.utime(copy / "config.json", (1, 1))
+        with pytest.raises(IdentityError, match=r"config\.json changed"):
+            side.require_unchanged()
+
+
+def test_every_engine_is_a_file_with_a_package(tmp_path: Path) -> None:
+    """The names are those of the files; an interpreter that is none is one line."""
+    folder = Path(str(importlib.util.find_spec("havoc_core.bench.engines").submodule_search_locations[0]))  # type: ignore[union-attr, index]
+    assert {file.stem for file in folder.glob("*.py")} - {"__init__", "engine"} == set(ENGINES)
+    with pytest.raises(HavocError, match="not an interpreter"):
+        engine_version("hugging_face", tmp_path / "python")
