@@ -18,6 +18,7 @@ from ..cores import num_physical_cores
 from ..errors import HavocError, IdentityError
 from ..export.runtime.child import run_worker
 from ..export.runtime.held import hold
+from ..export.runtime.live_table import asked_alpha
 from ..model.config_file import read_config
 from ..progress import SILENT
 from .device import default_provider
@@ -40,6 +41,7 @@ class AccuracyRun:
 
     `files` and `manifest_sha256` are the artifact's hashes; `right[task]` is in the order of the rows that
     `rows_sha256` names; `num_cut[task]` prompts lost their beginning because they were longer than the model's context.
+    `alpha` is the mixture that answered, None without experts.
     """
 
     files: dict[str, str]
@@ -47,6 +49,7 @@ class AccuracyRun:
     tasks: dict[str, DomainAccuracy]
     right: dict[str, tuple[bool, ...]]
     num_cut: dict[str, int] = field(default_factory=dict)
+    alpha: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, the verdict of each row as a 0 or a 1."""
@@ -56,6 +59,7 @@ class AccuracyRun:
             "tasks": {task: counts.model_dump(mode="json") for task, counts in self.tasks.items()},
             "right": {task: "".join("01"[is_right] for is_right in rows) for task, rows in self.right.items()},
             "num_cut": self.num_cut,
+            "alpha": self.alpha,
         }
 
     @classmethod
@@ -69,6 +73,7 @@ class AccuracyRun:
             },
             right={task: tuple(letter == "1" for letter in letters) for task, letters in plain["right"].items()},
             num_cut={task: int(num) for task, num in plain["num_cut"].items()},
+            alpha=plain.get("alpha"),
         )
 
 
@@ -85,6 +90,7 @@ def run_accuracy(
     may_be_fewer: bool = False,
     max_new_tokens: int | None = None,
     is_chat: bool = True,
+    alpha: Mapping[str, float] | None = None,
     provider: str | None = None,
     num_threads: int | None = None,
     progress: Progress = SILENT,
@@ -92,9 +98,9 @@ def run_accuracy(
     """Score an artifact on `num_rows` rows of a split per task (None: the task's own number).
 
     `tasks` are names of bundled tasks or paths of TOML files; None takes the four domains that the model can read.
-    With `may_be_fewer` a real data set with fewer rows is scored on all of them. Raises `HavocError` for what is no
-    artifact or asks for rows there are not, `IdentityError` for a changed artifact, `MeasurementError` when the scoring
-    process dies.
+    With `may_be_fewer` a real data set with fewer rows is scored on all of them. `alpha` is the mixture of a live
+    artifact, None for the manifest's. Raises `HavocError` for what is no artifact or asks for rows there are not,
+    `IdentityError` for a changed artifact, `MeasurementError` when the scoring process dies.
     """
     if num_rows is not None and num_rows < 1:
         raise HavocError(f"{num_rows} rows prove nothing: give at least 1")
@@ -115,13 +121,16 @@ def run_accuracy(
         "may_be_fewer": may_be_fewer,
         "max_new_tokens": max_new_tokens,
         "is_chat": is_chat,
+        "alpha": None if alpha is None else dict(alpha),
     }
     with hold(Path(artifact)) as held:
         request["artifact"] = str(held.place)
+        weights = asked_alpha(held.manifest, alpha, where=str(artifact))
         with progress.stage("score", (num_rows or 1000) * len(tasks or DOMAINS), unit="rows") as stage:
             result = run_worker(request, timeout_s=_TIMEOUT_S, listen=_announcer(stage))
         held.require_unchanged()
-    return AccuracyRun.from_json({"files": held.hashes, "manifest_sha256": held.manifest.sha256, **result})
+    found = {"files": held.hashes, "manifest_sha256": held.manifest.sha256, "alpha": weights or None}
+    return AccuracyRun.from_json({**found, **result})
 
 
 def _found_from_anywhere(task: str) -> str:
@@ -200,6 +209,8 @@ def add_accuracy(record: Record, run: AccuracyRun) -> Record:
     """Return the record with the run's accuracy, sealed anew; `IdentityError` when they are of different artifacts."""
     if (record.subject.files, record.subject.manifest_sha256) != (run.files, run.manifest_sha256):
         raise IdentityError("the accuracy was scored on another artifact than the record was measured on")
+    if run.alpha is not None and record.subject.alpha != run.alpha:
+        raise IdentityError(f"the accuracy was scored at alpha {run.alpha}, the record measured {record.subject.alpha}")
     scored = {
         name: counts.model_copy(update={"right_rows": row_bits(run.right[name])}) if run.right.get(name) else counts
         for name, counts in run.tasks.items()
@@ -216,6 +227,7 @@ def score_here(request: dict[str, Any], emit: Callable[[dict[str, Any]], None]) 
         provider=request["provider"],
         num_threads=request["num_threads"],
         is_chat=request["is_chat"],
+        alpha=request["alpha"],
     )
     data_dir = None if request["data_dir"] is None else Path(request["data_dir"])
     has_template = session.tokenizer is not None and session.tokenizer.chat is not None

@@ -161,6 +161,7 @@ def _bench(args: argparse.Namespace) -> int:
         workload=workload,
         previous=previous_record(out),
         captures_steps=args.captures_steps,
+        alpha=args.alpha,
         wait_s=args.wait,
         progress=progress,
     )
@@ -210,6 +211,7 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
             online=args.online,
             may_be_fewer=True,
             is_chat=args.is_chat,
+            alpha=args.alpha,
             num_threads=args.threads,
             progress=progress,
         )
@@ -474,6 +476,7 @@ def handle_eval(args: argparse.Namespace) -> int:
         data_dir=args.data,
         online=args.online,
         is_chat=args.is_chat,
+        alpha=args.alpha,
         num_threads=args.threads,
         progress=_progress(args),
     )

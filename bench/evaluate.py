@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..bounds import TWO_SIDED, share_bounds
 from ..cores import limit_threads, threads_for
 from ..export.runtime.artifact import MANIFEST
+from ..export.runtime.live_table import refuse_alpha
 from ..progress import SILENT
 from .accuracy import cut_prompts, fewer_rows, run_accuracy, score_task, tasks_asked
 from .judge.schema import DomainAccuracy
@@ -45,6 +46,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     few_shot: int | None = None,
     is_chat: bool = True,
+    alpha: Mapping[str, float] | None = None,
     data_dir: Path | None = None,
     online: bool = False,
     num_threads: int | None = None,
@@ -54,6 +56,7 @@ def evaluate(
 
     `seed` makes the built-in rows and their splits, so a recipe's own seed and completion length repeat its scores.
     A data set with fewer rows than `num_rows` is scored on all of them. `num_threads` None is what the size is worth.
+    `alpha` is the mixture of a live artifact; for a base it is a `HavocError`.
     """
     asked: dict[str, Any] = {
         "tasks": tuple(tasks) or None,
@@ -68,8 +71,9 @@ def evaluate(
         "is_chat": is_chat,
     }
     if (Path(model) / MANIFEST).is_file():
-        run = run_accuracy(Path(model), num_threads=num_threads, progress=progress, **asked)
+        run = run_accuracy(Path(model), alpha=alpha, num_threads=num_threads, progress=progress, **asked)
         return EvaluatedTasks(tasks=run.tasks, notes=_notes(run.tasks, run.num_cut, asked))
+    refuse_alpha(alpha, model)
     return _evaluate_base(model, asked, num_threads, progress)
 
 

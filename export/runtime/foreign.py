@@ -20,7 +20,7 @@ from .serving import serve
 from .session import DecoderSession
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ...model.prompt import PromptLike
     from .serving import Emit, Task
@@ -30,10 +30,16 @@ _START_S, _TOKEN_S, _BYTES_PER_S = 300.0, 5.0, 2e6
 """Far more than a machine that can run the model at all needs: to start, for a token, and to read and pack weights."""
 
 
-def foreign_fingerprint(directory: Path, *, provider: str, num_bytes: int) -> dict[str, Any]:
-    """The logits fingerprint of an artifact of `num_bytes`; errors as `run_worker` and `DecoderSession.open`."""
-    request = {"task": "fingerprint", "artifact": str(directory.absolute()), "provider": provider}
-    return _run(request, timeout_s=_START_S + num_bytes / _BYTES_PER_S)
+def foreign_fingerprints(
+    directory: Path, alphas: Sequence[Mapping[str, float] | None], *, provider: str, num_bytes: int
+) -> list[dict[str, Any]]:
+    """The logits fingerprint of an artifact of `num_bytes` at each of `alphas`, None being its own.
+
+    Errors are those of `run_worker` and `DecoderSession.open`.
+    """
+    request = {"task": "fingerprint", "artifact": str(directory.absolute()), "provider": provider, "alphas": alphas}
+    found: list[dict[str, Any]] = _run(request, timeout_s=_START_S + num_bytes / _BYTES_PER_S)["fingerprints"]
+    return found
 
 
 def foreign_completions(
@@ -45,13 +51,18 @@ def foreign_completions(
     is_chat: bool = True,
     temperature: float = 0.0,
     seed: int = 0,
+    alpha: Mapping[str, float] | None = None,
 ) -> list[str]:
-    """What an artifact of `num_bytes` writes after each prompt; see `DecoderSession.generate_text`."""
+    """What an artifact of `num_bytes` writes after each prompt; see `DecoderSession.generate_text`.
+
+    `alpha` is the mixture of a live one.
+    """
     request = {
         "task": "generate",
         "artifact": str(directory.absolute()),
         "prompts": [[prompt.text, _as_text(prompt.image_png)] for prompt in prompts],
         "is_chat": is_chat,
+        "alpha": alpha,
         "settings": {"max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed},
     }
     timeout_s = _START_S + num_bytes / _BYTES_PER_S + _TOKEN_S * max_new_tokens * len(prompts)
@@ -67,14 +78,20 @@ def _as_text(png: bytes | None) -> str | None:
 
 
 def _fingerprint(request: dict[str, Any], _emit: Emit) -> dict[str, Any]:
-    found = fingerprint(DecoderSession.open(Path(request["artifact"]), provider=request["provider"]))
-    if not all(math.isfinite(value) for value in (found["spread"], *found["logits"].values())):
-        raise IdentityError(f"{request['artifact']}: its logits are not finite: another model or a broken runtime")
-    return found
+    session = DecoderSession.open(Path(request["artifact"]), provider=request["provider"])
+    fingerprints = []
+    for alpha in request["alphas"]:
+        if alpha is not None:
+            session.set_alpha(alpha)
+        found = fingerprint(session)
+        if not all(math.isfinite(value) for value in (found["spread"], *found["logits"].values())):
+            raise IdentityError(f"{request['artifact']}: its logits are not finite: another model or a broken runtime")
+        fingerprints.append(found)
+    return {"fingerprints": fingerprints}
 
 
 def _generate(request: dict[str, Any], _emit: Emit) -> dict[str, Any]:
-    session = DecoderSession.open(Path(request["artifact"]), is_chat=request["is_chat"])
+    session = DecoderSession.open(Path(request["artifact"]), is_chat=request["is_chat"], alpha=request["alpha"])
     prompts = [Prompt(text, None if png is None else base64.b64decode(png)) for text, png in request["prompts"]]
     return {"completions": session.generate_text(prompts, **request["settings"])}
 
