@@ -205,6 +205,7 @@ def measure_cost(
     workload: Workload | None = None,
     device: Device | None = None,
     captures_steps: bool = False,
+    alpha: Mapping[str, float] | None = None,
     num_retries: int = 0,
     wait_s: float = 0.0,
 ) -> MeasuredCost:
@@ -223,8 +224,9 @@ def measure_cost(
         workload=workload,
         device=device,
         captures_steps=captures_steps,
+        alpha=alpha,
     ) as session:
-        subject = describe(session.held)
+        subject = describe(session.held, alpha=session.alpha)
         swap_before = swap_used_bytes()
         patience = _Patience(wait_s, SILENT)
         finish_writes()
