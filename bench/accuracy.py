@@ -16,9 +16,9 @@ from ..adapt.tasks.names import DOMAINS
 from ..adapt.tasks.task import load_tasks
 from ..cores import num_physical_cores
 from ..errors import HavocError, IdentityError
+from ..export.runtime.artifact import asked_alpha
 from ..export.runtime.child import run_worker
 from ..export.runtime.held import hold
-from ..export.runtime.live_table import asked_alpha
 from ..model.config_file import read_config
 from ..progress import SILENT
 from .device import default_provider

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 
 from ..errors import HavocError, IdentityError
 from ..export.rebuilt import require_own_graphs, why_not_rebuilt
+from ..export.runtime.artifact import asked_alpha
 from ..export.runtime.held import hold
-from ..export.runtime.live_table import EXPERTS_FILE, asked_alpha
+from ..export.runtime.live_table import EXPERTS_FILE
 from ..mistakes import mistakes
 from ..model.config_file import read_config
 from ..model.hf_config import to_hf

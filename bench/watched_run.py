@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..cores import num_physical_cores
 from ..errors import HavocError
+from ..export.runtime.artifact import asked_alpha
 from ..export.runtime.child import run_worker
 from ..export.runtime.devices import CUDA_PROVIDER, DEVICE_KINDS, kind_of_provider
 from ..export.runtime.held import hold
-from ..export.runtime.live_table import asked_alpha
 from .cuda_driver import CudaCard, open_cuda_card
 from .device import default_provider, identify_device, runtime_package
 from .instruments import Sampler, cpu_energy_j, cpu_reading, gpu_reading, telemetry_points

@@ -14,13 +14,16 @@ import re
 import stat
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import HavocError, IdentityError
 from ...storage import parse_json, read_bounded, sha256_file, unreadable
 from .companions import CHAT_TEMPLATES, TOKENIZER_FILES
 from .external import external_locations
-from .live_table import LiveTable, parse_live
+from .live_table import LiveTable, parse_live, weights_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"
@@ -204,6 +207,18 @@ def _plain_name(name: str) -> str:
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_CHARS:
         raise ValueError(f"{name!r:.80} is not a plain relative path of letters, digits and . _ -")
     return name
+
+
+def asked_alpha(manifest: ArtifactManifest, alpha: Mapping[str, float] | None, *, where: str) -> dict[str, float]:
+    """The weight of each expert at which an artifact is to be opened; None takes the manifest's.
+
+    Asking an artifact that is not live for a mixture is a `HavocError`, even for its own: see also `weights_of`.
+    """
+    if alpha is None:
+        return dict(manifest.alpha)
+    if manifest.live is None:
+        raise HavocError(f"{where} holds one mixture, folded: export it with --live to choose another alpha")
+    return weights_of(manifest.alpha, alpha, where=where)
 
 
 def check_files(directory: Path, manifest: ArtifactManifest) -> None:

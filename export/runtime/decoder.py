@@ -20,13 +20,12 @@ import onnxruntime as ort
 from ...errors import HavocError
 from ...model.config_file import read_config
 from ...model.tokenizer import Tokenizer
-from .artifact import check_files, read_manifest
+from .artifact import asked_alpha, check_files, read_manifest
 from .binding import BoundCall
 from .devices import CPU_PROVIDER, kind_of_provider
 from .dialects import DIALECTS
 from .interface import require_interface, require_replaceable
 from .live import LiveWeights
-from .live_table import asked_alpha
 from .options import DEFAULT_OPTIONS, GraphOptions, options_of
 from .past import CacheLayout, KeyValueBuffers, Past
 from .providers import open_graph, placement, require_provider, run

@@ -16,8 +16,6 @@ from ...errors import HavocError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from .artifact import ArtifactManifest
-
 EXPERTS_FILE = "experts.data"
 WEIGHTS_FILE = "model.onnx.data"
 BASE, STORED = "base", "stored"
@@ -146,18 +144,6 @@ def _share(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ValueError(f"live: {value!r:.80} is no share of a norm")
     return float(value)
-
-
-def asked_alpha(manifest: ArtifactManifest, alpha: Mapping[str, float] | None, *, where: str) -> dict[str, float]:
-    """The weight of each expert at which an artifact is to be opened; None takes the manifest's.
-
-    Asking an artifact that is not live for a mixture is a `HavocError`, even for its own: see also `weights_of`.
-    """
-    if alpha is None:
-        return dict(manifest.alpha)
-    if manifest.live is None:
-        raise HavocError(f"{where} holds one mixture, folded: export it with --live to choose another alpha")
-    return weights_of(manifest.alpha, alpha, where=where)
 
 
 def weights_of(domains: Mapping[str, float], alpha: Mapping[str, float], *, where: str) -> dict[str, float]:
