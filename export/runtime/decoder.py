@@ -125,6 +125,7 @@ class Decoder:
         is_chat: bool = True,
         profile: Path | None = None,
         alpha: Mapping[str, float] | None = None,
+        num_mixtures: int = 1,
     ) -> Self:
         """Open an artifact folder after checking its manifest, sizes and links (hashes are `verify`'s work).
 
@@ -132,8 +133,9 @@ class Decoder:
         `num_threads` None leaves the choice to ONNX Runtime; `weights` replaces initializers of the decoder by name;
         `provider_options` are added to those that `runtime` sets, where `profile` is explained too; with
         `enable_cuda_graph` "1" the steps of a static cache are captured. `alpha` chooses the mixture of a live artifact
-        (None: the manifest's), see `set_alpha`. A provider this machine lacks is an `IdentityError`; a damaged folder
-        or graph, and an `alpha` for an artifact that holds one mixture only, is a `HavocError`.
+        (None: the manifest's), see `set_alpha`; the last `num_mixtures` that had to be summed stay in memory. A
+        provider this machine lacks is an `IdentityError`; a damaged folder or graph, and an `alpha` for an artifact
+        that holds one mixture only, is a `HavocError`.
         """
         directory = Path(directory)
         manifest = read_manifest(directory)
@@ -156,6 +158,7 @@ class Decoder:
                 rule=manifest.rule,
                 device=device,
                 num_threads=num_threads,
+                num_kept=num_mixtures,
             )
         session = cls(
             config,
@@ -181,9 +184,9 @@ class Decoder:
     def set_alpha(self, alpha: Mapping[str, float]) -> None:
         """Answer with the mixture `alpha` from here on; experts that it does not name get the weight 0.
 
-        An expert alone is switched to at once, any other mixture is summed first, see `live`. What was read before
-        belongs to the mixture that read it: prompts are read again. An artifact that is not live, an unknown expert
-        and a weight that is not finite are a `HavocError`, and nothing is switched.
+        An expert alone, and a mixture that is kept, is switched to at once; any other is summed first, see `live`.
+        What was read before belongs to the mixture that read it: prompts are read again. An artifact that is not live,
+        an unknown expert and a weight that is not finite are a `HavocError`, and nothing is switched.
         """
         if self._live is None:
             raise HavocError("this artifact holds one mixture, folded: export it with --live to choose another alpha")

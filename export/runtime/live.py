@@ -20,7 +20,7 @@ import onnxruntime as ort
 
 from ...cores import num_usable_cores
 from ...errors import HavocError
-from .live_table import BASE, STORED, expert_key, weights_of
+from .live_table import BASE, ITEM_BYTES, STORED, expert_key, weights_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -49,18 +49,23 @@ class LiveWeights:
         rule: str,
         device: str = "cpu",
         num_threads: int | None = None,
+        num_kept: int = 1,
     ) -> None:
         """Map the files; nothing is read yet. `alpha` and `rule` are the manifest's: the mixture in the weight file.
 
-        `device` is where the session wants its weights. `num_threads` None: as many as there are cores.
+        `device` is where the session wants its weights. `num_threads` None: as many as there are cores. Of the sums
+        that were made the last `num_kept` are kept, each as large as one fold of all trained matrices.
         """
+        if num_kept < 1:
+            raise HavocError(f"{num_kept} mixtures cannot be kept: give at least 1")
         self._directory, self._table, self._rule = directory, table, rule
         self._stored_alpha = dict(alpha)
         self._device = device
         self._num_threads = num_threads or num_usable_cores()
         files = {place.file for matrix in table.matrices for place in matrix.places.values()}
         self._files = {file: np.memmap(directory / file, np.uint8, mode="r") for file in files}
-        self._sums: dict[str, NDArray[np.float32]] = {}
+        self._num_kept = num_kept
+        self._sums: dict[tuple[float, ...], dict[str, NDArray[np.float32]]] = {}
         self.alpha: dict[str, float] = {}
         self.arrays: dict[str, NDArray[np.float32]] = {}
         self.values: dict[str, ort.OrtValue] = {}
@@ -71,15 +76,19 @@ class LiveWeights:
         """Make `values` the weights of `alpha`, by initializer; experts that it does not name get the weight 0.
 
         `arrays` are the same on the host, fp32, as the graph reads them. Values handed out before are the caller's no
-        more: a sum overwrites the one before it. An expert that the artifact does not hold, a weight that is not
+        more: a new sum overwrites the oldest. An expert that the artifact does not hold, a weight that is not
         finite, and (renorm) weights that no scale can normalise are a `HavocError`; then everything stays as it was.
         """
         weights = weights_of(self._stored_alpha, alpha, where=str(self._directory))
         if self.values and weights == self.alpha:
             return
         rows = {matrix.name: self._rows(matrix, weights) for matrix in self._table.matrices}
-        self.arrays = {matrix.name: self._array(matrix, rows[matrix.name]) for matrix in self._table.matrices}
-        self._sum({name: rows[name] for name in rows if _lone(rows[name]) is None})
+        self.alpha = {}  # until all is whole: a switch that was interrupted is made again
+        sums = self._summed(tuple(weights.values()), {name: found for name, found in rows.items() if not _lone(found)})
+        self.arrays = {
+            matrix.name: self._array(rows[matrix.name], matrix, sums).reshape(matrix.shape)
+            for matrix in self._table.matrices
+        }
         self.values = {
             name: ort.OrtValue.ortvalue_from_numpy(array, self._device, 0) for name, array in self.arrays.items()
         }
@@ -106,29 +115,41 @@ class LiveWeights:
             rows[place] = rows.get(place, 0.0) + scale * weight
         return {place: coefficient for place, coefficient in rows.items() if coefficient}
 
-    def _array(self, matrix: LiveMatrix, rows: Mapping[FoldPlace, float]) -> NDArray[np.float32]:
-        """The matrix as it is handed over: the fold itself, or the room for the sum."""
+    def _array(
+        self, rows: Mapping[FoldPlace, float], matrix: LiveMatrix, sums: Mapping[str, NDArray[np.float32]]
+    ) -> NDArray[np.float32]:
+        """The matrix as it is handed over: the fold itself, or the sum."""
         lone = _lone(rows)
-        if lone is not None:
-            return self._mapped(lone, matrix).reshape(matrix.shape)
-        if matrix.name not in self._sums:
-            self._sums[matrix.name] = np.empty(matrix.num_bytes // 4, np.float32)
-        return self._sums[matrix.name].reshape(matrix.shape)
+        return sums[matrix.name] if lone is None else self._mapped(lone, matrix)
+
+    def _summed(
+        self, key: tuple[float, ...], rows: Mapping[str, Mapping[FoldPlace, float]]
+    ) -> dict[str, NDArray[np.float32]]:
+        """The sum of each matrix that needs one: kept since it was asked for before, or made over the oldest."""
+        if not rows:
+            return {}
+        sums = self._sums.pop(key, None)
+        if sums is None:
+            is_full = len(self._sums) >= self._num_kept
+            room = self._sums.pop(next(iter(self._sums))) if is_full else {}
+            sizes = {matrix.name: matrix.num_bytes // ITEM_BYTES for matrix in self._table.matrices}
+            sums = {name: room[name] if name in room else np.empty(sizes[name], np.float32) for name in rows}
+            self._sum(rows, sums)
+        self._sums[key] = sums
+        return sums
 
     def _mapped(self, place: FoldPlace, matrix: LiveMatrix) -> NDArray[np.float32]:
         whole = self._files[place.file]
         return whole[place.offset_bytes : place.offset_bytes + matrix.num_bytes].view(np.float32)
 
-    def _sum(self, rows: Mapping[str, Mapping[FoldPlace, float]]) -> None:
+    def _sum(self, rows: Mapping[str, Mapping[FoldPlace, float]], sums: Mapping[str, NDArray[np.float32]]) -> None:
         matrices = {matrix.name: matrix for matrix in self._table.matrices}
         pieces: list[Piece] = []
         for name, places in rows.items():
             terms = [(weight, self._mapped(place, matrices[name])) for place, weight in places.items()]
-            for start in range(0, len(self._sums[name]), _PIECE_VALUES):
+            for start in range(0, len(sums[name]), _PIECE_VALUES):
                 part = slice(start, start + _PIECE_VALUES)
-                pieces.append(([(weight, values[part]) for weight, values in terms], self._sums[name][part]))
-        if not pieces:
-            return
+                pieces.append(([(weight, values[part]) for weight, values in terms], sums[name][part]))
         shares = [pieces[first :: self._num_threads] for first in range(min(self._num_threads, len(pieces)))]
         with ThreadPoolExecutor(len(shares)) as pool:
             list(pool.map(_weighted_sums, shares))

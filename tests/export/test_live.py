@@ -149,6 +149,42 @@ def test_an_expert_alone_is_not_copied(live: Path) -> None:
     assert not any(isinstance(array, np.memmap) for array in weights.arrays.values())
 
 
+def test_mixtures_that_are_kept_are_not_summed_again(live: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last two sums stay as they are, a third takes the room of the oldest, and each has the weights it had."""
+    manifest, sums = read_manifest(live), []
+    assert manifest.live is not None
+    weights = LiveWeights(live, manifest.live, alpha=manifest.alpha, rule="delta", num_threads=1, num_kept=2)
+    summed = LiveWeights._sum
+    monkeypatch.setattr(LiveWeights, "_sum", lambda *given: (sums.append(1), summed(*given)))
+    found = {}
+    for alpha in (0.25, 0.5, 0.25, 0.75, 0.25, 0.5):
+        weights.switch({"math": alpha})
+        arrays = {name: array.copy() for name, array in weights.arrays.items()}
+        assert all((arrays[name] == array).all() for name, array in found.setdefault(alpha, arrays).items())
+    assert len(sums) == 4
+    with pytest.raises(HavocError, match="0 mixtures cannot be kept"):
+        DecoderSession.open(live, num_mixtures=0)
+
+
+def test_an_interrupted_switch_is_made_again(live: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that were half summed are nobody's: the same alpha is summed anew."""
+    weights, fresh = live_weights(live), live_weights(live)
+    weights.switch({"math": 0.5})
+
+    def interrupted(_self: object, _rows: object, sums: dict[str, Any]) -> None:
+        for array in sums.values():
+            array[:] = 0
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LiveWeights, "_sum", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            weights.switch({"math": 0.25})
+    weights.switch({"math": 0.5})
+    fresh.switch({"math": 0.5})
+    assert all((array == fresh.arrays[name]).all() for name, array in weights.arrays.items())
+
+
 def test_only_what_was_trained_is_kept_again(text_source: Source, two_experts: list[Expert], tmp_path: Path) -> None:
     """With alpha 0 the base is not stored twice, and a matrix that no expert moved is not stored again at all."""
     names = sorted(two_experts[0].deltas)
