@@ -72,7 +72,9 @@ def evaluate(
     }
     if (Path(model) / MANIFEST).is_file():
         run = run_accuracy(Path(model), alpha=alpha, num_threads=num_threads, progress=progress, **asked)
-        return EvaluatedTasks(tasks=run.tasks, notes=_notes(run.tasks, run.num_cut, asked))
+        mixture = ", ".join(f"{domain} {weight:g}" for domain, weight in (run.alpha or {}).items())
+        answered = () if alpha is None else (f"answered at alpha {mixture}",)
+        return EvaluatedTasks(tasks=run.tasks, notes=(*_notes(run.tasks, run.num_cut, asked), *answered))
     refuse_alpha(alpha, model)
     return _evaluate_base(model, asked, num_threads, progress)
 

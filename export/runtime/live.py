@@ -63,7 +63,7 @@ class LiveWeights:
         self._device = device
         self._num_threads = num_threads or num_usable_cores()
         files = {place.file for matrix in table.matrices for place in matrix.places.values()}
-        self._files = {file: np.memmap(directory / file, np.uint8, mode="r") for file in files}
+        self._files = {file: _mapped_file(directory / file) for file in sorted(files)}
         self._num_kept = num_kept
         self._sums: dict[tuple[float, ...], dict[str, NDArray[np.float32]]] = {}
         self.alpha: dict[str, float] = {}
@@ -153,6 +153,13 @@ class LiveWeights:
         shares = [pieces[first :: self._num_threads] for first in range(min(self._num_threads, len(pieces)))]
         with ThreadPoolExecutor(len(shares)) as pool:
             list(pool.map(_weighted_sums, shares))
+
+
+def _mapped_file(path: Path) -> NDArray[np.uint8]:
+    try:
+        return np.memmap(path, np.uint8, mode="r")
+    except (OSError, ValueError) as error:  # an empty file cannot be mapped
+        raise HavocError(f"{path}: cannot be mapped ({error})") from error
 
 
 def _lone(rows: Mapping[FoldPlace, float]) -> FoldPlace | None:

@@ -204,12 +204,19 @@ def test_only_what_was_trained_is_kept_again(text_source: Source, two_experts: l
     assert (fewer / EXPERTS_FILE).stat().st_size < (out / EXPERTS_FILE).stat().st_size
 
 
-@pytest.mark.parametrize("options", [GraphOptions(cache="static"), GraphOptions(dialect="contrib", logits="all")])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("qwen2", GraphOptions(cache="static")),
+        ("untied", GraphOptions(dialect="contrib", logits="all")),
+        ("vision", GraphOptions()),
+    ],
+)
 def test_every_graph_can_be_live(
-    source_with, experts_for, configs, with_wide_heads, tmp_path: Path, options: GraphOptions
+    source_with, experts_for, configs, with_wide_heads, tmp_path: Path, kind: str, options: GraphOptions
 ) -> None:
-    """A static cache, the contrib dialect, biases: switching is the same."""
-    source = source_with(with_wide_heads(configs["qwen2"]))
+    """A static cache, biases, the contrib dialect, pictures: switching is the same."""
+    source = source_with(with_wide_heads(configs[kind]))
     experts = experts_for(source)
     out = export_artifact(source, tmp_path / "a", experts=experts, alpha=(0, 0), options=options, is_live=True)
     fresh = export_artifact(source, tmp_path / "b", experts=experts, alpha=(1, 1), options=options)

@@ -207,6 +207,13 @@ def test_a_score_names_its_mixture(live: Path) -> None:
     assert AccuracyRun.from_json(runs[1].to_json()) == runs[1]
 
 
+def test_eval_says_at_which_alpha(live: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The mixture that was asked for stands among the notes, the experts that it leaves out with 0."""
+    code, out, _ = run(capsys, "eval", live, "--alpha", "math=1", "--task", "math", "--n", "2", "--quiet", "--json")
+    assert code == 0
+    assert json.loads(out)["notes"][-1] == "answered at alpha math 1, code 0"
+
+
 def test_weights_of_other_mixtures_are_not_counted(live: Path, reader: Path, tmp_path: Path) -> None:
     """A record's bytes of weights are those of one mixture, as in an artifact that holds no other."""
     plain = export_artifact(reader, tmp_path / "a")
