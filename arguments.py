@@ -138,12 +138,14 @@ def add_search(parser: Parser) -> None:
 
 
 def add_export(parser: Parser) -> None:
-    """`havoc export BASE [--experts DIR --alpha ...] [--weights int4 --activations fp32] [--to onnx|hf] --out DIR`."""
+    """`havoc export BASE [--experts DIR --alpha ... --live] [--weights int4] [--to onnx|hf] --out DIR`."""
     _add_base(parser)
     parser.add_argument("--experts", type=Path, metavar="DIR", help="folder of z_vectors_*.safetensors")
     alpha_help = f"one weight per expert, in the order {', '.join(DOMAINS)}, then by name"
     parser.add_argument("--alpha", type=_mixture, metavar="A,B,...", help=alpha_help)
     parser.add_argument("--rule", choices=RULES, default="delta", help="how experts are mixed (default: delta)")
+    live_help = "keep every expert in the artifact, so that --alpha can be chosen when it runs (default alpha: all 0)"
+    parser.add_argument("--live", action="store_true", help=live_help)
     weights_help = "weight format; keep: the blocks of a GGUF file as they are (default: fp32)"
     parser.add_argument("--weights", choices=(*WEIGHT_FORMATS, "keep"), default="fp32", help=weights_help)
     parser.add_argument(
@@ -208,8 +210,9 @@ def add_verify(parser: Parser) -> None:
 
 
 def add_eval(parser: Parser) -> None:
-    """`havoc eval ARTIFACT|BASE [--domain math] [--n 1000] [--seed 0]`."""
+    """`havoc eval ARTIFACT|BASE [--domain math] [--alpha math=1] [--n 1000] [--seed 0]`."""
     _add_model_or_artifact(parser)
+    _add_alpha(parser)
     _add_chat(parser)
     _add_tasks(parser)
     parser.add_argument("--n", type=_positive, metavar="N", help="rows per task (default: the task's, mostly 1000)")
@@ -222,8 +225,9 @@ def add_eval(parser: Parser) -> None:
 
 
 def add_bench(parser: Parser) -> None:
-    """`havoc bench ARTIFACT [--profile quick|standard|release] --out DIR`."""
+    """`havoc bench ARTIFACT [--alpha math=1] [--profile quick|standard|release] --out DIR`."""
     _add_artifact(parser)
+    _add_alpha(parser)
     _add_chat(parser)
     parser.add_argument("--profile", choices=PROFILES, default="quick", help="how long to measure (default: quick)")
     parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime execution provider (default: the best here)")
@@ -320,8 +324,9 @@ def add_report(parser: Parser) -> None:
 
 
 def add_generate(parser: Parser) -> None:
-    """`havoc generate ARTIFACT|BASE --prompt TEXT`."""
+    """`havoc generate ARTIFACT|BASE [--alpha math=1,code=0.5] --prompt TEXT`."""
     _add_model_or_artifact(parser)
+    _add_alpha(parser)
     _add_chat(parser)
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture for a vision model: PNG, JPEG, TIFF")
@@ -334,6 +339,11 @@ def add_generate(parser: Parser) -> None:
 def add_doctor(parser: Parser) -> None:
     """`havoc doctor`."""
     _add_output(parser, quiet=False)
+
+
+def _add_alpha(parser: Parser) -> None:
+    alpha_help = "mixture of a live artifact, such as math=1,code=0.5; others get 0 (default: the exported one)"
+    parser.add_argument("--alpha", type=_named_weights, metavar="NAME=W,...", help=alpha_help)
 
 
 def _add_out(parser: Parser) -> None:
@@ -441,6 +451,16 @@ def _temperature(text: str) -> float:
 def _mixture(text: str) -> tuple[float, ...]:
     limit = sys.float_info.max
     return tuple(_number(part, -limit, limit, "a list of numbers like 1.2,0.8,1.5,0.9") for part in text.split(","))
+
+
+def _named_weights(text: str) -> dict[str, float]:
+    weights: dict[str, float] = {}
+    for part in text.split(","):
+        name, equals, weight = (piece.strip() for piece in part.partition("="))
+        if not name or not equals or name in weights:
+            raise argparse.ArgumentTypeError(f"{text!r} does not name each expert once, like math=1,code=0.5")
+        weights[name] = _number(weight, -sys.float_info.max, sys.float_info.max, "a number like math=1")
+    return weights
 
 
 def _number(text: str, low: float, high: float, what: str) -> float:

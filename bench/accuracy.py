@@ -18,6 +18,7 @@ from ..adapt.tasks.names import DOMAINS
 from ..adapt.tasks.sources import data_hash, rows_hash
 from ..cores import num_physical_cores
 from ..errors import HavocError, IdentityError
+from ..export.runtime.artifact import asked_alpha
 from ..export.runtime.child import run_worker
 from ..export.runtime.held import hold
 from ..export.runtime.serving import serve, served
@@ -47,6 +48,7 @@ class ScoreRequest:
     provider: str
     num_threads: int
     scoring: Scoring
+    alpha: dict[str, float] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +86,14 @@ class TaskScores:
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyRun(TaskScores):
-    """The scores of one artifact, with the hashes of its files and of its manifest."""
+    """The scores of one artifact, with the hashes of its files and of its manifest.
+
+    `alpha` is the mixture that answered, None without experts.
+    """
 
     files: dict[str, str]
     manifest_sha256: str
+    alpha: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON, the verdict of each row as a 0 or a 1."""
@@ -98,7 +104,7 @@ class AccuracyRun(TaskScores):
     def from_json(cls, document: Mapping[str, Any]) -> AccuracyRun:
         """Read what `to_json` gives; anything else is a `KeyError`, `TypeError` or `ValueError`."""
         right = {task: [mark == "1" for mark in marks] for task, marks in document["right"].items()}
-        return read(cls, {**document, "right": right})
+        return read(cls, {"alpha": None, **document, "right": right})
 
 
 SCORE = ChildJob(module="havoc_core.bench.accuracy", name="score", asked=ScoreRequest, told=RowsDone, answer=TaskScores)
@@ -108,23 +114,27 @@ def run_accuracy(
     artifact: Path | str,
     scoring: Scoring,
     *,
+    alpha: Mapping[str, float] | None = None,
     provider: str | None = None,
     num_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> AccuracyRun:
     """Score an artifact in a fresh process.
 
-    Raises `HavocError` for what is no artifact or asks for rows there are not, `IdentityError` for a changed artifact,
-    `MeasurementError` when the scoring process dies.
+    `alpha` is the mixture of a live artifact, None for the manifest's. Raises `HavocError` for what is no artifact or
+    asks for rows there are not, `IdentityError` for a changed artifact, `MeasurementError` when the scoring process
+    dies.
     """
     require_text(Path(artifact))
     provider = provider or default_provider()
     with hold(Path(artifact)) as held:
+        weights = asked_alpha(held.manifest, alpha, where=str(artifact))
         request = ScoreRequest(
             artifact=held.place,
             provider=provider,
             num_threads=num_threads or num_physical_cores(),
             scoring=_found_from_anywhere(scoring),
+            alpha=None if alpha is None else dict(alpha),
         )
         num_rows = (scoring.num_rows or 1000) * len(scoring.tasks or DOMAINS)
         with progress.stage("score", num_rows, unit="rows") as stage:
@@ -132,7 +142,9 @@ def run_accuracy(
                 SCORE, request, timeout_s=_TIMEOUT_S, listen=lambda rows: stage.advance(rows.num_rows, note=rows.task)
             )
         held.require_unchanged()
-    return AccuracyRun(**vars(found), files=held.hashes, manifest_sha256=held.manifest.sha256)
+    return AccuracyRun(
+        **vars(found), files=held.hashes, manifest_sha256=held.manifest.sha256, alpha=dict(weights) or None
+    )
 
 
 def _found_from_anywhere(scoring: Scoring) -> Scoring:
@@ -164,6 +176,8 @@ def add_accuracy(record: Record, run: AccuracyRun) -> Record:
     """Return the record with the run's accuracy, sealed anew; `IdentityError` when they are of different artifacts."""
     if (record.subject.files, record.subject.manifest_sha256) != (run.files, run.manifest_sha256):
         raise IdentityError("the accuracy was scored on another artifact than the record was measured on")
+    if run.alpha is not None and record.subject.alpha != run.alpha:
+        raise IdentityError(f"the accuracy was scored at alpha {run.alpha}, the record measured {record.subject.alpha}")
     scored = {
         name: counts.model_copy(update={"right_rows": row_bits(run.right[name])}) if run.right.get(name) else counts
         for name, counts in run.tasks.items()

@@ -161,6 +161,7 @@ def _bench(args: argparse.Namespace) -> int:
         workload=workload,
         previous=previous_record(out),
         captures_steps=args.captures_steps,
+        alpha=args.alpha,
         wait_s=args.wait,
         progress=progress,
     )
@@ -198,7 +199,9 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
     from .accuracy import run_accuracy
 
     try:
-        return run_accuracy(args.artifact, _scoring(args), num_threads=args.threads, progress=progress)
+        return run_accuracy(
+            args.artifact, _scoring(args), alpha=args.alpha, num_threads=args.threads, progress=progress
+        )
     except HavocError as error:
         raise type(error)(f"{error}; what was measured is kept in {record_path}, without accuracy") from error
 
@@ -469,7 +472,7 @@ def handle_eval(args: argparse.Namespace) -> int:
     from .evaluate import evaluate
 
     scoring = replace(_scoring(args), split=args.split, seed=args.seed, max_new_tokens=args.max_new_tokens)
-    found = evaluate(args.model, scoring, num_threads=args.threads, progress=_progress(args))
+    found = evaluate(args.model, scoring, alpha=args.alpha, num_threads=args.threads, progress=_progress(args))
     document = found.document()
     if args.json:
         _print_json({"model": args.model, "split": args.split, "accuracy": document, "notes": list(found.notes)})

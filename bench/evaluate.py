@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any
 from ..adapt.tasks.evaluation import Accuracy
 from ..cores import limit_threads, threads_for
 from ..export.runtime.artifact import MANIFEST
+from ..export.runtime.live_table import refuse_alpha
 from ..progress import SILENT
 from .accuracy import run_accuracy, score_tasks
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from ..adapt.tasks.evaluation import Scoring
     from ..progress import Progress
     from .accuracy import TaskScores
@@ -35,19 +38,30 @@ class EvaluatedTasks:
 
 
 def evaluate(
-    model: str, scoring: Scoring, *, num_threads: int | None = None, progress: Progress = SILENT
+    model: str,
+    scoring: Scoring,
+    *,
+    alpha: Mapping[str, float] | None = None,
+    num_threads: int | None = None,
+    progress: Progress = SILENT,
 ) -> EvaluatedTasks:
     """Score `model`, an artifact's folder, a base's folder or a preset; see `adapt.tasks.evaluation.evaluate`.
 
-    A recipe's own seed and completion length repeat its scores. `num_threads` None is what the size is worth.
+    A recipe's own seed and completion length repeat its scores. `num_threads` None is what the size is worth, `alpha`
+    the mixture of a live artifact; for a base it is a `HavocError`.
     """
     if (Path(model) / MANIFEST).is_file():
-        found: TaskScores = run_accuracy(Path(model), scoring, num_threads=num_threads, progress=progress)
+        run = run_accuracy(Path(model), scoring, alpha=alpha, num_threads=num_threads, progress=progress)
+        found: TaskScores = run
+        mixture = ", ".join(f"{domain} {weight:g}" for domain, weight in (run.alpha or {}).items())
     else:
+        refuse_alpha(alpha, model)
         found = _score_base(model, scoring, num_threads, progress)
     notes = found.notes(scoring.num_rows)
     if scoring.tasks is None and "vision" not in found.tasks:
         notes.append("vision is left out: the model reads text only")
+    if alpha is not None:
+        notes.append(f"answered at alpha {mixture}")
     return EvaluatedTasks(tasks=found.tasks, notes=tuple(notes))
 
 

@@ -39,7 +39,7 @@ from .tool_version import identify_tool
 from .watched_run import TELEMETRY_INTERVAL_MS, Attempt, Session, cold_start, latency_process, open_session
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from ..progress import Progress, Stage
     from .judge.schema import ColdStart, Device, ProcessSamples, Purpose, Subject, Workload
@@ -83,6 +83,7 @@ def measure(
     workload: Workload | None = None,
     previous: Record | None = None,
     captures_steps: bool = False,
+    alpha: Mapping[str, float] | None = None,
     wait_s: float = 0.0,
     progress: Progress = SILENT,
 ) -> Record:
@@ -91,7 +92,8 @@ def measure(
     It waits up to `wait_s` seconds in all for others to leave the CPU alone, before the first process and before each
     that is repeated; then it measures all the same, and the record tells of what disturbed it. `provider` None takes
     the GPU where CUDA shows one, else the CPU; `num_threads` None is one thread a physical core; `captures_steps` runs
-    the single steps of a static cache as a CUDA graph. `purpose` follows the profile: "release" for release, else
+    the single steps of a static cache as a CUDA graph; `alpha` is the mixture of a live artifact, None for the
+    manifest's. `purpose` follows the profile: "release" for release, else
     "confirm". Raises `HavocError` for what is no artifact, `IdentityError` for a
     changed one or a device that is not there, `MeasurementError` when a process dies.
     """
@@ -104,6 +106,7 @@ def measure(
         num_threads=num_threads,
         workload=workload,
         captures_steps=captures_steps,
+        alpha=alpha,
     ) as session:
         return run_session(session, purpose=chosen, previous=previous, wait_s=wait_s, progress=progress)
 
@@ -117,7 +120,9 @@ def run_session(
     progress: Progress = SILENT,
 ) -> Record:
     """Carry out every process of an open session and return the sealed record."""
-    subject = describe(session.held).model_copy(update={"is_graph_rebuilt": is_graph_rebuilt(session.held)})
+    subject = describe(session.held, alpha=session.alpha).model_copy(
+        update={"is_graph_rebuilt": is_graph_rebuilt(session.held)}
+    )
     swap_before = swap_used_bytes()
     try:
         attempts, reasons, memories, cold = _all_processes(session, subject, _Patience(wait_s, progress), progress)
@@ -201,6 +206,7 @@ def measure_cost(
     workload: Workload | None = None,
     device: Device | None = None,
     captures_steps: bool = False,
+    alpha: Mapping[str, float] | None = None,
     num_retries: int = 0,
     wait_s: float = 0.0,
 ) -> MeasuredCost:
@@ -219,8 +225,9 @@ def measure_cost(
         workload=workload,
         device=device,
         captures_steps=captures_steps,
+        alpha=alpha,
     ) as session:
-        subject = describe(session.held)
+        subject = describe(session.held, alpha=session.alpha)
         swap_before = swap_used_bytes()
         patience = _Patience(wait_s, SILENT)
         finish_writes()

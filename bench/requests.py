@@ -34,6 +34,8 @@ class MeasureRequest:
     provider: str
     num_threads: int
     captures_steps: bool
+    alpha: dict[str, float] | None = None
+    """The mixture of a live artifact; None is its own."""
     workload: Work
     profile: Profile
     process: int

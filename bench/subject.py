@@ -10,13 +10,16 @@ from pydantic import ValidationError
 
 from ..errors import HavocError, IdentityError
 from ..export.rebuilt import require_own_graphs, why_not_rebuilt
+from ..export.runtime.artifact import asked_alpha
 from ..export.runtime.held import hold
+from ..export.runtime.live_table import EXPERTS_FILE
 from ..mistakes import mistakes
 from ..model.config_file import read_config
 from ..model.hf_config import to_hf
 from .judge.schema import FormatCost, Subject
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from ..export.runtime.artifact import ArtifactManifest
@@ -32,14 +35,21 @@ def identify_subject(artifact: Path) -> Subject:
         return describe(held)
 
 
-def describe(held: HeldArtifact) -> Subject:
-    """Describe an artifact that was hashed and is held open; one that no record can hold is a `HavocError`."""
+def describe(held: HeldArtifact, *, alpha: Mapping[str, float] | None = None) -> Subject:
+    """Describe an artifact that was hashed and is held open; one that no record can hold is a `HavocError`.
+
+    `alpha` is what a live artifact is opened at, None for the manifest's. Its bytes of weights are those of one
+    mixture: the folds of its experts are read at a switch.
+    """
     artifact, manifest = held.place, held.manifest
-    weight_bytes = sum(file.num_bytes for name, file in manifest.files.items() if name.endswith(".data"))
+    weight_bytes = sum(
+        file.num_bytes for name, file in manifest.files.items() if name.endswith(".data") and name != EXPERTS_FILE
+    )
     if weight_bytes == 0:
         raise HavocError(f"{artifact}: the artifact holds no weights")
+    weights = asked_alpha(manifest, alpha, where=str(held.directory))
     try:
-        return _described(artifact, manifest, weight_bytes)
+        return _described(artifact, manifest, weight_bytes, weights)
     except ValidationError as error:
         said = mistakes(error, Subject, is_handwritten=False)
         raise HavocError(f"{artifact}: no record can hold this artifact ({said})") from error
@@ -56,7 +66,7 @@ def is_graph_rebuilt(held: HeldArtifact) -> bool | None:
     return True
 
 
-def _described(artifact: Path, manifest: ArtifactManifest, weight_bytes: int) -> Subject:
+def _described(artifact: Path, manifest: ArtifactManifest, weight_bytes: int, alpha: dict[str, float]) -> Subject:
     opset = manifest.graph.get("opset")
     return Subject(
         name=PurePath(manifest.base_name).name[:200] or "unnamed",
@@ -69,7 +79,7 @@ def _described(artifact: Path, manifest: ArtifactManifest, weight_bytes: int) ->
         activation_dtype=manifest.structure.get("activation_dtype", "unknown"),
         opset=opset if type(opset) is int else None,
         base_hash=manifest.base_hash,
-        alpha=dict(manifest.alpha) or None,
+        alpha=alpha or None,
         rule=manifest.rule,
         has_random_weights=manifest.has_random_weights,
         structure=manifest.structure,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..cores import num_physical_cores
 from ..errors import HavocError
+from ..export.runtime.artifact import asked_alpha
 from ..export.runtime.child import run_worker
 from ..export.runtime.devices import CUDA_PROVIDER, DEVICE_KINDS, kind_of_provider
 from ..export.runtime.held import hold
@@ -26,7 +27,7 @@ from .nvml import Card, Nvml, open_nvml
 from .requests import COLD_START, LATENCY, MeasureRequest, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
     from ..export.runtime.held import HeldArtifact
@@ -42,7 +43,8 @@ class Session:
     """What stays the same for every child of one measurement.
 
     `held` is the folder that every child opens. `card` is None where no NVML watches the device; `idle_pids` were on it
-    before the first child began. With `captures_steps` single steps run as a CUDA graph.
+    before the first child began. With `captures_steps` single steps run as a CUDA graph. `alpha` is what every child
+    opens a live artifact at, None for the manifest's.
     """
 
     held: HeldArtifact
@@ -55,6 +57,7 @@ class Session:
     idle_pids: frozenset[int]
     zero_ns: int
     captures_steps: bool = False
+    alpha: Mapping[str, float] | None = None
 
     @property
     def artifact(self) -> Path:
@@ -68,6 +71,7 @@ class Session:
             provider=self.provider,
             num_threads=self.num_threads,
             captures_steps=self.captures_steps,
+            alpha=None if self.alpha is None else dict(self.alpha),
             workload=Work(**self.workload.model_dump(include={part.name for part in fields(Work)})),
             profile=self.profile,
             process=process,
@@ -84,10 +88,12 @@ def open_session(
     workload: Workload | None = None,
     device: Device | None = None,
     captures_steps: bool = False,
+    alpha: Mapping[str, float] | None = None,
 ) -> Iterator[Session]:
     """Find out what will be measured on before any child starts, hash the artifact and keep its folder open.
 
-    NVML is kept open meanwhile where it is needed. A changed artifact is an `IdentityError`.
+    NVML is kept open meanwhile where it is needed. A changed artifact is an `IdentityError`, an `alpha` for one that
+    is not live a `HavocError`.
 
     `device` replaces the identification: a simulated card is watched while the CPU does the work.
     """
@@ -100,6 +106,7 @@ def open_session(
     runtime_package()  # two of them in one environment overwrite each other: refused before anything runs
     device = device or identify_device(provider)
     with hold(artifact) as held:
+        asked_alpha(held.manifest, alpha, where=str(artifact))
         session = Session(
             held=held,
             provider=provider,
@@ -111,6 +118,7 @@ def open_session(
             idle_pids=frozenset(),
             zero_ns=time.perf_counter_ns(),
             captures_steps=captures_steps,
+            alpha=alpha,
         )
         with _watched(session) as watched:
             yield watched

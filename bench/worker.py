@@ -106,6 +106,7 @@ class Bench:
             provider_options={"enable_cuda_graph": "1"} if self.request.captures_steps else None,
             num_threads=self.request.num_threads,
             profile=profile,
+            alpha=self.request.alpha,
         )
         self.load_ns = time.perf_counter_ns() - begin
         return session

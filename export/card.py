@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING, Any
 
 from ..errors import printable
+from .runtime.live_table import EXPERTS_FILE
 from .runtime.options import options_of
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ havoc bench . --out ../report     # latency, throughput, memory on this machine
 | | |
 |---|---|
 | base | {_inline(source.name)}, weights SHA-256 `{manifest.base_hash}` |
-| mixture | {_mixture(alpha, manifest.rule)} |
+| mixture | {_mixture(alpha, manifest.rule)} |{_live(manifest)}
 | weight format | {structure.weight_format}{_blocks(structure)}{_rank(structure, manifest)} |
 | activations | {structure.activation_dtype} |
 | graph | {options_of(manifest).description}, opset {manifest.graph["opset"]}, IR {manifest.graph["ir_version"]} |
@@ -141,6 +142,15 @@ def _inline(name: str) -> str:
     """A folder's name as the words it is, wherever it stands: no markup, no link, no cell of a table, no tag."""
     escaped = _MARKUP.sub(r"\\\g<0>", printable(name))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _live(manifest: ArtifactManifest) -> str:
+    """The row of a live artifact: what can be chosen, and who reads what."""
+    if manifest.live is None:
+        return ""
+    choice = f"{len(manifest.live.matrices)} matrices of every expert are in `{EXPERTS_FILE}`"
+    how = "`havoc generate . --alpha NAME=W,...` answers with any mixture; other programs read the one above"
+    return f"\n| live | {choice}: {how} |"
 
 
 def _mixture(alpha: Mapping[str, float], rule: str) -> str:

@@ -15,6 +15,7 @@ from ..storage import read_bounded, require_writable
 from .card import cost_sentence
 from .runtime.artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
 from .runtime.dialects import DEFAULT_DIALECT, choose_dialect
+from .runtime.live_table import EXPERTS_FILE, refuse_alpha
 from .runtime.options import DEFAULT_OPTIONS, GraphOptions, options_of
 
 if TYPE_CHECKING:
@@ -49,9 +50,10 @@ def handle_export(args: argparse.Namespace) -> int:
         from ..model.base_tokenizer import missing_tokenizer
 
         print(f"note: {printable(missing_tokenizer(source.directory))}; nor will the artifact", file=sys.stderr)
-    experts, alpha = _experts(args.experts, args.alpha, source)
+    experts, alpha = _experts(args.experts, args.alpha, source, is_live=args.live)
     if not args.replace:
-        _require_same_making(args.out, source, dict(zip((e.hash for e in experts), alpha, strict=True)), structure)
+        weights = dict(zip((expert.hash for expert in experts), alpha, strict=True))
+        _require_same_making(args.out, source, weights, structure, is_live=args.live)
     progress = make_progress(quiet=args.quiet)
     if args.to == "hf":
         from .huggingface import export_huggingface
@@ -81,6 +83,7 @@ def handle_export(args: argparse.Namespace) -> int:
         signer=signer,
         calibration=args.calibration,
         is_compute_open=args.compute == "auto",
+        is_live=args.live,
         progress=progress,
     )
     manifest = read_manifest(out)
@@ -92,7 +95,9 @@ def handle_export(args: argparse.Namespace) -> int:
     return 0
 
 
-def _require_same_making(out: Path, source: Source, weights: dict[str, float], structure: Structure) -> None:
+def _require_same_making(
+    out: Path, source: Source, weights: dict[str, float], structure: Structure, *, is_live: bool
+) -> None:
     """Refuse to replace an artifact that this command would not have written: it may be the result of a long search."""
     try:
         there = read_manifest(out)
@@ -104,6 +109,7 @@ def _require_same_making(out: Path, source: Source, weights: dict[str, float], s
         ("base", there.base_hash == source.hash),
         ("mixture", mixed == weights),
         ("structure", there.structure == fields),
+        ("kind (live or not)", (there.live is not None) == is_live),
     ):
         if not is_same:
             raise HavocError(f"{out} holds an artifact of another {what}: choose another --out, or give --replace")
@@ -124,6 +130,8 @@ def _structure(args: argparse.Namespace) -> Structure:
     )
     if args.to == "hf" and args.calibration is not None:
         raise HavocError(f"--calibration {args.calibration}: --to hf stores weights as they are; leave the option out")
+    if args.to == "hf" and args.live:
+        raise HavocError("--live keeps experts in an artifact, and --to hf writes none: leave one of them out")
     if args.to == "hf" and structure not in (Structure(), Structure("fp16")):
         raise HavocError(f"--to hf stores whole fp32 or fp16 weights, not {structure.description}")
     return structure
@@ -153,12 +161,15 @@ def _signer(private_key: Path | None) -> Signer | None:
 
 
 def _experts(
-    directory: Path | None, alpha: Sequence[float] | None, source: Source
+    directory: Path | None, alpha: Sequence[float] | None, source: Source, *, is_live: bool = False
 ) -> tuple[list[Expert], tuple[float, ...]]:
-    """The experts of a folder, each with its weight: the four domains first, then by name."""
+    """The experts of a folder, each with its weight: the four domains first, then by name.
+
+    A live artifact needs no weights: it is the base until one is chosen.
+    """
     if directory is None and alpha is None:
         return [], ()
-    if directory is None or alpha is None:
+    if directory is None or (alpha is None and not is_live):
         missing = "--experts DIR" if directory is None else "--alpha"
         raise HavocError(f"a mixture needs both --experts and --alpha: {missing} is missing")
     from ..adapt.expert import experts_in, load_experts
@@ -166,6 +177,8 @@ def _experts(
     if not directory.is_dir():
         raise HavocError(f"--experts {directory}: no such directory")
     found = experts_in(directory)
+    if alpha is None:
+        return load_experts(directory, found, base_hash=source.hash), (0.0,) * len(found)
     if len(found) != len(alpha):
         held = ", ".join(found) or "none"
         raise HavocError(
@@ -187,6 +200,7 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
         f"base        {printable(manifest.base_name)}{kind}, {manifest.base_hash[:16]}",
         f"mixture     {f'{mixture} (rule {printable(manifest.rule)})' if mixture else 'none: the base itself'}",
         f"structure   {structure.description}{factored}",
+        *_live(manifest),
         *_calibrated(manifest),
         f"graph       {options_of(manifest).description}, opset {manifest.graph['opset']}",
         f"size        {manifest.num_parameters:,} parameters, {num_bytes:,} bytes",
@@ -195,6 +209,14 @@ def _summary(out: Path, manifest: ArtifactManifest) -> list[str]:
         *(["signed      " + SIGNATURE] if (out / SIGNATURE).exists() else []),
         *([_UNCUT] if str(manifest.graph.get("factored")).startswith("0 of ") else []),
     ]
+
+
+def _live(manifest: ArtifactManifest) -> list[str]:
+    if manifest.live is None:
+        return []
+    num_bytes = manifest.files[EXPERTS_FILE].num_bytes
+    folds = f"{len(manifest.live.matrices)} matrices of each expert in {EXPERTS_FILE}, {num_bytes:,} bytes"
+    return [f"live        {folds}; choose a mixture with --alpha NAME=W,..."]
 
 
 def _calibrated(manifest: ArtifactManifest) -> list[str]:
@@ -344,8 +366,11 @@ def handle_generate(args: argparse.Namespace) -> int:
         runtime, directory = "onnxruntime", Path(args.model)
         num_bytes = sum(file.num_bytes for file in read_manifest(directory).files.values())
         _require_fit(args.image, prompt.image_png, read_config(directory), args.max_new_tokens)
-        (completion,) = foreign_completions(directory, [prompt], num_bytes=num_bytes, is_chat=args.is_chat, **settings)
+        (completion,) = foreign_completions(
+            directory, [prompt], num_bytes=num_bytes, is_chat=args.is_chat, alpha=args.alpha, **settings
+        )
     else:
+        refuse_alpha(args.alpha, args.model)
         from ..model.checkpoint import load_base
         from ..model.generation import generate_text
 

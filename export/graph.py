@@ -24,20 +24,28 @@ from .runtime.options import DEFAULT_OPTIONS, GraphOptions
 from .tape import CONTRIB, GraphTape
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from ..model.config import HavocConfig, VisionConfig
     from ..model.structure import BlockFormat, Structure
     from .decoder import DecoderGraph
 
 
 def build_graphs(
-    config: HavocConfig, structure: Structure, options: GraphOptions = DEFAULT_OPTIONS, *, layout: Layout | None = None
+    config: HavocConfig,
+    structure: Structure,
+    options: GraphOptions = DEFAULT_OPTIONS,
+    *,
+    layout: Layout | None = None,
+    replaceable: Collection[str] = (),
 ) -> dict[str, ir.Model]:
     """Build every graph of an artifact by file name: the decoder, and for vision configurations its two companions.
 
-    Logits of the last position are fp32 [B, 1, V], those of all positions fp32 [B, T, V].
+    Logits of the last position are fp32 [B, 1, V], those of all positions fp32 [B, T, V]. `replaceable` names the
+    decoder's initializers that are inputs too: a caller may hand over others, and without that the stored ones count.
     """
     layout = layout or plan_layout(config, structure)
-    graphs = {decoder.DECODER: build_graph(config, structure, options, layout=layout)}
+    graphs = {decoder.DECODER: build_graph(config, structure, options, layout=layout, replaceable=replaceable)}
     if config.vision is not None:
         graphs[decoder.EMBEDDING] = build_embedding_graph(config, structure, layout=layout)
         graphs[decoder.VISION] = build_vision_graph(config, structure, layout=layout)
@@ -48,7 +56,12 @@ def build_graphs(
 
 
 def build_graph(
-    config: HavocConfig, structure: Structure, options: GraphOptions = DEFAULT_OPTIONS, *, layout: Layout | None = None
+    config: HavocConfig,
+    structure: Structure,
+    options: GraphOptions = DEFAULT_OPTIONS,
+    *,
+    layout: Layout | None = None,
+    replaceable: Collection[str] = (),
 ) -> ir.Model:
     """Build the decoder: ids (embeddings in vision configurations), mask, positions, past to logits, present.
 
@@ -56,7 +69,7 @@ def build_graph(
     """
     dialect = DIALECTS[options.dialect]
     dialect.require_heads(config.attention.head_dim)
-    graph = GraphTape(structure, layout or plan_layout(config, structure))
+    graph = GraphTape(structure, layout or plan_layout(config, structure), replaceable=replaceable)
     if config.vision is None:
         x_BTD = _embed(graph, config, graph.input("input_ids", ir.DataType.INT64, ["batch", "sequence"]))
     else:

@@ -24,7 +24,8 @@ DATA_FILE = "model.onnx.data"
 ROPE_COS = "rope.cos_cache"
 ROPE_SIN = "rope.sin_cache"
 
-_PAGE_BYTES = 4096  # large tensors start on a page, so that the runtime maps them in place
+PAGE_BYTES = 4096
+"""Large tensors start on a page, so that the runtime maps them in place."""
 _CACHE_LINE_BYTES = 64
 
 Form = Literal["plain", "transposed", "blocks", "factors"]
@@ -152,7 +153,7 @@ def _place_whole(
     placed: list[Initializer] = []
     for name, dtype, stored_shape in _parts(source, shape, form, stored_as):
         item = Initializer(name=name, dtype=dtype, shape=stored_shape, offset_bytes=0)
-        unit = _PAGE_BYTES if item.num_bytes >= _PAGE_BYTES else _CACHE_LINE_BYTES
+        unit = PAGE_BYTES if item.num_bytes >= PAGE_BYTES else _CACHE_LINE_BYTES
         offset_bytes = -(-end_bytes // unit) * unit
         placed.append(replace(item, offset_bytes=offset_bytes))
         end_bytes = offset_bytes + item.num_bytes

@@ -34,17 +34,20 @@ from .genai import genai_config
 from .graph import build_graphs, serialize
 from .keep import require_unfolded
 from .layout import DATA_FILE, plan_layout
+from .live import expert_folds, live_layout, prove_switches, require_live, write_experts
+from .parity import ParityReport
 from .proof import Proof, prove
 from .runtime.artifact import MANIFEST, ArtifactFile, ArtifactManifest, refuse_files_of_others
 from .runtime.companions import carried_files, carry, licence_of
+from .runtime.live_table import EXPERTS_FILE, LiveTable
 from .runtime.options import DEFAULT_OPTIONS, GraphOptions
-from .runtime.sample import read_sample
+from .runtime.sample import Sample, read_sample
 from .source import Source, open_source
 from .storing import Storage, plan_storage
 from .tape import ACCURACY_LEVELS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -110,6 +113,7 @@ def export_artifact(
     signer: Signer | None = None,
     calibration: Path | None = None,
     is_compute_open: bool = False,
+    is_live: bool = False,
     progress: Progress = SILENT,
 ) -> Path:
     """Fold `experts` with weights `alpha` into `base` and write the artifact folder `out`; return it.
@@ -117,7 +121,8 @@ def export_artifact(
     Without experts the base itself is exported. `basis` saves computing it again. With a `signer` the artifact is
     signed before it appears. `calibration` is a text of one's own that calibrates and on which the format's cost is
     measured, in place of the bundled ones. With `is_compute_open`, products that were to round activations to int8
-    compute in fp32 where only that keeps the cost small (`FormatCost.is_small`). An existing artifact at `out` is
+    compute in fp32 where only that keeps the cost small (`FormatCost.is_small`). With `is_live` the folds of the base
+    and of every expert alone go along, so that a device chooses alpha at run time. An existing artifact at `out` is
     replaced when the new one is whole. Raises `MeasurementError` when the graph does not compute what the weights say,
     `HavocError` for anything wrong with the input or the disk; nothing is left behind then.
     """
@@ -130,12 +135,22 @@ def export_artifact(
     if structure.weight_format == "keep":
         require_unfolded(source, experts)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
+    if is_live:
+        require_live(experts, structure)
     refuse_files_of_others(out)
     with new_directory(out, marker=MANIFEST) as folder, _torch_threads(torch.get_num_threads() if experts else 1):
         source.read_hash(progress)
-        folded = FoldedTensors(source.tensors, mixture.deltas(source, basis), basis)
+        deltas = mixture.deltas(source, basis)
+        folded = FoldedTensors(source.tensors, deltas, basis)
         storage = plan_storage(source, structure, folded, calibration, progress)
-        data_sha256 = _write_model(folder, source.config, storage, options, folded, progress)
+        replaceable = [item.source for item in live_layout(storage.layout, experts, rule)] if is_live else []
+        hashes = {DATA_FILE: _write_model(folder, source.config, storage, options, folded, progress, replaceable)}
+        live = None
+        if is_live:
+            folds = expert_folds(source, experts, deltas, rule=rule, layout=storage.layout, basis=basis)
+            live, hashes[EXPERTS_FILE] = write_experts(
+                folder / EXPERTS_FILE, folds, num_matrices=len(replaceable), progress=progress
+            )
         write_companions(folder, source, mixture, options)
         proof = _prove(folder, source, storage, options, folded, calibration, progress)
         if is_compute_open and structure.compute == "int8" and not proof.cost.is_small:
@@ -146,8 +161,10 @@ def export_artifact(
                 storage, proof = exact, exact_proof
             else:
                 _write_graphs(folder, source.config, storage, options)
-        manifest = _manifest(source, mixture, storage, options, proof)
-        _write_papers(folder, source, mixture, storage.structure, manifest, {DATA_FILE: data_sha256})
+        if live is not None:
+            live, proof = _prove_live(folder, source, storage, options, mixture, live, proof, calibration, progress)
+        manifest = replace(_manifest(source, mixture, storage, options, proof), live=live)
+        _write_papers(folder, source, mixture, storage.structure, manifest, hashes)
         if signer is not None:
             signer.sign(folder, name=out.resolve().name)
     return out
@@ -174,9 +191,10 @@ def _write_model(
     options: GraphOptions,
     tensors: FoldedTensors,
     progress: Progress,
+    replaceable: Collection[str] = (),
 ) -> str:
     """Write data file and graphs; return the data file's SHA-256."""
-    _write_graphs(folder, config, storage, options)
+    _write_graphs(folder, config, storage, options, replaceable)
     return write_data_file(
         folder / DATA_FILE,
         tensors,
@@ -188,8 +206,11 @@ def _write_model(
     )
 
 
-def _write_graphs(folder: Path, config: HavocConfig, storage: Storage, options: GraphOptions) -> None:
-    for name, graph in build_graphs(config, storage.structure, options, layout=storage.layout).items():
+def _write_graphs(
+    folder: Path, config: HavocConfig, storage: Storage, options: GraphOptions, replaceable: Collection[str] = ()
+) -> None:
+    graphs = build_graphs(config, storage.structure, options, layout=storage.layout, replaceable=replaceable)
+    for name, graph in graphs.items():
         write_bytes(folder / name, serialize(graph))
 
 
@@ -270,8 +291,7 @@ def _prove(
     calibration: Path | None,
     progress: Progress,
 ) -> Proof:
-    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
-    sample = read_sample(source.config, tokenizer, file=calibration)
+    sample = _sample(folder, source, calibration)
     return prove(
         folder,
         config=source.config,
@@ -284,6 +304,38 @@ def _prove(
         packs_weights=_is_packed(storage.layout, storage.structure),
         progress=progress,
     )
+
+
+def _sample(folder: Path, source: Source, calibration: Path | None) -> Sample:
+    """The text that the proofs read."""
+    tokenizer = Tokenizer.load(folder) if (folder / "tokenizer.json").is_file() else None
+    return read_sample(source.config, tokenizer, file=calibration)
+
+
+def _prove_live(
+    folder: Path,
+    source: Source,
+    storage: Storage,
+    options: GraphOptions,
+    mixture: Mixture,
+    live: LiveTable,
+    proof: Proof,
+    calibration: Path | None,
+    progress: Progress,
+) -> tuple[LiveTable, Proof]:
+    """The table with its fingerprints, and the proof with the cases of every switch."""
+    live, cases = prove_switches(
+        folder,
+        live,
+        config=source.config,
+        options=options,
+        stored=StoredWeights(folder / DATA_FILE, storage.layout),
+        alpha=mixture.weights,
+        rule=mixture.rule,
+        sample=_sample(folder, source, calibration),
+        progress=progress,
+    )
+    return live, replace(proof, parity=ParityReport(cases=(*proof.parity.cases, *cases)))
 
 
 def _is_packed(layout: Layout, structure: Structure) -> bool:

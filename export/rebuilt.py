@@ -102,7 +102,9 @@ def compare_graphs(
     """Compare each graph with what is built here, and return how many there are; another is an `IdentityError`."""
     from .graph import build_graphs, serialize
 
-    built = {name: serialize(model) for name, model in build_graphs(config, structure, options, layout=layout).items()}
+    replaceable = () if manifest.live is None else manifest.live.names
+    graphs = build_graphs(config, structure, options, layout=layout, replaceable=replaceable)
+    built = {name: serialize(model) for name, model in graphs.items()}
     for name in sorted(built.keys() | {name for name in manifest.files if name.endswith(".onnx")}):
         path = directory / name
         if name not in built or not path.is_file() or path.read_bytes() != built[name]:

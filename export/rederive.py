@@ -18,24 +18,28 @@ from .datafile import StoredWeights, encoded_initializers
 from .fold import FoldedTensors
 from .format_cost import block_error, block_limit
 from .layout import DATA_FILE, Layout, plan_layout, promoted_layout
+from .live import expert_folds
 from .package import EXPERTS_FOLDER, MIXTURE_FILE, Mixture, graph_fields, mixture_document, write_companions
 from .rebuilt import compare_graphs
 from .runtime.artifact import MANIFEST, READ_BY_RUNTIMES
 from .runtime.companions import LICENCE_FILES
+from .runtime.live_table import EXPERTS_FILE
 from .runtime.options import GraphOptions, options_of
 from .runtime.verification import Checked
 from .source import open_source
 from .storing import Storage, bits_per_weight, plan_storage
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterable
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from ..adapt.expert import Expert
     from .layout import StoredWeight
+    from .live import Folds
     from .runtime.artifact import ArtifactManifest
+    from .runtime.live_table import LiveMatrix, LiveTable
     from .source import Source
 
 TOLERANCE = 1e-4
@@ -68,7 +72,8 @@ def rederive(
     options = options_of(manifest).fitted(source.config.max_seq_len)
     config = source.config
     _require_claims(directory, manifest, source, structure, options)
-    tensors = FoldedTensors(source.tensors, mixture.deltas(source, None))
+    deltas = mixture.deltas(source, None)
+    tensors = FoldedTensors(source.tensors, deltas)
     storage = _storage(source, manifest, structure, calibration)
     layout, blocks_of = storage.layout, storage.blocks_of(tensors, config)
     compare_graphs(directory, manifest, config, structure, options, layout)
@@ -104,7 +109,42 @@ def rederive(
     if held:
         reason = "whose calibration text was not given" if blocks_of is None else "that this processor rounds otherwise"
         finding = f"{finding}; {len(held)} matrices {reason} held to the fold block by block"
-    return [Checked(name="fold", finding=finding)]
+    checks = [Checked(name="fold", finding=finding)]
+    if manifest.live is None:
+        return checks
+    folds = expert_folds(source, experts, deltas, rule=mixture.rule, layout=layout)
+    return [*checks, _live(directory, manifest.live, folds, progress)]
+
+
+def _live(directory: Path, table: LiveTable, folds: Iterable[tuple[LiveMatrix, Folds]], progress: Progress) -> Checked:
+    """Compare every fold of `experts.data`, and where the manifest says it lies, with what an export would write."""
+    stored, num_folds, largest = np.memmap(directory / EXPERTS_FILE, np.uint8, mode="r"), 0, 0.0
+    said = {matrix.name: matrix for matrix in table.matrices}
+    with progress.stage("fold the experts again", len(said), unit="matrices") as stage:
+        for matrix, arrays in folds:
+            found = said.pop(matrix.name, None)
+            if found is None or not _is_same(found, matrix):
+                raise IdentityError(f"{directory / MANIFEST}: says of {matrix.name} something else than an export does")
+            for offset_bytes, array in arrays.items():
+                part = stored[offset_bytes : offset_bytes + matrix.num_bytes].view(array.dtype).reshape(array.shape)
+                distance = _distance(part, array, None)
+                if not distance <= TOLERANCE:
+                    off = f"is {distance:.3g} of its range off base + experts"
+                    raise IdentityError(f"{directory / EXPERTS_FILE}: a fold of {matrix.name} {off}")
+                num_folds, largest = num_folds + 1, max(largest, distance)
+            stage.advance(note=matrix.name)
+    if said:
+        raise IdentityError(f"{directory / MANIFEST}: no expert trained {next(iter(said))}, which it calls live")
+    within = f"largest difference {largest:.1e} of a matrix's range"
+    return Checked(name="live folds", finding=f"{num_folds} folds of {len(table.matrices)} matrices, {within}")
+
+
+def _is_same(said: LiveMatrix, derived: LiveMatrix) -> bool:
+    """The same but for the last digits of norms, which another machine rounds apart."""
+    if said.norm_shares.keys() != derived.norm_shares.keys():
+        return False
+    apart = [abs(share - derived.norm_shares[domain]) for domain, share in said.norm_shares.items()]
+    return max(apart, default=0.0) <= TOLERANCE and replace(said, norm_shares={}) == replace(derived, norm_shares={})
 
 
 def _storage(source: Source, manifest: ArtifactManifest, structure: Structure, calibration: Path | None) -> Storage:

@@ -11,7 +11,7 @@ from onnx_ir.tape import Tape
 from .layout import DATA_FILE, Initializer, Layout, StoredWeight
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from ..model.structure import BlockFormat, Structure
 
@@ -34,9 +34,11 @@ _IR_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint
 class GraphTape:
     """One graph in construction: its tape of nodes, its inputs, and the initializers used so far."""
 
-    def __init__(self, structure: Structure, layout: Layout) -> None:
+    def __init__(self, structure: Structure, layout: Layout, *, replaceable: Collection[str] = ()) -> None:
+        """`replaceable` names initializers that are inputs too; their stored values are what counts by default."""
         self.structure = structure
         self.layout = layout
+        self._replaceable = frozenset(replaceable)
         self.activation = ir.DataType.FLOAT16 if structure.activation_dtype == "fp16" else ir.DataType.FLOAT
         self.inputs: list[ir.Value] = []
         self._tape = Tape()
@@ -188,8 +190,9 @@ class GraphTape:
         opsets = {"": OPSET}
         if any(node.domain == CONTRIB for node in nodes):
             opsets[CONTRIB] = 1
+        replaceable = [value for name, value in self._initializers.items() if name in self._replaceable]
         graph = ir.Graph(
-            self.inputs,
+            [*self.inputs, *replaceable],
             list(outputs),
             nodes=nodes,
             initializers=list(self._initializers.values()),

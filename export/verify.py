@@ -14,17 +14,19 @@ from ..storage import read_json, sha256_json
 from .rebuilt import require_own_graphs, why_not_rebuilt
 from .runtime.artifact import MANIFEST
 from .runtime.devices import CPU_PROVIDER
-from .runtime.foreign import foreign_fingerprint
+from .runtime.foreign import foreign_fingerprints
 from .runtime.held import hold
 from .runtime.probe import fingerprint_distance
 from .runtime.signature import verify_signature
 from .runtime.verification import Checked
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from .runtime.artifact import ArtifactManifest
     from .runtime.held import HeldArtifact
+    from .runtime.probe import Fingerprint
 
 CONFIG, MIXTURE = "config.json", "mixture.json"
 FINGERPRINT_LIMITS = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.25, "int4": 0.25, "keep": 0.25}
@@ -118,15 +120,30 @@ def _run(held: HeldArtifact, provider: str) -> list[Checked]:
     """Open the graphs, in a process that can be ended, and compare the logits they give with the fingerprint."""
     manifest = held.manifest
     num_bytes = sum(file.num_bytes for file in manifest.files.values())
-    found = foreign_fingerprint(held.place, provider=provider, num_bytes=num_bytes)
+    experts = {} if manifest.live is None else manifest.live.fingerprints
+    alphas = [None, *({domain: 1.0} for domain in experts)]
+    found, *switched = foreign_fingerprints(held.place, alphas, provider=provider, num_bytes=num_bytes)
     weight_format = manifest.structure.get("weight_format", "fp32")
     is_half = manifest.structure.get("activation_dtype") == "fp16"
     limit = max(FINGERPRINT_LIMITS.get(weight_format, 1e-3), 0.05 if is_half else 0.0)
-    distance = fingerprint_distance(manifest.fingerprint, found)
-    if not distance <= limit:
-        differ = f"the stored logits differ by {distance:.3g} of their spread (allowed {limit:g})"
-        raise IdentityError(f"{held.place}: {differ}: another model or a broken runtime")
+    distance = _distance(held, "", manifest.fingerprint, found, limit)
+    apart = [
+        _distance(held, f" of the {domain} expert", stored, now, limit)
+        for (domain, stored), now in zip(experts.items(), switched, strict=True)
+    ]
+    within = (
+        f"each of {len(apart)} experts alone answers within {max(apart, default=0):.1e} of its stored logits' spread"
+    )
     return [
         Checked(name="provider", finding=f"{manifest.graph.get('dialect')} dialect opens on {provider}"),
         Checked(name="fingerprint", finding=f"logits within {distance:.1e} of their spread (allowed {limit:g})"),
+        *([Checked(name="live", finding=within)] if apart else []),
     ]
+
+
+def _distance(held: HeldArtifact, whose: str, stored: Mapping[str, Any], found: Fingerprint, limit: float) -> float:
+    distance = fingerprint_distance(stored, found)
+    if not distance <= limit:
+        differ = f"the stored logits{whose} differ by {distance:.3g} of their spread (allowed {limit:g})"
+        raise IdentityError(f"{held.place}: {differ}: another model or a broken runtime")
+    return distance

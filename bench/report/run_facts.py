@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...adapt.tasks.names import bundled_tasks, in_order
+from ...export.runtime.live_table import EXPERTS_FILE
 from ..judge.figures import DASH, count, show, structure_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..judge.record import Record
-    from ..judge.schema import DomainAccuracy, Workload
+    from ..judge.schema import DomainAccuracy, Subject, Workload
     from .run import Run
 
 
@@ -84,11 +85,19 @@ def commands(run: Run) -> list[str]:
     captured = " --cuda-graph" if protocol.provider_options.get("enable_cuda_graph") == "1" else ""
     measure = (
         f"havoc bench ARTIFACT --profile {shlex.quote(protocol.profile)} --provider {shlex.quote(protocol.provider)} "
-        f"{' '.join(_scoring_options(run.record.accuracy))}{_workload_options(run.record.workload)}{captured} --out DIR"
+        f"{' '.join(_scoring_options(run.record.accuracy))}{_workload_options(run.record.workload)}{captured}"
+        f"{_mixture_option(run.record.subject)} --out DIR"
     )
     targets = (shlex.quote(Path(name).name) for name in run.target_names)  # a file's folder is of this machine alone
     gates = [f"havoc gate DIR/record.json --target {name} --artifact ARTIFACT" for name in targets]
     return [*([run.command] if run.command else []), measure, *gates]
+
+
+def _mixture_option(subject: Subject) -> str:
+    """The option that opens a live artifact at the mixture that was measured."""
+    if EXPERTS_FILE not in subject.files or not subject.alpha:
+        return ""
+    return f" --alpha {shlex.quote(','.join(f'{domain}={weight!r}' for domain, weight in subject.alpha.items()))}"
 
 
 def _scoring_options(accuracy: Mapping[str, DomainAccuracy]) -> list[str]:

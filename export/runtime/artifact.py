@@ -12,14 +12,18 @@ import hashlib
 import math
 import re
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ...errors import HavocError, IdentityError
 from ...storage import parse_json, read_bounded, sha256_file, unreadable
 from .companions import CHAT_TEMPLATES, TOKENIZER_FILES
 from .external import external_locations
+from .live_table import LiveTable, parse_live, weights_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MANIFEST = "manifest.json"
 SIGNATURE = "model.sig"
@@ -76,6 +80,7 @@ class ArtifactManifest:
     parity: dict[str, Any]
     format_cost: dict[str, Any] | None = None
     calibration: dict[str, Any] | None = None
+    live: LiveTable | None = None
     sha256: str = field(default="", compare=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -93,6 +98,7 @@ class ArtifactManifest:
             "parity": self.parity,
             **({} if self.format_cost is None else {"format_cost": self.format_cost}),
             **({} if self.calibration is None else {"calibration": self.calibration}),
+            **({} if self.live is None else {"live": self.live.to_json()}),
             "files": {
                 name: {"sha256": file.sha256, "num_bytes": file.num_bytes} for name, file in sorted(self.files.items())
             },
@@ -147,6 +153,9 @@ def _parse(document: dict[str, Any], *, sha256: str) -> ArtifactManifest:
         calibration=_typed(document["calibration"], dict) if "calibration" in document else None,
         sha256=sha256,
     )
+    if "live" in document:
+        sizes = {name: file.num_bytes for name, file in manifest.files.items()}
+        manifest = replace(manifest, live=parse_live(document["live"], list(manifest.alpha), sizes))
     if set(manifest.alpha) != set(manifest.expert_hashes):
         raise ValueError("alpha and expert_hashes name different domains")
     missing = [name for name in _REQUIRED if name not in manifest.files]
@@ -198,6 +207,18 @@ def _plain_name(name: str) -> str:
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_CHARS:
         raise ValueError(f"{name!r:.80} is not a plain relative path of letters, digits and . _ -")
     return name
+
+
+def asked_alpha(manifest: ArtifactManifest, alpha: Mapping[str, float] | None, *, where: str) -> dict[str, float]:
+    """The weight of each expert at which an artifact is to be opened; None takes the manifest's.
+
+    Asking an artifact that is not live for a mixture is a `HavocError`, even for its own: see also `weights_of`.
+    """
+    if alpha is None:
+        return dict(manifest.alpha)
+    if manifest.live is None:
+        raise HavocError(f"{where} holds one mixture, folded: export it with --live to choose another alpha")
+    return weights_of(manifest.alpha, alpha, where=where)
 
 
 def check_files(directory: Path, manifest: ArtifactManifest) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ...model.config import HavocConfig
+    from .live import LiveWeights
     from .past import KeyValueBuffers, Past
 
 _ONNX_TYPES = {np.float32: 1, np.float16: 10, np.int64: 7}  # onnx.TensorProto.DataType
@@ -32,7 +33,7 @@ class BoundCall:
 
     It belongs to those buffers and does not hold them, so that both go when the last past does.
     A single token into a static cache has a mask of fixed width [B, capacity], so that every shape of the step stays
-    the same; all others have the mask [B, S].
+    the same; all others have the mask [B, S]. `version` is that of the live weights it was bound to.
     """
 
     def __init__(
@@ -75,11 +76,18 @@ class BoundCall:
         is_captured = graph_id is not None and graph_id >= 0  # then everything it touches must stay on the device
         self._logits = ort.OrtValue.ortvalue_from_numpy(self._host_logits, layout.device if is_captured else "cpu", 0)
         self._io.bind_ortvalue_output("logits", self._logits)
+        self.version = 0
         self._bound_past: tuple[int, int] | None = None
         self._bound_mask: int | None = None
         self._run_options = None if graph_id is None else ort.RunOptions()
         if self._run_options is not None:
             self._run_options.add_run_config_entry("gpu_graph_id", str(graph_id))
+
+    def bind_weights(self, live: LiveWeights) -> None:
+        """Read the trained matrices from `live` in place of those that the session loaded."""
+        for name, value in live.values.items():
+            self._io.bind_ortvalue_input(name, value)
+        self.version = live.version
 
     def _bind_embedding(self, embedding: ort.InferenceSession, embeds: ort.OrtValue) -> None:
         self._io.bind_ortvalue_input("inputs_embeds", embeds)

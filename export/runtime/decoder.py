@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -19,11 +20,12 @@ import onnxruntime as ort
 from ...errors import HavocError
 from ...model.config_file import read_config
 from ...model.tokenizer import Tokenizer
-from .artifact import check_files, read_manifest
+from .artifact import asked_alpha, check_files, read_manifest
 from .binding import BoundCall
 from .devices import CPU_PROVIDER, kind_of_provider
 from .dialects import DIALECTS
-from .interface import require_interface
+from .interface import require_interface, require_replaceable
+from .live import LiveWeights
 from .options import DEFAULT_OPTIONS, GraphOptions, options_of
 from .past import CacheLayout, KeyValueBuffers, Past
 from .providers import open_graph, placement, require_provider, run
@@ -57,13 +59,14 @@ class Decoder:
         packs_weights: bool = True,
         profile: Path | None = None,
         data_folder: Path | None = None,
+        live: LiveWeights | None = None,
     ) -> None:
         """Open `graphs` by file name; see `open` for the usual way. `options` are those the graphs were built with.
 
         Graphs in memory find their data file in `data_folder`. `weights` gives initializers by graph and name, in the
         graph's dtype and shape. They replace the ones in the data file and are not copied before the runtime packs
         them. Without `packs_weights` the runtime computes with the mapped file alone: it holds no second copy in its
-        own order, and quantized products are slow.
+        own order, and quantized products are slow. `live` are the matrices that `set_alpha` switches.
         """
         require_provider(provider)
         self.config = config
@@ -74,6 +77,9 @@ class Decoder:
         self._graph_ids = itertools.count()
         if self._has_cuda_graphs and options.cache == "dynamic":
             raise HavocError("enable_cuda_graph captures the steps of a static cache; export with --cache static")
+        if self._has_cuda_graphs and live is not None:
+            raise HavocError("enable_cuda_graph captures where weights lie, and a live artifact switches them")
+        self._live = live
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._weights: list[ort.OrtValue] = []  # alias the caller's arrays and keep them alive
         for name, graph in graphs.items():
@@ -92,6 +98,8 @@ class Decoder:
         self._embedding = self._sessions.get(EMBEDDING)
         self._vision = self._sessions.get(VISION)
         require_interface(config, self._decoder, self._embedding, self._vision)
+        if live is not None:
+            require_replaceable(self._decoder, live)
         inputs = {item.name: item for item in self._decoder.get_inputs()}
         self._past_names = [name for name in inputs if name.startswith("past_key_values.")]
         self._has_positions = "position_ids" in inputs
@@ -116,25 +124,43 @@ class Decoder:
         weights: Mapping[str, NDArray[Any]] | None = None,
         is_chat: bool = True,
         profile: Path | None = None,
+        alpha: Mapping[str, float] | None = None,
+        num_mixtures: int = 1,
     ) -> Self:
         """Open an artifact folder after checking its manifest, sizes and links (hashes are `verify`'s work).
 
         Prompts go through the base's chat template where it has one and `is_chat` does not say otherwise.
         `num_threads` None leaves the choice to ONNX Runtime; `weights` replaces initializers of the decoder by name;
         `provider_options` are added to those that `runtime` sets, where `profile` is explained too; with
-        `enable_cuda_graph` "1" the steps of a static cache are captured. A provider this machine lacks is an
-        `IdentityError`; a damaged folder or graph is a `HavocError`.
+        `enable_cuda_graph` "1" the steps of a static cache are captured. `alpha` chooses the mixture of a live artifact
+        (None: the manifest's), see `set_alpha`; the last `num_mixtures` that had to be summed stay in memory. A
+        provider this machine lacks is an `IdentityError`; a damaged folder or graph, and an `alpha` for an artifact
+        that holds one mixture only, is a `HavocError`.
         """
         directory = Path(directory)
         manifest = read_manifest(directory)
         check_files(directory, manifest)
+        weights_asked = asked_alpha(manifest, alpha, where=str(directory))
         config = read_config(directory)
         tokenizer = Tokenizer.load(directory) if "tokenizer.json" in manifest.files else None
         if tokenizer is not None and not is_chat:
             tokenizer = tokenizer.without_chat()
         names = [DECODER] if config.vision is None else [DECODER, EMBEDDING, VISION]
         graphs = {name: directory / name for name in names}
-        return cls(
+        require_provider(provider)
+        live = None
+        if manifest.live is not None:
+            device = kind_of_provider(provider).tensors
+            live = LiveWeights(
+                directory,
+                manifest.live,
+                alpha=manifest.alpha,
+                rule=manifest.rule,
+                device=device,
+                num_threads=num_threads,
+                num_kept=num_mixtures,
+            )
+        session = cls(
             config,
             graphs,
             options=options_of(manifest),
@@ -144,7 +170,31 @@ class Decoder:
             num_threads=num_threads,
             weights={DECODER: weights or {}},
             profile=profile,
+            live=live,
         )
+        if live is not None:
+            live.switch(weights_asked)
+        return session
+
+    @property
+    def alpha(self) -> dict[str, float] | None:
+        """The weights of a live artifact's experts as they are now; None where there is nothing to switch."""
+        return None if self._live is None else dict(self._live.alpha)
+
+    def set_alpha(self, alpha: Mapping[str, float]) -> None:
+        """Answer with the mixture `alpha` from here on; experts that it does not name get the weight 0.
+
+        An expert alone, and a mixture that is kept, is switched to at once; any other is summed first, see `live`.
+        What was read before belongs to the mixture that read it: prompts are read again. An artifact that is not live,
+        an unknown expert and a weight that is not finite are a `HavocError`, and nothing is switched.
+        """
+        if self._live is None:
+            raise HavocError("this artifact holds one mixture, folded: export it with --live to choose another alpha")
+        self._live.switch(alpha)
+
+    @property
+    def _version(self) -> int:
+        return 0 if self._live is None else self._live.version
 
     @property
     def pad_id(self) -> int:
@@ -266,8 +316,10 @@ class Decoder:
             return self._extend_held(input_ids, attention_mask, positions, past, patches)
         past.buffers.require_room(num_total)
         call = past.buffers.calls.get(input_ids.shape) or self._bind_call(past.buffers, input_ids.shape)
+        if self._live is not None and call.version != self._live.version:
+            call.bind_weights(self._live)
         logits, side = call.run(past.buffers, past, input_ids, attention_mask, positions, self._features(patches))
-        present = Past(num_rows=num_rows, num_tokens=num_total, buffers=past.buffers, side=side)
+        present = Past(num_rows=num_rows, num_tokens=num_total, buffers=past.buffers, side=side, version=self._version)
         return logits, present
 
     def _bind_call(self, buffers: KeyValueBuffers, shape: tuple[int, int]) -> BoundCall:
@@ -304,11 +356,14 @@ class Decoder:
             binding.bind_cpu_input("position_ids", positions)
         for name, value in zip(self._past_names, past.held, strict=True):
             binding.bind_ortvalue_input(name, value)
+        for name, value in ({} if self._live is None else self._live.values).items():
+            binding.bind_ortvalue_input(name, value)
         for name in self._output_names:
             binding.bind_output(name, "cpu" if name == "logits" else self._cache.device)
         run(self._decoder, binding)
         logits, *present = binding.get_outputs()
-        return logits.numpy(), Past(num_rows=num_rows, num_tokens=num_total, held=tuple(present))
+        held = tuple(present)
+        return logits.numpy(), Past(num_rows=num_rows, num_tokens=num_total, held=held, version=self._version)
 
     def _embed(
         self, embedding: ort.InferenceSession, input_ids: NDArray[np.int64], patches: NDArray[np.float32] | None
@@ -342,6 +397,8 @@ class Decoder:
             raise HavocError("the prompt is empty; give at least one token")
         if num_rows != past.num_rows:
             raise HavocError(f"{num_rows} rows of token ids for a past of {past.num_rows} rows")
+        if past.num_tokens and past.version != self._version:
+            raise HavocError("another mixture read this past: after set_alpha, read the prompt again")
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= self.config.vocab_size:
             raise HavocError(
@@ -386,7 +443,7 @@ class Decoder:
             return past.buffers.kept(past, rows)
         kept = (np.take(array, rows, axis=0) for array in past.arrays())
         held = tuple(ort.OrtValue.ortvalue_from_numpy(array, self._cache.device, 0) for array in kept)
-        return Past(num_rows=len(rows), num_tokens=past.num_tokens, held=held)
+        return replace(past, num_rows=len(rows), held=held)
 
 
 def _options_of_graph(name: str, options: Mapping[str, str]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from .serving import serve, served
 from .session import DecoderSession
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from ...model.prompt import PromptLike
 
@@ -31,15 +31,23 @@ _START_S, _TOKEN_S, _BYTES_PER_S = 300.0, 5.0, 2e6
 
 @dataclass(frozen=True, kw_only=True)
 class FingerprintRequest:
-    """Whose fingerprint is taken."""
+    """Whose fingerprint is taken, and at which mixtures of a live artifact; None is its own."""
 
     artifact: Path
     provider: str
+    alphas: tuple[dict[str, float] | None, ...] = (None,)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """One of each mixture, in order."""
+
+    found: tuple[Fingerprint, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
-    """What an artifact is to complete; see `DecoderSession.generate_text`."""
+    """What an artifact is to complete; see `DecoderSession.generate_text`. `alpha` is the mixture of a live one."""
 
     artifact: Path
     prompts: tuple[Prompt, ...]
@@ -47,6 +55,7 @@ class GenerateRequest:
     max_new_tokens: int
     temperature: float
     seed: int
+    alpha: dict[str, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -57,16 +66,25 @@ class Completions:
 
 
 _MODULE = "havoc_core.export.runtime.foreign"
-FINGERPRINT = ChildJob(
-    module=_MODULE, name="fingerprint", asked=FingerprintRequest, told=type(None), answer=Fingerprint
+FINGERPRINTS = ChildJob(
+    module=_MODULE, name="fingerprints", asked=FingerprintRequest, told=type(None), answer=Fingerprints
 )
 GENERATE = ChildJob(module=_MODULE, name="generate", asked=GenerateRequest, told=type(None), answer=Completions)
 
 
-def foreign_fingerprint(directory: Path, *, provider: str, num_bytes: int) -> Fingerprint:
-    """The logits fingerprint of an artifact of `num_bytes`; errors as `run_worker` and `DecoderSession.open`."""
-    request = FingerprintRequest(artifact=directory.absolute(), provider=provider)
-    return run_worker(FINGERPRINT, request, timeout_s=_START_S + num_bytes / _BYTES_PER_S)
+def foreign_fingerprints(
+    directory: Path, alphas: Sequence[Mapping[str, float] | None], *, provider: str, num_bytes: int
+) -> tuple[Fingerprint, ...]:
+    """The logits fingerprint of an artifact of `num_bytes` at each of `alphas`, None being its own.
+
+    Errors are those of `run_worker` and `DecoderSession.open`.
+    """
+    request = FingerprintRequest(
+        artifact=directory.absolute(),
+        provider=provider,
+        alphas=tuple(None if alpha is None else dict(alpha) for alpha in alphas),
+    )
+    return run_worker(FINGERPRINTS, request, timeout_s=_START_S + num_bytes / _BYTES_PER_S).found
 
 
 def foreign_completions(
@@ -78,8 +96,12 @@ def foreign_completions(
     is_chat: bool = True,
     temperature: float = 0.0,
     seed: int = 0,
+    alpha: Mapping[str, float] | None = None,
 ) -> list[str]:
-    """What an artifact of `num_bytes` writes after each prompt; see `DecoderSession.generate_text`."""
+    """What an artifact of `num_bytes` writes after each prompt; see `DecoderSession.generate_text`.
+
+    `alpha` is the mixture of a live one.
+    """
     request = GenerateRequest(
         artifact=directory.absolute(),
         prompts=tuple(Prompt(prompt.text, prompt.image_png) for prompt in prompts),
@@ -87,20 +109,25 @@ def foreign_completions(
         max_new_tokens=max_new_tokens,
         temperature=temperature,
         seed=seed,
+        alpha=None if alpha is None else dict(alpha),
     )
     timeout_s = _START_S + num_bytes / _BYTES_PER_S + _TOKEN_S * max_new_tokens * len(prompts)
     return list(run_worker(GENERATE, request, timeout_s=timeout_s).texts)
 
 
-def _fingerprint(request: FingerprintRequest, _tell: Callable[[None], None]) -> Fingerprint:
-    found = fingerprint(DecoderSession.open(request.artifact, provider=request.provider))
-    if not all(math.isfinite(value) for value in (found.spread, *found.logits.values())):
-        raise IdentityError(f"{request.artifact}: its logits are not finite: another model or a broken runtime")
-    return found
+def _fingerprints(request: FingerprintRequest, _tell: Callable[[None], None]) -> Fingerprints:
+    session, found = DecoderSession.open(request.artifact, provider=request.provider), []
+    for alpha in request.alphas:
+        if alpha is not None:
+            session.set_alpha(alpha)
+        found.append(fingerprint(session))
+        if not all(math.isfinite(value) for value in (found[-1].spread, *found[-1].logits.values())):
+            raise IdentityError(f"{request.artifact}: its logits are not finite: another model or a broken runtime")
+    return Fingerprints(tuple(found))
 
 
 def _generate(request: GenerateRequest, _tell: Callable[[None], None]) -> Completions:
-    session = DecoderSession.open(request.artifact, is_chat=request.is_chat)
+    session = DecoderSession.open(request.artifact, is_chat=request.is_chat, alpha=request.alpha)
     texts = session.generate_text(
         request.prompts, max_new_tokens=request.max_new_tokens, temperature=request.temperature, seed=request.seed
     )
@@ -108,4 +135,4 @@ def _generate(request: GenerateRequest, _tell: Callable[[None], None]) -> Comple
 
 
 if __name__ == "__main__":
-    sys.exit(serve([served(FINGERPRINT, _fingerprint), served(GENERATE, _generate)]))
+    sys.exit(serve([served(FINGERPRINTS, _fingerprints), served(GENERATE, _generate)]))

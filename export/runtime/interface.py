@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
     from ...model.config import HavocConfig
+    from .live import LiveWeights
 
 _IDS, _FLOAT, _HALF = "tensor(int64)", "tensor(float)", "tensor(float16)"
 _KINDS = ("key", "value")
@@ -58,6 +59,16 @@ def require_interface(
     if vision is not None and config.vision is not None:
         patches = {"patches": (activation, (None, config.vision.patch_dim))}
         _require("vision.onnx", vision, patches, {"image_features": (activation, features)})
+
+
+def require_replaceable(decoder: ort.InferenceSession, live: LiveWeights) -> None:
+    """Raise a `HavocError` unless the decoder takes exactly the matrices of `live` in place of its own."""
+    found = {item.name: (item.type, tuple(item.shape)) for item in decoder.get_overridable_initializers()}
+    for name, value in live.values.items():
+        if found.pop(name, None) != (_FLOAT, tuple(value.shape())):
+            _refuse("model.onnx", f"it does not take {name[:80]} of shape {value.shape()} in place of its own")
+    if found:
+        _refuse("model.onnx", f"{next(iter(found))[:80]!r} can be replaced, and no expert has one")
 
 
 def _activation(decoder: ort.InferenceSession) -> str:

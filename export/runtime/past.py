@@ -9,7 +9,7 @@ buffer, which a step reads and appends to.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,7 +41,8 @@ class Past:
     """Keys and values of every layer, [B, num_kv_heads, P, head_dim] each, alternating, on the session's device.
 
     In buffers (see `DecoderSession.empty_past`) a past is overwritten by the second extension after it; those of a
-    static cache by every extension of an earlier past.
+    static cache by every extension of an earlier past. `version` counts the switches of a live artifact's weights
+    before it was read: what one mixture read, another does not go on with.
     """
 
     num_rows: int
@@ -49,6 +50,7 @@ class Past:
     held: tuple[ort.OrtValue, ...] = ()
     buffers: KeyValueBuffers | None = None
     side: int = 0
+    version: int = 0
 
     @property
     def values(self) -> tuple[ort.OrtValue, ...]:
@@ -128,7 +130,7 @@ class KeyValueBuffers:
             else:
                 behind = np.zeros(math.prod(value.shape()) - len(kept), self.layout.dtype)
                 self.sides[side][index].update_inplace(np.concatenate((kept, behind)))
-        return Past(num_rows=len(rows), num_tokens=past.num_tokens, buffers=self, side=side)
+        return replace(past, num_rows=len(rows), side=side)
 
 
 def on_host(value: ort.OrtValue) -> NDArray[Any]:

@@ -120,7 +120,7 @@ def test_a_model_exchanged_before_it_is_scored_gives_no_accuracy(
 
 def test_what_verify_runs_is_what_it_hashed(own_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another model that comes when everything was hashed is not run under that hash."""
-    before(monkeypatch, verifying, "foreign_fingerprint", lambda: exchange(own_artifact / "model.onnx.data"))
+    before(monkeypatch, verifying, "foreign_fingerprints", lambda: exchange(own_artifact / "model.onnx.data"))
     with pytest.raises(IdentityError, match=r"model\.onnx\.data changed"):
         verify_artifact(own_artifact)
 

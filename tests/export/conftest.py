@@ -129,3 +129,9 @@ def basis(source: Source) -> Basis:
 @pytest.fixture(scope="session")
 def experts(source: Source, basis: Basis) -> list[Expert]:
     return random_experts(source, basis)
+
+
+@pytest.fixture(scope="session")
+def experts_for() -> Callable[[Source], list[Expert]]:
+    """`experts_for(source)`: two experts, math and code, with random scales on every projection of a base."""
+    return lambda source: random_experts(source, compute_basis(source.tensors, base_hash=source.hash))

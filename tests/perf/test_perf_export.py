@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from havoc_core.adapt.mixture import DenseMixture
 from havoc_core.adapt.svf import compute_basis
 from havoc_core.export.candidates import CandidateSessions
 from havoc_core.export.package import export_artifact
+from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.export.runtime.completion import generate_ids
 from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import Source
@@ -143,6 +145,36 @@ def test_fold_against_memory_bandwidth(benchmark, row) -> None:
         goal=0.5,
         detail=f"{mixture.num_bytes / 1e6:.0f} MB",
     )
+
+
+def test_switching_a_live_artifact(benchmark, row, tmp_path: Path, one_thread: None) -> None:
+    """A mixture of four experts reads five folds and writes one; an expert alone is handed over as it lies."""
+    nano = HavocConfig.nano()
+    config = nano.replace(d_model=512, mlp=nano.mlp.__class__(hidden_dim=1408), vision=None)
+    source = Source("wide", config, RandomTensors(config), None)
+    basis = compute_basis(source.tensors, base_hash=source.hash, precision=torch.float32)
+    domains = ("math", "code", "reasoning", "vision")
+    experts = [_expert(source, basis, domain, seed) for seed, domain in enumerate(domains)]
+    out = export_artifact(source, tmp_path / "a", experts=experts, alpha=(0,) * 4, basis=basis, is_live=True)
+    open_s = best_s(lambda: DecoderSession.open(out, num_threads=1))
+    session, table = DecoderSession.open(out, num_threads=1), read_manifest(out).live
+    assert table is not None
+    turns = itertools.count()
+
+    def switch_mixture() -> None:
+        session.set_alpha(dict.fromkeys(domains, 0.5 + next(turns) % 2))
+
+    def switch_expert() -> None:
+        session.set_alpha({domains[next(turns) % 2]: 1.0})
+
+    switch_expert_s = best_s(switch_expert, num_rounds=20)
+    benchmark.pedantic(switch_mixture, rounds=10, warmup_rounds=2)
+    origin, target = (np.ones(table.num_bytes // 4 * 3, np.float32) for _ in range(2))
+    copy_s = best_s(lambda: np.copyto(target, origin), num_rounds=8)
+    share, detail = copy_s / benchmark.stats["min"], f"{6 * table.num_bytes / 1e6:.0f} MB"
+    row("a mixture of a live artifact against a copy of the same bytes", share, goal=0.4, detail=detail)
+    detail = f"{switch_expert_s * 1e3:.2f} ms, {open_s * 1e3:.0f} ms"
+    row("an expert of a live artifact against opening another", open_s / switch_expert_s, goal=20, detail=detail)
 
 
 def _expert(source: Source, basis, domain: str, seed: int) -> Expert:

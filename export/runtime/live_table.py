@@ -1,0 +1,165 @@
+"""Where a live artifact keeps its experts' weights: the part of the manifest that says so, read with suspicion.
+
+A live artifact is an artifact of one mixture, as any other, and holds beside it the trained matrices of the base and of
+every expert alone. All of them lie as the graph reads them, so an expert is handed over as it lies, and a mixture is
+one weighted sum. No torch, no numpy: whoever reads a manifest reads this too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ...errors import HavocError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+EXPERTS_FILE = "experts.data"
+WEIGHTS_FILE = "model.onnx.data"
+BASE, STORED = "base", "stored"
+"""The rows of every matrix beside those of the experts: the base's, and those of the artifact's own mixture."""
+
+ITEM_BYTES = 4
+_MAX_SIZE, _MAX_MATRICES = 1 << 40, 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoldPlace:
+    """Where one matrix lies: a file of the artifact and the first byte."""
+
+    file: str
+    offset_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveMatrix:
+    """One trained matrix: the graph's initializer, its shape there, and where each fold of it lies.
+
+    `places` has the keys `base`, `stored` and every expert as `expert/DOMAIN`. `norm_shares` is, by domain, the sum of
+    the expert's singular values over the base's, which only the rule renorm asks for.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    places: Mapping[str, FoldPlace]
+    norm_shares: Mapping[str, float]
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one fold, fp32."""
+        return ITEM_BYTES * math.prod(self.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LiveTable:
+    """Every trained matrix in file order, and what the switched model answered when the artifact was written.
+
+    `fingerprints` is that of each expert alone, by domain; see `probe.fingerprint`.
+    """
+
+    matrices: tuple[LiveMatrix, ...]
+    fingerprints: Mapping[str, dict[str, Any]]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The decoder's initializers that are replaced."""
+        return tuple(matrix.name for matrix in self.matrices)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of one fold of all trained matrices: what a mixture takes in memory."""
+        return sum(matrix.num_bytes for matrix in self.matrices)
+
+    def to_json(self) -> dict[str, Any]:
+        """The document that `parse_live` reads back."""
+        return {
+            "matrices": [
+                {
+                    "name": matrix.name,
+                    "shape": list(matrix.shape),
+                    "places": {key: [place.file, place.offset_bytes] for key, place in matrix.places.items()},
+                    **({"norm_shares": dict(matrix.norm_shares)} if matrix.norm_shares else {}),
+                }
+                for matrix in self.matrices
+            ],
+            "fingerprints": dict(self.fingerprints),
+        }
+
+
+def expert_key(domain: str) -> str:
+    """The key of an expert's place."""
+    return f"expert/{domain}"
+
+
+def parse_live(document: Any, domains: list[str], file_bytes: Mapping[str, int]) -> LiveTable:  # noqa: ANN401 - JSON
+    """Read the table of a manifest; what does not fit its domains or reaches beyond a file is a `ValueError`.
+
+    `file_bytes` is the size of every listed file. A field of another kind raises what Python does.
+    """
+    matrices = tuple(_matrix(entry, domains, file_bytes) for entry in document["matrices"][:_MAX_MATRICES])
+    if not domains or not matrices or len(matrices) != len(document["matrices"]):
+        raise ValueError(f"live: {len(domains)} experts and {len(document['matrices'])} matrices")
+    if len({matrix.name for matrix in matrices}) != len(matrices):
+        raise ValueError("live: a matrix stands twice")
+    if not file_bytes.get(EXPERTS_FILE):
+        raise ValueError(f"live: there is no {EXPERTS_FILE}")
+    fingerprints = document["fingerprints"]
+    if set(fingerprints) != set(domains) or not all(isinstance(found, dict) for found in fingerprints.values()):
+        raise ValueError("live: the fingerprints are not one of each expert")
+    return LiveTable(matrices=matrices, fingerprints=fingerprints)
+
+
+def _matrix(entry: dict[str, Any], domains: list[str], file_bytes: Mapping[str, int]) -> LiveMatrix:
+    name, shape = entry["name"], tuple(entry["shape"])
+    if not isinstance(name, str) or not shape or not all(type(n) is int and 0 < n < _MAX_SIZE for n in shape):
+        raise ValueError(f"live: {name!r:.80} of shape {list(shape)!r:.80}")
+    if set(entry["places"]) != {BASE, STORED, *map(expert_key, domains)}:
+        raise ValueError(f"live: the places of {name:.80} are not those of the mixture's experts")
+    matrix = LiveMatrix(
+        name=name,
+        shape=shape,
+        places={key: FoldPlace(file=file, offset_bytes=offset) for key, (file, offset) in entry["places"].items()},
+        norm_shares={domain: _share(share) for domain, share in entry.get("norm_shares", {}).items()},
+    )
+    if matrix.norm_shares and set(matrix.norm_shares) != set(domains):
+        raise ValueError(f"live: the norms of {name:.80} are not one of each expert")
+    for place in matrix.places.values():
+        _require_inside(matrix, place, file_bytes)
+    return matrix
+
+
+def _require_inside(matrix: LiveMatrix, place: FoldPlace, file_bytes: Mapping[str, int]) -> None:
+    offset = place.offset_bytes
+    if place.file not in (WEIGHTS_FILE, EXPERTS_FILE) or place.file not in file_bytes:
+        raise ValueError(f"live: {matrix.name:.80} lies in {place.file!r:.80}")
+    if type(offset) is not int or offset < 0 or offset % ITEM_BYTES:
+        raise ValueError(f"live: {matrix.name:.80} begins at byte {offset!r:.80}")
+    if offset + matrix.num_bytes > file_bytes[place.file]:
+        raise ValueError(f"live: {matrix.name:.80} reaches beyond {place.file}")
+
+
+def _share(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ValueError(f"live: {value!r:.80} is no share of a norm")
+    return float(value)
+
+
+def weights_of(domains: Mapping[str, float], alpha: Mapping[str, float], *, where: str) -> dict[str, float]:
+    """`alpha` as one weight for each of the artifact's experts; those not named get 0.
+
+    An expert that the artifact does not hold, and a weight that is not finite, are a `HavocError`.
+    """
+    unknown = sorted(set(alpha) - set(domains))
+    if unknown:
+        raise HavocError(f"{where}: no expert is called {unknown[0]}; it holds {', '.join(domains)}")
+    if not all(math.isfinite(weight) for weight in alpha.values()) or not math.isfinite(sum(map(abs, alpha.values()))):
+        raise HavocError(f"{where}: alpha holds a weight that is not finite")
+    return {domain: float(alpha.get(domain, 0.0)) for domain in domains}
+
+
+def refuse_alpha(alpha: Mapping[str, float] | None, model: str) -> None:
+    """A base has no experts to mix: an alpha for it is a `HavocError`."""
+    if alpha is not None:
+        raise HavocError(f"--alpha mixes the experts of a live artifact, and {model} is a base: export it with --live")
