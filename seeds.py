@@ -29,9 +29,9 @@ _TITLES: Final[dict[Seed, str]] = {
 
 _PAGE: Final = """# The seeds, statement by statement
 
-Written by `make seeds` from [seeds.toml](seeds.toml). HAVOC began as two guides, seed 003 (experts and their search) and
-seed 004 (the decoder), and a card that names libraries, folders and uses. Here is every statement of them with its line
-and what became of it.
+Written by `make seeds` from [seeds.toml](seeds.toml). HAVOC began as two guides, seed 003 (experts and their search)
+and seed 004 (the decoder), and a card that names libraries, folders and uses. Each of their statements stands here with
+its line, its state, where it is in the code, and a command that shows it.
 
 - **works**: the command fails without it.
 - **partly**: some of it is there, and what is missing is said.
@@ -51,9 +51,9 @@ and what became of it.
 class Statement(BaseModel):
     """One statement of a seed.
 
-    `line` is None for the card's. `where` is a file, or `file:name` of a function or class in it, and `shows` the command
-    that shows the statement; both may be "" where it is missing. `lacks` says what is missing, or is there instead; it is
-    "" where the statement works.
+    `line` is None for the card's. `where` is a file, or `file:name` of a function or class in it, and `shows` the
+    command that shows the statement; both may be "" where it is missing. `lacks` says what is missing, or is there
+    instead; it is "" where the statement works. A statement that is not whole is a `ValueError`.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)

@@ -78,12 +78,14 @@ def test_the_page_is_the_data() -> None:
 
 def test_every_place_exists() -> None:
     """Each file, and each function or class in it."""
-    assert [f"{row.says} {problem}" for _, row in ROWS if row.where and (problem := problem_of_place(row.where))] == []
+    problems = {(row.line, row.says): problem_of_place(row.where) for _, row in ROWS if row.where}
+    assert {row: problem for row, problem in problems.items() if problem} == {}
 
 
 def test_every_command_can_be_typed() -> None:
     """Tests exist under their names, commands of `havoc` parse, words of `make` are there."""
-    assert [f"{row.says} {problem}" for _, row in ROWS if row.shows and (problem := problem_of_command(row.shows))] == []
+    problems = {(row.line, row.says): problem_of_command(row.shows) for _, row in ROWS if row.shows}
+    assert {row: problem for row, problem in problems.items() if problem} == {}
 
 
 def test_no_statement_is_lost() -> None:
