@@ -13,6 +13,7 @@
 #   make results  docs/results.md: the score tables, written from the records under reports/
 #   make metrics  docs/metrics.md: the metrics that are logged, written from their catalogue
 #   make reference  docs/reference.md: every key of recipes, targets, task files and records, written from the code
+#   make seeds    docs/seeds.md: every statement of the seeds with what shows it, written from docs/seeds.toml
 #   make fuzz     100,000 damaged files for every reader: each is read, or refused in one line (INPUTS=1000000 for more)
 #   make simulate 5000 benches and 2000 comparisons simulated beside random load: how often is a verdict wrong?
 #   make compare-test   40 comparisons of a commit with itself beside real load, into compare-test/
@@ -32,7 +33,7 @@ JOBS ?= 2
 SUITE := not mutation and not gpu
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "$(SUITE) and not alone"
 
-.PHONY: help demo check fast test test-together test-alone durations gpu real mutants fuzz lint types bench gate compare results metrics reference simulate compare-test load-test fmt genai
+.PHONY: help demo check fast test test-together test-alone durations gpu real mutants fuzz lint types bench gate compare results metrics reference seeds simulate compare-test load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -92,6 +93,9 @@ metrics: .venv/dev
 
 reference: .venv/dev
 	$(BIN)/python -m havoc_core.reference > docs/reference.md
+
+seeds: .venv/dev
+	$(BIN)/python -m havoc_core.seeds docs/seeds.toml > docs/seeds.md
 
 fuzz: .venv/dev
 	$(BIN)/python tests/fuzzing.py --inputs $(or $(INPUTS),100000)

@@ -111,6 +111,17 @@ def test_imports_inside_the_package_are_relative() -> None:
     assert absolute == []
 
 
+def test_the_decoder_is_our_own() -> None:
+    """No module imports transformers or peft: they are oracles of tests."""
+    strangers = []
+    for module, path in modules().items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            strangers += [f"{module}: {name}" for name in names if name.partition(".")[0] in {"transformers", "peft"}]
+    assert strangers == []
+
+
 def test_the_floors_test_sees_an_upward_import() -> None:
     """An import hidden in a function is found, relative or by package."""
     hidden = ast.parse("def f():\n    from ..bench.judge.gate import judge\n    from .. import pipeline")

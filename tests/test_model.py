@@ -62,6 +62,13 @@ class TestInitialization:
                 assert (parameter == (0.0 if name.endswith("bias") else 1.0)).all(), name
         assert (HavocModel(config).embed_tokens.weight[0] == 0).all()
 
+    def test_the_initializer_range_is_the_std(self, config: HavocConfig) -> None:
+        """Of every matrix, whatever it is set to."""
+        for initializer_range in (0.005, 0.1):
+            model = HavocModel(config.replace(initializer_range=initializer_range))
+            values = torch.cat([parameter.flatten() for parameter in model.parameters() if parameter.ndim > 1])
+            assert values.std().item() == pytest.approx(initializer_range, rel=0.05)
+
     def test_no_biases(self, model: HavocModel) -> None:
         """No projection has a bias."""
         assert [name for name, _ in model.named_parameters() if name.endswith("bias")] == []

@@ -314,7 +314,7 @@ def test_full_disk_is_one_line_and_the_run_goes_on(recipe: Path, finished: Path,
     [
         ('[gate]\ntargets = ["nope"]', "unknown target 'nope'"),
         ('[data]\nsource = "/no/such"', "'/no/such': no such directory"),
-        ('[model]\nbase = "/no/such"', "/no/such: no such directory"),
+        ('[model]\nbase = "/no/such"', "/no/such: not a directory"),
     ],
     ids=["target", "data", "base"],
 )

@@ -16,6 +16,7 @@ import pytest
 
 from havoc_core.adapt.candidate import Candidate, Cost, SearchSettings
 from havoc_core.adapt.commands import base_basis, training_settings
+from havoc_core.adapt.objectives import method_for
 from havoc_core.adapt.search import search
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.adapt.training import train_expert
@@ -139,6 +140,34 @@ def test_no_row_is_never_logged(logged: dict[str, dict[int | None, float]]) -> N
     rows = {logged_metric(name) for name in logged}
     assert None not in rows
     assert [metric.name for metric in CATALOGUE if metric not in rows and not metric.rests] == []
+
+
+def test_every_name_of_the_seed_is_logged(logged: dict[str, dict[int | None, float]]) -> None:
+    """Of each expert, the search, the mixture and the outcome; device memory needs a card, see below."""
+    names = {f"svf/{domain}/{name}" for domain in DOMAINS for name in ("loss", "reward", "kl_div", "accuracy")}
+    names -= {f"svf/{domain}/reward" for domain in DOMAINS if method_for(load_task(domain), "auto") == "next-token"}
+    names |= {f"adas/best_{name}" for name in ("latency_ms", "accuracy", "memory_gb", "throughput_tps")}
+    names |= {"adas/generation", "adas/pareto_front_size"} | {f"mixture/{domain}" for domain in DOMAINS}
+    names |= {f"final/{name}" for name in ("latency_ms", "accuracy", "throughput_tps")}
+    assert sorted(names - set(logged)) == []
+
+
+def test_the_best_figures_are_those_of_the_candidates(logged: dict[str, dict[int | None, float]]) -> None:
+    """The landscape's int8 is the best in each cost, and is met in every generation but perhaps the first."""
+    last = {name: list(logged[f"adas/best_{name}"].values())[-1] for name in ("latency_ms", "memory_gb")}
+    assert last == {"latency_ms": pytest.approx(6.0), "memory_gb": pytest.approx(6e-4)}
+    assert list(logged["adas/best_throughput_tps"].values())[-1] == pytest.approx(100 / 0.6)
+    accuracy = list(logged["adas/best_accuracy"].values())
+    assert accuracy == sorted(accuracy)
+    assert 0.8 <= accuracy[-1] <= 0.9  # 90 of 100 rows are right where every weight is 1
+
+
+def test_final_figures_are_the_handoffs() -> None:
+    """Each figure under its name, device memory where a card was measured."""
+    metrics = {"latency_ms": 87.3, "accuracy": 0.87, "vram_gb": 1.8, "throughput_tps": 52.1}
+    documents = {name: json.loads((REPORT / f"{name}.json").read_text()) for name in ("scores", "record")}
+    values = results.final_values({"metrics": metrics}, **documents, exit_codes={}, is_disturbed=False)
+    assert {name: values[f"final/{name}"] for name in metrics} == metrics
 
 
 def test_each_matrix_has_its_figures(logged: dict[str, dict[int | None, float]]) -> None:

@@ -11,7 +11,8 @@ import pytest
 from pymoo.algorithms.moo.nsga2 import NSGA2
 
 from havoc_core import storage
-from havoc_core.adapt.candidate import COST_OBJECTIVES, Candidate, Cost, SearchSettings
+from havoc_core.adapt.candidate import COST_OBJECTIVES, Candidate, Cost, Evaluation, SearchSettings
+from havoc_core.adapt.front import objectives
 from havoc_core.adapt.search import search
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.model.structure import Structure
@@ -86,6 +87,23 @@ def test_structures_are_given_by_name(tmp_path: Path) -> None:
     assert structures == {Structure.named(name) for name in names}
     with pytest.raises(HavocError, match="unknown structure 'int5'"):
         dataclasses.replace(SETTINGS, weight_formats=("fp32", "int5"))
+
+
+def test_the_four_objectives_are_the_seeds() -> None:
+    """Less latency, less memory, more throughput and more right answers are each better; nothing else is asked."""
+    cost = {"prefill_ms": 10.0, "peak_bytes": 1e6, "decode_tok_per_s": 100.0, "kl_mean": 0.1}
+    candidate = Candidate((1.0,), Structure())
+
+    def asked(*, num_right: int = 5, **changes: float) -> list[float]:
+        answers = {"math": tuple(row < num_right for row in range(10))}
+        return objectives(Evaluation(candidate, answers, cost | changes), frozen=())
+
+    better = ({"prefill_ms": 9.0}, {"peak_bytes": 9e5}, {"decode_tok_per_s": 101.0}, {"num_right": 6})
+    for place, change in enumerate(better):
+        moved = [new - old for new, old in zip(asked(**change), asked(), strict=True)]  # type: ignore[arg-type]
+        assert [step < 0 for step in moved] == [place == other for other in range(4)]
+        assert sum(step != 0 for step in moved) == 1
+    assert asked(kl_mean=0.0) == asked()
 
 
 def test_objective_inside_its_noise_is_frozen_and_named(tmp_path: Path) -> None:

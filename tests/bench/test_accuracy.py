@@ -42,7 +42,7 @@ def test_rows_are_named_by_content(run: AccuracyRun) -> None:
 def test_a_journal_keeps_one_letter_a_row(run: AccuracyRun) -> None:
     """What a run's journal holds of an artifact's answers stays readable by every version."""
     document = run.to_json()
-    assert document.keys() == {"files", "manifest_sha256", "tasks", "right", "num_cut"}
+    assert document.keys() == {"files", "manifest_sha256", "tasks", "right", "num_cut", "alpha"}
     assert document["right"]["math"] == "000000"
     assert AccuracyRun.from_json(json.loads(json.dumps(document))) == run
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from havoc_core.bench.judge.record import Record, Workload, load_record
+from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.measure import measure, measure_cost
 from havoc_core.bench.profiles import PROFILES, profile_named
 from havoc_core.bench.subject import identify_subject
@@ -38,6 +39,12 @@ def test_record_holds_what_was_asked(tiny_record: Record) -> None:
         assert process.num_nonfinite_logits == 0
         assert process.num_distinct_outputs > len(process.prefill.duration_ns)
         assert process.busy_ns >= sum(process.prefill.duration_ns)
+
+
+def test_the_default_work_is_the_seeds() -> None:
+    """One prompt of 512 tokens; the bundled targets ask for the same."""
+    works = [Workload(), *(load_target(name).workload for name in ("gtx1660", "host"))]
+    assert {(work.batch_size, work.prompt_tokens, work.context_tokens) for work in works} == {(1, 512, 512)}
 
 
 def test_record_is_sealed_and_reads_back(tiny_record: Record, tmp_path: Path) -> None:

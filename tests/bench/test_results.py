@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from havoc_core.bench.report.search_files import ScoreFile
 from havoc_core.errors import HavocError
 
 ROOT = Path(__file__).parents[2]
+NANO = ROOT / "reports" / "2026-11-26-nano-host"
 
 
 def _row(name: str, kind: str, num_right: int) -> dict[str, object]:
@@ -51,6 +53,20 @@ def test_mixture_is_called_better_only_when_its_interval_is_above_0(low, said):
     """A paired interval that holds 0 proves nothing."""
     (sentence,) = mixture_against(_scores(60, low=low))
     assert said in sentence
+
+
+def test_the_bundled_bases_experts_are_proven_above_85_percent():
+    """Each on its own task, and the mixture on all of them: the lower end of the exact interval."""
+    rows = {row["name"]: row["accuracy"] for row in json.loads((NANO / "scores.json").read_text())["rows"]}
+    domains = ("math", "code", "reasoning", "vision")
+    assert all(rows[domain][domain]["low"] > 0.85 for domain in domains)
+    assert all(rows["mixture"][domain]["low"] > 0.85 for domain in domains)
+
+
+def test_the_bundled_bases_mixture_is_proven_above_each_expert():
+    """By the mean of the tasks, row by row."""
+    paired = {pair["against"]: pair for pair in json.loads((NANO / "scores.json").read_text())["paired"]}
+    assert all(paired[domain]["low"] > 0 for domain in ("math", "code", "reasoning", "vision"))
 
 
 def test_table_shows_counts_and_intervals():

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from havoc_core.adapt.expert import save_expert
+from havoc_core.adapt.tasks.evaluation import Scoring
 from havoc_core.bench.accuracy import AccuracyRun, run_accuracy
 from havoc_core.bench.subject import identify_subject
 from havoc_core.cli import main
@@ -202,7 +203,8 @@ def test_an_alpha_that_cannot_be_is_refused(
 
 def test_a_score_names_its_mixture(live: Path) -> None:
     """The mixture that answered goes along; one of another mixture is not joined to a record."""
-    runs = [run_accuracy(live, tasks=["math"], num_rows=2, alpha=alpha) for alpha in (None, {"math": 1})]
+    scoring = Scoring(tasks=("math",), num_rows=2)
+    runs = [run_accuracy(live, scoring, alpha=alpha) for alpha in (None, {"math": 1})]
     assert [found.alpha for found in runs] == [{"math": 0.0, "code": 0.0}, {"math": 1.0, "code": 0.0}]
     assert AccuracyRun.from_json(runs[1].to_json()) == runs[1]
 

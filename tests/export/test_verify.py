@@ -102,7 +102,7 @@ def test_experts_that_cannot_be_used_are_refused(
             (mixed, "--base", base_directory, "--experts", tmp_path / "empty"),
             "z_vectors_math.safetensors: no such file",
         ),
-        ((mixed, "--base", "/missing"), "/missing: no such directory"),
+        ((mixed, "--base", "/missing"), "/missing: not a directory"),
     ):
         capsys.readouterr()
         assert run("verify", *words, "--quiet") == 2

@@ -80,6 +80,16 @@ def test_rows_are_padded_after_their_end(model: HavocModel) -> None:
         assert (row[length:] == 0).all()
 
 
+def test_behind_the_prompt_one_token_is_read_at_a_time(model: HavocModel) -> None:
+    """The prompt is read once and whole; each step reads the newest token alone, however long the text is by then."""
+    seen: list[int] = []
+    hook = model.embed_tokens.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape[1]))
+    ids = torch.tensor([prompt_rows(3)[0]])
+    model.generate(ids, 5, eos_token_id=())
+    hook.remove()
+    assert seen == [ids.shape[1], 1, 1, 1, 1]
+
+
 def test_stops_when_every_row_has_ended(model: HavocModel) -> None:
     """The result is as wide as the longest row, not as the limit."""
     rows = [row for row in prompt_rows(40) if len(greedy_without_cache(model, row, 24)) < 10][:3]
