@@ -59,9 +59,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def add_run(parser: Parser) -> None:
-    """`havoc run [RECIPE] [--out DIR]`."""
+    """`havoc run [RECIPE] [--handoff FILE] [--out DIR]`."""
     recipe_help = "TOML file, or a bundled one: paper, phase7 (default: the bundled nano model)"
     parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help=recipe_help)
+    handoff_help = "adapt the model that phase 6 hands over in this JSON file, and carry its metrics on"
+    parser.add_argument("--handoff", type=Path, metavar="FILE", help=handoff_help)
     out = Path("havoc-run")
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"where to write (default: {out})")
     _add_track(parser)

@@ -72,7 +72,7 @@ VERBS = (
         "the whole story: experts, search, artifact, measurement, verdict, report",
         "pipeline",
         arguments.add_run,
-        ("havoc run --out demo", "havoc run recipe.toml --out run1"),
+        ("havoc run --out demo", "havoc run recipe.toml --out run1", "havoc run --handoff phase6.json --out run1"),
     ),
     Verb(
         "plan",

@@ -9,7 +9,7 @@ stopped goes on where it was: the same command finds what is finished and does t
     artifact/                           what is deployed
     gate.jsonl scores.json record.json  answers and accuracy on the gate split; the measurement
     report.html report.md ...           the same for people
-    handoff.json                        for the next phase of a larger pipeline
+    phase6.json handoff.json            from the phase before, where it handed a model over; for the next phase
     metrics.jsonl                       every metric of it all, step by step; trackers are told what it holds
 """
 
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from .adapt.tasks.task import Task
     from .bench.judge.gate import Judgement
     from .bench.judge.targets import Target
+    from .bench.report.phase6 import HandedOver
     from .jobs import Place
     from .model.checkpoint import Base
     from .progress import Progress
@@ -49,12 +50,15 @@ if TYPE_CHECKING:
 
 def handle_run(args: argparse.Namespace) -> int:
     """Run the pipeline, show its tables, and exit with the verdict for the first target."""
+    from .bench.report.phase6 import read_handed_over
     from .summary import show_run
 
     recipe = with_trackers(load_recipe(args.recipe), args.track)
+    handed = None if args.handoff is None else read_handed_over(args.handoff)
     progress = make_progress(quiet=args.quiet)
-    command = shlex.join(["havoc", "run", *([str(args.recipe)] if args.recipe else []), "--out", str(args.out)])
-    judgements = run(recipe, args.out, command=command, num_threads=args.threads, progress=progress)
+    words = [*([str(args.recipe)] if args.recipe else []), *(["--handoff", str(args.handoff)] if handed else [])]
+    command = shlex.join(["havoc", "run", *words, "--out", str(args.out)])
+    judgements = run(recipe, args.out, handed=handed, command=command, num_threads=args.threads, progress=progress)
     show_run(args.out, judgements, as_json=args.json)
     return judgements[0][1].exit_code
 
@@ -103,18 +107,27 @@ def handle_search(args: argparse.Namespace) -> int:
 
 
 def run(
-    recipe: Recipe, out: Path, *, command: str = "havoc run", num_threads: int | None = None, progress: Progress
+    recipe: Recipe,
+    out: Path,
+    *,
+    handed: HandedOver | None = None,
+    command: str = "havoc run",
+    num_threads: int | None = None,
+    progress: Progress,
 ) -> list[tuple[str, Judgement]]:
     """Carry `recipe` out in the folder `out`; return each target's name and judgement.
 
-    `num_threads` is what each job computes with, None: what its size is worth.
+    `num_threads` is what each job computes with, None: what its size is worth; `handed` is what phase 6 handed over,
+    whose model is then the base.
     """
+    from .bench.report import phase6
     from .bench.report.folder import write_report
     from .export.runtime.dialects import DIALECTS
     from .jobs import Place
     from .measuring import bind
     from .model.checkpoint import load_base
 
+    recipe = recipe if handed is None else with_base(recipe, handed)
     require_inputs(recipe)
     if not (out / "record.json").exists():
         bind(recipe)
@@ -126,6 +139,8 @@ def run(
     limit_threads(threads_for(base.model.num_parameters(), num_threads=num_threads))
     with storage.only_writer(out):
         claim_folder(recipe, out)
+        if handed is not None:
+            phase6.keep(handed, out)
         with open_tracking(recipe, out, job="run") as tracking:
             place = Place(recipe, out, out / "experts", num_threads)
             forget_undone(place, tracking)
@@ -137,10 +152,21 @@ def run(
             storage.write_json(out / "front.json", linked(result.to_json(), artifact))
             measure_artifact(place, base, experts, result, artifact, progress)
             _, judgements = write_report(out, targets=recipe.gate.targets, command=command, artifact=artifact)
-            write_handoff(place, experts, result, artifact, judgements[0])
+            write_handoff(place, experts, result, artifact, judgements)
             by_target = {judgement.target: judgement for judgement in judgements}
             log_final(tracking, out, result, by_target, artifact=artifact)
     return list(zip(recipe.gate.targets, judgements, strict=True))
+
+
+def with_base(recipe: Recipe, handed: HandedOver) -> Recipe:
+    """Return the recipe with the model that phase 6 hands over as its base; one that names another is refused."""
+    named = recipe.model.base if "base" in recipe.model.model_fields_set else None
+    if named is not None and Path(named).resolve() != handed.model:
+        raise HavocError(
+            f"the recipe adapts {named!r}, but {handed.path} hands over {str(handed.model)!r}: leave model.base out of "
+            "the recipe, or correct one of them"
+        )
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": str(handed.model)})})
 
 
 def require_inputs(recipe: Recipe) -> None:
@@ -444,23 +470,25 @@ def require_measured(artifact: Path, path: Path) -> None:
 
 
 def write_handoff(
-    place: Place, experts: Sequence[Expert], result: SearchResult, artifact: Path, judgement: Judgement
+    place: Place, experts: Sequence[Expert], result: SearchResult, artifact: Path, judgements: Sequence[Judgement]
 ) -> None:
     """Write `handoff.json`, the form seed 003 hands to the next phase."""
     from .adapt.expert import expert_path
     from .bench.judge.record import load_record
     from .bench.report.handoff import build_handoff
+    from .bench.report.phase6 import read_kept
 
     out = place.out
     mixture = json.loads((artifact / "mixture.json").read_text())
     handoff = build_handoff(
         load_record(out / "record.json"),
-        judgement,
+        judgements,
         scores=storage.read_json(out / "scores.json"),
         is_converged=result.convergence.is_converged,
         max_kl=place.recipe.experts.max_kl,
         experts={expert.domain: str(expert_path(Path("experts"), expert.domain)) for expert in experts},
         best_mixture=[expert["alpha"] for expert in mixture["experts"]],
         adapted_model=artifact.name,
+        handed=read_kept(out),
     )
     storage.write_json(out / "handoff.json", handoff)
