@@ -311,11 +311,22 @@ def add_duel(parser: Parser) -> None:
 
 def add_report(parser: Parser) -> None:
     """`havoc report DIR`."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="folder that holds record.json")
+    parser.add_argument(
+        "directory", type=Path, metavar="DIR", help="folder that holds record.json, or a search that is running"
+    )
     target_help = "judge against it, repeat for several (default: host)"
     parser.add_argument("--target", action="append", metavar="NAME", help=target_help)
     parser.add_argument("--artifact", type=Path, metavar="DIR", help="check that the record is of this artifact")
     parser.add_argument("--verified", type=Path, metavar="FILE", help="what `havoc verify --out FILE` found of it")
+    _add_output(parser, quiet=False)
+
+
+def add_watch(parser: Parser) -> None:
+    """`havoc watch DIR`."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the --out of a run or a search")
+    parser.add_argument("--once", action="store_true", help="say where it is and end, whether it is finished or not")
+    every_help = "look again after so many seconds (default: 2)"
+    parser.add_argument("--every", type=_positive, default=2, metavar="SECONDS", help=every_help)
     _add_output(parser, quiet=False)
 
 

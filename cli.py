@@ -110,6 +110,13 @@ VERBS = (
         ("havoc search nano --experts experts --target host --out search",),
     ),
     Verb(
+        "watch",
+        "where a run or a search is, from another terminal",
+        "watching",
+        arguments.add_watch,
+        ("havoc watch demo", "havoc watch search --once --json"),
+    ),
+    Verb(
         "export",
         "fold the experts into the base and write what is deployed",
         "export.commands",

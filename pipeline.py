@@ -21,11 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import run_stages as stages
 from . import storage
 from .config import Recipe, load_recipe, recipe_toml
 from .cores import limit_threads, threads_for
 from .errors import HavocError, IdentityError, NothingLearnedError
 from .progress import make_progress
+from .run_stages import StagedProgress
 from .track.metrics_file import record_nothing
 from .track.tracker import require_trackers
 from .tracking import log_final, log_search, open_tracking, with_trackers, without_trackers
@@ -144,10 +146,13 @@ def run(
         with open_tracking(recipe, out, job="run") as tracking:
             place = Place(recipe, out, out / "experts", num_threads)
             forget_undone(place, tracking)
+            progress = StagedProgress(progress, recipe, out)
             basis, experts = train_experts(place, base, progress, follow=tracking.follow)
             require_change(experts, progress)
+            progress.enter(stages.SEARCH)
             result = search_mixture(place, base, experts, progress, record=tracking.log)
             log_search(tracking, result, [expert.domain for expert in experts])
+            progress.enter(stages.ARTIFACT)
             artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
             storage.write_json(out / "front.json", linked(result.to_json(), artifact))
             measure_artifact(place, base, experts, result, artifact, progress)
@@ -424,7 +429,7 @@ _WAIT_S = 30.0
 
 
 def measure_artifact(
-    place: Place, base: Base, experts: Sequence[Expert], result: SearchResult, artifact: Path, progress: Progress
+    place: Place, base: Base, experts: Sequence[Expert], result: SearchResult, artifact: Path, progress: StagedProgress
 ) -> None:
     """Do the first target's work with the artifact, in fresh processes, and open the gate split once.
 
@@ -441,11 +446,14 @@ def measure_artifact(
         require_measured(artifact, out / "record.json")
         return
     journal = GateJournal(place, base, experts)
+    progress.enter(stages.GATE_ARTIFACT)
     scored = score_artifact(place, base, artifact, journal, progress)
     alpha = result.chosen.candidate.alpha
+    progress.enter(stages.GATE_OTHERS)
     scores = score_rows(place, base, experts, alpha=alpha, mixture=scored.right, journal=journal, progress=progress)
     storage.write_json(out / "scores.json", linked(scores, artifact))
     bound = bind(recipe)
+    progress.enter(stages.MEASUREMENT)
     record = measure(
         artifact,
         profile=recipe.bench.profile,

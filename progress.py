@@ -238,14 +238,14 @@ def _new_bars(stream: TextIO) -> Bars:
 
 
 def figure_table(figures: Mapping[str, str]) -> Table:
-    """Return named figures as a table of one row, for a terminal."""
+    """Return named figures as a table for a terminal, one a row, so that it fits any width."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(box=None, padding=(0, 2), header_style="dim")
-    for name in figures:
-        table.add_column(escape(name))
-    table.add_row(*map(escape, figures.values()))
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    table.add_column(style="dim")
+    for name, value in figures.items():
+        table.add_row(escape(name), escape(value))
     return table
 
 

@@ -228,7 +228,7 @@ class _Teller:
 
     def advance(self, course: _Course, *, num_rescored: int = 0) -> None:
         """Count one evaluation more, and tell."""
-        self._stage.advance(note="finalists on fresh rows" if num_rescored else "")
+        self._stage.advance(note="finalists on fresh rows" if num_rescored else "candidates")
         num_costs = NUM_COST_REPEATS * len(self._settings.weight_formats)
         start_s = time.monotonic()
         if self._standing is None or start_s >= self._due_s:

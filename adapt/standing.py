@@ -58,7 +58,8 @@ class Standing:
         """Return what a person watches, by name, in words; a dash for what is not known."""
         best = "-"
         if self.best_accuracy is not None:
-            best = f"{self.best_accuracy:.1%}" + ("" if self.is_best_feasible else " (none is within the limits)")
+            accuracy = f"{self.best_accuracy:.1%}"
+            best = accuracy if self.is_best_feasible else f"none (best of all {accuracy})"
         return {
             "generation": "-" if self.generation is None else f"{self.generation + 1} of {self.num_generations}",
             "front": f"{self.front_size}" if self.num_evaluated else "-",
@@ -159,11 +160,13 @@ def read_so_far(path: Path) -> JournalSoFar:
     entries = storage.read_journal(path)
     settings = _settings_in(entries, path)
     known = known_entries(entries, path, objectives=COST_OBJECTIVES, domains=settings.domains).values()
-    by_structure = _costs_in(known)
-    whole = [pair for pair in by_structure.values() if len(pair) == NUM_COST_REPEATS]
-    pairs = [[cost for cost in pair if isinstance(cost, Cost)] for pair in whole]
-    pairs = [pair for pair in pairs if len(pair) == NUM_COST_REPEATS]
-    evaluations, origins, num_rescored = _evaluations_in(known, by_structure, settings)
+    try:
+        by_structure = _costs_in(known)
+        evaluations, origins, num_rescored = _evaluations_in(known, by_structure, settings)
+    except (KeyError, TypeError, ValueError) as error:
+        raise HavocError(f"{path}: holds a line that no search of this version writes ({error!r})") from error
+    measured = [[cost for cost in pair if isinstance(cost, Cost)] for pair in by_structure.values()]
+    pairs = [pair for pair in measured if len(pair) == NUM_COST_REPEATS]
     return JournalSoFar(
         settings,
         judged_costs(pairs, settings) if pairs else None,
