@@ -140,7 +140,7 @@ def add_search(parser: Parser) -> None:
 
 
 def add_export(parser: Parser) -> None:
-    """`havoc export BASE [--experts DIR --alpha ...] [--weights int4 --activations fp32] [--to onnx|hf] --out DIR`."""
+    """`havoc export BASE [--experts DIR --alpha ...] [--weights int4] [--to onnx|hf|pt] --out DIR`."""
     _add_base(parser)
     parser.add_argument("--experts", type=Path, metavar="DIR", help="folder of z_vectors_*.safetensors")
     alpha_help = f"one weight per expert, in the order {', '.join(DOMAINS)}, then by name"
@@ -153,9 +153,8 @@ def add_export(parser: Parser) -> None:
     )
     _add_blocks(parser)
     _add_graph(parser)
-    parser.add_argument(
-        "--to", choices=("onnx", "hf"), default="onnx", help="an artifact, or a Hugging Face directory (default: onnx)"
-    )
+    to_help = "an artifact, a Hugging Face directory, or .pt files of experts and folded model (default: onnx)"
+    parser.add_argument("--to", choices=("onnx", "hf", "pt"), default="onnx", help=to_help)
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this private key (PEM, elliptic curve)")
     parser.add_argument("--replace", action="store_true", help="replace an artifact made from something else")
     _add_out(parser)

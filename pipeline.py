@@ -6,7 +6,7 @@ stopped goes on where it was: the same command finds what is finished and does t
     recipe.toml                         what this folder is the result of
     basis.safetensors experts/          singular-value basis, one z vector file an expert
     search/journal.jsonl front.json     every evaluation; the front and the choice
-    artifact/                           what is deployed
+    artifact/ pt/                       what is deployed; experts and folded model as .pt, where they are asked for
     gate.jsonl scores.json record.json  answers and accuracy on the gate split; the measurement
     report.html report.md ...           the same for people
     phase6.json handoff.json            from the phase before, where it handed a model over; for the next phase
@@ -154,6 +154,7 @@ def run(
             log_search(tracking, result, [expert.domain for expert in experts])
             progress.enter(stages.ARTIFACT)
             artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
+            write_torch_files(place, base, basis, experts, result, progress)
             storage.write_json(out / "front.json", linked(result.to_json(), artifact))
             measure_artifact(place, base, experts, result, artifact, progress)
             _, judgements = write_report(out, targets=recipe.gate.targets, command=command, artifact=artifact)
@@ -405,6 +406,25 @@ def export_mixture(
     )
 
 
+def write_torch_files(
+    place: Place, base: Base, basis: Basis, experts: Sequence[Expert], result: SearchResult, progress: Progress
+) -> None:
+    """Write experts and folded model as `.pt` where the recipe asks for it and they are not there already."""
+    from .export.torch_files import export_torch
+
+    folder, recipe = place.out / "pt", place.recipe
+    if recipe.export.pt and not folder.exists():  # a folder appears whole, and a run's choice does not change
+        export_torch(
+            base,
+            folder,
+            experts=experts,
+            alpha=result.chosen.candidate.alpha,
+            rule=recipe.search.rule,
+            basis=basis,
+            progress=progress,
+        )
+
+
 def require_mixture(artifact: Path, base: Base, experts: Sequence[Expert], alpha: Sequence[float]) -> None:
     """Refuse an artifact that is there already and was made from anything else than what the search chose."""
     from .export.runtime.artifact import read_manifest
@@ -485,8 +505,16 @@ def write_handoff(
     from .bench.judge.record import load_record
     from .bench.report.handoff import build_handoff
     from .bench.report.phase6 import read_kept
+    from .export.torch_files import MODEL, expert_file
 
     out = place.out
+    files, model = (
+        {expert.domain: str(expert_path(Path("experts"), expert.domain)) for expert in experts},
+        artifact.name,
+    )
+    if place.recipe.export.pt:
+        files = {expert.domain: str(Path("pt") / expert_file(expert.domain)) for expert in experts}
+        model = str(Path("pt") / MODEL)
     mixture = json.loads((artifact / "mixture.json").read_text())
     handoff = build_handoff(
         load_record(out / "record.json"),
@@ -494,9 +522,10 @@ def write_handoff(
         scores=storage.read_json(out / "scores.json"),
         is_converged=result.convergence.is_converged,
         max_kl=place.recipe.experts.max_kl,
-        experts={expert.domain: str(expert_path(Path("experts"), expert.domain)) for expert in experts},
+        experts=files,
         best_mixture=[expert["alpha"] for expert in mixture["experts"]],
-        adapted_model=artifact.name,
+        adapted_model=model,
+        artifact=artifact.name,
         handed=read_kept(out),
     )
     storage.write_json(out / "handoff.json", handoff)

@@ -38,14 +38,14 @@ _UNCUT = "warning     --rank changed nothing: two factors of that rank are large
 
 
 def handle_export(args: argparse.Namespace) -> int:
-    """Fold and write an artifact, or with `--to hf` a Hugging Face directory."""
+    """Fold and write an artifact, with `--to hf` a Hugging Face directory, with `--to pt` files of torch."""
     from .source import open_source
 
     signer = _signer(args.sign)
     structure = _structure(args)
     source = open_source(args.base)
     options = _graph_options(args, source.config.attention.head_dim)
-    if source.directory is not None and source.tokenizer is None:
+    if args.to != "pt" and source.directory is not None and source.tokenizer is None:
         from ..model.base_tokenizer import missing_tokenizer
 
         print(f"note: {printable(missing_tokenizer(source.directory))}; nor will the artifact", file=sys.stderr)
@@ -67,6 +67,21 @@ def handle_export(args: argparse.Namespace) -> int:
             progress=progress,
         )
         _print(args.json, {"directory": str(out), "format": "hf"}, [f"Hugging Face directory: {out}"])
+        return 0
+    if args.to == "pt":
+        from .torch_files import MODEL, expert_file, export_torch
+
+        out = export_torch(
+            source,
+            args.out,
+            experts=experts,
+            alpha=alpha,
+            rule=args.rule,
+            weight_format=args.weights,
+            progress=progress,
+        )
+        names = [MODEL, *(expert_file(expert.domain) for expert in experts)]
+        _print(args.json, {"directory": str(out), "format": "pt", "files": names}, [str(out / name) for name in names])
         return 0
     from .package import export_artifact
 
@@ -122,10 +137,14 @@ def _structure(args: argparse.Namespace) -> Structure:
         args.compute,
         args.bits,
     )
-    if args.to == "hf" and args.calibration is not None:
-        raise HavocError(f"--calibration {args.calibration}: --to hf stores weights as they are; leave the option out")
-    if args.to == "hf" and structure not in (Structure(), Structure("fp16")):
-        raise HavocError(f"--to hf stores whole fp32 or fp16 weights, not {structure.description}")
+    if args.to != "onnx" and args.calibration is not None:
+        raise HavocError(
+            f"--calibration {args.calibration}: --to {args.to} stores weights as they are; leave the option out"
+        )
+    if args.to != "onnx" and structure not in (Structure(), Structure("fp16")):
+        raise HavocError(f"--to {args.to} stores whole fp32 or fp16 weights, not {structure.description}")
+    if args.to == "pt" and args.sign is not None:
+        raise HavocError("--to pt writes no manifest that could be signed: leave --sign out, or choose --to hf")
     return structure
 
 
@@ -138,8 +157,10 @@ def _graph_options(args: argparse.Namespace, head_dim: int) -> GraphOptions:
         cache=args.cache,
     )
     options = GraphOptions(dialect=dialect, cache=args.cache, logits=args.logits, cache_len=args.cache_len)
-    if args.to == "hf" and options != DEFAULT_OPTIONS:
-        raise HavocError("--to hf writes weights and no graph: --dialect, --cache and --logits have nothing to change")
+    if args.to != "onnx" and options != DEFAULT_OPTIONS:
+        raise HavocError(
+            f"--to {args.to} writes weights and no graph: --dialect, --cache and --logits have nothing to change"
+        )
     return options
 
 

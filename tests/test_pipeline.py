@@ -110,6 +110,7 @@ def test_run_leaves_everything_and_no_scraps(finished: Path) -> None:
         "evidence",
         "criteria",
         "targets",
+        "artifact",
         "phase6",
     }
     assert {name: one["exit_code"] for name, one in handoff["targets"].items()}["gtx1660"] == 5
@@ -340,12 +341,16 @@ def _handed(folder: Path, model: object) -> Path:
 
 
 def test_phase_6_hands_a_model_over(tmp_path: Path, finished: Path, recipe: Path) -> None:
-    """Its model is the base, its shares are in handoff.json; then neither file nor flag is needed to go on."""
+    """Its model is the base, its shares are in handoff.json beside the .pt files that the recipe asks for.
+
+    Then neither file nor flag is needed to go on.
+    """
     out, handed = tmp_path / "out", _handed(tmp_path, "baked")
     shutil.copytree(BUNDLED_NANO, tmp_path / "baked")
     shutil.copytree(finished, out)
     saved = (out / "recipe.toml").read_text()
-    (out / "recipe.toml").write_text(saved.replace('base = "nano"', f'base = "{tmp_path / "baked"}"'))
+    saved = saved.replace('base = "nano"', f'base = "{tmp_path / "baked"}"').replace("pt = false", "pt = true")
+    (out / "recipe.toml").write_text(saved)
     (out / "gate.jsonl").unlink()  # it names the base by its path
     command = ("run", out / "recipe.toml", "--out", out, "--quiet")
     given = havoc(*command, "--handoff", handed)
@@ -353,6 +358,10 @@ def test_phase_6_hands_a_model_over(tmp_path: Path, finished: Path, recipe: Path
     first = json.loads((out / "handoff.json").read_text())
     assert first["phase6"]["metrics"] == {"tool_success_rate": 0.94, "persona_consistency": 0.89}
     assert (out / "phase6.json").read_bytes() == handed.read_bytes()
+    assert first["adapted_model"] == "pt/svf_adapted_model.pt"  # on request, as phase 8 reads it
+    assert first["experts"] == {name: f"pt/z_vectors_{name}.pt" for name in ("code", "vision")}
+    assert all((out / name).is_file() for name in (first["adapted_model"], *first["experts"].values()))
+    assert (out / first["artifact"] / "manifest.json").is_file()
     handed.unlink()
     assert havoc(*command).returncode == given.returncode
     assert json.loads((out / "handoff.json").read_text()) == first

@@ -2,7 +2,7 @@
 
     {"success", "experts", "best_mixture", "adapted_model",
      "metrics": {"latency_ms", "accuracy", "vram_gb", "throughput_tps"}, "verdict", "evidence", "criteria", "targets",
-     "phase6"}
+     "artifact", "phase6"}
 
 `verdict` and `evidence` are of the first target, `targets` has those of each; `phase6` is what phase 6 handed over,
 where it did, and HAVOC measured none of it. A value that was not measured is null.
@@ -39,13 +39,14 @@ def build_handoff(
     experts: Mapping[str, str],
     best_mixture: Sequence[float],
     adapted_model: str,
+    artifact: str,
     handed: HandedOver | None = None,
 ) -> dict[str, Any]:
     """Return the handoff document; the first of `judgements` decides.
 
-    `experts` maps domains to file names, `adapted_model` names the released model; `scores` is the content of
-    `scores.json`, `max_kl` the limit of KL(adapted || base) in nats a predicted token;
-    `handed` is what the phase before handed over, None: nothing.
+    `experts` maps domains to file names, `adapted_model` names the released model, `artifact` the one that was
+    measured; `scores` is the content of `scores.json`, `max_kl` the limit of KL(adapted || base) in nats a predicted
+    token; `handed` is what the phase before handed over, None: nothing.
     """
     judgement = judgements[0]
     criteria = {
@@ -74,6 +75,7 @@ def build_handoff(
         "evidence": judgement.evidence,
         "criteria": criteria,
         "targets": {one.target: {name: getattr(one, name) for name in _TARGET_FIELDS} for one in judgements},
+        "artifact": artifact,
         "phase6": None if handed is None else handed.to_json(),
     }
 

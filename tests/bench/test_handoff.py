@@ -55,7 +55,8 @@ def handoff(
         max_kl=max_kl,
         experts=EXPERTS,
         best_mixture=(1.2, 0.8, 1.5, 0.9),
-        adapted_model="artifact",
+        adapted_model="model.pt",
+        artifact="artifact",
         handed=handed,
     )
 
@@ -64,7 +65,7 @@ def test_the_seeds_keys() -> None:
     """The keys of "Output to Phase 8", and verdict and evidence beside them; it is plain JSON."""
     found = json.loads(json.dumps(handoff("cuda", "gtx1660"), allow_nan=False))
     keys = ["success", "experts", "best_mixture", "adapted_model", "metrics", "verdict", "evidence", "criteria"]
-    assert list(found) == [*keys, "targets", "phase6"]
+    assert list(found) == [*keys, "targets", "artifact", "phase6"]
     assert found["phase6"] is None  # nothing was handed over, so nothing is carried
     assert list(found["metrics"]) == ["latency_ms", "accuracy", "vram_gb", "throughput_tps"]
     assert found["experts"] == EXPERTS
@@ -219,6 +220,7 @@ def test_the_search_split_is_no_accuracy() -> None:
         max_kl=1.0,
         experts={},
         best_mixture=(),
-        adapted_model="artifact",
+        adapted_model="model.pt",
+        artifact="artifact",
     )
     assert found["metrics"]["accuracy"] is None
