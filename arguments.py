@@ -80,11 +80,26 @@ def add_plan(parser: Parser) -> None:
 
 def add_pretrain(parser: Parser) -> None:
     """`havoc pretrain PRESET --out DIR`."""
-    parser.add_argument(
-        "preset", metavar="PRESET", help="the shape to train: nano, the one that reads the corpus's pictures"
+    preset_help = (
+        "the shape to train: nano; the corpus is the built-in one, with pictures, and of the presets "
+        f"({PRESETS}) only nano reads them. Texts of your own: train their tokenizer (`havoc tokenizer train`), "
+        "or adapt a base that knows them (`havoc train`)"
     )
+    parser.add_argument("preset", metavar="PRESET", help=preset_help)
+    tokenizer_help = "folder of a tokenizer.json to use, as `havoc tokenizer train` writes it (default: a new one)"
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=tokenizer_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the preset's recipe)")
     _add_seed(parser)
+    _add_out(parser)
+    _add_output(parser)
+
+
+def add_tokenizer(parser: Parser) -> None:
+    """`havoc tokenizer train FILE... [--vocab-size N] --out DIR`."""
+    parser.add_argument("action", choices=("train",), help="learn a byte-level BPE; equal texts give equal files")
+    parser.add_argument("texts", nargs="+", type=Path, metavar="FILE", help="a text file, UTF-8; their order counts")
+    size_help = "ids at most, 4 special tokens and 256 bytes among them (default: 512, what nano has)"
+    parser.add_argument("--vocab-size", type=_positive, default=512, metavar="N", help=size_help)
     _add_out(parser)
     _add_output(parser)
 

@@ -89,6 +89,13 @@ VERBS = (
         ("havoc pretrain nano --out base",),
     ),
     Verb(
+        "tokenizer",
+        "train a tokenizer on text files",
+        "adapt.commands",
+        arguments.add_tokenizer,
+        ("havoc tokenizer train a.txt b.txt --vocab-size 512 --out tokenizer",),
+    ),
+    Verb(
         "import",
         "check a Hugging Face directory and say what it is",
         "export.commands",
