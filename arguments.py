@@ -351,6 +351,8 @@ def add_generate(parser: Parser) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture for a vision model: PNG, JPEG, TIFF")
     parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
+    context_help = "let prompt and answer take so many tokens though the base was made for fewer: RoPE is extrapolated"
+    parser.add_argument("--context", type=_positive, metavar="N", help=context_help)
     parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0 is greedy (default)")
     _add_seed(parser)
     _add_output(parser, quiet=False)

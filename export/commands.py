@@ -34,6 +34,10 @@ _EXACT = (
     "note: products compute in fp32, because rounding activations to int8 would cost more than the default targets "
     "allow a format; --compute int8 keeps the faster ones"
 )
+_BEYOND = (
+    "warning: --context goes beyond what the base was made for; behind that its positions are extrapolated (RoPE), and "
+    "what it writes there gets worse"
+)
 _UNCUT = "warning     --rank changed nothing: two factors of that rank are larger than every matrix they would replace"
 
 
@@ -362,6 +366,11 @@ def handle_generate(args: argparse.Namespace) -> int:
     if (Path(args.model) / MANIFEST).exists():
         from .runtime.foreign import foreign_completions
 
+        if args.context is not None:
+            raise HavocError(
+                f"--context {args.context}: the graph of an artifact ends where its own context ends; give the base "
+                "that it was made from"
+            )
         runtime, directory = "onnxruntime", Path(args.model)
         num_bytes = sum(file.num_bytes for file in read_manifest(directory).files.values())
         _require_fit(args.image, prompt.image_png, read_config(directory), args.max_new_tokens)
@@ -370,7 +379,9 @@ def handle_generate(args: argparse.Namespace) -> int:
         from ..model.checkpoint import load_base
         from ..model.generation import generate_text
 
-        runtime, base = "torch", load_base(args.model, is_chat=args.is_chat)
+        runtime, base = "torch", load_base(args.model, is_chat=args.is_chat, context=args.context)
+        if args.context is not None:
+            print(_BEYOND, file=sys.stderr)
         _require_fit(args.image, prompt.image_png, base.config, args.max_new_tokens)
         (completion,) = generate_text(base.model, base.tokenizer, [prompt], **settings)
     _print(args.json, {"prompt": text, "completion": completion, "runtime": runtime}, [completion])
