@@ -6,6 +6,7 @@ the recipe, and which results are there.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -20,6 +21,7 @@ from .bench.judge.figures import show
 from .config import load_recipe
 from .errors import HavocError, printable
 from .progress import duration, figure_table
+from .storage import read_journal
 
 if TYPE_CHECKING:
     import argparse
@@ -110,9 +112,9 @@ def watch(folder: Path) -> Watched:
         raise HavocError(f"{folder}: no such folder; give the --out of a `havoc run` or a `havoc search`")
     if not journal.exists() and not recipe_path.exists():
         raise HavocError(f"{folder}: no run and no search has begun in it; give the --out of one")
-    so_far = read_so_far(journal) if journal.exists() else None
-    standing = None if so_far is None else so_far.standing
-    quiet_s = max(0.0, time.time() - max(path.stat().st_mtime for path in _signs_of_life(folder)))
+    has_begun = journal.exists() and bool(read_journal(journal))  # its very first line may be half-written
+    standing = read_so_far(journal).standing if has_begun else None
+    quiet_s = max(0.0, time.time() - _last_change_s(folder))
     if not recipe_path.exists():
         is_finished = (folder / "front.json").exists()
         return Watched(folder, False, is_finished, None, standing, None, quiet_s)
@@ -124,10 +126,14 @@ def watch(folder: Path) -> Watched:
     return Watched(folder, True, stage is None, stage, standing, in_all_s, quiet_s)
 
 
-def _signs_of_life(folder: Path) -> list[Path]:
-    """Files that a run changes while it works, the folder itself at least."""
-    patterns = ("*.json*", "*.toml", "search/*", "experts/*", "artifact/manifest.json")
-    return [folder, *(path for pattern in patterns for path in folder.glob(pattern) if path.is_file())]
+def _last_change_s(folder: Path) -> float:
+    """When a run last changed one of its files, in seconds of the clock; some come and go while they are looked at."""
+    changes_s = [folder.stat().st_mtime]
+    for pattern in ("*.json*", "*.toml", "search/*", "experts/*", "artifact/manifest.json"):
+        for path in folder.glob(pattern):
+            with contextlib.suppress(FileNotFoundError):
+                changes_s.append(path.stat().st_mtime)
+    return max(changes_s)
 
 
 def _text(watched: Watched) -> str:
@@ -176,7 +182,10 @@ def _drawn(watched: Watched) -> RenderableType:
 
 def search_report(folder: Path, *, as_json: bool) -> str:
     """Return what the journal of a search says so far, as Markdown or one JSON document; nothing is written."""
-    watched, so_far = watch(folder), read_so_far(folder.joinpath(*_JOURNAL))
+    watched = watch(folder)
+    if watched.standing is None:
+        raise HavocError(f"{folder}: its search has written nothing yet; ask again in a moment")
+    so_far = read_so_far(folder.joinpath(*_JOURNAL))
     front = _front(so_far)
     if as_json:
         return json.dumps({**watched.to_json(), "front": [_plain(one) for one in front]})

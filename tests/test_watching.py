@@ -9,6 +9,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
@@ -135,6 +136,41 @@ def test_report_of_a_running_search(running: Path, capsys: pytest.CaptureFixture
     assert contents(running) == before
     assert main(["report", str(running), "--target", "host"]) == 2
     assert "have nothing to judge" in capsys.readouterr().err
+
+
+def test_a_search_that_has_just_begun(running: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Its opening line half-written: no figures yet, and no error of whoever watches; a report says to ask again."""
+    path = running / "search" / "journal.jsonl"
+    path.write_bytes(path.read_bytes()[:100])
+    assert main(["watch", str(running), "--once"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert main(["report", str(running)]) == 2
+    assert "has written nothing yet" in capsys.readouterr().err
+
+
+def test_a_journal_is_watched_while_it_is_written(whole: Path, tmp_path: Path) -> None:
+    """A writer appends in pieces as small as they come; a reader beside it never fails and never goes back."""
+    out = tmp_path / "out"
+    (out / "search").mkdir(parents=True)
+    data = (whole / "search" / "journal.jsonl").read_bytes()
+    path = out / "search" / "journal.jsonl"
+    path.write_bytes(b"")
+
+    def write() -> None:
+        with path.open("ab", buffering=0) as file:
+            for start in range(0, len(data), 97):
+                file.write(data[start : start + 97])
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    seen = []
+    while writer.is_alive():
+        standing = watching.watch(out).standing
+        seen.append(0 if standing is None else standing.num_evaluated)
+    writer.join()
+    standing = watching.watch(out).standing
+    assert standing is not None
+    assert [*seen, standing.num_evaluated] == sorted([*seen, 12])
 
 
 def test_stages_of_a_run(tmp_path: Path) -> None:
