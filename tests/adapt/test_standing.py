@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 import runpy
 import time
 from pathlib import Path
@@ -11,11 +12,14 @@ from types import SimpleNamespace
 
 import pytest
 
+from havoc_core.adapt.candidate import COST_OBJECTIVES, Candidate, Evaluation
+from havoc_core.adapt.front import front_of, objectives
 from havoc_core.adapt.ledger import Ledger
 from havoc_core.adapt.pace import Pace, Pacer, read_pace
 from havoc_core.adapt.search import search
 from havoc_core.adapt.standing import read_so_far
 from havoc_core.errors import HavocError
+from havoc_core.model.structure import Structure
 from havoc_core.progress import LineProgress
 from havoc_core.storage import Journal, canonical_json, read_journal
 
@@ -166,3 +170,26 @@ def test_the_search_tells_its_standing(tmp_path: Path) -> None:
     line = next(line for line in stream.getvalue().splitlines() if "generation 3 of 4" in line)
     for words in ("candidates, ", "front ", "hypervolume ", "best feasible ", "evaluations a minute "):
         assert words in line
+
+
+def test_the_front_is_what_nothing_dominates() -> None:
+    """By its definition, in the order of evaluation, equal points side by side."""
+    draw = random.Random(1)
+    costs = [dict.fromkeys(COST_OBJECTIVES, float(draw.randint(1, 3))) for _ in range(60)]
+    evaluations = [
+        Evaluation(
+            Candidate((float(place), 0.0), Structure()),
+            {"math": tuple(row < draw.randint(1, 4) for row in range(4)), "code": (True,)},
+            {**cost, "prefill_ms": float(draw.randint(1, 4))},
+            kl_to_base={"math": 0.1, "code": 0.1},
+        )
+        for place, cost in enumerate(costs)
+    ]
+    points = [objectives(one, ()) for one in evaluations]
+    expected = [
+        one
+        for one, point in zip(evaluations, points, strict=True)
+        if not any(all(a <= b for a, b in zip(other, point, strict=True)) and other != point for other in points)
+    ]
+    assert 1 < len(expected) < 60
+    assert front_of(evaluations, SETTINGS, ()) == expected
