@@ -59,9 +59,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def add_run(parser: Parser) -> None:
-    """`havoc run [RECIPE] [--out DIR]`."""
+    """`havoc run [RECIPE] [--handoff FILE] [--out DIR]`."""
     recipe_help = "TOML file, or a bundled one: paper, phase7 (default: the bundled nano model)"
     parser.add_argument("recipe", nargs="?", type=Path, metavar="RECIPE", help=recipe_help)
+    handoff_help = "adapt the model that phase 6 hands over in this JSON file, and carry its metrics on"
+    parser.add_argument("--handoff", type=Path, metavar="FILE", help=handoff_help)
     out = Path("havoc-run")
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"where to write (default: {out})")
     _add_track(parser)
@@ -78,11 +80,26 @@ def add_plan(parser: Parser) -> None:
 
 def add_pretrain(parser: Parser) -> None:
     """`havoc pretrain PRESET --out DIR`."""
-    parser.add_argument(
-        "preset", metavar="PRESET", help="the shape to train: nano, the one that reads the corpus's pictures"
+    preset_help = (
+        "the shape to train: nano; the corpus is the built-in one, with pictures, and of the presets "
+        f"({PRESETS}) only nano reads them. Texts of your own: train their tokenizer (`havoc tokenizer train`), "
+        "or adapt a base that knows them (`havoc train`)"
     )
+    parser.add_argument("preset", metavar="PRESET", help=preset_help)
+    tokenizer_help = "folder of a tokenizer.json to use, as `havoc tokenizer train` writes it (default: a new one)"
+    parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=tokenizer_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the preset's recipe)")
     _add_seed(parser)
+    _add_out(parser)
+    _add_output(parser)
+
+
+def add_tokenizer(parser: Parser) -> None:
+    """`havoc tokenizer train FILE... [--vocab-size N] --out DIR`."""
+    parser.add_argument("action", choices=("train",), help="learn a byte-level BPE; equal texts give equal files")
+    parser.add_argument("texts", nargs="+", type=Path, metavar="FILE", help="a text file, UTF-8; their order counts")
+    size_help = "ids at most, 4 special tokens and 256 bytes among them (default: 512, what nano has)"
+    parser.add_argument("--vocab-size", type=_positive, default=512, metavar="N", help=size_help)
     _add_out(parser)
     _add_output(parser)
 
@@ -138,7 +155,7 @@ def add_search(parser: Parser) -> None:
 
 
 def add_export(parser: Parser) -> None:
-    """`havoc export BASE [--experts DIR --alpha ... --live] [--weights int4] [--to onnx|hf] --out DIR`."""
+    """`havoc export BASE [--experts DIR --alpha ... --live] [--weights int4] [--to onnx|hf|pt] --out DIR`."""
     _add_base(parser)
     parser.add_argument("--experts", type=Path, metavar="DIR", help="folder of z_vectors_*.safetensors")
     alpha_help = f"one weight per expert, in the order {', '.join(DOMAINS)}, then by name"
@@ -153,9 +170,8 @@ def add_export(parser: Parser) -> None:
     )
     _add_blocks(parser)
     _add_graph(parser)
-    parser.add_argument(
-        "--to", choices=("onnx", "hf"), default="onnx", help="an artifact, or a Hugging Face directory (default: onnx)"
-    )
+    to_help = "an artifact, a Hugging Face directory, or .pt files of experts and folded model (default: onnx)"
+    parser.add_argument("--to", choices=("onnx", "hf", "pt"), default="onnx", help=to_help)
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign it with this private key (PEM, elliptic curve)")
     parser.add_argument("--replace", action="store_true", help="replace an artifact made from something else")
     _add_out(parser)
@@ -315,11 +331,22 @@ def add_duel(parser: Parser) -> None:
 
 def add_report(parser: Parser) -> None:
     """`havoc report DIR`."""
-    parser.add_argument("directory", type=Path, metavar="DIR", help="folder that holds record.json")
+    parser.add_argument(
+        "directory", type=Path, metavar="DIR", help="folder that holds record.json, or a search that is running"
+    )
     target_help = "judge against it, repeat for several (default: host)"
     parser.add_argument("--target", action="append", metavar="NAME", help=target_help)
     parser.add_argument("--artifact", type=Path, metavar="DIR", help="check that the record is of this artifact")
     parser.add_argument("--verified", type=Path, metavar="FILE", help="what `havoc verify --out FILE` found of it")
+    _add_output(parser, quiet=False)
+
+
+def add_watch(parser: Parser) -> None:
+    """`havoc watch DIR`."""
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the --out of a run or a search")
+    parser.add_argument("--once", action="store_true", help="say where it is and end, whether it is finished or not")
+    every_help = "look again after so many seconds (default: 2)"
+    parser.add_argument("--every", type=_positive, default=2, metavar="SECONDS", help=every_help)
     _add_output(parser, quiet=False)
 
 
@@ -331,6 +358,8 @@ def add_generate(parser: Parser) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture for a vision model: PNG, JPEG, TIFF")
     parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
+    context_help = "let prompt and answer take so many tokens though the base was made for fewer: RoPE is extrapolated"
+    parser.add_argument("--context", type=_positive, metavar="N", help=context_help)
     parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0 is greedy (default)")
     _add_seed(parser)
     _add_output(parser, quiet=False)

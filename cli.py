@@ -72,7 +72,7 @@ VERBS = (
         "the whole story: experts, search, artifact, measurement, verdict, report",
         "pipeline",
         arguments.add_run,
-        ("havoc run --out demo", "havoc run recipe.toml --out run1"),
+        ("havoc run --out demo", "havoc run recipe.toml --out run1", "havoc run --handoff phase6.json --out run1"),
     ),
     Verb(
         "plan",
@@ -87,6 +87,13 @@ VERBS = (
         "adapt.commands",
         arguments.add_pretrain,
         ("havoc pretrain nano --out base",),
+    ),
+    Verb(
+        "tokenizer",
+        "train a tokenizer on text files",
+        "adapt.commands",
+        arguments.add_tokenizer,
+        ("havoc tokenizer train a.txt b.txt --vocab-size 512 --out tokenizer",),
     ),
     Verb(
         "import",
@@ -108,6 +115,13 @@ VERBS = (
         "pipeline",
         arguments.add_search,
         ("havoc search nano --experts experts --target host --out search",),
+    ),
+    Verb(
+        "watch",
+        "where a run or a search is, from another terminal",
+        "watching",
+        arguments.add_watch,
+        ("havoc watch demo", "havoc watch search --once --json"),
     ),
     Verb(
         "export",

@@ -209,6 +209,7 @@ class ExportSettings(_Section):
         default=None, min_length=1, description="text file that gptq and mixed bits calibrate on; left out: bundled"
     )
     dialect: DialectName = Field(default="standard", description="operators of the graph")
+    pt: bool = Field(default=False, description="also write experts and folded model as .pt; handoff.json names those")
 
     @model_validator(mode="after")
     def _is_a_structure(self) -> Self:

@@ -6,10 +6,10 @@ stopped goes on where it was: the same command finds what is finished and does t
     recipe.toml                         what this folder is the result of
     basis.safetensors experts/          singular-value basis, one z vector file an expert
     search/journal.jsonl front.json     every evaluation; the front and the choice
-    artifact/                           what is deployed
+    artifact/ pt/                       what is deployed; experts and folded model as .pt, where they are asked for
     gate.jsonl scores.json record.json  answers and accuracy on the gate split; the measurement
     report.html report.md ...           the same for people
-    handoff.json                        for the next phase of a larger pipeline
+    phase6.json handoff.json            from the phase before, where it handed a model over; for the next phase
     metrics.jsonl                       every metric of it all, step by step; trackers are told what it holds
 """
 
@@ -21,11 +21,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from . import run_stages as stages
 from . import storage
 from .config import Recipe, load_recipe, recipe_toml
 from .cores import limit_threads, threads_for
 from .errors import HavocError, IdentityError, NothingLearnedError
 from .progress import make_progress
+from .run_stages import StagedProgress
 from .track.metrics_file import record_nothing
 from .track.tracker import require_trackers
 from .tracking import log_final, log_search, open_tracking, with_trackers, without_trackers
@@ -40,6 +42,7 @@ if TYPE_CHECKING:
     from .adapt.tasks.task import Task
     from .bench.judge.gate import Judgement
     from .bench.judge.targets import Target
+    from .bench.report.phase6 import HandedOver
     from .jobs import Place
     from .model.checkpoint import Base
     from .progress import Progress
@@ -49,12 +52,15 @@ if TYPE_CHECKING:
 
 def handle_run(args: argparse.Namespace) -> int:
     """Run the pipeline, show its tables, and exit with the verdict for the first target."""
+    from .bench.report.phase6 import read_handed_over
     from .summary import show_run
 
     recipe = with_trackers(load_recipe(args.recipe), args.track)
+    handed = None if args.handoff is None else read_handed_over(args.handoff)
     progress = make_progress(quiet=args.quiet)
-    command = shlex.join(["havoc", "run", *([str(args.recipe)] if args.recipe else []), "--out", str(args.out)])
-    judgements = run(recipe, args.out, command=command, num_threads=args.threads, progress=progress)
+    words = [*([str(args.recipe)] if args.recipe else []), *(["--handoff", str(args.handoff)] if handed else [])]
+    command = shlex.join(["havoc", "run", *words, "--out", str(args.out)])
+    judgements = run(recipe, args.out, handed=handed, command=command, num_threads=args.threads, progress=progress)
     show_run(args.out, judgements, as_json=args.json)
     return judgements[0][1].exit_code
 
@@ -103,18 +109,27 @@ def handle_search(args: argparse.Namespace) -> int:
 
 
 def run(
-    recipe: Recipe, out: Path, *, command: str = "havoc run", num_threads: int | None = None, progress: Progress
+    recipe: Recipe,
+    out: Path,
+    *,
+    handed: HandedOver | None = None,
+    command: str = "havoc run",
+    num_threads: int | None = None,
+    progress: Progress,
 ) -> list[tuple[str, Judgement]]:
     """Carry `recipe` out in the folder `out`; return each target's name and judgement.
 
-    `num_threads` is what each job computes with, None: what its size is worth.
+    `num_threads` is what each job computes with, None: what its size is worth; `handed` is what phase 6 handed over,
+    whose model is then the base.
     """
+    from .bench.report import phase6
     from .bench.report.folder import write_report
     from .export.runtime.dialects import DIALECTS
     from .jobs import Place
     from .measuring import bind
     from .model.checkpoint import load_base
 
+    recipe = recipe if handed is None else with_base(recipe, handed)
     require_inputs(recipe)
     if not (out / "record.json").exists():
         bind(recipe)
@@ -126,21 +141,38 @@ def run(
     limit_threads(threads_for(base.model.num_parameters(), num_threads=num_threads))
     with storage.only_writer(out):
         claim_folder(recipe, out)
+        if handed is not None:
+            phase6.keep(handed, out)
         with open_tracking(recipe, out, job="run") as tracking:
             place = Place(recipe, out, out / "experts", num_threads)
             forget_undone(place, tracking)
+            progress = StagedProgress(progress, recipe, out)
             basis, experts = train_experts(place, base, progress, follow=tracking.follow)
             require_change(experts, progress)
+            progress.enter(stages.SEARCH)
             result = search_mixture(place, base, experts, progress, record=tracking.log)
             log_search(tracking, result, [expert.domain for expert in experts])
+            progress.enter(stages.ARTIFACT)
             artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
+            write_torch_files(place, base, basis, experts, result, progress)
             storage.write_json(out / "front.json", linked(result.to_json(), artifact))
             measure_artifact(place, base, experts, result, artifact, progress)
             _, judgements = write_report(out, targets=recipe.gate.targets, command=command, artifact=artifact)
-            write_handoff(place, experts, result, artifact, judgements[0])
+            write_handoff(place, experts, result, artifact, judgements)
             by_target = {judgement.target: judgement for judgement in judgements}
             log_final(tracking, out, result, by_target, artifact=artifact)
     return list(zip(recipe.gate.targets, judgements, strict=True))
+
+
+def with_base(recipe: Recipe, handed: HandedOver) -> Recipe:
+    """Return the recipe with the model that phase 6 hands over as its base; one that names another is refused."""
+    named = recipe.model.base if "base" in recipe.model.model_fields_set else None
+    if named is not None and Path(named).resolve() != handed.model:
+        raise HavocError(
+            f"the recipe adapts {named!r}, but {handed.path} hands over {str(handed.model)!r}: leave model.base out of "
+            "the recipe, or correct one of them"
+        )
+    return recipe.model_copy(update={"model": recipe.model.model_copy(update={"base": str(handed.model)})})
 
 
 def require_inputs(recipe: Recipe) -> None:
@@ -374,6 +406,25 @@ def export_mixture(
     )
 
 
+def write_torch_files(
+    place: Place, base: Base, basis: Basis, experts: Sequence[Expert], result: SearchResult, progress: Progress
+) -> None:
+    """Write experts and folded model as `.pt` where the recipe asks for it and they are not there already."""
+    from .export.torch_files import export_torch
+
+    folder, recipe = place.out / "pt", place.recipe
+    if recipe.export.pt and not folder.exists():  # a folder appears whole, and a run's choice does not change
+        export_torch(
+            base,
+            folder,
+            experts=experts,
+            alpha=result.chosen.candidate.alpha,
+            rule=recipe.search.rule,
+            basis=basis,
+            progress=progress,
+        )
+
+
 def require_mixture(artifact: Path, base: Base, experts: Sequence[Expert], alpha: Sequence[float]) -> None:
     """Refuse an artifact that is there already and was made from anything else than what the search chose."""
     from .export.runtime.artifact import read_manifest
@@ -398,7 +449,7 @@ _WAIT_S = 30.0
 
 
 def measure_artifact(
-    place: Place, base: Base, experts: Sequence[Expert], result: SearchResult, artifact: Path, progress: Progress
+    place: Place, base: Base, experts: Sequence[Expert], result: SearchResult, artifact: Path, progress: StagedProgress
 ) -> None:
     """Do the first target's work with the artifact, in fresh processes, and open the gate split once.
 
@@ -415,11 +466,14 @@ def measure_artifact(
         require_measured(artifact, out / "record.json")
         return
     journal = GateJournal(place, base, experts)
+    progress.enter(stages.GATE_ARTIFACT)
     scored = score_artifact(place, base, artifact, journal, progress)
     alpha = result.chosen.candidate.alpha
+    progress.enter(stages.GATE_OTHERS)
     scores = score_rows(place, base, experts, alpha=alpha, mixture=scored.right, journal=journal, progress=progress)
     storage.write_json(out / "scores.json", linked(scores, artifact))
     bound = bind(recipe)
+    progress.enter(stages.MEASUREMENT)
     record = measure(
         artifact,
         profile=recipe.bench.profile,
@@ -444,23 +498,34 @@ def require_measured(artifact: Path, path: Path) -> None:
 
 
 def write_handoff(
-    place: Place, experts: Sequence[Expert], result: SearchResult, artifact: Path, judgement: Judgement
+    place: Place, experts: Sequence[Expert], result: SearchResult, artifact: Path, judgements: Sequence[Judgement]
 ) -> None:
     """Write `handoff.json`, the form seed 003 hands to the next phase."""
     from .adapt.expert import expert_path
     from .bench.judge.record import load_record
     from .bench.report.handoff import build_handoff
+    from .bench.report.phase6 import read_kept
+    from .export.torch_files import MODEL, expert_file
 
     out = place.out
+    files, model = (
+        {expert.domain: str(expert_path(Path("experts"), expert.domain)) for expert in experts},
+        artifact.name,
+    )
+    if place.recipe.export.pt:
+        files = {expert.domain: str(Path("pt") / expert_file(expert.domain)) for expert in experts}
+        model = str(Path("pt") / MODEL)
     mixture = json.loads((artifact / "mixture.json").read_text())
     handoff = build_handoff(
         load_record(out / "record.json"),
-        judgement,
+        judgements,
         scores=storage.read_json(out / "scores.json"),
         is_converged=result.convergence.is_converged,
         max_kl=place.recipe.experts.max_kl,
-        experts={expert.domain: str(expert_path(Path("experts"), expert.domain)) for expert in experts},
+        experts=files,
         best_mixture=[expert["alpha"] for expert in mixture["experts"]],
-        adapted_model=artifact.name,
+        adapted_model=model,
+        artifact=artifact.name,
+        handed=read_kept(out),
     )
     storage.write_json(out / "handoff.json", handoff)

@@ -202,6 +202,10 @@ class _TellingStage:
         words = f"{self._name}: {note}" if note else self._name
         self._emit({"event": "progress", "n": n if self._counts else 0, "note": words})
 
+    def tell(self, figures: Mapping[str, str], *, left_s: float | None = None) -> None:  # noqa: ARG002 - a Stage's
+        """Say the figures as a note: the parent shows one line for all its workers."""
+        self.advance(0, ", ".join(f"{name} {value}" for name, value in figures.items()))
+
 
 def main() -> NoReturn:
     """Answer requests until the standard input is closed."""

@@ -5,7 +5,8 @@
             ...
             stage.advance(note=f"reward {reward:.2f}")
 
-Stages may be nested; a stage left by an exception is shown as stopped, where it stopped. Everything goes to stderr, so
+`stage.tell` shows named figures: a table beneath the bars of a terminal, part of the next line elsewhere. Stages may be
+nested; a stage left by an exception is shown as stopped, where it stopped. Everything goes to stderr, so
 stdout stays what a script reads; a stderr that cannot be written to is no reason to stop.
 """
 
@@ -19,10 +20,11 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Protocol, TextIO
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     from rich.progress import Progress as Bars
     from rich.progress import TaskID
+    from rich.table import Table
 
 _LINE_EVERY_S = 10.0
 _LINE_AT_MOST_EVERY_S = 1.0
@@ -35,6 +37,9 @@ class Stage(Protocol):
 
     def advance(self, n: int = 1, note: str = "") -> None:
         """Say that `n` more units are done; `note` is a few words shown beside the count until the next note."""
+
+    def tell(self, figures: Mapping[str, str], *, left_s: float | None = None) -> None:
+        """Show how the work stands, as names and values; `left_s` is what is left by a better count than the units'."""
 
 
 class Progress(Protocol):
@@ -53,6 +58,9 @@ class _Silent:
         yield self
 
     def advance(self, n: int = 1, note: str = "") -> None:
+        """Do nothing."""
+
+    def tell(self, figures: Mapping[str, str], *, left_s: float | None = None) -> None:
         """Do nothing."""
 
 
@@ -87,7 +95,7 @@ class LineProgress:
             yield stage
             outcome = "done,"
         finally:
-            stage.write(f"{name}: {outcome} {_count(stage.num_done, unit)} in {_duration(stage.elapsed_s)}{stage.note}")
+            stage.write(f"{name}: {outcome} {_count(stage.num_done, unit)} in {duration(stage.elapsed_s)}{stage.said}")
 
 
 class _LineStage:
@@ -98,6 +106,13 @@ class _LineStage:
         self._written_at = 0
         self.num_done = 0
         self.note = ""
+        self._figures: dict[str, str] = {}
+        self._left_s: float | None = None
+
+    @property
+    def said(self) -> str:
+        figures = "".join(f", {name} {value}" for name, value in self._figures.items())
+        return f"{self.note}{figures}"
 
     @property
     def elapsed_s(self) -> float:
@@ -114,6 +129,9 @@ class _LineStage:
             self._written_s, self._written_at = self._clock(), self.num_done
             self.write(self._line())
 
+    def tell(self, figures: Mapping[str, str], *, left_s: float | None = None) -> None:
+        self._figures, self._left_s = dict(figures), left_s
+
     def _is_due(self) -> bool:
         if self.num_done == self._total:
             return False  # the closing line follows
@@ -123,13 +141,15 @@ class _LineStage:
         return since_s >= _LINE_EVERY_S or (has_moved and since_s >= _LINE_AT_MOST_EVERY_S)
 
     def _line(self) -> str:
-        elapsed = _duration(self.elapsed_s)
+        elapsed = duration(self.elapsed_s)
         if not self._total:
-            return f"{self._name}: {_count(self.num_done, self._unit)}, {elapsed}{self.note}"
-        left_s = self.elapsed_s / max(self.num_done, 1) * max(self._total - self.num_done, 0)
+            return f"{self._name}: {_count(self.num_done, self._unit)}, {elapsed}{self.said}"
+        left_s = self._left_s
+        if left_s is None:
+            left_s = self.elapsed_s / max(self.num_done, 1) * max(self._total - self.num_done, 0)
         of = _of(self.num_done, self._total, self._unit, " of ")
         share = f"{self.num_done / self._total:.0%}"
-        return f"{self._name}: {of} ({share}), {elapsed}, about {_duration(left_s)} left{self.note}"
+        return f"{self._name}: {of} ({share}), {elapsed}, about {duration(left_s)} left{self.said}"
 
 
 class BarProgress:
@@ -147,7 +167,7 @@ class BarProgress:
         bars = self._bars = self._bars or _new_bars(self._stream)
         if self._depth == 0:
             bars.start()
-        task = bars.add_task("  " * self._depth + name, total=total, count=_of(0, total, unit), note="")
+        task = bars.add_task("  " * self._depth + name, total=total, count=_of(0, total, unit), note="", left_s=None)
         self._depth += 1
         try:
             yield _BarStage(bars, task, total, unit)
@@ -178,23 +198,55 @@ class _BarStage:
             fields["note"] = escape(note)
         self._bars.update(self._task, advance=n, **fields)
 
+    def tell(self, figures: Mapping[str, str], *, left_s: float | None = None) -> None:
+        self._bars.update(self._task, figures=dict(figures), left_s=left_s)
+
 
 def _new_bars(stream: TextIO) -> Bars:
-    from rich.console import Console
-    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.console import Console, RenderableType
+    from rich.progress import BarColumn, Task, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bars
+    from rich.text import Text
 
-    return Bars(
+    class Left(TimeRemainingColumn):
+        """What is left by the work's own count, where it has one."""
+
+        def render(self, task: Task) -> Text:
+            left_s = task.fields["left_s"]
+            if left_s is None or task.finished:
+                return super().render(task)
+            return Text(duration(left_s), style="progress.remaining")
+
+    class BarsAndFigures(Bars):
+        """Bars, and beneath them the figures that stages told."""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            yield from (figure_table(task.fields["figures"]) for task in self.tasks if "figures" in task.fields)
+
+    return BarsAndFigures(
         TextColumn("{task.description}"),
         BarColumn(bar_width=24),
         TextColumn("{task.fields[count]}"),
         TimeElapsedColumn(),
         TextColumn("left"),
-        TimeRemainingColumn(compact=True),
+        Left(compact=True),
         TextColumn("[dim]{task.fields[note]}[/dim]"),
         console=Console(file=stream),
         redirect_stdout=sys.stdout.isatty(),  # a redirected stdout must not end up on the terminal
     )
+
+
+def figure_table(figures: Mapping[str, str]) -> Table:
+    """Return named figures as a table for a terminal, one a row, so that it fits any width."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2), show_header=False)
+    table.add_column(style="dim")
+    for name, value in figures.items():
+        table.add_row(escape(name), escape(value))
+    return table
 
 
 def _of(num_done: int, total: int | None, unit: str, separator: str = "/") -> str:
@@ -207,7 +259,8 @@ def _count(number: int, unit: str) -> str:
     return f"{number / _BYTES_PER_MB:,.1f} MB" if unit == "bytes" else f"{number} {unit}".rstrip()
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Write seconds for a person: "12.3 s", "4 min 05 s", "2 h 10 min"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -12,6 +12,7 @@ from .adapt.tasks.names import bundled_tasks
 from .bench.judge.gate import EXIT_CODES
 from .bench.judge.record import Record
 from .bench.judge.targets import BUNDLED, Target, read_targets
+from .bench.report.phase6 import Phase6
 from .config import Recipe, bundled_recipes
 from .errors import HavocError
 
@@ -50,6 +51,12 @@ this one does not say.
 
 {target}
 
+## What phase 6 hands over
+
+The file of `havoc run --handoff`, in JSON; how it is used: [recipes](recipes.md#from-phase-6-to-phase-8).
+
+{phase6}
+
 ## Task file
 
 In TOML; how it is used: [tasks](tasks.md).
@@ -73,6 +80,7 @@ def markdown() -> str:
         "target": _tables(Target),
         "task": _tables(Definition),
         "record": _tables(Record),
+        "phase6": _tables(Phase6),
     }
     parts |= {"exit_codes": _exit_codes(), "targets": _bundled_targets(), "tasks": _bundled_tasks()}
     return _PAGE.format(recipes=_names(bundled_recipes()), **{name: "\n".join(lines) for name, lines in parts.items()})

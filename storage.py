@@ -386,30 +386,13 @@ class Journal:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             data = read_bounded(path, max_bytes=MAX_JOURNAL_BYTES) if path.exists() else b""
-            whole = self._read(data)
+            self.entries, whole = _whole_entries(data, path)
             if whole < len(data):
                 with path.open("r+b") as file:
                     file.truncate(whole)
                     os.fsync(file.fileno())
         except OSError as error:
             raise explained(error, path) from error
-
-    def _read(self, data: bytes) -> int:
-        """Fill `entries`; return the number of leading bytes that are whole lines."""
-        position = 0
-        while position < len(data):
-            end = data.find(b"\n", position)
-            line = data[position:] if end < 0 else data[position:end]
-            entry = _parse_journal_line(line) if end >= 0 else None
-            if entry is None:
-                is_last = end < 0 or end == len(data) - 1
-                if is_last:
-                    return position
-                line_number = len(self.entries) + 1
-                raise HavocError(f"{self.path}: line {line_number} is damaged; restore it or choose another --out")
-            self.entries.append(entry)
-            position = end + 1
-        return position
 
     def append(self, entry: dict[str, Any]) -> None:
         """Write one entry and return when it is on disk; when that fails the file is as before."""
@@ -424,6 +407,36 @@ class Journal:
         except OSError as error:
             raise explained(error, self.path) from error
         self.entries.append(entry)
+
+
+def read_journal(path: Path) -> list[dict[str, Any]]:
+    """Read what a journal holds without touching it, while another process may be writing: a half-written end is left.
+
+    A missing or unreadable file, or a damaged line in the middle, is a `HavocError`.
+    """
+    try:
+        return _whole_entries(read_bounded(path, max_bytes=MAX_JOURNAL_BYTES), path)[0]
+    except FileNotFoundError:
+        raise HavocError(f"{path}: no such file") from None
+    except OSError as error:
+        raise unreadable(error, path) from error
+
+
+def _whole_entries(data: bytes, path: Path) -> tuple[list[dict[str, Any]], int]:
+    """The entries of a journal's bytes, and how many leading bytes are whole lines."""
+    entries: list[dict[str, Any]] = []
+    position = 0
+    while position < len(data):
+        end = data.find(b"\n", position)
+        line = data[position:] if end < 0 else data[position:end]
+        entry = _parse_journal_line(line) if end >= 0 else None
+        if entry is None:
+            if end < 0 or end == len(data) - 1:
+                break
+            raise HavocError(f"{path}: line {len(entries) + 1} is damaged; restore it or choose another --out")
+        entries.append(entry)
+        position = end + 1
+    return entries, position
 
 
 def _append_whole(file: FileIO, line: bytes) -> None:

@@ -1,4 +1,4 @@
-"""Handlers of the verbs that make experts and bases: `havoc train` and `havoc pretrain`."""
+"""Handlers of the verbs that make experts, bases and tokenizers: `havoc train`, `pretrain` and `tokenizer train`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from ..config import load_recipe
 from ..cores import limit_threads, threads_for
 from ..errors import HavocError
 from ..progress import make_progress
+from ..storage import read_bounded, unreadable
 from ..track.tracker import require_trackers
 from ..tracking import open_tracking, with_trackers
 
@@ -25,17 +26,52 @@ if TYPE_CHECKING:
     from .objectives import TrainingSettings
     from .tasks.task import Task
 
+_MAX_TEXT_BYTES = 1_000_000_000
+
 
 def handle_pretrain(args: argparse.Namespace) -> int:
     """Train a base from scratch on the built-in corpus and say where it is."""
+    from ..model.tokenizer import Tokenizer
     from .pretrain import PretrainSettings, pretrain
 
     settings = PretrainSettings()
     changes = {"num_steps": args.steps, "seed": args.seed}
     settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
-    out = pretrain(args.preset, args.out, settings=settings, progress=make_progress(quiet=args.quiet))
+    tokenizer = None if args.tokenizer is None else Tokenizer.load(args.tokenizer)
+    progress = make_progress(quiet=args.quiet)
+    out = pretrain(args.preset, args.out, settings=settings, tokenizer=tokenizer, progress=progress)
     print(json.dumps({"base": str(out)}) if args.json else f"base written to {out}")
     return 0
+
+
+def handle_tokenizer(args: argparse.Namespace) -> int:
+    """Train a tokenizer on text files and write it; `train` is the only action."""
+    from ..model.tokenizer import train_tokenizer
+    from .pretrain import sha256_of
+
+    assert args.action == "train"  # noqa: S101 - argparse knows no other
+    if (args.out / "tokenizer.json").exists():
+        raise HavocError(f"{args.out} holds a tokenizer; remove it or choose another --out")
+    texts = [_text_of(path) for path in args.texts]
+    if not any(texts):
+        raise HavocError("the files hold no text: give some that do")
+    with make_progress(quiet=args.quiet).stage("tokenizer", None):
+        tokenizer = train_tokenizer((line for text in texts for line in text.splitlines(True)), args.vocab_size)
+    tokenizer.save(args.out)
+    document = {"tokenizer": str(args.out), "vocab_size": tokenizer.vocab_size, "sha256": sha256_of(tokenizer)}
+    fewer = "" if tokenizer.vocab_size == args.vocab_size else f" of {args.vocab_size}: the texts give no more"
+    print(json.dumps(document) if args.json else f"tokenizer written to {args.out}: {tokenizer.vocab_size} ids{fewer}")
+    return 0
+
+
+def _text_of(path: Path) -> str:
+    """A text file whole; what cannot be read or is no UTF-8 is a `HavocError` with its name."""
+    try:
+        return read_bounded(path, max_bytes=_MAX_TEXT_BYTES).decode("utf-8")
+    except OSError as error:
+        raise unreadable(error, path) from error
+    except UnicodeDecodeError as error:
+        raise HavocError(f"{path}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
 
 
 def handle_train(args: argparse.Namespace) -> int:

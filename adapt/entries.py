@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
     from pathlib import Path
 
+_KINDS = ("cost", "divergence", "evaluation")
+
 
 def known_entries(
     entries: Sequence[Mapping[str, Any]], path: Path, *, objectives: Collection[str], domains: Collection[str]
@@ -33,7 +35,9 @@ def _problem(entry: Mapping[str, Any], objectives: Collection[str], domains: Col
         return "it has no key"
     if "reason" in entry:
         is_reason = isinstance(entry["reason"], str) and bool(entry["reason"])
-        return "" if is_reason else "its reason is no text"
+        if not is_reason:
+            return "its reason is no text"
+        return "" if entry.get("kind") in _KINDS else f"its kind is none of {', '.join(_KINDS)}"
     if entry.get("kind") == "cost":
         cost = entry.get("cost")
         if not isinstance(cost, dict) or not all(_is_positive(cost.get(metric)) for metric in objectives):
@@ -47,7 +51,7 @@ def _problem(entry: Mapping[str, Any], objectives: Collection[str], domains: Col
             return f"its kl_to_base is not a number for each of {', '.join(domains)}"
         return ""
     if entry.get("kind") != "evaluation":
-        return "its kind is none of cost, divergence and evaluation"
+        return f"its kind is none of {', '.join(_KINDS)}"
     right = entry.get("right")
     if not isinstance(right, dict) or set(right) != set(domains):
         return f"it has no answers for exactly {', '.join(domains)}"

@@ -93,12 +93,13 @@ def front_of(
     within = [evaluation for evaluation in measured if max(violations(evaluation, settings, set_aside)) <= 0]
     if not within:
         return [min(measured, key=lambda evaluation: max(violations(evaluation, settings, set_aside)))]
-    points = [objectives(evaluation, frozen) for evaluation in within]
-    return [
-        evaluation
-        for evaluation, point in zip(within, points, strict=True)
-        if not any(_dominates(other, point) for other in points)
-    ]
+    front: list[tuple[Evaluation, list[float]]] = []
+    for evaluation in within:
+        point = objectives(evaluation, frozen)
+        if not any(_dominates(other, point) for _, other in front):
+            front = [(one, other) for one, other in front if not _dominates(point, other)]
+            front.append((evaluation, point))
+    return [evaluation for evaluation, _ in front]
 
 
 def _dominates(a: Sequence[float], b: Sequence[float]) -> bool:

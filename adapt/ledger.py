@@ -2,26 +2,29 @@
 
 Every finished cost and every answered sample is a line of `journal.jsonl`, under a key that names the structure or the
 candidate and the sample. A search that was killed reads it back and goes on, with the same result as if it had never
-stopped.
+stopped. How fast it has been stands in `pace.json` beside it, for those who watch: no result depends on it.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .. import storage
 from ..errors import HavocError, MeasurementError
 from .candidate import COST_OBJECTIVES, Cost, Evaluation
 from .entries import known_entries
+from .pace import Pacer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from ..model.structure import Structure
     from .candidate import Answers, Candidate, Origin, SearchSettings
+    from .pace import Pace
 
 NUM_COST_REPEATS: Final = 2
 
@@ -45,8 +48,15 @@ class Measurer(Protocol):
 class Ledger:
     """What is known of structures and candidates, from the journal or by measuring it now."""
 
-    def __init__(self, measurer: Measurer, settings: SearchSettings, path: Path) -> None:
-        """Open the journal, or begin one; that of other settings is a `HavocError`."""
+    def __init__(
+        self,
+        measurer: Measurer,
+        settings: SearchSettings,
+        path: Path,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open the journal, or begin one; that of other settings is a `HavocError`. `clock` counts seconds."""
         self._measurer, self._max_kl = measurer, settings.max_kl
         self._journal = storage.Journal(path)
         plain = dataclasses.asdict(settings)
@@ -59,11 +69,18 @@ class Ledger:
                 f"{path} is the journal of a search with other settings; choose another --out or remove it"
             )
         self._known = known_entries(self._journal.entries, path, objectives=COST_OBJECTIVES, domains=settings.domains)
+        self._pacer = Pacer(path.parent, clock=clock)
+
+    @property
+    def pace(self) -> Pace:
+        """How fast the search has been, its earlier runs included."""
+        return self._pacer.pace
 
     def _entry(self, key: str, measure: Any) -> Mapping[str, Any]:  # noqa: ANN401 - a thunk
         if key not in self._known:
             entry = {"key": key, **measure()}
             self._journal.append(entry)
+            self._pacer.count(entry["kind"])
             self._known[key] = entry
         return self._known[key]
 
@@ -120,7 +137,7 @@ class Ledger:
             elif len(answers) < len(parts):
                 yield Evaluation(candidate, {}, {}, next(part for part in parts if isinstance(part, str)))
             else:
-                yield Evaluation(candidate, _joined(answers), cost, kl_to_base=kl_to_base)
+                yield Evaluation(candidate, joined(answers), cost, kl_to_base=kl_to_base)
 
     def _kls(self, alphas: Sequence[tuple[float, ...]]) -> dict[tuple[float, ...], Mapping[str, float] | str]:
         """Each alpha's KL divergence from the base by domain, or why there is none; nothing where nothing limits it."""
@@ -159,7 +176,7 @@ class Ledger:
             if "reason" in entry:
                 yield str(entry["reason"])
             else:
-                yield {domain: tuple(mark == "1" for mark in marks) for domain, marks in entry["right"].items()}
+                yield answers_in(entry)
 
     def _cost_or_reason(self, structure: Structure) -> dict[str, float] | str:
         try:
@@ -168,7 +185,12 @@ class Ledger:
             return str(error)
 
 
-def _joined(answers: Sequence[Answers]) -> Answers:
+def answers_in(entry: Mapping[str, Any]) -> Answers:
+    """Return the answers that an evaluation's line holds: for each domain whether each row is right."""
+    return {domain: tuple(mark == "1" for mark in marks) for domain, marks in entry["right"].items()}
+
+
+def joined(answers: Sequence[Answers]) -> Answers:
     """One sample's rows behind the other's."""
     return {domain: tuple(right for part in answers for right in part[domain]) for domain in answers[0]}
 

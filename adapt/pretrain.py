@@ -11,6 +11,8 @@ Shapes: B sequences, T tokens, P patches, F values in a patch.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 import math
 import random
 import time
@@ -32,6 +34,7 @@ from .base_card import write_base
 from .optimizer import MuGrokConfig, MuonGrokfast
 from .tasks import sources
 from .tasks.names import DOMAINS
+from .tasks.splits import generated_rows
 from .tasks.task import Row, load_task
 
 if TYPE_CHECKING:
@@ -42,6 +45,7 @@ _IGNORED = -100
 _CHECKPOINT = "pretraining.safetensors"
 _OPTIMIZER = "optimizer."
 _NUM_CURVE_POINTS = 200
+_PIECE_ROWS = 500
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,10 +79,18 @@ class TokenBatch:
     patches: torch.Tensor | None
 
 
-def pretrain(preset: str, out: Path, *, settings: PretrainSettings | None = None, progress: Progress = SILENT) -> Path:
+def pretrain(
+    preset: str,
+    out: Path,
+    *,
+    settings: PretrainSettings | None = None,
+    tokenizer: Tokenizer | None = None,
+    progress: Progress = SILENT,
+) -> Path:
     """Train `preset` on the built-in corpus and write the base to `out`; return `out`.
 
-    Raises `HavocError` for a preset that is no vision model or whose vocabulary the corpus cannot fill, and
+    `tokenizer` reads and writes its texts, None: one that is trained on them. Raises `HavocError` for a preset that is
+    no vision model or whose vocabulary the corpus cannot fill, for a tokenizer that does not fit the preset, and
     `MeasurementError` when the loss stops being finite.
     """
     settings = settings or PretrainSettings()
@@ -88,19 +100,22 @@ def pretrain(preset: str, out: Path, *, settings: PretrainSettings | None = None
     config = HavocConfig.preset(preset)
     if config.vision is None:
         raise HavocError(f"preset {preset!r} reads no images and the built-in corpus has a vision domain: use nano")
+    if tokenizer is not None:
+        _require_fit(tokenizer, preset, config)
     rows = {domain: _train_rows(domain, settings, progress) for domain in DOMAINS}
     data = {domain: sources.rows_hash(domain_rows) for domain, domain_rows in rows.items()}
-    tokenizer = _trained_tokenizer(rows, settings, config)
+    given = {} if tokenizer is None else {"tokenizer": sha256_of(tokenizer)}
+    tokenizer = tokenizer or _trained_tokenizer(rows, settings, config, progress)
     tokenizer.save(out)
     model = HavocModel(config)
-    trainer = _Trainer(model, settings, out / _CHECKPOINT, key=_run_key(preset, settings, data))
+    trainer = _Trainer(model, settings, out / _CHECKPOINT, key=_run_key(preset, settings, data | given))
     batches = _batches(rows, tokenizer, config, settings, trainer.num_done)
     with progress.stage(f"pretraining {preset}", settings.num_steps) as stage:
         stage.advance(trainer.num_done)
         for step_batches in batches:
             loss = trainer.step(step_batches)
             stage.advance(note=f"loss {loss:.3f}")
-    record = _record(preset, settings, data, trainer)
+    record = _record(preset, settings, data, trainer) | given
     write_base(out, model, tokenizer, record, progress=progress)
     (out / _CHECKPOINT).unlink(missing_ok=True)
     return out
@@ -112,20 +127,50 @@ def _run_key(preset: str, settings: PretrainSettings, data: dict[str, str]) -> s
 
 
 def _train_rows(domain: str, settings: PretrainSettings, progress: Progress) -> list[Row]:
-    with progress.stage(f"rows of {domain}", settings.rows_per_domain) as stage:
-        rows = sources.rows(domain, "train", settings.rows_per_domain, seed=settings.seed)
-        stage.advance(len(rows))
+    """The rows of `sources.rows`, made a piece at a time so that it can be seen how far that is."""
+    rows: list[Row] = []
+    made = generated_rows(load_task(domain), "train", settings.seed)
+    with progress.stage(f"rows of {domain}", settings.rows_per_domain, unit="rows") as stage:
+        while piece := list(itertools.islice(made, min(_PIECE_ROWS, settings.rows_per_domain - len(rows)))):
+            rows += piece
+            stage.advance(len(piece))
     return rows
 
 
-def _trained_tokenizer(rows: dict[str, list[Row]], settings: PretrainSettings, config: HavocConfig) -> Tokenizer:
+def _trained_tokenizer(
+    rows: dict[str, list[Row]], settings: PretrainSettings, config: HavocConfig, progress: Progress
+) -> Tokenizer:
     rng = random.Random(settings.seed)
     texts = []
-    for domain, domain_rows in rows.items():
-        task = load_task(domain)
-        shown = domain_rows[: settings.num_tokenizer_rows]
-        texts += [task.prompt(row).text + task.corpus(row, rng) for row in shown]
-    return train_tokenizer(texts, config.vocab_size)
+    num_texts = sum(min(len(domain_rows), settings.num_tokenizer_rows) for domain_rows in rows.values())
+    with progress.stage("tokenizer", num_texts, unit="texts") as stage:
+        for domain, domain_rows in rows.items():
+            task = load_task(domain)
+            for row in domain_rows[: settings.num_tokenizer_rows]:
+                texts.append(task.prompt(row).text + task.corpus(row, rng))
+                stage.advance()
+        return train_tokenizer(texts, config.vocab_size)
+
+
+def _require_fit(tokenizer: Tokenizer, preset: str, config: HavocConfig) -> None:
+    """Refuse a tokenizer with more ids than the preset has rows, or whose special tokens stand elsewhere."""
+    if tokenizer.largest_id >= config.vocab_size:
+        raise HavocError(
+            f"the tokenizer has ids up to {tokenizer.largest_id}, and preset {preset!r} has {config.vocab_size}: train "
+            f"one with --vocab-size {config.vocab_size} or less"
+        )
+    image_id = None if config.vision is None else config.vision.image_token_id
+    found = (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.image_id)
+    if found != (config.bos_token_id, config.eos_token_ids, image_id):
+        raise HavocError(
+            f"the tokenizer's <bos>, <eos> and <image> are not where preset {preset!r} has them "
+            f"({config.bos_token_id}, {config.eos_token_id}, {image_id}): train one with `havoc tokenizer train`"
+        )
+
+
+def sha256_of(tokenizer: Tokenizer) -> str:
+    """Hex SHA-256 of the tokenizer's own file."""
+    return hashlib.sha256(tokenizer.files()["tokenizer.json"]).hexdigest()
 
 
 def _batches(

@@ -12,8 +12,9 @@ those it bred: the result says whether breeding found anything.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+import time
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import HavocError, MeasurementError
 from ..model.structure import Structure
@@ -21,19 +22,26 @@ from ..progress import SILENT, Progress
 from ..track.catalogue import GENERATION
 from ..track.metrics_file import Record, record_nothing
 from .breeding import Breeder
-from .candidate import COST_OBJECTIVES, FORMAT_METRICS, SPEED_OBJECTIVES
-from .front import convergence, excess_of, finite_violations, front_of, is_feasible, objectives, preference
+from .candidate import COST_OBJECTIVES, FORMAT_METRICS
+from .front import convergence, finite_violations, front_of, is_feasible, objectives, preference
 from .generation_figures import generation_figures
-from .ledger import NUM_COST_REPEATS, Ledger, mean_cost
+from .ledger import NUM_COST_REPEATS, Ledger
 from .paired import paired_margin
+from .standing import Standing, paced, standing_of
+from .structure_costs import judged_costs
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    from ..progress import Stage
     from .candidate import Candidate, Cost, Evaluation, Evidence, Origin, SearchSettings
     from .front import Convergence
     from .ledger import Measurer
+    from .structure_costs import StructureCosts
+
+_TELLING_SHARE: Final = 50
+"""A whole standing is worked out again after so many times the seconds that the last one took: 2 % of the time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,7 +149,8 @@ def search(
     with progress.stage("search", total) as stage:
         costs = _costs(ledger, settings, stage.advance)
         frozen, set_aside = costs.frozen, costs.set_aside
-        course = _evolve(ledger, settings, frozen, set_aside, stage.advance, record)
+        teller = _Teller(stage, ledger, settings, costs)
+        course = _evolve(ledger, settings, costs, teller, record)
         measured = [one for one in course.evaluations if not one.reason]
         if not measured:
             reason = course.evaluations[0].reason
@@ -152,7 +161,7 @@ def search(
         finalists = [one.candidate for one in _finalists(course, settings, set_aside)]
         for evaluation in ledger.evaluate(finalists, samples=[settings.num_repeats], origins=[None] * len(finalists)):
             rescored.append(evaluation)
-            stage.advance(note="finalists on fresh rows")
+            teller.advance(course, num_rescored=len(rescored))
     settled = convergence(course.generations(), frozen)
     for generation, volume in enumerate(settled.hypervolume):
         record(GENERATION, generation, {"adas/hypervolume": volume})
@@ -176,22 +185,7 @@ def search(
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Costs:
-    """What the structures' costs say before anything answers."""
-
-    noise_floor: dict[str, float]
-    frozen: tuple[str, ...]
-    disturbance: str
-    unmet: tuple[str, ...]
-
-    @property
-    def set_aside(self) -> tuple[str, ...]:
-        """Limits that decide nothing: on figures that cannot be believed, or missed by every structure."""
-        return (*(SPEED_OBJECTIVES if self.disturbance else ()), *self.unmet)
-
-
-def _costs(ledger: Ledger, settings: SearchSettings, advance: Callable[..., None]) -> _Costs:
+def _costs(ledger: Ledger, settings: SearchSettings, advance: Callable[..., None]) -> StructureCosts:
     """Measure every structure."""
     pairs: dict[str, list[Cost]] = {}
     failures = {}
@@ -204,27 +198,7 @@ def _costs(ledger: Ledger, settings: SearchSettings, advance: Callable[..., None
     if not pairs:
         first = settings.weight_formats[0]
         raise MeasurementError(f"none of the structures could be measured; {first} failed with: {failures[first]}")
-    means = [mean_cost(pair) for pair in pairs.values()]
-    values = [[cost.values for cost in pair] for pair in pairs.values()]
-    floor = {metric: max(_range(pair, metric) for pair in values) for metric in COST_OBJECTIVES}
-    disturbance = next((cost.disturbance for pair in pairs.values() for cost in pair if cost.disturbance), "")
-    untrusted = SPEED_OBJECTIVES if disturbance else ()
-    frozen = tuple(
-        metric for metric in COST_OBJECTIVES if metric in untrusted or _range(means, metric) <= floor[metric]
-    )
-    unmet = tuple(
-        metric
-        for metric, (comparison, limit) in settings.limits.items()
-        if metric in means[0] and metric not in untrusted and settings.evidence == "measured_target"
-        if all(excess_of(mean[metric], comparison, limit) > 0 for mean in means)
-    )
-    return _Costs(floor, frozen, disturbance, unmet)
-
-
-def _range(costs: Sequence[Mapping[str, float]], metric: str) -> float:
-    """Relative range of a metric."""
-    values = [cost[metric] for cost in costs]
-    return max(values) / min(values) - 1
+    return judged_costs(list(pairs.values()), settings)
 
 
 class _Course:
@@ -244,15 +218,48 @@ class _Course:
         return [[one for one, origin in pairs if origin.generation == number] for number in range(last + 1)]
 
 
+class _Teller:
+    """Shows where the search stands: the pace after every candidate, the whole when the seconds that takes allow it."""
+
+    def __init__(self, stage: Stage, ledger: Ledger, settings: SearchSettings, costs: StructureCosts) -> None:
+        self._stage, self._ledger, self._settings, self._costs = stage, ledger, settings, costs
+        self._standing: Standing | None = None
+        self._due_s = 0.0
+
+    def advance(self, course: _Course, *, num_rescored: int = 0) -> None:
+        """Count one evaluation more, and tell."""
+        self._stage.advance(note="finalists on fresh rows" if num_rescored else "candidates")
+        num_costs = NUM_COST_REPEATS * len(self._settings.weight_formats)
+        start_s = time.monotonic()
+        if self._standing is None or start_s >= self._due_s:
+            self._standing = standing_of(
+                self._settings,
+                self._costs,
+                course.evaluations,
+                course.origins,
+                num_costs=num_costs,
+                num_rescored=num_rescored,
+                pace=self._ledger.pace,
+            )
+            now_s = time.monotonic()
+            self._due_s = now_s + _TELLING_SHARE * (now_s - start_s)
+        else:
+            counts = {"num_evaluated": len(course.evaluations), "num_rescored": num_rescored}
+            pace = paced(self._settings, self._ledger.pace, num_costs=num_costs, **counts)
+            changes: dict[str, Any] = {"generation": course.origins[-1].generation, **counts, **pace}
+            self._standing = replace(self._standing, **changes)
+        self._stage.tell(self._standing.figures(), left_s=self._standing.left_s)
+
+
 def _evolve(
     ledger: Ledger,
     settings: SearchSettings,
-    frozen: Sequence[str],
-    set_aside: Sequence[str],
-    advance: Callable[..., None],
+    costs: StructureCosts,
+    teller: _Teller,
     record: Record,
 ) -> _Course:
     """Run the generations; no candidate is met twice."""
+    frozen, set_aside = costs.frozen, costs.set_aside
     course, breeder = _Course(), Breeder(settings)
     samples = range(settings.num_repeats)
     for generation in breeder.generations():
@@ -262,8 +269,7 @@ def _evolve(
         for place, evaluation in enumerate(ledger.evaluate(candidates, samples=samples, origins=origins)):
             course.add(evaluation, origins[place])
             found.append(evaluation)
-            best = max(one.mean_accuracy for one in course.evaluations)
-            advance(note=f"generation {breeder.num_generations}, best mean accuracy {best:.1%}")
+            teller.advance(course)
         breeder.tell(
             [objectives(one, frozen) for one in found],
             [finite_violations(one, settings, set_aside) for one in found],

@@ -374,13 +374,26 @@ def _would_show(row: Comparison) -> str:
 
 
 def handle_report(args: argparse.Namespace) -> int:
-    """Write the pages of one measured folder, or of every run in it with an index above them."""
+    """Write the pages of one measured folder, or of every run in it with an index above them.
+
+    Of a search that nothing was measured after, one that is running included, the journal so far is told instead.
+    """
     from .report.folder import write_report
     from .report.history import write_index
     from .report.run import RECORD
 
     targets = args.target or ["host"]
     directory: Path = args.directory
+    if not (directory / RECORD).is_file() and directory.joinpath("search", "journal.jsonl").is_file():
+        from ..watching import search_report
+
+        if args.target or args.artifact is not None or args.verified is not None:
+            raise HavocError(
+                f"{directory}: holds a search and no {RECORD} yet, so --target, --artifact and --verified have nothing "
+                "to judge: leave them out"
+            )
+        print(search_report(directory, as_json=args.json))
+        return 0
     if (directory / RECORD).is_file() or not any(directory.glob(f"*/{RECORD}")):
         page, judgements = write_report(directory, targets=targets, artifact=args.artifact, verified=args.verified)
         document: dict[str, Any] = {"report": str(page), "verdicts": {j.target: j.verdict for j in judgements}}

@@ -35,18 +35,22 @@ _EXACT = (
     "note: products compute in fp32, because rounding activations to int8 would cost more than the default targets "
     "allow a format; --compute int8 keeps the faster ones"
 )
+_BEYOND = (
+    "warning: --context goes beyond what the base was made for; behind that its positions are extrapolated (RoPE), and "
+    "what it writes there gets worse"
+)
 _UNCUT = "warning     --rank changed nothing: two factors of that rank are larger than every matrix they would replace"
 
 
 def handle_export(args: argparse.Namespace) -> int:
-    """Fold and write an artifact, or with `--to hf` a Hugging Face directory."""
+    """Fold and write an artifact, with `--to hf` a Hugging Face directory, with `--to pt` files of torch."""
     from .source import open_source
 
     signer = _signer(args.sign)
     structure = _structure(args)
     source = open_source(args.base)
     options = _graph_options(args, source.config.attention.head_dim)
-    if source.directory is not None and source.tokenizer is None:
+    if args.to != "pt" and source.directory is not None and source.tokenizer is None:
         from ..model.base_tokenizer import missing_tokenizer
 
         print(f"note: {printable(missing_tokenizer(source.directory))}; nor will the artifact", file=sys.stderr)
@@ -69,6 +73,21 @@ def handle_export(args: argparse.Namespace) -> int:
             progress=progress,
         )
         _print(args.json, {"directory": str(out), "format": "hf"}, [f"Hugging Face directory: {out}"])
+        return 0
+    if args.to == "pt":
+        from .torch_files import MODEL, expert_file, export_torch
+
+        out = export_torch(
+            source,
+            args.out,
+            experts=experts,
+            alpha=alpha,
+            rule=args.rule,
+            weight_format=args.weights,
+            progress=progress,
+        )
+        names = [MODEL, *(expert_file(expert.domain) for expert in experts)]
+        _print(args.json, {"directory": str(out), "format": "pt", "files": names}, [str(out / name) for name in names])
         return 0
     from .package import export_artifact
 
@@ -128,12 +147,16 @@ def _structure(args: argparse.Namespace) -> Structure:
         args.compute,
         args.bits,
     )
-    if args.to == "hf" and args.calibration is not None:
-        raise HavocError(f"--calibration {args.calibration}: --to hf stores weights as they are; leave the option out")
-    if args.to == "hf" and args.live:
-        raise HavocError("--live keeps experts in an artifact, and --to hf writes none: leave one of them out")
-    if args.to == "hf" and structure not in (Structure(), Structure("fp16")):
-        raise HavocError(f"--to hf stores whole fp32 or fp16 weights, not {structure.description}")
+    if args.to != "onnx" and args.calibration is not None:
+        raise HavocError(
+            f"--calibration {args.calibration}: --to {args.to} stores weights as they are; leave the option out"
+        )
+    if args.to != "onnx" and args.live:
+        raise HavocError(f"--live keeps experts in an artifact, and --to {args.to} writes none: leave one of them out")
+    if args.to != "onnx" and structure not in (Structure(), Structure("fp16")):
+        raise HavocError(f"--to {args.to} stores whole fp32 or fp16 weights, not {structure.description}")
+    if args.to == "pt" and args.sign is not None:
+        raise HavocError("--to pt writes no manifest that could be signed: leave --sign out, or choose --to hf")
     return structure
 
 
@@ -146,8 +169,10 @@ def _graph_options(args: argparse.Namespace, head_dim: int) -> GraphOptions:
         cache=args.cache,
     )
     options = GraphOptions(dialect=dialect, cache=args.cache, logits=args.logits, cache_len=args.cache_len)
-    if args.to == "hf" and options != DEFAULT_OPTIONS:
-        raise HavocError("--to hf writes weights and no graph: --dialect, --cache and --logits have nothing to change")
+    if args.to != "onnx" and options != DEFAULT_OPTIONS:
+        raise HavocError(
+            f"--to {args.to} writes weights and no graph: --dialect, --cache and --logits have nothing to change"
+        )
     return options
 
 
@@ -363,6 +388,11 @@ def handle_generate(args: argparse.Namespace) -> int:
     if (Path(args.model) / MANIFEST).exists():
         from .runtime.foreign import foreign_completions
 
+        if args.context is not None:
+            raise HavocError(
+                f"--context {args.context}: the graph of an artifact ends where its own context ends; give the base "
+                "that it was made from"
+            )
         runtime, directory = "onnxruntime", Path(args.model)
         num_bytes = sum(file.num_bytes for file in read_manifest(directory).files.values())
         _require_fit(args.image, prompt.image_png, read_config(directory), args.max_new_tokens)
@@ -374,7 +404,9 @@ def handle_generate(args: argparse.Namespace) -> int:
         from ..model.checkpoint import load_base
         from ..model.generation import generate_text
 
-        runtime, base = "torch", load_base(args.model, is_chat=args.is_chat)
+        runtime, base = "torch", load_base(args.model, is_chat=args.is_chat, context=args.context)
+        if args.context is not None:
+            print(_BEYOND, file=sys.stderr)
         _require_fit(args.image, prompt.image_png, base.config, args.max_new_tokens)
         (completion,) = generate_text(base.model, base.tokenizer, [prompt], **settings)
     _print(args.json, {"prompt": text, "completion": completion, "runtime": runtime}, [completion])

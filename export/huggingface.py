@@ -34,7 +34,8 @@ if TYPE_CHECKING:
 
 MAX_SHARD_BYTES = 1 << 30
 _MARKER = "mixture.json"  # only HAVOC writes it, so another tool's directory is never replaced
-_DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
+"""What whole weights are written in, by the word of `--weights`."""
 
 
 def export_huggingface(
@@ -50,7 +51,7 @@ def export_huggingface(
     progress: Progress = SILENT,
 ) -> Path:
     """Fold and write `config.json`, safetensors (in shards where large), tokenizer and `mixture.json`; return `out`."""
-    source, dtype = open_source(base), _DTYPES[weight_format]
+    source, dtype = open_source(base), DTYPES[weight_format]
     require_companions(source)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
     tensors = FoldedTensors(source.tensors, mixture.deltas(source, None))
@@ -96,7 +97,7 @@ def _write_weights(
     with progress.stage("write weights", num_bytes, unit="bytes") as stage:
         for index, names in enumerate(shards, start=1):
             file = SAFETENSORS_FILE if len(shards) == 1 else f"model-{index:05d}-of-{len(shards):05d}.safetensors"
-            shard = {name: _finite(name, tensors[name].to(dtype)).contiguous() for name in names}
+            shard = {name: finite(name, tensors[name].to(dtype)).contiguous() for name in names}
             write_bytes(folder / file, safetensors.torch.save(shard, metadata={"format": "pt"}))
             weight_map |= dict.fromkeys(names, file)
             stage.advance(sum(tensor.nbytes for tensor in shard.values()), note=file)
@@ -105,7 +106,8 @@ def _write_weights(
         write_bytes(folder / INDEX_FILE, json.dumps(index_document, indent=2).encode())
 
 
-def _finite(name: str, tensor: Tensor) -> Tensor:
+def finite(name: str, tensor: Tensor) -> Tensor:
+    """Return the tensor; one that holds NaN, Inf or what its kind of number cannot is a `HavocError` with its name."""
     if not bool(torch.isfinite(tensor).all()):
         kind = str(tensor.dtype).removeprefix("torch.")
         raise HavocError(f"{name}: holds NaN, Inf or a value beyond {kind}, so it is not exported")

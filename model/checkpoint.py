@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,20 +57,22 @@ class Base:
         return RandomTensors(self.config) if self.directory is None else open_weights(self.directory, self.config)
 
 
-def load_base(path_or_preset: str | Path, *, is_chat: bool = True) -> Base:
+def load_base(path_or_preset: str | Path, *, is_chat: bool = True, context: int | None = None) -> Base:
     """Load a directory, a GGUF file, the bundled `nano`, or another preset's shape with random weights (seed 0).
 
-    Prompts go through the base's chat template where it has one and `is_chat` does not say otherwise.
+    Prompts go through the base's chat template where it has one and `is_chat` does not say otherwise. `context` lets
+    texts take more tokens than the base was made for, the angles of RoPE carried on; None: its own. One that is not
+    longer than its own is a `HavocError`.
     """
     if str(path_or_preset) == "nano" and not isinstance(path_or_preset, Path):
-        return load_base(BUNDLED_NANO, is_chat=is_chat)
+        return load_base(BUNDLED_NANO, is_chat=is_chat, context=context)
     if isinstance(path_or_preset, str) and (path_or_preset in PRESETS or path_or_preset == "havoc_7b"):
-        config = HavocConfig.preset(path_or_preset)
+        config = _extended(HavocConfig.preset(path_or_preset), context)
         tensors = RandomTensors(config)
         return Base(HavocModel.from_tensors(config, tensors, source=path_or_preset), config, weight_hash(tensors), None)
     directory = Path(path_or_preset)
     require_base(directory)
-    config = read_config(directory)
+    config = _extended(read_config(directory), context)
     stored = open_weights(directory, config)
     tokenizer = load_tokenizer(directory, num_rows=config.vocab_size)
     if tokenizer is not None and not is_chat:
@@ -78,6 +80,15 @@ def load_base(path_or_preset: str | Path, *, is_chat: bool = True) -> Base:
     return Base(
         HavocModel.from_tensors(config, stored, source=directory), config, weight_hash(stored), directory, tokenizer
     )
+
+
+def _extended(config: HavocConfig, context: int | None) -> HavocConfig:
+    """The configuration with a longer context; weights and the angles of its own positions stay what they are."""
+    if context is None:
+        return config
+    if context <= config.max_seq_len:
+        raise HavocError(f"a context of {context} tokens: the base takes {config.max_seq_len} as it is; leave it out")
+    return replace(config, max_seq_len=context)
 
 
 def require_base(path: Path) -> None:

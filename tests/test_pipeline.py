@@ -17,6 +17,7 @@ import pytest
 
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError
+from havoc_core.model.checkpoint import BUNDLED_NANO
 from havoc_core.model.structure import Structure
 from havoc_core.pipeline import run
 from havoc_core.progress import SILENT
@@ -108,7 +109,11 @@ def test_run_leaves_everything_and_no_scraps(finished: Path) -> None:
         "verdict",
         "evidence",
         "criteria",
+        "targets",
+        "artifact",
+        "phase6",
     }
+    assert {name: one["exit_code"] for name, one in handoff["targets"].items()}["gtx1660"] == 5
     assert set(handoff["metrics"]) == {"latency_ms", "accuracy", "vram_gb", "throughput_tps"}
     assert handoff["metrics"]["vram_gb"] is None  # not measured on a CPU, so not a number
     assert all((finished / path).is_file() for path in handoff["experts"].values())
@@ -326,6 +331,52 @@ def test_a_wrong_name_is_told_before_any_work(tmp_path: Path, text: str, words: 
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert words in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def _handed(folder: Path, model: object) -> Path:
+    path = folder / "phase6.json"
+    metrics = {"tool_success_rate": 0.94, "persona_consistency": 0.89}
+    path.write_text(json.dumps({"model": str(model), "metrics": metrics}))
+    return path
+
+
+def test_phase_6_hands_a_model_over(tmp_path: Path, finished: Path, recipe: Path) -> None:
+    """Its model is the base, its shares are in handoff.json beside the .pt files that the recipe asks for.
+
+    Then neither file nor flag is needed to go on.
+    """
+    out, handed = tmp_path / "out", _handed(tmp_path, "baked")
+    shutil.copytree(BUNDLED_NANO, tmp_path / "baked")
+    shutil.copytree(finished, out)
+    saved = (out / "recipe.toml").read_text()
+    saved = saved.replace('base = "nano"', f'base = "{tmp_path / "baked"}"').replace("pt = false", "pt = true")
+    (out / "recipe.toml").write_text(saved)
+    (out / "gate.jsonl").unlink()  # it names the base by its path
+    command = ("run", out / "recipe.toml", "--out", out, "--quiet")
+    given = havoc(*command, "--handoff", handed)
+    assert given.returncode in {0, 1, 3, 4}, given.stderr
+    first = json.loads((out / "handoff.json").read_text())
+    assert first["phase6"]["metrics"] == {"tool_success_rate": 0.94, "persona_consistency": 0.89}
+    assert (out / "phase6.json").read_bytes() == handed.read_bytes()
+    assert first["adapted_model"] == "pt/svf_adapted_model.pt"  # on request, as phase 8 reads it
+    assert first["experts"] == {name: f"pt/z_vectors_{name}.pt" for name in ("code", "vision")}
+    assert all((out / name).is_file() for name in (first["adapted_model"], *first["experts"].values()))
+    assert (out / first["artifact"] / "manifest.json").is_file()
+    handed.unlink()
+    assert havoc(*command).returncode == given.returncode
+    assert json.loads((out / "handoff.json").read_text()) == first
+
+
+def test_a_recipe_of_another_base_than_the_handoff(tmp_path: Path) -> None:
+    """One line with both, exit 2, nothing written; so it is where the model is not there."""
+    recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
+    (tmp_path / "baked").mkdir()
+    recipe.write_text('[model]\nbase = "nano"')
+    for model, words in (("baked", "the recipe adapts 'nano', but"), ("gone", "model 'gone' is not there")):
+        done = havoc("run", recipe, "--handoff", _handed(tmp_path, model), "--out", out)
+        assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+        assert words in done.stderr
+        assert not out.exists()
 
 
 def test_a_foreign_folder_is_refused(tmp_path: Path) -> None:

@@ -203,3 +203,35 @@ def test_a_stopped_bar_gives_the_cursor_back() -> None:
     assert "1/2" in shown
     assert "stopped" in shown
     assert out == "caught\n"
+
+
+def test_figures_stand_beneath_the_bars_of_a_terminal() -> None:
+    """Name and value a row, with what is left by the work's own count; they stay when the stage has ended."""
+    shown, _ = on_terminal("""
+        import time
+        from havoc_core.progress import make_progress
+        with make_progress().stage("search", 4) as stage:
+            stage.advance(note="candidates")
+            stage.tell({"generation": "1 of 4", "[front]": "3"}, left_s=4000)
+            time.sleep(0.3)
+            stage.advance()
+    """)
+    assert "1 h 06 min" in shown
+    rows = [line.split() for line in shown.splitlines()]
+    assert ["generation", "1", "of", "4"] in rows
+    assert rows[-1] == ["[front]", "3"]
+
+
+def test_figures_are_part_of_a_line_of_a_log() -> None:
+    """In the next line that is due, and in the last one."""
+
+    def work(progress: Progress, clock: Clock) -> None:
+        with progress.stage("search", 4) as stage:
+            for number in range(4):
+                clock.now_s += 20
+                stage.tell({"front": f"{number}"}, left_s=7200)
+                stage.advance(note="candidates")
+
+    lines = lines_of(work)
+    assert lines[1] == "search: 1 of 4 (25%), 20.0 s, about 2 h 00 min left, candidates, front 0"
+    assert lines[-1] == "search: done, 4 in 1 min 20 s, candidates, front 3"

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from havoc_core.adapt.tasks.definition import Definition
 from havoc_core.bench.judge.record import Record
 from havoc_core.bench.judge.targets import Target
+from havoc_core.bench.report.phase6 import Phase6
 from havoc_core.config import Recipe
 from havoc_core.reference import markdown
 
@@ -22,7 +23,7 @@ def test_the_page_is_the_codes() -> None:
     assert PAGE.read_text() == markdown(), "docs/reference.md is stale: make reference"
 
 
-@pytest.mark.parametrize("model", [Recipe, Target, Definition, Record])
+@pytest.mark.parametrize("model", [Recipe, Target, Definition, Record, Phase6])
 def test_every_part_has_one_table(model: type[BaseModel]) -> None:
     """A part that is met twice is explained once, and every link finds its heading."""
     page = PAGE.read_text()

@@ -1,11 +1,15 @@
 """What the next phase of the user's pipeline receives: the keys of its "Output to Phase 8", and what they rest on.
 
     {"success", "experts", "best_mixture", "adapted_model",
-     "metrics": {"latency_ms", "accuracy", "vram_gb", "throughput_tps"}, "verdict", "evidence", "criteria"}
+     "metrics": {"latency_ms", "accuracy", "vram_gb", "throughput_tps"}, "verdict", "evidence", "criteria", "targets",
+     "artifact", "phase6"}
 
-A value that was not measured is null. `success` is true only where every one of `criteria` is met, so nobody downstream
-ships the unproven: limits proven met, each expert proven above the base on its own task, the mixture's mean at least
-each expert's, the search settled, and experts and mixture near enough to the base. Each is listed; null is not known.
+`verdict` and `evidence` are of the first target, `targets` has those of each; `phase6` is what phase 6 handed over,
+where it did, and HAVOC measured none of it. A value that was not measured is null.
+
+`success` is true only where every one of `criteria` is met, so nobody downstream ships the unproven: limits proven met,
+each expert proven above the base on its own task, the mixture's mean at least each expert's, the search settled, and
+experts and mixture near enough to the base. Each is listed; null is not known.
 """
 
 from __future__ import annotations
@@ -19,13 +23,15 @@ if TYPE_CHECKING:
 
     from ..judge.gate import Judgement
     from ..judge.record import Record
+    from .phase6 import HandedOver
 
 _DIGITS = 4
+_TARGET_FIELDS = ("verdict", "evidence", "exit_code", "reason")
 
 
 def build_handoff(
     record: Record,
-    judgement: Judgement,
+    judgements: Sequence[Judgement],
     *,
     scores: Mapping[str, Any],
     is_converged: bool,
@@ -33,12 +39,16 @@ def build_handoff(
     experts: Mapping[str, str],
     best_mixture: Sequence[float],
     adapted_model: str,
+    artifact: str,
+    handed: HandedOver | None = None,
 ) -> dict[str, Any]:
-    """Return the handoff document.
+    """Return the handoff document; the first of `judgements` decides.
 
-    `experts` maps domains to file names, `adapted_model` names the released model; `scores` is the content of
-    `scores.json`, `max_kl` the limit of KL(adapted || base) in nats a predicted token.
+    `experts` maps domains to file names, `adapted_model` names the released model, `artifact` the one that was
+    measured; `scores` is the content of `scores.json`, `max_kl` the limit of KL(adapted || base) in nats a predicted
+    token; `handed` is what the phase before handed over, None: nothing.
     """
+    judgement = judgements[0]
     criteria = {
         "limits_met": judgement.verdict == "pass",
         "expert_above_base": _named(scores, "gains", lambda gain: (gain["expert"], gain["is_proven"])),
@@ -64,6 +74,9 @@ def build_handoff(
         "verdict": judgement.verdict,
         "evidence": judgement.evidence,
         "criteria": criteria,
+        "targets": {one.target: {name: getattr(one, name) for name in _TARGET_FIELDS} for one in judgements},
+        "artifact": artifact,
+        "phase6": None if handed is None else handed.to_json(),
     }
 
 

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from havoc_core import storage
 from havoc_core.bench.judge.gate import judge
 from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.report.handoff import build_handoff
+from havoc_core.bench.report.phase6 import HandedOver, keep, read_handed_over, read_kept
+from havoc_core.errors import HavocError
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 EXPERTS = {domain: f"z_vectors_{domain}.safetensors" for domain in samples.DOMAINS}
@@ -38,19 +41,23 @@ def handoff(
     scores: dict[str, Any] | None = None,
     is_converged: bool = True,
     max_kl: float = 1.0,
+    handed: HandedOver | None = None,
+    others: tuple[str, ...] = (),
     **changes: Any,
 ) -> dict[str, Any]:
     record = samples.record(kind, **changes)
-    judgement = judge([record], load_target(target), this_cpu=samples.THIS_CPU)
+    targets = [load_target(name) for name in (target, *others)]
     return build_handoff(
         record,
-        judgement,
+        [judge([record], one, this_cpu=samples.THIS_CPU) for one in targets],
         scores=SCORES if scores is None else scores,
         is_converged=is_converged,
         max_kl=max_kl,
         experts=EXPERTS,
         best_mixture=(1.2, 0.8, 1.5, 0.9),
-        adapted_model="artifact",
+        adapted_model="model.pt",
+        artifact="artifact",
+        handed=handed,
     )
 
 
@@ -58,7 +65,8 @@ def test_the_seeds_keys() -> None:
     """The keys of "Output to Phase 8", and verdict and evidence beside them; it is plain JSON."""
     found = json.loads(json.dumps(handoff("cuda", "gtx1660"), allow_nan=False))
     keys = ["success", "experts", "best_mixture", "adapted_model", "metrics", "verdict", "evidence", "criteria"]
-    assert list(found) == keys
+    assert list(found) == [*keys, "targets", "artifact", "phase6"]
+    assert found["phase6"] is None  # nothing was handed over, so nothing is carried
     assert list(found["metrics"]) == ["latency_ms", "accuracy", "vram_gb", "throughput_tps"]
     assert found["experts"] == EXPERTS
     assert found["best_mixture"] == [1.2, 0.8, 1.5, 0.9]
@@ -67,6 +75,94 @@ def test_the_seeds_keys() -> None:
     assert found["metrics"]["accuracy"] == 0.9
     assert found["metrics"]["latency_ms"] == pytest.approx(20.1, abs=0.1)
     assert found["metrics"]["throughput_tps"] == pytest.approx(498.5, abs=2)
+
+
+def test_each_target_has_its_verdict() -> None:
+    """The first decides; of every one verdict, evidence, exit code and reason are there."""
+    found = handoff("cuda", "gtx1660", others=("host",))
+    assert list(found["targets"]) == ["gtx1660", "host"]
+    assert found["targets"]["gtx1660"]["verdict"] == found["verdict"] == "pass"
+    host = found["targets"]["host"]
+    assert list(host) == ["verdict", "evidence", "exit_code", "reason"]
+    assert (host["exit_code"], bool(host["reason"])) == (5, True)  # a card's record says nothing of this CPU
+
+
+GIVEN = {"model": "baked", "metrics": {"tool_success_rate": 0.94, "persona_consistency": 0.89}}
+
+
+def handed_file(folder: Path, content: object = GIVEN) -> Path:
+    (folder / "baked").mkdir(exist_ok=True)
+    path = folder / "given.json"
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+    return path
+
+
+def test_what_phase_6_measured_is_carried_and_not_claimed(tmp_path: Path) -> None:
+    """Both shares arrive unchanged, beside who measured them; HAVOC's own metrics stay the seed's four."""
+    handed = read_handed_over(handed_file(tmp_path))
+    assert handed.model == tmp_path / "baked"  # relative to its file, not to the working directory
+    found = json.loads(json.dumps(handoff("cuda", "gtx1660", handed=handed)))
+    carried = found["phase6"]
+    assert carried["metrics"] == GIVEN["metrics"]
+    assert (carried["measured_by"], carried["is_measured_by_havoc"]) == ("phase 6", False)
+    assert carried["model"] == "baked"
+    assert carried["sha256"] == storage.sha256_file(tmp_path / "given.json")
+    assert not set(found["metrics"]) & set(GIVEN["metrics"])
+
+
+def test_a_run_keeps_the_very_file(tmp_path: Path) -> None:
+    """Byte for byte, once; another file for the same folder is refused and changes nothing."""
+    out = tmp_path / "out"
+    assert read_kept(out) is None
+    path = handed_file(tmp_path)
+    for _ in range(2):
+        keep(read_handed_over(path), out)
+    assert (out / "phase6.json").read_bytes() == path.read_bytes()
+    other = read_handed_over(handed_file(tmp_path, {**GIVEN, "metrics": {**GIVEN["metrics"], "tool_success_rate": 1}}))
+    with pytest.raises(HavocError, match="was begun with another handoff"):
+        keep(other, out)
+    assert json.loads((out / "phase6.json").read_text()) == GIVEN
+
+
+def _given(**metrics: object) -> dict[str, Any]:
+    return {**GIVEN, "metrics": {**GIVEN["metrics"], **metrics}}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"model": "baked"}, "the key metrics is missing"),
+        ({"model": "baked", "metrics": {"tool_success_rate": 1.0}}, "the key metrics.persona_consistency is missing"),
+        ({**GIVEN, "modell": "x"}, "unknown key modell; did you mean model?"),
+        (_given(tool_sucess_rate=0.9), "unknown key metrics.tool_sucess_rate; did you mean tool_success_rate?"),
+        (_given(tool_success_rate=float("nan")), "NaN is not a JSON number"),
+        (_given(tool_success_rate=float("inf")), "Infinity is not a JSON number"),
+        (json.dumps(_given(tool_success_rate=0)).replace("0,", "1e999,"), "tool_success_rate = inf"),
+        (_given(tool_success_rate=1.01), "tool_success_rate = 1.01: input should be less than or equal to 1"),
+        (_given(persona_consistency=-0.1), "persona_consistency = -0.1: input should be greater than or equal to 0"),
+        (_given(persona_consistency=True), "persona_consistency = True"),
+        (_given(persona_consistency="0.9"), "persona_consistency = '0.9'"),
+        ({**GIVEN, "model": ""}, "model = ''"),
+        ({**GIVEN, "model": "elsewhere"}, "model 'elsewhere' is not there"),
+        ([GIVEN], "it is not an object of keys and values"),
+        ({**GIVEN, "metrics": [0.9, 0.9]}, "metrics is not an object of keys and values"),
+        ("{", "not valid JSON"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, content: object, words: str) -> None:
+    """What is wrong and where, with the value; exit code 2."""
+    path = handed_file(tmp_path, content)
+    with pytest.raises(HavocError, match="given.json") as told:
+        read_handed_over(path)
+    assert words in str(told.value)
+    assert "\n" not in str(told.value)
+    assert told.value.exit_code == 2
+
+
+def test_a_missing_file_is_one_line(tmp_path: Path) -> None:
+    """Its name, and that it is not there."""
+    with pytest.raises(HavocError, match="none.json: no such file"):
+        read_handed_over(tmp_path / "none.json")
 
 
 def _worse(part: str, **changes: Any) -> dict[str, Any]:
@@ -118,12 +214,13 @@ def test_the_search_split_is_no_accuracy() -> None:
     judgement = judge([record], load_target("host"), this_cpu=samples.THIS_CPU)
     found = build_handoff(
         record,
-        judgement,
+        [judgement],
         scores=SCORES,
         is_converged=True,
         max_kl=1.0,
         experts={},
         best_mixture=(),
-        adapted_model="artifact",
+        adapted_model="model.pt",
+        artifact="artifact",
     )
     assert found["metrics"]["accuracy"] is None

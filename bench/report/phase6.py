@@ -1,0 +1,114 @@
+"""What the phase before hands over: seed 003's "Input from Phase 6", read and checked.
+
+    {"model": "baked_model", "metrics": {"tool_success_rate": 0.94, "persona_consistency": 0.89}}
+
+`model` is a model directory or a .gguf file, relative to the folder of the handed file. The two metrics are shares of
+the model as phase 6 left it. HAVOC measures neither of them: it carries them on and says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ... import storage
+from ...errors import HavocError
+from ...mistakes import mistakes
+
+if TYPE_CHECKING:
+    from typing import Final
+
+FILE_NAME: Final = "phase6.json"
+"""The copy of the handed file in the folder of a run."""
+_MAX_BYTES = 1_000_000
+
+Rate = Annotated[float, Field(ge=0, le=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class Phase6Metrics(_Strict):
+    """What phase 6 measured of the model that it hands over."""
+
+    tool_success_rate: Rate = Field(description="share of tool calls that succeeded")
+    persona_consistency: Rate = Field(description="share of answers that kept to their persona")
+
+
+class Phase6(_Strict):
+    """The file that `havoc run --handoff` takes."""
+
+    model: str = Field(min_length=1, description="a model directory or a .gguf file, relative to this file's folder")
+    metrics: Phase6Metrics = Field(description="carried on to `handoff.json` as they are")
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """A handed file: where it was, its bytes, and what they say."""
+
+    path: Path
+    data: bytes
+    content: Phase6
+
+    @property
+    def model(self) -> Path:
+        """The model's path: absolute, so that it means the same from every working directory."""
+        return (self.path.resolve().parent / self.content.model).resolve()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what `handoff.json` says of it: the metrics, what they are of, and who measured them."""
+        return {
+            "metrics": self.content.metrics.model_dump(),
+            "measured_by": "phase 6",
+            "is_measured_by_havoc": False,
+            "model": self.content.model,
+            "file": self.path.name,
+            "sha256": hashlib.sha256(self.data).hexdigest(),
+        }
+
+
+def read_handed_over(path: Path) -> HandedOver:
+    """Read the file that phase 6 hands over; a mistake in it, or a model that is not there, is a `HavocError`."""
+    handed = _read(path)
+    if not handed.model.exists():
+        raise HavocError(f"{path}: model {handed.content.model!r} is not there: no file or folder {handed.model}")
+    return handed
+
+
+def read_kept(folder: Path) -> HandedOver | None:
+    """Read the copy in the folder of a run; None where the run began without one."""
+    path = folder / FILE_NAME
+    return _read(path) if path.exists() else None
+
+
+def keep(handed: HandedOver, folder: Path) -> None:
+    """Copy the handed file into the folder of a run, byte for byte; another one that is there is a `HavocError`."""
+    kept = read_kept(folder)
+    if kept is None:
+        storage.write_bytes(folder / FILE_NAME, handed.data)
+    elif kept.data != handed.data:
+        raise HavocError(
+            f"{folder} was begun with another handoff (see {folder / FILE_NAME}): give that one, or another --out"
+        )
+
+
+def _read(path: Path) -> HandedOver:
+    try:
+        data = storage.read_bounded(path, max_bytes=_MAX_BYTES)
+    except FileNotFoundError:
+        raise HavocError(f"{path}: no such file") from None
+    except OSError as error:
+        raise storage.unreadable(error, path) from error
+    document = storage.parse_json(data, path)
+    if not isinstance(document, dict) or not isinstance(document.get("metrics", {}), dict):
+        where = "metrics" if isinstance(document, dict) else "it"
+        raise HavocError(f"{path}: not what phase 6 hands over: {where} is not an object of keys and values")
+    try:
+        return HandedOver(path, data, Phase6.model_validate(document))
+    except ValidationError as error:
+        raise HavocError(f"{path}: not what phase 6 hands over: {mistakes(error, Phase6)}") from error
