@@ -155,7 +155,7 @@ def _parse(document: dict[str, Any], *, sha256: str) -> ArtifactManifest:
     )
     if "live" in document:
         sizes = {name: file.num_bytes for name, file in manifest.files.items()}
-        manifest = replace(manifest, live=parse_live(document["live"], list(manifest.alpha), sizes))
+        manifest = replace(manifest, live=parse_live(document["live"], list(manifest.alpha), manifest.rule, sizes))
     if set(manifest.alpha) != set(manifest.expert_hashes):
         raise ValueError("alpha and expert_hashes name different domains")
     missing = [name for name in _REQUIRED if name not in manifest.files]

@@ -22,6 +22,7 @@ BASE, STORED = "base", "stored"
 """The rows of every matrix beside those of the experts: the base's, and those of the artifact's own mixture."""
 
 ITEM_BYTES = 4
+_RULES = ("delta", "literal", "renorm")
 _MAX_SIZE, _MAX_MATRICES = 1 << 40, 1 << 16
 
 
@@ -93,12 +94,19 @@ def expert_key(domain: str) -> str:
     return f"expert/{domain}"
 
 
-def parse_live(document: Any, domains: list[str], file_bytes: Mapping[str, int]) -> LiveTable:  # noqa: ANN401 - JSON
-    """Read the table of a manifest; what does not fit its domains or reaches beyond a file is a `ValueError`.
+def parse_live(
+    document: Any,  # noqa: ANN401 - JSON
+    domains: list[str],
+    rule: str,
+    file_bytes: Mapping[str, int],
+) -> LiveTable:
+    """Read the table of a manifest; what does not fit its mixture or reaches beyond a file is a `ValueError`.
 
     `file_bytes` is the size of every listed file. A field of another kind raises what Python does.
     """
-    matrices = tuple(_matrix(entry, domains, file_bytes) for entry in document["matrices"][:_MAX_MATRICES])
+    if rule not in _RULES:
+        raise ValueError(f"live: a rule {rule!r:.80}")
+    matrices = tuple(_matrix(entry, domains, rule, file_bytes) for entry in document["matrices"][:_MAX_MATRICES])
     if not domains or not matrices or len(matrices) != len(document["matrices"]):
         raise ValueError(f"live: {len(domains)} experts and {len(document['matrices'])} matrices")
     if len({matrix.name for matrix in matrices}) != len(matrices):
@@ -111,7 +119,7 @@ def parse_live(document: Any, domains: list[str], file_bytes: Mapping[str, int])
     return LiveTable(matrices=matrices, fingerprints=fingerprints)
 
 
-def _matrix(entry: dict[str, Any], domains: list[str], file_bytes: Mapping[str, int]) -> LiveMatrix:
+def _matrix(entry: dict[str, Any], domains: list[str], rule: str, file_bytes: Mapping[str, int]) -> LiveMatrix:
     name, shape = entry["name"], tuple(entry["shape"])
     if not isinstance(name, str) or not shape or not all(type(n) is int and 0 < n < _MAX_SIZE for n in shape):
         raise ValueError(f"live: {name!r:.80} of shape {list(shape)!r:.80}")
@@ -123,7 +131,7 @@ def _matrix(entry: dict[str, Any], domains: list[str], file_bytes: Mapping[str, 
         places={key: FoldPlace(file=file, offset_bytes=offset) for key, (file, offset) in entry["places"].items()},
         norm_shares={domain: _share(share) for domain, share in entry.get("norm_shares", {}).items()},
     )
-    if matrix.norm_shares and set(matrix.norm_shares) != set(domains):
+    if set(matrix.norm_shares) != (set(domains) if rule == "renorm" else set()):
         raise ValueError(f"live: the norms of {name:.80} are not one of each expert")
     for place in matrix.places.values():
         _require_inside(matrix, place, file_bytes)

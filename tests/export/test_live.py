@@ -325,6 +325,8 @@ DAMAGE = {
     "no list": lambda d: d.update(live=3),
     "fingerprints of others": lambda d: d["live"].update(fingerprints={"x": {}}),
     "a norm that is no number": lambda d: _first(d).update(norm_shares={"math": "1", "code": 1}),
+    "a rule that is none": lambda d: d["mixture"].update(rule="sum"),
+    "renorm without norms": lambda d: d["mixture"].update(rule="renorm"),
     "the norm of one": lambda d: _first(d).update(norm_shares={"math": 1}),
 }
 
