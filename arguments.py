@@ -100,7 +100,10 @@ def add_train(parser: Parser) -> None:
     _add_base(parser)
     _add_chat(parser)
     task_help = f"what the expert is for: {', '.join(DOMAINS)}, another bundled task, or a TOML file of your own"
-    parser.add_argument("--task", "--domain", dest="task", required=True, metavar="NAME", help=task_help)
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--task", "--domain", dest="task", metavar="NAME", help=task_help)
+    classifier_help = "train what chooses between the experts of these tasks, joined by commas, for --dispatch"
+    asked.add_argument("--classifier", type=_names, metavar="TASKS", help=classifier_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the recipe's)")
     _add_method(parser)
     _add_recipe(parser)
@@ -383,6 +386,10 @@ def _add_seed(parser: Parser) -> None:
 def _add_track(parser: Parser) -> None:
     track_help = f"tell these trackers the metrics, joined by commas: {', '.join(TRACKERS)} (default: the recipe's)"
     parser.add_argument("--track", type=_trackers, metavar="NAMES", help=track_help)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
 
 
 def _trackers(text: str) -> tuple[str, ...]:

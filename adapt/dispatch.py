@@ -1,0 +1,89 @@
+"""Two-pass inference: the first pass chooses the expert of a prompt, or its mixture, and the second answers with it.
+
+    prompt        the base itself is asked which expert a prompt belongs to (`first_pass.py`)
+    classifier    the same question, asked of the base with scales trained for it (`classifier.py`)
+    few-shot      a mixture for a whole task, found on a few of its solved rows (`few_shot.py`)
+
+Every prompt gets exactly one mixture, and the scales of the one before never stay (`mixtures.py`). What a first pass may
+learn from is train and search rows; `dispatch_table.py` holds it against others on rows it has not met.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from ..errors import HavocError
+from .classifier import load_classifier
+from .commands import base_basis
+from .expert import experts_in, load_experts
+from .first_pass import FirstPass
+from .mixtures import Mixtures
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from ..model.checkpoint import Base
+    from ..model.prompt import PromptLike
+    from ..progress import Progress
+    from .basis import Basis
+    from .expert import Expert
+
+Way = Literal["prompt", "classifier", "few-shot"]
+WAYS: tuple[Way, ...] = get_args(Way)
+
+
+@dataclass(frozen=True, slots=True)
+class Chooser:
+    """A first pass that reads the prompt: `first_pass` says the names, `classifier` the scales it reads with, if any."""
+
+    mixtures: Mixtures
+    first_pass: FirstPass
+    classifier: Expert | None = None
+
+    def places(self, prompts: Sequence[PromptLike]) -> list[int]:
+        """Return for each prompt the place of its expert among those of the mixtures."""
+        mixtures, names = self.mixtures, self.first_pass.names
+        base = mixtures.only(None)
+        scorer = mixtures.scorer(base) if self.classifier is None else mixtures.expert_scorer(self.classifier)
+        return [mixtures.names.index(names[place]) for place in self.first_pass.choose(scorer, prompts)]
+
+
+def open_mixtures(base: Base, directory: Path, progress: Progress) -> tuple[Mixtures, Basis]:
+    """Open the experts of a folder for dispatch; the basis is looked for in the folder and in the one above it.
+
+    Raises `HavocError` for a folder without experts, and for experts of another base.
+    """
+    names = experts_in(directory)
+    if not names:
+        raise HavocError(f"--experts {directory}: holds no z_vectors_*.safetensors; train them with havoc train")
+    place = directory.parent if _is_kept_above(directory) else directory
+    basis = base_basis(base, place, progress)
+    experts = load_experts(directory, names, basis=basis)
+    return Mixtures(base, basis, experts), basis
+
+
+def _is_kept_above(directory: Path) -> bool:
+    """Whether the basis lies where `havoc run` writes it, beside its folder of experts."""
+    name = "basis.safetensors"
+    return not (directory / name).exists() and (directory.parent / name).exists()
+
+
+def open_chooser(way: Way, mixtures: Mixtures, directory: Path, basis: Basis) -> Chooser:
+    """Return the first pass `prompt` or `classifier` over the experts of a folder.
+
+    Raises `HavocError` where there is one expert only, and for a classifier that names an expert there is not.
+    """
+    if way == "prompt":
+        return Chooser(mixtures, FirstPass(mixtures.names, is_calibrated=True))
+    if way != "classifier":
+        raise HavocError(f"{way} reads solved examples and not the prompt: it has no chooser")
+    classifier, first_pass = load_classifier(directory, basis=basis)
+    unknown = [name for name in first_pass.names if name not in mixtures.names]
+    if unknown:
+        raise HavocError(
+            f"{directory}: the classifier chooses between {', '.join(first_pass.names)}, and there is no expert of "
+            f"{', '.join(unknown)}: train it, or the classifier anew"
+        )
+    return Chooser(mixtures, first_pass, classifier)
