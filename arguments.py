@@ -31,6 +31,7 @@ CACHES = ("dynamic", "static")
 LOGITS = ("last", "all")
 PRESETS = "pico, nano, edge-135m, edge-360m, 7b"
 TRACKERS = ("wandb", "trackio")
+WAYS = ("prompt", "classifier", "few-shot")
 PROFILES = ("quick", "standard", "release")
 
 
@@ -220,8 +221,30 @@ def add_eval(parser: Parser) -> None:
     parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer (default: the task's)")
     _add_data(parser)
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of the built-in rows (default: 0)")
+    mixed_help = "also the share over all rows of all tasks, as one stream; --experts has it always"
+    parser.add_argument("--mixed", action="store_true", help=mixed_help)
+    dispatch_help = f"compare two-pass inference on a base, joined by commas: {', '.join(WAYS)}"
+    parser.add_argument("--dispatch", type=_ways, default=(), metavar="WAYS", help=dispatch_help)
+    _add_dispatch(parser)
+    alpha_help = "the fixed mixture to compare with (default: all experts alike, at the best of a few weights)"
+    parser.add_argument("--alpha", type=_mixture, metavar="A,B,...", help=alpha_help)
     _add_threads(parser)
     _add_output(parser)
+
+
+def _add_dispatch(parser: Parser) -> None:
+    """What both `eval` and `generate` are told of two-pass inference, but the way itself."""
+    parser.add_argument("--experts", type=Path, metavar="DIR", help="folder of z_vectors_*.safetensors to choose from")
+    examples_help = "few-shot: solved rows of the task that alpha is found on (default: 5)"
+    parser.add_argument("--examples", type=_positive, metavar="K", help=examples_help)
+    file_help = "few-shot: read the solved rows from this file (default: the task's train split)"
+    parser.add_argument("--examples-from", type=Path, metavar="FILE", help=file_help)
+    parser.add_argument("--population", type=_several, metavar="N", help="few-shot: mixtures a round (default: 32)")
+    elite_help = "few-shot: the best of a round that the next is drawn around (default: 0.2)"
+    parser.add_argument("--elite-share", type=_share, metavar="SHARE", help=elite_help)
+    parser.add_argument("--generations", type=_positive, metavar="N", help="few-shot: rounds (default: 10)")
+    bounds_help = "few-shot: lowest and highest weight of an expert (default: 0,1)"
+    parser.add_argument("--alpha-bounds", type=_mixture, metavar="LOW,HIGH", help=bounds_help)
 
 
 def add_bench(parser: Parser) -> None:
@@ -329,6 +352,11 @@ def add_generate(parser: Parser) -> None:
     parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
     parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0 is greedy (default)")
     _add_seed(parser)
+    dispatch_help = "two passes: the first chooses the expert or mixture, the second answers with it"
+    parser.add_argument("--dispatch", choices=WAYS, help=dispatch_help)
+    _add_dispatch(parser)
+    parser.add_argument("--task", metavar="NAME", help="few-shot: the task that the solved rows are of")
+    _add_data(parser)
     _add_output(parser, quiet=False)
 
 
@@ -386,6 +414,15 @@ def _add_seed(parser: Parser) -> None:
 def _add_track(parser: Parser) -> None:
     track_help = f"tell these trackers the metrics, joined by commas: {', '.join(TRACKERS)} (default: the recipe's)"
     parser.add_argument("--track", type=_trackers, metavar="NAMES", help=track_help)
+
+
+def _ways(text: str) -> tuple[str, ...]:
+    ways = _names(text)
+    for way in ways:
+        if way not in WAYS:
+            hint = did_you_mean(way, WAYS) or f"; known are {', '.join(WAYS)}"
+            raise argparse.ArgumentTypeError(f"unknown way of dispatch {way!r}{hint}")
+    return tuple(dict.fromkeys(ways))
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """Train the classifier: scales of the singular values that make the first pass name the right expert.
 
 It is an expert like any other, of a task of choices whose rows are the prompts of other tasks and whose right choice is
-the name of the task that a prompt comes from; what a step descends is `expected_reward.py`. Gradients come from train
+the name of the task that a prompt comes from. What a step descends is `expected_reward.py`, without its KL term and
+without a limit of KL: those keep answers near the base's, and a classifier never answers. Gradients come from train
 rows alone, the step that is kept is the best on search rows, and gate rows stay closed to it (`search_reader`).
 
 `classifier.safetensors` has an expert's format and a name of its own beside `z_vectors_<task>.safetensors`, so no folder
@@ -110,7 +111,7 @@ def train_classifier(
 
 
 def _free(settings: TrainingSettings) -> TrainingSettings:
-    """The settings without a tie to the base: it never says such a name, and a classifier never answers."""
+    """The settings without a tie to the base."""
     return dataclasses.replace(
         settings, max_kl=_ANY_KL, optimizer=dataclasses.replace(settings.optimizer, kl_coefficient=0.0)
     )

@@ -1,15 +1,16 @@
 """Hold two-pass inference against what it must beat, on the same rows: a table of systems, and pairs of them.
 
     base                  no expert at all
-    best single expert    one expert for every row: the best on search rows (train rows where search rows are scored)
-    fixed mixture         one alpha for every row
+    best single expert    one expert for every row
+    fixed mixture         one alpha for every row: the one given, else all experts alike at the best of a few weights
     prompt, classifier    two passes, by what the first one names
     few-shot              one alpha a task, found on solved examples of its train split
     oracle                every row by its own task's expert: no first pass, so no mistake of one
 
-Nothing is chosen on the rows that are scored. The oracle is no bound from above: another task's expert, or a mixture,
-may answer a row that its own expert does not. Shares have exact 95 % intervals (Clopper & Pearson), differences of two
-systems on the same rows normal ones.
+Nothing is chosen on the rows that are scored: the best single expert and the weight of the fixed mixture are the best
+on search rows, or on train rows where search rows are scored. The oracle is no upper bound: another task's expert, or a
+mixture, may answer a row that its own expert does not. Shares have exact 95 % intervals (Clopper & Pearson),
+differences of two systems on the same rows normal ones.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ..bounds import TWO_SIDED, share_ends
 from ..errors import HavocError
 from ..progress import SILENT
 from .alpha_search import CrossEntropySettings
-from .answer_book import AnswerBook, Answered, Stream, mixed_stream
+from .answer_book import AnswerBook, Answered, mixed_stream
 from .dispatch import open_chooser
 from .few_shot import NUM_EXAMPLES, find_alpha, solved_examples
 from .paired import paired_margin
@@ -42,13 +43,15 @@ if TYPE_CHECKING:
 MIXED: Final = "mixed"
 BASE, SINGLE, FIXED, ORACLE = "base", "best single expert", "fixed mixture", "oracle"
 _SELECTION_ROWS: Final = 100
-"""Rows of a task that say which single expert is the best."""
+"""Rows of a task that say which single expert, and which weight of all experts alike, is the best."""
+_EQUAL_WEIGHTS: Final = (0.5, 1.0)
+"""Weights that all experts alike are tried at, beside one over their number."""
 _FEWEST_PAIRS: Final = 2
 
 
 @dataclass(frozen=True, kw_only=True)
 class DispatchSettings:
-    """What is compared, and on which rows; `fixed` None weighs all experts alike, to a sum of 1."""
+    """What is compared, and on which rows; `fixed` is the alpha of the fixed mixture, None lets search rows choose."""
 
     ways: tuple[Way, ...] = ()
     split: str = "gate"
@@ -94,11 +97,9 @@ class _Comparison:
         progress: Progress,
     ) -> None:
         self._mixtures, self._tasks, self._settings, self._progress = mixtures, tasks, settings, progress
-        num_experts = len(mixtures.experts)
-        self._fixed = settings.fixed or tuple(1 / num_experts for _ in range(num_experts))
-        if len(self._fixed) != num_experts:
+        if settings.fixed is not None and len(settings.fixed) != len(mixtures.experts):
             held = ", ".join(mixtures.names)
-            raise HavocError(f"--alpha has {len(self._fixed)} weights for {num_experts} experts ({held})")
+            raise HavocError(f"--alpha has {len(settings.fixed)} weights for {len(mixtures.experts)} experts ({held})")
         self._choosers = {
             way: open_chooser(way, mixtures, directory, basis) for way in settings.ways if way != "few-shot"
         }
@@ -133,19 +134,15 @@ class _Comparison:
         """Choose, answer and count."""
         settings, stream = self._settings, self._stream
         with self._progress.stage("dispatch", None, unit="rows") as stage:
-            single, selection = self._best_single(stage)
-            every = [None] * len(stream.rows)
-            systems: dict[str, list[Alpha]] = {
-                BASE: [self._mixtures.only(place) for place in every],
-                SINGLE: [self._mixtures.only(single)] * len(every),
-                FIXED: [self._fixed] * len(every),
-            }
+            single, fixed, selection = self._selected(stage)
+            constant = {BASE: self._mixtures.only(None), SINGLE: single, FIXED: fixed}
+            systems = {name: [alpha] * len(stream.rows) for name, alpha in constant.items()}
             chosen, costs = self._first_passes()
             systems |= {way: [self._mixtures.only(place) for place in places] for way, places in chosen.items()}
             found: dict[str, Any] = {}
             if self._examples:
                 systems["few-shot"], found = self._few_shot(stage)
-            if set(task.name for task in self._tasks) <= set(self._mixtures.names):
+            if {task.name for task in self._tasks} <= set(self._mixtures.names):
                 own = [self._mixtures.names.index(self._tasks[label].name) for label in stream.labels]
                 systems[ORACLE] = [self._mixtures.only(place) for place in own]
             book = AnswerBook(self._mixtures, stream, max_new_tokens=settings.max_new_tokens, stage=stage)
@@ -161,31 +158,36 @@ class _Comparison:
                 way: self._first_pass_facts(places, costs[way], answers[way]) for way, places in chosen.items()
             },
             "few_shot": found,
-            "best_single": selection,
-            "fixed_mixture": dict(zip(self._mixtures.names, self._fixed, strict=True)),
+            "selection": selection,
             "order": [self._tasks[label].name for label in stream.labels],
-            "right": {
-                name: "".join("01"[item.is_right] for item in found) for name, found in answers.items()
-            },
+            "right": {name: "".join("01"[item.is_right] for item in found) for name, found in answers.items()},
         }
 
-    def _best_single(self, stage: Stage) -> tuple[int, dict[str, Any]]:
-        """The expert that is right most often on rows that are not scored, of equal ones the first, and its figures."""
+    def _selected(self, stage: Stage) -> tuple[Alpha, Alpha, dict[str, Any]]:
+        """The best single expert and the fixed mixture, by rows that are not scored; and the figures of the choice."""
         split = "train" if self._settings.split == "search" else "search"
         stream = mixed_stream(self._tasks, split, _SELECTION_ROWS, **self._where)
         book = AnswerBook(self._mixtures, stream, max_new_tokens=self._settings.max_new_tokens, stage=stage)
-        num_right = []
-        for place in range(len(self._mixtures.experts)):
-            answers = book.answers([self._mixtures.only(place)] * len(stream.rows))
-            num_right.append(sum(item.is_right for item in answers))
-        best = num_right.index(max(num_right))
-        facts = {
-            "expert": self._mixtures.names[best],
+        names = self._mixtures.names
+
+        def best_of(alphas: Sequence[Alpha]) -> tuple[Alpha, list[int]]:
+            answers = [book.answers([alpha] * len(stream.rows)) for alpha in alphas]
+            num_right = [sum(item.is_right for item in some) for some in answers]
+            return alphas[num_right.index(max(num_right))], num_right
+
+        single, right_alone = best_of([self._mixtures.only(place) for place in range(len(names))])
+        weights = sorted({1 / len(names), *_EQUAL_WEIGHTS})
+        facts: dict[str, Any] = {
             "split": split,
             "num_rows": len(stream.rows),
-            "num_right": dict(zip(self._mixtures.names, num_right, strict=True)),
+            "best_single": names[single.index(1.0)],
+            "num_right_alone": dict(zip(names, right_alone, strict=True)),
         }
-        return best, facts
+        fixed = self._settings.fixed
+        if fixed is None:
+            fixed, right_alike = best_of([(weight,) * len(names) for weight in weights])
+            facts["num_right_alike"] = [list(pair) for pair in zip(weights, right_alike, strict=True)]
+        return single, fixed, facts | {"fixed_mixture": dict(zip(names, fixed, strict=True))}
 
     def _first_passes(self) -> tuple[dict[str, list[int]], dict[str, float]]:
         """Place of each row's expert by each first pass, and the seconds that all rows took."""
@@ -242,9 +244,7 @@ class _Comparison:
             for theirs in (BASE, SINGLE, FIXED)
         ]
 
-    def _first_pass_facts(
-        self, places: Sequence[int], seconds: float, answers: Sequence[Answered]
-    ) -> dict[str, Any]:
+    def _first_pass_facts(self, places: Sequence[int], seconds: float, answers: Sequence[Answered]) -> dict[str, Any]:
         """Confusion, how often the own expert was chosen, and what the first pass costs of both passes."""
         names, num_rows = self._mixtures.names, len(places)
         own = [self._tasks[label].name for label in self._stream.labels]

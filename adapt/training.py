@@ -98,9 +98,7 @@ def train_on_rows(
     progress: Progress = SILENT,
     record: Record = record_nothing,
 ) -> Expert:
-    """As `train_expert`, on rows that somebody else has read: gradients from `train_rows`, the choice of the step from
-    `validation_rows`.
-    """
+    """As `train_expert`, on rows that are read: gradients from `train_rows`, the choice of the step from the others."""
     method = method_for(task, settings.method)
     settings = dataclasses.replace(settings, method=method)
     with (

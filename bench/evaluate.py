@@ -91,6 +91,13 @@ def _evaluate_base(model: str, asked: dict[str, Any], num_threads: int | None, p
     return EvaluatedTasks(tasks=found, notes=_notes(found, num_cut, asked))
 
 
+def pooled(tasks: Mapping[str, DomainAccuracy]) -> dict[str, Any]:
+    """Counts and the exact 95 % interval over the rows of all tasks together."""
+    num_right = sum(found.num_right for found in tasks.values())
+    num_rows = sum(found.num_rows for found in tasks.values())
+    return {"num_right": num_right, "num_rows": num_rows, **_ends(num_right, num_rows)}
+
+
 def _notes(
     found: Mapping[str, DomainAccuracy], num_cut: Mapping[str, int], asked: Mapping[str, Any]
 ) -> tuple[str, ...]:

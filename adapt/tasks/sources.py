@@ -108,9 +108,7 @@ def rows_of_file(task: Task, path: Path, *, image_side: int = 32) -> list[Row]:
     return found
 
 
-def gate_rows_among(
-    task: Task, some_rows: Sequence[Row], *, data_dir: Path | None = None, online: bool = False
-) -> int:
+def gate_rows_among(task: Task, some_rows: Sequence[Row], *, data_dir: Path | None = None, online: bool = False) -> int:
     """Number of `some_rows` that belong to the gate split, by what they ask; of data that is read, by their group."""
     if task.generator is not None:
         return sum(split_of(problem_hash(row, task)) == "gate" for row in some_rows)
