@@ -5,9 +5,9 @@ the name of the task that a prompt comes from. What a step descends is `expected
 without a limit of KL: those keep answers near the base's, and a classifier never answers. Gradients come from train
 rows alone, the step that is kept is the best on search rows, and gate rows stay closed to it (`search_reader`).
 
-`classifier.safetensors` has an expert's format and a name of its own beside `z_vectors_<task>.safetensors`, so no folder
-of experts takes it for one that answers. Its settings say the names it chooses from, in their order, and the
-instruction it was trained behind.
+`classifier.safetensors` has an expert's format and a name of its own beside `z_vectors_<task>.safetensors`, so nothing
+takes it for an expert that answers. Its settings say the names it chooses from, in their order, and the instruction it
+was trained behind.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@
     classifier    the same question, asked of the base with scales trained for it (`classifier.py`)
     few-shot      a mixture for a whole task, found on a few of its solved rows (`few_shot.py`)
 
-Every prompt gets exactly one mixture, and the scales of the one before never stay (`mixtures.py`). What a first pass may
-learn from is train and search rows; `dispatch_table.py` holds it against others on rows it has not met.
+Every prompt gets exactly one mixture, and the scales of the one before never stay (`mixtures.py`). A first pass may
+learn from train and search rows; `dispatch_table.py` holds it against others on rows it has not met.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WAYS: tuple[Way, ...] = get_args(Way)
 
 @dataclass(frozen=True, slots=True)
 class Chooser:
-    """A first pass that reads the prompt: `first_pass` says the names, `classifier` the scales it reads with, if any."""
+    """A first pass that reads the prompt: the names of `first_pass`, by the base or with the scales of `classifier`."""
 
     mixtures: Mixtures
     first_pass: FirstPass
