@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
 from ..errors import HavocError
+from .basis import cached_basis
 from .classifier import load_classifier
-from .commands import base_basis
 from .expert import experts_in, load_experts
 from .first_pass import FirstPass
 from .mixtures import Mixtures
@@ -58,16 +58,15 @@ def open_mixtures(base: Base, directory: Path, progress: Progress) -> tuple[Mixt
     names = experts_in(directory)
     if not names:
         raise HavocError(f"--experts {directory}: holds no z_vectors_*.safetensors; train them with havoc train")
-    place = directory.parent if _is_kept_above(directory) else directory
-    basis = base_basis(base, place, progress)
-    experts = load_experts(directory, names, basis=basis)
-    return Mixtures(base, basis, experts), basis
+    load_experts(directory, names, base_hash=base.weight_hash)  # refused before the minutes that a basis may take
+    basis = cached_basis(_basis_path(directory), base.tensors(), base_hash=base.weight_hash, progress=progress)
+    return Mixtures(base, basis, load_experts(directory, names, basis=basis)), basis
 
 
-def _is_kept_above(directory: Path) -> bool:
-    """Whether the basis lies where `havoc run` writes it, beside its folder of experts."""
-    name = "basis.safetensors"
-    return not (directory / name).exists() and (directory.parent / name).exists()
+def _basis_path(directory: Path) -> Path:
+    """Where the basis lies: beside the experts, or where `havoc run` writes it, beside their folder."""
+    own, above = (folder / "basis.safetensors" for folder in (directory, directory.parent))
+    return above if above.exists() and not own.exists() else own
 
 
 def open_chooser(way: Way, mixtures: Mixtures, directory: Path, basis: Basis) -> Chooser:

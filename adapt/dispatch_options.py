@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import HavocError
 from .alpha_search import CrossEntropySettings
@@ -51,16 +50,24 @@ def _refuse(args: argparse.Namespace, options: Mapping[str, str], needed: str) -
             raise HavocError(f"{option} changes nothing without {needed}: add it, or leave {option} out")
 
 
-def few_shot_search(args: argparse.Namespace, *, seed: int) -> CrossEntropySettings:
-    """The search over alpha that the options ask for; what they leave out is the default."""
-    changes = {
-        name: value
-        for name in ("population", "elite_share", "generations")
-        if (value := getattr(args, name)) is not None
+def few_shot_search(
+    *,
+    seed: int,
+    population: int | None,
+    elite_share: float | None,
+    generations: int | None,
+    alpha_bounds: tuple[float, ...] | None,
+) -> CrossEntropySettings:
+    """The search over alpha that the options ask for; None is the default."""
+    if alpha_bounds is not None and len(alpha_bounds) != _BOUNDS:
+        raise HavocError(f"--alpha-bounds has {len(alpha_bounds)} numbers: give two, as in 0,1")
+    low, high = (None, None) if alpha_bounds is None else alpha_bounds
+    options = {
+        "population": population,
+        "elite_share": elite_share,
+        "generations": generations,
+        "low": low,
+        "high": high,
     }
-    if args.alpha_bounds is not None:
-        if len(args.alpha_bounds) != _BOUNDS:
-            raise HavocError(f"--alpha-bounds has {len(args.alpha_bounds)} numbers: give two, as in 0,1")
-        low, high = args.alpha_bounds
-        changes |= {"low": low, "high": high}
-    return dataclasses.replace(CrossEntropySettings(seed=seed), **changes)
+    changes: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+    return CrossEntropySettings(seed=seed, **changes)

@@ -540,7 +540,8 @@ def _eval_dispatch(args: argparse.Namespace) -> int:
     """Hold two-pass inference of a base against what it must beat."""
     from ..adapt.dispatch_options import few_shot_search, require_experts_to_choose
     from ..adapt.dispatch_table import DispatchSettings
-    from .dispatched import dispatch_lines, evaluate_dispatch
+    from .dispatched import evaluate_dispatch
+    from .report.dispatch_tables import dispatch_lines
 
     require_experts_to_choose(args)
     settings = DispatchSettings(
@@ -551,7 +552,13 @@ def _eval_dispatch(args: argparse.Namespace) -> int:
         max_new_tokens=args.max_new_tokens,
         fixed=args.alpha,
         examples_file=args.examples_from,
-        search=few_shot_search(args, seed=args.seed),
+        search=few_shot_search(
+            seed=args.seed,
+            population=args.population,
+            elite_share=args.elite_share,
+            generations=args.generations,
+            alpha_bounds=args.alpha_bounds,
+        ),
         data_dir=args.data,
         online=args.online,
         **({} if args.examples is None else {"num_examples": args.examples}),

@@ -382,7 +382,13 @@ def _generate_dispatched(args: argparse.Namespace, prompt: Prompt, settings: dic
         what = "needs --task NAME, the task of its solved rows" if is_few_shot else "reads the prompt: leave --task out"
         raise HavocError(f"--dispatch {args.dispatch} {what}")
     refuse_artifact(args.model)
-    search = few_shot_search(args, seed=settings["seed"])
+    search = few_shot_search(
+        seed=settings["seed"],
+        population=args.population,
+        elite_share=args.elite_share,
+        generations=args.generations,
+        alpha_bounds=args.alpha_bounds,
+    )
     task = load_task(args.task, data_dir=args.data, online=args.online) if is_few_shot else None
     base = load_base(args.model, is_chat=args.is_chat)
     _require_fit(args.image, prompt.image_png, base.config, args.max_new_tokens)

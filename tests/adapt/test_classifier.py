@@ -75,7 +75,7 @@ def test_it_names_prompts_it_has_not_met(base: Base, trained: Expert, small_expe
 
 
 def test_gradients_come_from_train_rows_alone(base: Base, basis: Basis, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each trained prompt is that of a train row with its task as the right choice; the step is picked on search rows."""
+    """Each trained prompt is that of a train row, its task the right choice; the step is picked on search rows."""
     seen: list[list[dict]] = []
 
     def keep(*words: object, **_: object) -> Expert:

@@ -126,7 +126,7 @@ def test_mixed_pools_all_rows(capsys: pytest.CaptureFixture[str]) -> None:
             "without --dispatch few-shot",
         ),
         (["eval", "nano", "--dispatch", "prompt", "--experts", "nowhere"], "--experts nowhere: no such directory"),
-        (["eval", "nano", "--dispatch", "few-shot", "--experts", "DIR", "--alpha-bounds", "1"], "give two, as in 0,1"),
+        (["eval", "nano", "--dispatch", "few-shot", "--experts", "DIR", "--alpha-bounds", "1"], "two, as in 0,1"),
         (["eval", "nano", "--dispatch", "few-shot", "--experts", "DIR", "--elite-share", "0"], "an elite share of 0"),
         (["eval", "ARTIFACT", "--dispatch", "prompt", "--experts", "DIR"], "an artifact holds one mixture"),
         ([*GENERATE, "--dispatch", "prompt"], "give --experts DIR"),
