@@ -47,8 +47,11 @@ def classifier_path(directory: Path) -> Path:
     return directory / f"{CLASSIFIER}.safetensors"
 
 
-def classifier_task() -> Task:
-    """Return the task of naming the task a text comes from; `labelled_rows` makes its rows."""
+def classifier_task(*, is_chat: bool = False) -> Task:
+    """Return the task of naming the task a text comes from; `labelled_rows` makes its rows.
+
+    Behind a chat template an answer begins at once, in training as where `FirstPass` scores it: without a delimiter.
+    """
     definition = Definition(
         name="first-pass",
         kind="choice",
@@ -56,7 +59,7 @@ def classifier_task() -> Task:
         description=INSTRUCTION,
         data=Data(path="prompts of other tasks", problem=("text",)),
         prompt=PromptRule(template="{{ text }}"),
-        choice=ChoiceRule(choices="names", label="label", delimiter=DELIMITER),
+        choice=ChoiceRule(choices="names", label="label", delimiter="" if is_chat else DELIMITER),
     )
     return Task(CLASSIFIER, definition)
 
@@ -98,7 +101,7 @@ def train_classifier(
     expert = train_on_rows(
         base,
         basis,
-        classifier_task(),
+        classifier_task(is_chat=base.tokenizer.chat is not None),
         labelled_rows(tasks, "train", settings.num_train_rows, reader),
         labelled_rows(tasks, "search", settings.num_validation_rows, reader),
         settings=_free(settings),
@@ -117,11 +120,12 @@ def _free(settings: TrainingSettings) -> TrainingSettings:
     )
 
 
-def load_classifier(directory: Path, *, basis: Basis) -> tuple[Expert, FirstPass]:
+def load_classifier(directory: Path, *, basis: Basis, is_chat: bool = False) -> tuple[Expert, FirstPass]:
     """Read the classifier of a folder of experts, and the names it chooses from.
 
-    Raises `HavocError` for a file that is missing or belongs to another base or basis, for an expert that answers, and
-    for one trained behind an instruction that this version does not ask.
+    `is_chat` says that prompts go through a chat template now. Raises `HavocError` for a file that is missing or
+    belongs to another base or basis, for an expert that answers, and for one trained behind an instruction that this
+    version does not ask, or with the template where it is left out now, or the other way round.
     """
     path = classifier_path(directory)
     if not path.exists():
@@ -132,4 +136,7 @@ def load_classifier(directory: Path, *, basis: Basis) -> tuple[Expert, FirstPass
         raise HavocError(f"{path}: is an expert of {expert.domain!r} and no classifier; give it its own name back")
     if expert.settings.get("instruction") != INSTRUCTION:
         raise HavocError(f"{path}: was trained behind another instruction than this version asks; train it again")
+    if bool(expert.settings.get("chat")) != is_chat:
+        trained, now = ("with", "without") if expert.settings.get("chat") else ("without", "with")
+        raise HavocError(f"{path}: was trained {trained} the chat template, and prompts go {now} it now: see --no-chat")
     return expert, FirstPass(tuple(names))

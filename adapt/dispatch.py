@@ -78,7 +78,7 @@ def open_chooser(way: Way, mixtures: Mixtures, directory: Path, basis: Basis) ->
         return Chooser(mixtures, FirstPass(mixtures.names, is_calibrated=True))
     if way != "classifier":
         raise HavocError(f"{way} reads solved examples and not the prompt: it has no chooser")
-    classifier, first_pass = load_classifier(directory, basis=basis)
+    classifier, first_pass = load_classifier(directory, basis=basis, is_chat=mixtures.base.tokenizer.chat is not None)
     unknown = [name for name in first_pass.names if name not in mixtures.names]
     if unknown:
         raise HavocError(

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .tasks.task import Task
 
 NUM_EXAMPLES: Final = 5
-"""Where nobody says how many: the issue's middle of 3, 5 and 10."""
+"""Where nobody says how many."""
 
 
 def solved_examples(

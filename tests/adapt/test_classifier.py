@@ -10,6 +10,7 @@ import torch
 
 from havoc_core.adapt import classifier as module
 from havoc_core.adapt.basis import Basis
+from havoc_core.adapt.branches import encode_branches
 from havoc_core.adapt.classifier import (
     classifier_path,
     classifier_task,
@@ -20,15 +21,16 @@ from havoc_core.adapt.classifier import (
 from havoc_core.adapt.commands import base_basis, training_settings
 from havoc_core.adapt.dispatch import Chooser, open_mixtures
 from havoc_core.adapt.expert import Expert, expert_path, experts_in, load_experts, save_expert, write_expert
-from havoc_core.adapt.first_pass import asked
+from havoc_core.adapt.first_pass import FirstPass, asked
 from havoc_core.adapt.objectives import TrainingSettings
 from havoc_core.adapt.tasks.sources import rows, search_reader
-from havoc_core.adapt.tasks.task import load_tasks
+from havoc_core.adapt.tasks.task import Prompt, load_tasks
 from havoc_core.bounds import TWO_SIDED, share_ends
 from havoc_core.cli import main
 from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError
 from havoc_core.model.checkpoint import Base, load_base
+from havoc_core.model.likelihood import Continuation, encode_requests
 from havoc_core.progress import SILENT
 
 TASKS = load_tasks(("math", "code", "reasoning"))
@@ -136,6 +138,42 @@ def test_another_instruction_is_refused(trained: Expert, basis: Basis, tmp_path:
     write_expert(other, classifier_path(tmp_path))
     with pytest.raises(HavocError, match="was trained behind another instruction"):
         load_classifier(tmp_path, basis=basis)
+
+
+def test_chat_templates_are_not_mixed_up(trained: Expert, basis: Basis, tmp_path: Path) -> None:
+    """What was trained on plain text is refused behind a template, and the other way round."""
+    for settings, now, words in (({}, True, "without the chat template"), ({"chat": True}, False, "with the chat")):
+        write_expert(dataclasses.replace(trained, settings={**trained.settings, **settings}), classifier_path(tmp_path))
+        with pytest.raises(HavocError, match=f"was trained {words}"):
+            load_classifier(tmp_path, basis=basis, is_chat=now)
+
+
+@pytest.mark.parametrize("is_chat", [False, True])
+def test_training_reads_a_name_as_the_first_pass_scores_it(base: Base, is_chat: bool) -> None:
+    """The same tokens of prompt and name: a gradient taken behind other tokens would teach another question."""
+    tokenizer = dataclasses.replace(base.tokenizer, chat=Framing()) if is_chat else base.tokenizer
+    question = TASKS[0].prompt(rows("math", "train", 1)[0])
+    row = {"text": asked(question.text, NAMES), "names": NAMES, "label": 0}
+    task = classifier_task(is_chat=is_chat)
+    trained = encode_branches(base.model, tokenizer, task.prompt(row), task.choices(row))
+    prompts: list[tuple[Prompt, list[str]]] = []
+
+    class Noting:
+        def log_likelihoods(self, requests: list) -> list:
+            prompts.extend(requests)
+            return [[Continuation(0.0, 1, is_greedy=False) for _ in names] for _, names in requests]
+
+    FirstPass(tuple(NAMES)).choose(Noting(), [question])  # type: ignore[arg-type]
+    (scored,) = encode_requests(tokenizer, prompts, max_tokens=1024)
+    assert tuple(trained.prompt_ids) == scored.prompt_ids
+    assert [tuple(ids) for ids in trained.branches] == [tuple(ids) for ids in scored.continuations]
+
+
+class Framing:
+    """A chat template in three words."""
+
+    def render(self, text: str) -> str:
+        return f"user: {text}\nassistant: "
 
 
 def test_the_verb_writes_it(small_experts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
