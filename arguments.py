@@ -264,6 +264,8 @@ def add_bench(parser: Parser) -> None:
     parser.add_argument("--prompt-tokens", type=_positive, metavar="N", help=f"{prompt_help} (default: 512)")
     parser.add_argument("--decode-tokens", type=_several, metavar="N", help="tokens to decode (default: 128)")
     parser.add_argument("--batch", type=_positive, metavar="N", help="prompts at once; rates are of each (default: 1)")
+    passes_help = "times that a timed prompt is read: 2 where a first pass chooses the expert (default: 1)"
+    parser.add_argument("--passes", type=_positive, metavar="N", help=passes_help)
     threads_help = "threads that compute (default: one a physical core)"
     parser.add_argument("--threads", type=_positive, metavar="N", help=threads_help)
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign the record with this private key (PEM)")

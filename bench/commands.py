@@ -223,7 +223,7 @@ def work_asked(args: argparse.Namespace) -> tuple[Workload, str | None, int | No
     from .judge.schema import Workload
 
     target = None if args.target is None else load_target(args.target)
-    asked = {"batch_size": args.batch, "decode_tokens": args.decode_tokens}
+    asked = {"batch_size": args.batch, "decode_tokens": args.decode_tokens, "passes": args.passes}
     if args.prompt_tokens is not None:
         asked |= {"prompt_tokens": args.prompt_tokens, "context_tokens": args.prompt_tokens}
     given = {} if target is None else target.workload.model_dump()
