@@ -79,7 +79,9 @@ def compare_dispatch(
 
     `systems` has shares by task and mixed, `pairs` differences of systems, `first_pass` confusion and cost of those
     that read the prompt, `few_shot` the mixtures found, `order` the task of each row of the stream, and `right` a 0 or
-    1 for each of them by system. Raises `HavocError` for what cannot be compared, before anything is answered.
+    1 for each of them by system. `change_of_scales_ms` is the mean time of folding other scales into the model, which
+    no row's time holds, because rows of one mixture are asked together. Raises `HavocError` for what cannot be
+    compared, before anything is answered.
     """
     return _Comparison(mixtures, basis, directory, tuple(tasks), settings, progress).document()
 
@@ -159,6 +161,7 @@ class _Comparison:
             },
             "few_shot": found,
             "selection": selection,
+            "change_of_scales_ms": 1000 * self._mixtures.fold_s / self._mixtures.num_folds,
             "order": [self._tasks[label].name for label in stream.labels],
             "right": {name: "".join("01"[item.is_right] for item in found) for name, found in answers.items()},
         }

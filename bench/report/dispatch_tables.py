@@ -103,7 +103,11 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
         f"fixed mixture: {fixed}, {'chosen on the same rows' if is_chosen else 'as given'}",
     ]
     if document["first_pass"]:
+        change = show(document["change_of_scales_ms"], "ms")
         lines.append("times are of whole batches in this process: they are no measurement for a record")
+        lines.append(
+            f"a change of scales took {change} more; rows that share a mixture share it, a prompt alone does not"
+        )
     failed = sum(shares["mixed"]["num_failed"] for shares in document["systems"].values())
     if failed:
         lines.append(f"the judge failed on {count(failed, 'answer')} of all systems; they count as not right")
