@@ -27,7 +27,7 @@ from .answer_book import AnswerBook, Answered, mixed_stream
 from .dispatch import open_chooser
 from .few_shot import NUM_EXAMPLES, find_alpha, solved_examples
 from .paired import paired_margin
-from .tasks.sources import rows_hash
+from .tasks.sources import problem_hash, rows_hash
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -112,6 +112,7 @@ class _Comparison:
             "online": settings.online,
         }
         self._stream = mixed_stream(tasks, settings.split, settings.num_rows, **self._where)
+        self._require_other_examples()
 
     def _solved(self) -> dict[str, list[dict[str, Any]]]:
         settings = self._settings
@@ -131,6 +132,18 @@ class _Comparison:
             )
             for task in self._tasks
         }
+
+    def _require_other_examples(self) -> None:
+        """Refuse examples that are scored: a file may hold search rows, and those are scored by --split search."""
+        for place, task in enumerate(self._tasks):
+            scored = {problem_hash(self._stream.rows[index], task) for index in self._stream.of(place)}
+            examples = self._examples.get(task.name, [])
+            num_leaked = sum(problem_hash(row, task) in scored for row in examples)
+            if num_leaked:
+                raise HavocError(
+                    f"{self._settings.examples_file}: {num_leaked} of {len(examples)} examples are rows of {task.name} "
+                    "that are scored (a leak): give other rows, or score another split"
+                )
 
     def document(self) -> dict[str, Any]:
         """Choose, answer and count."""

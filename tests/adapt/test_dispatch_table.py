@@ -223,3 +223,13 @@ def test_what_cannot_be_compared_is_refused(base: Base, small_experts: Path, tmp
         compared(base, small_experts, dataclasses.replace(SETTINGS, examples_file=tmp_path / "x.jsonl"))
     with pytest.raises(HavocError, match="no classifier; train one"):
         compared(base, small_experts, dataclasses.replace(SETTINGS, ways=("classifier",)))
+
+
+def test_examples_that_are_scored_are_refused(base: Base, small_experts: Path, tmp_path: Path) -> None:
+    """A file may hold search rows, but not those that are scored."""
+    file = tmp_path / "own.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows(TASKS[0], "search", 2)))
+    settings = dataclasses.replace(SETTINGS, ways=("few-shot",), examples_file=file, num_rows=1)
+    with pytest.raises(HavocError, match=r"1 of 2 examples are rows of math that are scored \(a leak\)"):
+        compared(base, small_experts, dataclasses.replace(settings, split="search"), TASKS[:1])
+    assert compared(base, small_experts, settings, TASKS[:1])["few_shot"]["math"]["num_examples"] == 2
