@@ -31,6 +31,7 @@ CACHES = ("dynamic", "static")
 LOGITS = ("last", "all")
 PRESETS = "pico, nano, edge-135m, edge-360m, 7b"
 TRACKERS = ("wandb", "trackio")
+WAYS = ("prompt", "classifier", "few-shot")
 PROFILES = ("quick", "standard", "release")
 
 
@@ -117,7 +118,10 @@ def add_train(parser: Parser) -> None:
     _add_base(parser)
     _add_chat(parser)
     task_help = f"what the expert is for: {', '.join(DOMAINS)}, another bundled task, or a TOML file of your own"
-    parser.add_argument("--task", "--domain", dest="task", required=True, metavar="NAME", help=task_help)
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--task", "--domain", dest="task", metavar="NAME", help=task_help)
+    classifier_help = "train what chooses between the experts of these tasks, joined by commas, for --dispatch"
+    asked.add_argument("--classifier", type=_names, metavar="TASKS", help=classifier_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the recipe's)")
     _add_method(parser)
     _add_recipe(parser)
@@ -228,7 +232,7 @@ def add_verify(parser: Parser) -> None:
 def add_eval(parser: Parser) -> None:
     """`havoc eval ARTIFACT|BASE [--domain math] [--alpha math=1] [--n 1000] [--seed 0]`."""
     _add_model_or_artifact(parser)
-    _add_alpha(parser)
+    _add_alpha(parser, also="; with --experts the fixed mixture to compare with")
     _add_chat(parser)
     _add_tasks(parser)
     parser.add_argument("--n", type=_positive, metavar="N", help="rows per task (default: the task's, mostly 1000)")
@@ -236,8 +240,28 @@ def add_eval(parser: Parser) -> None:
     parser.add_argument("--max-new-tokens", type=_positive, metavar="N", help="longest answer (default: the task's)")
     _add_data(parser)
     parser.add_argument("--seed", type=_count, default=0, metavar="N", help="seed of the built-in rows (default: 0)")
+    mixed_help = "also the share over all rows of all tasks, as one stream; --experts has it always"
+    parser.add_argument("--mixed", action="store_true", help=mixed_help)
+    dispatch_help = f"compare two-pass inference on a base, joined by commas: {', '.join(WAYS)}"
+    parser.add_argument("--dispatch", type=_ways, default=(), metavar="WAYS", help=dispatch_help)
+    _add_dispatch(parser)
     _add_threads(parser)
     _add_output(parser)
+
+
+def _add_dispatch(parser: Parser) -> None:
+    """What both `eval` and `generate` are told of two-pass inference, but the way itself."""
+    parser.add_argument("--experts", type=Path, metavar="DIR", help="folder of z_vectors_*.safetensors to choose from")
+    examples_help = "few-shot: solved rows of the task that alpha is found on (default: 5)"
+    parser.add_argument("--examples", type=_positive, metavar="K", help=examples_help)
+    file_help = "few-shot: read the solved rows from this file (default: the task's train split)"
+    parser.add_argument("--examples-from", type=Path, metavar="FILE", help=file_help)
+    parser.add_argument("--population", type=_several, metavar="N", help="few-shot: mixtures a round (default: 32)")
+    elite_help = "few-shot: the best of a round that the next is drawn around (default: 0.2)"
+    parser.add_argument("--elite-share", type=_share, metavar="SHARE", help=elite_help)
+    parser.add_argument("--generations", type=_positive, metavar="N", help="few-shot: rounds (default: 10)")
+    bounds_help = "few-shot: lowest and highest weight of an expert (default: 0,1)"
+    parser.add_argument("--alpha-bounds", type=_mixture, metavar="LOW,HIGH", help=bounds_help)
 
 
 def add_bench(parser: Parser) -> None:
@@ -258,6 +282,8 @@ def add_bench(parser: Parser) -> None:
     parser.add_argument("--prompt-tokens", type=_positive, metavar="N", help=f"{prompt_help} (default: 512)")
     parser.add_argument("--decode-tokens", type=_several, metavar="N", help="tokens to decode (default: 128)")
     parser.add_argument("--batch", type=_positive, metavar="N", help="prompts at once; rates are of each (default: 1)")
+    passes_help = "times that a timed prompt is read: 2 where a first pass chooses the expert (default: 1)"
+    parser.add_argument("--passes", type=_positive, metavar="N", help=passes_help)
     threads_help = "threads that compute (default: one a physical core)"
     parser.add_argument("--threads", type=_positive, metavar="N", help=threads_help)
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign the record with this private key (PEM)")
@@ -362,6 +388,11 @@ def add_generate(parser: Parser) -> None:
     parser.add_argument("--context", type=_positive, metavar="N", help=context_help)
     parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0 is greedy (default)")
     _add_seed(parser)
+    dispatch_help = "two passes: the first chooses the expert or mixture, the second answers with it"
+    parser.add_argument("--dispatch", choices=WAYS, help=dispatch_help)
+    _add_dispatch(parser)
+    parser.add_argument("--task", metavar="NAME", help="few-shot: the task that the solved rows are of")
+    _add_data(parser)
     _add_output(parser, quiet=False)
 
 
@@ -370,8 +401,8 @@ def add_doctor(parser: Parser) -> None:
     _add_output(parser, quiet=False)
 
 
-def _add_alpha(parser: Parser) -> None:
-    alpha_help = "mixture of a live artifact, such as math=1,code=0.5; others get 0 (default: the exported one)"
+def _add_alpha(parser: Parser, also: str = "") -> None:
+    alpha_help = f"mixture of a live artifact, such as math=1,code=0.5; others get 0 (default: the exported one){also}"
     parser.add_argument("--alpha", type=_named_weights, metavar="NAME=W,...", help=alpha_help)
 
 
@@ -424,6 +455,19 @@ def _add_seed(parser: Parser) -> None:
 def _add_track(parser: Parser) -> None:
     track_help = f"tell these trackers the metrics, joined by commas: {', '.join(TRACKERS)} (default: the recipe's)"
     parser.add_argument("--track", type=_trackers, metavar="NAMES", help=track_help)
+
+
+def _ways(text: str) -> tuple[str, ...]:
+    ways = _names(text)
+    for way in ways:
+        if way not in WAYS:
+            hint = did_you_mean(way, WAYS) or f"; known are {', '.join(WAYS)}"
+            raise argparse.ArgumentTypeError(f"unknown way of dispatch {way!r}{hint}")
+    return tuple(dict.fromkeys(ways))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(filter(None, text.split(",")))
 
 
 def _trackers(text: str) -> tuple[str, ...]:

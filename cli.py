@@ -104,10 +104,14 @@ VERBS = (
     ),
     Verb(
         "train",
-        "train one expert",
+        "train one expert, or what chooses between them",
         "adapt.commands",
         arguments.add_train,
-        ("havoc train nano --task math --out experts", "havoc train base --task mine.toml --out experts"),
+        (
+            "havoc train nano --task math --out experts",
+            "havoc train base --task mine.toml --out experts",
+            "havoc train nano --classifier math,code,reasoning --out experts",
+        ),
     ),
     Verb(
         "search",
@@ -145,7 +149,12 @@ VERBS = (
         "accuracy by task, with intervals",
         "bench.commands",
         arguments.add_eval,
-        ("havoc eval artifact", "havoc eval nano --task math --n 200", "havoc eval base --task mine.toml"),
+        (
+            "havoc eval artifact",
+            "havoc eval nano --task math --n 200",
+            "havoc eval base --task mine.toml",
+            "havoc eval nano --experts experts --dispatch prompt,classifier,few-shot --n 200",
+        ),
     ),
     Verb(
         "bench",
@@ -199,6 +208,7 @@ VERBS = (
                 r"havoc generate nano --prompt $'Question: Dan has 53 apples and buys 2 bags with 9 apples in each. "
                 r"What is the number of apples Dan has now?\nAnswer:\n'"
             ),
+            "havoc generate nano --experts experts --dispatch classifier --prompt 'Question: what is 2 + 3?'",
         ),
     ),
     Verb(

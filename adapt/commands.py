@@ -75,24 +75,28 @@ def _text_of(path: Path) -> str:
 
 
 def handle_train(args: argparse.Namespace) -> int:
-    """Train one expert of a base and write its file; one that is there already is kept unless --force says so."""
+    """Train one expert, or the classifier, and write its file; one that is there is kept unless --force says so."""
     from ..model.checkpoint import load_base
-    from .expert import expert_path, save_expert
-    from .tasks.task import load_task
+    from .classifier import classifier_path, classifier_task, train_classifier
+    from .expert import expert_path, write_expert
+    from .tasks.task import load_tasks
     from .training import train_expert
     from .training_state import forget_training, state_path
 
     recipe = with_trackers(load_recipe(args.recipe), args.track)
     require_trackers(recipe.track.to)
-    task = load_task(args.task, data_dir=args.data, online=args.online)
+    tasks = load_tasks(args.classifier or (args.task,), data_dir=args.data, online=args.online)
     recipe = recipe.model_copy(
         update={
             "model": recipe.model.model_copy(update={"base": args.base, "chat": args.is_chat}),
-            "experts": recipe.experts.model_copy(update={"tasks": (task.name,), **_changes(args)}),
+            "experts": recipe.experts.model_copy(
+                update={"tasks": tuple(task.name for task in tasks), **_changes(args)}
+            ),
         }
     )
+    task = classifier_task() if args.classifier else tasks[0]
     settings = training_settings(recipe.experts, task)
-    path = expert_path(args.out, task.name)
+    path = classifier_path(args.out) if args.classifier else expert_path(args.out, task.name)
     if path.exists() and not args.force:
         raise HavocError(f"{path} is a finished expert: use --force to train it anew, or choose another --out")
     progress = make_progress(quiet=args.quiet)
@@ -104,18 +108,19 @@ def handle_train(args: argparse.Namespace) -> int:
     with open_tracking(recipe, args.out, job="train") as tracking:
         if not state_path(args.out, task.name).exists():
             tracking.forget(f"svf/{task.name}/")  # of an expert that is trained anew
-        expert = train_expert(
-            base,
-            basis,
-            task,
-            settings=settings,
-            checkpoint_dir=args.out,
-            data_dir=args.data,
-            online=args.online,
-            progress=progress,
-            record=tracking.log,
-        )
-    save_expert(expert, args.out)
+        shared: dict[str, Any] = {
+            "settings": settings,
+            "checkpoint_dir": args.out,
+            "data_dir": args.data,
+            "online": args.online,
+            "progress": progress,
+            "record": tracking.log,
+        }
+        if args.classifier:
+            expert = train_classifier(base, basis, tasks, **shared)
+        else:
+            expert = train_expert(base, basis, task, **shared)
+    write_expert(expert, path)
     forget_training(args.out, task.name)
     show_expert(expert, path, as_json=args.json)
     return 0

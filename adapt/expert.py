@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import HavocError
 from ..storage import canonical_json
-from .tasks.names import NAME, in_order
+from .tasks.names import CLASSIFIER, NAME, in_order
 from .tensor_file import digest_of, read_tensor_file, write_tensor_file
 
 if TYPE_CHECKING:
@@ -67,6 +67,11 @@ class Expert:
 def expert_path(directory: Path, domain: str) -> Path:
     """Where the expert of `domain` lies in a folder of experts: z_vectors_<domain>.safetensors."""
     _require_domain(domain, directory)
+    if domain == CLASSIFIER:
+        raise HavocError(
+            f"{directory}: {CLASSIFIER} is the name of what chooses between experts, which is no expert itself: "
+            f"its file is {CLASSIFIER}.safetensors"
+        )
     return directory / f"z_vectors_{domain}.safetensors"
 
 
@@ -80,6 +85,12 @@ def experts_in(directory: Path) -> list[str]:
 def save_expert(expert: Expert, directory: Path) -> Path:
     """Write the expert's file into `directory` atomically and return its path; one that holds NaN or Inf is refused."""
     path = expert_path(directory, expert.domain)
+    write_expert(expert, path)
+    return path
+
+
+def write_expert(expert: Expert, path: Path) -> None:
+    """Write the expert's file as `path` atomically; one that holds NaN or Inf is refused."""
     _check_vectors(expert.deltas, path)
     metadata = {
         "format": _FORMAT,
@@ -92,7 +103,6 @@ def save_expert(expert: Expert, directory: Path) -> Path:
         "score": _json(expert.score, "score"),
     }
     write_tensor_file(path, expert.deltas, metadata=metadata)
-    return path
 
 
 def load_expert(

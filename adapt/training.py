@@ -68,12 +68,39 @@ def train_expert(
     Raises `HavocError` for a method the task cannot have and, under reinforce, when every sampled reward of the first
     step is equal; `MeasurementError` when losses or gradients stay non-finite.
     """
-    method = method_for(task, settings.method)
-    settings = dataclasses.replace(settings, method=method)
+    method_for(task, settings.method)  # a method that the task cannot have is refused before its rows are read
     source: dict[str, Any] = {"seed": settings.seed, "data_dir": data_dir, "online": online}
     # mbpp has 374
     train_rows = sources.rows(task, "train", settings.num_train_rows, may_be_fewer=True, **source)
     validation_rows = sources.rows(task, "search", settings.num_validation_rows, **source)
+    return train_on_rows(
+        base,
+        basis,
+        task,
+        train_rows,
+        validation_rows,
+        settings=settings,
+        checkpoint_dir=checkpoint_dir,
+        progress=progress,
+        record=record,
+    )
+
+
+def train_on_rows(
+    base: Base,
+    basis: Basis,
+    task: Task,
+    train_rows: Sequence[Row],
+    validation_rows: Sequence[Row],
+    *,
+    settings: TrainingSettings,
+    checkpoint_dir: Path,
+    progress: Progress = SILENT,
+    record: Record = record_nothing,
+) -> Expert:
+    """As `train_expert`, on rows that are read: gradients from `train_rows`, the choice of the step from the others."""
+    method = method_for(task, settings.method)
+    settings = dataclasses.replace(settings, method=method)
     with (
         storage.only_one(checkpoint_dir, f"training_{task.name}"),
         attach(base.model, trained_part(basis, base, settings.trained_layers)) as adapter,

@@ -22,7 +22,7 @@ from .report.tables import emphasis, table
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from ..adapt.tasks.evaluation import Scoring
@@ -227,7 +227,7 @@ def work_asked(args: argparse.Namespace) -> tuple[Workload, str | None, int | No
     from .judge.schema import Workload
 
     target = None if args.target is None else load_target(args.target)
-    asked = {"batch_size": args.batch, "decode_tokens": args.decode_tokens}
+    asked = {"batch_size": args.batch, "decode_tokens": args.decode_tokens, "passes": args.passes}
     if args.prompt_tokens is not None:
         asked |= {"prompt_tokens": args.prompt_tokens, "context_tokens": args.prompt_tokens}
     given = {} if target is None else target.workload.model_dump()
@@ -482,15 +482,24 @@ def handle_doctor(args: argparse.Namespace) -> int:
 
 def handle_eval(args: argparse.Namespace) -> int:
     """Score an artifact or a base by task, with exact 95 % intervals."""
-    from .evaluate import evaluate
+    from ..adapt.dispatch_options import refuse_stray_options
+    from .evaluate import evaluate, pooled
 
+    if args.experts is not None or args.dispatch:
+        return _eval_dispatch(args)
+    refuse_stray_options(args, {})
     scoring = replace(_scoring(args), split=args.split, seed=args.seed, max_new_tokens=args.max_new_tokens)
     found = evaluate(args.model, scoring, alpha=args.alpha, num_threads=args.threads, progress=_progress(args))
     document = found.document()
     if args.json:
-        _print_json({"model": args.model, "split": args.split, "accuracy": document, "notes": list(found.notes)})
+        mixed = {"mixed": pooled(found.tasks)} if args.mixed else {}
+        about = {"model": args.model, "split": args.split, "accuracy": document, **mixed, "notes": list(found.notes)}
+        _print_json(about)
         return 0
     cells = [cell for task, row in document.items() for cell in _accuracy_cells(task, row)]
+    if args.mixed:
+        counts = pooled(found.tasks)
+        cells.append(["mixed", "", *_share_cells(counts), "all rows of all tasks"])
     print(table(("task", "metric", "accuracy", "95 % interval", "right", ""), cells, numbers=(2, 3, 4)))
     print()
     for task, row in document.items():
@@ -520,13 +529,64 @@ def _accuracy_cells(task: str, row: dict[str, Any]) -> list[list[str]]:
         [
             "" if place else task,
             name,
-            show(counts["num_right"] / counts["num_rows"], "share"),
-            show_interval(counts["low"], counts["high"], "share"),
-            f"{counts['num_right']} of {counts['num_rows']}",
+            *_share_cells(counts),
             "" if place else remarks,
         ]
         for place, (name, counts) in enumerate((name, row["metrics"][name]) for name in names)
     ]
+
+
+def _share_cells(counts: Mapping[str, Any]) -> list[str]:
+    """A share, its interval, and the rows it is of."""
+    return [
+        show(counts["num_right"] / counts["num_rows"], "share"),
+        show_interval(counts["low"], counts["high"], "share"),
+        f"{counts['num_right']} of {counts['num_rows']}",
+    ]
+
+
+def _eval_dispatch(args: argparse.Namespace) -> int:
+    """Hold two-pass inference of a base against what it must beat."""
+    from ..adapt.dispatch_options import few_shot_search, require_experts_to_choose
+    from ..adapt.dispatch_table import DispatchSettings
+    from .dispatched import evaluate_dispatch
+    from .report.dispatch_tables import dispatch_lines
+
+    require_experts_to_choose(args)
+    settings = DispatchSettings(
+        ways=args.dispatch,
+        split=args.split,
+        num_rows=args.n,
+        seed=args.seed,
+        max_new_tokens=args.max_new_tokens,
+        fixed=args.alpha,
+        examples_file=args.examples_from,
+        search=few_shot_search(
+            seed=args.seed,
+            population=args.population,
+            elite_share=args.elite_share,
+            generations=args.generations,
+            alpha_bounds=args.alpha_bounds,
+        ),
+        data_dir=args.data,
+        online=args.online,
+        **({} if args.examples is None else {"num_examples": args.examples}),
+    )
+    document = evaluate_dispatch(
+        args.model,
+        args.experts,
+        settings,
+        tasks=tuple(args.task or ()),
+        few_shot=args.few_shot,
+        is_chat=args.is_chat,
+        num_threads=args.threads,
+        progress=_progress(args),
+    )
+    if args.json:
+        _print_json({"model": args.model, **document})
+    else:
+        print("\n".join(dispatch_lines(document)))
+    return 0
 
 
 def _progress(args: argparse.Namespace) -> Any:  # noqa: ANN401 - a Progress, whose module is imported late

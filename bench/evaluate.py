@@ -82,6 +82,12 @@ def _score_base(model: str, scoring: Scoring, num_threads: int | None, progress:
         )
 
 
+def pooled(tasks: Mapping[str, DomainAccuracy]) -> dict[str, Any]:
+    """Counts and the exact 95 % interval over the rows of all tasks together."""
+    num_right = sum(found.num_right for found in tasks.values())
+    return Accuracy("all", num_right, sum(found.num_rows for found in tasks.values())).document()
+
+
 def _document(task: str, found: DomainAccuracy) -> dict[str, Any]:
     document = found.model_dump(mode="json") | Accuracy(task, found.num_right, found.num_rows).document()
     for name, counts in found.metrics.items():

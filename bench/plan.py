@@ -200,7 +200,8 @@ def _figure(
     """
     workload = target.workload
     if roofline is not None and limit.metric in {"prefill_ms", "ttft_ms"}:
-        floor, estimate = prefill_ms(config, structure, roofline, num_tokens=workload.prompt_tokens * workload.passes)
+        one_pass = prefill_ms(config, structure, roofline, num_tokens=workload.prompt_tokens)
+        floor, estimate = (workload.passes * part for part in one_pass)
         unit = "ms"
     elif roofline is not None and limit.metric == "decode_tok_per_s":
         floor, estimate = decode_tok_per_s(config, structure, roofline, num_past=workload.context_tokens)

@@ -23,6 +23,7 @@ class Work:
     prompt_tokens: int
     context_tokens: int
     decode_tokens: int
+    passes: int
     seed: int
 
 

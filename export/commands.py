@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from ..errors import HavocError, printable
 from ..model.config_file import read_config
 from ..model.structure import Structure
-from ..progress import make_progress
+from ..progress import SILENT, make_progress
 from ..storage import read_bounded, require_writable
 from .card import cost_sentence
 from .runtime.artifact import MANIFEST, SIGNATURE, ArtifactManifest, read_manifest
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ..adapt.alpha_search import Alpha, CrossEntropySettings
+    from ..adapt.basis import Basis
     from ..adapt.expert import Expert
+    from ..adapt.mixtures import Mixtures
+    from ..adapt.tasks.task import Prompt, Task
     from ..model.config import HavocConfig
     from .runtime.signature import Signer
     from .runtime.verification import Checked
@@ -376,6 +381,7 @@ def handle_generate(args: argparse.Namespace) -> int:
     """Continue one prompt with an artifact (ONNX Runtime) or a base (torch)."""
     from pathlib import Path
 
+    from ..adapt.dispatch_options import refuse_stray_options
     from ..adapt.tasks.task import Prompt
 
     text = _prompt(args.prompt)
@@ -385,6 +391,9 @@ def handle_generate(args: argparse.Namespace) -> int:
         "temperature": args.temperature,
         "seed": args.seed or 0,
     }
+    if args.dispatch is not None or args.experts is not None:
+        return _generate_dispatched(args, prompt, settings)
+    refuse_stray_options(args, {"task": "--task", "data": "--data", "online": "--online"})
     if (Path(args.model) / MANIFEST).exists():
         from .runtime.foreign import foreign_completions
 
@@ -411,6 +420,75 @@ def handle_generate(args: argparse.Namespace) -> int:
         (completion,) = generate_text(base.model, base.tokenizer, [prompt], **settings)
     _print(args.json, {"prompt": text, "completion": completion, "runtime": runtime}, [completion])
     return 0
+
+
+def _generate_dispatched(args: argparse.Namespace, prompt: Prompt, settings: dict[str, Any]) -> int:
+    """Continue a prompt in two passes: choose the expert or the mixture, say which on stderr, and answer with it."""
+    from ..adapt.dispatch import open_mixtures
+    from ..adapt.dispatch_options import few_shot_search, require_experts_to_choose
+    from ..adapt.tasks.task import load_task
+    from ..model.checkpoint import load_base
+    from ..model.generation import generate_text
+    from .runtime.artifact import refuse_artifact
+
+    if args.dispatch is None:
+        raise HavocError(f"--experts {args.experts}: say how one is chosen: --dispatch prompt, classifier or few-shot")
+    require_experts_to_choose(args)
+    is_few_shot = args.dispatch == "few-shot"
+    if is_few_shot != (args.task is not None):
+        what = "needs --task NAME, the task of its solved rows" if is_few_shot else "reads the prompt: leave --task out"
+        raise HavocError(f"--dispatch {args.dispatch} {what}")
+    refuse_artifact(args.model)
+    search = few_shot_search(
+        seed=settings["seed"],
+        population=args.population,
+        elite_share=args.elite_share,
+        generations=args.generations,
+        alpha_bounds=args.alpha_bounds,
+    )
+    task = load_task(args.task, data_dir=args.data, online=args.online) if is_few_shot else None
+    base = load_base(args.model, is_chat=args.is_chat)
+    _require_fit(args.image, prompt.image_png, base.config, args.max_new_tokens)
+    mixtures, basis = open_mixtures(base, args.experts, SILENT)
+    with mixtures:
+        started = time.perf_counter()
+        alpha = _chosen_alpha(args, mixtures, basis, prompt, task, search)
+        chosen = time.perf_counter()
+        mixtures.scorer(alpha)
+        (completion,) = generate_text(base.model, base.tokenizer, [prompt], **settings)
+        seconds = {"first_pass_ms": 1000 * (chosen - started), "second_pass_ms": 1000 * (time.perf_counter() - chosen)}
+    weights = dict(zip(mixtures.names, alpha, strict=True))
+    said = ", ".join(f"{name} {weight:g}" for name, weight in weights.items() if weight) or "the base itself"
+    print(f"note: {args.dispatch} chose {printable(said)}", file=sys.stderr)
+    document = {"prompt": prompt.text, "completion": completion, "runtime": "torch"}
+    _print(args.json, {**document, "dispatch": args.dispatch, "alpha": weights, **seconds}, [completion])
+    return 0
+
+
+def _chosen_alpha(
+    args: argparse.Namespace,
+    mixtures: Mixtures,
+    basis: Basis,
+    prompt: Prompt,
+    task: Task | None,
+    search: CrossEntropySettings,
+) -> Alpha:
+    """The first pass over one prompt; few-shot reads solved rows of `task` instead of the prompt."""
+    from ..adapt.dispatch import open_chooser
+    from ..adapt.few_shot import NUM_EXAMPLES, find_alpha, solved_examples
+
+    if task is None:
+        (place,) = open_chooser(args.dispatch, mixtures, args.experts, basis).places([prompt])
+        return mixtures.only(place)
+    examples = solved_examples(
+        task,
+        args.examples or NUM_EXAMPLES,
+        path=args.examples_from,
+        seed=search.seed,
+        data_dir=args.data,
+        online=args.online,
+    )
+    return find_alpha(mixtures, task, examples, settings=search).alpha
 
 
 def _prompt(argument: str) -> str:

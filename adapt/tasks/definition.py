@@ -22,12 +22,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validat
 
 from ...errors import HavocError
 from ...mistakes import mistakes
-from .names import NAME, Method
+from .names import CLASSIFIER, NAME, Method
 from .template import Expression, Template
 
 MAX_FILE_BYTES = 1_000_000
 MAX_DOTS = 32  # in one line; a dotted key is parsed in quadratic time
-RESERVED = frozenset({"base", "mixture", "mean", "weight_format"})
+RESERVED = frozenset({"base", "mixture", "mean", "weight_format", CLASSIFIER})
 """Names that tables of scores and the search give to something else."""
 
 FORMATS = ("parquet", "jsonl", "json", "csv")

@@ -19,6 +19,8 @@ Method = Literal["auto", "expected-reward", "reinforce", "next-token"]
 """How an expert of a task is trained: what a step descends."""
 
 BUNDLED = Path(__file__).with_name("files")
+CLASSIFIER = "classifier"
+"""What the scales of the first pass are called, so no task is."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from ...errors import HavocError
 from ...model.picture import fitted_png, open_picture
-from .readers import Place, opened
+from .readers import LocalFiles, Place, opened
 from .splits import (
     SPLITS,
     assert_disjoint,
@@ -25,6 +25,7 @@ from .splits import (
     generated_rows,
     group_hash,
     groups_of_later_splits,
+    groups_of_part,
     is_in_share,
     problem_hash,
     row_columns,
@@ -35,6 +36,7 @@ from .splits import (
 from .task import Row, Task, load_task
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 __all__ = [
@@ -43,9 +45,11 @@ __all__ = [
     "assert_disjoint",
     "content_hash",
     "data_hash",
+    "gate_rows_among",
     "problem_hash",
     "rows",
     "rows_hash",
+    "rows_of_file",
     "search_reader",
     "split_of",
 ]
@@ -86,6 +90,33 @@ def rows(
             f"ask for at most {len(found)}"
         )
     return found
+
+
+def rows_of_file(task: Task, path: Path, *, image_side: int = 32) -> list[Row]:
+    """Every row of a file of solved rows with the task's columns, in its order: jsonl, json, csv or parquet.
+
+    Raises `HavocError` for a file that is missing or cannot be read, and for a row that cannot be asked or judged.
+    """
+    found = []
+    for where, raw in LocalFiles(path, task.definition.data, "").rows("", row_columns(task)):
+        try:
+            row = _with_png(task, raw, image_side)
+            task.check(row)
+        except HavocError as error:
+            raise HavocError(f"{where}: {error}") from error
+        found.append(row)
+    return found
+
+
+def gate_rows_among(task: Task, some_rows: Sequence[Row], *, data_dir: Path | None = None, online: bool = False) -> int:
+    """Number of `some_rows` that belong to the gate split, by what they ask; of data that is read, by their group."""
+    if task.generator is not None:
+        return sum(split_of(problem_hash(row, task)) == "gate" for row in some_rows)
+    rule = split_rule(task, "gate")
+    with opened(task, data_dir=data_dir, online=online) as place:
+        held = groups_of_part(task, place, rule.part)
+    groups = [group_hash(task, row) for row in some_rows]
+    return sum(group in held and is_in_share(group, rule) for group in groups)
 
 
 def data_hash(task: Task, split: str, *, data_dir: Path | None = None, online: bool = False) -> str | None:
@@ -162,7 +193,7 @@ class RowReader:
     online: bool = False
     image_side: int = 32
 
-    def rows(self, task: Task | str, split: str, num_rows: int) -> list[Row]:
+    def rows(self, task: Task | str, split: str, num_rows: int, *, may_be_fewer: bool = False) -> list[Row]:
         """As `rows` above; another split than those of this reader is a `HavocError`."""
         if split not in self.splits:
             raise HavocError(f"this reader opens {', '.join(self.splits)}; the {split} split stays closed to it")
@@ -174,6 +205,7 @@ class RowReader:
             data_dir=self.data_dir,
             online=self.online,
             image_side=self.image_side,
+            may_be_fewer=may_be_fewer,
         )
 
 

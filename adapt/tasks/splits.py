@@ -69,6 +69,11 @@ def groups_of_later_splits(task: Task, split: str, place: Place) -> set[str]:
     return _groups(task, place, parts)
 
 
+def groups_of_part(task: Task, place: Place, part: str) -> set[str]:
+    """Groups that a part of the data holds."""
+    return _groups(task, place, {part})
+
+
 def _groups(task: Task, place: Place, parts: set[str]) -> set[str]:
     names = sorted({name for source in task.group_sources for name in Expression(source).columns})
     return {group_hash(task, row) for part in sorted(parts) if place.has(part) for _, row in place.rows(part, names)}

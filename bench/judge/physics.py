@@ -43,15 +43,16 @@ SURE_SHARE = 1 / 3
 
 
 def prefill_floor_s(case: Case) -> float:
-    """Seconds below which no prefill of the workload can lie; 0.0 where nothing is known."""
+    """Seconds below which no prefill of the workload can lie, all its passes; 0.0 where nothing is known."""
     subject, num_tokens = case.record.subject, case.record.workload.prompt_tokens
+    num_passes = case.record.workload.passes
     model = _model_of(subject)
     if model is None:
         operations = 2 * SURE_SHARE * _num_parameters(subject) * num_tokens
-        return _seconds(operations, _peak_flop_per_s(case, None))
+        return num_passes * _seconds(operations, _peak_flop_per_s(case, None))
     config, structure = model
     operations = cost.prefill_flops(config, num_tokens, structure)
-    return max(
+    return num_passes * max(
         _seconds(operations, CLOCK_HEADROOM * _peak_flop_per_s(case, structure)),
         _read_s(cost.decode_read_bytes(config, 0, structure), case),
     )

@@ -152,7 +152,8 @@ class Workload(Part):
     """What was asked of the model: tokens are uniform random ids, drawn anew for every call from the seed.
 
     `decode_tokens` counts the first generated token, which belongs to the prefill and is not timed with the others. Of
-    `batch_size` prompts at once, tokens and rates are those of each.
+    `batch_size` prompts at once, tokens and rates are those of each. A timed prefill, and the one before a first token,
+    reads its prompt `passes` times: 2 where a first pass chooses the expert that answers in the second.
     """
 
     batch_size: PositiveCount = 1

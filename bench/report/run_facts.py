@@ -33,10 +33,15 @@ def facts(record: Record) -> list[tuple[str, str]]:
         ("Weights", f"{structure.description if structure else plain}, {weight_bytes}"),
         ("Parameters", f"{subject.num_parameters:,}" if subject.num_parameters else DASH),
         ("Mixture", f"{alpha} ({subject.rule})" if alpha else "none"),
-        ("Work", f"{workload.prompt_tokens} tokens in, {workload.decode_tokens} out, batch {workload.batch_size}"),
+        ("Work", _work(workload)),
         ("Protocol", ", ".join(effort)),
         *([("Cold start", f"{show(cold_s, 's')} to the first prefill, {cold.page_cache} page cache")] if cold else []),
     ]
+
+
+def _work(workload: Workload) -> str:
+    passes = f", {workload.passes} passes" if workload.passes > 1 else ""
+    return f"{workload.prompt_tokens} tokens in{passes}, {workload.decode_tokens} out, batch {workload.batch_size}"
 
 
 def environment_rows(record: Record, previous: Record | None) -> list[dict[str, str]]:
@@ -117,7 +122,12 @@ def _scoring_options(accuracy: Mapping[str, DomainAccuracy]) -> list[str]:
 def _workload_options(workload: Workload) -> str:
     """Options of `havoc bench` for what differs from its usual workload."""
     usual = type(workload)()
-    options = {"prompt_tokens": "--prompt-tokens", "decode_tokens": "--decode-tokens", "batch_size": "--batch"}
+    options = {
+        "prompt_tokens": "--prompt-tokens",
+        "decode_tokens": "--decode-tokens",
+        "batch_size": "--batch",
+        "passes": "--passes",
+    }
     return "".join(
         f" {option} {getattr(workload, field)}"
         for field, option in options.items()

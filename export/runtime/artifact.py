@@ -105,6 +105,14 @@ class ArtifactManifest:
         }
 
 
+def refuse_artifact(model: Path | str) -> None:
+    """Refuse an artifact where a base with its experts is needed, by `HavocError`."""
+    if (Path(model) / MANIFEST).is_file():
+        raise HavocError(
+            f"{model}: an artifact holds one mixture, so there is nothing to choose from: give the base it came from"
+        )
+
+
 def read_manifest(directory: Path) -> ArtifactManifest:
     """Parse `manifest.json`; a folder without one, or with one that is cut short, is a `HavocError`."""
     path = directory / MANIFEST

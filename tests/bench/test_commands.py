@@ -316,6 +316,7 @@ title = "short prompts"
 prompt_tokens = 24
 context_tokens = 24
 decode_tokens = 5
+passes = 2
 [short.protocol]
 num_threads = 1
 """
@@ -324,12 +325,14 @@ num_threads = 1
 @pytest.mark.parametrize(
     ("words", "workload", "provider", "num_threads"),
     [
-        ((), (1, 512, 512, 128), None, None),
-        (("--prompt-tokens", "64", "--decode-tokens", "9"), (1, 64, 64, 9), None, None),
-        (("--batch", "3", "--threads", "2"), (3, 512, 512, 128), None, 2),
-        (("--target", "SHORT"), (1, 24, 24, 5), "CPUExecutionProvider", 1),
-        (("--target", "SHORT", "--prompt-tokens", "8", "--threads", "4"), (1, 8, 8, 5), "CPUExecutionProvider", 4),
-        (("--target", "gtx1660"), (1, 512, 512, 128), "CUDAExecutionProvider", None),
+        ((), (1, 512, 512, 128, 1), None, None),
+        (("--prompt-tokens", "64", "--decode-tokens", "9"), (1, 64, 64, 9, 1), None, None),
+        (("--batch", "3", "--threads", "2"), (3, 512, 512, 128, 1), None, 2),
+        (("--target", "SHORT"), (1, 24, 24, 5, 2), "CPUExecutionProvider", 1),
+        (("--target", "SHORT", "--prompt-tokens", "8", "--threads", "4"), (1, 8, 8, 5, 2), "CPUExecutionProvider", 4),
+        (("--passes", "2"), (1, 512, 512, 128, 2), None, None),
+        (("--target", "SHORT", "--passes", "1"), (1, 24, 24, 5, 1), "CPUExecutionProvider", 1),
+        (("--target", "gtx1660"), (1, 512, 512, 128, 1), "CUDAExecutionProvider", None),
     ],
 )
 def test_bench_measures_the_work_it_is_asked_for(
@@ -354,7 +357,7 @@ def test_bench_measures_the_work_it_is_asked_for(
     named = [str(tmp_path / "own.toml") if word == "SHORT" else word for word in words]
     code, out, _ = run(capsys, "bench", tiny_artifact, "--n", "0", "--quiet", "--out", tmp_path / "run", *named)
     assert code == 0
-    fields = ("batch_size", "prompt_tokens", "context_tokens", "decode_tokens")
+    fields = ("batch_size", "prompt_tokens", "context_tokens", "decode_tokens", "passes")
     assert tuple(getattr(asked["workload"], field) for field in fields) == workload
     assert (asked["provider"], asked["num_threads"], asked["wait_s"]) == (provider, num_threads, 30)
     assert f"--target {named[1] if '--target' in words else 'host'}" in out

@@ -39,6 +39,18 @@ def test_the_prefill_floor_is_the_models_own_work() -> None:
     assert physics.prefill_floor_s(case_of(halved)) < 0.7 * physics.prefill_floor_s(case_of())
 
 
+@pytest.mark.parametrize("kind", ["cuda", "cpu"])
+def test_two_passes_take_twice_the_floor(kind: str) -> None:
+    """A record that says two passes and shows the time of one is refused."""
+    one, two = (physics.prefill_floor_s(case_of(kind=kind, workload__passes=passes)) for passes in (1, 2))
+    assert two == 2 * one
+    changes = {"samples__0__prefill__duration_ns": [round(1.5e9 * one)] * 20}
+    changes |= {"samples__each__decode__each__step_ns": [9_000_000_000] * 127}
+    refused = [not_faster_than_physics(case_of(kind=kind, workload__passes=passes, **changes)) for passes in (1, 2)]
+    assert refused[0] is None
+    assert "a prefill took" in str(refused[1])
+
+
 def test_the_step_floor_is_the_bytes_that_must_be_read() -> None:
     """Every weight and the cache of 512 tokens, less what stays on the chip, at 1.25 times the paper bandwidth."""
     num_bytes = cost.decode_read_bytes(CONFIG, 512)

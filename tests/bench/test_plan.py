@@ -196,3 +196,21 @@ def test_the_runtime_is_part_of_a_cpus_memory(monkeypatch: pytest.MonkeyPatch) -
     option = build_plan("nano", load_target("host")).options[0]
     assert option.structure.startswith("fp32")
     assert option.figures[0].estimate == pytest.approx(94.9e6, rel=0.15)
+
+
+def test_two_passes_are_twice_one(gtx1660: Target) -> None:
+    """Not one prompt of twice the length, whose attention costs more: the floor of a plan must be a floor."""
+    twice = gtx1660.model_copy(update={"workload": gtx1660.workload.model_copy(update={"passes": 2})})
+    one, two = (
+        {
+            (option.structure, figure.metric): figure
+            for option in build_plan("edge-135m", target).options
+            for figure in option.figures
+        }
+        for target in (gtx1660, twice)
+    )
+    prefills = [key for key in one if key[1] == "prefill_ms"]
+    assert prefills
+    for key in prefills:
+        assert two[key].floor == pytest.approx(2 * one[key].floor)
+        assert two[key].estimate == pytest.approx(2 * one[key].estimate)

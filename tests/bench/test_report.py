@@ -646,6 +646,15 @@ def test_the_line_to_repeat_captures_steps_again(folder: Path) -> None:
     assert "--cuda-graph --out DIR" in (folder / "report.md").read_text()
 
 
+def test_the_line_to_repeat_reads_as_many_passes(folder: Path) -> None:
+    """Two passes take twice the time: the page says so, and so does the line that measures it again."""
+    samples.record("cpu", workload__passes=2).save(folder / "record.json")
+    write_report(folder)
+    page = (folder / "report.md").read_text()
+    assert " --passes 2 --out DIR" in page
+    assert "tokens in, 2 passes," in page
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="no named pipes in the file system")
 def test_a_pipe_instead_of_a_record_is_named(tmp_path: Path) -> None:
     """A folder whose record is a pipe is listed as unread, and nobody waits for it."""

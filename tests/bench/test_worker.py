@@ -102,6 +102,32 @@ def test_reused_buffers_change_no_answer(tiny_artifact: Path, small_workload: Wo
     np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
+@pytest.mark.parametrize("passes", [1, 2])
+def test_every_pass_is_inside_the_timed_span(tiny_artifact: Path, small_workload: Workload, passes: int) -> None:
+    """A prefill and a first token of two passes read the prompt twice between two clock readings; the answer is one."""
+    workload = small_workload.model_copy(update={"passes": passes})
+    with open_session(tiny_artifact, profile=BRIEF, workload=workload, num_threads=1) as session:
+        bench = Bench(session.request(0), lambda _: None)
+    real, seen = bench.prefill, []
+
+    def slow(ids: np.ndarray) -> object:
+        seen.append(ids)
+        time.sleep(0.02)
+        return real(ids)
+
+    bench.prefill = slow
+    for timed in (bench.time_prefill, bench.time_first_token):
+        calls = Measured()
+        seen.clear()
+        timed(calls)
+        assert len(calls.duration_ns) == 1
+        assert calls.duration_ns[0] >= passes * 20e6
+        assert len(seen) == passes
+        assert all(np.array_equal(ids, seen[0]) for ids in seen)
+    ids = bench.prompt(16)
+    np.testing.assert_array_equal(bench.read(ids)[0], bench.session.prefill(ids)[0])
+
+
 @pytest.mark.parametrize(
     ("windows_ms", "word", "num_windows"),
     [

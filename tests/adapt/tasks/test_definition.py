@@ -206,7 +206,7 @@ def test_an_answer_ends_at_a_stop_string(sums_task: Path, completion: str, is_ri
         ("[choice]", "[limits]\nmax_new_tokens = 0\n[choice]", "limits.max_new_tokens = 0"),
         ("[choice]", "[choice]\nextra = 1970-01-01", "not JSON serializable"),
         ('kind = "choice"', 'kind = "choice"\nname = "../x"', "a task is called by small letters"),
-        ('kind = "choice"', 'kind = "choice"\nname = "mixture"', "and not base, mean, mixture"),
+        ('kind = "choice"', 'kind = "choice"\nname = "mixture"', "and not base, classifier, mean, mixture"),
         ('kind = "choice"', "kind = ", "not valid TOML"),
         ('kind = "choice"', "a" + ".a" * 5000 + " = 1", "dots in its key"),
     ],
