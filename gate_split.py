@@ -16,7 +16,7 @@ from .adapt.tasks.sources import data_hash
 from .bench.accuracy import AccuracyRun, run_accuracy
 from .cores import threads_for
 from .errors import HavocError
-from .jobs import AnswerRequest, Mixtures, RowRange, scoring_workers
+from .jobs import AnswerRequest, MixedModels, RowRange, scoring_workers
 from .measuring import divergences_of, recipe_tasks, right_rows
 from .model.structure import Structure
 from .processes import results_of
@@ -164,7 +164,7 @@ def score_rows(
             for start in range(0, len(mixture[task]), PART_ROWS)
         }
         missing = [part for part, size in sizes.items() if journal.part(*part, size) is None]
-        alone = Mixtures(place=place, num_threads=workers.num_threads, rule="delta")
+        alone = MixedModels(place=place, num_threads=workers.num_threads, rule="delta")
         requests = [
             AnswerRequest(
                 mixtures=alone,

@@ -58,7 +58,7 @@ class TrainRequest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixtures:
+class MixedModels:
     """What jobs over mixtures of the same experts have in common: how they are mixed, and the threads of each job."""
 
     place: Place
@@ -79,7 +79,7 @@ class RowRange:
 class AnswerRequest:
     """Answer rows of the tasks named with one mixture; `structure` is what `Structure.to_fields` gives."""
 
-    mixtures: Mixtures
+    mixtures: MixedModels
     rows: RowRange
     tasks: tuple[str, ...]
     alpha: tuple[float, ...]
@@ -90,7 +90,7 @@ class AnswerRequest:
 class DivergeRequest:
     """Say how far each of some mixtures moved from the base."""
 
-    mixtures: Mixtures
+    mixtures: MixedModels
     rows: RowRange
     alphas: tuple[tuple[float, ...], ...]
 
@@ -183,7 +183,7 @@ def diverge(request: Mapping[str, Any], progress: Progress) -> list[dict[str, fl
     return found
 
 
-def _key(mixtures: Mixtures) -> str:
+def _key(mixtures: MixedModels) -> str:
     """What a worker remembers its contest by."""
     return json.dumps(plain(mixtures), sort_keys=True)
 
@@ -238,7 +238,7 @@ def _contest(key: str) -> _Contest:
     from .export.candidates import CandidateSessions
     from .model.checkpoint import load_base
 
-    mixtures = read(Mixtures, json.loads(key))
+    mixtures = read(MixedModels, json.loads(key))
     place, recipe = mixtures.place, mixtures.place.recipe
     limit_threads(mixtures.num_threads)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
