@@ -165,6 +165,5 @@ class _StageOfRun:
             own_s = (self._clock() - self._started_s) * max(0, self._total - self._num_done) / self._num_done
         if self._clock() - self._asked_s >= _ASKED_EVERY_S:
             self._asked_s, self._behind_s = self._clock(), self._left_behind()
-        if own_s is None or self._behind_s is None:
-            return ""
-        return f"about {duration(own_s + self._behind_s)} left in all"
+        left_s = None if own_s is None or self._behind_s is None else own_s + self._behind_s
+        return f"about {duration(left_s)} left in all" if left_s else ""

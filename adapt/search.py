@@ -228,7 +228,6 @@ class _Teller:
 
     def advance(self, course: _Course, *, num_rescored: int = 0) -> None:
         """Count one evaluation more, and tell."""
-        self._stage.advance(note="finalists on fresh rows" if num_rescored else "candidates")
         num_costs = NUM_COST_REPEATS * len(self._settings.weight_formats)
         start_s = time.monotonic()
         if self._standing is None or start_s >= self._due_s:
@@ -249,6 +248,7 @@ class _Teller:
             changes: dict[str, Any] = {"generation": course.origins[-1].generation, **counts, **pace}
             self._standing = replace(self._standing, **changes)
         self._stage.tell(self._standing.figures(), left_s=self._standing.left_s)
+        self._stage.advance(note="finalists on fresh rows" if num_rescored else "candidates")
 
 
 def _evolve(

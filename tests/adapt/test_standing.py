@@ -139,9 +139,22 @@ def test_pace_and_what_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert (standing.num_evaluated, standing.generation) == (6, 0)
     assert standing.evaluations_per_min == pytest.approx(10.0)
     assert standing.left_s == pytest.approx((18 * 2 + 3) * 3.0)
+    path.write_bytes(b"".join(lines[:17]))  # the first sample of all six, the second of two of them
+    assert read_so_far(path).standing.num_evaluated == 2
     clock.now_s += 1e6  # nobody was at work
     search(Slow(clock), settings=settings, journal_path=path)
     assert read_pace(tmp_path).s_per_sample == 3.0
+
+
+def test_a_divergence_is_part_of_its_candidates_time(tmp_path: Path) -> None:
+    """Its seconds count for the samples that are answered after it, and it is no sample itself."""
+    clock = Clock()
+    pacer = Pacer(tmp_path, clock=clock)
+    for kind, seconds in (("cost", 7.0), ("divergence", 4.0), ("evaluation", 1.0), ("evaluation", 1.0)):
+        clock.now_s += seconds
+        pacer.count(kind)
+    assert (pacer.pace.s_per_cost, pacer.pace.s_per_sample) == (7.0, 3.0)
+    assert read_pace(tmp_path) == pacer.pace
 
 
 def test_a_damaged_pace_is_none(tmp_path: Path) -> None:
