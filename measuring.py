@@ -23,7 +23,7 @@ from .errors import HavocError, IdentityError
 from .export.package import export_artifact
 from .export.runtime.artifact import read_manifest
 from .export.runtime.devices import DEVICE_KINDS
-from .jobs import AnswerRequest, DivergeRequest, Mixtures, RowRange, scoring_workers
+from .jobs import AnswerRequest, DivergeRequest, MixedModels, RowRange, scoring_workers
 from .storage import scratch_directory
 
 if TYPE_CHECKING:
@@ -199,9 +199,9 @@ class BenchMeasurer:
         """KL(mixture || base) of each alpha by task, on the first rows of the search's first sample."""
         yield from divergences_of(self._workers, self._mixtures(), self._rows_of(0), alphas)
 
-    def _mixtures(self) -> Mixtures:
+    def _mixtures(self) -> MixedModels:
         rule = self._place.recipe.search.rule
-        return Mixtures(place=self._place, num_threads=self._workers.num_threads, rule=rule)
+        return MixedModels(place=self._place, num_threads=self._workers.num_threads, rule=rule)
 
     def _rows_of(self, sample: int) -> RowRange:
         recipe = self._place.recipe
@@ -210,7 +210,7 @@ class BenchMeasurer:
 
 
 def divergences_of(
-    workers: Workers, mixtures: Mixtures, rows: RowRange, alphas: Sequence[Sequence[float]]
+    workers: Workers, mixtures: MixedModels, rows: RowRange, alphas: Sequence[Sequence[float]]
 ) -> Iterator[dict[str, float] | HavocError]:
     """KL(mixture || base) of each alpha by task, in their order; the workers share them, each reads the base once."""
     num_parts = min(workers.num_processes, len(alphas))
