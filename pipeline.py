@@ -156,7 +156,7 @@ def run(
             artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
             write_torch_files(place, base, basis, experts, result, progress)
             storage.write_json(out / "front.json", linked(result.to_json(), artifact))
-            measure_artifact(place, base, experts, result, artifact, progress)
+            measure_artifact(place, base, experts, result, artifact, progress, enter=progress.enter)
             _, judgements = write_report(out, targets=recipe.gate.targets, command=command, artifact=artifact)
             write_handoff(place, experts, result, artifact, judgements)
             by_target = {judgement.target: judgement for judgement in judgements}
@@ -449,10 +449,18 @@ _WAIT_S = 30.0
 
 
 def measure_artifact(
-    place: Place, base: Base, experts: Sequence[Expert], result: SearchResult, artifact: Path, progress: StagedProgress
+    place: Place,
+    base: Base,
+    experts: Sequence[Expert],
+    result: SearchResult,
+    artifact: Path,
+    progress: Progress,
+    *,
+    enter: Callable[[int], None] = lambda _: None,
 ) -> None:
     """Do the first target's work with the artifact, in fresh processes, and open the gate split once.
 
+    `enter` is told the number of each stage of the run that begins in here.
     Leaves `gate.jsonl`, `scores.json` and `record.json`. It waits a while for other work on the machine to end.
     The record is written last: it is the mark that both are there.
     """
@@ -466,14 +474,14 @@ def measure_artifact(
         require_measured(artifact, out / "record.json")
         return
     journal = GateJournal(place, base, experts)
-    progress.enter(stages.GATE_ARTIFACT)
+    enter(stages.GATE_ARTIFACT)
     scored = score_artifact(place, base, artifact, journal, progress)
     alpha = result.chosen.candidate.alpha
-    progress.enter(stages.GATE_OTHERS)
+    enter(stages.GATE_OTHERS)
     scores = score_rows(place, base, experts, alpha=alpha, mixture=scored.right, journal=journal, progress=progress)
     storage.write_json(out / "scores.json", linked(scores, artifact))
     bound = bind(recipe)
-    progress.enter(stages.MEASUREMENT)
+    enter(stages.MEASUREMENT)
     record = measure(
         artifact,
         profile=recipe.bench.profile,

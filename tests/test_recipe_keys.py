@@ -109,6 +109,18 @@ def measured(recipe: Recipe) -> object:
     return {name: value for name, value in handed.items() if name != "progress"}
 
 
+def filed(recipe: Recipe) -> object:
+    """Which folder of `.pt` files is written."""
+    written: list[Path] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("havoc_core.export.torch_files.export_torch", lambda _, out, **__: written.append(out))
+        chosen = type("Chosen", (), {"candidate": measuring.Candidate((1.0,) * 4, jobs_structure())})
+        result: Any = type("Result", (), {"chosen": chosen})
+        place = jobs.Place(recipe, Path("nowhere"), Path("nowhere/experts"))
+        pipeline.write_torch_files(place, None, None, [], result, SILENT)  # type: ignore[arg-type]
+    return written
+
+
 def judged(recipe: Recipe) -> object:
     """What the gate is asked."""
     return recipe.gate.targets, bind(recipe).workload
@@ -184,6 +196,7 @@ KEYS: dict[str, tuple[object, Callable[[Recipe], object]]] = {
     "export.compute": ("fp32", exported),
     "export.calibration": ("text.txt", exported),
     "export.dialect": ("contrib", exported),
+    "export.pt": (True, filed),
     "bench.profile": ("standard", measured),
     "gate.targets": (("host-text",), judged),
     "gate.num_rows": (9, measured),
