@@ -17,7 +17,7 @@ from havoc_core.bench.profiles import PROFILES
 from havoc_core.bench.requests import ColdStartResult, MeasureRequest, PeakMemory, Work
 from havoc_core.messages import plain, read
 
-WORK = Work(batch_size=1, prompt_tokens=8, context_tokens=8, decode_tokens=4, seed=3)
+WORK = Work(batch_size=1, prompt_tokens=8, context_tokens=8, decode_tokens=4, passes=1, seed=3)
 REQUEST = MeasureRequest(
     artifact=Path("/a/b"),
     provider="CPUExecutionProvider",
