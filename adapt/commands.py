@@ -78,7 +78,7 @@ def handle_train(args: argparse.Namespace) -> int:
     """Train one expert, or the classifier, and write its file; one that is there is kept unless --force says so."""
     from ..model.checkpoint import load_base
     from .classifier import classifier_path, classifier_task, train_classifier
-    from .expert import expert_path, write_expert
+    from .expert import expert_path, lora_ratio, write_expert
     from .tasks.task import load_tasks
     from .training import train_expert
     from .training_state import forget_training, state_path
@@ -122,7 +122,7 @@ def handle_train(args: argparse.Namespace) -> int:
             expert = train_expert(base, basis, task, **shared)
     write_expert(expert, path)
     forget_training(args.out, task.name)
-    show_expert(expert, path, as_json=args.json)
+    show_expert(expert, path, lora_ratio(expert, base.model.named_tensors()), as_json=args.json)
     return 0
 
 
@@ -137,16 +137,26 @@ def _changes(args: argparse.Namespace) -> dict[str, Any]:
     return {key: value for key, value in options.items() if value is not None}
 
 
-def show_expert(expert: Expert, path: Path, *, as_json: bool) -> None:
-    """Print where an expert is, by which method it was trained, and its score on the search split."""
+def show_expert(expert: Expert, path: Path, lora: float, *, as_json: bool) -> None:
+    """Print where an expert is, by which method it was trained, its score on the search split, and how small it is.
+
+    `lora` is what `lora_ratio` says.
+    """
+    from .expert import LORA_RANK
+
     score, method = dict(expert.score or {}), expert.settings["method"]
     if as_json:
         document = {"expert": str(path), "task": expert.domain, "method": method, "score": score}
-        print(json.dumps({**document, "is_the_base": expert.is_base}))
+        size = {"num_parameters": expert.num_parameters, "lora_ratio": round(lora, 2)}
+        print(json.dumps({**document, **size, "is_the_base": expert.is_base}))
         return
     share = score["num_right"] / score["num_rows"]
     print(
         f"{path}: {share:.1%} of {score['num_rows']} rows of the search split, {method}, best at step {score['step']}"
+    )
+    print(
+        f"{expert.num_parameters:,} trained values in {len(expert.deltas)} matrices; LoRA of rank {LORA_RANK} has "
+        f"{lora:.1f} times as many there"
     )
     if expert.is_base:
         print("no step beat the base: this expert changes nothing")

@@ -30,6 +30,7 @@ FORMULA: Final = "delta"
 
 _FORMAT = "havoc-expert/1"
 _HASH_SHOWN = 12
+LORA_RANK = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +63,15 @@ class Expert:
     def num_parameters(self) -> int:
         """Trained numbers in all vectors."""
         return sum(delta.numel() for delta in self.deltas.values())
+
+
+def lora_ratio(expert: Expert, tensors: Mapping[str, Tensor], *, rank: int = LORA_RANK) -> float:
+    """How many times as many numbers LoRA of this rank trains on the same matrices [M, N].
+
+    rank (M + N) for a matrix against min(M, N): 32 times for square ones at rank 16.
+    """
+    num_lora = sum(rank * sum(tensors[name].shape) for name in expert.deltas)
+    return num_lora / expert.num_parameters
 
 
 def expert_path(directory: Path, domain: str) -> Path:

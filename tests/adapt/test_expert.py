@@ -15,7 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from havoc_core.adapt.basis import Basis, compute_basis
-from havoc_core.adapt.expert import Expert, expert_path, load_expert, load_experts, save_expert
+from havoc_core.adapt.expert import Expert, expert_path, load_expert, load_experts, lora_ratio, save_expert
 from havoc_core.adapt.tensor_file import digest_of
 from havoc_core.errors import HavocError
 
@@ -76,6 +76,21 @@ def test_round_trip_is_exact(tmp_path: Path, basis: Basis) -> None:
     assert all(torch.equal(loaded.deltas[name], delta) for name, delta in expert.deltas.items())
     assert replace(loaded, deltas={}) == replace(expert, deltas={})
     assert loaded.num_parameters == 8
+
+
+def test_lora_trains_32_times_as_many_numbers_on_square_matrices() -> None:
+    """Against the matrices that LoRA adds, A [16, N] and B [M, 16], counted: seed 003's factor where M = N."""
+    weights = {"a": torch.zeros(64, 64), "b": torch.zeros(96, 32)}
+    expert = Expert(
+        domain="math", deltas={"a": torch.zeros(64), "b": torch.zeros(32)}, base_hash="", basis_hash="", seed=0
+    )
+    added = sum(
+        torch.zeros(16, weight.shape[1]).numel() + torch.zeros(weight.shape[0], 16).numel()
+        for weight in weights.values()
+    )
+    assert lora_ratio(expert, weights) == added / (64 + 32)
+    square = replace(expert, deltas={"a": torch.zeros(64)})
+    assert lora_ratio(square, weights) == 32
 
 
 def test_same_expert_is_the_same_file(tmp_path: Path, basis: Basis) -> None:
