@@ -1,0 +1,72 @@
+"""Engines in this process: which there are, what their child times, and how far tokens agree."""
+
+from __future__ import annotations
+
+import importlib.util
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from havoc_core.bench.contender import engine_version
+from havoc_core.bench.duel import Agreement
+from havoc_core.bench.engines import ENGINES
+from havoc_core.bench.engines.engine import episode, load_engine
+from havoc_core.errors import HavocError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class Scripted:
+    """A model that takes known times and gives so many tokens."""
+
+    is_own_process = True
+
+    def __init__(self, num_given: int) -> None:
+        self.num_given = num_given
+
+    def generate(self, ids: list[int], num_tokens: int) -> Iterator[int]:
+        """Wait longer for the first token."""
+        assert num_tokens
+        for place in range(self.num_given):
+            time.sleep(0.01 if place else 0.03)
+            yield ids[0] + place
+
+
+def test_an_episode_is_timed_token_by_token() -> None:
+    """The first token's time is the prefill's, the others' are steps; sleeping takes no CPU time."""
+    found = episode(Scripted(4), [7], 4)
+    assert found["tokens"] == [7, 8, 9, 10]
+    (prefill_ns,), steps_ns = found["prefill"]["wall_ns"], found["decode"]["wall_ns"]
+    assert prefill_ns >= 30e6
+    assert len(steps_ns) == 3
+    assert min(steps_ns) >= 10e6
+    assert found["decode"]["cpu_ns"] < sum(steps_ns)
+
+
+@pytest.mark.parametrize("num_given", [3, 5])
+def test_another_number_of_tokens_is_a_fault(num_given: int) -> None:
+    """No figure is made of an answer that is too short or too long."""
+    with pytest.raises(RuntimeError, match=f"gave {num_given} tokens, 4 were"):
+        episode(Scripted(num_given), [7], 4)
+
+
+def test_agreement_counts_up_to_the_first_difference() -> None:
+    """Behind it the texts differ; a token that llama.cpp did not tell is no difference."""
+    agreement = Agreement()
+    agreement.hear((5, 6, 7, 8), (5, 9, 7, 8))
+    agreement.hear((5, 6, 7, 8), (4, 6, 7, 8))
+    agreement.hear((5, 6, 7, 8), (5, -1, 7, 8))
+    assert agreement == Agreement(num_prompts=3, num_first_same=2, num_tokens=12, num_same=5)
+    assert "the first is the same in 2 of 3, and 5 of 12" in agreement.sentence()
+
+
+def test_every_engine_is_a_file_with_a_package(tmp_path: Path) -> None:
+    """The names are those of the files; an interpreter that is none is one line."""
+    folder = Path(str(importlib.util.find_spec("havoc_core.bench.engines").submodule_search_locations[0]))  # type: ignore[union-attr, index]
+    assert {file.stem for file in folder.glob("*.py")} - {"__init__", "engine"} == set(ENGINES)
+    assert all(load_engine(name).PACKAGE for name in ENGINES)
+    with pytest.raises(HavocError, match="not an interpreter"):
+        engine_version("hugging_face", tmp_path / "python")
