@@ -50,7 +50,7 @@ def test_the_child_opens_it_at_that_alpha(live: Path, small_workload: Workload) 
     from havoc_core.bench.watched_run import open_session
 
     with open_session(live, profile=PROFILES["screen"], workload=small_workload, alpha={"math": 0.5}) as session:
-        bench = Bench(session.request("latency", 0), lambda _: None)
+        bench = Bench(session.request(0), lambda _: None)
     assert bench.session.alpha == {"math": 0.5}
 
 
