@@ -15,7 +15,7 @@ import pytest
 
 from havoc_core.model.checkpoint import BUNDLED_NANO
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(900)]  # a busy machine is waited for, twice
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
