@@ -117,11 +117,15 @@ def _fields(file: Path) -> dict[str, Any]:
     return document
 
 
+def _size(path: Path, name: str, value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise HavocError(f"{path}: says {value!r:.40} of the size of its {name}, expected a whole number above 0")
+    return value
+
+
 def _of_files(path: Path, engine: str, python: Path, num_ids: object, max_tokens: object) -> Contender:
     """Hash what lies on the disk, and ask the engine for its version."""
-    for name, value in (("vocabulary", num_ids), ("context", max_tokens)):
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise HavocError(f"{path}: says {value!r:.40} of the size of its {name}, expected a whole number above 0")
+    sizes = _size(path, "vocabulary", num_ids), _size(path, "context", max_tokens)
     states = file_states(path) if path.is_dir() else {"": _state(path)}
 
     def unchanged() -> None:
@@ -144,8 +148,8 @@ def _of_files(path: Path, engine: str, python: Path, num_ids: object, max_tokens
             "sha256": sha256_json(hashes),
         },
         require_unchanged=unchanged,
-        num_ids=num_ids if isinstance(num_ids, int) else None,
-        max_tokens=max_tokens if isinstance(max_tokens, int) else None,
+        num_ids=sizes[0],
+        max_tokens=sizes[1],
     )
 
 

@@ -142,7 +142,9 @@ def differences(old: Contender, new: Contender) -> Iterator[str]:
     if {old.num_ids, new.num_ids} - {None, common_ids(old, new)}:
         yield f"one model has {old.num_ids} token ids, the other {new.num_ids}: prompts use those of both"
     if any(side.engine == "llama_cpp" for side in (old, new)):
-        yield "llama.cpp is asked over HTTP, as its users do; an address tells no CPU time, and has its own threads"
+        yield "llama.cpp is asked over HTTP, as its users do"
+    if any("address" in side.identity for side in (old, new)):
+        yield "a server at an address tells no CPU time, and has its own threads"
 
 
 def document(

@@ -64,33 +64,23 @@ def handle_export(args: argparse.Namespace) -> int:
         weights = dict(zip((expert.hash for expert in experts), alpha, strict=True))
         _require_same_making(args.out, source, weights, structure, is_live=args.live)
     progress = make_progress(quiet=args.quiet)
+    folded: dict[str, Any] = {
+        "experts": experts,
+        "alpha": alpha,
+        "rule": args.rule,
+        "weight_format": args.weights,
+        "progress": progress,
+    }
     if args.to == "hf":
         from .huggingface import export_huggingface
 
-        out = export_huggingface(
-            source,
-            args.out,
-            experts=experts,
-            alpha=alpha,
-            rule=args.rule,
-            weight_format=args.weights,
-            signer=signer,
-            progress=progress,
-        )
+        out = export_huggingface(source, args.out, signer=signer, **folded)
         _print(args.json, {"directory": str(out), "format": "hf"}, [f"Hugging Face directory: {out}"])
         return 0
     if args.to == "pt":
         from .torch_files import MODEL, expert_file, export_torch
 
-        out = export_torch(
-            source,
-            args.out,
-            experts=experts,
-            alpha=alpha,
-            rule=args.rule,
-            weight_format=args.weights,
-            progress=progress,
-        )
+        out = export_torch(source, args.out, **folded)
         names = [MODEL, *(expert_file(expert.domain) for expert in experts)]
         _print(args.json, {"directory": str(out), "format": "pt", "files": names}, [str(out / name) for name in names])
         return 0
