@@ -1,11 +1,10 @@
-"""Handlers of the verbs that measure and judge: bench, gate, compare, report, plan, doctor, eval.
+"""Handlers of the verbs that measure and judge: bench, gate, compare, duel, report, plan, doctor, eval.
 
 Each prints one table for a person, or with --json one document; the verdict is the exit code.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 from dataclasses import replace
@@ -13,30 +12,23 @@ from typing import TYPE_CHECKING, Any
 
 from .. import storage
 from ..errors import HavocError
-from .judge.disturbance import cpu_share, disturbed_share
-from .judge.figures import DASH, count, printable, show, show_interval
-from .judge.metrics import measured, metric_of
+from .judge.disturbance import disturbed_share
+from .judge.figures import count
+from .judge.metrics import measured
 from .judge.targets import load_target, require_known_tasks, require_pinned
-from .judge.verdicts import spelled
-from .report.tables import emphasis, table
+from .record_folder import DERIVED, keep, previous_record, record_path
+from .report.terminal import accuracy_text, capabilities_text, comparison_text, judgement_text, plan_text, record_text
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ..adapt.tasks.evaluation import Scoring
     from ..progress import Progress
     from .accuracy import AccuracyRun
-    from .judge.compare import Comparison
-    from .judge.gate import Judgement
-    from .judge.limits import Line
     from .judge.record import Cpu, Record
     from .judge.schema import Workload
-    from .plan import Option
-
-DERIVED = ("record.dsse.json", "report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv", "SHA256SUMS")
-"""What `havoc report` and `havoc bench --sign` write beside a record."""
 
 
 def handle_gate(args: argparse.Namespace) -> int:
@@ -77,53 +69,6 @@ def _this_cpu() -> Cpu:
     return identify_cpu()
 
 
-def record_path(path: Path) -> Path:
-    """Return the record that a path means: the file itself, or record.json of a measured folder."""
-    if not path.is_dir():
-        return path
-    if not (path / "record.json").is_file():
-        raise HavocError(f"{path} holds no record.json: give a folder that `havoc bench` or `havoc run` wrote")
-    return path / "record.json"
-
-
-def judgement_text(judgement: Judgement, title: str) -> str:
-    """Return a verdict as a table of limits under one line that says it all."""
-    word = spelled(judgement.verdict).upper()
-    head = f"{emphasis(word, judgement.verdict)} on {printable(f'{judgement.target} ({title}): {judgement.reason}')}"
-    if judgement.findings:
-        rows = [[finding.rule, finding.sentence, finding.reason] for finding in judgement.findings]
-        body = table(("rule", "must hold", "but"), rows)
-    else:
-        body = limits_text(judgement.lines)
-    if judgement.unlimited:
-        rows = [[f"{item.title}, {item.statistic}", show(item.value, item.unit)] for item in judgement.unlimited]
-        body += "\n\n" + table(("without a limit", "measured"), rows, numbers=(1,))
-    evidence = judgement.evidence.replace("_", " ")
-    limits = ""
-    if judgement.target_sha256:
-        limits = f"; limits of {printable(judgement.target_file or '')}, SHA-256 {judgement.target_sha256[:16]}"
-    signed = f"; signed by {', '.join(map(printable, judgement.signed_by))}" if judgement.signed_by else ""
-    return f"{head}\n\n{body}\n\nevidence: {evidence}; exit code {judgement.exit_code}{limits}{signed}"
-
-
-def limits_text(lines: Sequence[Line]) -> str:
-    """Return a table of limits: what was measured, what is proven, and the verdict of each."""
-    head = ("limit", "must be", "measured", "proven", "verdict", "because")
-    return table(head, [_line_cells(line) for line in lines], numbers=(2, 3))
-
-
-def _line_cells(line: Line) -> list[str]:
-    effort = count(line.num_samples, "row" if line.metric.startswith("accuracy/") else "sample")
-    return [
-        f"{line.title}, {line.statistic}",
-        f"{line.sign} {show(line.limit, line.unit)}",
-        show(line.value, line.unit),
-        show_interval(line.low, line.high, line.unit),
-        line.verdict,
-        effort if line.verdict == "pass" else line.reason,
-    ]
-
-
 def handle_bench(args: argparse.Namespace) -> int:
     """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
     storage.require_writable(args.out)  # or minutes of measuring would be lost
@@ -137,7 +82,6 @@ def _bench(args: argparse.Namespace) -> int:
     from .judge.gate import why_invalid
     from .judge.record import load_record
     from .measure import measure
-    from .record_folder import keep
     from .subject import identify_subject
 
     out: Path = args.out
@@ -238,49 +182,6 @@ def work_asked(args: argparse.Namespace) -> tuple[Workload, str | None, int | No
     return workload, provider, args.threads or target.protocol.num_threads
 
 
-def previous_record(out: Path) -> Record | None:
-    """Return the newest sound record of an earlier run: the one this run replaces, or of a neighbouring folder."""
-    from .judge.record import load_record
-
-    places = [out / "record.json", *out.resolve().parent.glob("*/record.json")]
-    found = [path for path in places if path.is_file()]
-    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
-        with contextlib.suppress(HavocError):  # a broken neighbour is no reason not to measure
-            return load_record(path)
-    return None
-
-
-def record_text(record: Record) -> str:
-    """Return what a record measured, as a table of figures without any verdict, below the reason why it is invalid."""
-    from .judge.gate import why_invalid
-
-    rows = [[metric_of(name).label, show(value, metric_of(name).unit)] for name, value in measured(record).items()]
-    broken = why_invalid(record)
-    lines = [] if broken is None else [f"{emphasis('INVALID', 'invalid')}: {printable(broken)}\n"]
-    lines.append(table(("measured", printable(record.device.name)), rows, numbers=(1,)))
-    lines.extend(_witness_lines(record))
-    if (cold := record.cold_start) is not None:
-        seconds = (cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9
-        lines.append(
-            f"\ncold start, {cold.page_cache} page cache: {show(seconds, 's')} to the first prefill, of which "
-            f"{show(cold.load_ns / 1e9, 's')} to load and {show(cold.first_call_ns / 1e6, 'ms')} for the first call"
-        )
-    doubts = [f"{check.status}: {check.id}: {check.detail}" for check in record.checks if check.status != "ok"]
-    return "\n".join([*lines, *([""] if doubts else []), *doubts])
-
-
-def _witness_lines(record: Record) -> list[str]:
-    """Put CPU time beside wall time, and say how much of the time something else took the CPU."""
-    cores, share = cpu_share(record.samples), disturbed_share(record.samples)
-    lines = []
-    if cores is not None:
-        threads = count(record.protocol.num_threads, "thread")
-        lines.append(f"\nprefills computed on {cores:.2f} cores all the while, with {threads}")
-    if share:
-        lines.append(f"disturbed: {share:.0%} of the timed time, in which calls say nothing of the model")
-    return lines
-
-
 def _checks(record: Record) -> list[dict[str, Any]]:
     return [check.model_dump(mode="json") for check in record.checks]
 
@@ -298,21 +199,7 @@ def handle_compare(args: argparse.Namespace) -> int:
         metrics = [row.document() for row in rows]
         _print_json({"warnings": warnings, "old": old.run_id, "new": new.run_id, "metrics": metrics})
         return code
-    if warnings:
-        print("\n".join(f"{emphasis('warning', 'undecided')}: {printable(warning)}" for warning in warnings) + "\n")
-    cells = [
-        [
-            f"{row.title}, median" if metric_of(row.metric).kind in _MEDIANS else row.title,
-            show(row.old, row.unit),
-            show(row.new, row.unit),
-            DASH if row.ratio is None else f"{row.ratio:.3f}",
-            DASH if row.low is None or row.high is None else f"{row.low:.3f} {DASH} {row.high:.3f}",
-            row.change,
-            _would_show(row),
-        ]
-        for row in rows
-    ]
-    print(table(("metric", "old", "new", "ratio", "95 % interval", "change", ""), cells, numbers=(1, 2, 3, 4)))
+    print(comparison_text(rows, warnings))
     return code
 
 
@@ -361,18 +248,6 @@ def handle_duel(args: argparse.Namespace) -> int:
     return code
 
 
-_MEDIANS = ("latency", "throughput")
-"""What `compare` shows the medians of; the gate judges percentiles and the rate over all runs."""
-
-
-def _would_show(row: Comparison) -> str:
-    """Beside every "no change": the least change that these samples would have shown, or why nothing is compared."""
-    if row.change not in {"equal", "undecided"}:
-        return row.reason
-    shown = "too few samples to show any" if row.detectable is None else f"would show {row.detectable:.1%}"
-    return f"{shown}; {row.reason}" if row.reason else shown
-
-
 def handle_report(args: argparse.Namespace) -> int:
     """Write the pages of one measured folder, or of every run in it with an index above them.
 
@@ -419,47 +294,8 @@ def handle_plan(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(plan.document())
         return 1 if plan.is_impossible else 0
-    print(
-        f"{printable(f'{plan.model} on {plan.target} ({plan.target_title})')}: {plan.num_parameters:,} parameters, "
-        f"{plan.prefill_flops / 1e9:.4g} GFLOP to read the prompt, {plan.decode_flops / 1e9:.3g} to write a token\n"
-        f"peaks: {plan.peaks}\n"
-    )
-    metrics = plan.options[0].figures
-    head = [f"{figure.metric} {figure.sign} {show(figure.limit, figure.unit)}" for figure in metrics]
-    rows = [_option_cells(option) for option in plan.options]
-    right = tuple(range(1, 3 + len(head)))
-    print(table(("structure", "weights", "KV/token", *head, "outlook"), rows, numbers=right))
-    print("\neach figure: certain bound / likely value\n")
-    print(_samples_text(plan.samples))
-    best = min((option.outlook for option in plan.options), key=("possible", "unlikely", "impossible").index)
-    print(f"\n{emphasis(plan.conclusion, best)}")
-    if plan.truncated:
-        names = ", ".join(option.structure for option in plan.truncated)
-        print(f"with ranks cut, by arithmetic alone and if its accuracy holds: {names}")
+    print(plan_text(plan))
     return 1 if plan.is_impossible else 0
-
-
-def _option_cells(option: Option) -> list[str]:
-    figures = [f"{show(figure.floor, figure.unit)} / {show(figure.estimate, figure.unit)}" for figure in option.figures]
-    return [
-        option.structure,
-        show(option.weight_bytes, "bytes"),
-        show(option.kv_bytes_per_token, "bytes"),
-        *figures,
-        option.outlook,
-    ]
-
-
-def _samples_text(samples: dict[str, Any]) -> str:
-    effort = f"{samples['min_processes']} processes, {samples['min_samples']} samples, {samples['min_busy_s']:g} s busy"
-    none_over = ", ".join(f"{metric} {number}" for metric, number in samples["latency_none_over"].items())
-    lines = [f"a verdict needs: {effort}" + (f"; with none over the limit at least {none_over}" if none_over else "")]
-    for row in samples["accuracy"]:
-        needed = "cannot be proven" if row["num_right"] is None else f"{row['num_right']} right"
-        chance = ", ".join(f"{float(true):.0%} model {odds:.0%}" for true, odds in row["chance"].items())
-        passes = f" (passes: {chance})" if chance else ""
-        lines.append(f"to prove more than {row['share']:.0%} on {row['num_rows']} rows: {needed}{passes}")
-    return "\n".join(lines)
 
 
 def handle_doctor(args: argparse.Namespace) -> int:
@@ -472,11 +308,7 @@ def handle_doctor(args: argparse.Namespace) -> int:
         document = None if device is None else {"kind": device.kind, "name": device.name}
         _print_json({"device": document, "findings": [finding.document() for finding in findings]})
         return 0
-    topic, rows = "", []
-    for finding in findings:
-        rows.append(["" if finding.topic == topic else finding.topic, finding.question, finding.answer, finding.reason])
-        topic = finding.topic
-    print(table(("about", "question", "answer", "because"), rows))
+    print(capabilities_text(findings))
     return 0
 
 
@@ -496,53 +328,8 @@ def handle_eval(args: argparse.Namespace) -> int:
         about = {"model": args.model, "split": args.split, "accuracy": document, **mixed, "notes": list(found.notes)}
         _print_json(about)
         return 0
-    cells = [cell for task, row in document.items() for cell in _accuracy_cells(task, row)]
-    if args.mixed:
-        counts = pooled(found.tasks)
-        cells.append(["mixed", "", *_share_cells(counts), "all rows of all tasks"])
-    print(table(("task", "metric", "accuracy", "95 % interval", "right", ""), cells, numbers=(2, 3, 4)))
-    print()
-    for task, row in document.items():
-        print(_source_line(task, row))
-    for note in found.notes:
-        print(note)
+    print(accuracy_text(document, pooled(found.tasks) if args.mixed else None, found.notes))
     return 0
-
-
-def _source_line(task: str, row: dict[str, Any]) -> str:
-    """Where a task's rows came from, with the hashes by which others find the same."""
-    hashes = [f"{name} {row[key][:12]}" for name, key in _HASHES.items() if row[key] is not None]
-    return f"{task}: {printable(row['source'])}, {row['split']} split; SHA-256: {', '.join(hashes)}"
-
-
-_HASHES = {"rows": "rows_sha256", "task": "task_sha256", "data": "data_sha256"}
-
-
-def _accuracy_cells(task: str, row: dict[str, Any]) -> list[list[str]]:
-    """One line for each metric of a task, the one that `accuracy/<task>` means first."""
-    names = sorted(row["metrics"], key=lambda name: name != row["metric"])
-    shots = f"{row['few_shot']}-shot" if row["few_shot"] else ""
-    failed = count(row["num_failed"], "judge") + " failed" if row["num_failed"] else ""
-    chat = "chat template" if row["chat"] else ""
-    remarks = ", ".join(filter(None, (chat, shots, failed)))
-    return [
-        [
-            "" if place else task,
-            name,
-            *_share_cells(counts),
-            "" if place else remarks,
-        ]
-        for place, (name, counts) in enumerate((name, row["metrics"][name]) for name in names)
-    ]
-
-
-def _share_cells(counts: Mapping[str, Any]) -> list[str]:
-    """A share, its interval, and the rows it is of."""
-    return [
-        show(counts["num_right"] / counts["num_rows"], "share"),
-        show_interval(counts["low"], counts["high"], "share"),
-        f"{counts['num_right']} of {counts['num_rows']}",
-    ]
 
 
 def _eval_dispatch(args: argparse.Namespace) -> int:

@@ -79,8 +79,8 @@ def havoc_gate(havoc_judgement: Judgement, pytestconfig: pytest.Config) -> Calla
 
 def _failure(judgement: Judgement, lines: Sequence[Line], title: str, *, is_whole: bool) -> str:
     """Tell a failed test its own limit; the whole judgement where all was asked, or the record itself is refused."""
-    from .commands import judgement_text, limits_text
     from .judge.verdicts import spelled
+    from .report.terminal import judgement_text, limits_text
 
     if is_whole or judgement.findings:
         return judgement_text(judgement, title)
@@ -89,8 +89,8 @@ def _failure(judgement: Judgement, lines: Sequence[Line], title: str, *, is_whol
 
 
 def _records(config: pytest.Config, artifact: Path | None) -> list[Record]:
-    from .commands import record_path
     from .judge.record import load_record
+    from .record_folder import record_path
 
     paths: list[Path] = config.getoption("--havoc-record")
     if paths:

@@ -1,6 +1,7 @@
-"""Where a finished measurement goes: into its folder, or where that cannot be written, into the system's temporary one.
+"""The folder of a record: what a path means, which record came before, and where a finished measurement goes.
 
-Minutes of measuring are not lost to a full disk, and no folder is left that holds nothing.
+Where the folder cannot be written, a record goes into the system's temporary one: minutes of measuring are not lost to
+a full disk, and no folder is left that holds nothing.
 """
 
 from __future__ import annotations
@@ -14,6 +15,31 @@ from ..errors import HavocError
 
 if TYPE_CHECKING:
     from .judge.record import Record
+
+
+DERIVED = ("record.dsse.json", "report.html", "report.md", "junit.xml", "badge.json", "telemetry.csv", "SHA256SUMS")
+"""What `havoc report` and `havoc bench --sign` write beside a record."""
+
+
+def record_path(path: Path) -> Path:
+    """Return the record that a path means: the file itself, or record.json of a measured folder."""
+    if not path.is_dir():
+        return path
+    if not (path / "record.json").is_file():
+        raise HavocError(f"{path} holds no record.json: give a folder that `havoc bench` or `havoc run` wrote")
+    return path / "record.json"
+
+
+def previous_record(out: Path) -> Record | None:
+    """Return the newest sound record of an earlier run: the one this run replaces, or of a neighbouring folder."""
+    from .judge.record import load_record
+
+    places = [out / "record.json", *out.resolve().parent.glob("*/record.json")]
+    found = [path for path in places if path.is_file()]
+    for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
+        with contextlib.suppress(HavocError):  # a broken neighbour is no reason not to measure
+            return load_record(path)
+    return None
 
 
 def keep(record: Record, path: Path) -> None:

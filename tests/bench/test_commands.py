@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from havoc_core.bench.commands import DERIVED, previous_record
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.doctor import examine, provider_problem
 from havoc_core.bench.judge.answer import envelope_path
 from havoc_core.bench.judge.record import Record, load_record
+from havoc_core.bench.record_folder import DERIVED, previous_record
 from havoc_core.bench.report.folder import SUMS, WRITTEN
 from havoc_core.cli import main
 
