@@ -23,11 +23,25 @@ MIN_MULTIPLICATIONS = 1 << 20
 
 
 class Linear(nn.Linear):
-    """`nn.Linear`, by the faster of two products."""
+    """`nn.Linear`, by the faster of two products; on the meta device it draws no values."""
+
+    def reset_parameters(self) -> None:
+        """Draw the weights, where there is memory for them: a draw on the meta device imports torch's compiler."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the name of the method this overrides
         """Return input @ weight.T + bias."""
         return linear(input, self.weight, self.bias)
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding`; on the meta device it draws no values, as `Linear`."""
+
+    def reset_parameters(self) -> None:
+        """Draw the weights, where there is memory for them."""
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 def linear(x: Tensor, weight_MN: Tensor, bias_M: Tensor | None = None) -> Tensor:

@@ -19,7 +19,7 @@ from ..errors import HavocError
 from .blocks import KeyValue, LayerCache, RMSNorm, RotaryEmbedding, TransformerBlock
 from .config_file import read_config
 from .generation import sample_tokens
-from .linear import Linear
+from .linear import Embedding, Linear
 from .pretrained import read_tensors, state_of, write_tensors
 from .tensors import tensor_name
 
@@ -37,7 +37,7 @@ class HavocModel(nn.Module):
     def __init__(self, config: HavocConfig) -> None:
         super().__init__()
         self.config = config
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        self.embed_tokens = Embedding(config.vocab_size, config.d_model)
         self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.num_layers))
         self.norm = RMSNorm(config.d_model, config.norm_eps)
         self.lm_head = Linear(config.d_model, config.vocab_size, bias=False)
@@ -45,7 +45,8 @@ class HavocModel(nn.Module):
         self.rotary = RotaryEmbedding(config.attention, config.max_seq_len)
         if config.tie_word_embeddings:
             self.lm_head.weight = self.embed_tokens.weight
-        self._initialize_weights()
+        if not self.embed_tokens.weight.is_meta:
+            self._initialize_weights()
 
     @classmethod
     def from_config(cls, config: HavocConfig) -> HavocModel:

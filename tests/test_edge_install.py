@@ -157,7 +157,7 @@ def test_artifact_is_verified(havoc: Run, artifact: Path) -> None:
     done = havoc("verify", artifact)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines()[-1] == "verified"
-    assert "this installation has no torch" in done.stdout
+    assert "no torch" in done.stdout
 
 
 def test_measured_and_judged(havoc: Run, measured: Path, artifact: Path) -> None:

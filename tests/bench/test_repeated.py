@@ -113,7 +113,7 @@ def test_chosen_rows_decide_nothing(limit: dict[str, object], accuracy: dict[str
 
 def test_only_accuracy_is_judged_on_rows() -> None:
     """A limit on time that states rows is a mistake."""
-    with pytest.raises(ValueError, match="prefill_ms is not judged on rows"):
+    with pytest.raises(ValueError, match="prefill_ms is not judged"):
         Limit(metric="prefill_ms", below=1, unit="s", rows=1000)
 
 

@@ -180,5 +180,5 @@ def test_a_record_given_to_verify_must_be_one(own_artifact: Path, tiny_record: R
     files = {**tiny_record.subject.files, "model.onnx": "0" * 64}
     subject = tiny_record.subject.model_copy(update={"files": files})
     tiny_record.model_copy(update={"subject": subject}).save(record)
-    with pytest.raises(IdentityError, match="another artifact: not the files"):
+    with pytest.raises(IdentityError, match="another artifact"):
         verify_artifact(own_artifact, record=record)

@@ -188,7 +188,7 @@ def test_an_external_path_in_a_rehashed_graph_is_refused(artifact: Path, tmp_pat
     assert forged != content
     (artifact / "model.onnx").write_bytes(forged)
     (tmp_path / "secret").write_bytes((artifact / "model.onnx.data").read_bytes())
-    with pytest.raises(HavocError, match="which manifest.json does not list"):
+    with pytest.raises(HavocError, match="manifest.json does not list"):
         DecoderSession.open(artifact)
 
 
@@ -216,8 +216,8 @@ def store(artifact: Path, name: str, content: bytes) -> None:
 def test_weights_in_a_file_that_no_hash_covers(artifact: Path, location: str, *, only_first: bool) -> None:
     """A graph, hashed anew, that reads a file the manifest does not list is neither verified nor opened."""
     relocated(artifact, location, only_first=only_first)
-    refused(artifact, HavocError, f"takes weights from '{location}', which manifest.json does not list")
-    with pytest.raises(HavocError, match="which manifest.json does not list"):
+    refused(artifact, HavocError, f"takes weights from '{location}', manifest.json does not list")
+    with pytest.raises(HavocError, match="manifest.json does not list"):
         DecoderSession.open(artifact)
 
 
@@ -263,7 +263,7 @@ def test_every_way_to_a_tensor_is_walked() -> None:
 def test_a_graph_that_is_none(artifact: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that are no graph, hashed anew: one line, by whoever finds it first."""
     store(artifact, "model.onnx", content)
-    with pytest.raises(HavocError, match=r"not an ONNX graph|not the graph that this version"):
+    with pytest.raises(HavocError, match=r"not an ONNX graph|not the graph"):
         verify_artifact(artifact)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)  # as on a device, which builds no graph
     refused(artifact, HavocError, "not an ONNX graph|ONNX Runtime cannot open it")

@@ -150,7 +150,7 @@ def test_a_tokenizer_model_alone_is_said_before_any_work(base: Path, capsys: pyt
         assert cli.main(words) == 2
         assert "tokenizer.model is not read" in capsys.readouterr().err
     assert cli.main(["export", str(base), "--out", str(artifact), "--quiet"]) == 0
-    assert "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR); nor will the artifact" in capsys.readouterr().err
+    assert "AutoTokenizer.from_pretrained(DIR)" in capsys.readouterr().err
     with pytest.raises(HavocError, match=r"has no tokenizer.json .* \(--n 0\)"):
         require_rows(artifact, Scoring(num_rows=5))
     for words in (["bench", str(artifact), "--out", str(base.parent / "run")], ["eval", str(artifact), "--n", "2"]):

@@ -315,7 +315,7 @@ def test_what_a_person_put_into_an_artifact_is_kept(
     base = Path(shutil.copytree(text_base_directory, artifact / "base"))
     before = contents(artifact)
     assert run("export", base, "--out", artifact, "--quiet") == 2
-    assert "also holds base/config.json, which no export wrote" in one_line(capsys)
+    assert "base/config.json" in one_line(capsys)
     assert run("export", base, "--to", "hf", "--out", artifact, "--quiet") == 2
     assert "is an artifact, not a" in one_line(capsys)
     assert contents(artifact) == before

@@ -112,7 +112,7 @@ def test_a_deadline_ends_an_endless_graph(endless: Path, monkeypatch: pytest.Mon
     for name, value in (("_START_S", 8.0), ("_BYTES_PER_S", 1e15), ("_TOKEN_S", 0.0)):
         monkeypatch.setattr(foreign, name, value)
     start = time.monotonic()
-    with pytest.raises(IdentityError, match="not the graph that this version"):
+    with pytest.raises(IdentityError, match="not the graph"):
         verify_artifact(endless)  # where it can be built anew it is never run
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(MeasurementError, match="gave no result within 8 s and was ended"):

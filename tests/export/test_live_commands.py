@@ -73,7 +73,7 @@ def test_export_says_what_is_live(
     assert "mixture     math 0, code 0 (rule delta)" in out
     assert f"matrices of each expert in {EXPERTS_FILE}" in out
     code, _, err = run(capsys, *words, "--alpha", "0,0")
-    assert (code, "holds an artifact of another kind" in err) == (2, True)
+    assert (code, "another kind" in err) == (2, True)
     assert "--alpha" in (tmp_path / "a" / "README.md").read_text()
 
 
@@ -124,7 +124,7 @@ def test_a_forged_expert_is_found(live: Path, reader: Path, tmp_path: Path, caps
 
     code, _, err = run(capsys, "verify", changed(live, tmp_path / "a", doubled))
     assert code == 5
-    assert "the stored logits of the math expert differ" in err
+    assert "logits of the math expert" in err
     code, _, err = run(capsys, "verify", changed(live, tmp_path / "b", nudged), "--base", reader, "--quiet")
     assert code == 5
     assert "of its range off base + experts" in err

@@ -67,7 +67,7 @@ def test_an_edited_verification_is_refused(artifact: Path, tmp_path: Path) -> No
     with pytest.raises(HavocError, match="1e999 is too large"):
         load_verified(path)
     path.write_text("[]")
-    with pytest.raises(HavocError, match="not the result of a verification"):
+    with pytest.raises(HavocError, match="verification"):
         load_verified(path)
     changed = {key: value for key, value in document.items() if key != "sha256"} | {"is_folded": "yes"}
     path.write_text(json.dumps({**changed, "sha256": sha256_json(changed)}))

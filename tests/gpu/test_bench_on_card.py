@@ -47,7 +47,7 @@ def test_capture_needs_a_card_and_a_static_cache(export, tmp_path: Path) -> None
     shipped = export("fp16", "fp16", tmp_path)
     with pytest.raises(HavocError, match="captured as a CUDA graph on CUDAExecutionProvider, this is CPU"):
         measure_cost(shipped.folder, provider=CPU, captures_steps=True)
-    with pytest.raises(HavocError, match="captures the steps of a static cache"):
+    with pytest.raises(HavocError, match="static cache"):
         measure_cost(shipped.folder, provider=CUDA, captures_steps=True)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,7 +136,7 @@ def test_a_tied_head_may_be_stored_if_it_is_equal(directory: Path) -> None:
     edit_tensors(directory, lambda state: state.update({"lm_head.weight": state[embedding].clone()}))
     HavocModel.load_pretrained(directory)
     edit_tensors(directory, lambda state: state["lm_head.weight"].add_(1.0))
-    with pytest.raises(HavocError, match=r"lm_head\.weight differs from model\.embed_tokens\.weight"):
+    with pytest.raises(HavocError, match=r"lm_head\.weight .* model\.embed_tokens\.weight"):
         HavocModel.load_pretrained(directory)
 
 
@@ -251,12 +253,12 @@ def test_a_base_brings_its_tokenizer(directory: Path) -> None:
 
 def test_what_is_no_base_is_named(tmp_path: Path) -> None:
     """Neither a directory nor a preset; or a directory without weights or config."""
-    with pytest.raises(HavocError, match=r"not a directory, not a \.gguf file"):
+    with pytest.raises(HavocError, match=r"\.gguf"):
         load_base(str(tmp_path / "absent"))
     with pytest.raises(HavocError, match=r"config\.json: no such file"):
         load_base(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(to_hf(HavocConfig.pico())))
-    with pytest.raises(HavocError, match=r"holds neither model\.safetensors nor model\.safetensors\.index\.json"):
+    with pytest.raises(HavocError, match=r"model\.safetensors .*model\.safetensors\.index\.json"):
         load_base(tmp_path)
 
 
@@ -313,3 +315,14 @@ def test_their_shards_in_either_spelling(tmp_path: Path, name: str, is_old: bool
     theirs_BTV = theirs(ids).logits
     assert theirs_BTV.std() > 0.1
     assert (HavocModel.load_pretrained(tmp_path)(ids) - theirs_BTV).abs().max() < 1e-5
+
+
+def test_opening_a_base_imports_no_compiler() -> None:
+    """Weights drawn on the meta device, only to be replaced, cost a second: they import `torch._dynamo`."""
+    code = """
+import sys
+from havoc_core.model import load_base
+logits = load_base("nano").model(__import__("torch").tensor([[1, 5]]))
+assert logits.isfinite().all() and "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)

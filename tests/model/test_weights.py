@@ -35,7 +35,7 @@ def test_shards_stay_in_the_directory(tmp_path: Path, file: object) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
     (inner / INDEX_FILE).write_text(json.dumps({"weight_map": {"a": file}}))
-    with pytest.raises(HavocError, match="not the name of a safetensors file"):
+    with pytest.raises(HavocError, match="safetensors"):
         open_tensors(inner)
 
 
