@@ -13,6 +13,7 @@ from ..judge.figures import DASH, count, printable, show, show_interval
 from ..judge.metrics import measured, metric_of
 from ..judge.verdicts import VERDICTS
 from . import charts
+from .markdown import markdown_cell, markdown_code
 from .run_facts import caveats, commands, environment_rows, facts
 from .search_table import candidate_table
 
@@ -98,20 +99,6 @@ def _environment() -> Environment:
     environment.filters["code"] = markdown_code
     environment.filters["prose"] = prose
     return environment
-
-
-def markdown_cell(text: str) -> str:
-    """Make a text safe inside a Markdown table: no cell border, no line end, no markup, nobody called, no link."""
-    flat = " ".join(str(text).split()).replace("\\", "\\\\")
-    for mark in "|`*_<>[]":
-        flat = flat.replace(mark, f"\\{mark}")
-    flat = re.sub(r"\bwww\.", r"www\\.", flat.replace("://", "\\://"), flags=re.IGNORECASE)
-    return flat.replace("@", "@<!-- -->")
-
-
-def markdown_code(text: str) -> str:
-    """Make a text safe between backticks."""
-    return " ".join(str(text).split()).replace("`", "'")
 
 
 def prose(text: str) -> Markup:
