@@ -1,7 +1,8 @@
 """Where a series of records changed its level for good: a t-test after each record, with a corrected error rate.
 
 Logarithms of figures, oldest first. After each record the newest 3, 5 and 10 are held against all older ones of the
-same level. Their difference is a change when the interval around it excludes 0 and it is no smaller than the margin.
+same level. Their difference is a change when the interval around it excludes 0, when it is no smaller than the margin, and
+when four in five of the newest agree: a single bad record is none.
 
     Spread    that of the records around both means, pooled, and larger where neighbours in time are alike: a machine
               that is busy for an hour shifts all records of that hour. With a correlation r between neighbours,
@@ -35,6 +36,7 @@ ERROR: Final = 0.02
 LOOKS_A_HALF: Final = 100
 FEWEST_BEFORE: Final = 10  # of fewer, nobody can tell how alike neighbours are
 MOST_ALIKE: Final = 0.95
+AGREEING_SHARE: Final = 0.8
 WINDOWS: Final = (3, 5, 10)
 """How many of the newest records a look holds against the older ones."""
 FEWEST_RECORDS: Final = FEWEST_BEFORE + WINDOWS[0]
@@ -117,7 +119,7 @@ def _newest_change(levels: Sequence[Level], error: float, least: float) -> tuple
         return None
     split = _Split(levels)
     wanted = _reach(total - 2, error)
-    if not any(split.is_change(total - window, wanted, least) for window in windows):
+    if not any(split.is_change(total - window, wanted, least) and split.agree(total - window) for window in windows):
         return None
     places = [place for place in range(FEWEST_BEFORE, total - WINDOWS[0] + 1) if split.is_change(place, wanted, least)]
     best = max(places, key=lambda place: (split.score(place), place))
@@ -153,7 +155,7 @@ class _Split:
         return math.sqrt(self.variance(place) * (1 / place + 1 / (self._total - place)))
 
     def variance(self, place: int) -> float:
-        """Variance of a record around the mean of its side, as far as a mean of many cares: with alike neighbours more.
+        """What the variance of a mean of so many records is that many times of: larger where neighbours are alike.
 
         With the end for `place` there is one side.
         """
@@ -161,10 +163,8 @@ class _Split:
         scatter = sum(self._scatter(begin, end) for begin, end in sides)
         if not scatter:
             return self._own_variance
-        alike = (
-            sum(self._alike(begin, end) for begin, end in sides) / scatter + 2 / self._total
-        )  # of few, it is too low
-        alike = min(max(alike, 0.0), MOST_ALIKE)
+        measured = sum(self._alike(begin, end) for begin, end in sides) / scatter
+        alike = min(max(measured + 2 / self._total, 0.0), MOST_ALIKE)  # what is measured on few is too low
         between = scatter / (self._total - len(sides)) * (1 + alike) / (1 - alike)
         return max(between, self._own_variance)
 
@@ -183,6 +183,12 @@ class _Split:
     def is_change(self, place: int, wanted: float, least: float) -> bool:
         """Whether the step is no smaller than `least`, and `wanted` standard errors away from 0."""
         return abs(self.step(place)) >= max(least, wanted * self.error(place)) and self.step(place) != 0.0
+
+    def agree(self, place: int) -> bool:
+        """Whether four in five of the records from `place` on lie beyond the middle between both means."""
+        middle, step = self._sums[place] / place + self.step(place) / 2, self.step(place)
+        newest = self._values[place:]
+        return sum((value - middle) * step > 0 for value in newest) >= AGREEING_SHARE * len(newest)
 
     def score(self, place: int) -> float:
         """The step in standard errors; without any scatter, beyond all others."""
