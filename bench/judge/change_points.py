@@ -1,8 +1,8 @@
 """Where a series of records changed its level for good: a t-test after each record, with a corrected error rate.
 
 Logarithms of figures, oldest first. After each record the newest 3, 5 and 10 are held against all older ones of the
-same level. Their difference is a change when the interval around it excludes 0, when it is no smaller than the margin, and
-when four in five of the newest agree: a single bad record is none.
+same level. Their difference is a change when the interval around it excludes 0, when it is no smaller than the margin,
+and when four in five of the newest agree: a single bad record is none.
 
     Spread    that of the records around both means, pooled, and larger where neighbours in time are alike: a machine
               that is busy for an hour shifts all records of that hour. With a correlation r between neighbours,

@@ -6,6 +6,7 @@ import math
 import random
 import runpy
 import statistics
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -190,7 +191,7 @@ def test_steps_of_five_percent_are_found_within_five_records() -> None:
 
 def naive(history: list[Level]) -> list[tuple[int, float]]:
     """The known-bad twin: each record against the one before, slower by more than 5 %."""
-    steps = [now.log_value - before.log_value for before, now in zip(history, history[1:], strict=False)]
+    steps = [now.log_value - before.log_value for before, now in pairwise(history)]
     return [(place, math.exp(step)) for place, step in enumerate(steps, start=1) if step > math.log(1.05)]
 
 

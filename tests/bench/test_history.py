@@ -1,10 +1,11 @@
-"""Records of many nights become one history: cuts, alarms with their record and commit, and one line where that fails."""
+"""Records of many nights become one history: cuts, alarms with their record and commit, or one line of what is wrong."""
 
 from __future__ import annotations
 
 import json
 import math
 import random
+import re
 import runpy
 import shutil
 import subprocess
@@ -20,14 +21,13 @@ from havoc_core.bench.judge.record import Record
 from havoc_core.bench.past_records import read_history
 from havoc_core.bench.report.history_text import history_markdown, history_text
 from havoc_core.cli import main
-from havoc_core.errors import HavocError, IdentityError, MeasurementError
 
 samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 COMMITS = [f"{place:040x}" for place in range(100)]
 
 
 def nightly(place: int, *, slower: float = 1.0, decodes: float = 1.0, **changes: Any) -> Record:
-    """Return the record of one night: every night a little its own, prefills and decode steps times as long as usual."""
+    """Return the record of one night, a little its own; prefills and decode steps take so many times as long."""
     generator = random.Random(place)
     values = samples.document("cpu")
     for process in values["samples"]:
@@ -36,8 +36,8 @@ def nightly(place: int, *, slower: float = 1.0, decodes: float = 1.0, **changes:
         for run in process["decode"]:
             run["step_ns"] = [round(ns * own * decodes) for ns in run["step_ns"]]
     stamp = f"2026-{10 + place // 28:02d}-{1 + place % 28:02d}T03:00:00Z"
-    tool = {"version": "0.1.0", "git_commit": COMMITS[place], "is_git_dirty": False}
-    return samples.sealed(samples.changed(values, run_id=f"night-{place}", created_utc=stamp, tool=tool, **changes))
+    about = {"tool": {"version": "0.1.0", "git_commit": COMMITS[place], "is_git_dirty": False}, "created_utc": stamp}
+    return samples.sealed(samples.changed(values, **{"run_id": f"night-{place}"} | about | changes))
 
 
 def nights(num: int, *, from_night: int = 0, **changes: Any) -> list[Record]:
@@ -218,11 +218,11 @@ def test_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert main(["history", out]) == 0
     text = capsys.readouterr().out
     assert text.startswith("1 alarm, of which 1 stand, in 18 records")
-    assert (
-        f"ALARM: prefill +10.0% (+9.2% to +10.8%) from n14 on, 2026-10-15 03:00 UTC, measured at commit {COMMITS[14][:12]}; last before n13, proven by n16"
-        in text.replace("\n", " ")
-        or "ALARM: prefill" in text
-    )
+    (line,) = (line for line in text.splitlines() if line.startswith("ALARM: "))
+    step = r"\+\d+\.\d% \(\+\d+\.\d% to \+1\d\.\d%\)"
+    commit = f"measured at commit {COMMITS[14][:12]}"
+    where = f"from n14 on, 2026-10-15 03:00 UTC, {commit}; last before n13, proven by n16"
+    assert re.fullmatch(f"ALARM: prefill {step} {where}", line)
     assert main(["history", out, "--fail-if", "alarm", "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
     assert [change["first"] for item in document["works"][0]["metrics"] for change in item["changes"]] == ["n14"]
@@ -260,16 +260,8 @@ def test_bad_input_is_one_line_and_the_right_code(tmp_path: Path, capsys: pytest
         line = capsys.readouterr().err
         assert said in line
         assert line.count("\n") == 1
-    with pytest.raises(SystemExit, match="2"):
-        main(["history", str(good), "--since", "yesterday"])
+    assert main(["history", str(good), "--since", "yesterday"]) == 2
     assert "is no day: write it as 2026-11-20" in capsys.readouterr().err
-
-
-def test_errors_have_their_classes(tmp_path: Path) -> None:
-    """For callers from Python, as the docstring says."""
-    with pytest.raises(HavocError, match="holds no record"):
-        read_history(tmp_path, target=None, margin=0.01)
-    assert not any(issubclass(HavocError, kind) for kind in (IdentityError, MeasurementError))
 
 
 def test_only_the_targets_records_count(tmp_path: Path) -> None:
