@@ -296,7 +296,7 @@ def _metric_history(metric: Metric, records: Sequence[PastRecord], margin: float
         ]
         if segment[-1] is records[-1]:
             levels = [record.readings[metric.name].level for record in segment[found[-1].first if found else 0 :]]
-    few = f"too few to find a change: {len(levels)} since the last one" if changes else "too few to find a change"
+    few = f"too few to find a change: {len(levels)} on the newest level, {FEWEST_RECORDS} are needed"
     return MetricHistory(
         metric=metric.name,
         title=metric.title,

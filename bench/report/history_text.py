@@ -47,11 +47,11 @@ def history_markdown(history: RecordHistory) -> str:
 
 def headline(history: RecordHistory) -> str:
     """Say in one line how many alarms there are, and how many of them stand."""
-    num_records = sum(len(work.records) for work in history.works)
+    records = count(sum(len(work.records) for work in history.works), "record")
     if not history.alarms:
-        return f"no alarm in {count(num_records, 'record')}"
+        return f"no alarm in {records}"
     num_standing = sum(alarm.stands for alarm in history.alarms)
-    return f"{count(len(history.alarms), 'alarm')}, of which {num_standing} stand, in {count(num_records, 'record')}"
+    return f"{count(len(history.alarms), 'alarm')} in {records}, {num_standing or 'none'} of them standing"
 
 
 def work_line(work: WorkHistory) -> str:
@@ -79,7 +79,7 @@ def cut_sentence(cut: SegmentCut) -> str:
 
 def change_sentence(item: MetricHistory, change: TrendChange) -> str:
     """Say how far a metric moved, from which record on, and what that record came from."""
-    word = "better" if change.direction == "better" else "ALARM" if change.stands else "alarm, made up for"
+    word = "better" if change.direction == "better" else "ALARM" if change.stands else "past alarm"
     step = f"{change.ratio - 1:+.1%} ({change.low - 1:+.1%} to {change.high - 1:+.1%})"
     return (
         f"{word}: {item.title} {step} from {change.first} on, {moment(change.created_utc)}{commit_words(change)}; "

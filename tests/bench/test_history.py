@@ -1,4 +1,4 @@
-"""Records of many nights become one history: cuts, alarms with their record and commit, or one line of what is wrong."""
+"""Records of many nights become one history: cuts, alarms with record and commit, or one line of what is wrong."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_another_environment_is_a_cut_and_no_alarm(changes: dict[str, Any], said
     (work,) = told([*nights(16), *nights(6, from_night=16, slower=1.2, **changes)]).works
     assert [(cut.record, cut.changes) for cut in work.cuts] == [("nnight-16", (said,))]
     assert work.alarms == ()
-    assert work.metrics[0].note == "too few to find a change"
+    assert work.metrics[0].note == "too few to find a change: 6 on the newest level, 13 are needed"
 
 
 def test_a_new_driver_is_a_cut() -> None:
@@ -217,7 +217,7 @@ def test_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     out = str(folder(tmp_path, [*nights(14), *nights(4, from_night=14, slower=1.1)]))
     assert main(["history", out]) == 0
     text = capsys.readouterr().out
-    assert text.startswith("1 alarm, of which 1 stand, in 18 records")
+    assert text.startswith("1 alarm in 18 records, 1 of them standing")
     (line,) = (line for line in text.splitlines() if line.startswith("ALARM: "))
     step = r"\+\d+\.\d% \(\+\d+\.\d% to \+1\d\.\d%\)"
     commit = f"measured at commit {COMMITS[14][:12]}"
