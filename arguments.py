@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime as dt
 import difflib
 import math
 import sys
@@ -352,7 +353,24 @@ def add_duel(parser: Parser) -> None:
     parser.add_argument("--threads", type=_positive, default=1, metavar="N", help=threads_help)
     python_help = "interpreter that has the other engine's package (default: this one)"
     parser.add_argument("--engine-python", type=Path, metavar="FILE", help=python_help)
+    _add_markdown(parser)
     _add_output(parser)
+
+
+def add_history(parser: Parser) -> None:
+    """`havoc history DIR`."""
+    directory_help = "folder of records: record.json of every folder below it, or *.json"
+    parser.add_argument("directory", type=Path, metavar="DIR", help=directory_help)
+    target_help = "only records of its device and work (default: all, each work by itself)"
+    parser.add_argument("--target", metavar="NAME", help=target_help)
+    margin_help = "a smaller step is no change (default: 0.01)"
+    parser.add_argument("--margin", type=_share, default=0.01, metavar="SHARE", help=margin_help)
+    since_help = "do not fail for alarms whose first bad record is older, such as 2026-11-20: they are known"
+    parser.add_argument("--since", type=_day, metavar="DATE", help=since_help)
+    fail_help = "exit with 1 where an alarm stands (default: exit with 0 whatever is found)"
+    parser.add_argument("--fail-if", choices=("alarm",), metavar="alarm", help=fail_help)
+    _add_markdown(parser)
+    _add_output(parser, quiet=False)
 
 
 def add_report(parser: Parser) -> None:
@@ -484,6 +502,18 @@ def _add_output(parser: Parser, *, quiet: bool = True) -> None:
     if quiet:
         parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def _add_markdown(parser: Parser) -> None:
+    parser.add_argument("--markdown", action="store_true", help="Markdown on stdout, for a pull request's comment")
+
+
+def _day(text: str) -> str:
+    """A day as YYYY-MM-DD."""
+    try:
+        return dt.date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no day: write it as 2026-11-20") from None
 
 
 def _count(text: str) -> int:

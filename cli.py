@@ -192,6 +192,13 @@ VERBS = (
         ),
     ),
     Verb(
+        "history",
+        "all records of a folder in order of time: where a figure changed for good",
+        "bench.commands",
+        arguments.add_history,
+        ("havoc history reports", "havoc history reports --target host --fail-if alarm"),
+    ),
+    Verb(
         "report",
         "write html, markdown, junit and badge of a measured folder",
         "bench.commands",

@@ -1,4 +1,4 @@
-"""Handlers of the verbs that measure and judge: bench, gate, compare, duel, report, plan, doctor, eval.
+"""Handlers of the verbs that measure and judge: bench, gate, compare, duel, history, report, plan, doctor, eval.
 
 Each prints one table for a person, or with --json one document; the verdict is the exit code.
 """
@@ -210,8 +210,10 @@ def handle_duel(args: argparse.Namespace) -> int:
     from .contender import enter
     from .duel import EXIT_CODES, common_ids, differences, document, duel, require_room
     from .judge.schema import Workload
+    from .report.markdown import duel_markdown
     from .report.tables import paired_table
 
+    _refuse_two_forms(args)
     if not args.margin:
         raise HavocError("no measurement can prove a margin of 0: give a larger --margin, such as 0.02 for 2 %")
     num_tokens = args.prompt_tokens
@@ -239,6 +241,9 @@ def handle_duel(args: argparse.Namespace) -> int:
     if args.json:
         _print_json(document(outcome, args.margin, old, new, notes))
         return code
+    if args.markdown:
+        print(duel_markdown(outcome, args.margin, (args.old, args.new), notes))
+        return code
     print("\n".join([*(f"note: {note}\n" for note in notes), paired_table(outcome.verdict, outcome.rows, args.margin)]))
     if outcome.agreement is not None and outcome.agreement.num_prompts:
         print(f"\n{outcome.agreement.sentence()}")
@@ -246,6 +251,27 @@ def handle_duel(args: argparse.Namespace) -> int:
         blocks = count(outcome.num_blocks, "block")
         print(f"\n{blocks} in {args.max_time} s prove nothing: give --max-time more, or --margin, or a quiet machine")
     return code
+
+
+def handle_history(args: argparse.Namespace) -> int:
+    """Put the records of a folder in order of time and find lasting changes; exit 1 where `--fail-if alarm` says so."""
+    from .past_records import read_history
+    from .report.history_text import history_markdown, history_text
+
+    _refuse_two_forms(args)
+    target = None if args.target is None else load_target(args.target)
+    history = read_history(args.directory, target=target, margin=args.margin)
+    standing = [alarm for alarm in history.alarms if alarm.stands and alarm.created_utc >= (args.since or "")]
+    if args.json:
+        _print_json(history.document())
+    else:
+        print(history_markdown(history) if args.markdown else history_text(history))
+    return 1 if args.fail_if == "alarm" and standing else 0
+
+
+def _refuse_two_forms(args: argparse.Namespace) -> None:
+    if args.json and args.markdown:
+        raise HavocError("--json and --markdown are two forms of one answer: give one of them")
 
 
 def handle_report(args: argparse.Namespace) -> int:

@@ -30,6 +30,24 @@ def record_path(path: Path) -> Path:
     return path / "record.json"
 
 
+def records_below(directory: Path) -> list[tuple[str, Path]]:
+    """Every `record.json` in or below a folder with the name of its folder, by name; hidden folders are passed over.
+
+    A folder without a `record.json` of its own may also hold records under any name, as `nightly-7.json`.
+    """
+    if not directory.is_dir():
+        raise HavocError(f"{directory}: no such folder; give the one that holds the folders `havoc bench` wrote")
+    found = {
+        (path.parent.relative_to(directory).as_posix() if path.parent != directory else directory.resolve().name): path
+        for path in directory.rglob("record.json")
+        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(directory).parts)
+    }
+    if not (directory / "record.json").is_file():
+        loose = (path for path in directory.glob("*.json") if path.is_file())
+        found |= {path.name: path for path in loose if not path.name.startswith(".")}
+    return sorted(found.items())
+
+
 def previous_record(out: Path) -> Record | None:
     """Return the newest sound record of an earlier run: the one this run replaces, or of a neighbouring folder."""
     from .judge.record import load_record

@@ -1,4 +1,4 @@
-"""Which HAVOC measured: its version and, where it runs from a checkout of its own, the commit."""
+"""Which HAVOC measured: its version and, where it runs from a checkout of its own, the commit; and who added files."""
 
 from __future__ import annotations
 
@@ -25,6 +25,19 @@ def identify_tool(package: Path = PACKAGE) -> Tool:
     if commit is None or changes is None:
         return Tool(version=__version__)
     return Tool(version=__version__, git_commit=commit, is_git_dirty=bool(changes))
+
+
+def commits_that_added(directory: Path) -> dict[str, str]:
+    """The commit that last added each file below a folder, by its path in it; empty outside of git."""
+    words = ("-c", "core.quotePath=false", "log", "--diff-filter=A", "--name-only", "--format=:%H", "--relative")
+    found: dict[str, str] = {}
+    commit = ""
+    for line in (_git(directory, *words, "--", ".") or "").splitlines():
+        if line.startswith(":"):
+            commit = line[1:]
+        elif line:
+            found.setdefault(line, commit)
+    return found
 
 
 def _git(package: Path, *words: str) -> str | None:

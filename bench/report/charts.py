@@ -184,10 +184,19 @@ def _mark_phases(axes: Axes, series: MemorySeries, begin_ns: int, width_s: float
         )
 
 
-def history(name: str, unit: str, runs: Sequence[Mapping[str, Any]]) -> str | None:
+def history(
+    name: str,
+    unit: str,
+    runs: Sequence[Mapping[str, Any]],
+    *,
+    limits: Sequence[tuple[str, float]] = (),
+    alarms: Sequence[str] = (),
+    cuts: Sequence[str] = (),
+) -> str | None:
     """One metric over all runs in their order, one colour a device; None where fewer than two runs have it.
 
-    What was simulated or projected is hollow, and never joined to what was measured.
+    What was simulated or projected is hollow, and never joined to what was measured. `limits` are lines with their
+    words, `alarms` and `cuts` the folders of the runs that begin a worse level or another environment.
     """
     scale, unit_word = {"bytes": (1e6, "MB"), "share": (0.01, "%")}.get(unit, (1.0, unit))
     points = [
@@ -213,13 +222,36 @@ def history(name: str, unit: str, runs: Sequence[Mapping[str, Any]]) -> str | No
                 label=label,
                 **style,
             )
-        axes.set_ylim(bottom=0, top=1.15 * max(value for _, value, _ in points))
+        top = 1.15 * max(value for _, value, _ in points)
+        axes.set_ylim(bottom=0, top=top)
         axes.set_xlim(0.6, len(runs) + 0.4)
+        _limit_lines(axes, [(word, value / scale) for word, value in limits if value / scale <= top])
+        _mark_runs(axes, runs, alarms, colour=BAD, style="-", word="alarm")
+        _mark_runs(axes, runs, cuts, colour=MUTED, style=":", word="cut")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("run, oldest first")
         axes.set_ylabel(unit_word)
         axes.legend(loc="best")
     return figure.svg
+
+
+def _limit_lines(axes: Axes, limits: Sequence[tuple[str, float]]) -> None:
+    """Draw each limit that lies within the picture, its words at the right end."""
+    for word, value in limits:
+        axes.axhline(value, color=BAD, linewidth=1.1, linestyle="--")
+        place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 8}
+        axes.text(0.995, value, printable(word), color=BAD, **place)
+
+
+def _mark_runs(
+    axes: Axes, runs: Sequence[Mapping[str, Any]], marked: Sequence[str], *, colour: str, style: str, word: str
+) -> None:
+    """Draw a line before each marked run, which begins something new, its word once above the plot."""
+    places = [place - 0.5 for place, run in enumerate(runs, start=1) if run["folder"] in marked]
+    for number, place in enumerate(places):
+        axes.axvline(place, color=colour, linewidth=1.1, linestyle=style)
+        above: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "bottom", "fontsize": 8}
+        axes.annotate("" if number else word, (place, 1.01), color=colour, **above)
 
 
 def pareto_front(front: Front, confirmed_mean: float | None) -> str | None:

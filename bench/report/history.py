@@ -1,5 +1,6 @@
 """All runs of a folder in one place: `history.jsonl`, one line a run, and `index.html` with each metric over time.
 
+The index draws the targets' limits, the cuts and the alarms of `judge/history.py` over the figures.
 Both are rebuilt from the records every time, so a run that was removed or measured again is never told wrongly; a
 folder whose record cannot be read is named, not skipped in silence.
 """
@@ -11,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ... import storage
 from ...errors import HavocError
 from ..judge.figures import structure_of
+from ..judge.history import MARGIN, history_of, past_record, why_left_out
 from ..judge.metrics import METRICS
 from ..judge.record import load_record
+from ..judge.targets import load_target
 from . import page
 from .folder import refuse_links, write_report
 from .run import RECORD
@@ -30,7 +33,8 @@ HISTORY, INDEX = "history.jsonl", "index.html"
 def write_index(directory: Path, *, targets: Sequence[str]) -> Path:
     """Write every run's pages, then the history and the index above them; return the index."""
     refuse_links(directory, (HISTORY, INDEX))
-    runs, unread = [], []
+    runs, unread, past, left_out = [], [], [], []
+    limits = [(target.name, limit) for target in map(load_target, targets) for limit in target.limits]
     for folder in sorted(path.parent for path in directory.glob(f"*/{RECORD}")):
         try:
             record = _load(folder / RECORD)
@@ -39,10 +43,14 @@ def write_index(directory: Path, *, targets: Sequence[str]) -> Path:
             unread.append({"folder": folder.name, "reason": str(error)})
             continue
         runs.append(entry(folder.name, record, judgements))
+        if (reason := why_left_out(record)) is None:
+            past.append(past_record(folder.name, record))
+        else:
+            left_out.append((folder.name, reason))
     runs.sort(key=lambda run: (run["created_utc"], run["folder"]))
     lines = b"".join(storage.canonical_json(run) + b"\n" for run in runs)
     storage.write_bytes(directory / HISTORY, lines)
-    storage.write_text(directory / INDEX, page.index(runs, unread))
+    storage.write_text(directory / INDEX, page.index(runs, unread, history_of(past, left_out, margin=MARGIN), limits))
     return directory / INDEX
 
 

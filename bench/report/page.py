@@ -13,13 +13,17 @@ from ..judge.figures import DASH, count, printable, show, show_interval
 from ..judge.metrics import measured, metric_of
 from ..judge.verdicts import VERDICTS
 from . import charts
+from .history_text import change_sentence, cut_sentence, headline
+from .markdown import markdown_cell, markdown_code
 from .run_facts import caveats, commands, environment_rows, facts
 from .search_table import candidate_table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ..judge.history import RecordHistory
     from ..judge.limits import Line
+    from ..judge.targets import Limit
     from .run import Run
     from .search_files import Margin, Score, ScoreFile
 
@@ -43,24 +47,65 @@ def markdown(run: Run) -> str:
     return _environment().get_template("report.md.jinja").render(**content(run))
 
 
-def index(runs: Sequence[Mapping[str, Any]], unread: Sequence[Mapping[str, str]]) -> str:
-    """Return the page above all runs: `runs` are lines of the history, oldest first."""
+def index(
+    runs: Sequence[Mapping[str, Any]],
+    unread: Sequence[Mapping[str, str]],
+    history: RecordHistory,
+    limits: Sequence[tuple[str, Limit]],
+) -> str:
+    """Return the page above all runs: `runs` are lines of the history, oldest first, `limits` those of each target."""
     names = list(dict.fromkeys(name for run in runs for name, value in run["metrics"].items() if value is not None))
-    drawn = [(name, charts.history(name, metric_of(name).unit, runs)) for name in names]
     return (
         _environment()
         .get_template("index.html.jinja")
         .render(
             runs=[_index_row(run, names) for run in runs],
             metrics=[_history_title(name) for name in names],
-            charts=[
-                {"title": _history_title(name), "note": "one colour a device", "svg": Markup(svg)}  # noqa: S704 - ours
-                for name, svg in drawn
-                if svg
+            headline=headline(history),
+            told=[
+                *(
+                    {"kind": "worse" if change.stands else "cut", "text": change_sentence(item, change)}
+                    for work in history.works
+                    for item in work.metrics
+                    for change in item.changes
+                    if change.direction == "worse"
+                ),
+                *(
+                    {"kind": "cut", "text": cut_sentence(cut)}
+                    for work in history.works
+                    for cut in work.cuts
+                    if not cut.metric
+                ),
             ],
-            unread=unread,
+            charts=[chart for name in names if (chart := _history_chart(name, runs, history, limits))],
+            unread=[*unread, *({"folder": name, "reason": reason} for name, reason in history.left_out)],
         )
     )
+
+
+def _history_chart(
+    name: str, runs: Sequence[Mapping[str, Any]], history: RecordHistory, limits: Sequence[tuple[str, Limit]]
+) -> dict[str, Any] | None:
+    """One metric over all runs, with the limits on it, and beneath it what changed and where; None without two runs."""
+    unit = metric_of(name).unit
+    own = [(f"{target}: {limit.sign} {show(limit.value, unit)}", limit.value) for target, limit in limits]
+    own = [line for line, (_, limit) in zip(own, limits, strict=True) if limit.metric == name]
+    items = [item for work in history.works for item in work.metrics if item.metric == name]
+    changes = [(item, change) for item in items for change in item.changes]
+    cuts = [cut for work in history.works for cut in work.cuts if cut.metric in {"", name}]
+    alarms = [change.first for _, change in changes if change.direction == "worse"]
+    svg = charts.history(name, unit, runs, limits=own, alarms=alarms, cuts=[cut.record for cut in cuts])
+    if svg is None:
+        return None
+    told = [{"kind": change.direction, "text": change_sentence(item, change)} for item, change in changes]
+    told += [{"kind": "cut", "text": cut_sentence(cut)} for cut in cuts if cut.metric]
+    return {
+        "title": _history_title(name),
+        "note": "one colour a device" + ("; limit " + "; ".join(word for word, _ in own) if own else ""),
+        "svg": Markup(svg),  # noqa: S704 - our own drawing
+        "told": told,
+        "least": [item.note or f"five records more would show a step of {item.least_step:.1%}" for item in items],
+    }
 
 
 def _history_title(metric: str) -> str:
@@ -98,20 +143,6 @@ def _environment() -> Environment:
     environment.filters["code"] = markdown_code
     environment.filters["prose"] = prose
     return environment
-
-
-def markdown_cell(text: str) -> str:
-    """Make a text safe inside a Markdown table: no cell border, no line end, no markup, nobody called, no link."""
-    flat = " ".join(str(text).split()).replace("\\", "\\\\")
-    for mark in "|`*_<>[]":
-        flat = flat.replace(mark, f"\\{mark}")
-    flat = re.sub(r"\bwww\.", r"www\\.", flat.replace("://", "\\://"), flags=re.IGNORECASE)
-    return flat.replace("@", "@<!-- -->")
-
-
-def markdown_code(text: str) -> str:
-    """Make a text safe between backticks."""
-    return " ".join(str(text).split()).replace("`", "'")
 
 
 def prose(text: str) -> Markup:

@@ -97,7 +97,8 @@ def test_what_was_simulated_is_hollow_in_the_history() -> None:
     """A simulated run is no point of the measured line: it has its own, named, hollow one."""
 
     def run(value: float, evidence: str) -> dict[str, Any]:
-        return {"metrics": {"prefill_ms": value}, "device": "GTX 1660", "fingerprint": "a", "evidence": evidence}
+        about = {"folder": evidence, "device": "GTX 1660", "fingerprint": "a", "evidence": evidence}
+        return about | {"metrics": {"prefill_ms": value}}
 
     runs = [run(20.0, "measured"), run(5.0, "simulated"), run(21.0, "measured")]
     svg = charts.history("prefill_ms", "ms", runs)

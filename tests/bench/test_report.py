@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import os
+import random
 import re
 import runpy
 import shutil
@@ -23,10 +24,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from havoc_core.bench.device import identify_cpu
+from havoc_core.bench.judge.history import history_of, past_record
 from havoc_core.bench.judge.record import load_record
+from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.report import charts, page
 from havoc_core.bench.report.folder import WRITTEN, write_report
-from havoc_core.bench.report.history import write_index
+from havoc_core.bench.report.history import entry, write_index
 from havoc_core.bench.report.search_files import Front, artifact_hash, read_front, read_scores
 from havoc_core.bench.report.search_table import MOST_ROWS, candidate_table
 from havoc_core.bounds import share_bounds
@@ -460,13 +463,21 @@ def test_the_history_of_a_folder(tmp_path: Path) -> None:
         record.save(tmp_path / f"run{place}" / "record.json")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "record.json").write_text("{")
+    broken = {"id": "cpu_contention", "status": "invalid", "detail": "others used 80 %"}
+    samples.record("cpu", run_id="run-3", created_utc="2026-11-23T06:00:00Z", checks=[broken]).save(
+        tmp_path / "busy" / "record.json"
+    )
     index = write_index(tmp_path, targets=["host"])
     lines = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
-    assert [line["run_id"] for line in lines] == ["run-1", "run-2"]
+    assert [line["run_id"] for line in lines] == ["run-1", "run-2", "run-3"]
     assert lines[0]["metrics"]["peak_vram_bytes"] is None
     shown = Page(index.read_text())
     assert {"run1/report.html", "run2/report.html"} <= set(shown.loads)
     assert "broken" in shown.words
+    assert "busy" in shown.words  # invalid: a row of its own, and no part of the history
+    words = " ".join(shown.words)
+    assert "too few to find a change: 2 on the newest level, 13 are needed" in words
+    assert "limit host: < 100 ms" in words
     before = index.read_bytes()
     assert write_index(tmp_path, targets=["host"]).read_bytes() == before
 
@@ -578,14 +589,49 @@ def test_a_browser_shows_it(folder: Path, tmp_path: Path, width: int, *, is_dark
     assert background == ("rgb(15, 17, 21)" if is_dark else "rgb(246, 246, 243)")
 
 
+@pytest.fixture(scope="module")
+def many_nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the index of 20 runs: the last five slower and on other math rows, the first on another kernel."""
+    spread, runs, past = random.Random(1), [], []
+    for place in range(20):
+        values = samples.document("cpu")
+        for process in values["samples"]:
+            factor = spread.gauss(1.1 if place >= 15 else 1.0, 0.004)
+            process["prefill"]["duration_ns"] = [round(factor * ns) for ns in process["prefill"]["duration_ns"]]
+        changes = {"host__kernel": "5.9.9"} if place == 0 else {}
+        changes |= {"accuracy__math__rows_sha256": "8" * 64} if place >= 15 else {}
+        about = {"run_id": f"run-{place}", "created_utc": f"2026-11-{place + 1:02d}T06:00:00Z"}
+        record = samples.sealed(samples.changed(values, **about, **changes))
+        runs.append(entry(f"run{place:02d}", record, []))
+        past.append(past_record(f"run{place:02d}", record))
+    limits = [("host", limit) for limit in load_target("host").limits]
+    index = tmp_path_factory.mktemp("nights") / "index.html"
+    index.write_text(page.index(runs, [], history_of(past, [], margin=0.01), limits))
+    return index
+
+
+def test_the_index_tells_limits_alarms_and_cuts(many_nights: Path) -> None:
+    """In words and in the pictures of the metrics that they are of."""
+    index = many_nights.read_text()
+    shown = " ".join(Page(index).words)
+    assert "1 alarm in 20 records, 1 of them standing" in shown
+    assert "from run15 on, 2026-11-16 06:00 UTC" in shown
+    assert "cut before run01, 2026-11-02 06:00 UTC: kernel Linux 5.9.9 -> Linux 6.1.0" in shown
+    assert "cut of accuracy/math before run15" in shown
+    assert "one colour a device; limit host: < 100 ms" in shown
+    assert re.search(r"five records more would show a step of \d\.\d%", shown)
+    texts = [re.findall(r"<text[^>]*>([^<]*)", picture) for picture in index.split("<svg")[1:]]
+    prefill, math = texts[0], next(words for words in texts[4:] if "cut" in words and "%" in words)
+    assert {"alarm", "cut"} <= set(prefill)
+    assert [words.count("alarm") for words in texts] == [1, 0, 0, 0, 0, 0, 0]
+    assert "host: &gt; 85.0 %" in math
+    assert "host: &lt; 100 ms" not in prefill  # it lies far above what was measured
+
+
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
-def test_a_browser_shows_the_history(tmp_path: Path) -> None:
-    """Three runs on a phone: a picture for each metric that was measured, within the window."""
-    for place in range(3):
-        created = f"2026-11-2{place}T06:00:00Z"
-        samples.record("cpu", run_id=f"run-{place}", created_utc=created).save(tmp_path / f"run{place}" / "record.json")
-    index = write_index(tmp_path, targets=["host"])
-    assert seen(index, tmp_path / "profile", width=390)[:2] == ["true", "7"]
+def test_a_browser_shows_the_history(many_nights: Path, tmp_path: Path) -> None:
+    """On the narrowest phone: a picture for each metric that was measured, limits, alarms and cuts, in the window."""
+    assert seen(many_nights, tmp_path / "profile", width=360)[:2] == ["true", "7"]
 
 
 EVIL = "a<b>\x01\x1b[31m|`x` @team http://evil.example www.evil.example"

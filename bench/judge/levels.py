@@ -1,0 +1,67 @@
+"""What a record says of each metric that has a trend: one figure a process, on a logarithm's scale.
+
+Times and rates are those of undisturbed calls (`disturbance.py`), as `compare` takes them: the median of each process.
+Memory is the peak of each process, accuracy the share right on the gate split with its binomial error. `kind` says what
+two figures must share to be of one quantity: the method of memory, the rows of accuracy.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from . import disturbance
+from .change_points import Level, level_of
+from .metrics import METRICS
+
+if TYPE_CHECKING:
+    from .metrics import Metric
+    from .record import DomainAccuracy, Record
+    from .schema import ProcessSamples
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A record's level of one metric, and what it is a level of."""
+
+    level: Level
+    kind: str = ""
+
+
+def readings(record: Record) -> dict[str, Reading]:
+    """Return the level of each metric with a trend that the record measured, accuracy by task among them."""
+    found = {name: reading for name, metric in METRICS.items() if metric.trend and (reading := _read(metric, record))}
+    scores = {f"accuracy/{task}": item for task, item in sorted(record.accuracy.items()) if item.split == "gate"}
+    return found | {name: _accuracy(item) for name, item in scores.items()}
+
+
+def _read(metric: Metric, record: Record) -> Reading | None:
+    if metric.series is not None:
+        series = metric.series(record.memory)
+        methods = ", ".join(sorted({item.method for item in series}))
+        return Reading(level_of([item.peak_bytes for item in series]), methods) if series else None
+    figures = [figure for process in record.samples if (figure := _figure(metric, process))]
+    return Reading(level_of(figures)) if figures else None
+
+
+def _figure(metric: Metric, process: ProcessSamples) -> float | None:
+    """Median of a process's undisturbed calls in ns, or of its undisturbed decode runs in tokens a second."""
+    if metric.calls is not None:
+        timed = disturbance.calls_of(process, metric.calls(process))
+        values = [float(call.duration_ns) for call in timed if not call.is_disturbed]
+    else:
+        runs = [run for run in disturbance.runs_of(process) if run and not any(step.is_disturbed for step in run)]
+        values = [len(run) / sum(step.duration_ns for step in run) * 1e9 for run in runs]
+    return statistics.median(values) if values else None
+
+
+def _accuracy(item: DomainAccuracy) -> Reading:
+    """A share right; half a row is added on either side, so that none right has a logarithm and an error too."""
+    share = (item.num_right + 0.5) / (item.num_rows + 1)
+    error = math.sqrt((1 - share) / share / item.num_rows)
+    chat = "" if item.chat is None else f", {'with' if item.chat else 'without'} chat template"
+    shots = "" if item.few_shot is None else f", {item.few_shot} solved rows"
+    kind = f"{item.metric or 'right'} on {item.num_rows} rows {item.rows_sha256[:12]}{shots}{chat}"
+    return Reading(Level(math.log(share), error), kind)
