@@ -265,8 +265,14 @@ def _add_dispatch(parser: Parser) -> None:
 
 
 def add_bench(parser: Parser) -> None:
-    """`havoc bench ARTIFACT [--alpha math=1] [--profile quick|standard|release] --out DIR`."""
-    _add_artifact(parser)
+    """`havoc bench ARTIFACT|MODEL [--engine NAME] [--profile quick|standard|release] --out DIR`."""
+    from .bench.engines import ENGINES
+
+    model_help = "a directory that `havoc export` wrote, or another engine's model: a .gguf file or a folder"
+    parser.add_argument("artifact", metavar="ARTIFACT", help=model_help)
+    engine_help = "let another engine run it (default: the one that it is made for; an artifact: HAVOC's own runtime)"
+    parser.add_argument("--engine", choices=tuple(ENGINES), help=engine_help)
+    _add_engine_python(parser)
     _add_alpha(parser)
     _add_chat(parser)
     parser.add_argument("--profile", choices=PROFILES, default="quick", help="how long to measure (default: quick)")
@@ -350,8 +356,7 @@ def add_duel(parser: Parser) -> None:
     parser.add_argument("--decode-tokens", type=_several, default=128, metavar="N", help="default: 128")
     threads_help = "threads of each (default: 1, which other work disturbs least)"
     parser.add_argument("--threads", type=_positive, default=1, metavar="N", help=threads_help)
-    python_help = "interpreter that has the other engine's package (default: this one)"
-    parser.add_argument("--engine-python", type=Path, metavar="FILE", help=python_help)
+    _add_engine_python(parser)
     _add_output(parser)
 
 
@@ -412,6 +417,11 @@ def _add_out(parser: Parser) -> None:
 
 def _add_base(parser: Parser) -> None:
     parser.add_argument("base", metavar="BASE", help=f"a preset ({PRESETS}), a model directory or a .gguf file")
+
+
+def _add_engine_python(parser: Parser) -> None:
+    python_help = "interpreter that has the other engine's package (default: this one)"
+    parser.add_argument("--engine-python", type=Path, metavar="FILE", help=python_help)
 
 
 def _add_artifact(parser: Parser) -> None:

@@ -5,9 +5,11 @@ Each prints one table for a person, or with --json one document; the verdict is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import storage
@@ -22,7 +24,6 @@ from .report.terminal import accuracy_text, capabilities_text, comparison_text, 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-    from pathlib import Path
 
     from ..adapt.tasks.evaluation import Scoring
     from ..progress import Progress
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 def handle_gate(args: argparse.Namespace) -> int:
     """Judge records against a target; the exit code is the verdict."""
     from ..export.runtime.verification import load_verified
+    from .judge.engine_files import hash_files
     from .judge.gate import hash_artifact, judge
     from .judge.record import load_record
 
@@ -45,7 +47,8 @@ def handle_gate(args: argparse.Namespace) -> int:
     signed_by = () if args.keyring is None else _signers(paths, records, args.keyring, args.nonce)
     require_known_tasks(target, [task for record in records for task in record.accuracy])
     require_pinned(target, records)
-    files = None if args.artifact is None else hash_artifact(args.artifact)
+    is_engines = records[0].subject.engine is not None
+    files = None if args.artifact is None else (hash_files if is_engines else hash_artifact)(args.artifact)
     cpu = _this_cpu() if target.device.is_this_machine else None
     verified = None if args.verified is None else load_verified(args.verified)
     judgement = judge(records, target, artifact_files=files, this_cpu=cpu, verified=verified)
@@ -70,7 +73,10 @@ def _this_cpu() -> Cpu:
 
 
 def handle_bench(args: argparse.Namespace) -> int:
-    """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
+    """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid.
+
+    Another engine's model is measured in the same way, without accuracy.
+    """
     storage.require_writable(args.out)  # or minutes of measuring would be lost
     with storage.only_writer(args.out):  # two into one folder: the second would replace the first one's record
         return _bench(args)
@@ -78,6 +84,7 @@ def handle_bench(args: argparse.Namespace) -> int:
 
 def _bench(args: argparse.Namespace) -> int:
     from .accuracy import add_accuracy, require_rows
+    from .contender import engine_of, enter
     from .judge.answer import load_answerer, require_nonce
     from .judge.gate import why_invalid
     from .judge.record import load_record
@@ -85,6 +92,7 @@ def _bench(args: argparse.Namespace) -> int:
     from .subject import identify_subject
 
     out: Path = args.out
+    engine = args.engine or engine_of(args.artifact)
     path = out / "record.json"
     workload, provider, num_threads = work_asked(args)
     if path.exists() and not args.replace:
@@ -93,27 +101,36 @@ def _bench(args: argparse.Namespace) -> int:
         raise HavocError("--challenge is answered by a signature: give the key with --sign KEY")
     nonce = None if args.challenge is None else require_nonce(args.challenge)
     answerer = None if args.sign is None else load_answerer(args.sign)
-    if args.n != 0:
-        identify_subject(args.artifact)
-        require_rows(args.artifact, _scoring(args))
+    if engine is not None and (args.n or args.task):
+        raise HavocError(
+            f"{args.artifact}: another engine's model is measured without accuracy: leave out --n and --task"
+        )
+    is_scored = engine is None and args.n != 0
+    if is_scored:
+        identify_subject(Path(args.artifact))
+        require_rows(Path(args.artifact), _scoring(args))
     progress = _progress(args)
-    record = measure(
-        args.artifact,
-        profile=args.profile,
-        provider=provider,
-        num_threads=num_threads,
-        workload=workload,
-        previous=previous_record(out),
-        captures_steps=args.captures_steps,
-        alpha=args.alpha,
-        wait_s=args.wait,
-        progress=progress,
-    )
+    with contextlib.ExitStack() as stack:
+        model = None
+        if engine is not None:
+            model = stack.enter_context(enter(args.artifact, python=args.engine_python, engine=engine))
+        record = measure(
+            model or Path(args.artifact),
+            profile=args.profile,
+            provider=provider,
+            num_threads=num_threads,
+            workload=workload,
+            previous=previous_record(out),
+            captures_steps=args.captures_steps,
+            alpha=args.alpha,
+            wait_s=args.wait,
+            progress=progress,
+        )
     keep(record, path)  # before scoring, which may fail after minutes of measuring
     for name in DERIVED:  # pages of a record that is no longer there would tell of the wrong one
         (out / name).unlink(missing_ok=True)
     notes: list[str] = []
-    if args.n != 0:
+    if is_scored:
         found = _scored(args, path, progress)
         record, notes = add_accuracy(record, found), found.notes(args.n)
         keep(record, path)
@@ -144,7 +161,7 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
 
     try:
         return run_accuracy(
-            args.artifact, _scoring(args), alpha=args.alpha, num_threads=args.threads, progress=progress
+            Path(args.artifact), _scoring(args), alpha=args.alpha, num_threads=args.threads, progress=progress
         )
     except HavocError as error:
         raise type(error)(f"{error}; what was measured is kept in {record_path}, without accuracy") from error

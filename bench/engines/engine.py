@@ -4,6 +4,7 @@ It speaks as `bench/ruler.py` does: a request as one JSON line, then an answer f
 the engine's own package, and nothing of HAVOC: `ENGINE.py` beside it has
 
     PACKAGE                                  the distribution that it needs
+    prepare()                                imports it
     open_model(path, num_threads, capacity)  a model; `capacity` is the number of tokens it must hold
     model.generate(ids, num_tokens)          yields greedy tokens, each as soon as it is there, the first after the
                                              prompt was read; never ends at an end-of-text token
@@ -88,6 +89,7 @@ def main() -> int:
     capacity = request["prompt_tokens"] + request["decode_tokens"]
     is_open = False
     try:
+        engine.prepare()
         model = engine.open_model(request["artifact"], num_threads=request["num_threads"], capacity=capacity)
         is_open = True
         for _ in iter(sys.stdin.readline, ""):
