@@ -221,23 +221,39 @@ def handle_compare(args: argparse.Namespace) -> int:
 
 
 def handle_duel(args: argparse.Namespace) -> int:
-    """Measure two sides in turns; exit 0 where the new one is proven equal or faster, 1 slower, 3 undecided."""
+    """Measure two sides in turns; exit 0 where the new one is proven equal or better, 1 worse, 3 undecided."""
     from ..export.runtime.devices import CPU_PROVIDER
-    from ..progress import make_progress
     from .contender import enter
-    from .duel import EXIT_CODES, common_ids, differences, document, duel, require_room
+    from .duel import (
+        EXIT_CODES,
+        answer_rows,
+        common_ids,
+        differences,
+        document,
+        duel,
+        require_answers,
+        require_room,
+        require_told,
+    )
+    from .judge.paired_rows import joined
     from .judge.schema import Workload
-    from .report.tables import paired_table
+    from .report.tables import paired_rows_table, paired_table
 
     if not args.margin:
         raise HavocError("no measurement can prove a margin of 0: give a larger --margin, such as 0.02 for 2 %")
+    scoring = _scoring(args) if args.task else None
+    if scoring is None and (args.n is not None or args.data is not None or args.online):
+        raise HavocError("--n, --data and --online are about answers: name a task with --task")
     num_tokens = args.prompt_tokens
     work = Workload(prompt_tokens=num_tokens, context_tokens=num_tokens, decode_tokens=args.decode_tokens)
     with enter(args.old, python=args.engine_python) as old, enter(args.new, python=args.engine_python) as new:
         for side in (old, new):
             require_room(side, work)
+            require_told(side, args.on)
             if side.engine is not None and (args.provider or CPU_PROVIDER) != CPU_PROVIDER:
                 raise HavocError(f"{side.shown}: another engine is measured on the CPU; leave out --provider")
+        if scoring is not None:
+            require_answers((old, new), scoring)
         outcome = duel(
             old.side("old"),
             new.side("new"),
@@ -247,19 +263,32 @@ def handle_duel(args: argparse.Namespace) -> int:
             provider=args.provider or CPU_PROVIDER,
             num_threads=args.threads,
             num_ids=None if old.engine is new.engine is None else common_ids(old, new),
-            progress=make_progress(quiet=args.quiet),
+            progress=_progress(args),
+            on=args.on,
         )
+        accuracy = []
+        if scoring is not None:
+            accuracy = answer_rows(
+                old,
+                new,
+                scoring,
+                margin=args.accuracy_margin,
+                num_threads=args.threads,
+                progress=_progress(args),
+            )
         for side in (old, new):
             side.require_unchanged()
         notes = list(differences(old, new))
-    code = EXIT_CODES[outcome.verdict]
+    code = EXIT_CODES[joined([outcome.verdict, *(row.shift for row in accuracy)])]
     if args.json:
-        _print_json(document(outcome, args.margin, old, new, notes))
+        _print_json(document(outcome, args.margin, old, new, notes, args.on, accuracy))
         return code
     print("\n".join([*(f"note: {note}\n" for note in notes), paired_table(outcome.verdict, outcome.rows, args.margin)]))
     if outcome.agreement is not None and outcome.agreement.num_prompts:
         print(f"\n{outcome.agreement.sentence()}")
-    if code == EXIT_CODES["undecided"]:
+    if accuracy:
+        print(f"\n{paired_rows_table(accuracy, args.accuracy_margin)}")
+    if outcome.verdict == "undecided":
         blocks = count(outcome.num_blocks, "block")
         print(f"\n{blocks} in {args.max_time} s prove nothing: give --max-time more, or --margin, or a quiet machine")
     return code

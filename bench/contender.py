@@ -58,7 +58,13 @@ class Contender:
 
     def side(self, name: str) -> Side:
         """What `lockstep` measures."""
-        return Side(name=name, artifact=self.place, engine=self.engine, python=self.python)
+        return Side(
+            name=name,
+            artifact=self.place,
+            engine=self.engine,
+            python=self.python,
+            num_ids=None if self.engine is None else self.num_ids,
+        )
 
 
 @contextmanager

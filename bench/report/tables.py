@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..judge.paired import Paired, Shift
+    from ..judge.paired_rows import PairedRows
 
 STYLES: dict[str, str] = {
     **{verdict: shown.terminal for verdict, shown in VERDICTS.items()},
@@ -83,22 +84,45 @@ def _rich(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequen
 def paired_table(word: Shift, rows: Sequence[Paired], margin: float, *, names: tuple[str, str] = ("old", "new")) -> str:
     """Return the table of a comparison under the line that says what came of it."""
     allowed = f"{100 * margin:g}%"
+    is_time = all(row.unit == "ms" for row in rows if row.decides)
+    slower, faster = ("slower", "faster") if is_time else ("worse", "better")
     sentence = {
-        "worse": f"slower by more than {allowed} is proven",
-        "better": f"faster by more than {allowed} is proven, and nothing is slower",
+        "worse": f"{slower} by more than {allowed} is proven",
+        "better": f"{faster} by more than {allowed} is proven, and nothing is {slower}",
         "equal": f"the same within {allowed}",
-        "undecided": f"slower by more than {allowed} is not proven, nor is the opposite",
+        "undecided": f"{slower} by more than {allowed} is not proven, nor is the opposite",
     }[word]
     cells = [
         [
             f"{row.quantity}, {row.witness}",
-            *(DASH if value is None else f"{value:.3f} ms" for value in (row.old_ms, row.new_ms)),
+            *(DASH if value is None else f"{value:.3f} {row.unit}" for value in (row.old, row.new)),
             DASH if row.ratio is None else f"{row.ratio:.3f}",
             DASH if row.low is None or row.high is None else f"{row.low:.3f} {DASH} {row.high:.3f}",
             row.shift,
             count(row.num_blocks, "block"),
+            "" if row.decides else "shown only",
         ]
         for row in rows
     ]
-    head = ("median of processes", *names, "ratio", "interval", "change", "from")
+    head = ("median of processes", *names, "ratio", "interval", "change", "from", "")
     return f"{emphasis(word.upper(), word)}: {sentence}\n\n{table(head, cells, numbers=(1, 2, 3, 4))}"
+
+
+def paired_rows_table(rows: Sequence[PairedRows], margin: float) -> str:
+    """Return the table of tasks that both sides answered, row by row."""
+    cells = [
+        [
+            row.task,
+            *(f"{100 * (row.num_both + alone) / row.num_rows:.1f} %" for alone in (row.num_old_only, row.num_new_only)),
+            f"{100 * row.difference:+.1f}",
+            f"{100 * row.low:+.1f} {DASH} {100 * row.high:+.1f}",
+            f"{row.num_old_only} / {row.num_new_only}",
+            f"{row.p_value:.3g}",
+            row.shift,
+            count(row.num_rows, "row"),
+        ]
+        for row in rows
+    ]
+    head = ("right", "old", "new", "difference", "interval", "old / new alone", "p, McNemar", "change", "from")
+    said = f"equal: no fewer right by more than {100 * margin:g} points is proven"
+    return f"{table(head, cells, numbers=(1, 2, 3, 4, 5, 6))}\n{said}"

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import transformers
 
-from havoc_core.bench import engine_worker
+from havoc_core.bench import engine_worker, lockstep
 from havoc_core.bench.contender import enter
 from havoc_core.bench.duel import Agreement
 from havoc_core.bench.judge.engine_files import hash_files
@@ -135,6 +135,8 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(asked)
+        if self.fault == "stalls":
+            time.sleep(60.0)
         if self.fault == "busy":
             self.send_error(503)
             return
@@ -178,6 +180,9 @@ def test_scripted_times_are_found_again(
     monkeypatch.setattr(Server, "step_s", step_s)
     side = Side(name="server", artifact=server, engine="llama_cpp")
     (block,) = blocks_in_lockstep(side, side, num_blocks=1, num_exchanges=6, workload=WORK, num_ids=NUM_IDS)
+    assert block.once == {}, "an address tells neither load nor memory"
+    firsts = block.turns["time to first token"]
+    assert firsts == block.turns["prefill"]
     for quantity, wanted_s, num_calls in (("prefill", prefill_s, 1), ("decode step", step_s, WORK.decode_tokens - 1)):
         turns = [turn for pair in block.turns[quantity] for turn in pair]
         assert all(len(turn.wall_ns) == num_calls and turn.cpu_ns is None for turn in turns)
@@ -204,6 +209,15 @@ def test_a_server_that_fails_is_one_line(server: str, fault: str, said: str, mon
     with pytest.raises(MeasurementError, match=f"new: .*{said}") as caught:
         list(blocks_in_lockstep(side, side, num_blocks=1, num_exchanges=1, workload=WORK, num_ids=NUM_IDS))
     assert "\n" not in str(caught.value)
+
+
+def test_a_server_that_stalls_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer within the longest time of a block: one line under the side's name, and its process is gone."""
+    monkeypatch.setattr(Server, "fault", "stalls")
+    monkeypatch.setattr(lockstep, "TIMEOUT_S", 3.0)
+    side = Side(name="new", artifact=server, engine="llama_cpp")
+    with pytest.raises(MeasurementError, match="^new: .* gave no result within 3 s"):
+        list(blocks_in_lockstep(side, side, num_blocks=1, num_exchanges=1, workload=WORK, num_ids=NUM_IDS))
 
 
 def test_a_token_that_is_told_late_is_counted(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
