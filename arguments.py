@@ -269,9 +269,12 @@ def add_bench(parser: Parser) -> None:
     from .bench.engines import ENGINES
 
     model_help = "a directory that `havoc export` wrote, or another engine's model: a .gguf file or a folder"
-    parser.add_argument("artifact", metavar="ARTIFACT", help=model_help)
-    engine_help = "let another engine run it (default: the one that it is made for; an artifact: HAVOC's own runtime)"
-    parser.add_argument("--engine", choices=tuple(ENGINES), help=engine_help)
+    parser.add_argument("artifact", nargs="+", metavar="ARTIFACT", help=model_help)
+    engine_help = (
+        "let another engine run it (default: the one that it is made for; an artifact: HAVOC's own runtime); all: a "
+        "table of every engine that is installed, of one or more models"
+    )
+    parser.add_argument("--engine", choices=(*ENGINES, "all"), help=engine_help)
     _add_engine_python(parser)
     _add_alpha(parser)
     _add_chat(parser)

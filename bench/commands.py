@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from .judge.schema import Workload
 
 
+EVERY_ENGINE = "all"
+
+
 def handle_gate(args: argparse.Namespace) -> int:
     """Judge records against a target; the exit code is the verdict."""
     from ..export.runtime.verification import load_verified
@@ -77,9 +80,46 @@ def handle_bench(args: argparse.Namespace) -> int:
 
     Another engine's model is measured in the same way, without accuracy.
     """
+    models = args.artifact
+    if args.engine != EVERY_ENGINE and len(models) > 1:
+        raise HavocError(f"{len(models)} models are measured with --engine {EVERY_ENGINE}, one with any other")
     storage.require_writable(args.out)  # or minutes of measuring would be lost
     with storage.only_writer(args.out):  # two into one folder: the second would replace the first one's record
+        if args.engine == EVERY_ENGINE:
+            return _bench_everywhere(args)
+        (args.artifact,) = models
         return _bench(args)
+
+
+def _bench_everywhere(args: argparse.Namespace) -> int:
+    """Measure models in every engine that opens them; exit 4 where a measurement is invalid, 2 where there is none."""
+    from .engine_table import bench_everywhere
+    from .report.tables import engines_table
+
+    artifacts_alone = {"--n": args.n, "--task": args.task, "--alpha": args.alpha, "--sign": args.sign}
+    for option in (name for name, value in artifacts_alone.items() if value):
+        raise HavocError(f"{option} is for one artifact: leave it out with --engine {EVERY_ENGINE}")
+    if any(args.out.glob("*/record.json")) and not args.replace:
+        raise HavocError(f"{args.out} holds records already: choose another folder for --out, or give --replace")
+    workload, _, num_threads = work_asked(args)
+    rows = bench_everywhere(
+        args.artifact,
+        out=args.out,
+        python=args.engine_python,
+        profile=args.profile,
+        num_threads=num_threads,
+        workload=workload,
+        wait_s=args.wait,
+        progress=_progress(args),
+    )
+    if args.json:
+        _print_json([row.document() for row in rows])
+    else:
+        print(engines_table(rows))
+    found = [row for row in rows if row.record is not None]
+    if not found:
+        return HavocError.exit_code
+    return 4 if any(row.reason for row in found) else 0
 
 
 def _bench(args: argparse.Namespace) -> int:

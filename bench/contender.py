@@ -32,6 +32,12 @@ _EXTRAS: Final = {"llama_cpp": "llama-cpp", "genai": "genai", "hugging_face": "t
 _GENAI, _CONFIG = "genai_config.json", "config.json"
 _MARKERS: Final = {"genai": _GENAI}
 """The file by which a folder of an engine is known."""
+MODELS: Final = {
+    "llama_cpp": "a .gguf file",
+    "genai": f"a folder with {_GENAI}",
+    "hugging_face": "a Hugging Face directory",
+}
+"""What each engine opens."""
 _KNOWN = "a .gguf file, an onnxruntime-genai folder, a Hugging Face directory or the http address of a llama-server"
 _VERSION_TIMEOUT_S = 60.0
 

@@ -6,12 +6,14 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from ..judge.figures import DASH, count, printable
+from ..judge.figures import DASH, count, printable, show
+from ..judge.metrics import measured
 from ..judge.verdicts import VERDICTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..engine_table import EngineRow
     from ..judge.paired import Paired, Shift
     from ..judge.paired_rows import PairedRows
 
@@ -126,3 +128,26 @@ def paired_rows_table(rows: Sequence[PairedRows], margin: float) -> str:
     head = ("right", "old", "new", "difference", "interval", "old / new alone", "p, McNemar", "change", "from")
     said = f"equal: no fewer right by more than {100 * margin:g} points is proven"
     return f"{table(head, cells, numbers=(1, 2, 3, 4, 5, 6))}\n{said}"
+
+
+def engines_table(rows: Sequence[EngineRow]) -> str:
+    """Return one row an engine and model: medians and peaks as `havoc bench` shows them, or why there are none."""
+    cells = [[row.engine, row.version, row.model, *_engine_figures(row), row.reason] for row in rows]
+    head = ("engine", "version", "model", "weights", "prefill", "prompt", "decode", "peak RSS", "load", "")
+    return table(head, cells, numbers=(3, 4, 5, 6, 7, 8))
+
+
+def _engine_figures(row: EngineRow) -> list[str]:
+    if row.record is None:
+        return [DASH] * 6
+    found = measured(row.record)
+    prefill_ms = found["prefill_ms"]
+    prompt = row.record.workload.prompt_tokens / prefill_ms * 1e3 if prefill_ms else None
+    return [
+        show(row.record.subject.weight_bytes, "bytes"),
+        show(prefill_ms, "ms"),
+        show(prompt, "tok/s"),
+        show(found["decode_tok_per_s"], "tok/s"),
+        show(found["peak_rss_bytes"], "bytes"),
+        show(found["load_s"], "s"),
+    ]
