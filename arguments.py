@@ -33,6 +33,8 @@ PRESETS = "pico, nano, edge-135m, edge-360m, 7b"
 TRACKERS = ("wandb", "trackio")
 WAYS = ("prompt", "classifier", "few-shot")
 PROFILES = ("quick", "standard", "release")
+ENGINES = ("llama_cpp", "genai", "hugging_face")
+DUEL_GROUPS = ("latency", "memory", "load")
 
 
 class Parser(argparse.ArgumentParser):
@@ -266,8 +268,6 @@ def _add_dispatch(parser: Parser) -> None:
 
 def add_bench(parser: Parser) -> None:
     """`havoc bench ARTIFACT|MODEL [--engine NAME] [--profile quick|standard|release] --out DIR`."""
-    from .bench.engines import ENGINES
-
     model_help = "a directory that `havoc export` wrote, or another engine's model: a .gguf file or a folder"
     parser.add_argument("artifact", nargs="+", metavar="ARTIFACT", help=model_help)
     engine_help = (
@@ -487,14 +487,13 @@ def _ways(text: str) -> tuple[str, ...]:
 
 
 def _groups(text: str) -> tuple[str, ...]:
-    known = ("latency", "memory", "load")
     groups = _names(text)
     for group in groups:
-        if group not in known:
-            hint = did_you_mean(group, known) or f"; known are {', '.join(known)}"
+        if group not in DUEL_GROUPS:
+            hint = did_you_mean(group, DUEL_GROUPS) or f"; known are {', '.join(DUEL_GROUPS)}"
             raise argparse.ArgumentTypeError(f"a duel cannot be decided on {group!r}{hint}")
     if not groups:
-        raise argparse.ArgumentTypeError(f"a duel is decided on one or more of {', '.join(known)}")
+        raise argparse.ArgumentTypeError(f"a duel is decided on one or more of {', '.join(DUEL_GROUPS)}")
     return tuple(dict.fromkeys(groups))
 
 
