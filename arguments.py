@@ -34,6 +34,8 @@ PRESETS = "pico, nano, edge-135m, edge-360m, 7b"
 TRACKERS = ("wandb", "trackio")
 WAYS = ("prompt", "classifier", "few-shot")
 PROFILES = ("quick", "standard", "release")
+ENGINES = ("llama_cpp", "genai", "hugging_face")
+DUEL_GROUPS = ("latency", "memory", "load")
 
 
 class Parser(argparse.ArgumentParser):
@@ -266,8 +268,15 @@ def _add_dispatch(parser: Parser) -> None:
 
 
 def add_bench(parser: Parser) -> None:
-    """`havoc bench ARTIFACT [--alpha math=1] [--profile quick|standard|release] --out DIR`."""
-    _add_artifact(parser)
+    """`havoc bench ARTIFACT|MODEL [--engine NAME] [--profile quick|standard|release] --out DIR`."""
+    model_help = "a directory that `havoc export` wrote, or another engine's model: a .gguf file or a folder"
+    parser.add_argument("artifact", nargs="+", metavar="ARTIFACT", help=model_help)
+    engine_help = (
+        "let another engine run it (default: the one that it is made for; an artifact: HAVOC's own runtime); all: a "
+        "table of every engine that is installed, of one or more models"
+    )
+    parser.add_argument("--engine", choices=(*ENGINES, "all"), help=engine_help)
+    _add_engine_python(parser)
     _add_alpha(parser)
     _add_chat(parser)
     parser.add_argument("--profile", choices=PROFILES, default="quick", help="how long to measure (default: quick)")
@@ -299,11 +308,10 @@ def add_bench(parser: Parser) -> None:
     _add_output(parser)
 
 
-def _add_tasks(parser: Parser) -> None:
-    task_help = (
-        "score this task, repeat for several: a bundled one or a TOML file of your own "
-        f"(default: those of {', '.join(DOMAINS)} that the model reads); --domain is another word for it"
-    )
+def _add_tasks(parser: Parser, what: str = "score this task", default: str = "") -> None:
+    default = default or f" (default: those of {', '.join(DOMAINS)} that the model reads)"
+    which = f"a bundled one or a TOML file of your own{default}"
+    task_help = f"{what}, repeat for several: {which}; --domain is another word for it"
     parser.add_argument("--task", "--domain", dest="task", action="append", metavar="NAME", help=task_help)
     shots_help = "solved rows in front of every question (default: the task's)"
     parser.add_argument("--few-shot", type=_count, metavar="N", help=shots_help)
@@ -341,8 +349,16 @@ def add_duel(parser: Parser) -> None:
     """`havoc duel OLD NEW`."""
     parser.add_argument("old", metavar="OLD", help="artifact of the last release, or another engine's model")
     parser.add_argument("new", metavar="NEW", help="artifact, or another engine's model, that must not be slower")
-    margin_help = "how much slower is allowed, and how near is equal (default: 0.05)"
+    margin_help = "how much worse is allowed, and how near is equal (default: 0.05)"
     parser.add_argument("--margin", type=_share, default=0.05, metavar="SHARE", help=margin_help)
+    on_help = "what decides: latency (prefill and decode steps), memory, load, joined by commas (default: latency)"
+    parser.add_argument("--on", type=_groups, default=("latency",), metavar="WHAT,...", help=on_help)
+    _add_tasks(parser, "compare answers to this task row by row", " (default: none)")
+    parser.add_argument("--n", type=_positive, metavar="N", help="rows per task (default: the task's, mostly 1000)")
+    rows_help = "how much smaller the share of right rows may be (default: 0.02)"
+    parser.add_argument("--accuracy-margin", type=_share, default=0.02, metavar="SHARE", help=rows_help)
+    _add_data(parser)
+    _add_chat(parser)
     time_help = "measure at most this long; it ends as soon as the answer is proven (default: 300)"
     parser.add_argument("--max-time", type=_positive, default=300, metavar="SECONDS", help=time_help)
     parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime execution provider (default: the CPU's)")
@@ -351,8 +367,7 @@ def add_duel(parser: Parser) -> None:
     parser.add_argument("--decode-tokens", type=_several, default=128, metavar="N", help="default: 128")
     threads_help = "threads of each (default: 1, which other work disturbs least)"
     parser.add_argument("--threads", type=_positive, default=1, metavar="N", help=threads_help)
-    python_help = "interpreter that has the other engine's package (default: this one)"
-    parser.add_argument("--engine-python", type=Path, metavar="FILE", help=python_help)
+    _add_engine_python(parser)
     _add_markdown(parser)
     _add_output(parser)
 
@@ -432,6 +447,11 @@ def _add_base(parser: Parser) -> None:
     parser.add_argument("base", metavar="BASE", help=f"a preset ({PRESETS}), a model directory or a .gguf file")
 
 
+def _add_engine_python(parser: Parser) -> None:
+    python_help = "interpreter that has the other engine's package (default: this one)"
+    parser.add_argument("--engine-python", type=Path, metavar="FILE", help=python_help)
+
+
 def _add_artifact(parser: Parser) -> None:
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="a directory that `havoc export` wrote")
 
@@ -482,6 +502,17 @@ def _ways(text: str) -> tuple[str, ...]:
             hint = did_you_mean(way, WAYS) or f"; known are {', '.join(WAYS)}"
             raise argparse.ArgumentTypeError(f"unknown way of dispatch {way!r}{hint}")
     return tuple(dict.fromkeys(ways))
+
+
+def _groups(text: str) -> tuple[str, ...]:
+    groups = _names(text)
+    for group in groups:
+        if group not in DUEL_GROUPS:
+            hint = did_you_mean(group, DUEL_GROUPS) or f"; known are {', '.join(DUEL_GROUPS)}"
+            raise argparse.ArgumentTypeError(f"a duel cannot be decided on {group!r}{hint}")
+    if not groups:
+        raise argparse.ArgumentTypeError(f"a duel is decided on one or more of {', '.join(DUEL_GROUPS)}")
+    return tuple(dict.fromkeys(groups))
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -161,7 +161,12 @@ VERBS = (
         "measure an artifact on this machine",
         "bench.commands",
         arguments.add_bench,
-        ("havoc bench artifact --out reports/run1", "havoc bench artifact --profile release --out reports/run2"),
+        (
+            "havoc bench artifact --out reports/run1",
+            "havoc bench artifact --profile release --out reports/run2",
+            "havoc bench model.gguf --out reports/llama",
+            "havoc bench artifact model.gguf --engine all --out reports/engines",
+        ),
     ),
     Verb(
         "gate",

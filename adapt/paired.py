@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from ..bounds import student_t
+from ..bounds import TWO_SIDED, student_t
 
 if TYPE_CHECKING:
     from .candidate import Answers
 
 
-def paired_margin(ours: Answers, theirs: Answers) -> dict[str, Any]:
-    """Mean over the tasks of the paired difference in share right, with its 95 % interval.
+def paired_margin(ours: Answers, theirs: Answers, *, one_sided: float = TWO_SIDED) -> dict[str, Any]:
+    """Mean over the tasks of the paired difference in share right, with its interval: of 95 %, `one_sided` at each end.
 
     Each task weighs the same. The interval is Agresti and Min's (Statistics in Medicine 24, 2005): half a row is added
     to each of the four outcomes of a pair, so that models which answer alike on all rows have no interval of width
@@ -27,7 +27,7 @@ def paired_margin(ours: Answers, theirs: Answers) -> dict[str, Any]:
         shifts.append(lead / num_pairs)
         variances.append((num_won + num_lost + 1 - lead**2 / num_pairs) / num_pairs**2)
     degrees = max(min(map(len, ours.values())) - 1, 1)
-    reach = student_t(degrees, confidence=0.975) * math.sqrt(sum(variances)) / len(variances)
+    reach = student_t(degrees, confidence=one_sided) * math.sqrt(sum(variances)) / len(variances)
     centre = sum(shifts) / len(shifts)
     low, high = max(centre - reach, -1.0), min(centre + reach, 1.0)
     return {"margin": sum(margins) / len(margins), "low": low, "high": high, "is_proven": low > 0}

@@ -5,9 +5,11 @@ Each prints one table for a person, or with --json one document; the verdict is 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import storage
@@ -22,7 +24,6 @@ from .report.terminal import accuracy_text, capabilities_text, comparison_text, 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
-    from pathlib import Path
 
     from ..adapt.tasks.evaluation import Scoring
     from ..progress import Progress
@@ -31,9 +32,13 @@ if TYPE_CHECKING:
     from .judge.schema import Workload
 
 
+EVERY_ENGINE = "all"
+
+
 def handle_gate(args: argparse.Namespace) -> int:
     """Judge records against a target; the exit code is the verdict."""
     from ..export.runtime.verification import load_verified
+    from .judge.engine_files import hash_files
     from .judge.gate import hash_artifact, judge
     from .judge.record import load_record
 
@@ -45,7 +50,8 @@ def handle_gate(args: argparse.Namespace) -> int:
     signed_by = () if args.keyring is None else _signers(paths, records, args.keyring, args.nonce)
     require_known_tasks(target, [task for record in records for task in record.accuracy])
     require_pinned(target, records)
-    files = None if args.artifact is None else hash_artifact(args.artifact)
+    is_engines = records[0].subject.engine is not None
+    files = None if args.artifact is None else (hash_files if is_engines else hash_artifact)(args.artifact)
     cpu = _this_cpu() if target.device.is_this_machine else None
     verified = None if args.verified is None else load_verified(args.verified)
     judgement = judge(records, target, artifact_files=files, this_cpu=cpu, verified=verified)
@@ -70,14 +76,55 @@ def _this_cpu() -> Cpu:
 
 
 def handle_bench(args: argparse.Namespace) -> int:
-    """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid."""
+    """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid.
+
+    Another engine's model is measured in the same way, without accuracy.
+    """
+    models = args.artifact
+    if args.engine != EVERY_ENGINE and len(models) > 1:
+        raise HavocError(f"{len(models)} models are measured with --engine {EVERY_ENGINE}, one with any other")
     storage.require_writable(args.out)  # or minutes of measuring would be lost
     with storage.only_writer(args.out):  # two into one folder: the second would replace the first one's record
+        if args.engine == EVERY_ENGINE:
+            return _bench_everywhere(args)
+        (args.artifact,) = models
         return _bench(args)
+
+
+def _bench_everywhere(args: argparse.Namespace) -> int:
+    """Measure models in every engine that opens them; exit 4 where a measurement is invalid, 2 where there is none."""
+    from .engine_table import bench_everywhere
+    from .report.tables import engines_table
+
+    artifacts_alone = {"--n": args.n, "--task": args.task, "--alpha": args.alpha, "--sign": args.sign}
+    for option in (name for name, value in artifacts_alone.items() if value):
+        raise HavocError(f"{option} is for one artifact: leave it out with --engine {EVERY_ENGINE}")
+    if any(args.out.glob("*/record.json")) and not args.replace:
+        raise HavocError(f"{args.out} holds records already: choose another folder for --out, or give --replace")
+    workload, _, num_threads = work_asked(args)
+    rows = bench_everywhere(
+        args.artifact,
+        out=args.out,
+        python=args.engine_python,
+        profile=args.profile,
+        num_threads=num_threads,
+        workload=workload,
+        wait_s=args.wait,
+        progress=_progress(args),
+    )
+    if args.json:
+        _print_json([row.document() for row in rows])
+    else:
+        print(engines_table(rows))
+    found = [row for row in rows if row.record is not None]
+    if not found:
+        return HavocError.exit_code
+    return 4 if any(row.reason for row in found) else 0
 
 
 def _bench(args: argparse.Namespace) -> int:
     from .accuracy import add_accuracy, require_rows
+    from .contender import engine_of, enter
     from .judge.answer import load_answerer, require_nonce
     from .judge.gate import why_invalid
     from .judge.record import load_record
@@ -85,6 +132,7 @@ def _bench(args: argparse.Namespace) -> int:
     from .subject import identify_subject
 
     out: Path = args.out
+    engine = args.engine or engine_of(args.artifact)
     path = out / "record.json"
     workload, provider, num_threads = work_asked(args)
     if path.exists() and not args.replace:
@@ -93,27 +141,36 @@ def _bench(args: argparse.Namespace) -> int:
         raise HavocError("--challenge is answered by a signature: give the key with --sign KEY")
     nonce = None if args.challenge is None else require_nonce(args.challenge)
     answerer = None if args.sign is None else load_answerer(args.sign)
-    if args.n != 0:
-        identify_subject(args.artifact)
-        require_rows(args.artifact, _scoring(args))
+    if engine is not None and (args.n or args.task):
+        raise HavocError(
+            f"{args.artifact}: another engine's model is measured without accuracy: leave out --n and --task"
+        )
+    is_scored = engine is None and args.n != 0
+    if is_scored:
+        identify_subject(Path(args.artifact))
+        require_rows(Path(args.artifact), _scoring(args))
     progress = _progress(args)
-    record = measure(
-        args.artifact,
-        profile=args.profile,
-        provider=provider,
-        num_threads=num_threads,
-        workload=workload,
-        previous=previous_record(out),
-        captures_steps=args.captures_steps,
-        alpha=args.alpha,
-        wait_s=args.wait,
-        progress=progress,
-    )
+    with contextlib.ExitStack() as stack:
+        model = None
+        if engine is not None:
+            model = stack.enter_context(enter(args.artifact, python=args.engine_python, engine=engine))
+        record = measure(
+            model or Path(args.artifact),
+            profile=args.profile,
+            provider=provider,
+            num_threads=num_threads,
+            workload=workload,
+            previous=previous_record(out),
+            captures_steps=args.captures_steps,
+            alpha=args.alpha,
+            wait_s=args.wait,
+            progress=progress,
+        )
     keep(record, path)  # before scoring, which may fail after minutes of measuring
     for name in DERIVED:  # pages of a record that is no longer there would tell of the wrong one
         (out / name).unlink(missing_ok=True)
     notes: list[str] = []
-    if args.n != 0:
+    if is_scored:
         found = _scored(args, path, progress)
         record, notes = add_accuracy(record, found), found.notes(args.n)
         keep(record, path)
@@ -144,7 +201,7 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
 
     try:
         return run_accuracy(
-            args.artifact, _scoring(args), alpha=args.alpha, num_threads=args.threads, progress=progress
+            Path(args.artifact), _scoring(args), alpha=args.alpha, num_threads=args.threads, progress=progress
         )
     except HavocError as error:
         raise type(error)(f"{error}; what was measured is kept in {record_path}, without accuracy") from error
@@ -204,25 +261,41 @@ def handle_compare(args: argparse.Namespace) -> int:
 
 
 def handle_duel(args: argparse.Namespace) -> int:
-    """Measure two sides in turns; exit 0 where the new one is proven equal or faster, 1 slower, 3 undecided."""
+    """Measure two sides in turns; exit 0 where the new one is proven equal or better, 1 worse, 3 undecided."""
     from ..export.runtime.devices import CPU_PROVIDER
-    from ..progress import make_progress
     from .contender import enter
-    from .duel import EXIT_CODES, common_ids, differences, document, duel, require_room
+    from .duel import (
+        EXIT_CODES,
+        answer_rows,
+        common_ids,
+        differences,
+        document,
+        duel,
+        require_answers,
+        require_room,
+        require_told,
+    )
+    from .judge.paired_rows import joined
     from .judge.schema import Workload
     from .report.markdown import duel_markdown
-    from .report.tables import paired_table
+    from .report.tables import paired_rows_table, paired_table
 
     _refuse_two_forms(args)
     if not args.margin:
         raise HavocError("no measurement can prove a margin of 0: give a larger --margin, such as 0.02 for 2 %")
+    scoring = _scoring(args) if args.task else None
+    if scoring is None and (args.n is not None or args.data is not None or args.online):
+        raise HavocError("--n, --data and --online are about answers: name a task with --task")
     num_tokens = args.prompt_tokens
     work = Workload(prompt_tokens=num_tokens, context_tokens=num_tokens, decode_tokens=args.decode_tokens)
     with enter(args.old, python=args.engine_python) as old, enter(args.new, python=args.engine_python) as new:
         for side in (old, new):
             require_room(side, work)
+            require_told(side, args.on)
             if side.engine is not None and (args.provider or CPU_PROVIDER) != CPU_PROVIDER:
                 raise HavocError(f"{side.shown}: another engine is measured on the CPU; leave out --provider")
+        if scoring is not None:
+            require_answers((old, new), scoring)
         outcome = duel(
             old.side("old"),
             new.side("new"),
@@ -232,22 +305,37 @@ def handle_duel(args: argparse.Namespace) -> int:
             provider=args.provider or CPU_PROVIDER,
             num_threads=args.threads,
             num_ids=None if old.engine is new.engine is None else common_ids(old, new),
-            progress=make_progress(quiet=args.quiet),
+            progress=_progress(args),
+            on=args.on,
         )
+        accuracy = []
+        if scoring is not None:
+            accuracy = answer_rows(
+                old,
+                new,
+                scoring,
+                margin=args.accuracy_margin,
+                num_threads=args.threads,
+                progress=_progress(args),
+            )
         for side in (old, new):
             side.require_unchanged()
         notes = list(differences(old, new))
-    code = EXIT_CODES[outcome.verdict]
+    code = EXIT_CODES[joined([outcome.verdict, *(row.shift for row in accuracy)])]
     if args.json:
-        _print_json(document(outcome, args.margin, old, new, notes))
+        _print_json(document(outcome, args.margin, old, new, notes, args.on, accuracy))
         return code
     if args.markdown:
-        print(duel_markdown(outcome, args.margin, (args.old, args.new), notes))
+        sides = (args.old, args.new)
+        found = duel_markdown(outcome, args.margin, sides, notes, answers=accuracy, answer_margin=args.accuracy_margin)
+        print(found)
         return code
     print("\n".join([*(f"note: {note}\n" for note in notes), paired_table(outcome.verdict, outcome.rows, args.margin)]))
     if outcome.agreement is not None and outcome.agreement.num_prompts:
         print(f"\n{outcome.agreement.sentence()}")
-    if code == EXIT_CODES["undecided"]:
+    if accuracy:
+        print(f"\n{paired_rows_table(accuracy, args.accuracy_margin)}")
+    if outcome.verdict == "undecided":
         blocks = count(outcome.num_blocks, "block")
         print(f"\n{blocks} in {args.max_time} s prove nothing: give --max-time more, or --margin, or a quiet machine")
     return code

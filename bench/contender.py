@@ -10,7 +10,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,16 +19,26 @@ from ..export.runtime.artifact import MANIFEST
 from ..export.runtime.child import isolation
 from ..export.runtime.held import file_states, hold, require_unchanged
 from ..model.config_file import is_gguf, read_config
-from ..storage import read_json, sha256_file, sha256_json
+from ..storage import read_json, sha256_json
 from .engines import ENGINES
 from .engines.engine import FAULT_CODE, load_engine
+from .judge.engine_files import files_of, hash_files, is_weights
 from .lockstep import Side
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 _EXTRAS: Final = {"llama_cpp": "llama-cpp", "genai": "genai", "hugging_face": "transformers"}
-_GENAI = "genai_config.json"
+_GENAI, _CONFIG = "genai_config.json", "config.json"
+_MARKERS: Final = {"genai": _GENAI}
+"""The file by which a folder of an engine is known."""
+MODELS: Final = {
+    "llama_cpp": "a .gguf file",
+    "genai": f"a folder with {_GENAI}",
+    "hugging_face": "a Hugging Face directory",
+}
+"""What each engine opens."""
+_KNOWN = "a .gguf file, an onnxruntime-genai folder, a Hugging Face directory or the http address of a llama-server"
 _VERSION_TIMEOUT_S = 60.0
 
 
@@ -36,7 +46,8 @@ _VERSION_TIMEOUT_S = 60.0
 class Contender:
     """What is measured: `identity` says which bytes, `num_ids` and `max_tokens` are None where nothing tells.
 
-    `base_hash` is that of the base an artifact was made from.
+    `base_hash` is that of the base an artifact was made from, `files` the SHA-256 of each file of another engine's
+    model, `weight_bytes` the size of those that hold weights.
     """
 
     shown: str
@@ -48,21 +59,31 @@ class Contender:
     num_ids: int | None = None
     max_tokens: int | None = None
     base_hash: str | None = None
+    files: dict[str, str] = field(default_factory=dict)
+    weight_bytes: int = 0
 
     def side(self, name: str) -> Side:
         """What `lockstep` measures."""
-        return Side(name=name, artifact=self.place, engine=self.engine, python=self.python)
+        return Side(
+            name=name,
+            artifact=self.place,
+            engine=self.engine,
+            python=self.python,
+            num_ids=None if self.engine is None else self.num_ids,
+        )
 
 
 @contextmanager
-def enter(word: str, *, python: Path | None = None) -> Iterator[Contender]:
+def enter(word: str, *, python: Path | None = None, engine: str | None = None) -> Iterator[Contender]:
     """Find out what `word` names, hash it, and hold it; `python` has the engine's package (None: this interpreter).
 
-    Raises `HavocError` for what nothing runs and for an engine that is not installed, `IdentityError` for an artifact
-    whose bytes are not its manifest's.
+    With an `engine` it is that engine's model, though the folder may be an artifact as well. Raises `HavocError` for
+    what nothing runs and for an engine that is not installed, `IdentityError` for an artifact whose bytes are not its
+    manifest's.
     """
     path = Path(word)
-    if "://" not in word and path.is_dir() and not _is_foreign(path):
+    engine = engine or engine_of(word)
+    if engine is None:
         with hold(path) as held:
             config = read_config(held.place)
             yield Contender(
@@ -75,15 +96,30 @@ def enter(word: str, *, python: Path | None = None) -> Iterator[Contender]:
                 base_hash=held.manifest.base_hash,
             )
         return
-    yield _foreign(word, python or Path(sys.executable))
+    yield _foreign(word, python or Path(sys.executable), engine)
 
 
-def _is_foreign(path: Path) -> bool:
-    """Whether a folder is another engine's; one that is nothing is told what an artifact lacks."""
-    return not (path / MANIFEST).is_file() and any((path / name).is_file() for name in (_GENAI, "config.json"))
+def engine_of(word: str) -> str | None:
+    """The engine that runs what `word` names, None for an artifact; a `HavocError` for what nothing runs."""
+    path = Path(word)
+    if "://" not in word and (path / MANIFEST).is_file():
+        return None
+    found = engines_of(word)
+    if not found and not path.is_dir():
+        raise HavocError(f"{word}: not an artifact, {_KNOWN}")
+    return found[0] if found else None  # a folder that is nothing is told what an artifact lacks
 
 
-def _foreign(word: str, python: Path) -> Contender:
+def engines_of(word: str) -> list[str]:
+    """Every other engine that can open what `word` names, the likeliest first; an artifact may be genai's."""
+    path = Path(word)
+    if "://" in word or is_gguf(path):
+        return ["llama_cpp"]
+    found = [engine for engine, marker in _MARKERS.items() if (path / marker).is_file()]
+    return found or ["hugging_face"] * ((path / _CONFIG).is_file() and not (path / MANIFEST).is_file())
+
+
+def _foreign(word: str, python: Path, engine: str) -> Contender:
     """Describe what another engine runs."""
     if "://" in word:
         return Contender(
@@ -94,20 +130,20 @@ def _foreign(word: str, python: Path) -> Contender:
             require_unchanged=_stay,
         )
     path = Path(word)
-    if is_gguf(path):
+    if engine == "llama_cpp":
+        if not is_gguf(path):
+            raise HavocError(f"{word}: {ENGINES[engine]} opens a .gguf file")
         config = read_config(path)
-        return _of_files(path, "llama_cpp", python, config.vocab_size, config.max_seq_len)
-    if (path / _GENAI).is_file():
+        return _of_files(path, engine, python, config.vocab_size, config.max_seq_len)
+    marker = _MARKERS.get(engine, _CONFIG)
+    if not (path / marker).is_file():
+        raise HavocError(f"{word}: {ENGINES[engine]} opens a folder with {marker}, there is none")
+    if engine == "genai":
         model = _fields(path / _GENAI).get("model")
         fields = model if isinstance(model, dict) else {}
-        return _of_files(path, "genai", python, fields.get("vocab_size"), fields.get("context_length"))
-    if (path / "config.json").is_file():
-        fields = _fields(path / "config.json")
-        return _of_files(path, "hugging_face", python, fields.get("vocab_size"), fields.get("max_position_embeddings"))
-    raise HavocError(
-        f"{word}: not an artifact, a .gguf file, an onnxruntime-genai folder, a Hugging Face directory or the http "
-        "address of a llama-server"
-    )
+        return _of_files(path, engine, python, fields.get("vocab_size"), fields.get("context_length"))
+    fields = _fields(path / _CONFIG)
+    return _of_files(path, engine, python, fields.get("vocab_size"), fields.get("max_position_embeddings"))
 
 
 def _fields(file: Path) -> dict[str, Any]:
@@ -126,6 +162,7 @@ def _size(path: Path, name: str, value: object) -> int:
 def _of_files(path: Path, engine: str, python: Path, num_ids: object, max_tokens: object) -> Contender:
     """Hash what lies on the disk, and ask the engine for its version."""
     sizes = _size(path, "vocabulary", num_ids), _size(path, "context", max_tokens)
+    version = engine_version(engine, python)
     states = file_states(path) if path.is_dir() else {"": _state(path)}
 
     def unchanged() -> None:
@@ -134,8 +171,7 @@ def _of_files(path: Path, engine: str, python: Path, num_ids: object, max_tokens
         elif _state(path) != states[""]:
             raise IdentityError(f"{path} changed while it was measured: measure it again")
 
-    files = sorted(path / name for name in states) if path.is_dir() else [path]
-    hashes = {file.relative_to(path).as_posix(): sha256_file(file) for file in files if file.is_file()}
+    hashes = hash_files(path)
     return Contender(
         shown=str(path),
         place=path,
@@ -143,13 +179,15 @@ def _of_files(path: Path, engine: str, python: Path, num_ids: object, max_tokens
         python=python,
         identity={
             "engine": ENGINES[engine],
-            "version": engine_version(engine, python),
+            "version": version,
             "path": str(path),
             "sha256": sha256_json(hashes),
         },
         require_unchanged=unchanged,
         num_ids=sizes[0],
         max_tokens=sizes[1],
+        files=hashes,
+        weight_bytes=sum(file.stat().st_size for file in files_of(path).values() if is_weights(file)),
     )
 
 

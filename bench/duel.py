@@ -1,4 +1,4 @@
-"""Is the new of two artifacts slower, or another engine's model? Both take turns until the answer is proven.
+"""Is the new of two artifacts worse, or another engine's model? Both take turns until the answer is proven.
 
 A block is a fresh process of each (`lockstep.py`); after each block the intervals of `paired.py` are looked at, and the
 first proven answer ends the duel. Looking again and again would prove anything in the end, so each look spends its part
@@ -8,18 +8,24 @@ of what may go wrong (`confidence_at_look`): the answer holds at 99 % whenever i
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import HavocError
+from .accuracy import require_rows, run_accuracy
+from .engines import ENGINES
 from .judge.paired import CONFIDENCE, Block, Paired, confidence_at_look, judge_blocks, verdict_of
+from .judge.paired_rows import PairedRows, joined, judge_rows
+from .judge.schema import asked_apart
 from .lockstep import Side, blocks_in_lockstep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
+    from ..adapt.tasks.evaluation import Scoring
     from ..progress import Progress
     from .contender import Contender
-    from .judge.paired import Shift
+    from .judge.paired import Group, Shift
     from .judge.schema import Workload
 
 MOST_BLOCKS: Final = 64
@@ -71,7 +77,13 @@ def _stay() -> None:
     """Tell nobody."""
 
 
-def judge_until_proven(blocks: Iterable[Block], *, margin: float, advance: Callable[[], None] = _stay) -> DuelOutcome:
+def judge_until_proven(
+    blocks: Iterable[Block],
+    *,
+    margin: float,
+    on: Sequence[Group] = ("latency",),
+    advance: Callable[[], None] = _stay,
+) -> DuelOutcome:
     """Look after each block from the `FEWEST_BLOCKS`-th on; stop at the first proven answer, or when blocks end."""
     seen: list[Block] = []
     rows: list[Paired] = []
@@ -79,7 +91,7 @@ def judge_until_proven(blocks: Iterable[Block], *, margin: float, advance: Calla
         seen.append(block)
         advance()
         number = max(1, len(seen) - FEWEST_BLOCKS + 1)
-        rows = judge_blocks(seen, margin=margin, confidence=confidence_at_look(number))
+        rows = judge_blocks(seen, margin=margin, confidence=confidence_at_look(number), on=on)
         if len(seen) >= FEWEST_BLOCKS and (word := verdict_of(rows)) != "undecided":
             return DuelOutcome(verdict=word, rows=rows, num_blocks=len(seen))
     return DuelOutcome(verdict="undecided", rows=rows, num_blocks=len(seen))
@@ -96,11 +108,13 @@ def duel(
     num_threads: int,
     num_ids: int | None,
     progress: Progress,
+    on: Sequence[Group] = ("latency",),
 ) -> DuelOutcome:
-    """Measure two sides in lockstep until slower, faster or equal is proven, at most `max_time_s` seconds.
+    """Measure two sides in lockstep until worse, better or equal is proven, at most `max_time_s` seconds.
 
-    Prompts are drawn from the first `num_ids` token ids. Raises `MeasurementError` under its name for a side that does
-    not run, `HavocError` for an engine that cannot open its model.
+    `on` says what decides; the rest is measured and shown. Prompts are drawn from the first `num_ids` token ids. Raises
+    `MeasurementError` under its name for a side that does not run, `HavocError` for an engine that cannot open its
+    model.
     """
     agreement = Agreement()
     blocks = blocks_in_lockstep(
@@ -115,7 +129,7 @@ def duel(
         hear=agreement.hear,
     )
     with progress.stage(f"{old.name} against {new.name}", None, unit="blocks") as stage:
-        return replace(judge_until_proven(blocks, margin=margin, advance=stage.advance), agreement=agreement)
+        return replace(judge_until_proven(blocks, margin=margin, on=on, advance=stage.advance), agreement=agreement)
 
 
 def require_room(side: Contender, work: Workload) -> None:
@@ -125,6 +139,45 @@ def require_room(side: Contender, work: Workload) -> None:
         raise HavocError(
             f"{side.shown}: {work.prompt_tokens} prompt tokens and {work.decode_tokens} decoded ones need a "
             f"context of {needed}, the model has {there}: use a smaller --prompt-tokens or --decode-tokens"
+        )
+
+
+def require_answers(sides: Sequence[Contender], scoring: Scoring) -> None:
+    """Refuse, before anything is measured, what cannot be scored: another engine's model, rows that are not there."""
+    for side in sides:
+        if side.engine is not None:
+            raise HavocError(
+                f"{side.shown}: answers are scored of artifacts alone, {ENGINES[side.engine]} is asked for tokens: "
+                "leave out --task, or give an artifact that was exported from the same weights"
+            )
+        require_rows(Path(side.shown), scoring)
+
+
+def answer_rows(
+    old: Contender, new: Contender, scoring: Scoring, *, margin: float, num_threads: int, progress: Progress
+) -> list[PairedRows]:
+    """Score both artifacts on the same rows, each in a fresh process, and compare them row by row.
+
+    Raises `HavocError` where the two were not asked the same.
+    """
+    before, after = (
+        run_accuracy(side.shown, scoring, num_threads=num_threads, progress=progress) for side in (old, new)
+    )
+    for task, asked in before.tasks.items():
+        if asked.rows_sha256 != after.tasks[task].rows_sha256:
+            raise HavocError(f"{task}: the data changed between both sides' answers: start again")
+        if apart := asked_apart(asked, after.tasks[task]):
+            raise HavocError(f"{task}: both sides were asked in two ways ({apart} differ): give --no-chat")
+    rows = {task: asked.rows_sha256 for task, asked in before.tasks.items()}
+    return judge_rows(before.right, after.right, rows, margin=margin)
+
+
+def require_told(side: Contender, on: Sequence[Group]) -> None:
+    """Refuse to decide by what an address does not tell."""
+    missing = [group for group in on if group != "latency"]
+    if missing and "address" in side.identity:
+        raise HavocError(
+            f"{side.shown}: a server at an address does not tell {' or '.join(missing)}: leave it out of --on"
         )
 
 
@@ -139,6 +192,8 @@ def differences(old: Contender, new: Contender) -> Iterator[str]:
         yield "both are the same artifact or model: any difference is the machine's"
     elif old.engine is None and new.engine is None and old.base_hash != new.base_hash:
         yield "they were made from different bases: this compares two models, not two exports of one"
+    else:
+        yield from _unknown_weights(old, new)
     if {old.num_ids, new.num_ids} - {None, common_ids(old, new)}:
         yield f"one model has {old.num_ids} token ids, the other {new.num_ids}: prompts use those of both"
     if any(side.engine == "llama_cpp" for side in (old, new)):
@@ -147,14 +202,27 @@ def differences(old: Contender, new: Contender) -> Iterator[str]:
         yield "a server at an address tells no CPU time, and has its own threads"
 
 
+def _unknown_weights(old: Contender, new: Contender) -> Iterator[str]:
+    if old.engine is not None or new.engine is not None:
+        yield "nothing tells whether both hold the same weights, but how far their tokens agree"
+
+
 def document(
-    outcome: DuelOutcome, margin: float, old: Contender, new: Contender, notes: Sequence[str]
+    outcome: DuelOutcome,
+    margin: float,
+    old: Contender,
+    new: Contender,
+    notes: Sequence[str],
+    on: Sequence[Group] = ("latency",),
+    accuracy: Sequence[PairedRows] = (),
 ) -> dict[str, Any]:
     """Return the duel as plain JSON."""
+    word = joined([outcome.verdict, *(row.shift for row in accuracy)])
     return {
-        "verdict": outcome.verdict,
-        "exit_code": EXIT_CODES[outcome.verdict],
+        "verdict": word,
+        "exit_code": EXIT_CODES[word],
         "margin": margin,
+        "on": list(on),
         "confidence": CONFIDENCE,
         "num_blocks": outcome.num_blocks,
         "old": old.identity,
@@ -162,4 +230,5 @@ def document(
         "notes": list(notes),
         "agreement": None if outcome.agreement is None else asdict(outcome.agreement),
         "rows": [asdict(row) for row in outcome.rows],
+        "accuracy": [asdict(row) for row in accuracy],
     }

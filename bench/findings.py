@@ -200,7 +200,10 @@ def _half_change(durations_ns: Sequence[int]) -> float | None:
 
 
 def _numbers(processes: Sequence[ProcessSamples]) -> Check:
-    bad = sum(process.num_nonfinite_logits for process in processes)
+    counts = [process.num_nonfinite_logits for process in processes]
+    if None in counts:
+        return Check(id="finite_logits", status="unavailable", detail="the engine gives tokens and shows no logits")
+    bad = sum(count or 0 for count in counts)
     status: CheckStatus = "invalid" if bad else "ok"
     return Check(
         id="finite_logits", status=status, detail=f"{bad} logits were NaN or infinite", value=float(bad), limit=0.0

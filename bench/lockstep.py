@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 from ..errors import HavocError, MeasurementError
 from ..export.runtime.child import death, isolation, started
 from ..export.runtime.devices import CPU_PROVIDER
-from ..messages import read
+from ..messages import Answer, read
 from ..progress import SILENT
 from .engines import ENGINES
-from .judge.paired import Block, Turn
+from .judge.paired import FIRST, LOAD, PEAK, PREFILL, STEP, Block, Turn
 from .judge.schema import Workload
-from .ruler import RulerEpisode, RulerRequest, TimedCalls
+from .own_process import peak_rss_of
+from .ruler import RulerEpisode, RulerReady, RulerRequest, TimedCalls
 
 if TYPE_CHECKING:
     import subprocess
@@ -43,8 +44,9 @@ SHARE = 0.9  # of a block's part of the budget: processes also start and end
 NUM_WARMUPS = 3
 TIMEOUT_S = 300.0  # of one block
 _QUANTITIES: dict[str, Callable[[RulerEpisode], TimedCalls]] = {
-    "prefill": lambda episode: episode.prefill,
-    "decode step": lambda episode: episode.decode,
+    PREFILL: lambda episode: episode.prefill,
+    STEP: lambda episode: episode.decode,
+    FIRST: lambda episode: episode.first,
 }
 _RULER = Path(__file__).with_name("ruler.py")
 _NAME = f"{__package__}.ruler"
@@ -67,13 +69,15 @@ def _hear_nothing(_old: Sequence[int], _new: Sequence[int]) -> None:
 class Side:
     """One of two that are compared: what it is called, its artifact, and the interpreter that imports its code.
 
-    With an `engine`, one of the files in `engines`, it is that engine's model: a file, a folder or an address.
+    With an `engine`, one of the files in `engines`, it is that engine's model: a file, a folder or an address, with
+    `num_ids` token ids where that is known.
     """
 
     name: str
     artifact: Path | str
     python: Path = Path(sys.executable)
     engine: str | None = None
+    num_ids: int | None = None
 
 
 def measure_in_lockstep(
@@ -158,32 +162,49 @@ def _places(num_blocks: int, budget_s: float | None) -> Iterator[int]:
 
 
 def _block(old: Side, new: Side, request: RulerRequest, num_exchanges: int, most_s: float, hear: Hear) -> Block:
-    """Start both, let them warm up in turn, then count their turns; who begins alternates.
+    """Start both one after the other, let them warm up in turn, then count their turns; who begins alternates.
 
     After `most_s` seconds `FEWEST_EXCHANGES` are enough, whatever they say.
     """
     found: dict[str, list[tuple[Turn, Turn]]] = {quantity: [] for quantity in _QUANTITIES}
-    with _opened(old, request) as ask_old, _opened(new, request) as ask_new:
+    with contextlib.ExitStack() as stack:
+        order = (0, 1) if request.seed % 2 == 0 else (1, 0)
+        opened = {side: stack.enter_context(_opened((old, new)[side], request)) for side in order}
+        before_it, after_it = opened[0], opened[1]
         began = time.monotonic()
         for place in range(NUM_WARMUPS + num_exchanges):
             if place >= NUM_WARMUPS + FEWEST_EXCHANGES and time.monotonic() - began > most_s:
                 break
             if place % 2 == 0:
-                before = ask_old()
-                after = ask_new()
+                before = before_it.ask()
+                after = after_it.ask()
             else:
-                after = ask_new()
-                before = ask_old()
+                after = after_it.ask()
+                before = before_it.ask()
             if place >= NUM_WARMUPS:
                 hear(before.tokens, after.tokens)
                 for quantity, timed in _QUANTITIES.items():
                     found[quantity].append((_turn(timed(before)), _turn(timed(after))))
-    return Block({quantity: tuple(pairs) for quantity, pairs in found.items()})
+        told = {
+            LOAD: (before_it.load_ns, after_it.load_ns),
+            PEAK: (before_it.peak_bytes(), after_it.peak_bytes()),
+        }
+    once = {name: (float(old), float(new)) for name, (old, new) in told.items() if old and new}
+    return Block({quantity: tuple(pairs) for quantity, pairs in found.items()}, once)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A side's process with its model open: `ask` gives one episode; None where a server had loaded it before."""
+
+    ask: Callable[[], RulerEpisode]
+    load_ns: int | None
+    peak_bytes: Callable[[], int | None]
 
 
 @contextlib.contextmanager
-def _opened(side: Side, request: RulerRequest) -> Iterator[Callable[[], RulerEpisode]]:
-    """Start a side's process; what is given asks it for one episode."""
+def _opened(side: Side, request: RulerRequest) -> Iterator[_Opened]:
+    """Start a side's process and wait until it has opened its model."""
     child = ("-c", _START, _NAME, str(_RULER)) if side.engine is None else (str(_ENGINES), side.engine)
     command = [str(side.python), *isolation(), *child]
     with tempfile.TemporaryFile() as complaints, started(command, complaints) as process:
@@ -197,8 +218,8 @@ def _opened(side: Side, request: RulerRequest) -> Iterator[Callable[[], RulerEpi
         timer.daemon = True
         timer.start()
 
-        def ask() -> RulerEpisode:
-            answer = _said(process, "episode", side)
+        def hear(line: str, kind: type[Answer]) -> Answer:
+            answer = _said(process, line, side, kind)
             if answer is None:
                 process.wait()
                 how = death(process.returncode, TIMEOUT_S if expired.is_set() else None, complaints)
@@ -206,8 +227,13 @@ def _opened(side: Side, request: RulerRequest) -> Iterator[Callable[[], RulerEpi
             return answer
 
         try:
-            _write(process, json.dumps(asdict(replace(request, artifact=_place(side)))))
-            yield ask
+            asked = replace(request, artifact=_place(side), num_own_ids=side.num_ids)
+            ready = hear(json.dumps(asdict(asked)), RulerReady)
+            yield _Opened(
+                ask=lambda: hear("episode", RulerEpisode),
+                load_ns=ready.load_ns,
+                peak_bytes=lambda: None if ready.load_ns is None else peak_rss_of(process.pid),
+            )
         finally:
             timer.cancel()
 
@@ -220,7 +246,7 @@ def _turn(calls: TimedCalls) -> Turn:
     return Turn(calls.wall_ns, calls.cpu_ns)
 
 
-def _said(process: subprocess.Popen[bytes], line: str, side: Side) -> RulerEpisode | None:
+def _said(process: subprocess.Popen[bytes], line: str, side: Side, kind: type[Answer]) -> Answer | None:
     """Write a line and read the answer; None where the process is gone.
 
     An engine that cannot open its model is a `HavocError`, one that fails later a `MeasurementError`.
@@ -231,7 +257,7 @@ def _said(process: subprocess.Popen[bytes], line: str, side: Side) -> RulerEpiso
         return None
     document = json.loads(answer)
     if "error" not in document:
-        return read(RulerEpisode, document)
+        return read(kind, document)
     said = " ".join(str(document["error"]).split())[:400]
     engine = ENGINES.get(side.engine or "", "the engine")
     if document["is_open"]:

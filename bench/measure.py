@@ -23,8 +23,10 @@ from .. import storage
 from ..errors import HavocError, MeasurementError
 from ..export.runtime.child import ENVIRONMENT_DEFAULTS
 from ..export.runtime.devices import DEVICE_KINDS
+from ..export.runtime.held import HeldArtifact
 from ..progress import SILENT
 from . import warmup
+from .contender import Contender
 from .device import identify_host, swap_used_bytes
 from .findings import attempt_problems, session_checks
 from .judge.record import Record
@@ -34,7 +36,7 @@ from .memory import RSS_INTERVAL_MS, VRAM_INTERVAL_MS, MemoryWatch, joined, memo
 from .neighbours import wait_until_quiet
 from .profiles import profile_named
 from .requests import COST
-from .subject import describe, is_graph_rebuilt
+from .subject import describe, describe_model, is_graph_rebuilt
 from .tool_version import identify_tool
 from .watched_run import TELEMETRY_INTERVAL_MS, Attempt, Session, cold_start, latency_process, open_session
 
@@ -74,7 +76,7 @@ class MeasuredCost:
 
 
 def measure(
-    artifact: Path | str,
+    artifact: Path | str | Contender,
     *,
     profile: str = "standard",
     purpose: Purpose | None = None,
@@ -87,7 +89,7 @@ def measure(
     wait_s: float = 0.0,
     progress: Progress = SILENT,
 ) -> Record:
-    """Measure an artifact on this machine and return the sealed record.
+    """Measure an artifact, or another engine's model that was entered, on this machine; return the sealed record.
 
     It waits up to `wait_s` seconds in all for others to leave the CPU alone, before the first process and before each
     that is repeated; then it measures all the same, and the record tells of what disturbed it. `provider` None takes
@@ -100,7 +102,7 @@ def measure(
     plan = profile_named(profile)
     chosen: Purpose = purpose or ("release" if profile == "release" else "confirm")
     with open_session(
-        Path(artifact),
+        artifact if isinstance(artifact, Contender) else Path(artifact),
         profile=plan,
         provider=provider,
         num_threads=num_threads,
@@ -120,9 +122,9 @@ def run_session(
     progress: Progress = SILENT,
 ) -> Record:
     """Carry out every process of an open session and return the sealed record."""
-    subject = describe(session.held, alpha=session.alpha).model_copy(
-        update={"is_graph_rebuilt": is_graph_rebuilt(session.held)}
-    )
+    subject = _described(session)
+    if isinstance(session.held, HeldArtifact):
+        subject = subject.model_copy(update={"is_graph_rebuilt": is_graph_rebuilt(session.held)})
     swap_before = swap_used_bytes()
     try:
         attempts, reasons, memories, cold = _all_processes(session, subject, _Patience(wait_s, progress), progress)
@@ -141,6 +143,13 @@ def run_session(
         swap_before_bytes=swap_before,
         previous=previous,
     )
+
+
+def _described(session: Session) -> Subject:
+    """Describe what is measured."""
+    if isinstance(session.held, Contender):
+        return describe_model(session.held)
+    return describe(session.held, alpha=session.alpha)
 
 
 def finish_writes() -> None:
@@ -227,7 +236,7 @@ def measure_cost(
         captures_steps=captures_steps,
         alpha=alpha,
     ) as session:
-        subject = describe(session.held, alpha=session.alpha)
+        subject = _described(session)
         swap_before = swap_used_bytes()
         patience = _Patience(wait_s, SILENT)
         finish_writes()
@@ -303,7 +312,7 @@ def _assembled(
         purpose=purpose,
         subject=subject,
         workload=session.workload.model_copy(
-            update={"ttft_from": "text" if "tokenizer.json" in subject.files else "ids"}
+            update={"ttft_from": "text" if session.engine is None and "tokenizer.json" in subject.files else "ids"}
         ),
         device=session.device,
         host=identify_host(),
@@ -337,8 +346,8 @@ def _protocol(session: Session, attempts: Sequence[Attempt], retry_reasons: Sequ
         num_threads=session.num_threads,
         min_busy_s=profile.prefill.min_busy_s + profile.ttft.min_busy_s + profile.decode.min_busy_s,
         warmup_tolerance=warmup.LEAST_TOLERANCE,
-        io_binding=True,
-        kv_cache="preallocated",
+        io_binding=session.engine is None,
+        kv_cache="preallocated" if session.engine is None else None,
         memory_interval_ms=RSS_INTERVAL_MS if session.card is None else VRAM_INTERVAL_MS,
         telemetry_interval_ms=TELEMETRY_INTERVAL_MS,
         num_retries=len(retry_reasons),

@@ -12,7 +12,6 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
-from ..export.runtime.child import run_worker
 from ..export.runtime.devices import DEVICE_KINDS
 from .gpu_processes import sort_out
 from .instruments import Sampler, process_rss_bytes, thinned
@@ -143,13 +142,7 @@ def memory_process(session: Session, process: int, *, weight_bytes: int) -> Memo
     Where the driver gives no figure of a card's memory, one more process asks the runtime's allocator.
     """
     with MemoryWatch(session) as watch:
-        result = run_worker(
-            MEMORY,
-            session.request(process),
-            timeout_s=session.profile.timeout_s,
-            on_start=watch.on_start,
-            listen=watch.listen,
-        )
+        result = session.run(MEMORY, process, on_start=watch.on_start, listen=watch.listen)
     memory = watch.memory(process, result, weight_bytes=weight_bytes)
     if DEVICE_KINDS[session.device.kind].is_host or memory.vram:
         return memory
@@ -158,7 +151,7 @@ def memory_process(session: Session, process: int, *, weight_bytes: int) -> Memo
 
 def _with_arena(session: Session, memory: Memory, process: int, *, weight_bytes: int) -> Memory:
     """Add the lower bound of the runtime's own allocator; the reason for having no better figure is its caveat."""
-    result = run_worker(ARENA, session.request(process), timeout_s=session.profile.timeout_s)
+    result = session.run(ARENA, process)
     series = arena_series(result.arena_bytes, process=process, weight_bytes=weight_bytes)
     if series is None:
         return memory

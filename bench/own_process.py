@@ -38,6 +38,11 @@ def peak_rss_bytes() -> int | None:
     return used if sys.platform == "darwin" else used * 1024
 
 
+def peak_rss_of(pid: int) -> int | None:
+    """The same of another process that still runs; None where the platform does not tell."""
+    return _status_bytes("VmHWM", Path(f"/proc/{pid}/status"))
+
+
 def reset_peak_rss() -> bool:
     """Let `peak_rss_bytes` start anew; False where the kernel does not allow it, so that peaks only grow."""
     with contextlib.suppress(OSError):
@@ -46,9 +51,9 @@ def reset_peak_rss() -> bool:
     return False
 
 
-def _status_bytes(key: str) -> int | None:
+def _status_bytes(key: str, file: Path = _STATUS) -> int | None:
     with contextlib.suppress(OSError):
-        for line in _STATUS.read_text().splitlines():
+        for line in file.read_text().splitlines():
             if line.startswith(f"{key}:"):
                 return int(line.split()[1]) * 1024
     return None

@@ -13,6 +13,8 @@ from ..messages import ChildJob
 from .profiles import Profile  # noqa: TC001 - `messages.read` needs it
 
 _WORKER = "havoc_core.bench.worker"
+ENGINE_WORKER = "havoc_core.bench.engine_worker"
+"""Does the same jobs for the model of another engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,9 @@ class MeasureRequest:
     captures_steps: bool
     alpha: dict[str, float] | None = None
     """The mixture of a live artifact; None is its own."""
+    engine: str | None = None
+    """Another engine that runs the model, one of the files in `engines`; `num_ids` is the size of its vocabulary."""
+    num_ids: int = 0
     workload: Work
     profile: Profile
     process: int

@@ -1,8 +1,9 @@
 """The child of `lockstep`: opens one artifact, times one episode whenever its parent asks for it, sleeps in between.
 
 It may run among the modules of another checkout, so that both sides are measured by one ruler: of the package it uses
-the decoder and nothing else, so the types of its request and its answer stand here. A request comes as one JSON line;
-each further line asks for an episode, and is answered by one. It ends with its standard input.
+the decoder and nothing else, so the types of its request and its answer stand here. A request comes as one JSON line,
+and is answered by one when the model is open; each further line asks for an episode, and is answered by one. It ends
+with its standard input.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ class RulerRequest:
     seed: int
     num_ids: int | None = None
     """Prompts are drawn from the first so many token ids; None: from all but the one that stands for a patch."""
+    num_own_ids: int | None = None
+    """An engine's model has so many token ids; None where nothing tells."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,10 +46,21 @@ class TimedCalls:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RulerReady:
+    """What is said as soon as the model is open: how long that took; None where a server had opened it before."""
+
+    load_ns: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class RulerEpisode:
-    """The answer: one prefill, the decode steps behind it, and the tokens that both gave, greedily."""
+    """The answer: one prefill, the decode steps behind it, and the tokens that both gave, greedily.
+
+    `first` is the prefill and the choice of the first token; a step is a decode call and the choice of the next one.
+    """
 
     prefill: TimedCalls
+    first: TimedCalls
     decode: TimedCalls
     tokens: tuple[int, ...]
 
@@ -56,9 +70,11 @@ class Ruler:
 
     def __init__(self, request: RulerRequest) -> None:
         self._request = request
+        begin = time.perf_counter_ns()
         self._session = DecoderSession.open(
             request.artifact, provider=request.provider, num_threads=request.num_threads
         )
+        self.load_ns = time.perf_counter_ns() - begin
         capacity = request.prompt_tokens + request.decode_tokens
         self._past = self._session.empty_past(1, capacity=capacity)
         self._rng = np.random.default_rng(request.seed)
@@ -75,20 +91,21 @@ class Ruler:
         gc.disable()
         cpu_first, begin = time.process_time_ns(), time.perf_counter_ns()
         logits, past = self._session.extend(ids, None, self._past)
-        prefill_ns, cpu_before = time.perf_counter_ns() - begin, time.process_time_ns()
-        step_ns, tokens = [], []
+        prefill_ns, cpu_prefill = time.perf_counter_ns() - begin, time.process_time_ns()
+        tokens = [logits.argmax(axis=-1)[:, None]]
+        first_ns, cpu_before = time.perf_counter_ns() - begin, time.process_time_ns()
+        step_ns = []
         for _ in range(self._request.decode_tokens - 1):
             begin = time.perf_counter_ns()
-            token_11 = logits.argmax(axis=-1)[:, None]
-            logits, past = self._session.decode(token_11, None, past)
+            logits, past = self._session.decode(tokens[-1], None, past)
+            tokens.append(logits.argmax(axis=-1)[:, None])
             step_ns.append(time.perf_counter_ns() - begin)
-            tokens.append(token_11)
         cpu_last = time.process_time_ns()
         gc.enable()
-        tokens.append(logits.argmax(axis=-1)[:, None])
         is_counted = kind_of_provider(self._request.provider).is_host
         return RulerEpisode(
-            prefill=TimedCalls(wall_ns=(prefill_ns,), cpu_ns=cpu_before - cpu_first if is_counted else None),
+            prefill=TimedCalls(wall_ns=(prefill_ns,), cpu_ns=cpu_prefill - cpu_first if is_counted else None),
+            first=TimedCalls(wall_ns=(first_ns,), cpu_ns=cpu_before - cpu_first if is_counted else None),
             decode=TimedCalls(wall_ns=tuple(step_ns), cpu_ns=cpu_last - cpu_before if is_counted else None),
             tokens=tuple(int(token_11[0, 0]) for token_11 in tokens),
         )
@@ -98,10 +115,15 @@ def main() -> int:
     """Answer until the parent closes the pipe."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what a library prints must not mix with the answers
-    ruler = Ruler(RulerRequest(**json.loads(sys.stdin.readline())))
-    for _ in iter(sys.stdin.readline, ""):
-        answers.write(json.dumps(asdict(ruler.episode())) + "\n")
+
+    def answer(said: RulerReady | RulerEpisode) -> None:
+        answers.write(json.dumps(asdict(said)) + "\n")
         answers.flush()
+
+    ruler = Ruler(RulerRequest(**json.loads(sys.stdin.readline())))
+    answer(RulerReady(load_ns=ruler.load_ns))
+    for _ in iter(sys.stdin.readline, ""):
+        answer(ruler.episode())
     return 0
 
 

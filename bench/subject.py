@@ -16,7 +16,7 @@ from ..export.runtime.live_table import EXPERTS_FILE
 from ..mistakes import mistakes
 from ..model.config_file import read_config
 from ..model.hf_config import to_hf
-from .judge.schema import FormatCost, Subject
+from .judge.schema import EngineVersion, FormatCost, Subject
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from ..export.runtime.artifact import ArtifactManifest
     from ..export.runtime.held import HeldArtifact
+    from .contender import Contender
 
 
 def identify_subject(artifact: Path) -> Subject:
@@ -53,6 +54,20 @@ def describe(held: HeldArtifact, *, alpha: Mapping[str, float] | None = None) ->
     except ValidationError as error:
         said = mistakes(error, Subject, is_handwritten=False)
         raise HavocError(f"{artifact}: no record can hold this artifact ({said})") from error
+
+
+def describe_model(model: Contender) -> Subject:
+    """Describe the model of another engine by what is known of it: its files, its weights, who ran it."""
+    if model.weight_bytes == 0:
+        raise HavocError(f"{model.shown}: holds no file of weights")
+    return Subject(
+        name=PurePath(model.shown).name[:200] or "unnamed",
+        files=model.files,
+        weight_bytes=model.weight_bytes,
+        weight_format="as the file has them",
+        activation_dtype="the engine's",
+        engine=EngineVersion(name=model.identity["engine"], version=model.identity["version"][:100]),
+    )
 
 
 def is_graph_rebuilt(held: HeldArtifact) -> bool | None:

@@ -10,28 +10,29 @@ import os
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..cores import num_physical_cores
 from ..errors import HavocError
 from ..export.runtime.artifact import asked_alpha
 from ..export.runtime.child import run_worker
-from ..export.runtime.devices import CUDA_PROVIDER, DEVICE_KINDS, kind_of_provider
+from ..export.runtime.devices import CPU_PROVIDER, CUDA_PROVIDER, DEVICE_KINDS, kind_of_provider
 from ..export.runtime.held import hold
+from .contender import Contender
 from .cuda_driver import CudaCard, open_cuda_card
 from .device import default_provider, identify_device, runtime_package
 from .instruments import Sampler, cpu_energy_j, cpu_reading, gpu_reading, telemetry_points
 from .judge.schema import ColdStart, Device, ProcessSamples, TelemetryPoint, Workload
 from .neighbours import Neighbour, snapshot
 from .nvml import Card, Nvml, open_nvml
-from .requests import COLD_START, LATENCY, MeasureRequest, Work
+from .requests import COLD_START, ENGINE_WORKER, LATENCY, MeasureRequest, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from pathlib import Path
+    from collections.abc import Callable, Iterator, Mapping
 
     from ..export.runtime.held import HeldArtifact
-    from ..messages import ChildJob
+    from ..messages import Answer, ChildJob
     from .profiles import Profile
     from .requests import LatencyResult, Mark, PeakMemory
 
@@ -42,12 +43,12 @@ TELEMETRY_INTERVAL_MS = 500.0
 class Session:
     """What stays the same for every child of one measurement.
 
-    `held` is the folder that every child opens. `card` is None where no NVML watches the device; `idle_pids` were on it
-    before the first child began. With `captures_steps` single steps run as a CUDA graph. `alpha` is what every child
-    opens a live artifact at, None for the manifest's.
+    `held` is what every child opens: an artifact's folder, or the model of another engine. `card` is None where no NVML
+    watches the device; `idle_pids` were on it before the first child began. With `captures_steps` single steps run as a
+    CUDA graph. `alpha` is what every child opens a live artifact at, None for the manifest's.
     """
 
-    held: HeldArtifact
+    held: HeldArtifact | Contender
     provider: str
     num_threads: int
     workload: Workload
@@ -61,8 +62,13 @@ class Session:
 
     @property
     def artifact(self) -> Path:
-        """The folder that every child opens."""
-        return self.held.place
+        """What every child opens."""
+        return Path(self.held.place)
+
+    @property
+    def engine(self) -> str | None:
+        """The other engine that runs the model, None for an artifact."""
+        return self.held.engine if isinstance(self.held, Contender) else None
 
     def request(self, process: int) -> MeasureRequest:
         """The worker's request for one process."""
@@ -72,15 +78,35 @@ class Session:
             num_threads=self.num_threads,
             captures_steps=self.captures_steps,
             alpha=None if self.alpha is None else dict(self.alpha),
+            engine=self.engine,
+            num_ids=(self.held.num_ids or 0) if isinstance(self.held, Contender) else 0,
             workload=Work(**self.workload.model_dump(include={part.name for part in fields(Work)})),
             profile=self.profile,
             process=process,
         )
 
+    def run(
+        self,
+        job: ChildJob[MeasureRequest, Mark, Answer],
+        process: int,
+        *,
+        on_start: Callable[[int], None] | None = None,
+        listen: Callable[[Mark], None] | None = None,
+    ) -> Answer:
+        """Let a fresh process do one job, in the engine's own interpreter where it has one."""
+        return run_worker(
+            job if self.engine is None else replace(job, module=ENGINE_WORKER),
+            self.request(process),
+            timeout_s=self.profile.timeout_s,
+            on_start=on_start,
+            listen=listen,
+            python=self.held.python if isinstance(self.held, Contender) else None,
+        )
+
 
 @contextmanager
 def open_session(
-    artifact: Path,
+    artifact: Path | Contender,
     *,
     profile: Profile,
     provider: str | None = None,
@@ -92,11 +118,14 @@ def open_session(
 ) -> Iterator[Session]:
     """Find out what will be measured on before any child starts, hash the artifact and keep its folder open.
 
+    The model of another engine was hashed when it was entered (`contender.enter`); it is measured on the CPU alone.
     NVML is kept open meanwhile where it is needed. A changed artifact is an `IdentityError`, an `alpha` for one that
     is not live a `HavocError`.
 
     `device` replaces the identification: a simulated card is watched while the CPU does the work.
     """
+    if isinstance(artifact, Contender):
+        provider = require_plain_work(artifact, provider, workload or Workload(), alpha, captures_steps=captures_steps)
     if provider is None:
         provider = default_provider()
     if not kind_of_provider(provider).captures_steps and captures_steps:
@@ -105,8 +134,7 @@ def open_session(
         raise HavocError(f"num_threads must be at least 1, not {num_threads}")
     runtime_package()  # two of them in one environment overwrite each other: refused before anything runs
     device = device or identify_device(provider)
-    with hold(artifact) as held:
-        asked_alpha(held.manifest, alpha, where=str(artifact))
+    with _held(artifact, alpha) as held:
         session = Session(
             held=held,
             provider=provider,
@@ -122,6 +150,47 @@ def open_session(
         )
         with _watched(session) as watched:
             yield watched
+
+
+@contextmanager
+def _held(artifact: Path | Contender, alpha: Mapping[str, float] | None) -> Iterator[HeldArtifact | Contender]:
+    if isinstance(artifact, Contender):
+        yield artifact
+        return
+    with hold(artifact) as held:
+        asked_alpha(held.manifest, alpha, where=str(artifact))
+        yield held
+
+
+def require_plain_work(
+    model: Contender,
+    provider: str | None,
+    work: Workload,
+    alpha: Mapping[str, float] | None,
+    *,
+    captures_steps: bool,
+) -> str:
+    """Refuse what only an artifact can do, and what the model cannot hold; return the provider, which is the CPU's."""
+    options = {
+        "--provider": provider not in {None, CPU_PROVIDER},
+        "--alpha": alpha is not None,
+        "--cuda-graph": captures_steps,
+        "--batch": work.batch_size != 1,
+        "--passes": work.passes != 1,
+    }
+    for option in (name for name, is_given in options.items() if is_given):
+        raise HavocError(
+            f"{model.shown}: {option} is for artifacts; another engine reads one prompt at a time on a CPU"
+        )
+    needed = max(work.prompt_tokens + 1, work.context_tokens + work.decode_tokens)
+    if model.max_tokens is None or model.num_ids is None:
+        raise HavocError(
+            f"{model.shown}: a server at an address tells neither which file it holds nor its memory, so there is no "
+            "record of it: give the .gguf file, or compare it with `havoc duel`"
+        )
+    if needed > model.max_tokens:
+        raise HavocError(f"the workload needs {needed} tokens of context, {model.shown} has {model.max_tokens}")
+    return CPU_PROVIDER
 
 
 @contextmanager
@@ -203,9 +272,7 @@ def latency_process(
     beside = snapshot()
     cpu_before, wall_before = time.process_time(), time.perf_counter()
     with ExitStack() as stack:
-        result = run_worker(
-            job, session.request(process), timeout_s=session.profile.timeout_s, on_start=start, listen=listen
-        )
+        result = session.run(job, process, on_start=start, listen=listen)
     share = (time.process_time() - cpu_before) / (time.perf_counter() - wall_before)
     timed = sorted(
         (taken for taken in sampler.readings if window["prefill"] <= taken[0] <= window["end"]),
@@ -238,9 +305,7 @@ def cold_start(session: Session) -> ColdStart:
         nonlocal loading_ns
         loading_ns = mark.t_ns
 
-    result = run_worker(
-        COLD_START, session.request(0), timeout_s=session.profile.timeout_s, on_start=start, listen=listen
-    )
+    result = session.run(COLD_START, 0, on_start=start, listen=listen)
     return ColdStart(**asdict(result), startup_ns=max(loading_ns - started_ns, 1))
 
 

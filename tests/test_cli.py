@@ -108,6 +108,8 @@ def test_the_choices_are_those_of_the_rooms() -> None:
 
     from havoc_core import config
     from havoc_core.adapt import mixture
+    from havoc_core.bench import engines
+    from havoc_core.bench.judge import paired
     from havoc_core.export.runtime import options
     from havoc_core.model.structure import WEIGHT_FORMATS
 
@@ -117,6 +119,8 @@ def test_the_choices_are_those_of_the_rooms() -> None:
     assert options.CACHES == arguments.CACHES
     assert options.LOGITS == arguments.LOGITS
     assert config.BenchSettings.model_fields["profile"].annotation.__args__ == arguments.PROFILES
+    assert tuple(engines.ENGINES) == arguments.ENGINES
+    assert tuple(paired.DECIDING) == arguments.DUEL_GROUPS
 
 
 # --- what is said wrongly

@@ -10,3 +10,8 @@ from typing import Final
 
 ENGINES: Final = {"llama_cpp": "llama.cpp", "genai": "onnxruntime-genai", "hugging_face": "transformers"}
 """The engines there is a file for, and what people call them."""
+
+
+def key_of(shown: str) -> str:
+    """The name of an engine's file by what people call it."""
+    return next((key for key, name in ENGINES.items() if name == shown), shown)

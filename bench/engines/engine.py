@@ -1,9 +1,11 @@
 """The child of `lockstep` for another engine: `python engine.py ENGINE` opens one model and times an episode at a time.
 
-It speaks as `bench/ruler.py` does: a request as one JSON line, then an answer for each further line. It needs NumPy and
+It speaks as `bench/ruler.py` does: a request as one JSON line, an answer when the model is open, then one for each
+further line. It needs NumPy and
 the engine's own package, and nothing of HAVOC: `ENGINE.py` beside it has
 
     PACKAGE                                  the distribution that it needs
+    prepare()                                imports it
     open_model(path, num_threads, capacity)  a model; `capacity` is the number of tokens it must hold
     model.generate(ids, num_tokens)          yields greedy tokens, each as soon as it is there, the first after the
                                              prompt was read; never ends at an end-of-text token
@@ -40,8 +42,11 @@ def load_engine(name: str) -> Any:  # noqa: ANN401 - a module
     return module
 
 
-def episode(model: Any, ids: list[int], num_tokens: int) -> dict[str, Any]:  # noqa: ANN401 - see above
-    """Time one prompt and the tokens behind it, each from the one before it."""
+def episode(model: Any, ids: list[int], num_tokens: int, *, num_ids: int | None) -> dict[str, Any]:  # noqa: ANN401
+    """Time one prompt and the tokens behind it, each from the one before it.
+
+    A prefill ends with the first token. Another number of tokens, or one beyond the model's `num_ids`, is no answer.
+    """
     gc.collect()
     gc.disable()
     tokens: list[int] = []
@@ -59,9 +64,13 @@ def episode(model: Any, ids: list[int], num_tokens: int) -> dict[str, Any]:  # n
     gc.enable()
     if len(tokens) != num_tokens:
         raise RuntimeError(f"it gave {len(tokens)} tokens, {num_tokens} were asked for")
+    if num_ids is not None and max(tokens) >= num_ids:
+        raise RuntimeError(f"it gave token {max(tokens)}, the model has {num_ids}")
     counts = model.is_own_process
+    first = {"wall_ns": wall_ns[:1], "cpu_ns": cpu_before - cpu_first if counts else None}
     return {
-        "prefill": {"wall_ns": wall_ns[:1], "cpu_ns": cpu_before - cpu_first if counts else None},
+        "prefill": first,
+        "first": first,
         "decode": {"wall_ns": wall_ns[1:], "cpu_ns": cpu_last - cpu_before if counts else None},
         "tokens": tokens,
     }
@@ -88,11 +97,15 @@ def main() -> int:
     capacity = request["prompt_tokens"] + request["decode_tokens"]
     is_open = False
     try:
+        engine.prepare()
+        begin = time.perf_counter_ns()
         model = engine.open_model(request["artifact"], num_threads=request["num_threads"], capacity=capacity)
+        load_ns = time.perf_counter_ns() - begin
         is_open = True
+        answer({"load_ns": load_ns if model.is_own_process else None})
         for _ in iter(sys.stdin.readline, ""):
             ids = rng.choice(np.arange(request["num_ids"], dtype=np.int64), size=(1, request["prompt_tokens"]))
-            answer(episode(model, ids[0].tolist(), request["decode_tokens"]))
+            answer(episode(model, ids[0].tolist(), request["decode_tokens"], num_ids=request["num_own_ids"]))
     except Exception as error:  # noqa: BLE001 - whatever an engine raises is told to the parent
         answer({"error": f"{type(error).__name__}: {error}", "is_open": is_open})
         return 1

@@ -29,6 +29,11 @@ class GenaiModel:
             yield int(self._generator.get_next_tokens()[0])
 
 
+def prepare() -> None:
+    """Import the package, so that loading a model does not count it."""
+    import onnxruntime_genai  # noqa: F401
+
+
 def open_model(path: str, *, num_threads: int, capacity: int) -> GenaiModel:
     """Open a folder; the end of text is no token that it may choose."""
     import onnxruntime_genai as genai

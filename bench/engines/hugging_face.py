@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +18,8 @@ class TransformersModel:
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401 - of another package
         self._model = model
+        names = inspect.signature(model.forward).parameters
+        self._cache = "cache" if "cache" in names else "past_key_values"  # as versions before 5.24 call it
 
     def generate(self, ids: list[int], num_tokens: int) -> Iterator[int]:
         """Yield greedy tokens."""
@@ -25,9 +28,15 @@ class TransformersModel:
         next_ids, past = torch.tensor([ids]), None
         with torch.inference_mode():
             for _ in range(num_tokens):
-                found = self._model(next_ids, past_key_values=past, use_cache=True, logits_to_keep=1)
-                past, next_ids = found.past_key_values, found.logits[:, -1].argmax(dim=-1, keepdim=True)
+                found = self._model(next_ids, **{self._cache: past}, use_cache=True, logits_to_keep=1)
+                past, next_ids = getattr(found, self._cache), found.logits[:, -1].argmax(dim=-1, keepdim=True)
                 yield int(next_ids)
+
+
+def prepare() -> None:
+    """Import the packages, so that loading a model does not count them."""
+    import torch  # noqa: F401
+    from transformers import AutoModelForCausalLM  # noqa: F401
 
 
 def open_model(path: str, *, num_threads: int, capacity: int) -> TransformersModel:  # noqa: ARG001 - its cache grows

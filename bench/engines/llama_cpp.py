@@ -89,6 +89,11 @@ def _require_whole_prompt(event: dict[str, Any], num_ids: int) -> None:
         raise RuntimeError(f"the server read {num_read} of {num_ids} prompt tokens, the rest came from its cache")
 
 
+def prepare() -> None:
+    """Import the package, so that loading a model does not count it."""
+    import xllamacpp  # noqa: F401
+
+
 def open_model(path: str, *, num_threads: int, capacity: int) -> LlamaServer:
     """Open a file, or take the server at an address, which has its own threads and context."""
     if "://" in path:

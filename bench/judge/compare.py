@@ -78,6 +78,7 @@ def compare(old: Record, new: Record, *, margin: float = 0.05, across: bool = Fa
 def differences(old: Record, new: Record) -> list[str]:
     """What makes a ratio of the two records mean something else than a change of the artifact."""
     pairs: tuple[tuple[str, object, object], ...] = (
+        ("engine", _engine(old), _engine(new)),
         ("device", old.device.name, new.device.name),
         ("device fingerprint", old.device.fingerprint[:12], new.device.fingerprint[:12]),
         ("evidence", old.evidence, new.evidence),
@@ -95,6 +96,11 @@ def differences(old: Record, new: Record) -> list[str]:
         ),
     )
     return [f"{name} {before} and {after}" for name, before, after in pairs if before != after]
+
+
+def _engine(record: Record) -> str:
+    engine = record.subject.engine
+    return "HAVOC's" if engine is None else f"{engine.name} {engine.version}"
 
 
 def _versions(old: Record, new: Record) -> list[str]:

@@ -6,7 +6,7 @@ is judged by what its samples prove (`limits.py`). Verdict and exit code, first 
     5  not_measured or invalid   another, unknown, simulated or projected device; an edited record; another artifact
     4  invalid                   the measurement does not measure what it says
     1  fail                      a limit is proven missed
-    3  inconclusive              a limit is neither proven met nor missed, or has no samples
+    3  inconclusive              a limit is neither proven met nor missed, or has no samples; or another engine ran it
     0  pass                      every limit is proven met on the target device
 """
 
@@ -44,6 +44,10 @@ NOT_CHECKED = "artifact not checked"
 NOT_REBUILT = (
     "met by the figures, but nothing shows that the graphs are HAVOC's own: give --verified FILE, which "
     "`havoc verify ARTIFACT --out FILE` writes where onnx-ir is installed"
+)
+NOT_SHOWN = (
+    "{met}, but {engine} is another engine: which graph ran (I21), whether every logit is finite (V07) and whether "
+    "timed calls did the work (V32) were not measured, so it is no pass"
 )
 ROWS_RULE = "No row counts twice."
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -110,10 +114,11 @@ def judge(
 ) -> Judgement:
     """Judge records of one artifact on one device against a target.
 
-    `artifact_files` maps the artifact's file names to their SHA-256 where the artifact is at hand: then nothing passes
-    whose graphs were not built anew, where it was measured or by `havoc verify`. `this_cpu` is the
-    CPU the gate runs on, for targets that ask for it; `now` is the time that a record's age counts to; `verified` is
-    what `havoc verify` found of the artifact. Raises `HavocError` without a record.
+    No record of another engine passes: what rules ask of HAVOC's own graphs is not known of it. `artifact_files` maps
+    the artifact's file names to their SHA-256 where the artifact is at hand: then nothing passes whose graphs were not
+    built anew, where it was measured or by `havoc verify`. `this_cpu` is the CPU the gate runs on, for targets that ask
+    for it; `now` is the time that a record's age counts to; `verified` is what `havoc verify` found of the artifact.
+    Raises `HavocError` without a record.
     """
     if not records:
         raise HavocError("no record to judge: measure one with `havoc bench`")
@@ -138,14 +143,18 @@ def judge(
         exit_code, reason = int(blocker.exit_code), f"{blocker.rule}: {blocker.reason}"
     else:
         lines = [judge_limit(limit, records, target.protocol) for limit in target.limits]
-        if artifact_files is not None and not _are_graphs_havocs(records, verified):
+        engine = records[0].subject.engine
+        if engine is None and artifact_files is not None and not _are_graphs_havocs(records, verified):
             lines = [
                 replace(line, verdict="inconclusive", reason=NOT_REBUILT) if line.verdict == "pass" else line
                 for line in lines
             ]
         verdict = overall(lines)
         exit_code, reason = EXIT_CODES[verdict], summary(lines)
-        if verdict == "pass" and artifact_files is None:
+        if engine is not None and verdict == "pass":
+            verdict = "inconclusive"
+            exit_code, reason = EXIT_CODES[verdict], NOT_SHOWN.format(met=reason, engine=engine.name)
+        elif verdict == "pass" and artifact_files is None:
             reason = f"{reason}; {NOT_CHECKED}"
     return Judgement(
         target=target.name,
@@ -255,6 +264,7 @@ def rows_apart(records: Sequence[Record]) -> list[str]:
 
 
 _COMMON: dict[str, Callable[[Record], object]] = {
+    "engine": lambda record: record.subject.engine,
     "artifact": lambda record: record.subject.files,
     "manifest": lambda record: record.subject.manifest_sha256,
     "weights": lambda record: record.subject.weight_bytes,

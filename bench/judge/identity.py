@@ -251,9 +251,11 @@ def graph_is_havocs(case: Case) -> str | None:
 
 def artifact_problem(subject: Subject, files: Mapping[str, str]) -> str | None:
     """Say how the files of an artifact, as `hash_artifact` gives them, differ from those that were measured."""
-    if subject.manifest_sha256 is None:
-        return f"the record does not hold the hash of {MANIFEST}, so nothing binds what that says: measure again"
-    measured = {**subject.files, MANIFEST: subject.manifest_sha256}
+    measured = dict(subject.files)
+    if subject.engine is None:
+        if subject.manifest_sha256 is None:
+            return f"the record does not hold the hash of {MANIFEST}, so nothing binds what that says: measure again"
+        measured[MANIFEST] = subject.manifest_sha256
     for name in sorted(measured.keys() | files.keys()):
         if name not in files:
             return f"{name} was measured but is not in the artifact"
@@ -268,6 +270,8 @@ def artifact_problem(subject: Subject, files: Mapping[str, str]) -> str | None:
 def files_hold_the_graph(case: Case) -> str | None:
     """Ask that the graph that was run is one of the files named."""
     subject = case.record.subject
+    if subject.engine is not None:
+        return None if subject.files else "it names no file of the model that was measured: measure again"
     if subject.graph_sha256 in subject.files.values():
         return None
     return f"none of the {len(subject.files)} files it names is the graph that was measured: measure again"

@@ -5,16 +5,18 @@ median over its pairs of turns gives one number, the log of a ratio. What a proc
 differs from block to block and not from turn to turn, so the interval of the mean is Student's t over blocks: the
 spread between them is in it.
 
-Two witnesses tell of each quantity. CPU time hardly knows of neighbours and counts in every block. Time on the clock
-also knows of waiting; it counts in blocks where the old side ran all the while. A side is worse when one of them proves
-more than the margin. All intervals together hold at `CONFIDENCE`.
+Two witnesses tell of each quantity of the turns. CPU time hardly knows of neighbours and counts in every block. Time on
+the clock also knows of waiting; it counts in blocks where the old side ran all the while. A side is worse when one of
+them proves more than the margin. What a process tells once (how long it loaded, how much memory it took at most) gives
+one ratio a block, by one witness. All intervals of what decides hold together at `CONFIDENCE`; what is only shown has
+as wide ones.
 """
 
 from __future__ import annotations
 
 import math
 import statistics
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 from ...bounds import mean_bounds
@@ -23,12 +25,22 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 Shift = Literal["worse", "better", "equal", "undecided"]
-Witness = Literal["CPU time", "time on the clock"]
+Witness = Literal["CPU time", "time on the clock", "each process"]
+Group = Literal["latency", "memory", "load"]
 CONFIDENCE = 0.99
 _MOST_LOG_RATIO = 100.0
 """A bound further away says nothing: two blocks that differ, at a high confidence."""
 RAN_SHARE = 0.95  # of the time on the clock, by at least one thread
 _WITNESSES: tuple[Witness, ...] = ("CPU time", "time on the clock")
+_ONCE: Witness = "each process"
+PREFILL, STEP, FIRST, LOAD, PEAK = "prefill", "decode step", "time to first token", "load", "peak memory"
+DECIDING: Mapping[Group, tuple[str, ...]] = {"latency": (PREFILL, STEP), "memory": (PEAK,), "load": (LOAD,)}
+"""What decides a comparison that is made on these; all else that was measured is shown beside it.
+
+The time to the first token is a prefill and one choice among the logits, and each decode step has such a choice as
+well: whatever makes it longer makes one of the two longer.
+"""
+_SCALES = {PEAK: ("MB", 1e6)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,9 +59,13 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Turns of one pair of processes: for each quantity the batches of the old side and the new one, in order."""
+    """Turns of one pair of processes: for each quantity the batches of the old side and the new one, in order.
+
+    `once` is what each process tells once, of the old one and the new one: ns or bytes.
+    """
 
     turns: Mapping[str, Sequence[tuple[Turn, Turn]]]
+    once: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def is_calm(self, quantity: str) -> bool:
         """Whether the old side ran all the while, so that nothing else held up either; True where nothing tells."""
@@ -58,7 +74,9 @@ class Block:
         return not used or sum(used) >= RAN_SHARE * sum(sum(old.wall_ns) for old, _ in pairs)
 
     def times_ns(self, quantity: str, witness: Witness) -> list[tuple[float, float]]:
-        """Times per call of both sides, turn by turn; none where the witness does not count."""
+        """Times per call of both sides, turn by turn, or what both told once; none where the witness does not count."""
+        if witness == _ONCE:
+            return [self.once[quantity]] if quantity in self.once else []
         if witness == "time on the clock" and not self.is_calm(quantity):
             return []
         found = [(old.per_call_ns(witness), new.per_call_ns(witness)) for old, new in self.turns[quantity]]
@@ -67,20 +85,23 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """One quantity by one witness: medians of all turns in ms, and how many times the old one the new one takes.
+    """One quantity by one witness: medians of all turns in `unit`, and how many times the old one the new one takes.
 
-    `low` and `high` bound `ratio`; all are None where no block tells, the bounds also where a single one does.
+    `low` and `high` bound `ratio`; all are None where no block tells, the bounds also where a single one does. A row
+    that does not decide is only shown.
     """
 
     quantity: str
     witness: Witness
     num_blocks: int
-    old_ms: float | None = None
-    new_ms: float | None = None
+    unit: str = "ms"
+    old: float | None = None
+    new: float | None = None
     ratio: float | None = None
     low: float | None = None
     high: float | None = None
     shift: Shift = "undecided"
+    decides: bool = True
 
 
 def confidence_at_look(number: int, confidence: float = CONFIDENCE) -> float:
@@ -91,18 +112,32 @@ def confidence_at_look(number: int, confidence: float = CONFIDENCE) -> float:
     return 1 - (1 - confidence) / (number * (number + 1))
 
 
-def judge_blocks(blocks: Sequence[Block], *, margin: float, confidence: float = CONFIDENCE) -> list[Paired]:
-    """Bound how many times as long the new side takes, by every quantity and witness; a margin of 0.1 allows 10 %.
+def judge_blocks(
+    blocks: Sequence[Block], *, margin: float, confidence: float = CONFIDENCE, on: Sequence[Group] = ("latency",)
+) -> list[Paired]:
+    """Bound how many times as much the new side takes, by every quantity and witness; a margin of 0.1 allows 10 %.
 
-    All intervals together hold at `confidence`.
+    All intervals of what decides, which is `on`, hold together at `confidence`. What is to decide and was not measured
+    is a row that says nothing.
     """
-    asked = [(quantity, witness) for quantity in (blocks[0].turns if blocks else ()) for witness in _WITNESSES]
+    if not blocks:
+        return []
+    chosen = [quantity for group in on for quantity in DECIDING[group]]
+    turns, once = blocks[0].turns, list(dict.fromkeys(name for block in blocks for name in block.once))
+    asked = [(quantity, witness) for quantity in turns if quantity in chosen for witness in _WITNESSES]
+    asked += [(quantity, _ONCE) for quantity in chosen if quantity not in (PREFILL, STEP)]
+    shown = [(quantity, _WITNESSES[-1]) for quantity in turns if quantity not in chosen]
+    shown += [(quantity, _ONCE) for quantity in once if quantity not in chosen]
     one_sided = 1 - (1 - confidence) / max(len(asked), 1)
-    return [_paired(quantity, witness, blocks, margin, one_sided) for quantity, witness in asked]
+    return [
+        *(_paired(quantity, witness, blocks, margin, one_sided) for quantity, witness in asked),
+        *(replace(_paired(quantity, witness, blocks, margin, one_sided), decides=False) for quantity, witness in shown),
+    ]
 
 
 def verdict_of(rows: Sequence[Paired]) -> Shift:
-    """Return one word for all: worse if any is, equal or better if some witness says so of every quantity."""
+    """Return one word for all that decide: worse if any is, equal or better if some witness says so of each."""
+    rows = [row for row in rows if row.decides]
     words = {row.shift for row in rows}
     if "worse" in words:
         return "worse"
@@ -114,8 +149,9 @@ def verdict_of(rows: Sequence[Paired]) -> Shift:
 
 def _paired(quantity: str, witness: Witness, blocks: Sequence[Block], margin: float, one_sided: float) -> Paired:
     told = [turns for block in blocks if (turns := block.times_ns(quantity, witness))]
+    unit, scale = _SCALES.get(quantity, ("ms", 1e6))
     if not told:
-        return Paired(quantity=quantity, witness=witness, num_blocks=0)
+        return Paired(quantity=quantity, witness=witness, num_blocks=0, unit=unit)
     found = mean_bounds([log_ratio(turns) for turns in told], confidence=one_sided)
     low, high = (
         None if bound is None or abs(bound) > _MOST_LOG_RATIO else math.exp(bound) for bound in (found.low, found.high)
@@ -124,8 +160,9 @@ def _paired(quantity: str, witness: Witness, blocks: Sequence[Block], margin: fl
         quantity=quantity,
         witness=witness,
         num_blocks=len(told),
-        old_ms=statistics.median(old for turns in told for old, _ in turns) / 1e6,
-        new_ms=statistics.median(new for turns in told for _, new in turns) / 1e6,
+        unit=unit,
+        old=statistics.median(old for turns in told for old, _ in turns) / scale,
+        new=statistics.median(new for turns in told for _, new in turns) / scale,
         ratio=math.exp(found.value),
         low=low,
         high=high,

@@ -119,8 +119,18 @@ class FormatCost(Part):
         return round(self.top1_share * self.num_positions)
 
 
+class EngineVersion(Part):
+    """The other engine that ran the model, `llama.cpp` say, and the version of its package."""
+
+    name: Text
+    version: Text
+
+
 class Subject(Part):
     """The artifact that was measured, down to the hash of each of its files.
+
+    With an `engine` it is that engine's model and no artifact of HAVOC: then there is no manifest and no
+    `graph_sha256`, and nothing of the model is known but its files and the bytes of its weights.
 
     `config` and `structure` are its shape and formats in full, what the roofline of a measurement is computed from;
     `graph` is how it was written: dialect, opset, kind of cache; `format_cost` what its formats cost in answers, null
@@ -131,7 +141,7 @@ class Subject(Part):
     name: Text
     files: dict[RelativeName, Sha256]
     manifest_sha256: Sha256 | None = None
-    graph_sha256: Sha256
+    graph_sha256: Sha256 | None = None
     num_parameters: Count | None = None
     weight_bytes: PositiveBytes
     weight_format: Text
@@ -146,6 +156,17 @@ class Subject(Part):
     config: dict[Text, JsonValue] | None = None
     format_cost: FormatCost | None = None
     is_graph_rebuilt: bool | None = None
+    engine: EngineVersion | None = None
+
+    @model_validator(mode="after")
+    def _has_graph_or_engine(self) -> Self:
+        if self.engine is None and self.graph_sha256 is None:
+            raise ValueError("an artifact needs graph_sha256; only the model of another engine has none")
+        havocs = ("graph_sha256", "manifest_sha256", "format_cost", "is_graph_rebuilt")
+        stray = [name for name in havocs if getattr(self, name) is not None]
+        if self.engine is not None and stray:
+            raise ValueError(f"{', '.join(stray)} of a model that {self.engine.name} ran")
+        return self
 
 
 class Workload(Part):
@@ -370,7 +391,7 @@ class ProcessSamples(Part):
 
     `clock_span_ns` is how long the counted part took by each clock that reached the process by a way of its own.
     `num_shape_nodes` are those that compute lengths from shapes, which ONNX Runtime runs on the CPU beside a card: they
-    are not in `nodes_by_provider`.
+    are not in `nodes_by_provider`. `num_nonfinite_logits` is null where an engine shows no logits.
     """
 
     process: Count
@@ -382,7 +403,7 @@ class ProcessSamples(Part):
     decode: tuple[Episode, ...] = ()
     nodes_by_provider: dict[Text, Count] = {}
     num_shape_nodes: Count = 0
-    num_nonfinite_logits: Count = 0
+    num_nonfinite_logits: Count | None = 0
     num_distinct_outputs: Count = 0
     involuntary_switches: Count | None = None
     major_page_faults: Count | None = None

@@ -37,6 +37,8 @@ STEAL_SHARE = 0.10
 FOREIGN_SHARE = 0.25
 MOST_DISTURBED_SHARE = 0.5
 MOST_STOPPED_SHARE = 0.01
+LEAST_CORES = 0.5
+"""What a process that computes a model uses at least, whatever it waits for."""
 
 
 @rule("V01", "The record was made for a release.")
@@ -89,6 +91,8 @@ def every_process_is_there(case: Case) -> str | None:
 def every_node_ran_on_the_provider(case: Case) -> str | None:
     """Ask for the proof that no node fell back to another provider."""
     provider = case.record.protocol.provider
+    if case.record.subject.engine is not None:
+        return _ran_on_the_cpu(case.record)
     if provider != DEVICE_KINDS[case.record.device.kind].provider:
         return f"{provider} does not run on a {case.record.device.kind} device"
     for process in case.record.samples:
@@ -103,6 +107,17 @@ def every_node_ran_on_the_provider(case: Case) -> str | None:
             )
         if not process.nodes_by_provider.get(provider):
             return f"process {process.process}: which provider ran the nodes was not proved"
+    return None
+
+
+def _ran_on_the_cpu(record: Record) -> str | None:
+    """An engine shows no nodes: the CPU time of its process must be that of a model that computes there."""
+    cores = disturbance.cpu_share(record.samples)
+    if not DEVICE_KINDS[record.device.kind].is_host:
+        return f"another engine's model was measured on a {record.device.kind} device, where nothing shows what ran it"
+    if cores is None or cores < LEAST_CORES:
+        used = "none was counted" if cores is None else f"{cores:.2f} cores"
+        return f"the engine's process hardly computed ({used}, at least {LEAST_CORES:g}): something else ran the model"
     return None
 
 
@@ -123,7 +138,10 @@ def every_token_was_generated(case: Case) -> str | None:
 @rule("V07", "Every logit is finite.")
 def logits_are_finite(case: Case) -> str | None:
     """Refuse a fast model that computes NaN."""
-    bad = sum(process.num_nonfinite_logits for process in case.record.samples)
+    counts = [process.num_nonfinite_logits for process in case.record.samples]
+    if None in counts and case.record.subject.engine is None:
+        return "whether its logits are finite was not counted"
+    bad = sum(count or 0 for count in counts)
     return f"{bad} NaN or infinite logits: the speed of a broken model means nothing" if bad else None
 
 

@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
-from ..judge.figures import DASH, count, printable
+from ..judge.figures import count, printable
+from .tables import (
+    PAIRED_ROWS_COLUMNS,
+    paired_cells,
+    paired_columns,
+    paired_rows_cells,
+    paired_rows_sentence,
+    paired_sentence,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..duel import DuelOutcome
+    from ..judge.paired_rows import PairedRows
 
 
 def markdown_cell(text: str) -> str:
@@ -33,32 +42,24 @@ def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-_SENTENCES = {
-    "worse": "slower by more than {} is proven",
-    "better": "faster by more than {} is proven, and nothing is slower",
-    "equal": "the same within {}",
-    "undecided": "neither slower by more than {} nor the same is proven",
-}
-
-
-def duel_markdown(outcome: DuelOutcome, margin: float, names: tuple[str, str], notes: Sequence[str]) -> str:
+def duel_markdown(
+    outcome: DuelOutcome,
+    margin: float,
+    names: tuple[str, str],
+    notes: Sequence[str],
+    *,
+    answers: Sequence[PairedRows] = (),
+    answer_margin: float,
+) -> str:
     """Return a duel as a comment: the verdict, a table of every quantity, and what a reader should know."""
     old, new = (markdown_code(printable(name)) for name in names)
-    sentence = _SENTENCES[outcome.verdict].format(f"{100 * margin:g} %")
-    rows = [
-        [
-            f"{row.quantity}, {row.witness}",
-            *(DASH if value is None else f"{value:.3f} ms" for value in (row.old_ms, row.new_ms)),
-            DASH if row.ratio is None else f"{row.ratio:.3f}",
-            DASH if row.low is None or row.high is None else f"{row.low:.3f} to {row.high:.3f}",
-            row.shift,
-        ]
-        for row in outcome.rows
-    ]
+    sentence = paired_sentence(outcome.verdict, outcome.rows, margin)
     told = [*notes, *([outcome.agreement.sentence()] if outcome.agreement and outcome.agreement.num_prompts else [])]
     parts = [
         f"**{outcome.verdict}**: `{new}` against `{old}`, {sentence} ({count(outcome.num_blocks, 'block')} in turns).",
-        markdown_table(("median of processes", "old", "new", "ratio", "interval", "change"), rows),
+        markdown_table(paired_columns(), paired_cells(outcome.rows)),
         *(f"- {markdown_cell(printable(note))}" for note in told),
     ]
+    if answers:
+        parts += [markdown_table(PAIRED_ROWS_COLUMNS, paired_rows_cells(answers)), paired_rows_sentence(answer_margin)]
     return "\n\n".join(parts)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ...adapt.tasks.names import bundled_tasks, in_order
 from ...export.runtime.live_table import EXPERTS_FILE
+from ..engines import key_of
 from ..judge.figures import DASH, count, show, structure_of
 
 if TYPE_CHECKING:
@@ -28,8 +29,10 @@ def facts(record: Record) -> list[tuple[str, str]]:
     plain = f"{subject.weight_format} weights, {subject.activation_dtype} activations"
     cold = record.cold_start
     cold_s = None if cold is None else (cold.startup_ns + cold.load_ns + cold.first_call_ns) / 1e9
+    engine = subject.engine
     return [
         ("Device", record.device.name),
+        *([("Engine", f"{engine.name} {engine.version}")] if engine else []),
         ("Weights", f"{structure.description if structure else plain}, {weight_bytes}"),
         ("Parameters", f"{subject.num_parameters:,}" if subject.num_parameters else DASH),
         ("Mixture", f"{alpha} ({subject.rule})" if alpha else "none"),
@@ -88,9 +91,12 @@ def commands(run: Run) -> list[str]:
     """Return the lines that repeat the run: how it was made, how it was measured, how it is judged."""
     protocol = run.record.protocol
     captured = " --cuda-graph" if protocol.provider_options.get("enable_cuda_graph") == "1" else ""
+    engine = run.record.subject.engine
+    by_engine = f"--engine {key_of(engine.name)}" if engine else ""
+    own = f"--provider {shlex.quote(protocol.provider)} {' '.join(_scoring_options(run.record.accuracy))}"
     measure = (
-        f"havoc bench ARTIFACT --profile {shlex.quote(protocol.profile)} --provider {shlex.quote(protocol.provider)} "
-        f"{' '.join(_scoring_options(run.record.accuracy))}{_workload_options(run.record.workload)}{captured}"
+        f"havoc bench ARTIFACT --profile {shlex.quote(protocol.profile)} {by_engine or own}"
+        f"{_workload_options(run.record.workload)}{captured}"
         f"{_mixture_option(run.record.subject)} --out DIR"
     )
     targets = (shlex.quote(Path(name).name) for name in run.target_names)  # a file's folder is of this machine alone
@@ -143,7 +149,12 @@ def caveats(run: Run) -> list[str]:
         found.append(
             "The weights are random: speed and memory are real, accuracy is not a property of a trained model."
         )
-    if record.subject.is_graph_rebuilt is None and not run.is_rebuilt_elsewhere:
+    if record.subject.engine is not None:
+        found.append(
+            f"{record.subject.engine.name} ran it, which shows neither its graph nor its logits: no verdict on it is a "
+            "pass."
+        )
+    elif record.subject.is_graph_rebuilt is None and not run.is_rebuilt_elsewhere:
         found.append(
             "The graphs were not built anew where this was measured, so nothing shows that they are HAVOC's own: "
             "`havoc verify ARTIFACT` does, with the lab's packages."

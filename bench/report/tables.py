@@ -6,13 +6,16 @@ import shutil
 import sys
 from typing import TYPE_CHECKING
 
-from ..judge.figures import DASH, count, printable
+from ..judge.figures import DASH, count, printable, show
+from ..judge.metrics import measured
 from ..judge.verdicts import VERDICTS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..engine_table import EngineRow
     from ..judge.paired import Paired, Shift
+    from ..judge.paired_rows import PairedRows
 
 STYLES: dict[str, str] = {
     **{verdict: shown.terminal for verdict, shown in VERDICTS.items()},
@@ -82,23 +85,96 @@ def _rich(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequen
 
 def paired_table(word: Shift, rows: Sequence[Paired], margin: float, *, names: tuple[str, str] = ("old", "new")) -> str:
     """Return the table of a comparison under the line that says what came of it."""
+    head = f"{emphasis(word.upper(), word)}: {paired_sentence(word, rows, margin)}"
+    return f"{head}\n\n{table(paired_columns(names), paired_cells(rows), numbers=(1, 2, 3, 4))}"
+
+
+def paired_sentence(word: Shift, rows: Sequence[Paired], margin: float) -> str:
+    """Say what a comparison has proven."""
     allowed = f"{100 * margin:g}%"
-    sentence = {
-        "worse": f"slower by more than {allowed} is proven",
-        "better": f"faster by more than {allowed} is proven, and nothing is slower",
+    is_time = all(row.unit == "ms" for row in rows if row.decides)
+    slower, faster = ("slower", "faster") if is_time else ("worse", "better")
+    return {
+        "worse": f"{slower} by more than {allowed} is proven",
+        "better": f"{faster} by more than {allowed} is proven, and nothing is {slower}",
         "equal": f"the same within {allowed}",
-        "undecided": f"slower by more than {allowed} is not proven, nor is the opposite",
+        "undecided": f"{slower} by more than {allowed} is not proven, nor is the opposite",
     }[word]
-    cells = [
+
+
+def paired_columns(names: tuple[str, str] = ("old", "new")) -> tuple[str, ...]:
+    """Return the head of `paired_cells`."""
+    return ("median of processes", *names, "ratio", "interval", "change", "from", "")
+
+
+def paired_cells(rows: Sequence[Paired]) -> list[list[str]]:
+    """Return one line of cells for each quantity and witness of a comparison."""
+    return [
         [
             f"{row.quantity}, {row.witness}",
-            *(DASH if value is None else f"{value:.3f} ms" for value in (row.old_ms, row.new_ms)),
+            *(DASH if value is None else f"{value:.3f} {row.unit}" for value in (row.old, row.new)),
             DASH if row.ratio is None else f"{row.ratio:.3f}",
             DASH if row.low is None or row.high is None else f"{row.low:.3f} {DASH} {row.high:.3f}",
             row.shift,
             count(row.num_blocks, "block"),
+            "" if row.decides else "shown only",
         ]
         for row in rows
     ]
-    head = ("median of processes", *names, "ratio", "interval", "change", "from")
-    return f"{emphasis(word.upper(), word)}: {sentence}\n\n{table(head, cells, numbers=(1, 2, 3, 4))}"
+
+
+def paired_rows_table(rows: Sequence[PairedRows], margin: float) -> str:
+    """Return the table of tasks that both sides answered, row by row."""
+    lines = table(PAIRED_ROWS_COLUMNS, paired_rows_cells(rows), numbers=(1, 2, 3, 4, 5, 6))
+    return f"{lines}\n{paired_rows_sentence(margin)}"
+
+
+PAIRED_ROWS_COLUMNS = (
+    "right", "old", "new", "difference", "interval", "old / new alone", "p, McNemar", "change", "from"
+)  # fmt: skip
+"""The head of `paired_rows_cells`."""
+
+
+def paired_rows_sentence(margin: float) -> str:
+    """Say what "equal" means of answers."""
+    return f"equal: no fewer right by more than {100 * margin:g} points is proven"
+
+
+def paired_rows_cells(rows: Sequence[PairedRows]) -> list[list[str]]:
+    """Return one line of cells for each task."""
+    return [
+        [
+            row.task,
+            *(f"{100 * (row.num_both + alone) / row.num_rows:.1f} %" for alone in (row.num_old_only, row.num_new_only)),
+            f"{100 * row.difference:+.1f}",
+            f"{100 * row.low:+.1f} {DASH} {100 * row.high:+.1f}",
+            f"{row.num_old_only} / {row.num_new_only}",
+            f"{row.p_value:.3g}",
+            row.shift,
+            count(row.num_rows, "row"),
+        ]
+        for row in rows
+    ]
+
+
+def engines_table(rows: Sequence[EngineRow]) -> str:
+    """Return one row an engine and model: medians and peaks as `havoc bench` shows them, or why there are none."""
+    cells = [[row.engine, row.version, row.model, *_engine_figures(row), row.reason] for row in rows]
+    head = ("engine", "version", "model", "weights", "prefill", "prompt", "decode", "peak RSS", "load", "")
+    return table(head, cells, numbers=(3, 4, 5, 6, 7, 8))
+
+
+def _engine_figures(row: EngineRow) -> list[str]:
+    if row.record is None:
+        return [DASH] * 6
+    found = measured(row.record)
+    prefill_ms = found["prefill_ms"]
+    prompt = row.record.workload.prompt_tokens / prefill_ms * 1e3 if prefill_ms else None
+    return [
+        show(row.record.subject.weight_bytes, "bytes"),
+        show(prefill_ms, "ms"),
+        show(prompt, "tok/s"),
+        show(found["decode_tok_per_s"], "tok/s"),
+        show(found["peak_rss_bytes"], "bytes"),
+        show(found["load_s"], "s"),
+    ]

@@ -33,6 +33,16 @@ _ERRORS: dict[str, type[HavocError]] = {
     "MeasurementError": MeasurementError,
 }
 ENVIRONMENT_DEFAULTS = {"CUDA_MODULE_LOADING": "LAZY"}
+_PACKAGE = Path(__file__).parents[2]
+_ELSEWHERE = """
+import importlib.util, runpy, sys
+name, folder, module = sys.argv[1:]
+spec = importlib.util.spec_from_file_location(name, folder + "/__init__.py", submodule_search_locations=[folder])
+sys.modules[name] = package = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(package)
+runpy.run_module(module, run_name="__main__", alter_sys=True)
+"""
+"""Runs a module of this package in an interpreter that has another one of that name, or none."""
 
 
 def run_worker(
@@ -42,13 +52,18 @@ def run_worker(
     timeout_s: float,
     on_start: Callable[[int], None] | None = None,
     listen: Callable[[Told], None] | None = None,
+    python: Path | None = None,
 ) -> Answer:
     """Let a fresh process do one job and return its result.
+
+    `python` is another interpreter than this one; it runs this package's code, whatever it has installed.
 
     `on_start` is told the process id before the work begins, `listen` what the child says meanwhile. An error of the
     child is raised here as the same class; a child that dies or outlives `timeout_s` is a `MeasurementError`.
     """
     command = [sys.executable, *isolation(), "-m", job.module]
+    if python is not None:
+        command = [str(python), *isolation(), "-c", _ELSEWHERE, __name__.partition(".")[0], str(_PACKAGE), job.module]
     with tempfile.TemporaryFile() as complaints, started(command, complaints) as process:
         if on_start is not None:
             on_start(process.pid)

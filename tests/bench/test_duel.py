@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import runpy
 import shutil
@@ -99,6 +100,30 @@ def test_all_looks_together_hold() -> None:
     assert 0.0099 < spent < 0.01
 
 
+def test_loads_that_are_held_up_now_and_then() -> None:
+    """One load in ten takes twice as long: a side with itself is worse at most 1 % of the time, 30 % more is found."""
+
+    def told(load: float, generator: random.Random) -> Block:
+        def held(of: float) -> float:
+            return of * math.exp(generator.gauss(0, 0.03)) * (2.0 if generator.random() < 0.1 else 1.0)
+
+        found = block(1.0, generator)
+        turns = found.turns["prefill"]
+        once = {"load": (held(5e8), held(5e8 * load)), "peak memory": (4e8, 4e8 * math.exp(generator.gauss(0, 0.002)))}
+        return Block({"prefill": turns, "decode step": turns}, once)
+
+    def words(load: float, num: int) -> list[str]:
+        found = []
+        for seed in range(num):
+            generator = random.Random(seed)
+            blocks = (told(load, generator) for _ in range(24))
+            found.append(judge_until_proven(blocks, margin=MARGIN, on=("latency", "memory", "load")).verdict)
+        return found
+
+    assert words(1.0, 300).count("worse") <= 3
+    assert words(2.0, 40).count("worse") >= 38
+
+
 def test_beside_neighbours() -> None:
     """On simulated machines with load that comes and goes a side with itself is never worse, and 30 % are found."""
     simulated = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("simulated_pairs.py"))))
@@ -120,7 +145,14 @@ def test_an_artifact_against_itself(tiny_artifact: Path, capsys: pytest.CaptureF
     assert (code, found["verdict"], found["exit_code"]) == (0, "equal", 0)
     assert found["num_blocks"] >= FEWEST_BLOCKS
     assert "same artifact or model" in found["notes"][0]
-    assert {row["quantity"] for row in found["rows"]} == {"prefill", "decode step"}
+    assert {row["quantity"] for row in found["rows"] if row["decides"]} == {"prefill", "decode step"}
+    shown = {row["quantity"]: row for row in found["rows"] if not row["decides"]}
+    assert set(shown) == {"time to first token", "load", "peak memory"}
+    assert shown["peak memory"]["unit"] == "MB"
+    assert all(
+        row["num_blocks"] == found["num_blocks"] for row in shown.values() if row["quantity"] != "time to first token"
+    )
+    assert found["on"] == ["latency"]
 
 
 @pytest.mark.parametrize(("word", "code"), [("worse", 1), ("better", 0), ("equal", 0), ("undecided", 3)])
@@ -135,6 +167,35 @@ def test_the_exit_code_is_the_answer(
     assert ("prove nothing" in capsys.readouterr().out) == (word == "undecided")
 
 
+def test_answers_are_compared_row_by_row(
+    tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both sides answer the same rows; an artifact against itself differs in none, and too few rows prove nothing."""
+    proven = duel.DuelOutcome(verdict="equal", rows=[], num_blocks=9)
+    monkeypatch.setattr(duel, "duel", lambda *_, **__: proven)
+    words = [
+        "duel",
+        str(tiny_artifact),
+        str(tiny_artifact),
+        "--task",
+        "math",
+        "--n",
+        "12",
+        "--decode-tokens",
+        "4",
+        "--quiet",
+    ]
+    assert main([*words, "--json"]) == 3
+    found = json.loads(capsys.readouterr().out)
+    (row,) = found["accuracy"]
+    assert (found["verdict"], row["task"], row["num_rows"], row["p_value"]) == ("undecided", "math", 12, 1.0)
+    assert (row["num_old_only"], row["num_new_only"], row["difference"]) == (0, 0, 0.0)
+    assert row["old_right"] == row["new_right"]
+    assert len(row["old_right"]) == 12
+    assert main([*words, "--accuracy-margin", "0.9"]) == 0
+    assert "12 rows" in capsys.readouterr().out
+
+
 def test_bad_requests_are_one_line(tiny_artifact: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No artifact, a changed byte, a context that is too short, a margin of 0: before anything is measured."""
     changed = Path(shutil.copytree(tiny_artifact, tmp_path / "changed"))
@@ -145,6 +206,9 @@ def test_bad_requests_are_one_line(tiny_artifact: Path, tmp_path: Path, capsys: 
         ([str(tiny_artifact), str(changed)], 5, "model.onnx"),
         ([str(tiny_artifact), str(tiny_artifact), "--prompt-tokens", "100000"], 2, "need a context of 100128"),
         ([str(tiny_artifact), str(tiny_artifact), "--margin", "0"], 2, "a margin of 0"),
+        ([str(tiny_artifact), "http://127.0.0.1:9", "--on", "memory"], 2, "does not tell memory"),
+        ([str(tiny_artifact), "http://127.0.0.1:9", "--task", "math"], 2, "answers are scored of artifacts alone"),
+        ([str(tiny_artifact), str(tiny_artifact), "--n", "5"], 2, "name a task with --task"),
     ):
         assert main(["duel", *words]) == code, words
         captured = capsys.readouterr()

@@ -37,7 +37,7 @@ class Scripted:
 
 def test_an_episode_is_timed_token_by_token() -> None:
     """The first token's time is the prefill's, the others' are steps; sleeping takes no CPU time."""
-    found = episode(Scripted(4), [7], 4)
+    found = episode(Scripted(4), [7], 4, num_ids=300)
     assert found["tokens"] == [7, 8, 9, 10]
     (prefill_ns,), steps_ns = found["prefill"]["wall_ns"], found["decode"]["wall_ns"]
     assert prefill_ns >= 30e6
@@ -50,7 +50,13 @@ def test_an_episode_is_timed_token_by_token() -> None:
 def test_another_number_of_tokens_is_a_fault(num_given: int) -> None:
     """No figure is made of an answer that is too short or too long."""
     with pytest.raises(RuntimeError, match=f"gave {num_given} tokens, 4 were"):
-        episode(Scripted(num_given), [7], 4)
+        episode(Scripted(num_given), [7], 4, num_ids=None)
+
+
+def test_a_token_that_the_model_does_not_have_is_a_fault() -> None:
+    """A vocabulary of nine has no token nine, whatever an engine says."""
+    with pytest.raises(RuntimeError, match="gave token 10, the model has 9"):
+        episode(Scripted(4), [7], 4, num_ids=9)
 
 
 def test_agreement_counts_up_to_the_first_difference() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import json
 import os
@@ -20,12 +21,19 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import pytest
 import transformers
 
+from havoc_core.bench import engine_worker, lockstep
 from havoc_core.bench.contender import enter
 from havoc_core.bench.duel import Agreement
-from havoc_core.bench.judge.schema import Workload
+from havoc_core.bench.judge.engine_files import hash_files
+from havoc_core.bench.judge.gate import judge
+from havoc_core.bench.judge.record import load_record
+from havoc_core.bench.judge.schema import ProcessSamples, Workload
+from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.lockstep import Side, blocks_in_lockstep
+from havoc_core.bench.profiles import PROFILES, Series
+from havoc_core.bench.watched_run import open_session
 from havoc_core.cli import main
-from havoc_core.errors import IdentityError, MeasurementError
+from havoc_core.errors import HavocError, IdentityError, MeasurementError
 from havoc_core.export.package import export_artifact
 
 if TYPE_CHECKING:
@@ -127,6 +135,8 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(asked)
+        if self.fault == "stalls":
+            time.sleep(60.0)
         if self.fault == "busy":
             self.send_error(503)
             return
@@ -170,6 +180,9 @@ def test_scripted_times_are_found_again(
     monkeypatch.setattr(Server, "step_s", step_s)
     side = Side(name="server", artifact=server, engine="llama_cpp")
     (block,) = blocks_in_lockstep(side, side, num_blocks=1, num_exchanges=6, workload=WORK, num_ids=NUM_IDS)
+    assert block.once == {}, "an address tells neither load nor memory"
+    firsts = block.turns["time to first token"]
+    assert firsts == block.turns["prefill"]
     for quantity, wanted_s, num_calls in (("prefill", prefill_s, 1), ("decode step", step_s, WORK.decode_tokens - 1)):
         turns = [turn for pair in block.turns[quantity] for turn in pair]
         assert all(len(turn.wall_ns) == num_calls and turn.cpu_ns is None for turn in turns)
@@ -198,6 +211,15 @@ def test_a_server_that_fails_is_one_line(server: str, fault: str, said: str, mon
     assert "\n" not in str(caught.value)
 
 
+def test_a_server_that_stalls_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No answer within the longest time of a block: one line under the side's name, and its process is gone."""
+    monkeypatch.setattr(Server, "fault", "stalls")
+    monkeypatch.setattr(lockstep, "TIMEOUT_S", 3.0)
+    side = Side(name="new", artifact=server, engine="llama_cpp")
+    with pytest.raises(MeasurementError, match="^new: .* gave no result within 3 s"):
+        list(blocks_in_lockstep(side, side, num_blocks=1, num_exchanges=1, workload=WORK, num_ids=NUM_IDS))
+
+
 def test_a_token_that_is_told_late_is_counted(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """llama-server holds a token back that ends inside a character: it took its time, and its id is not known."""
     monkeypatch.setattr(Server, "fault", "untold")
@@ -216,6 +238,142 @@ def test_a_duel_of_two_engines(base: Path, artifact: Path, capsys: pytest.Captur
     assert found["old"]["version"] == transformers.__version__
     assert found["new"]["artifact"] == str(artifact)
     assert found["agreement"]["num_same"] >= 0.98 * found["agreement"]["num_tokens"] > 0  # two tokens may be near a tie
+
+
+BRIEF = dataclasses.replace(
+    PROFILES["quick"],
+    num_processes=1,
+    num_retries=0,
+    warmup_window_s=0.0,
+    warmup_max_s=0.1,
+    prefill=Series(3, 0.0, 2.0),
+    ttft=Series(2, 0.0, 2.0),
+    decode=Series(2, 0.0, 2.0),
+    memory=Series(2, 0.0, 2.0),
+)
+SMALL = "--prompt-tokens 16 --decode-tokens 6 --threads 1 --wait 0 --json --quiet".split()
+
+
+@pytest.mark.parametrize("engine", ["genai", "llama_cpp"])
+def test_an_engine_has_a_record(
+    engine: str,
+    artifact: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Times, memory, load and a cold start as of an artifact; version and hashes of the model in it."""
+    monkeypatch.setitem(PROFILES, "quick", BRIEF)
+    if engine == "genai":
+        if GENAI_PYTHON is None:
+            pytest.skip("no environment with onnxruntime-genai: `make genai` makes one")
+        model, words = artifact, ["--engine", engine, "--engine-python", GENAI_PYTHON]
+    else:
+        pytest.importorskip("xllamacpp", reason='needs pip install "havoc-core[llama-cpp]"')
+        model, words = tmp_path / "model.gguf", []  # told by what the file is
+        files.write_gguf(model, block="F32")
+    out = tmp_path / "run"
+    assert main(["bench", str(model), *words, *SMALL, "--out", str(out)]) in {0, 4}  # 4: a busy machine
+    assert json.loads(capsys.readouterr().out)["record"] == str(out / "record.json")
+    record = load_record(out / "record.json")
+    assert record.subject.engine is not None
+    assert record.subject.engine.version[0].isdigit()
+    assert record.subject.files == hash_files(model)
+    assert (record.protocol.io_binding, record.protocol.kv_cache, record.workload.ttft_from) == (False, None, "ids")
+    (process,) = record.samples
+    assert len(process.prefill.cpu_ns) == len(process.prefill.duration_ns) >= 3
+    assert {(run.num_tokens, len(run.step_ns)) for run in process.decode} == {(6, 5)}
+    assert (process.num_nonfinite_logits, process.nodes_by_provider, process.work_done) == (None, {}, None)
+    assert process.num_distinct_outputs >= 2
+    assert record.memory.peak_rss_bytes > record.memory.rss[0].baseline_bytes > 0
+    assert set(record.memory.rss[0].phase_peak_bytes) == {"load", "first_run", "steady"}
+    assert record.cold_start.load_ns > 0
+    judged = judge([record], load_target("host"), artifact_files=hash_files(model), this_cpu=record.device.cpu)
+    assert judged.verdict != "pass"
+    assert {finding.rule for finding in judged.findings} <= {"V02", "V03", "V05", "V25"}  # few tokens, a busy machine
+
+
+def test_transformers_is_timed_like_an_artifact(base: Path) -> None:
+    """The samples of one process, in this one: as many calls and tokens as the plan asks for, all on the CPU."""
+    with enter(str(base)) as model, open_session(model, profile=BRIEF, workload=WORK, num_threads=1) as session:
+        assert session.request(0).engine == "hugging_face"
+        found = engine_worker.measure_latency(session.request(0), lambda _: None)
+    process = ProcessSamples.model_validate(found.samples, strict=False)
+    assert len(process.prefill.cpu_ns) == len(process.prefill.duration_ns) >= 3
+    assert {(run.num_tokens, len(run.step_ns)) for run in process.decode} == {(6, 5)}
+    assert process.num_nonfinite_logits is None
+
+
+def test_a_record_that_cannot_be_made_is_one_line(
+    base: Path, artifact: Path, tmp_path: Path, server: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What only an artifact can do, an address, an engine for another file, a short context: nothing is measured."""
+    for words, said in (
+        ([str(base), "--batch", "2"], "--batch is for artifacts"),
+        ([str(base), "--passes", "2"], "--passes is for artifacts"),
+        ([str(base), "--alpha", "math=1"], "--alpha is for artifacts"),
+        ([str(base), "--provider", "CUDAExecutionProvider"], "--provider is for artifacts"),
+        ([str(base), "--prompt-tokens", "4096"], f"{base} has 256"),
+        ([str(base), "--n", "10"], "measured without accuracy"),
+        ([str(base), "--task", "math"], "measured without accuracy"),
+        ([server], "there is no record of it"),
+        ([str(base), "--engine", "llama_cpp"], "llama.cpp opens a .gguf file"),
+        ([str(base), "--engine", "genai"], "opens a folder with genai_config.json"),
+        ([str(tmp_path / "nothing")], "not an artifact, a .gguf file"),
+        ([str(tmp_path)], "no manifest.json"),
+    ):
+        small = [] if "--prompt-tokens" in words else ["--prompt-tokens", "16", "--decode-tokens", "4"]
+        assert main(["bench", *words, *small, "--quiet", "--out", str(tmp_path / "run")]) == 2, words
+        captured = capsys.readouterr()
+        assert said in captured.err
+        assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert not (tmp_path / "run").exists() or not list((tmp_path / "run").iterdir())
+
+
+OTHER_ENGINE = """
+PACKAGE = "pytest"
+TOKENS = {tokens}
+
+class Model:
+    is_own_process = True
+
+    def generate(self, ids, num_tokens):
+        yield from TOKENS[:num_tokens + 1]
+        {then}
+
+def prepare():
+    pass
+
+def open_model(path, *, num_threads, capacity):
+    {opens}
+    return Model()
+"""
+
+
+@pytest.mark.parametrize(
+    ("fill", "error", "said"),
+    [
+        ({"tokens": [7] * 3}, MeasurementError, "pytest gave 2 tokens, 1 were asked for"),
+        ({"tokens": []}, MeasurementError, "pytest gave 0 tokens, 1 were asked for"),
+        ({"tokens": [9000]}, MeasurementError, "gave token 9000, the model has 300"),
+        ({"tokens": [7], "then": "raise OSError('no room')"}, MeasurementError, "failed while it was measured"),
+        ({"tokens": [7], "opens": "raise ValueError('odd file')"}, HavocError, "cannot open .* odd file"),
+    ],
+)
+def test_an_engine_that_does_not_do_what_it_is_asked(
+    fill: dict[str, Any], error: type[HavocError], said: str, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other tokens than asked for, tokens that there are not, a failure: one line, and no figure."""
+    text = OTHER_ENGINE.format(**{"tokens": [], "then": "pass", "opens": "pass"} | fill)
+    module = SimpleNamespace()
+    exec(text, module.__dict__)
+    monkeypatch.setattr(engine_worker, "load_engine", lambda _: module)
+    with enter(str(base)) as model, open_session(model, profile=BRIEF, workload=WORK, num_threads=1) as session:
+        request = session.request(0)
+        with pytest.raises(error, match=said) as caught:
+            engine_worker.measure_latency(request, lambda _: None)
+    assert type(caught.value) is error
+    assert "\n" not in str(caught.value)
 
 
 def closed_port() -> int:

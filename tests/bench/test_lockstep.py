@@ -27,7 +27,17 @@ def test_every_turn_is_counted(tiny_artifact: Path, small_workload: Workload) ->
     blocks = measure_in_lockstep(old, new, num_blocks=2, num_exchanges=3, workload=small_workload)
     assert len(blocks) == 2
     for block in blocks:
-        assert {quantity: len(pairs) for quantity, pairs in block.turns.items()} == {"prefill": 3, "decode step": 3}
+        assert {quantity: len(pairs) for quantity, pairs in block.turns.items()} == {
+            "prefill": 3,
+            "decode step": 3,
+            "time to first token": 3,
+        }
+        for prefills, firsts in zip(block.turns["prefill"], block.turns["time to first token"], strict=True):
+            for prefill, first in zip(prefills, firsts, strict=True):
+                assert prefill.wall_ns[0] <= first.wall_ns[0] < 1.5 * prefill.wall_ns[0] + 50e6
+        assert all(1e5 < load_ns < 60e9 for load_ns in block.once["load"])
+        if Path("/proc/self/status").exists():
+            assert all(1e7 < peak < 1e10 for peak in block.once["peak memory"])
         for quantity, num_calls in (("prefill", 1), ("decode step", small_workload.decode_tokens - 1)):
             for batch in (batch for pair in block.turns[quantity] for batch in pair):
                 assert len(batch.wall_ns) == num_calls

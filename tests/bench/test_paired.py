@@ -39,7 +39,7 @@ def test_the_interval_is_students_over_blocks() -> None:
     assert row.ratio == pytest.approx(math.exp(statistics.fmean(logs)))
     assert row.low == pytest.approx(math.exp(statistics.fmean(logs) - reach))
     assert row.high == pytest.approx(math.exp(statistics.fmean(logs) + reach))
-    assert (row.old_ms, row.num_blocks) == (10.0, 4)
+    assert (row.old, row.unit, row.num_blocks) == (10.0, "ms", 4)
 
 
 def test_a_turn_that_something_interrupted_moves_nothing() -> None:
@@ -49,6 +49,43 @@ def test_a_turn_that_something_interrupted_moves_nothing() -> None:
     for odd in ((burst, calm[0][1]), (calm[0][0], burst)):
         row = rows_of(*[Block({"decode step": (odd, *calm[1:])})] * 3)["CPU time"]
         assert row.ratio == pytest.approx(1.2)
+
+
+def processes(ratio: float, *, load: float = 1.0, peak: float = 1.0) -> Block:
+    """A block whose processes also tell how long they loaded and what they took at most."""
+    turns = block(ratio).turns["decode step"]
+    return Block(
+        {"prefill": turns, "decode step": turns}, {"load": (5e8, 5e8 * load), "peak memory": (4e8, 4e8 * peak)}
+    )
+
+
+def test_what_decides_is_what_was_asked_for() -> None:
+    """More memory is worse where memory decides, and only shown where it does not; its figures are in MB."""
+    blocks = [processes(spread, peak=1.3 * spread) for spread in (0.99, 1.0, 1.01, 1.0)]
+    shown = judge_blocks(blocks, margin=0.1)
+    assert verdict_of(shown) == "equal"
+    assert [row.quantity for row in shown if not row.decides] == ["load", "peak memory"]
+    decided = judge_blocks(blocks, margin=0.1, on=("memory",))
+    assert verdict_of(decided) == "worse"
+    (row,) = [row for row in decided if row.decides]
+    assert (row.quantity, row.witness, row.unit, row.old) == ("peak memory", "each process", "MB", 400.0)
+    assert row.new == pytest.approx(520.0)
+    assert verdict_of(judge_blocks(blocks, margin=0.1, on=("latency", "load"))) == "equal"
+    assert verdict_of(judge_blocks(blocks, margin=0.1, on=("latency", "memory", "load"))) == "worse"
+
+
+def test_what_was_not_measured_decides_nothing() -> None:
+    """Asked to decide by memory that no process told, the answer is undecided."""
+    blocks = [block(spread) for spread in (0.99, 1.0, 1.01, 1.0)]
+    assert verdict_of(judge_blocks(blocks, margin=0.1)) == "equal"
+    assert verdict_of(judge_blocks(blocks, margin=0.1, on=("latency", "memory"))) == "undecided"
+
+
+def test_what_is_only_shown_costs_no_confidence() -> None:
+    """The intervals of what decides are as wide as without what is shown beside it."""
+    blocks = [processes(spread) for spread in (0.99, 1.0, 1.01, 1.0)]
+    bare = [Block(item.turns) for item in blocks]
+    assert judge_blocks(blocks, margin=0.1)[:4] == judge_blocks(bare, margin=0.1)
 
 
 @pytest.mark.parametrize(

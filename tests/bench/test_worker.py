@@ -19,8 +19,9 @@ from havoc_core.bench.judge.record import Workload
 from havoc_core.bench.own_process import SurroundingsWatch
 from havoc_core.bench.profiles import PROFILES, Series
 from havoc_core.bench.requests import Mark
+from havoc_core.bench.timing import Measured, rounds
 from havoc_core.bench.watched_run import open_session
-from havoc_core.bench.worker import Bench, Measured, measure_latency, plain_ids, rounds
+from havoc_core.bench.worker import Bench, measure_latency, plain_ids
 
 pytestmark = pytest.mark.alone
 

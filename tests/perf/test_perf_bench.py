@@ -16,8 +16,9 @@ import pytest
 
 from havoc_core.bench.judge.record import load_record
 from havoc_core.bench.profiles import PROFILES
+from havoc_core.bench.timing import Measured
 from havoc_core.bench.watched_run import open_session
-from havoc_core.bench.worker import Bench, Measured
+from havoc_core.bench.worker import Bench
 
 NUM_PAIRS = 60
 NUM_TOKENS = 512

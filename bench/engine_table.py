@@ -1,0 +1,163 @@
+"""The models of one release in every engine that is installed: a record of each, and the table that compares them.
+
+    rows = bench_everywhere(["artifact", "model.gguf"], out=Path("reports/engines"), ...)
+
+One engine after another, each by the plan of `havoc bench`. Records made one after the other meet different moments of
+a machine, so the table shows and proves nothing: for a proof, `havoc duel` takes two of them in turns.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from ..errors import HavocError
+from ..export.runtime.artifact import MANIFEST
+from .contender import MODELS, engine_version, engines_of, enter
+from .engines import ENGINES
+from .judge.gate import why_invalid
+from .judge.metrics import measured
+from .measure import measure
+from .record_folder import keep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..progress import Progress
+    from .judge.record import Record
+    from .judge.schema import Workload
+
+OWN: Final = "HAVOC"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineRow:
+    """One engine with one model: the record and where it is, or why there is none."""
+
+    engine: str
+    version: str = ""
+    model: str = ""
+    record: Record | None = None
+    path: Path | None = None
+    reason: str = ""
+
+    def document(self) -> dict[str, Any]:
+        """Return plain JSON values: figures by metric, null for what was not measured."""
+        found = self.record
+        return {
+            "engine": self.engine,
+            "version": self.version,
+            "model": self.model,
+            "record": None if self.path is None else str(self.path),
+            "is_valid": found is not None and why_invalid(found) is None,
+            "reason": self.reason,
+            "metrics": None if found is None else measured(found),
+        }
+
+
+def bench_everywhere(
+    models: Sequence[str],
+    *,
+    out: Path,
+    python: Path | None,
+    profile: str,
+    num_threads: int | None,
+    workload: Workload,
+    wait_s: float,
+    progress: Progress,
+) -> list[EngineRow]:
+    """Measure each model in each engine that opens it; an engine that is missing or fails is a row that says why.
+
+    `python` is asked for engines that this interpreter does not have. Records go to `out/ENGINE-PLACE/record.json`.
+    """
+    opened_by = {model: engines_of(model) for model in models}
+    for stray in (model for model in models if not opened_by[model] and not _is_artifact(model)):
+        raise HavocError(f"{stray}: not an artifact, nor {', nor '.join(MODELS.values())}")
+    rows = []
+    for engine in (None, *ENGINES):
+        its = [model for model in models if (_is_artifact(model) if engine is None else engine in opened_by[model])]
+        if not its:
+            rows.append(_without_model(engine, python))
+        for place, model in enumerate(its):
+            path = out / f"{engine or OWN.lower()}-{place}" / "record.json"
+            try:
+                record, version = _measured(
+                    model,
+                    engine,
+                    python,
+                    profile=profile,
+                    num_threads=num_threads,
+                    workload=workload,
+                    wait_s=wait_s,
+                    progress=progress,
+                )
+                keep(record, path)
+            except HavocError as error:
+                rows.append(EngineRow(engine=_shown(engine), model=model, reason=str(error)))
+                continue
+            broken = why_invalid(record) or ""
+            rows.append(
+                EngineRow(engine=_shown(engine), version=version, model=model, record=record, path=path, reason=broken)
+            )
+    return rows
+
+
+def _measured(
+    model: str,
+    engine: str | None,
+    python: Path | None,
+    *,
+    profile: str,
+    num_threads: int | None,
+    workload: Workload,
+    wait_s: float,
+    progress: Progress,
+) -> tuple[Record, str]:
+    """Measure one model in one engine; return its record and the engine's version."""
+    options: dict[str, Any] = {
+        "profile": profile,
+        "num_threads": num_threads,
+        "workload": workload,
+        "wait_s": wait_s,
+        "progress": progress,
+    }
+    if engine is None:
+        record = measure(Path(model), **options)
+        return record, record.tool.version
+    with enter(model, python=_python_with(engine, python), engine=engine) as entered:
+        return measure(entered, **options), entered.identity["version"]
+
+
+def _python_with(engine: str, python: Path | None) -> Path:
+    """The interpreter that has the engine: this one, else the other; a `HavocError` says how to install it."""
+    here = Path(sys.executable)
+    try:
+        engine_version(engine, here)
+    except HavocError:
+        if python is None:
+            raise
+        engine_version(engine, python)
+        return python
+    return here
+
+
+def _without_model(engine: str | None, python: Path | None) -> EngineRow:
+    """Say that no model is the engine's, and how to install it where it is missing too."""
+    if engine is None:
+        return EngineRow(engine=OWN, reason="no artifact among the models: export one with `havoc export`")
+    reason = f"no model among these that it opens: {MODELS[engine]}"
+    try:
+        _python_with(engine, python)
+    except HavocError as error:
+        reason = str(error)
+    return EngineRow(engine=_shown(engine), reason=reason)
+
+
+def _shown(engine: str | None) -> str:
+    return OWN if engine is None else ENGINES[engine]
+
+
+def _is_artifact(model: str) -> bool:
+    return (Path(model) / MANIFEST).is_file()
