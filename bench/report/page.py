@@ -35,12 +35,12 @@ _ACCURACY_FLOOR = 0.5
 
 def html(run: Run) -> str:
     """Return the page for people."""
-    return _environment().get_template("report.html.jinja").render(**content(run), charts=pictures(run))
+    return environment().get_template("report.html.jinja").render(**content(run), charts=pictures(run))
 
 
 def markdown(run: Run) -> str:
     """Return the page for a pull request."""
-    return _environment().get_template("report.md.jinja").render(**content(run))
+    return environment().get_template("report.md.jinja").render(**content(run))
 
 
 def index(runs: Sequence[Mapping[str, Any]], unread: Sequence[Mapping[str, str]]) -> str:
@@ -48,7 +48,7 @@ def index(runs: Sequence[Mapping[str, Any]], unread: Sequence[Mapping[str, str]]
     names = list(dict.fromkeys(name for run in runs for name, value in run["metrics"].items() if value is not None))
     drawn = [(name, charts.history(name, metric_of(name).unit, runs)) for name in names]
     return (
-        _environment()
+        environment()
         .get_template("index.html.jinja")
         .render(
             runs=[_index_row(run, names) for run in runs],
@@ -84,7 +84,8 @@ def _utc(created_utc: str) -> str:
     return created_utc.replace("T", " ").removesuffix("Z") + " UTC"
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the templates of this folder, with the filters that make texts safe."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(("html.jinja",), default=False),
