@@ -30,7 +30,7 @@ pytest.importorskip("peft", reason="peft is not installed: LoRA has no layers")
 
 MATH = load_task("math")
 SMALL = dataclasses.replace(
-    training_settings(ExpertSettings(num_steps=2, prompts_per_step=6, max_draws=1, validate_every=1), MATH),
+    training_settings(ExpertSettings(num_steps=2, prompts_per_step=6, max_draws=1, validate_every=2), MATH),
     samples_per_prompt=4,
     num_train_rows=16,
     num_validation_rows=4,
@@ -59,14 +59,14 @@ def compare(base: Base, basis: Basis) -> Callable[..., dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def whole(compare: Callable[..., dict[str, Any]], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Every arm, two seeds."""
-    return compare(tmp_path_factory.mktemp("whole"), BaselineSettings(**ONE_RATE, seeds=(0, 1)))
+    """Every arm, one seed."""
+    return compare(tmp_path_factory.mktemp("whole"), BaselineSettings(**ONE_RATE, seeds=(5,)))
 
 
-def test_every_arm_is_there_with_every_seed(whole: dict[str, Any]) -> None:
+def test_every_arm_is_there(whole: dict[str, Any]) -> None:
     """And each says by which method, on which matrices, and how many prompts it saw."""
     assert [arm["name"] for arm in whole["arms"]] == list(ARMS)
-    assert [[run["seed"] for run in arm["runs"]] for arm in whole["arms"]] == [[0, 1]] * len(ARMS)
+    assert [[run["seed"] for run in arm["runs"]] for arm in whole["arms"]] == [[5]] * len(ARMS)
     methods = ["reinforce", "next-token", "reinforce", "next-token", "next-token"]
     assert [arm["method"] for arm in whole["arms"]] == methods
     assert [arm["matrices"] for arm in whole["arms"]] == [list(TARGETS)] * 4 + [["down_proj"]]
@@ -96,7 +96,7 @@ def test_counts_and_differences_are_those_of_the_rows(whole: dict[str, Any]) -> 
             assert run["num_right"] == sum(marks)
             margins.append(paired_margin({"math": tuple(marks)}, {"math": tuple(right)})["margin"])
         assert arm["difference"]["by_seed"] == pytest.approx(margins)
-        assert arm["difference"]["margin"] == pytest.approx(sum(margins) / 2)
+        assert arm["difference"]["margin"] == pytest.approx(sum(margins) / len(margins))
     pairs = {(pair["ours"], pair["theirs"]) for pair in whole["pairs"]}
     assert len(pairs) == len(whole["pairs"]) == 10
 
@@ -199,7 +199,12 @@ def test_what_is_finished_is_not_done_again_and_seeds_can_be_added(
     assert trained == []
     more = compare(tmp_path, dataclasses.replace(KIND, seeds=(0, 4)))
     assert trained == [4]
-    assert more["arms"][0]["runs"][0] == first["arms"][0]["runs"][0]
+    (arm,) = more["arms"]
+    assert arm["runs"][0] == first["arms"][0]["runs"][0]
+    shares = [run["num_right"] / run["num_rows"] for run in arm["runs"]]
+    assert arm["mean"] == pytest.approx(sum(shares) / 2)
+    share = more["base"]["num_right"] / more["base"]["num_rows"]
+    assert arm["difference"]["by_seed"] == pytest.approx([one - share for one in shares])
 
 
 def test_the_search_rows_choose_the_rate(
