@@ -53,6 +53,8 @@ havoc baselines nano --task math --out baselines
 - **Differences** are paired on the same gate rows. Their 95 % intervals are for other rows and, with several seeds, for
   other seeds. Shares of single runs have exact 95 % intervals (Clopper and Pearson). No interval is widened for the
   number of comparisons.
+- **The bundled base is an easy case.** It knows more than it answers
+  ([decision 7](decisions/0007-a-base-that-knows-better.md)), so what holds there need not hold for another base.
 - **It goes on.** A comparison that was stopped goes on where it was; further seeds and arms can be added to its folder.
 
 """
