@@ -156,8 +156,8 @@ def add_baselines(parser: Parser) -> None:
     parser.add_argument("--prompts", type=_positive, default=16, metavar="N", help="prompts a step (default: 16)")
     rates_help = "learning rates that scales try; search rows choose (default: 0.003,0.01,0.03)"
     parser.add_argument("--rates", type=_rates, default=(3e-3, 1e-2, 3e-2), metavar="X,...", help=rates_help)
-    lora_help = "those that LoRA tries, as many (default: 0.001,0.003,0.01)"
-    parser.add_argument("--lora-rates", type=_rates, default=(1e-3, 3e-3, 1e-2), metavar="X,...", help=lora_help)
+    lora_help = "those that LoRA tries, as many (default: 0.0003,0.001,0.003)"
+    parser.add_argument("--lora-rates", type=_rates, default=(3e-4, 1e-3, 3e-3), metavar="X,...", help=lora_help)
     parser.add_argument("--rank", type=_positive, default=16, metavar="R", help="rank of LoRA (default: 16)")
     kind_help = "the kind of matrix whose scales one arm trains alone (default: down_proj)"
     parser.add_argument("--kind", default="down_proj", metavar="NAME", help=kind_help)

@@ -74,7 +74,7 @@ class BaselineSettings:
     arms: tuple[str, ...] = ARMS
     seeds: tuple[int, ...] = (0, 1, 2)
     rates: tuple[float, ...] = (3e-3, 1e-2, 3e-2)
-    lora_rates: tuple[float, ...] = (1e-3, 3e-3, 1e-2)
+    lora_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3)
     rank: int = 16
     kind: str = "down_proj"
     num_gate_rows: int = 500

@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from markupsafe import Markup
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ... import storage
 from ...errors import HavocError
 from ..judge.figures import DASH, count, show, show_interval
-from .drawing import INK, MUTED, SERIES, drawing_board
+from .drawing import MUTED, SERIES, drawing_board
 from .folder import refuse_links
 from .page import environment
 from .tables import table
@@ -230,24 +231,25 @@ def picture(document: Mapping[str, Any]) -> str:
         axes.axhline(100 * base["num_right"] / base["num_rows"], color=MUTED, linewidth=1.1, label="base")
         for index, arm in enumerate(document["arms"]):
             colour = SERIES[index % len(SERIES)]
-            places = _places(document["arms"], index)
-            middle, half = math.sqrt(places[0] * places[1]), (places[1] / places[0]) ** 0.5
+            low, high = _places(document["arms"], index)
             for step, run in enumerate(arm["runs"], start=1):
-                x = places[0] * (places[1] / places[0]) ** (step / (len(arm["runs"]) + 1))
+                x = low * (high / low) ** (step / (len(arm["runs"]) + 1))
                 axes.plot([x, x], [100 * run["low"], 100 * run["high"]], color=colour, linewidth=1, alpha=0.5)
                 axes.plot(x, 100 * run["num_right"] / run["num_rows"], "o", color=colour, markersize=4.5)
-            axes.plot(
-                [middle / half, middle * half], [100 * arm["mean"]] * 2, color=colour, linewidth=2, label=arm["title"]
-            )
+            axes.plot([low, high], [100 * arm["mean"]] * 2, color=colour, linewidth=2, label=arm["title"])
         axes.set_xscale("log")
+        sizes = [math.log10(arm["num_parameters"]) for arm in document["arms"]]
+        axes.set_xlim(10 ** math.floor(min(sizes) - _MARGIN), 10 ** math.ceil(max(sizes) + _MARGIN))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("trained values, logarithmic")
         axes.set_ylabel("gate rows right, %")
-        axes.tick_params(colors=INK)
-        axes.margins(x=0.1, y=0.1)
+        axes.margins(y=0.1)
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2, columnspacing=1.0, handletextpad=0.4)
     return figure.svg
 
 
+_MARGIN = 0.2  # decades
 _WIDTH = 1.5
 """An arm's marks spread over this factor of trained values; arms with as many values stand side by side in it."""
 
