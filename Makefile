@@ -11,6 +11,7 @@
 #   make gate     export nano, measure it, gate it against the target `ci`; a busy machine is said and is not red
 #   make compare  is this checkout slower than BASE=HEAD~1? Both measured in lockstep; red where 10 % is proven
 #   make results  docs/results.md: the score tables, written from the records under reports/
+#   make baselines  docs/baselines.md: SVF beside LoRA, written from the comparisons under reports/
 #   make metrics  docs/metrics.md: the metrics that are logged, written from their catalogue
 #   make reference  docs/reference.md: every key of recipes, targets, task files and records, written from the code
 #   make seeds    docs/seeds.md: every statement of the seeds with what shows it, written from docs/seeds.toml
@@ -33,7 +34,7 @@ JOBS ?= 2
 SUITE := not mutation and not gpu
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "$(SUITE) and not alone"
 
-.PHONY: help demo check fast test test-together test-alone durations gpu real mutants fuzz lint types bench gate compare results metrics reference seeds simulate compare-test load-test fmt genai
+.PHONY: help demo check fast test test-together test-alone durations gpu real mutants fuzz lint types bench gate compare results baselines metrics reference seeds simulate compare-test load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -87,6 +88,9 @@ compare: .venv/dev
 
 results: .venv/dev
 	$(BIN)/python -m havoc_core.bench.report.results reports docs/results.md
+
+baselines: .venv/dev
+	$(BIN)/python -m havoc_core.bench.report.baselines reports docs/baselines.md
 
 metrics: .venv/dev
 	$(BIN)/python -m havoc_core.track.catalogue > docs/metrics.md

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, get_args
 
-from .adapt.tasks.names import DOMAINS, Method
+from .adapt.tasks.names import ARMS, DOMAINS, Method
 from .errors import HavocError
 
 if TYPE_CHECKING:
@@ -142,6 +142,35 @@ def _add_method(parser: Parser) -> None:
     rate_help = "learning rate of delta = z - 1 (default: the recipe's)"
     parser.add_argument("--learning-rate", type=_rate, metavar="X", help=rate_help)
     parser.add_argument("--force", action="store_true", help="train anew an expert that is finished")
+
+
+def add_baselines(parser: Parser) -> None:
+    """`havoc baselines BASE --task math [--seeds 0,1,2] [--steps 40] --out DIR`."""
+    _add_base(parser)
+    _add_chat(parser)
+    task_help = f"what is learned: {', '.join(DOMAINS)}, another bundled task, or a TOML file of your own"
+    parser.add_argument("--task", required=True, metavar="NAME", help=task_help)
+    arms_help = f"what is trained, joined by commas (default: all): {', '.join(ARMS)}"
+    parser.add_argument("--arms", type=_names, default=ARMS, metavar="NAMES", help=arms_help)
+    seeds_help = "seeds of training, joined by commas; the rows are the same for all (default: 0,1,2)"
+    parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), metavar="N,...", help=seeds_help)
+    steps_help = "optimizer steps of each training (default: 40)"
+    parser.add_argument("--steps", type=_positive, default=40, metavar="N", help=steps_help)
+    parser.add_argument("--prompts", type=_positive, default=16, metavar="N", help="prompts a step (default: 16)")
+    rates_help = "learning rates that scales try; search rows choose (default: 0.003,0.01,0.03)"
+    parser.add_argument("--rates", type=_rates, default=(3e-3, 1e-2, 3e-2), metavar="X,...", help=rates_help)
+    lora_help = "those that LoRA tries, as many (default: 0.0003,0.001,0.003)"
+    parser.add_argument("--lora-rates", type=_rates, default=(3e-4, 1e-3, 3e-3), metavar="X,...", help=lora_help)
+    parser.add_argument("--rank", type=_positive, default=16, metavar="R", help="rank of LoRA (default: 16)")
+    kind_help = "the kind of matrix whose scales one arm trains alone (default: down_proj)"
+    parser.add_argument("--kind", default="down_proj", metavar="NAME", help=kind_help)
+    parser.add_argument("--n", type=_several, default=500, metavar="N", help="gate rows that are scored (default: 500)")
+    search_help = "search rows that choose the rate and the step (default: 200)"
+    parser.add_argument("--search-rows", type=_several, default=200, metavar="N", help=search_help)
+    _add_data(parser)
+    _add_out(parser)
+    _add_threads(parser)
+    _add_output(parser)
 
 
 def add_search(parser: Parser) -> None:
@@ -574,6 +603,14 @@ def _rate(text: str) -> float:
     if number == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0 and at most 10")
     return number
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    return tuple(_rate(part) for part in text.split(","))
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))
 
 
 def _temperature(text: str) -> float:

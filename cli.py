@@ -45,9 +45,12 @@ _EXTRA_OF = {
     "matplotlib": "report",
     "wandb": "wandb",
     "trackio": "trackio",
+    "peft": "baselines",
 }
 """The extra that brings a package which a verb may lack."""
-_GOES_ON = frozenset({"run", "search", "train", "pretrain"})  # the verbs that keep what was done when interrupted
+_GOES_ON = frozenset(
+    {"run", "search", "train", "pretrain", "baselines"}
+)  # the verbs that keep what was done when interrupted
 
 
 @dataclass(frozen=True)
@@ -111,6 +114,16 @@ VERBS = (
             "havoc train nano --task math --out experts",
             "havoc train base --task mine.toml --out experts",
             "havoc train nano --classifier math,code,reasoning --out experts",
+        ),
+    ),
+    Verb(
+        "baselines",
+        "SVF beside LoRA and others: same rows, budget and seeds, one report",
+        "bench.commands",
+        arguments.add_baselines,
+        (
+            "havoc baselines nano --task math --out baselines",
+            "havoc baselines base --task mine.toml --arms svf-reward,lora-next-token --seeds 0 --out baselines",
         ),
     ),
     Verb(

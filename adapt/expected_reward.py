@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..model.checkpoint import Base
-    from .svf import SingularValueAdapter
+    from .adapter import Adapter
     from .tasks.task import Row, Task
 
 MAX_TOKENS_OF_A_PASS = 1024
@@ -42,7 +42,7 @@ class ExpectedReward:
     """The objective of the module docstring, bound to a base, a task and its train rows."""
 
     def __init__(
-        self, base: Base, adapter: SingularValueAdapter, task: Task, rows: Sequence[Row], settings: TrainingSettings
+        self, base: Base, adapter: Adapter, task: Task, rows: Sequence[Row], settings: TrainingSettings
     ) -> None:
         """Encode every row once."""
         self._settings, self._name = settings, task.name

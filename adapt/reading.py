@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from ..model.transformer import HavocModel
-    from .svf import SingularValueAdapter
+    from .adapter import Adapter
 
 _MAX_KEPT_BYTES = 1_000_000_000
 
@@ -46,7 +46,7 @@ class _Kept:
 class Reader:
     """Reads rows of a training whose layers beneath `first_layer` are the base's."""
 
-    def __init__(self, model: HavocModel, adapter: SingularValueAdapter, *, pad_id: int) -> None:
+    def __init__(self, model: HavocModel, adapter: Adapter, *, pad_id: int) -> None:
         """Read nothing yet; the first trained layer is the first that the adapter has a matrix of."""
         self._model, self._adapter, self._pad_id = model, adapter, pad_id
         first_layer = min(map(layer_of, adapter.deltas))

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from ..model.checkpoint import Base
-    from .svf import SingularValueAdapter
+    from .adapter import Adapter
     from .tasks.task import Row, Task
 
 _MIN_ADVANTAGE = 1e-9
@@ -55,7 +55,7 @@ class Reinforce:
     """The objective of the module docstring, bound to a base, a task and its train rows."""
 
     def __init__(
-        self, base: Base, adapter: SingularValueAdapter, task: Task, rows: Sequence[Row], settings: TrainingSettings
+        self, base: Base, adapter: Adapter, task: Task, rows: Sequence[Row], settings: TrainingSettings
     ) -> None:
         """Sample nothing yet."""
         self._base, self._adapter, self._task, self._rows, self._settings = base, adapter, task, rows, settings
@@ -163,7 +163,7 @@ def leave_one_out(rewards_PS: torch.Tensor, is_judged_PS: torch.Tensor) -> tuple
 
 
 def policy_loss(
-    base: Base, adapter: SingularValueAdapter, rollout: Rollout, *, kl_coefficient: float
+    base: Base, adapter: Adapter, rollout: Rollout, *, kl_coefficient: float
 ) -> tuple[torch.Tensor | None, float]:
     """Loss of the module docstring over the rows that carry signal, and their mean KL in nats a token.
 

@@ -28,7 +28,7 @@ from .optimizer import MuonGrokfast
 from .reading import Reader, layer_of
 from .reinforce import Reinforce
 from .step_figures import StepFigures
-from .svf import Basis, SingularValueAdapter, attach
+from .svf import Basis, attach
 from .tasks import sources
 from .tasks.evaluation import score
 from .training_state import TrainingState, load_state, save_state, save_trace, state_path
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..model.checkpoint import Base
+    from .adapter import Adapter
     from .branches import Branched
     from .tasks.task import Row, Task
 
@@ -99,12 +100,62 @@ def train_on_rows(
     record: Record = record_nothing,
 ) -> Expert:
     """As `train_expert`, on rows that are read: gradients from `train_rows`, the choice of the step from the others."""
+    part = trained_part(basis, base, settings.trained_layers)
+    with attach(base.model, part) as adapter:
+        found = train_adapter(
+            base,
+            adapter,
+            basis,
+            task,
+            train_rows,
+            validation_rows,
+            settings=settings,
+            checkpoint_dir=checkpoint_dir,
+            progress=progress,
+            record=record,
+        )
+    return Expert(
+        domain=task.name,
+        deltas={**_untrained(basis), **found.values},
+        base_hash=base.weight_hash,
+        basis_hash=basis.hash,
+        settings={**dataclasses.asdict(found.settings), **_prompting(base), "trace": found.trace},
+        seed=settings.seed,
+        score={**found.score, "split": "search"},
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
+class Trained:
+    """What a training found: the values of the step that did best, by parameter name.
+
+    `score` has `num_right` and `num_rows` of the validation rows and that `step`; `trace` one entry a step; `settings`
+    name the method that `auto` stood for.
+    """
+
+    values: dict[str, torch.Tensor]
+    score: dict[str, Any]
+    trace: list[dict[str, Any]]
+    settings: TrainingSettings
+
+
+def train_adapter(
+    base: Base,
+    adapter: Adapter,
+    basis: Basis,
+    task: Task,
+    train_rows: Sequence[Row],
+    validation_rows: Sequence[Row],
+    *,
+    settings: TrainingSettings,
+    checkpoint_dir: Path,
+    progress: Progress = SILENT,
+    record: Record = record_nothing,
+) -> Trained:
+    """As `train_on_rows`, of whatever is attached to `base.model`; the adapter is left as the last step had it."""
     method = method_for(task, settings.method)
     settings = dataclasses.replace(settings, method=method)
-    with (
-        storage.only_one(checkpoint_dir, f"training_{task.name}"),
-        attach(base.model, trained_part(basis, base, settings.trained_layers)) as adapter,
-    ):
+    with storage.only_one(checkpoint_dir, f"training_{task.name}"):
         objective = _OBJECTIVES[method](base, adapter, task, train_rows, settings)
         run = _Run(base, adapter, task, objective, settings, checkpoint_dir, basis, record)
         with progress.stage(f"train {task.name}", settings.num_steps) as stage:
@@ -120,7 +171,7 @@ def train_on_rows(
                 run.record()
                 run.save()
                 stage.advance(note=run.summary())
-        return run.expert()
+        return run.trained()
 
 
 def trained_part(basis: Basis, base: Base, trained_layers: int | None) -> Basis:
@@ -141,7 +192,7 @@ class _Run:
     def __init__(
         self,
         base: Base,
-        adapter: SingularValueAdapter,
+        adapter: Adapter,
         task: Task,
         objective: Objective,
         settings: TrainingSettings,
@@ -150,7 +201,7 @@ class _Run:
         record: Record,
     ) -> None:
         self._base, self._adapter, self._task, self._objective = base, adapter, task, objective
-        self._settings, self._directory, self._basis = settings, checkpoint_dir, basis
+        self._settings, self._directory = settings, checkpoint_dir
         self._optimizer = MuonGrokfast(adapter.parameters(), settings.optimizer)
         self._key = storage.sha256_json(
             {
@@ -166,7 +217,8 @@ class _Run:
         self._best_score: dict[str, Any] = {"num_right": -1, "num_rows": 0, "step": 0}
         self._trace: list[dict[str, Any]] = []
         self._compared: tuple[Reader, list[Branched]] | None = None
-        self._figures = StepFigures(task.name, basis, adapter.deltas, record)
+        scales = {name: value for name, value in adapter.deltas.items() if name in basis.matrices}
+        self._figures = StepFigures(task.name, basis, scales, record)
         self._resume()
 
     def summary(self) -> str:
@@ -232,18 +284,10 @@ class _Run:
                 "the last good state is kept"
             )
 
-    def expert(self) -> Expert:
-        """Return the best state as an expert file's content."""
+    def trained(self) -> Trained:
+        """Return the best state, and list the steps in the folder."""
         save_trace(self._trace, self._directory, self._task.name)
-        return Expert(
-            domain=self._task.name,
-            deltas={**_untrained(self._basis), **self._best},
-            base_hash=self._base.weight_hash,
-            basis_hash=self._basis.hash,
-            settings={**dataclasses.asdict(self._settings), **_prompting(self._base), "trace": self._trace},
-            seed=self._settings.seed,
-            score={**self._best_score, "split": "search"},
-        )
+        return Trained(values=self._best, score=self._best_score, trace=self._trace, settings=self._settings)
 
     def save(self) -> None:
         """Write the state of training."""

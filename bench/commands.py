@@ -1,4 +1,4 @@
-"""Handlers of the verbs that measure and judge: bench, gate, compare, duel, history, report, plan, doctor, eval.
+"""Handlers of the verbs that measure and judge: bench, gate, compare, duel, history, report, plan, doctor, eval and others.
 
 Each prints one table for a person, or with --json one document; the verdict is the exit code.
 """
@@ -424,6 +424,72 @@ def handle_doctor(args: argparse.Namespace) -> int:
         return 0
     print(capabilities_text(findings))
     return 0
+
+
+def handle_baselines(args: argparse.Namespace) -> int:
+    """Train and score SVF, LoRA and others with one budget, and write the report of them all."""
+    from pathlib import Path
+
+    from ..adapt.baselines import BaselineSettings, run_baselines
+    from ..adapt.commands import base_basis, require_sight, training_settings
+    from ..adapt.tasks.task import load_task
+    from ..config import ExpertSettings
+    from ..cores import limit_threads, threads_for
+    from ..model.checkpoint import load_base
+    from .report.baselines import lines, write_baselines
+
+    task = load_task(args.task, data_dir=args.data, online=args.online)
+    # one draw a step, so that every arm sees the same number of prompts
+    shared = {"num_steps": args.steps, "prompts_per_step": args.prompts, "max_draws": 1}
+    shared |= {"num_validation_rows": args.search_rows, "validate_every": max(1, args.steps // _VALIDATIONS)}
+    experts = ExpertSettings(**shared)
+    settings = BaselineSettings(
+        training=training_settings(experts, task),
+        arms=args.arms,
+        seeds=args.seeds,
+        rates=args.rates,
+        lora_rates=args.lora_rates,
+        rank=args.rank,
+        kind=args.kind,
+        num_gate_rows=args.n,
+        data_dir=args.data,
+        online=args.online,
+    )
+    progress = _progress(args)
+    with storage.only_writer(args.out):
+        base = load_base(args.base, is_chat=args.is_chat)
+        _ = base.tokenizer  # a base that cannot read text is refused before any work
+        require_sight(task, base)
+        limit_threads(threads_for(base.model.num_parameters(), num_threads=args.threads))
+        basis = base_basis(base, args.out, progress)
+        found = run_baselines(base, basis, task, settings, args.out, progress=progress)
+        document = {**found, "model": Path(args.base).name, "command": _baselines_command(args)}
+        page = write_baselines(document, args.out)
+    if args.json:
+        _print_json(document)
+    else:
+        print(f"{lines(document)}\n\nreport: {page}")
+    return 0
+
+
+def _baselines_command(args: argparse.Namespace) -> str:
+    """The line that makes the same comparison again."""
+    import shlex
+
+    def joined(values: Sequence[float]) -> str:
+        return ",".join(f"{value:g}" for value in values)
+
+    words = ["havoc", "baselines", args.base, "--task", args.task, "--arms", ",".join(args.arms)]
+    words += ["--seeds", joined(args.seeds), "--steps", str(args.steps), "--prompts", str(args.prompts)]
+    words += ["--rates", joined(args.rates), "--lora-rates", joined(args.lora_rates), "--rank", str(args.rank)]
+    words += ["--kind", args.kind, "--n", str(args.n), "--search-rows", str(args.search_rows)]
+    words += [] if args.data is None else ["--data", str(args.data)]
+    words += [*(["--online"] if args.online else []), *([] if args.is_chat else ["--no-chat"])]
+    return shlex.join([*words, "--out", str(args.out)])
+
+
+_VALIDATIONS = 4
+"""How often a training of `havoc baselines` is validated, beside the base before its first step."""
 
 
 def handle_eval(args: argparse.Namespace) -> int:

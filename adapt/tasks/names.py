@@ -18,6 +18,9 @@ DOMAINS = ("math", "code", "reasoning", "vision")
 Method = Literal["auto", "expected-reward", "reinforce", "next-token"]
 """How an expert of a task is trained: what a step descends."""
 
+ARMS = ("svf-reward", "svf-next-token", "lora-reward", "lora-next-token", "kind-next-token")
+"""What `havoc baselines` may compare: what is trained, and from what."""
+
 BUNDLED = Path(__file__).with_name("files")
 CLASSIFIER = "classifier"
 """What the scales of the first pass are called, so no task is."""

@@ -39,12 +39,12 @@ _ACCURACY_FLOOR = 0.5
 
 def html(run: Run) -> str:
     """Return the page for people."""
-    return _environment().get_template("report.html.jinja").render(**content(run), charts=pictures(run))
+    return environment().get_template("report.html.jinja").render(**content(run), charts=pictures(run))
 
 
 def markdown(run: Run) -> str:
     """Return the page for a pull request."""
-    return _environment().get_template("report.md.jinja").render(**content(run))
+    return environment().get_template("report.md.jinja").render(**content(run))
 
 
 def index(
@@ -56,7 +56,7 @@ def index(
     """Return the page above all runs: `runs` are lines of the history, oldest first, `limits` those of each target."""
     names = list(dict.fromkeys(name for run in runs for name, value in run["metrics"].items() if value is not None))
     return (
-        _environment()
+        environment()
         .get_template("index.html.jinja")
         .render(
             runs=[_index_row(run, names) for run in runs],
@@ -129,7 +129,8 @@ def _utc(created_utc: str) -> str:
     return created_utc.replace("T", " ").removesuffix("Z") + " UTC"
 
 
-def _environment() -> Environment:
+def environment() -> Environment:
+    """Return the templates of this folder, with the filters that make texts safe."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(("html.jinja",), default=False),

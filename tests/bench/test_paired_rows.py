@@ -7,7 +7,10 @@ import random
 import pytest
 from scipy import stats
 
+from havoc_core.bench.duel import DuelOutcome
+from havoc_core.bench.judge.paired import Paired
 from havoc_core.bench.judge.paired_rows import PairedRows, joined, judge_rows, mcnemar
+from havoc_core.bench.report.markdown import duel_markdown
 
 MARGIN = 0.02
 
@@ -76,3 +79,20 @@ def test_worse_by_just_the_margin_is_seldom_called_worse() -> None:
 def test_one_word_for_speed_and_answers(words: list[str], word: str) -> None:
     """A faster side that answers worse is worse."""
     assert joined(words) == word
+
+
+def test_a_comment_shows_times_and_answers() -> None:
+    """Both tables, each with its change; what was only measured says so, and names do not become markup."""
+    answers = judge_rows({"sums": [True] * 100}, {"sums": [True] * 60 + [False] * 40}, {"sums": "5" * 64}, margin=0.02)
+    times = {"old": 10.0, "new": 10.1, "ratio": 1.01, "low": 0.99, "high": 1.03}
+    rows = [
+        Paired(quantity="prefill", witness="wall time", num_blocks=8, shift="equal", **times),
+        Paired(quantity="memory", witness="wall time", num_blocks=8, unit="MB", old=90.0, new=99.0, decides=False),
+    ]
+    outcome = DuelOutcome("equal", rows, 8)
+    text = duel_markdown(outcome, 0.05, ("old`x", "new"), ["<b>"], answers=answers, answer_margin=0.02)
+    assert text.startswith("**equal**: `new` against `old'x`, the same within 5%")
+    assert "| prefill, wall time | 10.000 ms | 10.100 ms | 1.010 |" in text
+    assert "shown only" in text
+    assert "| sums | 100.0 % | 60.0 % | -40.0 |" in text
+    assert "- \\<b\\>" in text
