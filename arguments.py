@@ -90,6 +90,7 @@ def add_pretrain(parser: Parser) -> None:
     tokenizer_help = "folder of a tokenizer.json to use, as `havoc tokenizer train` writes it (default: a new one)"
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=tokenizer_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the preset's recipe)")
+    _add_device(parser, "trains")
     _add_seed(parser)
     _add_out(parser)
     _add_output(parser)
@@ -124,6 +125,7 @@ def add_train(parser: Parser) -> None:
     asked.add_argument("--classifier", type=_names, metavar="TASKS", help=classifier_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the recipe's)")
     _add_method(parser)
+    _add_device(parser, "trains", "the recipe's")
     _add_recipe(parser)
     _add_data(parser)
     _add_seed(parser)
@@ -149,6 +151,7 @@ def add_search(parser: Parser) -> None:
     _add_target(parser)
     other_help = "measure costs here though the target is another device; they then prove nothing of its limits"
     parser.add_argument("--on-this-machine", action="store_true", help=other_help)
+    _add_device(parser, "answers for candidates", "the recipe's")
     _add_recipe(parser)
     _add_data(parser)
     _add_seed(parser)
@@ -245,6 +248,7 @@ def add_eval(parser: Parser) -> None:
     dispatch_help = f"compare two-pass inference on a base, joined by commas: {', '.join(WAYS)}"
     parser.add_argument("--dispatch", type=_ways, default=(), metavar="WAYS", help=dispatch_help)
     _add_dispatch(parser)
+    _add_device(parser, "answers", "cpu for a base; for an artifact cuda where a card is, else cpu")
     _add_threads(parser)
     _add_output(parser)
 
@@ -427,6 +431,13 @@ def _add_model_or_artifact(parser: Parser) -> None:
 def _add_threads(parser: Parser) -> None:
     threads_help = "threads of each job (default: as many as the model's size is worth)"
     parser.add_argument("--threads", type=_positive, metavar="N", help=threads_help)
+
+
+def _add_device(parser: Parser, what: str, default: str = "cpu") -> None:
+    from .model.device import DeviceName
+
+    device_help = f"what {what}: the CPU, or an NVIDIA card (default: {default})"
+    parser.add_argument("--device", choices=get_args(DeviceName), help=device_help)
 
 
 def _add_chat(parser: Parser) -> None:

@@ -21,6 +21,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from .adapt.tasks.names import DOMAINS, Method, require_name
 from .errors import HavocError
 from .mistakes import mistakes
+from .model.device import DeviceName
 from .storage import explained, read_bounded
 from .track.tracker import NAME, PROJECT
 
@@ -82,10 +83,13 @@ def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class ModelSettings(_Section):
-    """Which base is adapted."""
+    """Which base is adapted, and what computes."""
 
     base: str = Field(default="nano", min_length=1, description="a preset, a model directory or a .gguf file")
     chat: bool = Field(default=True, description="prompts go through the base's chat template where it has one")
+    device: DeviceName = Field(
+        default="cpu", description='what trains experts and answers for candidates: "cpu", or an NVIDIA card, "cuda"'
+    )
 
 
 class DataSettings(_Section):

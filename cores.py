@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
 import sys
 from pathlib import Path
 
@@ -41,6 +42,25 @@ def _read_line(path: Path) -> str | None:
     with contextlib.suppress(OSError):
         return path.read_text(errors="replace").strip()
     return None
+
+
+def processor_fields() -> dict[str, str]:
+    """What Linux lists of the first processor, by its own names; nothing on another system."""
+    text = ""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def cpu_name() -> str:
+    """Name of the processor, or of the board where its system names only that."""
+    if name := processor_fields().get("model name"):
+        return name
+    with contextlib.suppress(OSError):
+        if name := Path("/proc/device-tree/model").read_text(errors="replace").strip("\0 \n"):
+            return name
+    return platform.processor() or platform.machine() or "unknown"
 
 
 def available_memory_bytes() -> int | None:

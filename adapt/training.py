@@ -16,6 +16,7 @@ import torch
 
 from .. import storage
 from ..errors import HavocError, MeasurementError
+from ..model.device import made_on, place_of
 from ..model.scorer import TorchScorer
 from ..progress import SILENT, Progress
 from ..track.metrics_file import Record, record_nothing
@@ -65,6 +66,7 @@ def train_expert(
 
     `checkpoint_dir` receives `training_<task>.safetensors` (state) and `training_<task>.jsonl` (one line a step).
     `record` is handed the metrics of each step before its state is saved, so none is missing after an interruption.
+    It is trained where `base.model` is, and its settings say where that was (`model.device.made_on`).
     Raises `HavocError` for a method the task cannot have and, under reinforce, when every sampled reward of the first
     step is equal; `MeasurementError` when losses or gradients stay non-finite.
     """
@@ -240,7 +242,12 @@ class _Run:
             deltas={**_untrained(self._basis), **self._best},
             base_hash=self._base.weight_hash,
             basis_hash=self._basis.hash,
-            settings={**dataclasses.asdict(self._settings), **_prompting(self._base), "trace": self._trace},
+            settings={
+                **dataclasses.asdict(self._settings),
+                **_prompting(self._base),
+                "made_on": made_on(self._base.model.device),
+                "trace": self._trace,
+            },
             seed=self._settings.seed,
             score={**self._best_score, "split": "search"},
         )
@@ -255,10 +262,11 @@ class _Run:
             trace=self._trace,
             optimizer=self._optimizer.state_dict(),
         )
-        save_state(state, self._directory, self._task.name, key=self._key)
+        save_state(state, self._directory, self._task.name, key=self._key, place=place_of(self._base.model.device))
 
     def _resume(self) -> None:
-        state = load_state(self._directory, self._task.name, key=self._key)
+        place = place_of(self._base.model.device)
+        state = load_state(self._directory, self._task.name, key=self._key, place=place)
         if state is None:
             return
         try:
