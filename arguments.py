@@ -209,6 +209,8 @@ def _add_graph(parser: Parser) -> None:
     parser.add_argument("--dialect", choices=(*DIALECTS, "auto"), help=dialect_help)
     device_help = "where the graph will run (default: cpu)"
     parser.add_argument("--for", dest="device", choices=tuple(DEVICE_KINDS), help=device_help)
+    proof_help = "prove the graph on an NVIDIA card too, beside the CPU (default: cpu, which proves it always)"
+    parser.add_argument("--device", dest="proven_on", choices=tuple(DEVICE_KINDS), help=proof_help)
     cache_help = "a cache that grows, or one of fixed length that is written in place (default: dynamic)"
     parser.add_argument("--cache", choices=CACHES, default="dynamic", help=cache_help)
     length_help = "tokens that a static cache holds (default: the model's context)"

@@ -12,7 +12,7 @@ branches of all rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -72,7 +72,7 @@ class BranchLayout:
     def to(self, device: torch.device) -> BranchLayout:
         """Return the same batch on `device`."""
         tensors: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return BranchLayout(**{name: one if one is None else one.to(device) for name, one in tensors.items()})
+        return replace(self, **{name: one.to(device) for name, one in tensors.items() if one is not None})
 
 
 def encode_branches(model: HavocModel, tokenizer: Tokenizer, prompt: PromptLike, branches: Sequence[str]) -> Branched:

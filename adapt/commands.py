@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..config import ExpertSettings
-    from ..model.device import DeviceName
     from ..model.checkpoint import Base
+    from ..model.device import DeviceName
     from ..progress import Progress
     from .basis import Basis
     from .expert import Expert

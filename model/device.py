@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import torch
 
 DeviceName = Literal["cpu", "cuda"]
+_INSTEAD = "or take the CPU (--device cpu, in a recipe model.device)"
 
 
 def open_device(name: DeviceName) -> torch.device:
@@ -26,13 +27,13 @@ def open_device(name: DeviceName) -> torch.device:
         return torch.device("cpu")
     if not torch.backends.cuda.is_built():
         raise IdentityError(
-            f"--device cuda: this torch ({torch.__version__}) was built without CUDA; install one that was "
-            "(https://pytorch.org/get-started), or take --device cpu"
+            f"device cuda: this torch ({torch.__version__}) was built without CUDA; install one that was "
+            f"(https://pytorch.org/get-started), {_INSTEAD}"
         )
     if not torch.cuda.is_available():
         raise IdentityError(
-            f"--device cuda: torch ({torch.__version__}) finds no NVIDIA card that it can use here; check nvidia-smi "
-            "and CUDA_VISIBLE_DEVICES, or take --device cpu"
+            f"device cuda: torch ({torch.__version__}) finds no NVIDIA card here that it can use; check nvidia-smi and "
+            f"CUDA_VISIBLE_DEVICES, {_INSTEAD}"
         )
     torch.set_float32_matmul_precision("highest")  # an environment variable may have allowed TF32
     return torch.device("cuda")

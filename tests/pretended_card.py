@@ -4,9 +4,9 @@
         base = load_base("nano", device="cuda")         # copies every weight "to the card"
 
 What a real card refuses is refused here with the same kind of error: an operation on tensors of which some are on the
-card and some are not, NumPy's view of a tensor on the card, a random generator of the CPU. Memory is the CPU's, so
-numbers are its too. A tensor is on the card if its storage is: torch is asked about devices in `__torch_function__`, and
-every operation, those of the backward pass included, goes through `_Operations`.
+card and some are not, NumPy's view of a tensor on the card, a random generator of the CPU. The memory is the CPU's, and
+so are the numbers. A tensor is on the card if its storage is: questions about devices go through `__torch_function__`,
+and every operation, those of the backward pass included, goes through `_Operations`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 NAME = "Pretended GeForce"
 CARD = torch.device("cuda", 0)
-_MOVES = ("aten::copy_", "aten::_to_copy")
+_MOVES = ("aten::copy_", "aten::_to_copy", "aten::to")
 _TAKES_INDICES = ("aten::index", "aten::index_put", "aten::index_put_", "aten::_index_put_impl_")
 _CPU_VIEWS = (Tensor.numpy, Tensor.__array__)
 
@@ -34,7 +34,7 @@ _CPU_VIEWS = (Tensor.numpy, Tensor.__array__)
 class _Generator(torch.Generator):
     """A generator that knows where it was asked for."""
 
-    def __new__(cls, device: object = "cpu") -> Self:  # noqa: ARG004 - `__init__` takes it
+    def __new__(cls, device: object = "cpu") -> Self:
         return super().__new__(cls)
 
     def __init__(self, device: object = "cpu") -> None:
@@ -63,8 +63,8 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self._storages = storages
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
-        name = function._schema.name  # noqa: SLF001 - has no public name
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function._schema.name
         own, others = self._sorted((args, kwargs or {}))
         if own and name not in _MOVES:
             strangers = [tensor for tensor in others if tensor.ndim and not self._may_be_index(name, args, tensor)]
@@ -83,7 +83,7 @@ class _Operations(TorchDispatchMode):
             (own if self._storages.hold(tensor) else others).append(tensor)
         return own, others
 
-    def _may_be_index(self, name: str, args: Any, tensor: Tensor) -> bool:  # noqa: ANN401
+    def _may_be_index(self, name: str, args: Any, tensor: Tensor) -> bool:
         """Whether a tensor of the CPU only says which places of one on the card are meant, as torch allows."""
         return name in _TAKES_INDICES and tensor is not args[0] and self._storages.hold(args[0])
 
@@ -121,7 +121,7 @@ class PretendedCard(TorchFunctionMode):
     def _clear(self) -> None:
         self.num_cleared += 1
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # noqa: ANN401
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function == Tensor.device.__get__:
             return CARD if self._storages.hold(args[0]) else torch.device("cpu")
@@ -143,7 +143,7 @@ class PretendedCard(TorchFunctionMode):
                 self._storages.put(tensor)
         return result
 
-    def _to(self, args: Any, kwargs: Any) -> Tensor:  # noqa: ANN401
+    def _to(self, args: Any, kwargs: Any) -> Tensor:
         """Copy a tensor where it is to be, which may be where another one is."""
         like = [self._place(value) for value in args[1:] if isinstance(value, Tensor)]
         named = [torch.device(value) for value in args[1:] if isinstance(value, torch.device | str)]
@@ -157,15 +157,15 @@ class PretendedCard(TorchFunctionMode):
     def _place(self, tensor: Tensor) -> torch.device:
         return CARD if self._storages.hold(tensor) else torch.device("cpu")
 
-    def _moved(self, tensor: Tensor, place: torch.device, convert: Any) -> Tensor:  # noqa: ANN401
+    def _moved(self, tensor: Tensor, place: torch.device, convert: Any) -> Tensor:
         """Convert a tensor, with memory of its own where it changes its place."""
         is_there = self._storages.hold(tensor) == (place.type == "cuda")
         converted: Tensor = convert(tensor)
-        if not is_there and converted.untyped_storage()._cdata == tensor.untyped_storage()._cdata:  # noqa: SLF001
+        if not is_there and converted.untyped_storage()._cdata == tensor.untyped_storage()._cdata:
             converted = Tensor.to(converted, copy=True)
         return self._storages.put(converted) if place.type == "cuda" else converted
 
-    def _check_generator(self, args: Any, kwargs: Any) -> None:  # noqa: ANN401
+    def _check_generator(self, args: Any, kwargs: Any) -> None:
         generator = kwargs.get("generator")
         if generator is None:
             return
