@@ -220,7 +220,8 @@ def require_pinned_data(recipe: Recipe, target: Target, tasks: Sequence[Task]) -
 
 
 def require_eyes(recipe: Recipe, base: Base) -> None:
-    """Refuse a task that shows pictures to a base that reads text only, before hours of training."""
+    """Refuse a task of pictures for a base that reads text only, or that cannot hold them, before hours of training."""
+    from .adapt.tasks.sight import require_fitting_pictures
     from .measuring import recipe_tasks
 
     unseen = [task.name for task in recipe_tasks(recipe) if task.needs_pictures]
@@ -230,6 +231,8 @@ def require_eyes(recipe: Recipe, base: Base) -> None:
             f"{recipe.model.base} reads text only, and the tasks {', '.join(unseen)} show pictures: write "
             f"tasks = {json.dumps(names)} in [experts] of the recipe"
         )
+    for task in recipe_tasks(recipe):
+        require_fitting_pictures(task, base.config)
 
 
 def require_rows(recipe: Recipe) -> None:

@@ -181,9 +181,12 @@ def base_basis(base: Base, out: Path, progress: Progress) -> Basis:
 
 
 def require_sight(task: Task, base: Base) -> None:
-    """Refuse a task that shows pictures where the base reads text only."""
+    """Refuse a task that shows pictures where the base reads text only, or where they do not fit it."""
+    from .tasks.sight import require_fitting_pictures
+
     if task.needs_pictures and base.config.vision is None:
         raise HavocError(f"the base reads text only, and the task {task.name} shows pictures: choose another --task")
+    require_fitting_pictures(task, base.config)
 
 
 def training_settings(experts: ExpertSettings, task: Task) -> TrainingSettings:

@@ -55,6 +55,6 @@ def evaluate_dispatch(
             online=settings.online,
             few_shot=few_shot,
         )
-        asked = scoring.load(can_see=base.config.vision is not None)
+        asked = scoring.load(base.config)
         document = compare_dispatch(mixtures, basis, experts, asked, settings, progress=progress)
     return {"made_on": made_on(base.model.device), **document}

@@ -93,7 +93,7 @@ def _score_base(
 
     base = load_base(model, is_chat=scoring.is_chat, device=device)
     limit_threads(threads_for(base.model.num_parameters(), num_threads=num_threads))
-    tasks = scoring.load(can_see=base.config.vision is not None)
+    tasks = scoring.load(base.config)
     with progress.stage("score", sum(scoring.num_rows or task.num_rows for task in tasks), unit="rows") as stage:
         found = score_tasks(
             TorchScorer(base.model, base.tokenizer),
