@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, get_args
 
 from .adapt.tasks.names import DOMAINS, Method
+from .cores import TorchDevice
 from .errors import HavocError
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 COMPUTES = ("fp32", "int8")
 QUANTIZERS = ("rtn", "hqq", "k-quant", "gptq")
 METHODS = get_args(Method)
+DEVICES = get_args(TorchDevice)
 RULES = ("delta", "literal", "renorm")
 CACHES = ("dynamic", "static")
 LOGITS = ("last", "all")
@@ -436,10 +438,8 @@ def _add_threads(parser: Parser) -> None:
 
 
 def _add_device(parser: Parser, what: str, default: str = "cpu") -> None:
-    from .model.device import DeviceName
-
     device_help = f"what {what}: the CPU, or an NVIDIA card (default: {default})"
-    parser.add_argument("--device", choices=get_args(DeviceName), help=device_help)
+    parser.add_argument("--device", choices=DEVICES, help=device_help)
 
 
 def _add_chat(parser: Parser) -> None:

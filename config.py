@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .adapt.tasks.names import DOMAINS, Method, require_name
+from .cores import TorchDevice
 from .errors import HavocError
 from .mistakes import mistakes
-from .model.device import DeviceName
 from .storage import explained, read_bounded
 from .track.tracker import NAME, PROJECT
 
@@ -87,7 +87,7 @@ class ModelSettings(_Section):
 
     base: str = Field(default="nano", min_length=1, description="a preset, a model directory or a .gguf file")
     chat: bool = Field(default=True, description="prompts go through the base's chat template where it has one")
-    device: DeviceName = Field(
+    device: TorchDevice = Field(
         default="cpu", description='what trains experts and answers for candidates: "cpu", or an NVIDIA card, "cuda"'
     )
 

@@ -1,4 +1,4 @@
-"""How many cores there are for a job, and how they are divided into processes and threads.
+"""What may compute, how many cores there are for a job, and how they are divided into processes and threads.
 
 A library's own default is a thread a core, whatever else runs. Threads of one product wait for each other, so beside
 other work each product is as late as its latest thread; torch's waiting threads also spin, and a step of a small model
@@ -14,9 +14,12 @@ import os
 import platform
 import sys
 from pathlib import Path
+from typing import Literal
 
 from .cgroups import cpu_quota_cores
 
+TorchDevice = Literal["cpu", "cuda"]
+"""What torch can be told to compute on (`model.device`)."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _WAIT_POLICY = "OMP_WAIT_POLICY"
 _MIN_PARAMETERS_PER_THREAD = 30_000_000

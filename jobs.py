@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from .adapt.tasks import sources
 from .adapt.tasks.evaluation import score
 from .config import Recipe, Rule  # noqa: TC001 - `messages.read` needs them
-from .cores import limit_threads, processes_for, threads_for
+from .cores import TorchDevice, limit_threads, processes_for, threads_for
 from .errors import IdentityError, MeasurementError
 from .export.runtime.devices import DEVICE_KINDS
 from .messages import plain, read
-from .model.device import DeviceName, clear_cache
+from .model.device import clear_cache
 from .processes import Workers
 from .track.metrics_file import MetricsFile
 
@@ -54,7 +54,7 @@ class Place:
 class DeviceRequest:
     """Try a device."""
 
-    device: DeviceName
+    device: TorchDevice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,20 +104,20 @@ class DivergeRequest:
     alphas: tuple[tuple[float, ...], ...]
 
 
-def training_workers(base: Base, num_jobs: int, *, num_threads: int | None, device: DeviceName = "cpu") -> Workers:
+def training_workers(base: Base, num_jobs: int, *, num_threads: int | None, device: TorchDevice = "cpu") -> Workers:
     """Give workers for so many trainings over `base`; of a card one, since one job fills it."""
     return _workers(base, num_jobs, num_copies=_COPIES_OF_A_TRAINING, num_threads=num_threads, device=device)
 
 
 def scoring_workers(
-    base: Base, num_jobs: int, *, num_experts: int, num_threads: int | None, device: DeviceName = "cpu"
+    base: Base, num_jobs: int, *, num_experts: int, num_threads: int | None, device: TorchDevice = "cpu"
 ) -> Workers:
     """Give workers for so many mixtures of experts of `base`; of a card one."""
     num_copies = _COPIES_OF_A_SCORING + num_experts
     return _workers(base, num_jobs, num_copies=num_copies, num_threads=num_threads, device=device)
 
 
-def _workers(base: Base, num_jobs: int, *, num_copies: int, num_threads: int | None, device: DeviceName) -> Workers:
+def _workers(base: Base, num_jobs: int, *, num_copies: int, num_threads: int | None, device: TorchDevice) -> Workers:
     num_parameters = base.model.num_parameters()
     if device != "cpu":
         return Workers(1, threads_for(num_parameters, num_threads=num_threads))

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..config import ExpertSettings
+    from ..cores import TorchDevice
     from ..model.checkpoint import Base
-    from ..model.device import DeviceName
     from ..progress import Progress
     from .basis import Basis
     from .expert import Expert
@@ -40,7 +40,7 @@ def handle_pretrain(args: argparse.Namespace) -> int:
     settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
     tokenizer = None if args.tokenizer is None else Tokenizer.load(args.tokenizer)
     progress = make_progress(quiet=args.quiet)
-    device: DeviceName = args.device or "cpu"
+    device: TorchDevice = args.device or "cpu"
     out = pretrain(args.preset, args.out, settings=settings, tokenizer=tokenizer, device=device, progress=progress)
     print(json.dumps({"base": str(out)}) if args.json else f"base written to {out}")
     return 0

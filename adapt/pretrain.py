@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from ..model.device import DeviceName
+    from ..cores import TorchDevice
 
 _IGNORED = -100
 _CHECKPOINT = "pretraining.safetensors"
@@ -93,7 +93,7 @@ def pretrain(
     *,
     settings: PretrainSettings | None = None,
     tokenizer: Tokenizer | None = None,
-    device: DeviceName = "cpu",
+    device: TorchDevice = "cpu",
     progress: Progress = SILENT,
 ) -> Path:
     """Train `preset` on the built-in corpus and write the base to `out`; return `out`.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..adapt.dispatch_table import DispatchSettings
-    from ..model.device import DeviceName
+    from ..cores import TorchDevice
     from ..progress import Progress
 
 
@@ -29,7 +29,7 @@ def evaluate_dispatch(
     tasks: Sequence[str] = (),
     few_shot: int | None = None,
     is_chat: bool = True,
-    device: DeviceName = "cpu",
+    device: TorchDevice = "cpu",
     num_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..adapt.tasks.evaluation import Scoring
-    from ..model.device import DeviceName
+    from ..cores import TorchDevice
     from ..progress import Progress
     from .accuracy import TaskScores
     from .judge.schema import DomainAccuracy
@@ -48,7 +48,7 @@ def evaluate(
     scoring: Scoring,
     *,
     alpha: Mapping[str, float] | None = None,
-    device: DeviceName | None = None,
+    device: TorchDevice | None = None,
     num_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> EvaluatedTasks:
@@ -85,7 +85,7 @@ def _ran_on(provider: str) -> dict[str, Any]:
 
 
 def _score_base(
-    model: str, scoring: Scoring, device: DeviceName, num_threads: int | None, progress: Progress
+    model: str, scoring: Scoring, device: TorchDevice, num_threads: int | None, progress: Progress
 ) -> tuple[TaskScores, dict[str, Any]]:
     from ..model.checkpoint import load_base
     from ..model.device import made_on

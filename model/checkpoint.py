@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from .device import DeviceName
+    from ..cores import TorchDevice
     from .tokenizer import Tokenizer
 
 BUNDLED_NANO = Path(__file__).parent / "nano"
@@ -60,7 +60,7 @@ class Base:
 
 
 def load_base(
-    path_or_preset: str | Path, *, is_chat: bool = True, context: int | None = None, device: DeviceName = "cpu"
+    path_or_preset: str | Path, *, is_chat: bool = True, context: int | None = None, device: TorchDevice = "cpu"
 ) -> Base:
     """Load a directory, a GGUF file, the bundled `nano`, or another preset's shape with random weights (seed 0).
 

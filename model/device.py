@@ -7,7 +7,7 @@ loaded when a device is opened.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from ..cores import cpu_name
 from ..errors import IdentityError
@@ -15,11 +15,12 @@ from ..errors import IdentityError
 if TYPE_CHECKING:
     import torch
 
-DeviceName = Literal["cpu", "cuda"]
+    from ..cores import TorchDevice
+
 _INSTEAD = "or take the CPU (--device cpu, in a recipe model.device)"
 
 
-def open_device(name: DeviceName) -> torch.device:
+def open_device(name: TorchDevice) -> torch.device:
     """Return torch's device of that name, ready for fp32; `IdentityError` where torch finds no such device here."""
     import torch
 
