@@ -130,9 +130,9 @@ def _also_on(args: argparse.Namespace) -> dict[str, str]:
     try:
         name = identify_device(kind.provider).name
     except HavocError as error:
-        raise IdentityError(f"--device {kind.name}: {error}") from error
+        raise IdentityError(f"device {kind.name}: {error}") from error
     if (problem := provider_problem(kind.provider)) is not None:
-        raise IdentityError(f"--device {kind.name}: {problem}")
+        raise IdentityError(f"device {kind.name}: {problem}")
     return {kind.provider: name}
 
 

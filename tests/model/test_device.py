@@ -82,7 +82,7 @@ def test_an_artifact_is_proven_on_a_card_only_where_there_is_one(
     monkeypatch.undo()
     monkeypatch.setattr("havoc_core.bench.doctor.provider_problem", lambda _: "it was tried")
     assert main(["export", "nano", "--device", "cuda", "--out", str(tmp_path / "out"), "--quiet"]) == 5
-    assert capsys.readouterr().err.startswith("havoc: error: --device cuda: ")
+    assert capsys.readouterr().err.startswith("havoc: error: device cuda: ")
     assert not (tmp_path / "out").exists()
 
 
