@@ -124,7 +124,7 @@ def sample_rollout(base: Base, task: Task, rows: Sequence[Row], settings: Traini
         eos_id=base.tokenizer.eos_ids,
         num_samples=num_samples,
     ).clone()
-    repeated = torch.arange(len(rows), device=device).repeat_interleave(num_samples)
+    repeated = torch.arange(len(rows)).repeat_interleave(num_samples)
     texts = completions(base.tokenizer, ids_BT[repeated], mask_BT[repeated], new_BN)
     pairs = [(rows[index // num_samples], text) for index, text in enumerate(texts)]
     rewards = task.judge(pairs)
