@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, get_args
 
 from .adapt.tasks.names import ARMS, DOMAINS, Method
+from .cores import TorchDevice
 from .errors import HavocError
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ BLOCK_SIZES = (16, 32, 64, 128, 256)
 COMPUTES = ("fp32", "int8")
 QUANTIZERS = ("rtn", "hqq", "k-quant", "gptq")
 METHODS = get_args(Method)
+DEVICES = get_args(TorchDevice)
 RULES = ("delta", "literal", "renorm")
 CACHES = ("dynamic", "static")
 LOGITS = ("last", "all")
@@ -93,6 +95,7 @@ def add_pretrain(parser: Parser) -> None:
     tokenizer_help = "folder of a tokenizer.json to use, as `havoc tokenizer train` writes it (default: a new one)"
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=tokenizer_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the preset's recipe)")
+    _add_device(parser, "trains")
     _add_seed(parser)
     _add_out(parser)
     _add_output(parser)
@@ -127,6 +130,7 @@ def add_train(parser: Parser) -> None:
     asked.add_argument("--classifier", type=_names, metavar="TASKS", help=classifier_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the recipe's)")
     _add_method(parser)
+    _add_device(parser, "trains", "the recipe's")
     _add_recipe(parser)
     _add_data(parser)
     _add_seed(parser)
@@ -181,6 +185,7 @@ def add_search(parser: Parser) -> None:
     _add_target(parser)
     other_help = "measure costs here though the target is another device; they then prove nothing of its limits"
     parser.add_argument("--on-this-machine", action="store_true", help=other_help)
+    _add_device(parser, "answers for candidates", "the recipe's")
     _add_recipe(parser)
     _add_data(parser)
     _add_seed(parser)
@@ -238,6 +243,8 @@ def _add_graph(parser: Parser) -> None:
     parser.add_argument("--dialect", choices=(*DIALECTS, "auto"), help=dialect_help)
     device_help = "where the graph will run (default: cpu)"
     parser.add_argument("--for", dest="device", choices=tuple(DEVICE_KINDS), help=device_help)
+    proof_help = "prove the graph on an NVIDIA card too, beside the CPU (default: cpu, which proves it always)"
+    parser.add_argument("--device", dest="proven_on", choices=tuple(DEVICE_KINDS), help=proof_help)
     cache_help = "a cache that grows, or one of fixed length that is written in place (default: dynamic)"
     parser.add_argument("--cache", choices=CACHES, default="dynamic", help=cache_help)
     length_help = "tokens that a static cache holds (default: the model's context)"
@@ -277,6 +284,7 @@ def add_eval(parser: Parser) -> None:
     dispatch_help = f"compare two-pass inference on a base, joined by commas: {', '.join(WAYS)}"
     parser.add_argument("--dispatch", type=_ways, default=(), metavar="WAYS", help=dispatch_help)
     _add_dispatch(parser)
+    _add_device(parser, "answers", "cpu for a base; for an artifact cuda where a card is, else cpu")
     _add_threads(parser)
     _add_output(parser)
 
@@ -494,6 +502,11 @@ def _add_model_or_artifact(parser: Parser) -> None:
 def _add_threads(parser: Parser) -> None:
     threads_help = "threads of each job (default: as many as the model's size is worth)"
     parser.add_argument("--threads", type=_positive, metavar="N", help=threads_help)
+
+
+def _add_device(parser: Parser, what: str, default: str = "cpu") -> None:
+    device_help = f"what {what}: the CPU, or an NVIDIA card (default: {default})"
+    parser.add_argument("--device", choices=DEVICES, help=device_help)
 
 
 def _add_chat(parser: Parser) -> None:

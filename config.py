@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .adapt.tasks.names import DOMAINS, Method, require_name
+from .cores import TorchDevice
 from .errors import HavocError
 from .mistakes import mistakes
 from .storage import explained, read_bounded
@@ -82,10 +83,13 @@ def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class ModelSettings(_Section):
-    """Which base is adapted."""
+    """Which base is adapted, and what computes."""
 
     base: str = Field(default="nano", min_length=1, description="a preset, a model directory or a .gguf file")
     chat: bool = Field(default=True, description="prompts go through the base's chat template where it has one")
+    device: TorchDevice = Field(
+        default="cpu", description='what trains experts and answers for candidates: "cpu", or an NVIDIA card, "cuda"'
+    )
 
 
 class DataSettings(_Section):

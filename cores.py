@@ -1,4 +1,4 @@
-"""How many cores there are for a job, and how they are divided into processes and threads.
+"""What may compute, how many cores there are for a job, and how they are divided into processes and threads.
 
 A library's own default is a thread a core, whatever else runs. Threads of one product wait for each other, so beside
 other work each product is as late as its latest thread; torch's waiting threads also spin, and a step of a small model
@@ -11,11 +11,15 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import platform
 import sys
 from pathlib import Path
+from typing import Literal
 
 from .cgroups import cpu_quota_cores
 
+TorchDevice = Literal["cpu", "cuda"]
+"""What torch can be told to compute on (`model.device`)."""
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 _WAIT_POLICY = "OMP_WAIT_POLICY"
 _MIN_PARAMETERS_PER_THREAD = 30_000_000
@@ -41,6 +45,25 @@ def _read_line(path: Path) -> str | None:
     with contextlib.suppress(OSError):
         return path.read_text(errors="replace").strip()
     return None
+
+
+def processor_fields() -> dict[str, str]:
+    """What Linux lists of the first processor, by its own names; nothing on another system."""
+    text = ""
+    with contextlib.suppress(OSError):
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
+    return {key.strip(): value.strip() for key, _, value in lines}
+
+
+def cpu_name() -> str:
+    """Name of the processor, or of the board where its system names only that."""
+    if name := processor_fields().get("model name"):
+        return name
+    with contextlib.suppress(OSError):
+        if name := Path("/proc/device-tree/model").read_text(errors="replace").strip("\0 \n"):
+            return name
+    return platform.processor() or platform.machine() or "unknown"
 
 
 def available_memory_bytes() -> int | None:

@@ -17,7 +17,7 @@ from .bench.accuracy import AccuracyRun, run_accuracy
 from .cores import threads_for
 from .errors import HavocError
 from .jobs import AnswerRequest, MixedModels, RowRange, scoring_workers
-from .measuring import divergences_of, recipe_tasks, right_rows
+from .measuring import answered_elsewhere, divergences_of, recipe_tasks, right_rows
 from .model.structure import Structure
 from .processes import results_of
 
@@ -49,6 +49,7 @@ class GateJournal:
             "tasks": {task.name: task.sha256 for task in tasks},
             "data": {task.name: data_hash(task, "gate", data_dir=data_dir, online=online) for task in tasks},
             "recipe": recipe.model_dump(mode="json"),
+            **answered_elsewhere(recipe),
         }
         self._journal = storage.Journal(path)
         opening = {"kind": "gate", "asked": storage.sha256_json(asked)}
@@ -156,7 +157,9 @@ def score_rows(
     contestants |= {expert.domain: alphas[expert.domain] for expert in experts if not expert.is_base}
     num_jobs = len(tasks) * len(contestants)
     rows = RowRange(split="gate", start=0, size=place.recipe.gate.num_rows)
-    with scoring_workers(base, num_jobs, num_experts=len(experts), num_threads=place.num_threads) as workers:
+    with scoring_workers(
+        base, num_jobs, num_experts=len(experts), num_threads=place.num_threads, device=place.recipe.model.device
+    ) as workers:
         sizes = {
             (name, task, start): min(PART_ROWS, len(mixture[task]) - start)
             for task in tasks

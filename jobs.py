@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from .adapt.tasks import sources
 from .adapt.tasks.evaluation import score
 from .config import Recipe, Rule  # noqa: TC001 - `messages.read` needs them
-from .cores import limit_threads, processes_for, threads_for
-from .errors import MeasurementError
+from .cores import TorchDevice, limit_threads, processes_for, threads_for
+from .errors import IdentityError, MeasurementError
+from .export.runtime.devices import DEVICE_KINDS
 from .messages import plain, read
+from .model.device import clear_cache
 from .processes import Workers
 from .track.metrics_file import MetricsFile
 
@@ -46,6 +48,13 @@ class Place:
     out: Path
     experts: Path
     num_threads: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceRequest:
+    """Try a device."""
+
+    device: TorchDevice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,21 +104,40 @@ class DivergeRequest:
     alphas: tuple[tuple[float, ...], ...]
 
 
-def training_workers(base: Base, num_jobs: int, *, num_threads: int | None) -> Workers:
-    """Give workers for so many trainings over `base`."""
-    return _workers(base, num_jobs, num_copies=_COPIES_OF_A_TRAINING, num_threads=num_threads)
+def training_workers(base: Base, num_jobs: int, *, num_threads: int | None, device: TorchDevice = "cpu") -> Workers:
+    """Give workers for so many trainings over `base`; of a card one, since one job fills it."""
+    return _workers(base, num_jobs, num_copies=_COPIES_OF_A_TRAINING, num_threads=num_threads, device=device)
 
 
-def scoring_workers(base: Base, num_jobs: int, *, num_experts: int, num_threads: int | None) -> Workers:
-    """Give workers for so many mixtures of experts of `base`."""
-    return _workers(base, num_jobs, num_copies=_COPIES_OF_A_SCORING + num_experts, num_threads=num_threads)
+def scoring_workers(
+    base: Base, num_jobs: int, *, num_experts: int, num_threads: int | None, device: TorchDevice = "cpu"
+) -> Workers:
+    """Give workers for so many mixtures of experts of `base`; of a card one."""
+    num_copies = _COPIES_OF_A_SCORING + num_experts
+    return _workers(base, num_jobs, num_copies=num_copies, num_threads=num_threads, device=device)
 
 
-def _workers(base: Base, num_jobs: int, *, num_copies: int, num_threads: int | None) -> Workers:
+def _workers(base: Base, num_jobs: int, *, num_copies: int, num_threads: int | None, device: TorchDevice) -> Workers:
     num_parameters = base.model.num_parameters()
+    if device != "cpu":
+        return Workers(1, threads_for(num_parameters, num_threads=num_threads))
     threads = threads_for(num_parameters, num_jobs=num_jobs, num_threads=num_threads)
     num_bytes = _BYTES_PER_PARAMETER * num_parameters * num_copies
     return Workers(processes_for(num_jobs, bytes_per_process=num_bytes, num_threads=threads), threads)
+
+
+def try_device(request: Mapping[str, Any], progress: Progress) -> str:  # noqa: ARG001 - as every job is called
+    """Compute on a device (`DeviceRequest`) with torch and with ONNX Runtime; its name as torch has it.
+
+    Raises `IdentityError` where one of them cannot. In a worker, so that the card is as free afterwards as before.
+    """
+    from .bench.doctor import provider_problem
+    from .model.device import made_on, open_device
+
+    device = open_device(read(DeviceRequest, request).device)
+    if (problem := provider_problem(DEVICE_KINDS[device.type].provider)) is not None:
+        raise IdentityError(f"device {device.type}: {problem}; candidates are answered there by ONNX Runtime")
+    return str(made_on(device)["name"])
 
 
 def train(request: Mapping[str, Any], progress: Progress) -> str:
@@ -129,7 +157,7 @@ def train(request: Mapping[str, Any], progress: Progress) -> str:
     recipe, folder = asked.place.recipe, asked.place.experts
     directory, online = recipe.data.directory, recipe.data.online
     task = load_task(asked.task, data_dir=directory, online=online)
-    base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+    base = load_base(recipe.model.base, is_chat=recipe.model.chat, device=recipe.model.device)
 
     def warn(text: str) -> None:
         with progress.stage("metrics", None) as stage:
@@ -161,6 +189,7 @@ def answer(request: Mapping[str, Any], progress: Progress) -> dict[str, str]:
     asked = read(AnswerRequest, request)
     contest = _contest(_key(asked.mixtures))
     session = contest.sessions.open(asked.alpha, Structure.from_fields(asked.structure))
+    clear_cache(contest.base.model.device)  # what the candidate before left
     answers = {}
     tasks = [task for task in contest.tasks if task.name in asked.tasks]
     with progress.stage("answers", asked.rows.size * len(tasks), unit="rows") as stage:
@@ -176,6 +205,7 @@ def diverge(request: Mapping[str, Any], progress: Progress) -> list[dict[str, fl
 
     asked = read(DivergeRequest, request)
     contest = _contest(_key(asked.mixtures))
+    clear_cache(contest.base.model.device)
     rows = {task.name: compared_rows(contest.base, task, contest.rows(task, asked.rows)) for task in contest.tasks}
     with progress.stage("divergence", len(asked.alphas)) as stage:
         found = divergences(contest.base, contest.basis, contest.experts, asked.alphas, rows, rule=asked.mixtures.rule)
@@ -241,10 +271,17 @@ def _contest(key: str) -> _Contest:
     mixtures = read(MixedModels, json.loads(key))
     place, recipe = mixtures.place, mixtures.place.recipe
     limit_threads(mixtures.num_threads)
-    base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+    base = load_base(recipe.model.base, is_chat=recipe.model.chat, device=recipe.model.device)
     basis = Basis.load(place.out / "basis.safetensors")
     tasks = load_tasks(recipe.experts.tasks, data_dir=recipe.data.directory, online=recipe.data.online)
     paths = [expert_path(place.experts, task.name) for task in tasks]
     experts = [load_expert(path, base_hash=base.weight_hash, basis_hash=basis.hash) for path in paths]
-    sessions = CandidateSessions(base, basis, experts, rule=mixtures.rule, num_threads=mixtures.num_threads)
+    sessions = CandidateSessions(
+        base,
+        basis,
+        experts,
+        rule=mixtures.rule,
+        provider=DEVICE_KINDS[recipe.model.device].provider,
+        num_threads=mixtures.num_threads,
+    )
     return _Contest(recipe, tasks, base, basis, experts, sessions)

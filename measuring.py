@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import onnxruntime
 
@@ -23,7 +23,9 @@ from .errors import HavocError, IdentityError
 from .export.package import export_artifact
 from .export.runtime.artifact import read_manifest
 from .export.runtime.devices import DEVICE_KINDS
-from .jobs import AnswerRequest, DivergeRequest, MixedModels, RowRange, scoring_workers
+from .jobs import AnswerRequest, DeviceRequest, DivergeRequest, MixedModels, RowRange, scoring_workers
+from .model.device import open_device
+from .processes import Workers, results_of
 from .storage import scratch_directory
 
 if TYPE_CHECKING:
@@ -37,7 +39,6 @@ if TYPE_CHECKING:
     from .jobs import Place
     from .model.checkpoint import Base
     from .model.structure import Structure
-    from .processes import Workers
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +80,26 @@ def bind(recipe: Recipe) -> Bound:
     return Bound(identify_device(provider), provider, "measured_other_device", *work)
 
 
+def require_device(recipe: Recipe) -> None:
+    """Refuse a recipe's device that torch or ONNX Runtime cannot use here, before any work; an `IdentityError`."""
+    device = recipe.model.device
+    open_device(device)
+    if device != "cpu":
+        with Workers(1) as workers:
+            list(results_of(workers.run(".jobs:try_device", [DeviceRequest(device=device)])))
+
+
+def answered_on(recipe: Recipe) -> dict[str, str]:
+    """Kind and name of the device that answers for candidates."""
+    device = identify_device(DEVICE_KINDS[recipe.model.device].provider)
+    return {"device": device.kind, "name": device.name}
+
+
+def answered_elsewhere(recipe: Recipe) -> dict[str, Any]:
+    """What a journal depends on where the CPU does not answer: answers of two devices never share one."""
+    return {} if recipe.model.device == "cpu" else {"answered_on": answered_on(recipe)}
+
+
 def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert], bound: Bound) -> SearchSettings:
     """Translate the recipe's section into the settings of the search; the first target's limits are its constraints."""
     section, tasks = recipe.search, recipe_tasks(recipe)
@@ -108,6 +129,7 @@ def search_settings(recipe: Recipe, base: Base, experts: Sequence[Expert], bound
             "device": bound.device.model_dump(mode="json"),
             "workload": [bound.workload.model_dump(mode="json"), bound.num_threads],
             "onnxruntime": onnxruntime.__version__,
+            **answered_elsewhere(recipe),
         },
     )
 
@@ -146,7 +168,10 @@ class BenchMeasurer:
         self._place, self._base, self._bound = place, base, bound
         self._tasks = [task.name for task in recipe_tasks(place.recipe)]
         population = place.recipe.search.population
-        self._workers = scoring_workers(base, population, num_experts=num_experts, num_threads=place.num_threads)
+        device = place.recipe.model.device
+        self._workers = scoring_workers(
+            base, population, num_experts=num_experts, num_threads=place.num_threads, device=device
+        )
 
     def __enter__(self) -> Self:
         self._open = contextlib.ExitStack()
@@ -162,6 +187,8 @@ class BenchMeasurer:
 
         A measurement that something disturbed is repeated; if all were, the last is given with what disturbed it.
         """
+        if self._place.recipe.model.device != "cpu":
+            self._workers.end()  # they hold memory of a card, which may be the one that is measured
         artifact = self._folder / str(structure)
         if not artifact.exists():
             export_artifact(self._base, artifact, structure=structure)

@@ -69,12 +69,13 @@ def handle_search(args: argparse.Namespace) -> int:
     """Search mixture and structure of experts that are there; write `search/journal.jsonl` and `front.json`."""
     from .adapt.commands import base_basis
     from .jobs import Place
-    from .measuring import bind
+    from .measuring import bind, require_device
     from .model.checkpoint import load_base
     from .summary import export_command, show_search
 
     recipe = with_trackers(load_recipe(args.recipe), args.track)
     model = {"base": args.base, "chat": recipe.model.chat and args.is_chat}
+    model |= {"device": args.device or recipe.model.device}
     data = {"source": str(args.data) if args.data else recipe.data.source, "online": args.online or recipe.data.online}
     search_changes: dict[str, Any] = {} if args.seed is None else {"seed": args.seed}
     search_changes |= {"on_this_machine": True} if args.on_this_machine else {}
@@ -87,6 +88,7 @@ def handle_search(args: argparse.Namespace) -> int:
         }
     )
     require_inputs(recipe)
+    require_device(recipe)
     bind(recipe)
     require_experts(recipe, args.experts)
     progress = make_progress(quiet=args.quiet)
@@ -126,12 +128,13 @@ def run(
     from .bench.report.folder import write_report
     from .export.runtime.dialects import DIALECTS
     from .jobs import Place
-    from .measuring import bind
+    from .measuring import answered_on, bind, require_device
     from .model.checkpoint import load_base
 
     recipe = recipe if handed is None else with_base(recipe, handed)
     require_inputs(recipe)
     if not (out / "record.json").exists():
+        require_device(recipe)
         bind(recipe)
         require_rows(recipe)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
@@ -155,7 +158,8 @@ def run(
             progress.enter(stages.ARTIFACT)
             artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
             write_torch_files(place, base, basis, experts, result, progress)
-            storage.write_json(out / "front.json", linked(result.to_json(), artifact))
+            answered = {**result.to_json(), "answered_on": answered_on(recipe)}
+            storage.write_json(out / "front.json", linked(answered, artifact))
             measure_artifact(place, base, experts, result, artifact, progress, enter=progress.enter)
             _, judgements = write_report(out, targets=recipe.gate.targets, command=command, artifact=artifact)
             write_handoff(place, experts, result, artifact, judgements)
@@ -216,7 +220,8 @@ def require_pinned_data(recipe: Recipe, target: Target, tasks: Sequence[Task]) -
 
 
 def require_eyes(recipe: Recipe, base: Base) -> None:
-    """Refuse a task that shows pictures to a base that reads text only, before hours of training."""
+    """Refuse a task of pictures for a base that reads text only, or that cannot hold them, before hours of training."""
+    from .adapt.tasks.sight import require_fitting_pictures
     from .measuring import recipe_tasks
 
     unseen = [task.name for task in recipe_tasks(recipe) if task.needs_pictures]
@@ -226,6 +231,8 @@ def require_eyes(recipe: Recipe, base: Base) -> None:
             f"{recipe.model.base} reads text only, and the tasks {', '.join(unseen)} show pictures: write "
             f"tasks = {json.dumps(names)} in [experts] of the recipe"
         )
+    for task in recipe_tasks(recipe):
+        require_fitting_pictures(task, base.config)
 
 
 def require_rows(recipe: Recipe) -> None:
@@ -304,7 +311,7 @@ def train_experts(
     if missing:
         num_steps = sum(training_settings(recipe.experts, task).num_steps for task in missing.values())
         title = f"train {', '.join(task.name for task in missing.values())}"
-        with training_workers(base, len(missing), num_threads=place.num_threads) as workers:
+        with training_workers(base, len(missing), num_threads=place.num_threads, device=recipe.model.device) as workers:
             requests = [TrainRequest(place=place, num_threads=workers.num_threads, task=name) for name in missing]
             with progress.stage(title, num_steps, unit="steps") as stage:
 
@@ -353,7 +360,7 @@ def search_mixture(
 ) -> SearchResult:
     """Search alpha and structure against the bench; leave the journal and `front.json`."""
     from .adapt.search import search
-    from .measuring import BenchMeasurer, bind, search_settings
+    from .measuring import BenchMeasurer, answered_on, bind, search_settings
 
     bound = bind(place.recipe)
     with BenchMeasurer(place, base, num_experts=len(experts), bound=bound) as measurer:
@@ -364,7 +371,7 @@ def search_mixture(
             progress=progress,
             record=record,
         )
-    storage.write_json(place.out / "front.json", result.to_json())
+    storage.write_json(place.out / "front.json", {**result.to_json(), "answered_on": answered_on(place.recipe)})
     return result
 
 

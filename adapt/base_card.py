@@ -72,7 +72,7 @@ nothing else.
 
 `havoc pretrain {record["preset"]} --out DIR`: {settings["num_steps"]:,} steps of {settings["batch_size"]} sequences,
 seed {settings["seed"]}, Muon for matrices and AdamW for the rest, {record["seconds"] / 60:.1f} minutes of training on
-{record["num_threads"]} CPU thread(s) with torch {record["torch"]}; loss {first:.2f} to {last:.3f} nats a token. The
+{_where(record)} with torch {record["torch"]}; loss {first:.2f} to {last:.3f} nats a token. The
 recipe, the hashes of the data and the loss curve are in `pretraining.json`.
 
 The corpus is the train split of the built-in tasks. As real corpora do, it mixes sources that show their working with
@@ -95,6 +95,14 @@ Greedy, on rows of the search split, with exact 95 % intervals:
 
 Anything but these tasks. It has seen no natural text, no photographs and no code beyond the built-in families.
 """
+
+
+def _where(record: Mapping[str, Any]) -> str:
+    """What trained it; records of before there was a choice do not say where they were made."""
+    made_on = record.get("made_on", {"device": "cpu"})
+    if made_on["device"] == "cpu":
+        return f"{record['num_threads']} CPU thread(s)"
+    return f"{made_on['name']} ({made_on['device']}, {made_on['dtype']})"
 
 
 def _score_line(domain: str, counts: Mapping[str, float]) -> str:

@@ -12,8 +12,8 @@ branches of all rows.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -68,6 +68,11 @@ class BranchLayout:
     branch_of_Q: Tensor  # noqa: N815 - a shape suffix
     row_of_C: Tensor  # noqa: N815 - a shape suffix
     length_C: Tensor  # noqa: N815 - a shape suffix
+
+    def to(self, device: torch.device) -> BranchLayout:
+        """Return the same batch on `device`."""
+        tensors: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: one.to(device) for name, one in tensors.items() if one is not None})
 
 
 def encode_branches(model: HavocModel, tokenizer: Tokenizer, prompt: PromptLike, branches: Sequence[str]) -> Branched:

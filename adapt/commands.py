@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..config import ExpertSettings
+    from ..cores import TorchDevice
     from ..model.checkpoint import Base
     from ..progress import Progress
     from .basis import Basis
@@ -39,7 +40,8 @@ def handle_pretrain(args: argparse.Namespace) -> int:
     settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
     tokenizer = None if args.tokenizer is None else Tokenizer.load(args.tokenizer)
     progress = make_progress(quiet=args.quiet)
-    out = pretrain(args.preset, args.out, settings=settings, tokenizer=tokenizer, progress=progress)
+    device: TorchDevice = args.device or "cpu"
+    out = pretrain(args.preset, args.out, settings=settings, tokenizer=tokenizer, device=device, progress=progress)
     print(json.dumps({"base": str(out)}) if args.json else f"base written to {out}")
     return 0
 
@@ -88,7 +90,9 @@ def handle_train(args: argparse.Namespace) -> int:
     tasks = load_tasks(args.classifier or (args.task,), data_dir=args.data, online=args.online)
     recipe = recipe.model_copy(
         update={
-            "model": recipe.model.model_copy(update={"base": args.base, "chat": args.is_chat}),
+            "model": recipe.model.model_copy(
+                update={"base": args.base, "chat": args.is_chat, "device": args.device or recipe.model.device}
+            ),
             "experts": recipe.experts.model_copy(
                 update={"tasks": tuple(task.name for task in tasks), **_changes(args)}
             ),
@@ -100,7 +104,7 @@ def handle_train(args: argparse.Namespace) -> int:
     if path.exists() and not args.force:
         raise HavocError(f"{path} is a finished expert: use --force to train it anew, or choose another --out")
     progress = make_progress(quiet=args.quiet)
-    base = load_base(args.base, is_chat=args.is_chat)
+    base = load_base(args.base, is_chat=args.is_chat, device=recipe.model.device)
     _ = base.tokenizer  # a base that cannot read text is refused before the minutes that a basis takes
     require_sight(task, base)
     limit_threads(threads_for(base.model.num_parameters(), num_threads=args.threads))
@@ -177,9 +181,12 @@ def base_basis(base: Base, out: Path, progress: Progress) -> Basis:
 
 
 def require_sight(task: Task, base: Base) -> None:
-    """Refuse a task that shows pictures where the base reads text only."""
+    """Refuse a task that shows pictures where the base reads text only, or where they do not fit it."""
+    from .tasks.sight import require_fitting_pictures
+
     if task.needs_pictures and base.config.vision is None:
         raise HavocError(f"the base reads text only, and the task {task.name} shows pictures: choose another --task")
+    require_fitting_pictures(task, base.config)
 
 
 def training_settings(experts: ExpertSettings, task: Task) -> TrainingSettings:

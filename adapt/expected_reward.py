@@ -62,7 +62,8 @@ class ExpectedReward:
             indices = [chosen[place] for place in batch]
             rows = [self._rows[index] for index in indices]
             log_p_PV, layout = self._reader.policy(indices, rows)
-            scores_C = log_likelihoods(log_p_PV, layout) * torch.cat([self._lengths[index] for index in indices])
+            lengths_C = torch.cat([self._lengths[index] for index in indices]).to(log_p_PV.device)
+            scores_C = log_likelihoods(log_p_PV, layout) * lengths_C
             right_B = torch.tensor([self._right[index] for index in indices])
             log_reward_B, is_right_B = log_expected_rewards(scores_C, layout.row_of_C, right_B)
             loss = losses(log_reward_B).sum()

@@ -87,7 +87,7 @@ def mean_log_likelihood(base: Base, references: Sequence[Branched]) -> float:
     """Log-likelihood of each reference's tokens by the model as it is folded now: nats a token, mean over the rows."""
     found: list[float] = []
     for indices in batches(references, max_tokens=MAX_TOKENS_OF_A_PASS):
-        layout = lay_out([references[index] for index in indices], pad_id=base.tokenizer.pad_id)
+        layout = lay_out([references[index] for index in indices], pad_id=base.tokenizer.pad_id).to(base.model.device)
         log_p_PV = log_probabilities(base.model, hidden_at_places(base.model, layout))
         found += (log_likelihoods(log_p_PV, layout) / layout.length_C).tolist()
     return sum(found) / len(found)

@@ -26,6 +26,7 @@ from torch.nn import functional
 from .. import storage
 from ..errors import HavocError, MeasurementError
 from ..model.config import HavocConfig
+from ..model.device import made_on, open_device, place_of
 from ..model.tokenizer import Tokenizer, train_tokenizer
 from ..model.transformer import HavocModel
 from ..model.vision import patchify
@@ -40,6 +41,8 @@ from .tasks.task import Row, load_task
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from ..cores import TorchDevice
 
 _IGNORED = -100
 _CHECKPOINT = "pretraining.safetensors"
@@ -78,6 +81,11 @@ class TokenBatch:
     labels: torch.Tensor
     patches: torch.Tensor | None
 
+    def to(self, device: torch.device) -> TokenBatch:
+        """Return the same batch on `device`."""
+        patches = None if self.patches is None else self.patches.to(device)
+        return TokenBatch(self.ids.to(device), self.labels.to(device), patches)
+
 
 def pretrain(
     preset: str,
@@ -85,15 +93,17 @@ def pretrain(
     *,
     settings: PretrainSettings | None = None,
     tokenizer: Tokenizer | None = None,
+    device: TorchDevice = "cpu",
     progress: Progress = SILENT,
 ) -> Path:
     """Train `preset` on the built-in corpus and write the base to `out`; return `out`.
 
-    `tokenizer` reads and writes its texts, None: one that is trained on them. Raises `HavocError` for a preset that is
-    no vision model or whose vocabulary the corpus cannot fill, for a tokenizer that does not fit the preset, and
-    `MeasurementError` when the loss stops being finite.
+    `tokenizer` reads and writes its texts, None: one that is trained on them. The initial weights are the same on every
+    `device`, and the record says which it was. Raises `HavocError` for a preset that is no vision model or whose
+    vocabulary the corpus cannot fill, and for a tokenizer that does not fit the preset, `IdentityError` for a device
+    that is not there, and `MeasurementError` when the loss stops being finite.
     """
-    settings = settings or PretrainSettings()
+    settings, place = settings or PretrainSettings(), open_device(device)
     if (out / "model.safetensors").exists():
         raise HavocError(f"{out} holds a finished base; remove it or choose another --out")
     torch.manual_seed(settings.seed)
@@ -107,7 +117,7 @@ def pretrain(
     given = {} if tokenizer is None else {"tokenizer": sha256_of(tokenizer)}
     tokenizer = tokenizer or _trained_tokenizer(rows, settings, config, progress)
     tokenizer.save(out)
-    model = HavocModel(config)
+    model = HavocModel(config).to(place)
     trainer = _Trainer(model, settings, out / _CHECKPOINT, key=_run_key(preset, settings, data | given))
     batches = _batches(rows, tokenizer, config, settings, trainer.num_done)
     with progress.stage(f"pretraining {preset}", settings.num_steps) as stage:
@@ -115,7 +125,7 @@ def pretrain(
         for step_batches in batches:
             loss = trainer.step(step_batches)
             stage.advance(note=f"loss {loss:.3f}")
-    record = _record(preset, settings, data, trainer) | given
+    record = _record(preset, settings, data, trainer) | given | {"made_on": made_on(place)}
     write_base(out, model, tokenizer, record, progress=progress)
     (out / _CHECKPOINT).unlink(missing_ok=True)
     return out
@@ -262,7 +272,7 @@ class _Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         value = 0.0
         for batch in batches:
-            loss = self._loss(batch) / len(batches)
+            loss = self._loss(batch.to(self.model.device)) / len(batches)
             loss.backward()
             value += loss.item()
         if not math.isfinite(value):
@@ -298,16 +308,23 @@ class _Trainer:
                 tensors[f"{_OPTIMIZER}{index}.{key}"] = torch.as_tensor(value)
         tensors["losses"] = torch.tensor(self.losses, dtype=torch.float64)
         tensors["seconds"] = torch.tensor(self.seconds, dtype=torch.float64)
-        unshared = {name: value.detach().clone().contiguous() for name, value in tensors.items()}
-        storage.write_bytes(self._checkpoint, safetensors.torch.save(unshared, {"key": self._key}))
+        unshared = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+        texts = {"key": self._key, "place": place_of(self.model.device)}
+        storage.write_bytes(self._checkpoint, safetensors.torch.save(unshared, texts))
 
     def _resume(self) -> None:
         if not self._checkpoint.exists():
             return
         with safetensors.safe_open(self._checkpoint, "pt") as file:
-            if (file.metadata() or {}).get("key") != self._key:
+            texts, place = file.metadata() or {}, place_of(self.model.device)
+            if texts.get("key") != self._key:
                 raise HavocError(
                     f"{self._checkpoint} is a run with other settings or data; remove it or choose another --out"
+                )
+            if (began_on := texts.get("place", "cpu")) != place:
+                raise HavocError(
+                    f"{self._checkpoint}: the run began on {began_on}, and this is {place}: go on there, or remove it "
+                    "to start again"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})

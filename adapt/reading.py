@@ -56,7 +56,7 @@ class Reader:
 
     def policy(self, indices: Sequence[int], rows: Sequence[Branched]) -> tuple[Tensor, BranchLayout]:
         """Log-probabilities of the policy at the places of `rows`, float32 [P, V], with a gradient; and the layout."""
-        layout = lay_out(rows, pad_id=self._pad_id)
+        layout = lay_out(rows, pad_id=self._pad_id).to(self._model.device)
         x_BTD = through_layers(self._model, self._from_beneath(indices, rows, layout), layout, self._upper)
         return log_probabilities(self._model, at_places(self._model, x_BTD, layout)), layout
 
@@ -82,13 +82,13 @@ class Reader:
     @torch.no_grad()
     def _read_beneath(self, _: int, row: Branched) -> Tensor:
         """What the first trained layer reads of one row, [T, D]."""
-        layout = lay_out([row], pad_id=self._pad_id)
+        layout = lay_out([row], pad_id=self._pad_id).to(self._model.device)
         return through_layers(self._model, embedded(self._model, layout), layout, self._lower)[0]
 
     @torch.no_grad()
     def _read_base(self, index: int, row: Branched) -> Tensor:
         """What the head reads of the base at the row's places, [P, D]."""
-        layout = lay_out([row], pad_id=self._pad_id)
+        layout = lay_out([row], pad_id=self._pad_id).to(self._model.device)
         with self._adapter.disabled():
             x_1TD = through_layers(self._model, self._from_beneath([index], [row], layout), layout, self._upper)
         return at_places(self._model, x_1TD, layout)

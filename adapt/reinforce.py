@@ -111,7 +111,7 @@ class Reinforce:
 
 def sample_rollout(base: Base, task: Task, rows: Sequence[Row], settings: TrainingSettings, *, seed: int) -> Rollout:
     """Sample S completions for each row from the current policy and judge them; failed judgements get advantage 0."""
-    num_samples = settings.samples_per_prompt
+    num_samples, device = settings.samples_per_prompt, base.model.device
     ids_BT, mask_BT, patches = encode_prompts(base.model, base.tokenizer, [task.prompt(row) for row in rows])
     new_BN = sample_tokens(
         base.model,
@@ -120,7 +120,7 @@ def sample_rollout(base: Base, task: Task, rows: Sequence[Row], settings: Traini
         patches,
         max_new_tokens=settings.max_new_tokens,
         temperature=settings.temperature,
-        generator=torch.Generator().manual_seed(seed),
+        generator=torch.Generator(device).manual_seed(seed),
         eos_id=base.tokenizer.eos_ids,
         num_samples=num_samples,
     ).clone()
@@ -128,8 +128,8 @@ def sample_rollout(base: Base, task: Task, rows: Sequence[Row], settings: Traini
     texts = completions(base.tokenizer, ids_BT[repeated], mask_BT[repeated], new_BN)
     pairs = [(rows[index // num_samples], text) for index, text in enumerate(texts)]
     rewards = task.judge(pairs)
-    is_judged = torch.tensor([reward.outcome != "failed" for reward in rewards])
-    values = torch.tensor([reward.value for reward in rewards])
+    is_judged = torch.tensor([reward.outcome != "failed" for reward in rewards], device=device)
+    values = torch.tensor([reward.value for reward in rewards], device=device)
     advantages, num_flat = leave_one_out(values.view(-1, num_samples), is_judged.view(-1, num_samples))
     return Rollout(
         ids=torch.cat((ids_BT[repeated], new_BN), dim=1),
@@ -145,7 +145,7 @@ def sample_rollout(base: Base, task: Task, rows: Sequence[Row], settings: Traini
 
 def _generated_mask(new_BN: torch.Tensor, eos_ids: Sequence[int]) -> torch.Tensor:
     """1 for generated tokens up to and with the first end token, 0 for the padding behind it: int64 [B, N]."""
-    is_end = torch.isin(new_BN, torch.tensor(eos_ids)).long()
+    is_end = torch.isin(new_BN, torch.tensor(eos_ids, device=new_BN.device)).long()
     return ((is_end.cumsum(dim=1) - is_end) == 0).long()
 
 

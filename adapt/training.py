@@ -16,6 +16,7 @@ import torch
 
 from .. import storage
 from ..errors import HavocError, MeasurementError
+from ..model.device import made_on, place_of
 from ..model.scorer import TorchScorer
 from ..progress import SILENT, Progress
 from ..track.metrics_file import Record, record_nothing
@@ -66,6 +67,7 @@ def train_expert(
 
     `checkpoint_dir` receives `training_<task>.safetensors` (state) and `training_<task>.jsonl` (one line a step).
     `record` is handed the metrics of each step before its state is saved, so none is missing after an interruption.
+    It is trained where `base.model` is, and its settings say where that was (`model.device.made_on`).
     Raises `HavocError` for a method the task cannot have and, under reinforce, when every sampled reward of the first
     step is equal; `MeasurementError` when losses or gradients stay non-finite.
     """
@@ -119,7 +121,12 @@ def train_on_rows(
         deltas={**_untrained(basis), **found.values},
         base_hash=base.weight_hash,
         basis_hash=basis.hash,
-        settings={**dataclasses.asdict(found.settings), **_prompting(base), "trace": found.trace},
+        settings={
+            **dataclasses.asdict(found.settings),
+            **_prompting(base),
+            "made_on": made_on(base.model.device),
+            "trace": found.trace,
+        },
         seed=settings.seed,
         score={**found.score, "split": "search"},
     )
@@ -299,10 +306,11 @@ class _Run:
             trace=self._trace,
             optimizer=self._optimizer.state_dict(),
         )
-        save_state(state, self._directory, self._task.name, key=self._key)
+        save_state(state, self._directory, self._task.name, key=self._key, place=place_of(self._base.model.device))
 
     def _resume(self) -> None:
-        state = load_state(self._directory, self._task.name, key=self._key)
+        place = place_of(self._base.model.device)
+        state = load_state(self._directory, self._task.name, key=self._key, place=place)
         if state is None:
             return
         try:

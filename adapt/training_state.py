@@ -53,14 +53,18 @@ def forget_training(directory: Path, name: str) -> None:
     state_path(directory, name).unlink(missing_ok=True)
 
 
-def save_state(state: TrainingState, directory: Path, name: str, *, key: str) -> None:
-    """Write the state atomically, then the list of steps it stands for. `key` says what is trained."""
+def save_state(state: TrainingState, directory: Path, name: str, *, key: str, place: str = "cpu") -> None:
+    """Write the state atomically, then the list of steps it stands for.
+
+    `key` says what is trained, `place` on what (`model.device.place_of`).
+    """
     plain, flat = _flattened(state.optimizer)
     tensors = {f"delta.{matrix}": value for matrix, value in state.deltas.items()}
     tensors |= {f"best.{matrix}": value for matrix, value in state.best.items()}
     tensors |= {f"optimizer.{place}": value for place, value in flat.items()}
     texts = {
         "key": key,
+        "place": place,
         "progress": json.dumps({"done": state.num_done, "best": state.best_score, "trace": state.trace}),
         "optimizer": json.dumps(plain),
     }
@@ -80,8 +84,12 @@ def save_trace(trace: Sequence[Mapping[str, Any]], directory: Path, name: str) -
     storage.write_text(trace_path(directory, name), "".join(json.dumps(entry) + "\n" for entry in trace))
 
 
-def load_state(directory: Path, name: str, *, key: str) -> TrainingState | None:
-    """Read the state back, None where there is none; one that is damaged or of another training is a `HavocError`."""
+def load_state(directory: Path, name: str, *, key: str, place: str = "cpu") -> TrainingState | None:
+    """Read the state back, None where there is none.
+
+    One that is damaged, of another training or of a training on another device is a `HavocError`: each device rounds
+    in its own order, so an expert is made on one from its first step to its last.
+    """
     path = state_path(directory, name)
     if not path.exists():
         return None
@@ -95,6 +103,10 @@ def load_state(directory: Path, name: str, *, key: str) -> TrainingState | None:
         raise HavocError(f"{path}: the state does not match its SHA-256, so it was damaged; remove it to start again")
     if metadata.get("key") != key:
         raise HavocError(f"{path} is a training of another base or other settings; remove it or choose another --out")
+    if (began_on := metadata.get("place", "cpu")) != place:
+        raise HavocError(
+            f"{path}: the training began on {began_on}, and this is {place}: go on there, or remove it to start again"
+        )
     try:
         return _parsed(metadata, tensors)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:

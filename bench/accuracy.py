@@ -158,7 +158,7 @@ def _found_from_anywhere(scoring: Scoring) -> Scoring:
 def require_rows(artifact: Path, scoring: Scoring) -> None:
     """Refuse what cannot be scored before minutes of measuring: no tokenizer, no data, pictures for a text model."""
     require_text(artifact)
-    for task in scoring.load(can_see=read_config(artifact).vision is not None):
+    for task in scoring.load(read_config(artifact)):
         if task.generator is None:
             scoring.rows(task)
 
@@ -237,7 +237,7 @@ def score_here(request: ScoreRequest, tell: Callable[[RowsDone], None]) -> TaskS
         request.artifact, provider=request.provider, num_threads=request.num_threads, is_chat=scoring.is_chat
     )
     has_template = session.tokenizer is not None and session.tokenizer.chat is not None
-    tasks = scoring.load(can_see=session.config.vision is not None)
+    tasks = scoring.load(session.config)
     return score_tasks(session, tasks, scoring, has_template=has_template, tell=tell)
 
 

@@ -1,4 +1,4 @@
-"""Handlers of the verbs that measure and judge: bench, gate, compare, duel, history, report, plan, doctor, eval and others.
+"""Handlers of the verbs that measure and judge: bench, gate, compare, duel, history, report, plan, doctor and others.
 
 Each prints one table for a person, or with --json one document; the verdict is the exit code.
 """
@@ -501,12 +501,19 @@ def handle_eval(args: argparse.Namespace) -> int:
         return _eval_dispatch(args)
     refuse_stray_options(args, {})
     scoring = replace(_scoring(args), split=args.split, seed=args.seed, max_new_tokens=args.max_new_tokens)
-    found = evaluate(args.model, scoring, alpha=args.alpha, num_threads=args.threads, progress=_progress(args))
+    found = evaluate(
+        args.model,
+        scoring,
+        alpha=args.alpha,
+        device=args.device,
+        num_threads=args.threads,
+        progress=_progress(args),
+    )
     document = found.document()
     if args.json:
         mixed = {"mixed": pooled(found.tasks)} if args.mixed else {}
-        about = {"model": args.model, "split": args.split, "accuracy": document, **mixed, "notes": list(found.notes)}
-        _print_json(about)
+        about = {"model": args.model, "split": args.split, "made_on": found.made_on, "accuracy": document, **mixed}
+        _print_json({**about, "notes": list(found.notes)})
         return 0
     print(accuracy_text(document, pooled(found.tasks) if args.mixed else None, found.notes))
     return 0
@@ -546,6 +553,7 @@ def _eval_dispatch(args: argparse.Namespace) -> int:
         tasks=tuple(args.task or ()),
         few_shot=args.few_shot,
         is_chat=args.is_chat,
+        device=args.device or "cpu",
         num_threads=args.threads,
         progress=_progress(args),
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from .. import storage
 from ..cgroups import cpu_quota_cores
-from ..cores import num_usable_cores
+from ..cores import cpu_name, num_usable_cores, processor_fields
 from ..errors import HavocError
 from ..export.runtime.devices import CPU_PROVIDER, CUDA_PROVIDER, kind_of_provider
 from .cuda_driver import CudaCard, open_cuda_card
@@ -164,10 +164,10 @@ def simulation_reasons(nvml: Nvml) -> tuple[str, ...]:
 
 def identify_cpu() -> Cpu:
     """Identify this machine's processor by what its operating system reports."""
-    info = _first_processor()
+    info = processor_fields()
     features = info.get("flags", info.get("Features", "")).split()
     return Cpu(
-        name=_cpu_name(info)[:500],
+        name=cpu_name()[:500],
         vendor=info.get("vendor_id", info.get("CPU implementer", "unknown")),
         architecture=platform.machine(),
         family=_joined(info, "cpu family", "model", "CPU part", "CPU variant"),
@@ -176,25 +176,6 @@ def identify_cpu() -> Cpu:
         num_logical_cores=os.cpu_count() or 1,
         num_usable_cores=num_usable_cores(),
     )
-
-
-def _first_processor() -> dict[str, str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return {}
-    lines = (line.partition(":") for line in text.split("\n\n")[0].splitlines())
-    return {key.strip(): value.strip() for key, _, value in lines}
-
-
-def _cpu_name(info: dict[str, str]) -> str:
-    if name := info.get("model name"):
-        return name
-    board = Path("/proc/device-tree/model")
-    with contextlib.suppress(OSError):
-        if name := board.read_text(errors="replace").strip("\0 \n"):
-            return name
-    return platform.processor() or platform.machine() or "unknown"
 
 
 def _joined(info: dict[str, str], *keys: str) -> str | None:

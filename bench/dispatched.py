@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..adapt.dispatch_table import DispatchSettings
+    from ..cores import TorchDevice
     from ..progress import Progress
 
 
@@ -28,19 +29,22 @@ def evaluate_dispatch(
     tasks: Sequence[str] = (),
     few_shot: int | None = None,
     is_chat: bool = True,
+    device: TorchDevice = "cpu",
     num_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Compare the ways of dispatch on `model`, a base, with the experts of a folder; see `compare_dispatch`.
 
-    No `tasks` means those that there are experts of. Raises `HavocError` for an artifact.
+    No `tasks` means those that there are experts of; `made_on` of the result says what computed it. Raises `HavocError`
+    for an artifact.
     """
     from ..adapt.dispatch import open_mixtures
     from ..adapt.dispatch_table import compare_dispatch
     from ..model.checkpoint import load_base
+    from ..model.device import made_on
 
     refuse_artifact(model)
-    base = load_base(model, is_chat=is_chat)
+    base = load_base(model, is_chat=is_chat, device=device)
     _ = base.tokenizer  # a base that cannot read text is refused before any work
     limit_threads(threads_for(base.model.num_parameters(), num_threads=num_threads))
     mixtures, basis = open_mixtures(base, experts, progress)
@@ -51,5 +55,6 @@ def evaluate_dispatch(
             online=settings.online,
             few_shot=few_shot,
         )
-        asked = scoring.load(can_see=base.config.vision is not None)
-        return compare_dispatch(mixtures, basis, experts, asked, settings, progress=progress)
+        asked = scoring.load(base.config)
+        document = compare_dispatch(mixtures, basis, experts, asked, settings, progress=progress)
+    return {"made_on": made_on(base.model.device), **document}

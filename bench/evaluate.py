@@ -9,17 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import onnxruntime
+
 from ..adapt.tasks.evaluation import Accuracy
 from ..cores import limit_threads, threads_for
 from ..export.runtime.artifact import MANIFEST
+from ..export.runtime.devices import DEVICE_KINDS
 from ..export.runtime.live_table import refuse_alpha
 from ..progress import SILENT
 from .accuracy import run_accuracy, score_tasks
+from .device import default_provider, identify_device
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..adapt.tasks.evaluation import Scoring
+    from ..cores import TorchDevice
     from ..progress import Progress
     from .accuracy import TaskScores
     from .judge.schema import DomainAccuracy
@@ -27,9 +32,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedTasks:
-    """Accuracy by task, and what a reader should know of it."""
+    """Accuracy by task, what answered (device, its name, and what computed there), and what a reader should know."""
 
     tasks: dict[str, DomainAccuracy]
+    made_on: dict[str, Any]
     notes: tuple[str, ...] = ()
 
     def document(self) -> dict[str, dict[str, Any]]:
@@ -42,44 +48,61 @@ def evaluate(
     scoring: Scoring,
     *,
     alpha: Mapping[str, float] | None = None,
+    device: TorchDevice | None = None,
     num_threads: int | None = None,
     progress: Progress = SILENT,
 ) -> EvaluatedTasks:
     """Score `model`, an artifact's folder, a base's folder or a preset; see `adapt.tasks.evaluation.evaluate`.
 
-    A recipe's own seed and completion length repeat its scores. `num_threads` None is what the size is worth, `alpha`
-    the mixture of a live artifact; for a base it is a `HavocError`.
+    A recipe's own seed and completion length repeat its scores. `device` None is the CPU for a base, and for an
+    artifact a card where there is one; one that is not there is an `IdentityError`. `num_threads` None is what the
+    size is worth, `alpha` the mixture of a live artifact; for a base it is a `HavocError`.
     """
     if (Path(model) / MANIFEST).is_file():
-        run = run_accuracy(Path(model), scoring, alpha=alpha, num_threads=num_threads, progress=progress)
+        provider = default_provider() if device is None else DEVICE_KINDS[device].provider
+        run = run_accuracy(
+            Path(model), scoring, alpha=alpha, provider=provider, num_threads=num_threads, progress=progress
+        )
         found: TaskScores = run
+        where = _ran_on(provider)
         mixture = ", ".join(f"{domain} {weight:g}" for domain, weight in (run.alpha or {}).items())
     else:
         refuse_alpha(alpha, model)
-        found = _score_base(model, scoring, num_threads, progress)
+        found, where = _score_base(model, scoring, device or "cpu", num_threads, progress)
     notes = found.notes(scoring.num_rows)
     if scoring.tasks is None and "vision" not in found.tasks:
         notes.append("vision is left out: the model reads text only")
     if alpha is not None:
         notes.append(f"answered at alpha {mixture}")
-    return EvaluatedTasks(tasks=found.tasks, notes=tuple(notes))
+    notes.append(f"answered on {where['name']} ({where['device']})")
+    return EvaluatedTasks(tasks=found.tasks, made_on=where, notes=tuple(notes))
 
 
-def _score_base(model: str, scoring: Scoring, num_threads: int | None, progress: Progress) -> TaskScores:
+def _ran_on(provider: str) -> dict[str, Any]:
+    """Where an artifact answered; what it computes in is its own affair."""
+    device = identify_device(provider)
+    return {"device": device.kind, "name": device.name, "onnxruntime": onnxruntime.__version__}
+
+
+def _score_base(
+    model: str, scoring: Scoring, device: TorchDevice, num_threads: int | None, progress: Progress
+) -> tuple[TaskScores, dict[str, Any]]:
     from ..model.checkpoint import load_base
+    from ..model.device import made_on
     from ..model.scorer import TorchScorer
 
-    base = load_base(model, is_chat=scoring.is_chat)
+    base = load_base(model, is_chat=scoring.is_chat, device=device)
     limit_threads(threads_for(base.model.num_parameters(), num_threads=num_threads))
-    tasks = scoring.load(can_see=base.config.vision is not None)
+    tasks = scoring.load(base.config)
     with progress.stage("score", sum(scoring.num_rows or task.num_rows for task in tasks), unit="rows") as stage:
-        return score_tasks(
+        found = score_tasks(
             TorchScorer(base.model, base.tokenizer),
             tasks,
             scoring,
             has_template=base.tokenizer.chat is not None,
             tell=lambda rows: stage.advance(rows.num_rows, note=rows.task),
         )
+    return found, made_on(base.model.device)
 
 
 def pooled(tasks: Mapping[str, DomainAccuracy]) -> dict[str, Any]:

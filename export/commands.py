@@ -8,7 +8,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from ..errors import HavocError, printable
+from ..errors import HavocError, IdentityError, printable
 from ..model.config_file import read_config
 from ..model.structure import Structure
 from ..progress import SILENT, make_progress
@@ -51,6 +51,7 @@ def handle_export(args: argparse.Namespace) -> int:
     """Fold and write an artifact, with `--to hf` a Hugging Face directory, with `--to pt` files of torch."""
     from .source import open_source
 
+    also_on = _also_on(args)
     signer = _signer(args.sign)
     structure = _structure(args)
     source = open_source(args.base)
@@ -98,6 +99,7 @@ def handle_export(args: argparse.Namespace) -> int:
         calibration=args.calibration,
         is_compute_open=args.compute == "auto",
         is_live=args.live,
+        also_on=also_on,
         progress=progress,
     )
     manifest = read_manifest(out)
@@ -107,6 +109,31 @@ def handle_export(args: argparse.Namespace) -> int:
         args.json, {"directory": str(out), "format": "onnx", "manifest": manifest.to_json()}, _summary(out, manifest)
     )
     return 0
+
+
+def _also_on(args: argparse.Namespace) -> dict[str, str]:
+    """The provider of the card that the graph is proven on too, and the card's name; nothing where none was asked for.
+
+    A card on which ONNX Runtime cannot compute is an `IdentityError`.
+    """
+    from ..bench.device import identify_device
+    from ..bench.doctor import provider_problem
+    from .runtime.devices import DEVICE_KINDS
+
+    if args.proven_on is None:
+        return {}
+    if args.to != "onnx":
+        raise HavocError(f"--device is where a graph is proven, and --to {args.to} writes none: leave one of them out")
+    kind = DEVICE_KINDS[args.proven_on]
+    if kind.is_host:
+        return {}
+    try:
+        name = identify_device(kind.provider).name
+    except HavocError as error:
+        raise IdentityError(f"device {kind.name}: {error}") from error
+    if (problem := provider_problem(kind.provider)) is not None:
+        raise IdentityError(f"device {kind.name}: {problem}")
+    return {kind.provider: name}
 
 
 def _require_same_making(

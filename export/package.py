@@ -36,7 +36,7 @@ from .keep import require_unfolded
 from .layout import DATA_FILE, plan_layout
 from .live import expert_folds, live_layout, prove_switches, require_live, write_experts
 from .parity import ParityReport
-from .proof import Proof, prove
+from .proof import NOWHERE_ELSE, Proof, prove
 from .runtime.artifact import MANIFEST, ArtifactFile, ArtifactManifest, refuse_files_of_others
 from .runtime.companions import carried_files, carry, licence_of
 from .runtime.live_table import EXPERTS_FILE, LiveTable
@@ -47,7 +47,7 @@ from .storing import Storage, plan_storage
 from .tape import ACCURACY_LEVELS
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from torch import Tensor
@@ -114,6 +114,7 @@ def export_artifact(
     calibration: Path | None = None,
     is_compute_open: bool = False,
     is_live: bool = False,
+    also_on: Mapping[str, str] = NOWHERE_ELSE,
     progress: Progress = SILENT,
 ) -> Path:
     """Fold `experts` with weights `alpha` into `base` and write the artifact folder `out`; return it.
@@ -122,9 +123,10 @@ def export_artifact(
     signed before it appears. `calibration` is a text of one's own that calibrates and on which the format's cost is
     measured, in place of the bundled ones. With `is_compute_open`, products that were to round activations to int8
     compute in fp32 where only that keeps the cost small (`FormatCost.is_small`). With `is_live` the folds of the base
-    and of every expert alone go along, so that a device chooses alpha at run time. An existing artifact at `out` is
-    replaced when the new one is whole. Raises `MeasurementError` when the graph does not compute what the weights say,
-    `HavocError` for anything wrong with the input or the disk; nothing is left behind then.
+    and of every expert alone go along, so that a device chooses alpha at run time. The graph is proven on the CPU and
+    on the providers of `also_on` (`prove`). An existing artifact at `out` is replaced when the new one is whole. Raises
+    `MeasurementError` when the graph does not compute what the weights say, `HavocError` for anything wrong with the
+    input or the disk; nothing is left behind then.
     """
     source = open_source(base)
     structure = structure or Structure()
@@ -152,11 +154,11 @@ def export_artifact(
                 folder / EXPERTS_FILE, folds, num_matrices=len(replaceable), progress=progress
             )
         write_companions(folder, source, mixture, options)
-        proof = _prove(folder, source, storage, options, folded, calibration, progress)
+        proof = _prove(folder, source, storage, options, folded, calibration, also_on, progress)
         if is_compute_open and structure.compute == "int8" and not proof.cost.is_small:
             exact = replace(storage, structure=replace(structure, compute="fp32"))
             _write_graphs(folder, source.config, exact, options)
-            exact_proof = _prove(folder, source, exact, options, folded, calibration, progress)
+            exact_proof = _prove(folder, source, exact, options, folded, calibration, also_on, progress)
             if exact_proof.cost.is_small:
                 storage, proof = exact, exact_proof
             else:
@@ -289,6 +291,7 @@ def _prove(
     options: GraphOptions,
     folded: FoldedTensors,
     calibration: Path | None,
+    also_on: Mapping[str, str],
     progress: Progress,
 ) -> Proof:
     sample = _sample(folder, source, calibration)
@@ -302,6 +305,7 @@ def _prove(
         layout=storage.layout,
         sample=held_out(sample) if storage.calibration is not None and calibration is not None else sample,
         packs_weights=_is_packed(storage.layout, storage.structure),
+        also_on=also_on,
         progress=progress,
     )
 

@@ -6,7 +6,9 @@ which hides what is smaller; so the same graph is run once more with exact produ
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..messages import plain
@@ -16,12 +18,12 @@ from .format_cost import BlockLimit, CheckedFold, FormatCost, block_limit, measu
 from .parity import ParityReport, compare, read_reference
 from .reference import FP32, StreamedModel, fp16_activations, int8_products
 from .runtime.decoder import DECODER
+from .runtime.devices import CPU_PROVIDER
 from .runtime.probe import fingerprint, text_probe
 from .runtime.session import DecoderSession
 from .variant import with_all_logits, with_exact_products
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
     from torch import Tensor
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from .runtime.sample import Sample
 
 NUM_TOKENS = 64
+NOWHERE_ELSE: Mapping[str, str] = MappingProxyType({})
 _MAX_LOGITS_BYTES = 1 << 27
 _ROWS_OF_A_PROBE = 2.5  # its three rows, in lengths of the longest
 
@@ -59,10 +62,13 @@ def prove(
     layout: Layout,
     sample: Sample,
     packs_weights: bool,
+    also_on: Mapping[str, str] = NOWHERE_ELSE,
     progress: Progress = SILENT,
 ) -> Proof:
-    """Prove the graphs of `folder`; what does not hold is a `MeasurementError`.
+    """Prove the graphs of `folder` on the CPU and on each provider of `also_on`; what fails is a `MeasurementError`.
 
+    `also_on` gives the name of each provider's device, which begins the names of its cases. No card rounds activations
+    to int8, so the measure there is torch in the activations' dtype. A provider that cannot run is an `IdentityError`.
     The references come first and leave only logits and activations, so that no weight is held twice at any time.
     """
     graphs = {path.name: path.read_bytes() for path in sorted(folder.glob("*.onnx"))}
@@ -82,11 +88,12 @@ def prove(
         fold = StreamedModel(config, exact, on_layer=stage.advance)
         hidden = read_fold(fold, windows)
 
-    def opened(decoder: bytes, *, logits: str = options.logits) -> DecoderSession:
+    def opened(decoder: bytes, *, logits: str = options.logits, provider: str = CPU_PROVIDER) -> DecoderSession:
         return DecoderSession(
             config,
             {**graphs, DECODER: decoder},
             options=replace(options, logits=logits),  # type: ignore[arg-type]
+            provider=provider,
             packs_weights=packs_weights,
             data_folder=folder,
         )
@@ -99,6 +106,10 @@ def prove(
         exactly = opened(with_exact_products(graphs[DECODER]))
         cases += compare(reference, exactly, FP32, label="exact products", progress=progress)
         del exactly
+    for provider, device in also_on.items():
+        there = opened(graphs[DECODER], provider=provider)
+        cases += compare(reference, there, measures[-1], label=device, progress=progress)
+        del there
     every = opened(with_all_logits(graphs[DECODER]), logits="all")
     cost = measure_cost(hidden, fold.head(), every, windows, sample, progress=progress)
     return Proof(parity=ParityReport(cases=tuple(cases)), cost=cost, fingerprint=logits)

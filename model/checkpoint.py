@@ -10,6 +10,7 @@ from ..errors import HavocError
 from .base_tokenizer import load_tokenizer, missing_tokenizer
 from .config import PRESETS, HavocConfig
 from .config_file import is_gguf, read_config
+from .device import open_device
 from .gguf import open_weights
 from .transformer import HavocModel
 from .weights import (
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+    from ..cores import TorchDevice
     from .tokenizer import Tokenizer
 
 BUNDLED_NANO = Path(__file__).parent / "nano"
@@ -57,19 +59,24 @@ class Base:
         return RandomTensors(self.config) if self.directory is None else open_weights(self.directory, self.config)
 
 
-def load_base(path_or_preset: str | Path, *, is_chat: bool = True, context: int | None = None) -> Base:
+def load_base(
+    path_or_preset: str | Path, *, is_chat: bool = True, context: int | None = None, device: TorchDevice = "cpu"
+) -> Base:
     """Load a directory, a GGUF file, the bundled `nano`, or another preset's shape with random weights (seed 0).
 
     Prompts go through the base's chat template where it has one and `is_chat` does not say otherwise. `context` lets
     texts take more tokens than the base was made for, the angles of RoPE carried on; None: its own. One that is not
-    longer than its own is a `HavocError`.
+    longer than its own is a `HavocError`. The model's weights are put on `device`, in fp32; `tensors` always gives
+    those on the disk, on the CPU.
     """
+    place = open_device(device)
     if str(path_or_preset) == "nano" and not isinstance(path_or_preset, Path):
-        return load_base(BUNDLED_NANO, is_chat=is_chat, context=context)
+        return load_base(BUNDLED_NANO, is_chat=is_chat, context=context, device=device)
     if isinstance(path_or_preset, str) and (path_or_preset in PRESETS or path_or_preset == "havoc_7b"):
         config = _extended(HavocConfig.preset(path_or_preset), context)
         tensors = RandomTensors(config)
-        return Base(HavocModel.from_tensors(config, tensors, source=path_or_preset), config, weight_hash(tensors), None)
+        model = HavocModel.from_tensors(config, tensors, source=path_or_preset).to(place)
+        return Base(model, config, weight_hash(tensors), None)
     directory = Path(path_or_preset)
     require_base(directory)
     config = _extended(read_config(directory), context)
@@ -77,9 +84,8 @@ def load_base(path_or_preset: str | Path, *, is_chat: bool = True, context: int 
     tokenizer = load_tokenizer(directory, num_rows=config.vocab_size)
     if tokenizer is not None and not is_chat:
         tokenizer = tokenizer.without_chat()
-    return Base(
-        HavocModel.from_tensors(config, stored, source=directory), config, weight_hash(stored), directory, tokenizer
-    )
+    model = HavocModel.from_tensors(config, stored, source=directory).to(place)
+    return Base(model, config, weight_hash(stored), directory, tokenizer)
 
 
 def _extended(config: HavocConfig, context: int | None) -> HavocConfig:

@@ -256,6 +256,11 @@ class HavocModel(nn.Module):
             model.lm_head.weight = model.embed_tokens.weight
         return model.requires_grad_(requires_grad=True).eval()
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.norm.weight.device
+
     def num_parameters(self) -> int:
         """Parameters, a tied table counted once."""
         return sum(parameter.numel() for parameter in self.parameters())

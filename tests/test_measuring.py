@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from havoc_core import measuring
+from havoc_core import jobs, measuring
 from havoc_core.adapt.candidate import Candidate
 from havoc_core.config import Recipe
-from havoc_core.errors import HavocError
+from havoc_core.cores import cpu_name
+from havoc_core.errors import HavocError, IdentityError
 from havoc_core.jobs import DivergeRequest, Place
-from havoc_core.measuring import BenchMeasurer, bind, limits_of
+from havoc_core.measuring import BenchMeasurer, bind, limits_of, require_device, search_settings
+from havoc_core.messages import plain
+from havoc_core.model.checkpoint import load_base
 from havoc_core.model.structure import Structure
+from havoc_core.processes import Workers
+from havoc_core.progress import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -101,3 +108,76 @@ def test_divergences_come_back_in_their_order(monkeypatch: pytest.MonkeyPatch) -
         found = list(measurer.divergences([(0.0,), (9.0,), (2.0,)]))
     assert [isinstance(one, HavocError) for one in found] == [False, True, False]
     assert {request.rows.start for _, request in workers.asked} == {30}
+
+
+ON_CARD = RECIPE.model_copy(update={"model": RECIPE.model.model_copy(update={"device": "cuda"})})
+
+
+def test_one_worker_has_a_card_to_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many cores there are; on the CPU they are shared out."""
+    monkeypatch.setattr(jobs, "processes_for", lambda *_, **__: 7)
+    base: Any = SimpleNamespace(model=SimpleNamespace(num_parameters=lambda: 1000))
+    for device, num_processes in (("cpu", 7), ("cuda", 1)):
+        assert jobs.training_workers(base, 9, num_threads=1, device=device).num_processes == num_processes  # type: ignore[arg-type]
+        scoring = jobs.scoring_workers(base, 9, num_experts=2, num_threads=1, device=device)  # type: ignore[arg-type]
+        assert scoring.num_processes == num_processes
+
+
+@pytest.mark.parametrize(("recipe", "num_ended"), [(RECIPE, 0), (ON_CARD, 1)], ids=["cpu", "cuda"])
+def test_no_worker_holds_a_card_while_a_cost_is_measured(
+    recipe: Recipe, num_ended: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be the measured one, and memory that is not the artifact's would be counted against it."""
+    ended: list[str] = []
+    workers = Recorded({})
+    monkeypatch.setattr(workers, "end", lambda: ended.append("workers"))
+    monkeypatch.setattr(measuring, "scoring_workers", lambda *_, **__: workers)
+    monkeypatch.setattr(measuring, "export_artifact", lambda *_, **__: ended.append("exported"))
+
+    def measure_cost(*_: object, **__: object) -> Any:
+        raise HavocError("measured")
+
+    monkeypatch.setattr(measuring, "measure_cost", measure_cost)
+    bound = bind(RECIPE)
+    with BenchMeasurer(jobs.Place(recipe, Path(), Path()), None, num_experts=2, bound=bound) as measurer:  # type: ignore[arg-type]
+        with pytest.raises(HavocError, match="measured"):
+            measurer.cost(Structure())
+        assert ended == [*["workers"] * num_ended, "exported"]
+
+
+def test_answers_of_two_devices_never_share_a_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU's journals are as they were; a card's name is in the settings that a journal belongs to."""
+    base, bound = load_base("nano"), bind(RECIPE)
+    ours = search_settings(RECIPE, base, [], bound)
+    assert "answered_on" not in ours.measured
+    assert measuring.answered_on(RECIPE) == {"device": "cpu", "name": cpu_name()}
+    monkeypatch.setattr(measuring, "identify_device", lambda _: SimpleNamespace(kind="cuda", name="a card"))
+    theirs = search_settings(ON_CARD, base, [], bound)
+    assert theirs.measured == {**ours.measured, "answered_on": {"device": "cuda", "name": "a card"}}
+    assert dataclasses.replace(theirs, measured=ours.measured) == ours
+
+
+def test_a_device_is_tried_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch here, and by ONNX Runtime in a worker that then ends; the CPU needs neither."""
+    asked: list[tuple[str, list[Any]]] = []
+
+    def run(self: Workers, function: str, requests: list[Any], **_: object) -> Iterator[Any]:
+        asked.append((function, requests))
+        yield IdentityError("device cuda: it was tried")
+
+    monkeypatch.setattr(Workers, "run", run)
+    require_device(RECIPE)
+    assert asked == []
+    monkeypatch.setattr(measuring, "open_device", lambda _: None)
+    with pytest.raises(IdentityError, match="it was tried"):
+        require_device(ON_CARD)
+    assert asked == [(".jobs:try_device", [jobs.DeviceRequest(device="cuda")])]
+
+
+def test_a_card_that_onnx_runtime_cannot_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch can: experts would be trained for hours, and no candidate answered."""
+    request = plain(jobs.DeviceRequest(device="cpu"))
+    assert jobs.try_device(request, SILENT) == cpu_name()
+    monkeypatch.setattr("havoc_core.bench.doctor.provider_problem", lambda provider: f"{provider} was tried")
+    with pytest.raises(IdentityError, match="device cpu: CPUExecutionProvider was tried; candidates are answered"):
+        jobs.try_device(request, SILENT)

@@ -20,6 +20,7 @@ from havoc_core.bench.accuracy import AccuracyRun
 from havoc_core.config import Recipe, bundled_recipes, load_recipe
 from havoc_core.errors import HavocError
 from havoc_core.measuring import bind, recipe_tasks, search_settings
+from havoc_core.messages import plain
 from havoc_core.model.checkpoint import load_base
 from havoc_core.progress import SILENT
 from havoc_core.tracking import open_tracking
@@ -141,6 +142,23 @@ def prompted(recipe: Recipe) -> object:
     return handed
 
 
+def computed(recipe: Recipe) -> object:
+    """What an expert is trained on."""
+    handed = []
+
+    def load(path: str, *, is_chat: bool, device: str) -> Any:
+        handed.append((path, is_chat, device))
+        raise HavocError("seen")
+
+    place = jobs.Place(recipe, Path("nowhere"), Path("nowhere/experts"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("havoc_core.model.checkpoint.load_base", load)
+        patch.setattr(jobs, "limit_threads", lambda _: None)
+        with pytest.raises(HavocError, match="seen"):
+            jobs.train(plain(jobs.TrainRequest(place=place, num_threads=1, task="math")), SILENT)
+    return handed
+
+
 def hubbed(recipe: Recipe) -> object:
     """What the tasks mean, and where their rows come from."""
     return [(task.name, task.sha256) for task in load_asked(recipe)]
@@ -161,6 +179,7 @@ def load_asked(recipe: Recipe) -> Any:
 KEYS: dict[str, tuple[object, Callable[[Recipe], object]]] = {
     "model.base": ("pico", prompted),
     "model.chat": (False, prompted),
+    "model.device": ("cuda", computed),
     "data.source": (str(ROOT), hubbed),
     "data.online": (True, hubbed),
     "data.seed": (1, measured),

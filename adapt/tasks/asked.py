@@ -21,6 +21,7 @@ from . import answers, assertions
 from .numbers import read_number
 from .reward import RIGHT, Prompt, Reward, Row, wrong
 from .template import Expression, Template
+from .vision import SIDE
 
 if TYPE_CHECKING:
     import random
@@ -82,6 +83,11 @@ class Task:
         return self.definition.prompt.image is not None
 
     @property
+    def image_side(self) -> int:
+        """Width and height in pixels that a row's picture is fitted into."""
+        return self.definition.prompt.image_side or SIDE
+
+    @property
     def num_few_shot(self) -> int:
         """Number of solved rows in front of every question."""
         return self.definition.few_shot.number
@@ -104,6 +110,8 @@ class Task:
     def sha256(self) -> str:
         """Hex SHA-256 of what the file says (comments, order, pinned data and the name left out)."""
         said = self.definition.model_dump(mode="json", exclude={"name": True, "data": {"data_sha256"}})
+        if said["prompt"]["image_side"] is None:  # what a file does not say has no part in its hash
+            del said["prompt"]["image_side"]
         return sha256_json(said)
 
     @functools.cached_property

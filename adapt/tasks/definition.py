@@ -150,10 +150,20 @@ class Data(_Part):
 
 
 class PromptRule(_Part):
-    """What the model is shown. `image` names the column of a picture."""
+    """What the model is shown. `image` names the column of a picture, `image_side` its width and height in pixels.
+
+    Pictures that are read are fitted into that square, their proportions kept; left out, 32, as those HAVOC draws.
+    """
 
     template: TemplateText
     image: Text | None = None
+    image_side: Annotated[int, Field(ge=1, le=4096)] | None = None
+
+    @model_validator(mode="after")
+    def _has_a_picture(self) -> Self:
+        if self.image_side is not None and self.image is None:
+            raise ValueError("says how large a picture is and not which column holds it: name prompt.image too")
+        return self
 
 
 class FewShot(_Part):

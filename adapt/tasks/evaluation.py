@@ -22,11 +22,13 @@ from ...bounds import TWO_SIDED, share_ends
 from ...errors import HavocError, MeasurementError
 from . import sources
 from .names import DOMAINS
+from .sight import require_fitting_pictures
 from .task import load_tasks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ...model.config import HavocConfig
     from ...model.likelihood import Continuation
     from ...model.prompt import PromptLike
     from .task import Row, Task
@@ -93,13 +95,18 @@ class Scoring:
         if self.num_rows is not None and self.num_rows < 1:
             raise HavocError(f"num_rows must be at least 1, not {self.num_rows}")
 
-    def load(self, *, can_see: bool) -> tuple[Task, ...]:
-        """Load the tasks, None: the four domains but those the model cannot see; a picture for no eyes is refused."""
+    def load(self, config: HavocConfig) -> tuple[Task, ...]:
+        """Load the tasks, None: the four domains but those the model cannot see.
+
+        A picture for no eyes is a `HavocError`, and so is one that the model's patches or context cannot hold.
+        """
         asked = self.tasks or DOMAINS
         tasks = load_tasks(asked, data_dir=self.data_dir, online=self.online, few_shot=0)
-        unseen = [task.name for task in tasks if task.needs_pictures and not can_see]
+        unseen = [task.name for task in tasks if task.needs_pictures and config.vision is None]
         if self.tasks and unseen:
             raise HavocError(f"the model reads text only: {', '.join(unseen)} cannot be scored")
+        for task in tasks:
+            require_fitting_pictures(task, config)
         seen = [name for name, task in zip(asked, tasks, strict=True) if task.name not in unseen]
         return load_tasks(seen, data_dir=self.data_dir, online=self.online, few_shot=self.few_shot)
 

@@ -63,15 +63,14 @@ def rows(
     seed: int = 0,
     data_dir: Path | None = None,
     online: bool = False,
-    image_side: int = 32,
     may_be_fewer: bool = False,
 ) -> list[Row]:
     """Return `num_rows` distinct rows of one split, always the same ones.
 
-    `task` is a task, or what `load_task` takes. Pictures are fitted into `image_side` x `image_side` pixels, the size
-    of the built-in ones. Raises `HavocError` when there are fewer rows, with their number, when the data is missing,
-    unreadable or lacks a column, when a row cannot be asked or judged, and when the data is not what the task file
-    pins. With `may_be_fewer` a data set gives all it has, as mbpp its 500 test rows of 1000 asked; none is an error.
+    `task` is a task, or what `load_task` takes. Pictures become PNG of `Task.image_side` squared, upright. Raises
+    `HavocError` when there are fewer rows, with their number, when the data is missing, unreadable or lacks a column,
+    when a row cannot be asked or judged, and when the data is not what the task file pins. With `may_be_fewer` a data
+    set gives all it has, as mbpp its 500 test rows of 1000 asked; none is an error.
     """
     if isinstance(task, str):
         task = load_task(task, is_public=data_dir is not None or online)
@@ -83,7 +82,7 @@ def rows(
         return list(itertools.islice(generated_rows(task, split, seed), num_rows))
     with opened(task, data_dir=data_dir, online=online) as place:
         _require_pinned(task, split, place)
-        found = _read(task, split, num_rows, place, image_side)
+        found = _read(task, split, num_rows, place)
     if len(found) < num_rows and not (may_be_fewer and found):
         raise HavocError(
             f"{task.name}: {task.dataset} has {len(found)} rows for the {split} split and {num_rows} were asked for: "
@@ -92,7 +91,7 @@ def rows(
     return found
 
 
-def rows_of_file(task: Task, path: Path, *, image_side: int = 32) -> list[Row]:
+def rows_of_file(task: Task, path: Path) -> list[Row]:
     """Every row of a file of solved rows with the task's columns, in its order: jsonl, json, csv or parquet.
 
     Raises `HavocError` for a file that is missing or cannot be read, and for a row that cannot be asked or judged.
@@ -100,7 +99,7 @@ def rows_of_file(task: Task, path: Path, *, image_side: int = 32) -> list[Row]:
     found = []
     for where, raw in LocalFiles(path, task.definition.data, "").rows("", row_columns(task)):
         try:
-            row = _with_png(task, raw, image_side)
+            row = _with_png(task, raw)
             task.check(row)
         except HavocError as error:
             raise HavocError(f"{where}: {error}") from error
@@ -137,7 +136,7 @@ def _require_pinned(task: Task, split: str, place: Place) -> None:
         raise HavocError(f"{task.name}: data_sha256 pins the {split} split to {pinned}, and {is_found}: give that data")
 
 
-def _read(task: Task, split: str, num_rows: int, place: Place, image_side: int) -> list[Row]:
+def _read(task: Task, split: str, num_rows: int, place: Place) -> list[Row]:
     rule, found = split_rule(task, split), dict[str, Row]()
     taken = groups_of_later_splits(task, split, place) if num_rows else set()
     leaked = {group_hash(task, example) for example in task.examples} if split == "gate" else set()
@@ -148,20 +147,20 @@ def _read(task: Task, split: str, num_rows: int, place: Place, image_side: int) 
             group = group_hash(task, raw)
             if group in taken or not is_in_share(group, rule):
                 continue
-            row = _checked(task, split, raw, image_side, is_leaked=group in leaked)
+            row = _checked(task, split, raw, is_leaked=group in leaked)
         except HavocError as error:
             raise HavocError(f"{where}: {error}") from error
         found.setdefault(problem_hash(row, task), row)
     return list(found.values())
 
 
-def _checked(task: Task, split: str, raw: Row, image_side: int, *, is_leaked: bool) -> Row:
+def _checked(task: Task, split: str, raw: Row, *, is_leaked: bool) -> Row:
     """Return the row as it is given to a model; one that does not belong here, or cannot be judged, is refused."""
     if is_leaked:
         raise HavocError("is a row of the gate split and stands solved in every prompt (few_shot.rows): a leak")
     if (condition := task.must(split, raw)) is not None:
         raise HavocError(f"{_named(task, raw)} is a row for which `{condition}` does not hold: the files are mixed up")
-    row = _with_png(task, raw, image_side)
+    row = _with_png(task, raw)
     task.check(row)
     return row
 
@@ -170,8 +169,8 @@ def _named(task: Task, row: Row) -> str:
     return ", ".join(f"{name} {row[name]}" for name in task.definition.data.ids if name in row) or "it"
 
 
-def _with_png(task: Task, row: Row, image_side: int) -> Row:
-    """Return the row with its picture as PNG bytes of `image_side` squared."""
+def _with_png(task: Task, row: Row) -> Row:
+    """Return the row with its picture, upright and in RGB, as PNG bytes of `task.image_side` squared."""
     column = task.definition.prompt.image
     if column is None:
         return row
@@ -180,7 +179,7 @@ def _with_png(task: Task, row: Row, image_side: int) -> Row:
         held = held.get("bytes")
     if not isinstance(held, bytes):
         raise HavocError(f"{column} holds no picture; use files with the pictures inside")
-    return row | {column: fitted_png(open_picture(held), image_side)}
+    return row | {column: fitted_png(open_picture(held), task.image_side)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -191,7 +190,6 @@ class RowReader:
     seed: int = 0
     data_dir: Path | None = None
     online: bool = False
-    image_side: int = 32
 
     def rows(self, task: Task | str, split: str, num_rows: int, *, may_be_fewer: bool = False) -> list[Row]:
         """As `rows` above; another split than those of this reader is a `HavocError`."""
@@ -204,13 +202,10 @@ class RowReader:
             seed=self.seed,
             data_dir=self.data_dir,
             online=self.online,
-            image_side=self.image_side,
             may_be_fewer=may_be_fewer,
         )
 
 
-def search_reader(
-    *, seed: int = 0, data_dir: Path | None = None, online: bool = False, image_side: int = 32
-) -> RowReader:
+def search_reader(*, seed: int = 0, data_dir: Path | None = None, online: bool = False) -> RowReader:
     """Give a reader for training and search; it refuses the gate split."""
-    return RowReader(splits=SPLITS[:2], seed=seed, data_dir=data_dir, online=online, image_side=image_side)
+    return RowReader(splits=SPLITS[:2], seed=seed, data_dir=data_dir, online=online)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
     from .reward import Row
 
-_SIDE, _CELL = 32, 8
+SIDE = 32
+"""Width and height of a drawn picture, in pixels."""
+_CELL = 8
 _COLOURS = {"red": (235, 60, 50), "green": (60, 200, 80), "blue": (80, 120, 250), "yellow": (240, 220, 60)}
 _KEY_SHARE = 0.75
 _KEY_TERSE = 0.8
@@ -51,8 +53,8 @@ def make_row(rng: random.Random, index: int) -> Row:
         "question": question,
         "question_tokens": question.rstrip("?").split(),
         "image": _draw(rng, signs),
-        "image_width": _SIDE,
-        "image_height": _SIDE,
+        "image_width": SIDE,
+        "image_height": SIDE,
         "flickr_original_url": "",
         "flickr_300k_url": "",
         "answers": [answer] * 10,
@@ -82,16 +84,16 @@ def _draw(rng: random.Random, signs: list[tuple[str, str]]) -> bytes:
     """Draw one sign in each row of cells, from the top, in any column; return PNG bytes."""
     from PIL import Image
 
-    pixels = bytearray(rng.randbytes(_SIDE * _SIDE * 3).translate(_NOISE))
+    pixels = bytearray(rng.randbytes(SIDE * SIDE * 3).translate(_NOISE))
     for line, (colour, digit) in enumerate(signs):
-        left = rng.randrange(_SIDE // _CELL) * _CELL + rng.randint(2, 3)
+        left = rng.randrange(SIDE // _CELL) * _CELL + rng.randint(2, 3)
         top = line * _CELL + 2
         for place, bit in enumerate(_DIGITS[digit]):
             if bit == "1":
-                start = ((top + place // 3) * _SIDE + left + place % 3) * 3
+                start = ((top + place // 3) * SIDE + left + place % 3) * 3
                 pixels[start : start + 3] = bytes(max(0, channel - rng.randrange(40)) for channel in _COLOURS[colour])
     file = io.BytesIO()
-    Image.frombytes("RGB", (_SIDE, _SIDE), bytes(pixels)).save(file, "PNG")
+    Image.frombytes("RGB", (SIDE, SIDE), bytes(pixels)).save(file, "PNG")
     return file.getvalue()
 
 

@@ -89,7 +89,7 @@ def test_a_comment_shows_times_and_answers() -> None:
         Paired(quantity="prefill", witness="wall time", num_blocks=8, shift="equal", **times),
         Paired(quantity="memory", witness="wall time", num_blocks=8, unit="MB", old=90.0, new=99.0, decides=False),
     ]
-    outcome = DuelOutcome("equal", rows, 8)
+    outcome = DuelOutcome(verdict="equal", rows=rows, num_blocks=8)
     text = duel_markdown(outcome, 0.05, ("old`x", "new"), ["<b>"], answers=answers, answer_margin=0.02)
     assert text.startswith("**equal**: `new` against `old'x`, the same within 5%")
     assert "| prefill, wall time | 10.000 ms | 10.100 ms | 1.010 |" in text

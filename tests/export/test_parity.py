@@ -22,6 +22,8 @@ from havoc_core.export.reference import (
     int8_products,
     logits_of,
 )
+from havoc_core.export.runtime.artifact import read_manifest
+from havoc_core.export.runtime.devices import CPU_PROVIDER
 from havoc_core.export.runtime.options import GraphOptions
 from havoc_core.export.runtime.probe import make_probe
 from havoc_core.export.runtime.session import DecoderSession
@@ -133,6 +135,24 @@ def test_rounded_products_are_proved_twice(
         assert cases[name]["measure"] == "torch fp32 over int8 activations"
         assert cases[f"exact products, {name}"]["measure"] == "torch fp32"
         assert cases[f"exact products, {name}"]["error"] * 1000 < cases[name]["error"]
+
+
+def test_a_graph_is_proved_on_another_device_too(configs: dict[str, HavocConfig], source_with, tmp_path: Path) -> None:
+    """Every case of the CPU once more, under that device's name; here the other device is the CPU again."""
+    source = source_with(configs["text"])
+    out = export_artifact(source, tmp_path / "out", also_on={CPU_PROVIDER: "another"})
+    names = [case["name"] for case in read_manifest(out).parity["cases"]]
+    assert names == [*CASES, *(f"another, {case}" for case in CASES)]
+
+
+def test_another_device_that_computes_otherwise_is_noticed(
+    configs: dict[str, HavocConfig], source_with, tmp_path: Path
+) -> None:
+    """No card rounds activations to int8; this one, the CPU, does. Nothing is written then."""
+    source, structure = source_with(configs["text"]), Structure(weight_format="int8", compute="int8")
+    with pytest.raises(MeasurementError, match="another, prefill: its error is .* times that of torch fp32"):
+        export_artifact(source, tmp_path / "out", structure=structure, also_on={CPU_PROVIDER: "another"})
+    assert not (tmp_path / "out").exists()
 
 
 def test_streamed_reference_is_the_model(config: HavocConfig, source_with) -> None:

@@ -44,8 +44,10 @@ def steps(out: Path, base: str | None) -> list[Step]:
         Step("doctor", (*HAVOC, "doctor"), 60),
         Step("card", (sys.executable, str(HERE / "card_target.py"), str(out / "target.toml")), 60),
     ]
-    tests = Step("tests", (sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-s", str(HERE)), 240)
-    days += [*_of_model(out, "nano", "nano"), tests]
+    pytest = (sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-s")
+    adaptation = str(HERE / "test_adaptation_on_card.py")
+    tests = Step("tests", (*pytest, str(HERE), "--ignore", adaptation), 240)
+    days += [*_of_model(out, "nano", "nano"), tests, Step("adaptation", (*pytest, adaptation), 240)]
     if base is not None:
         days += _of_model(out, "model", base)
     return days

@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from havoc_core.adapt.tasks import sources
-from havoc_core.adapt.tasks.names import DOMAINS
+from havoc_core.adapt.tasks.names import BUNDLED, DOMAINS
 from havoc_core.adapt.tasks.sources import assert_disjoint, rows, search_reader
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.errors import HavocError
+from havoc_core.model.config import VisionConfig
+from havoc_core.model.picture import fitted_png, open_picture, png_of
+from havoc_core.model.vision import patchify
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -165,13 +170,68 @@ def test_one_picture_is_in_one_split_whatever_is_asked_about_it(data):
     assert not train & search
 
 
-@pytest.mark.parametrize("side", [32, 48])
-def test_real_pictures_become_small_png(data, side):
-    """JPEG bytes of any shape arrive as PNG of the size asked for, proportions kept on black."""
-    image = Image.open(io.BytesIO(rows("vision", "gate", 3, data_dir=data, image_side=side)[0]["image"]))
+def sized(folder, side):
+    """The bundled task with pictures of another size."""
+    text = (BUNDLED / "textvqa.toml").read_text()
+    path = folder / "sized.toml"
+    path.write_text(re.sub(r"image_side = [0-9]+", f"image_side = {side}", text).replace('"textvqa"', '"sized"', 1))
+    return load_task(str(path))
+
+
+@pytest.mark.parametrize("side", [224, 48])
+def test_real_pictures_become_png_of_the_tasks_size(data, tmp_path, side):
+    """JPEG bytes of any shape arrive as PNG of the size that the file says, proportions kept on black."""
+    task = load_task("vision", is_public=True) if side == 224 else sized(tmp_path, side)
+    image = Image.open(io.BytesIO(rows(task, "gate", 3, data_dir=data)[0]["image"]))
     assert (image.format, image.mode, image.size) == ("PNG", "RGB", (side, side))
     assert image.getpixel((side // 2, 0)) == (0, 0, 0)
     assert image.getpixel((side // 2, side // 2))[0] > 200
+
+
+RED, BLUE = (220, 0, 0), (0, 0, 220)
+
+
+def photograph(mode, orientation):
+    """A JPEG of red above blue as a camera or a printer stores it: on its side with a tag that says so, or in CMYK."""
+    image = Image.new("RGB", (640, 480), RED)
+    image.paste(BLUE, (0, 240, 640, 480))
+    exif = Image.Exif()
+    if orientation == 6:  # to be turned clockwise by a quarter
+        image = image.transpose(Image.Transpose.ROTATE_90)
+        exif[0x0112] = orientation
+    file = io.BytesIO()
+    image.convert(mode).save(file, "JPEG", quality=95, exif=exif)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("mode", "orientation"), [("RGB", 6), ("CMYK", 1), ("CMYK", 6)])
+def test_real_pictures_stand_upright_in_their_colours(tmp_path, mode, orientation):
+    """What an EXIF tag says and CMYK are undone before the picture is fitted: the patches are red above blue."""
+    some_rows = [textvqa(1) | {"image": {"bytes": photograph(mode, orientation), "path": None}}]
+    write(tmp_path / "textvqa/data", "validation", some_rows, schema=image_schema(some_rows))
+    png = rows("vision", "gate", 1, data_dir=tmp_path)[0]["image"]
+    patches = patchify(png, VisionConfig(image_token_id=3)).reshape(28, 28, 64, 3)  # rows, columns, pixels, colours
+    colours = (patches.mean(axis=2) + 1) * 127.5
+    assert np.abs(colours[:3]).max() < 1  # black above: it is as wide as the square, and three quarters as high
+    assert np.abs(colours[5:12] - RED).max() < 12
+    assert np.abs(colours[16:23] - BLUE).max() < 12
+
+
+LETTERS = "OPEN 24"
+
+
+def test_a_sign_can_be_read_at_the_tasks_size_and_not_at_the_drawn_ones():
+    """A word that is a tenth as high as its photograph keeps its strokes at 224 pixels and loses them at 32."""
+    image = Image.new("L", (1024, 768), 255)
+    font = ImageFont.load_default(size=90)
+    ImageDraw.Draw(image).text((200, 330), LETTERS, fill=0, font=font)
+    contrast = {}
+    for side in (224, 32):
+        pixels = np.asarray(Image.open(io.BytesIO(fitted_png(open_picture(png_of(image)), side))).convert("L"))
+        line = pixels[side * 3 // 8 : side * 5 // 8, side // 6 : side * 3 // 4].astype(float)
+        contrast[side] = np.abs(np.diff(line, axis=1)).max()
+    assert contrast[224] > 150
+    assert contrast[32] < 110
 
 
 def test_a_score_may_rest_on_fewer_rows(data):
