@@ -137,15 +137,16 @@ def test_gradient_passes_gradcheck() -> None:
 
 
 class NewShapes(TorchDispatchMode):
-    """Remembers the shape of every tensor that an operation allocated; views are not allocations."""
+    """Remembers the shape of every tensor that an operation allocated; views and a known tensor are none."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Tensor | None = None) -> None:
         super().__init__()
+        self.known = known
         self.shapes: set[tuple[int, ...]] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and not func.is_view:
+        if isinstance(result, Tensor) and not func.is_view and result is not self.known:
             self.shapes.add(tuple(result.shape))
         return result
 
@@ -189,8 +190,8 @@ def test_zero_delta_is_the_base_bit_for_bit(shape: tuple[int, int], dtype: torch
     basis = matrix_basis(weight)
     zero = torch.zeros(basis.num_directions)
     out = torch.empty_like(weight)
-    for folded in (fold_matrix(weight, basis.factor, basis.side, zero),
-                   fold_matrix(weight, basis.factor, basis.side, zero, out=out)):  # fmt: skip
+    assert fold_matrix(weight, basis.factor, basis.side, zero, out=out) is out
+    for folded in (fold_matrix(weight, basis.factor, basis.side, zero), out):
         assert torch.equal(folded.view(torch.uint8), weight.view(torch.uint8))
         assert folded.data_ptr() != weight.data_ptr()
 
@@ -207,11 +208,24 @@ def test_fold_scales_the_singular_values(rows: int, columns: int, seed: int) -> 
 
 
 def test_half_precision_weights_are_folded_in_float32() -> None:
-    """A bf16 weight is folded in fp32 and rounded once."""
+    """A bf16 weight is folded in fp32 and rounded once, into a new tensor or a given one."""
     weight = random(8, 6, seed=0).bfloat16()
     basis, delta = matrix_basis(weight), 0.2 * random(6, seed=1, dtype=torch.float32)
     exact = fold_matrix(weight.float(), basis.factor, basis.side, delta)
     assert torch.equal(fold_matrix(weight, basis.factor, basis.side, delta), exact.bfloat16())
+    out = torch.empty_like(weight)
+    assert fold_matrix(weight, basis.factor, basis.side, delta, out=out) is out
+    assert torch.equal(out, exact.bfloat16())
+
+
+def test_folding_in_place_needs_no_second_weight() -> None:
+    """With `out` of the dtype that is computed in, no other tensor as large as the weight is made."""
+    weight, delta = random(40, 6, seed=0), random(6, seed=1)
+    basis, out = matrix_basis(weight, dtype=DOUBLE), torch.empty_like(weight)
+    with NewShapes(known=out) as seen:
+        fold_matrix(weight, basis.factor, basis.side, delta, out=out)
+    assert (6, 6) in seen.shapes  # the recorder does see it
+    assert tuple(weight.shape) not in seen.shapes
 
 
 def test_bf16_z_would_lose_its_updates() -> None:

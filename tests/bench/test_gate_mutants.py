@@ -30,7 +30,7 @@ from havoc_core.export.runtime.verification import Verified
 pytestmark = pytest.mark.mutation
 
 known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
-mutation = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("mutation.py"))))
+mutation = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "mutation.py")))
 samples = known.samples
 
 MISTAKES = runpy.run_path(str(Path(__file__).with_name("test_targets.py")))
