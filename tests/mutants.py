@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
+import dataclasses
 import gc
 import hashlib
 import importlib
@@ -30,15 +31,14 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 import tomllib
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import CodeType, FrameType, FunctionType, SimpleNamespace
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -54,7 +54,7 @@ SEED = 0
 LEAST_KILLED = 0.9
 LONGEST_S = 600.0
 """The longest that the tests of one module may take."""
-ALL_TESTS = "all tests"
+ALL_TESTS, NOTE = "all tests", "note_that_it_was_called"
 LIBRARIES = "numpy torch onnx onnx_ir onnxruntime scipy.stats pymoo.core.problem pydantic rich safetensors"
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "demo", "reports", "*.egg-info", "__pycache__")
 
@@ -110,16 +110,21 @@ def mutant_of(tree: ast.Module, name: str) -> Mutant:
     return Mutant(name, ast.unparse(tree), {key_of(inner): inner for inner in codes_in(code)})
 
 
+def noting(source: str) -> Mutant:
+    """The unchanged module, of which each function begins by noting that it was called."""
+    tree = ast.parse(source)
+    for part in (tree, *(node for node in tree.body if isinstance(node, ast.ClassDef))):
+        for function in (node for node in part.body if isinstance(node, ast.FunctionDef)):
+            name = function.name if part is tree else f"{part.name}.{function.name}"
+            function.body.insert(0, ast.parse(f"{NOTE}({name!r})").body[0])
+    return dataclasses.replace(mutant_of(tree, ""), source=source)
+
+
 def codes_in(code: CodeType) -> Iterator[CodeType]:
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
             yield constant
             yield from codes_in(constant)
-
-
-def function_of(code: CodeType) -> str:
-    """The function or method of the module that code belongs to, itself or inside."""
-    return code.co_qualname.partition(".<locals>")[0]
 
 
 def key_of(code: CodeType) -> tuple[str, int]:
@@ -261,16 +266,8 @@ class Calls(FirstFailure):
         finally:
             self._test = before
 
-    def watch(self, codes: Iterable[CodeType]) -> None:
-        """Note every call of some code from now on."""
-        names = {id(code): function_of(code) for code in codes}
-
-        def called(frame: FrameType, event: str, _: object) -> None:
-            if event == "call" and id(frame.f_code) in names:
-                self.called[names[id(frame.f_code)]].add(self._test)
-
-        threading.setprofile(called)
-        sys.setprofile(called)
+    def note(self, function: str) -> None:
+        self.called[function].add(self._test)
 
 
 class Loop(Calls):
@@ -297,7 +294,7 @@ class Loop(Calls):
             return True
         self.functions = functions_of(self.copy.root / self.module)
         gc.freeze()
-        unchanged = mutant_of(ast.parse(self.original), "")
+        unchanged = noting(self.original)
         began = time.monotonic()
         if self.killer(session.items, unchanged, limit_s=LONGEST_S) is not None:
             return True
@@ -320,13 +317,11 @@ class Loop(Calls):
         def work() -> None:
             for function in self.functions:
                 function.__code__ = mutant.codes[key_of(function.__code__)]
-            if not mutant.name and not self.called:
-                self.watch(mutant.codes.values())
+                function.__globals__[NOTE] = self.note
             for item, following in zip(items, [*items[1:], None], strict=True):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
                 if self.failed:
                     break
-            sys.setprofile(None)
             called = {name: sorted(tests) for name, tests in self.called.items()}
             answer = {"failed": self.failed, "seconds": self.seconds, "called": called}
             self.copy.answer.write_text(json.dumps(answer))
