@@ -23,7 +23,8 @@
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
 #   make gpu      the tests that need an NVIDIA card and its CUDA libraries: pip install -e ".[dev,gpu]" (docs/gpu-day.md)
 #   make durations   all tests, one by one: writes the CPU seconds of each file, which choose those of `make check`
-#   make mutants  change every operator and constant of the verdict's code; each change must be found
+#   make mutants  change the code in one place at a time: its tests must find it; writes docs/mutants.md (MODULES=adapt/svf.py MOST=80)
+#   make verdict-mutants  change every operator and constant of the verdict's code: the answers to known records must change
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
 
 PYTHON ?= python3
@@ -34,7 +35,7 @@ JOBS ?= 2
 SUITE := not mutation and not gpu
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "$(SUITE) and not alone"
 
-.PHONY: help demo check fast test test-together test-alone durations gpu real mutants fuzz lint types bench gate compare results baselines metrics reference seeds simulate compare-test load-test fmt genai
+.PHONY: help demo check fast test test-together test-alone durations gpu real mutants verdict-mutants fuzz lint types bench gate compare results baselines metrics reference seeds simulate compare-test load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -66,6 +67,9 @@ real: .venv/dev
 	$(BIN)/pytest -m real --timeout=3600
 
 mutants: .venv/dev
+	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(if $(MOST),--most $(MOST)) $(MODULES)
+
+verdict-mutants: .venv/dev
 	$(BIN)/pytest -m mutation --timeout=3600
 
 lint: .venv/dev

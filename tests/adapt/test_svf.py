@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -137,15 +138,16 @@ def test_gradient_passes_gradcheck() -> None:
 
 
 class NewShapes(TorchDispatchMode):
-    """Remembers the shape of every tensor that an operation allocated; views are not allocations."""
+    """Remembers the shape of every tensor that an operation allocated; views and a known tensor are none."""
 
-    def __init__(self) -> None:
+    def __init__(self, known: Tensor | None = None) -> None:
         super().__init__()
+        self.known = known
         self.shapes: set[tuple[int, ...]] = set()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if isinstance(result, Tensor) and not func.is_view:
+        if isinstance(result, Tensor) and not func.is_view and result is not self.known:
             self.shapes.add(tuple(result.shape))
         return result
 
@@ -180,6 +182,37 @@ def test_backward_takes_the_cheaper_product(rows: int, columns: int, num_tokens:
     assert counter.get_total_flops() == dx + min(4 * num_tokens * side**2, 2 * num_tokens * side**2 + 2 * side**3)
 
 
+@pytest.mark.parametrize(("rows", "columns"), [(96, 80), (80, 96)])
+def test_only_what_the_gradient_needs_is_kept(rows: int, columns: int) -> None:
+    """The tall layer keeps its input, the wide one its output, until |z| is small; a wide one's dx is left out
+    where nobody asks for it.
+    """
+    model = nn.Sequential(nn.Linear(columns, rows, bias=False))
+    adapter = attach(model, compute_basis({"0.weight": model[0].weight}, targets=("0",)))
+    kept: list[tuple[int, ...]] = []
+    x = torch.randn(20, columns)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(tuple(t.shape)), t)[1], lambda t: t):
+        y = model(x)
+    assert set(kept) == {(rows, columns), (20, columns) if rows > columns else (20, rows)}
+    with FlopCounterMode(display=False) as counter:
+        y.sum().backward()
+    projections = 4 * 20 * min(rows, columns) ** 2
+    assert counter.get_total_flops() == projections + (2 * 20 * rows * columns if rows > columns else 0)
+    kept.clear()
+    adapter.load({"0.weight": torch.full((min(rows, columns),), -1.0)})
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.append(tuple(t.shape)), t)[1], lambda t: t):
+        model(x)
+    assert (20, columns) in kept
+
+
+def test_folding_leaves_no_graph_behind() -> None:
+    """A delta that is trained gives a weight without a gradient."""
+    weight = random(8, 6, seed=0)
+    basis = matrix_basis(weight, dtype=DOUBLE)
+    delta = nn.Parameter(random(6, seed=1))
+    assert not fold_matrix(weight, basis.factor, basis.side, delta).requires_grad
+
+
 @pytest.mark.parametrize("shape", [(9, 6), (6, 9), (7, 7)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, DOUBLE])
 def test_zero_delta_is_the_base_bit_for_bit(shape: tuple[int, int], dtype: torch.dtype) -> None:
@@ -189,8 +222,8 @@ def test_zero_delta_is_the_base_bit_for_bit(shape: tuple[int, int], dtype: torch
     basis = matrix_basis(weight)
     zero = torch.zeros(basis.num_directions)
     out = torch.empty_like(weight)
-    for folded in (fold_matrix(weight, basis.factor, basis.side, zero),
-                   fold_matrix(weight, basis.factor, basis.side, zero, out=out)):  # fmt: skip
+    assert fold_matrix(weight, basis.factor, basis.side, zero, out=out) is out
+    for folded in (fold_matrix(weight, basis.factor, basis.side, zero), out):
         assert torch.equal(folded.view(torch.uint8), weight.view(torch.uint8))
         assert folded.data_ptr() != weight.data_ptr()
 
@@ -207,11 +240,24 @@ def test_fold_scales_the_singular_values(rows: int, columns: int, seed: int) -> 
 
 
 def test_half_precision_weights_are_folded_in_float32() -> None:
-    """A bf16 weight is folded in fp32 and rounded once."""
+    """A bf16 weight is folded in fp32 and rounded once, into a new tensor or a given one."""
     weight = random(8, 6, seed=0).bfloat16()
     basis, delta = matrix_basis(weight), 0.2 * random(6, seed=1, dtype=torch.float32)
     exact = fold_matrix(weight.float(), basis.factor, basis.side, delta)
     assert torch.equal(fold_matrix(weight, basis.factor, basis.side, delta), exact.bfloat16())
+    out = torch.empty_like(weight)
+    assert fold_matrix(weight, basis.factor, basis.side, delta, out=out) is out
+    assert torch.equal(out, exact.bfloat16())
+
+
+def test_folding_in_place_needs_no_second_weight() -> None:
+    """With `out` of the dtype that is computed in, no other tensor as large as the weight is made."""
+    weight, delta = random(40, 6, seed=0), random(6, seed=1)
+    basis, out = matrix_basis(weight, dtype=DOUBLE), torch.empty_like(weight)
+    with NewShapes(known=out) as seen:
+        fold_matrix(weight, basis.factor, basis.side, delta, out=out)
+    assert (6, 6) in seen.shapes  # the recorder does see it
+    assert tuple(weight.shape) not in seen.shapes
 
 
 def test_bf16_z_would_lose_its_updates() -> None:
@@ -345,6 +391,8 @@ def test_base_can_be_run_beside_the_policy(model: HavocModel, basis: Basis) -> N
     loss = model.compute_loss(ids)[0]
     with adapter.disabled(), torch.no_grad():
         assert torch.equal(model(ids), reference)
+    with adapter.disabled():
+        assert torch.equal(model(ids), reference)  # with gradients too
     loss.backward()
     for name, delta in adapter.deltas.items():
         assert torch.equal(delta.grad, expected[name])
@@ -393,6 +441,19 @@ def test_what_does_not_fit_is_refused(model: HavocModel, basis: Basis) -> None:
     with attach(model, basis), pytest.raises(HavocError, match="adapted already"):
         attach(model, basis)
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_a_basis_of_the_largest_directions_alone_is_enough(model: HavocModel, basis: Basis) -> None:
+    """A factor with fewer columns than rows is attached, and trains that many scales."""
+    name = "model.layers.0.mlp.up_proj.weight"
+    whole = basis.matrices[name]
+    few = dataclasses.replace(whole, factor=whole.factor[:, :5], singular_values=whole.singular_values[:5])
+    with attach(model, Basis(matrices={name: few}, base_hash="")) as adapter:
+        model.compute_loss(token_ids(model))[0].backward()
+        (delta,) = adapter.parameters()
+        assert delta.grad is not None
+        assert delta.grad.shape == (5,)
+        assert bool((delta.grad != 0).all())
 
 
 def test_autocast_keeps_the_gradient(model: HavocModel, basis: Basis) -> None:

@@ -139,6 +139,21 @@ def test_a_prediction_is_the_textbooks() -> None:
     assert bounds.next_bound([7.0], scatter=[3.0], confidence=0.95) == 7.0
 
 
+@given(st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=40), st.sampled_from([0.9, 0.95, 0.975]))
+def test_mean_bounds_are_those_of_scipy(values: list[float], confidence: float) -> None:
+    """Each end of scipy's t interval is one-sided at the confidence."""
+    ours = bounds.mean_bounds(values, confidence=confidence)
+    mean, spread = float(np.mean(values)), float(np.std(values, ddof=1))
+    reach = stats.t.ppf(confidence, len(values) - 1) * spread / math.sqrt(len(values))
+    assert ours.value == pytest.approx(mean, abs=1e-9)
+    assert (ours.low, ours.high) == (pytest.approx(mean - reach, abs=1e-6), pytest.approx(mean + reach, abs=1e-6))
+
+
+def test_one_value_bounds_no_mean() -> None:
+    """It is its own mean, and nothing is known of the next."""
+    assert bounds.mean_bounds([3.0], confidence=0.95) == bounds.Bounds(3.0, None, None)
+
+
 @pytest.mark.parametrize(("quantile", "num_samples"), [(0.5, 30), (0.9, 100), (0.95, 150), (0.99, 600)])
 def test_quantile_bounds_cover_as_often_as_they_claim(quantile: float, num_samples: int) -> None:
     """Of 1000 simulated measurements of a known quantile, no more than the claimed 5 % are wrong on either side."""

@@ -30,7 +30,7 @@ from havoc_core.export.runtime.verification import Verified
 pytestmark = pytest.mark.mutation
 
 known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
-mutation = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("mutation.py"))))
+mutation = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "mutation.py")))
 samples = known.samples
 
 MISTAKES = runpy.run_path(str(Path(__file__).with_name("test_targets.py")))
@@ -530,18 +530,21 @@ MODULES: dict[types.ModuleType, Callable[..., Iterator[Any]]] = {
 
 # Changes that cannot change an answer, each with the reason why.
 TINY = "terms below a double's last digit are left out, or are added"
-LENGTH = "how long a message may get is no part of the verdict"
 EQUIVALENT = {
-    "targets.read_targets: if -> False: {} if False else _read_toml(BUNDLED)": "the bundled file is its own neighbour",
-    "limits.throughput_evidence: if -> True: if True:\n    found = _widest(found, calm, limit.confidence)": (
+    "targets.read_targets: if -> False: bundled = {} if path == BUNDLED else _parsed(BUNDLED, _read(BUNDLED))": (
+        "the bundled file is its own neighbour"
+    ),
+    "limits.throughput_evidence: if -> True: if num_disturbed:": (
         "without a disturbed step both sides are the bounds of all steps"
     ),
-    "targets._read_toml: 1 + 1: 2": "one byte too many is as much too many as two",
-    "targets._read_toml: 200 + 1: 201": LENGTH,
-    "bounds._tail: if -> False: if False:\n    break": TINY,
-    "bounds._tail: LtE -> Lt: term < 1e-18 * total": TINY,
-    "bounds.student_t: Lt -> LtE: _student_cdf(middle, degrees) <= confidence": "the root lies between two doubles",
-    "bounds.num_samples_needed: Gt -> GtE: high >= MOST_SAMPLES": "no power of two is a million",
+    "targets._read: 1 + 1: data = file.read(MAX_TARGETS_BYTES + 1)": "one byte too many is as much too many as two",
+    "bounds._tail: if -> False: if term <= 1e-18 * total:": TINY,
+    "bounds._tail: LtE -> Lt: if term <= 1e-18 * total:": TINY,
+    "bounds.student_t: Lt -> LtE: "
+    "low, high = (middle, high) if _student_cdf(middle, degrees) < confidence else (low, middle)": (
+        "the root lies between two doubles"
+    ),
+    "bounds.num_samples_needed: Gt -> GtE: if high > MOST_SAMPLES:": "no power of two is a million",
 }
 
 

@@ -90,7 +90,11 @@ def test_a_session_outlives_the_next_candidate(sessions: CandidateSessions) -> N
     assert np.array_equal(before, after)
 
 
-def test_a_candidate_writes_text(sessions: CandidateSessions) -> None:
-    """The base's tokenizer comes along."""
-    (text,) = sessions.open((0.5, 0.5), Structure("int8")).generate_text([Prompt("What is 12 + 30?")], max_new_tokens=5)
-    assert isinstance(text, str)
+def test_a_candidate_writes_text(sessions: CandidateSessions, source: Source, tmp_path: Path) -> None:
+    """The base's tokenizer comes along: the text is that of the exported mixture."""
+    structure, asked = Structure("int8"), [Prompt("What is 12 + 30?")]
+    written = Source("folded", source.config, sessions.folded((0.5, 0.5)), source.directory)
+    fresh = DecoderSession.open(export_artifact(written, tmp_path / "a", structure=structure), num_threads=1)
+    (text,) = sessions.open((0.5, 0.5), structure).generate_text(asked, max_new_tokens=5)
+    assert text != ""
+    assert [text] == fresh.generate_text(asked, max_new_tokens=5)

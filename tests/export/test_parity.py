@@ -103,7 +103,11 @@ def test_no_dialect_or_cache_needs_a_wider_limit(
 ) -> None:
     """In fp16 neither, where the CPU has kernels for all of them."""
     source, structure = source_with(with_wide_heads(configs["text"])), Structure(weight_format, activation_dtype)
-    export_artifact(source, tmp_path / "a", structure=structure, options=options)
+    artifact = export_artifact(source, tmp_path / "a", structure=structure, options=options)
+    assert all(0 < case["ratio"] <= MAX_RATIO for case in cases_of(artifact))
+    assert [case["name"] for case in cases_of(artifact)] == [
+        name for name in CASES if options.cache == "dynamic" or "new" not in name
+    ]
 
 
 @pytest.mark.parametrize(("weight_format", "activation_dtype"), FORMATS)
