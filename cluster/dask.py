@@ -8,9 +8,16 @@ import logging
 def quiet_dask() -> None:
     """Load Dask with its log silenced; where it is not installed, the `ModuleNotFoundError` names `distributed`."""
     import dask
+
+    dask.config.set(
+        {
+            "distributed.admin.large-graph-warning-threshold": "1GB",
+            "distributed.diagnostics.nvml": False,  # a card that is asked every few seconds is not left alone
+            "distributed.worker.daemon": False,
+        }
+    )
     import distributed  # noqa: F401 - so that it sets its logging up now
 
-    dask.config.set({"distributed.admin.large-graph-warning-threshold": "1GB", "distributed.worker.daemon": False})
     for name in ("distributed", "tornado", "asyncio", "bokeh"):
         logger = logging.getLogger(name)
         logger.setLevel(logging.CRITICAL + 1)

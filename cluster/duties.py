@@ -39,19 +39,23 @@ def written(errand: Errand) -> str:
     return json.dumps({"errand": type(errand).__name__, "asked": plain(errand)}, allow_nan=False)
 
 
-def do(text: str, data: bytes = b"") -> str:
-    """Do one errand on the Dask worker that calls this, and return the reply's text."""
+def do(text: str, data: bytes, topic: str, number: int) -> None:
+    """Do one errand on the Dask worker that calls this, and publish the reply's text under the errand's number.
+
+    A result that waits on the worker to be fetched could die with it; an event is with the search or it is not.
+    """
     from distributed import get_worker
 
-    duties: Duties = get_worker().plugins[PLUGIN].duties
-    return duties.reply(text, data)
+    worker = get_worker()
+    duties: Duties = worker.plugins[PLUGIN].duties
+    worker.log_event(topic, [number, duties.reply(text, data)])
 
 
 def plugin(duties: Duties) -> Any:  # noqa: ANN401 - a `distributed.WorkerPlugin`
     """What Dask's worker keeps as `PLUGIN` while it lives."""
     from distributed import WorkerPlugin
 
-    class DutiesPlugin(WorkerPlugin):  # type: ignore[misc] - Dask carries no types
+    class DutiesPlugin(WorkerPlugin):  # type: ignore[misc]
         name = PLUGIN
 
         def __init__(self) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import itertools
 import json
 import queue
 import secrets
@@ -21,7 +22,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import onnxruntime
 
@@ -101,6 +102,9 @@ class Fleet:
         self.patience_s = _PATIENCE_S
         self._refused: set[str] = set()
         self._is_closed = threading.Event()
+        self._topic = f"havoc-{secrets.token_hex(8)}"
+        self._numbers = itertools.count()
+        self._replies: dict[int, queue.SimpleQueue[str]] = {}
         self._said: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self._threads = concurrent.futures.ThreadPoolExecutor(_MAX_WORKERS, thread_name_prefix="havoc-fleet")
         self.noted: Callable[[dict[str, Any]], None] = lambda _: None
@@ -121,6 +125,7 @@ class Fleet:
                 f"correct the address or the certificates ({(str(error) or 'no answer').splitlines()[0][:200]})"
             ) from None
         fleet = cls(address, client, progress)
+        client.subscribe_topic(fleet._topic, fleet._heard)
         try:
             fleet._require_workers()
         except BaseException:
@@ -270,35 +275,45 @@ class Fleet:
 
     def _carried(self, helper: Helper, text: str, data: bytes) -> str:
         """Have Dask carry a text to the worker and the reply back."""
-        future = self._client.submit(
+        number, replies = next(self._numbers), queue.SimpleQueue[str]()
+        self._replies[number] = replies
+        task = self._client.submit(
             do,
             text,
             data,
+            self._topic,
+            number,
             workers=[helper.address],
             allow_other_workers=False,
             pure=False,
-            key=f"havoc-{secrets.token_hex(8)}",
+            key=f"{self._topic}-{number}",
         )
         try:
             while True:
-                try:
-                    return str(future.result(timeout=_LOOK_EVERY_S))
-                except TimeoutError:
-                    if helper.is_gone.is_set() or self._is_closed.is_set():
-                        raise WorkerLostError("it is gone") from None
-        except (OSError, concurrent.futures.CancelledError) as error:
-            raise WorkerLostError(f"it is gone ({type(error).__name__})") from None
-        except WorkerLostError:
-            raise
-        except Exception as error:
-            if type(error).__name__ == "KilledWorker":
-                raise WorkerLostError("it died") from None
-            raise _UnusableError(
-                f"worker {helper.name} could not do its job ({type(error).__name__}: {str(error)[:300]}); install the "
-                "same havoc-core for scheduler, workers and search, or please report it"
-            ) from error
+                with contextlib.suppress(queue.Empty):
+                    return replies.get(timeout=_LOOK_EVERY_S)
+                if helper.is_gone.is_set() or self._is_closed.is_set() or task.status in {"cancelled", "lost"}:
+                    raise WorkerLostError("it is gone")
+                if task.status == "error":
+                    self._raise(helper, task.exception(timeout=_ANSWER_S))
         finally:
-            future.cancel()
+            del self._replies[number]
+            task.cancel()
+
+    def _raise(self, helper: Helper, error: BaseException) -> NoReturn:
+        """Tell a worker that died from one that cannot run HAVOC's functions."""
+        if type(error).__name__ == "KilledWorker":
+            raise WorkerLostError("it is gone")
+        raise _UnusableError(
+            f"worker {helper.name} could not do its job ({type(error).__name__}: {str(error)[:300]}); install the same "
+            "havoc-core for scheduler, workers and search, or please report it"
+        ) from error
+
+    def _heard(self, event: tuple[float, tuple[int, str]]) -> None:
+        """Hand a reply to whoever waits for it; one that nobody waits for any more is dropped."""
+        number, reply = event[1]
+        if (replies := self._replies.get(number)) is not None:
+            replies.put(reply)
 
 
 @dataclass
