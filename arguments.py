@@ -186,6 +186,9 @@ def add_search(parser: Parser) -> None:
     other_help = "measure costs here though the target is another device; they then prove nothing of its limits"
     parser.add_argument("--on-this-machine", action="store_true", help=other_help)
     _add_device(parser, "answers for candidates", "the recipe's")
+    cluster_help = "score and measure on the workers of this Dask scheduler, tcp://127.0.0.1:8786 or tls://HOST:PORT"
+    parser.add_argument("--cluster", metavar="ADDRESS", help=cluster_help)
+    _add_tls(parser)
     _add_recipe(parser)
     _add_data(parser)
     _add_seed(parser)
@@ -193,6 +196,24 @@ def add_search(parser: Parser) -> None:
     _add_track(parser)
     _add_threads(parser)
     _add_output(parser)
+
+
+def add_worker(parser: Parser) -> None:
+    """`havoc worker ADDRESS [--measures [auto|cpu|cuda]]`."""
+    address_help = "the Dask scheduler's, tcp://127.0.0.1:8786 or tls://HOST:PORT"
+    parser.add_argument("address", metavar="ADDRESS", help=address_help)
+    measures_help = "also measure, on this machine's card where there is one, else on its CPU, or on the one named"
+    parser.add_argument("--measures", nargs="?", const="auto", choices=("auto", "cpu", "cuda"), help=measures_help)
+    store_help = "where bases and artifacts are kept (default: $XDG_CACHE_HOME/havoc/worker, or below ~/.cache)"
+    parser.add_argument("--store", type=Path, metavar="DIR", help=store_help)
+    _add_tls(parser)
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def _add_tls(parser: Parser) -> None:
+    parser.add_argument("--tls-ca", type=Path, metavar="PEM", help="the cluster's certificate authority")
+    parser.add_argument("--tls-cert", type=Path, metavar="PEM", help="this side's certificate, signed by it")
+    parser.add_argument("--tls-key", type=Path, metavar="PEM", help="the certificate's key")
 
 
 def add_export(parser: Parser) -> None:

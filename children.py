@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import subprocess
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from .errors import HavocError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 NO_MORE = (
     "the system allows no further process or thread (the limit of this user or container, `ulimit -u` or pids.max, is "
@@ -17,11 +19,23 @@ NO_MORE = (
 )
 TOO_MANY_FILES = "too many files are open (`ulimit -n`): raise the limit and run the same command again"
 
+_LENT: ContextVar[tuple[int, ...]] = ContextVar("lent", default=())
+
+
+@contextlib.contextmanager
+def lent(descriptor: int) -> Iterator[None]:
+    """Leave an open file to every child that is started in the block: what it locks stays locked until they ended."""
+    token = _LENT.set((*_LENT.get(), descriptor))
+    try:
+        yield
+    finally:
+        _LENT.reset(token)
+
 
 def start_process(command: Sequence[str], **options: Any) -> subprocess.Popen[bytes]:  # noqa: ANN401 - Popen's own
     """Start `command` as `subprocess.Popen` does; a system that has no room for it is a `HavocError`."""
     try:
-        return subprocess.Popen(command, **options)
+        return subprocess.Popen(command, pass_fds=_LENT.get(), **options)
     except OSError as error:
         if error.errno == errno.EAGAIN:
             raise HavocError(NO_MORE) from error

@@ -43,6 +43,7 @@ _EXTRA_OF = {
     **dict.fromkeys(("numpy", "onnxruntime", "pynvml", "PIL", "tokenizers"), "edge"),
     **dict.fromkeys(("torch", "safetensors", "onnx", "onnx_ir", "onnxscript", "pymoo", "datasets", "gguf"), "lab"),
     "matplotlib": "report",
+    **dict.fromkeys(("dask", "distributed"), "cluster"),
     "wandb": "wandb",
     "trackio": "trackio",
     "peft": "baselines",
@@ -131,7 +132,17 @@ VERBS = (
         "find the mixture of experts and the structure",
         "pipeline",
         arguments.add_search,
-        ("havoc search nano --experts experts --target host --out search",),
+        (
+            "havoc search nano --experts experts --target host --out search",
+            "havoc search base --experts experts --target gtx1660 --cluster tls://box:8786 --out search",
+        ),
+    ),
+    Verb(
+        "worker",
+        "lend this machine to searches with --cluster: to score, and to measure on its device",
+        "cluster.commands",
+        arguments.add_worker,
+        ("havoc worker tcp://127.0.0.1:8786", "havoc worker tcp://127.0.0.1:8786 --measures"),
     ),
     Verb(
         "watch",

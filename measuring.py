@@ -139,7 +139,8 @@ def recipe_tasks(recipe: Recipe) -> tuple[Task, ...]:
     return load_tasks(recipe.experts.tasks, data_dir=recipe.data.directory, online=recipe.data.online)
 
 
-_COST_RETRIES, _COST_WAIT_S = 2, 20.0
+COST_RETRIES, COST_WAIT_S = 2, 20.0
+"""How often a disturbed cost is measured again, and the seconds to wait for a quiet machine, in all."""
 
 
 def limits_of(target_name: str, tasks: Sequence[str]) -> dict[str, tuple[str, float]]:
@@ -182,11 +183,20 @@ class BenchMeasurer:
         self._workers.end()
         self._open.close()
 
-    def cost(self, structure: Structure) -> Cost:
-        """Export the base in `structure` and measure it in a fresh process; every alpha costs the same.
+    def costs(self, structures: Sequence[Structure]) -> Iterator[Cost | HavocError]:
+        """Export the base in each structure and measure it in a fresh process; every alpha costs the same.
 
         A measurement that something disturbed is repeated; if all were, the last is given with what disturbed it.
         """
+        failures: dict[Structure, HavocError] = {}
+        for structure in structures:
+            try:
+                yield failures.get(structure) or self._cost(structure)
+            except HavocError as error:
+                failures[structure] = error
+                yield error
+
+    def _cost(self, structure: Structure) -> Cost:
         if self._place.recipe.model.device != "cpu":
             self._workers.end()  # they hold memory of a card, which may be the one that is measured
         artifact = self._folder / str(structure)
@@ -198,8 +208,8 @@ class BenchMeasurer:
             num_threads=self._bound.num_threads,
             workload=self._bound.workload,
             device=self._bound.device,
-            num_retries=_COST_RETRIES,
-            wait_s=_COST_WAIT_S,
+            num_retries=COST_RETRIES,
+            wait_s=COST_WAIT_S,
         )
         format_cost = read_manifest(artifact).format_cost or {}
         values = {metric: float(getattr(cost, metric)) for metric in COST_OBJECTIVES}
@@ -208,7 +218,7 @@ class BenchMeasurer:
 
     def answers(self, candidates: Sequence[Candidate], *, sample: int) -> Iterator[Answers | HavocError]:
         """Answer one sample of the search split, greedily, with each candidate's folded and encoded weights."""
-        mixtures, rows = self._mixtures(), self._rows_of(sample)
+        mixtures, rows = self._mixtures(), search_rows(self._place.recipe, sample)
         requests = [
             AnswerRequest(
                 mixtures=mixtures,
@@ -224,16 +234,17 @@ class BenchMeasurer:
 
     def divergences(self, alphas: Sequence[Sequence[float]]) -> Iterator[dict[str, float] | HavocError]:
         """KL(mixture || base) of each alpha by task, on the first rows of the search's first sample."""
-        yield from divergences_of(self._workers, self._mixtures(), self._rows_of(0), alphas)
+        yield from divergences_of(self._workers, self._mixtures(), search_rows(self._place.recipe, 0), alphas)
 
     def _mixtures(self) -> MixedModels:
         rule = self._place.recipe.search.rule
         return MixedModels(place=self._place, num_threads=self._workers.num_threads, rule=rule)
 
-    def _rows_of(self, sample: int) -> RowRange:
-        recipe = self._place.recipe
-        size = recipe.search.num_rows
-        return RowRange(split="search", start=recipe.experts.num_validation_rows + sample * size, size=size)
+
+def search_rows(recipe: Recipe, sample: int) -> RowRange:
+    """Sample number `sample` of the search split: behind the rows that experts were validated on, and disjoint."""
+    size = recipe.search.num_rows
+    return RowRange(split="search", start=recipe.experts.num_validation_rows + sample * size, size=size)
 
 
 def divergences_of(

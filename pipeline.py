@@ -15,6 +15,7 @@ stopped goes on where it was: the same command finds what is finished and does t
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 from dataclasses import replace
@@ -43,7 +44,10 @@ if TYPE_CHECKING:
     from .bench.judge.gate import Judgement
     from .bench.judge.targets import Target
     from .bench.report.phase6 import HandedOver
+    from .cluster.fleet import Fleet
+    from .cluster.measurer import FleetMeasurer
     from .jobs import Place
+    from .measuring import Bound
     from .model.checkpoint import Base
     from .progress import Progress
     from .track.metrics_file import Record
@@ -88,20 +92,31 @@ def handle_search(args: argparse.Namespace) -> int:
         }
     )
     require_inputs(recipe)
-    require_device(recipe)
-    bind(recipe)
+    if args.cluster is None:
+        require_device(recipe)
+    elif recipe.model.device != "cpu":
+        raise HavocError("--cluster: workers answer on their CPUs: leave out --device, and device in [model]")
     require_experts(recipe, args.experts)
     progress = make_progress(quiet=args.quiet)
-    base = load_base(recipe.model.base, is_chat=recipe.model.chat)
-    _ = base.tokenizer  # a base that cannot read text is refused before any work
-    limit_threads(threads_for(base.model.num_parameters(), num_threads=args.threads))
-    with storage.only_writer(args.out), open_tracking(recipe, args.out, job="search") as tracking:
+    with contextlib.ExitStack() as opened:
+        fleet = None if args.cluster is None else opened.enter_context(open_fleet(args, progress))
+        if fleet is None:
+            bound = bind(recipe)
+        else:
+            from .cluster.measurer import bind_fleet
+
+            bound = bind_fleet(fleet, recipe)
+        base = load_base(recipe.model.base, is_chat=recipe.model.chat)
+        _ = base.tokenizer  # a base that cannot read text is refused before any work
+        limit_threads(threads_for(base.model.num_parameters(), num_threads=args.threads))
+        opened.enter_context(storage.only_writer(args.out))
+        tracking = opened.enter_context(open_tracking(recipe, args.out, job="search"))
         basis = base_basis(base, args.out, progress)
         experts = read_experts(recipe, args.experts, base, basis)
         require_change(experts, progress)
         place = Place(recipe, args.out, args.experts, args.threads)
         forget_undone(place, tracking)
-        result = search_mixture(place, base, experts, progress, record=tracking.log)
+        result = search_mixture(place, base, experts, progress, bound=bound, fleet=fleet, record=tracking.log)
         log_search(tracking, result, [expert.domain for expert in experts])
     command = export_command(
         result, recipe, [expert.domain for expert in experts], base=args.base, experts=args.experts
@@ -153,7 +168,8 @@ def run(
             basis, experts = train_experts(place, base, progress, follow=tracking.follow)
             require_change(experts, progress)
             progress.enter(stages.SEARCH)
-            result = search_mixture(place, base, experts, progress, record=tracking.log)
+            bound = bind(recipe)
+            result = search_mixture(place, base, experts, progress, bound=bound, record=tracking.log)
             log_search(tracking, result, [expert.domain for expert in experts])
             progress.enter(stages.ARTIFACT)
             artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
@@ -355,15 +371,37 @@ def require_change(experts: Sequence[Expert], progress: Progress) -> None:
     )
 
 
-def search_mixture(
-    place: Place, base: Base, experts: Sequence[Expert], progress: Progress, *, record: Record = record_nothing
-) -> SearchResult:
-    """Search alpha and structure against the bench; leave the journal and `front.json`."""
-    from .adapt.search import search
-    from .measuring import BenchMeasurer, answered_on, bind, search_settings
+def open_fleet(args: argparse.Namespace, progress: Progress) -> Fleet:
+    """Connect to the workers of `--cluster`; see `cluster.fleet.Fleet.connect`."""
+    from .cluster.address import Address, TlsFiles
+    from .cluster.fleet import Fleet
 
-    bound = bind(place.recipe)
-    with BenchMeasurer(place, base, num_experts=len(experts), bound=bound) as measurer:
+    tls = TlsFiles(authority=args.tls_ca, certificate=args.tls_cert, key=args.tls_key)
+    return Fleet.connect(Address.parse(args.cluster), tls, progress)
+
+
+def search_mixture(
+    place: Place,
+    base: Base,
+    experts: Sequence[Expert],
+    progress: Progress,
+    *,
+    bound: Bound,
+    fleet: Fleet | None = None,
+    record: Record = record_nothing,
+) -> SearchResult:
+    """Search alpha and structure against the bench, here or on a fleet; leave the journal and `front.json`."""
+    from .adapt.search import search
+    from .measuring import BenchMeasurer, answered_on, search_settings
+
+    with contextlib.ExitStack() as opened:
+        measurer: BenchMeasurer | FleetMeasurer
+        if fleet is None:
+            measurer = opened.enter_context(BenchMeasurer(place, base, num_experts=len(experts), bound=bound))
+        else:
+            from .cluster.measurer import FleetMeasurer
+
+            measurer = opened.enter_context(FleetMeasurer(fleet, place, base, bound=bound))
         result = search(
             measurer,
             settings=search_settings(place.recipe, base, experts, bound),

@@ -13,7 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from .. import storage
-from ..errors import HavocError, MeasurementError
+from ..errors import HavocError
 from .candidate import COST_OBJECTIVES, Cost, Evaluation
 from .entries import known_entries
 from .pace import Pacer
@@ -32,8 +32,12 @@ NUM_COST_REPEATS: Final = 2
 class Measurer(Protocol):
     """How candidates are measured; the pipeline hands over the bench."""
 
-    def cost(self, structure: Structure) -> Cost:
-        """Measure `COST_OBJECTIVES` of a structure in a fresh process, again while something disturbs it."""
+    def costs(self, structures: Sequence[Structure]) -> Iterable[Cost | HavocError]:
+        """Measure `COST_OBJECTIVES` of each structure in a fresh process, again while something disturbs it.
+
+        In the order of the structures, each as soon as it may be; one that fails gives its error in its place. Equal
+        ones beside each other are repeats: those of a structure that failed give the same error.
+        """
 
     def answers(self, candidates: Sequence[Candidate], *, sample: int) -> Iterable[Answers | HavocError]:
         """Answer the rows of search-split sample number `sample`; the same rows every time, others in each sample.
@@ -84,34 +88,28 @@ class Ledger:
             self._known[key] = entry
         return self._known[key]
 
-    def costs(self, structure: Structure) -> list[Cost]:
-        """Measure a structure as often as its noise needs; one that failed before fails again with the same reason.
+    def costs(self, structures: Sequence[Structure]) -> Iterator[list[Cost] | str]:
+        """Measure structures as often as their noise needs, in their order: the costs of each, or why there are none.
 
-        Values that are not finite or not positive are a `HavocError`.
+        Values that are not finite or not positive are no costs.
         """
-        return [self._cost(structure, repeat=repeat) for repeat in range(NUM_COST_REPEATS)]
-
-    def _cost(self, structure: Structure, *, repeat: int) -> Cost:
-        def measure() -> dict[str, Any]:
-            described = {"kind": "cost", "structure": structure.to_fields()}
-            try:
-                cost = self._measurer.cost(structure)
-            except HavocError as error:
-                return {**described, "reason": str(error)}
-            values = {metric: float(value) for metric, value in cost.values.items()}
-            bad = [
-                metric
-                for metric in COST_OBJECTIVES
-                if not (math.isfinite(values.get(metric, 0)) and values.get(metric, 0) > 0)
-            ]
-            if bad:
-                raise HavocError(f"the cost of {structure} has no usable {', '.join(bad)}: {values}")
-            return {**described, "cost": values} | ({"disturbance": cost.disturbance} if cost.disturbance else {})
-
-        entry = self._entry(f"cost:{storage.sha256_json(structure.to_fields())[:16]}:{repeat}", measure)
-        if "reason" in entry:
-            raise MeasurementError(entry["reason"])
-        return Cost(entry["cost"], entry.get("disturbance", ""))
+        keys = [
+            [f"cost:{storage.sha256_json(one.to_fields())[:16]}:{n}" for n in range(NUM_COST_REPEATS)]
+            for one in structures
+        ]
+        failed = [any("reason" in self._known.get(key, {}) for key in those) for those in keys]
+        unknown = [
+            structure
+            for structure, those, has_failed in zip(structures, keys, failed, strict=True)
+            for key in those
+            if key not in self._known and not has_failed
+        ]
+        measured = iter(self._measurer.costs(unknown)) if unknown else iter(())
+        for structure, those, has_failed in zip(structures, keys, failed, strict=True):
+            known = [key for key in those if key in self._known] if has_failed else those
+            entries = [self._entry(key, lambda it=structure: _priced(it, next(measured))) for key in known]
+            reason = next((str(entry["reason"]) for entry in entries if "reason" in entry), None)
+            yield reason or [Cost(entry["cost"], entry.get("disturbance", "")) for entry in entries]
 
     def evaluate(
         self, candidates: Sequence[Candidate], *, samples: Sequence[int], origins: Sequence[Origin | None]
@@ -120,7 +118,9 @@ class Ledger:
 
         Each answers all `samples`; where a candidate came from stands in the journal beside its answers.
         """
-        costs = {candidate.structure: self._cost_or_reason(candidate.structure) for candidate in candidates}
+        structures = list(dict.fromkeys(candidate.structure for candidate in candidates))
+        found = zip(structures, self.costs(structures), strict=True)
+        costs = {structure: one if isinstance(one, str) else mean_cost(one) for structure, one in found}
         kls = self._kls([candidate.alpha for candidate in candidates])
         given = [self._answered(candidates, costs, sample, origins) for sample in samples]
         earlier = [list(column) for column in given[:-1]]
@@ -178,12 +178,6 @@ class Ledger:
             else:
                 yield answers_in(entry)
 
-    def _cost_or_reason(self, structure: Structure) -> dict[str, float] | str:
-        try:
-            return mean_cost(self.costs(structure))
-        except HavocError as error:
-            return str(error)
-
 
 def answers_in(entry: Mapping[str, Any]) -> Answers:
     """Return the answers that an evaluation's line holds: for each domain whether each row is right."""
@@ -198,6 +192,18 @@ def joined(answers: Sequence[Answers]) -> Answers:
 def mean_cost(costs: Sequence[Cost]) -> dict[str, float]:
     """Mean of each figure over the repeats."""
     return {metric: sum(cost.values[metric] for cost in costs) / len(costs) for metric in costs[0].values}
+
+
+def _priced(structure: Structure, outcome: Cost | HavocError) -> dict[str, Any]:
+    """Give a cost's entry in the journal."""
+    described = {"kind": "cost", "structure": structure.to_fields()}
+    if isinstance(outcome, HavocError):
+        return {**described, "reason": str(outcome)}
+    values = {metric: float(value) for metric, value in outcome.values.items()}
+    bad = [metric for metric in COST_OBJECTIVES if not 0 < values.get(metric, 0) < math.inf]
+    if bad:
+        return {**described, "reason": f"the cost of {structure} has no usable {', '.join(bad)}: {values}"}
+    return {**described, "cost": values} | ({"disturbance": outcome.disturbance} if outcome.disturbance else {})
 
 
 def _diverged(alpha: Sequence[float], outcome: Mapping[str, float] | HavocError) -> dict[str, Any]:

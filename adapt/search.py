@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ..progress import Stage
-    from .candidate import Candidate, Cost, Evaluation, Evidence, Origin, SearchSettings
+    from .candidate import Candidate, Evaluation, Evidence, Origin, SearchSettings
     from .front import Convergence
     from .ledger import Measurer
     from .structure_costs import StructureCosts
@@ -187,18 +187,16 @@ def search(
 
 def _costs(ledger: Ledger, settings: SearchSettings, advance: Callable[..., None]) -> StructureCosts:
     """Measure every structure."""
-    pairs: dict[str, list[Cost]] = {}
-    failures = {}
-    for name in settings.weight_formats:
-        try:
-            pairs[name] = ledger.costs(Structure.named(name, settings.activation_dtype))
-        except HavocError as error:
-            failures[name] = str(error)
+    structures = [Structure.named(name, settings.activation_dtype) for name in settings.weight_formats]
+    found = []
+    for name, costs in zip(settings.weight_formats, ledger.costs(structures), strict=True):
+        found.append(costs)
         advance(NUM_COST_REPEATS, note=f"cost of {name}")
+    pairs = [costs for costs in found if not isinstance(costs, str)]
     if not pairs:
         first = settings.weight_formats[0]
-        raise MeasurementError(f"none of the structures could be measured; {first} failed with: {failures[first]}")
-    return judged_costs(list(pairs.values()), settings)
+        raise MeasurementError(f"none of the structures could be measured; {first} failed with: {found[0]}")
+    return judged_costs(pairs, settings)
 
 
 class _Course:

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text()
-ROOMS = ("track", "model", "adapt", "export", "bench")
+ROOMS = ("track", "model", "adapt", "export", "bench", "cluster")
 WALKS = re.split(r"^### ", PAGE, flags=re.MULTILINE)[1:]
 STOP = re.compile(r"^\d+\. `([\w/]+\.py)` `([\w.]+)`", re.MULTILINE)
 

@@ -28,7 +28,7 @@ FLOORS = (
     "bench.report",
     "roof",
 )
-ROOMS = ("track", "model", "adapt", "export", "bench")
+ROOMS = ("track", "model", "adapt", "export", "bench", "cluster")
 GROUND = "errors messages mistakes storage progress bounds cgroups cores processes children".split()
 HANDLERS = ("adapt.commands", "export.commands", "bench.commands", "bench.pytest_plugin")
 """They take a command line apart, so they belong to the roof, whatever room they serve."""

@@ -7,7 +7,7 @@ from collections import defaultdict
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-ROOMS = ("track", "model", "adapt", "export", "bench")
+ROOMS = ("track", "model", "adapt", "export", "bench", "cluster")
 ALLOWED = {
     "FormatCost": "what a proof finds, and the record's copy of it",
     "SearchSettings": "a recipe's section, and the settings that it becomes",

@@ -60,8 +60,8 @@ def test_costs_are_of_that_work(recipe: Recipe, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(measuring, "measure_cost", watched)
     place = Place(recipe, tmp_path, tmp_path / "experts", num_threads=1)
     with BenchMeasurer(place, load_base("nano"), num_experts=1, bound=bind(recipe)) as measurer:
-        monkeypatch.setattr(measuring, "_COST_WAIT_S", 0.0)
-        cost = measurer.cost(Structure(weight_format="int4"))
+        monkeypatch.setattr(measuring, "COST_WAIT_S", 0.0)
+        (cost,) = measurer.costs([Structure(weight_format="int4")])
     assert taken[0].record.workload.prompt_tokens == 48
     assert taken[0].record.protocol.num_threads == 1
     assert cost.values["prefill_ms"] == taken[0].prefill_ms

@@ -54,9 +54,10 @@ SMALL = dataclasses.replace(
 class Landscape:
     """Answers and divergences follow alpha, costs the structure."""
 
-    def cost(self, structure: Structure) -> Cost:
-        scale = {"fp32": 1.0, "int8": 0.6}[structure.weight_format]
-        return Cost({"prefill_ms": 10 * scale, "peak_bytes": 1e6 * scale, "decode_tok_per_s": 100 / scale})
+    def costs(self, structures: Sequence[Structure]) -> Iterator[Cost]:
+        for structure in structures:
+            scale = {"fp32": 1.0, "int8": 0.6}[structure.weight_format]
+            yield Cost({"prefill_ms": 10 * scale, "peak_bytes": 1e6 * scale, "decode_tok_per_s": 100 / scale})
 
     def answers(self, candidates: Sequence[Candidate], *, sample: int) -> Iterator[Mapping[str, tuple[bool, ...]]]:
         for candidate in candidates:

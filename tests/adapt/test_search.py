@@ -32,6 +32,13 @@ class KnownLandscape:
         self.num_answers = self.num_costs = 0
         self._fail_above, self._noise = fail_above, throughput_noise
 
+    def costs(self, structures: Sequence[Structure]) -> Iterator[Cost | HavocError]:
+        for structure in structures:
+            try:
+                yield self.cost(structure)
+            except HavocError as error:
+                yield error
+
     def cost(self, structure: Structure) -> Cost:
         self.num_costs += 1
         scale = SPEED[structure.weight_format]

@@ -1,0 +1,359 @@
+"""The search's side: which workers there are, what each is given, and what becomes of it when one dies.
+
+    with Fleet.connect(Address.parse("tcp://127.0.0.1:8786"), TlsFiles()) as fleet:
+        for outcome in fleet.run(jobs):          # in the order of the jobs, whichever is ready first
+            ...
+
+Each worker has at most one job of this search. A job whose worker dies is given to another one; the scheduler is asked
+who is there several times a second. Files travel before the first job that needs them, each content once a worker.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import itertools
+import json
+import queue
+import secrets
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, Self
+
+import onnxruntime
+
+from .. import __version__, errors
+from ..errors import HavocError, MeasurementError, printable
+from ..messages import read
+from ..progress import SILENT
+from .address import security
+from .dask import quiet_dask
+from .duties import PLUGIN, do, written
+from .errands import Lacking, Offer, Piece
+from .store import pieces_of
+
+if TYPE_CHECKING:
+    from ..progress import Progress
+    from .address import Address, TlsFiles
+    from .errands import Errand, Tree
+
+_CONNECT_S = 5
+_ANSWER_S = 20.0
+"""So long the scheduler may take to say who is there."""
+_LOOK_EVERY_S = 0.2
+_PATIENCE_S = 60.0
+"""So long a job waits for a worker that may do it, where the last one has gone."""
+_MAX_DEATHS = 5
+"""A job that so many workers died of is taken for what kills them."""
+_MAX_FAULTS = 3
+"""A worker that was unable to do its job so often is given no more."""
+_MAX_WORKERS = 256
+_ERRORS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, HavocError)}
+
+
+class WorkerLostError(Exception):
+    """A worker has not done its job, which is no fault of the job; the words say how."""
+
+
+class _UnusableError(Exception):
+    """Scheduler or worker cannot run HAVOC's functions at all."""
+
+
+@dataclass(eq=False)
+class Helper:
+    """One worker, what it offers, and what it has been sent.
+
+    `quarantine` says why it is no longer asked to measure, "" for no reason; `num_faults` counts what it was unable to
+    do though it lives.
+    """
+
+    name: str
+    address: str
+    offer: Offer
+    trees: set[str] = field(default_factory=set)
+    is_gone: threading.Event = field(default_factory=threading.Event)
+    quarantine: str = ""
+    num_faults: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Something to be done by a worker that `fits`: `do` asks it, one errand after another, and returns the outcome.
+
+    A `HavocError` of `do` is the job's outcome; a `WorkerLostError` gives the job to another worker. `needs` says in a
+    few words what kind of worker fits.
+    """
+
+    fits: Callable[[Helper], bool]
+    do: Callable[[Helper], Any]
+    needs: str
+
+
+class Fleet:
+    """The workers of one scheduler, while a search uses them."""
+
+    def __init__(self, address: Address, client: Any, progress: Progress = SILENT) -> None:  # noqa: ANN401 - Dask's own
+        self.address, self._client, self._progress = address, client, progress
+        self.helpers: dict[str, Helper] = {}
+        self.patience_s = _PATIENCE_S
+        self._refused: set[str] = set()
+        self._is_closed = threading.Event()
+        self._topic = f"havoc-{secrets.token_hex(8)}"
+        self._numbers = itertools.count()
+        self._replies: dict[int, queue.SimpleQueue[str]] = {}
+        self._said: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
+        self._threads = concurrent.futures.ThreadPoolExecutor(_MAX_WORKERS, thread_name_prefix="havoc-fleet")
+        self.noted: Callable[[dict[str, Any]], None] = lambda _: None
+        """Told by the thread of `run` what happens to workers, for the search's `cluster.jsonl`."""
+
+    @classmethod
+    def connect(cls, address: Address, tls: TlsFiles, progress: Progress = SILENT) -> Fleet:
+        """Connect, and see that there are workers and that they are of this version; else a `HavocError`."""
+        quiet_dask()
+        from distributed import Client
+
+        safety = security(address, tls, "client")
+        try:
+            client = Client(address.text, security=safety, timeout=_CONNECT_S, set_as_default=False)
+        except (OSError, TimeoutError, ValueError) as error:
+            raise HavocError(
+                f"no Dask scheduler answers at {address.text} within {_CONNECT_S} s: start one (docs/cluster.md), or "
+                f"correct the address or the certificates ({(str(error) or 'no answer').splitlines()[0][:200]})"
+            ) from None
+        fleet = cls(address, client, progress)
+        client.subscribe_topic(fleet._topic, fleet._heard)
+        try:
+            fleet._require_workers()
+        except BaseException:
+            fleet.close()
+            raise
+        return fleet
+
+    def _require_workers(self) -> None:
+        if refusals := self._look():
+            raise HavocError(refusals[0])
+        if not self.helpers:
+            where = self.address.text
+            raise HavocError(f"the scheduler at {where} has no workers: start some, `havoc worker {where}`")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Leave the workers to others; what they still do for this search is not waited for."""
+        self._is_closed.set()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        with contextlib.suppress(OSError, TimeoutError):
+            self._client.close(timeout=2)
+
+    def say(self, text: str, **facts: object) -> None:
+        """Have `run` note some facts, and show the text where progress is shown, "" for none; from any thread."""
+        self._said.put((text, facts))
+
+    def _tell(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                text, facts = self._said.get_nowait()
+                self.noted({**({"said": text} if text else {}), **facts})
+                if text:
+                    with self._progress.stage("cluster", None) as stage:
+                        stage.advance(0, printable(text))
+
+    def ask(self, helper: Helper, errand: Errand, data: bytes = b"") -> Any:  # noqa: ANN401 - the errand's own result
+        """Have one errand done and return its result; its `HavocError` is raised, a lost worker a `WorkerLostError`."""
+        reply = json.loads(self._carried(helper, written(errand), data))
+        if "unable" in reply:
+            helper.num_faults += 1
+            raise WorkerLostError(reply["unable"])
+        if "error" in reply:
+            raise _ERRORS.get(reply["type"], HavocError)(reply["error"])
+        return reply["result"]
+
+    def send(self, helper: Helper, tree: Tree, sources: Mapping[str, Path]) -> None:
+        """See that the worker has all files of a tree: what it lacks is sent, from where `sources` says it lies."""
+        if tree.hash in helper.trees:
+            return
+        sizes = {file.sha256: file for file in tree.files.values()}
+        for sha256 in self.ask(helper, Lacking(tree=tree)):
+            for start, data in pieces_of(sources[sha256]):
+                self.ask(helper, Piece(file=sizes[sha256], start=start), data)
+            self.say("", sent=sha256, num_bytes=sizes[sha256].num_bytes, worker=helper.name)
+        helper.trees.add(tree.hash)
+
+    def run(self, jobs: Sequence[Job]) -> Iterator[Any | HavocError]:
+        """Have all jobs done and yield their outcomes in the order of the jobs.
+
+        Raises `MeasurementError` when the scheduler is lost, when no worker that fits a job is left and none comes, or
+        when a job has cost several workers their lives.
+        """
+        course = _Course(deque(enumerate(jobs)))
+        for place in range(len(jobs)):
+            while place not in course.done:
+                for refusal in self._look():
+                    self.say(refusal)
+                self._hand_out(course)
+                self._collect(course)
+                self._tell()
+            yield course.done.pop(place)
+
+    def _hand_out(self, course: _Course) -> None:
+        busy = {helper for _, _, helper in course.running.values()}
+        for helper in [one for one in self.helpers.values() if one not in busy and one.num_faults < _MAX_FAULTS]:
+            found = next((pair for pair in course.waiting if pair[1].fits(helper)), None)
+            if found is not None:
+                course.waiting.remove(found)
+                place, job = found
+                course.running[self._threads.submit(_outcome, job, helper)] = (place, job, helper)
+        if course.running or not course.waiting:
+            course.idle_since_s = None
+            return
+        if course.idle_since_s is None:
+            course.idle_since_s = time.monotonic()
+            self.say(f"no worker is left that {course.waiting[0][1].needs}; waiting {self.patience_s:.0f} s for one")
+        if time.monotonic() - course.idle_since_s > self.patience_s:
+            raise MeasurementError(
+                f"no worker is left that {course.waiting[0][1].needs}; what was measured is kept: start one and run "
+                "the same command again to go on"
+            )
+
+    def _collect(self, course: _Course) -> None:
+        if not course.running:
+            self._is_closed.wait(_LOOK_EVERY_S)
+            return
+        finished, _ = concurrent.futures.wait(
+            course.running, timeout=_LOOK_EVERY_S, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        for future in finished:
+            place, job, helper = course.running.pop(future)
+            try:
+                course.done[place] = future.result()
+            except _UnusableError as error:
+                raise MeasurementError(str(error)) from error
+            except WorkerLostError as error:
+                course.deaths[place] = course.deaths.get(place, 0) + 1
+                self.say(f"worker {helper.name}: {error}; its job is given to another one", lost=helper.name)
+                if course.deaths[place] >= _MAX_DEATHS:
+                    raise MeasurementError(
+                        f"{_MAX_DEATHS} workers were lost over the same job, the last one so: {error}; what was "
+                        "measured is kept: run the same command again to go on"
+                    ) from None
+                course.waiting.appendleft((place, job))
+
+    def _look(self) -> list[str]:
+        """See who is there now; returns why newcomers are refused."""
+        try:
+            if self._client.status != "running":
+                raise OSError("closed")  # noqa: TRY301 - handled as what the call below raises
+            info = self._client.sync(self._client.scheduler.identity, n_workers=-1, callback_timeout=_ANSWER_S)
+        except (OSError, TimeoutError, concurrent.futures.CancelledError) as error:
+            self._is_closed.set()
+            raise MeasurementError(
+                f"the connection to the scheduler at {self.address.text} is lost; what was measured is kept: start it "
+                "and its workers, and run the same command again to go on"
+            ) from error
+        there = {address: worker for address, worker in info["workers"].items() if worker["status"] == "running"}
+        for address, helper in list(self.helpers.items()):
+            if address not in there or _token(there[address]) != helper.offer.token:
+                helper.is_gone.set()
+                del self.helpers[address]
+        refusals = []
+        for address, worker in there.items():
+            if address not in self.helpers and address not in self._refused:
+                try:
+                    self.helpers[address] = _helper(address, worker)
+                except HavocError as error:
+                    self._refused.add(address)
+                    refusals.append(str(error))
+        return refusals
+
+    def _carried(self, helper: Helper, text: str, data: bytes) -> str:
+        """Have Dask carry a text to the worker and the reply back."""
+        number, replies = next(self._numbers), queue.SimpleQueue[str]()
+        self._replies[number] = replies
+        task = self._client.submit(
+            do,
+            text,
+            data,
+            self._topic,
+            number,
+            workers=[helper.address],
+            allow_other_workers=False,
+            pure=False,
+            key=f"{self._topic}-{number}",
+        )
+        try:
+            while True:
+                with contextlib.suppress(queue.Empty):
+                    return replies.get(timeout=_LOOK_EVERY_S)
+                if helper.is_gone.is_set() or self._is_closed.is_set() or task.status in {"cancelled", "lost"}:
+                    raise WorkerLostError("it is gone")
+                if task.status == "error":
+                    self._raise(helper, task.exception(timeout=_ANSWER_S))
+        finally:
+            del self._replies[number]
+            task.cancel()
+
+    def _raise(self, helper: Helper, error: BaseException) -> NoReturn:
+        """Tell a worker that died from one that cannot run HAVOC's functions."""
+        if type(error).__name__ == "KilledWorker":
+            raise WorkerLostError("it is gone")
+        raise _UnusableError(
+            f"worker {helper.name} could not do its job ({type(error).__name__}: {str(error)[:300]}); install the same "
+            "havoc-core for scheduler, workers and search, or please report it"
+        ) from error
+
+    def _heard(self, event: tuple[float, tuple[int, str]]) -> None:
+        """Hand a reply to whoever waits for it; one that nobody waits for any more is dropped."""
+        number, reply = event[1]
+        if (replies := self._replies.get(number)) is not None:
+            replies.put(reply)
+
+
+@dataclass
+class _Course:
+    """Where the jobs of one `Fleet.run` are."""
+
+    waiting: deque[tuple[int, Job]]
+    running: dict[concurrent.futures.Future[Any], tuple[int, Job, Helper]] = field(default_factory=dict)
+    done: dict[int, Any] = field(default_factory=dict)
+    deaths: dict[int, int] = field(default_factory=dict)
+    idle_since_s: float | None = None
+
+
+def _outcome(job: Job, helper: Helper) -> Any | HavocError:  # noqa: ANN401 - the job's own
+    try:
+        return job.do(helper)
+    except HavocError as error:
+        return error
+
+
+def _token(worker: Mapping[str, Any]) -> str | None:
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return str(json.loads(worker[PLUGIN])["token"])
+    return None
+
+
+def _helper(address: str, worker: Mapping[str, Any]) -> Helper:
+    """Read what a worker says of itself; one that is not of this version of HAVOC is a `HavocError`."""
+    name = printable(str(worker["name"]))
+    if PLUGIN not in worker:
+        raise HavocError(f"worker {name} at {address} was not started by `havoc worker`: stop it, it cannot be used")
+    said = json.loads(worker[PLUGIN])
+    versions = {
+        "havoc-core": (said.get("version"), __version__),
+        "onnxruntime": (said.get("onnxruntime"), onnxruntime.__version__),
+    }
+    for package, (theirs, ours) in versions.items():
+        if theirs != ours:
+            raise HavocError(
+                f"worker {name} at {address} has {package} {printable(str(theirs))[:40]}, this search {ours}: install "
+                "the same there and start it again, or stop it"
+            )
+    return Helper(name, address, read(Offer, said, f"offer of {name}"))

@@ -1,0 +1,294 @@
+"""Measures candidates on the workers of a cluster: any scores, those with the target's device measure.
+
+What the search asks and what it writes into its journal is what `measuring.BenchMeasurer` gives on one machine. All
+costs come from devices of one model: same processor, driver, memory and limits (`device_model`), the host's CPU
+included, for it feeds a card. Each worker is watched by a `Sentinel`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+from ..adapt.candidate import FORMAT_METRICS, Answers, Candidate, Cost
+from ..adapt.expert import expert_path
+from ..adapt.ledger import NUM_COST_REPEATS
+from ..bench.judge.rules import device_problem
+from ..bench.judge.schema import Workload
+from ..bench.judge.targets import load_target
+from ..errors import HavocError
+from ..export.package import export_artifact
+from ..export.runtime.artifact import read_manifest
+from ..export.runtime.devices import DEVICE_KINDS
+from ..jobs import AnswerRequest, DivergeRequest, MixedModels, Place
+from ..measuring import COST_RETRIES, COST_WAIT_S, Bound, recipe_tasks, right_rows, search_rows
+from ..messages import read
+from ..model.structure import Structure
+from ..storage import Journal, scratch_directory, sha256_json
+from .errands import MeasuredOnce, MeasureErrand, ScoreErrand, Tree
+from .fleet import Fleet, Helper, Job, WorkerLostError
+from .sentinel import Sentinel
+from .store import tree_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from ..bench.judge.schema import Device, GpuWitness
+    from ..config import Recipe
+    from ..model.checkpoint import Base
+
+Sent = tuple[Tree, dict[str, Path]]
+
+
+def device_model(device: Device) -> Device:
+    """The device without what tells two of a model apart: equal devices give equal costs, up to their noise."""
+    gpu = device.gpu
+    if gpu is not None:
+        witnesses = {"nvml": _nameless(gpu.nvml), "cuda": _nameless(gpu.cuda)}
+        gpu = gpu.model_copy(update={**witnesses, "vbios": None, "persistence_mode": None, "accounting_mode": None})
+    plain = device.model_copy(update={"gpu": gpu})
+    fingerprint = sha256_json(plain.model_dump(mode="json", exclude={"fingerprint"}))
+    return plain.model_copy(update={"fingerprint": fingerprint})
+
+
+def _nameless(witness: GpuWitness | None) -> GpuWitness | None:
+    return None if witness is None else witness.model_copy(update={"uuid_sha256": None})
+
+
+def bind_fleet(fleet: Fleet, recipe: Recipe) -> Bound:
+    """Choose the device that the workers measure on: the target's, or another one where the recipe allows it.
+
+    Raises `HavocError` where no worker offers a device that fits: nothing is waited for.
+    """
+    target = load_target(recipe.gate.targets[0])
+    offered = [helper.offer.device for helper in fleet.helpers.values() if helper.offer.device is not None]
+    problems = {device.name: device_problem(device, target, this_cpu=device.cpu) for device in offered}
+    fitting = [device for device in offered if problems[device.name] is None]
+    devices = fitting or (offered if recipe.search.on_this_machine else [])
+    if not devices:
+        found = "; ".join(f"{name}: {problem}" for name, problem in problems.items()) or "no worker measures"
+        raise HavocError(
+            f"target {target.name}: none of the {len(fleet.helpers)} workers may measure for it ({found}); start "
+            f"`havoc worker {fleet.address.text} --measures` on such a device"
+        )
+    models = sorted(map(device_model, devices), key=lambda model: model.fingerprint)
+    return Bound(
+        models[0],
+        DEVICE_KINDS[models[0].kind].provider,
+        "measured_target" if fitting else "measured_other_device",
+        Workload(**target.workload.model_dump()),
+        target.protocol.num_threads,
+    )
+
+
+class FleetMeasurer:
+    """Measures candidates for the search on a fleet's workers; use it in `with`. See `adapt.ledger.Measurer`."""
+
+    def __init__(self, fleet: Fleet, place: Place, base: Base, *, bound: Bound) -> None:
+        self._fleet, self._place, self._base, self._bound = fleet, place, base, bound
+        self._sentinels: dict[str, Sentinel] = {}
+        self._first: Sentinel | None = None
+        self._one_opens = threading.Lock()
+
+    def __enter__(self) -> Self:
+        self._open = contextlib.ExitStack()
+        self._folder = self._open.enter_context(scratch_directory("havoc-search-"))
+        self._fleet.noted = Journal(self._place.out / "search" / "cluster.jsonl").append
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def costs(self, structures: Sequence[Structure]) -> Iterator[Cost | HavocError]:
+        """Measure structures, in their order; equal ones beside each other are repeats, done by one worker in turn."""
+        groups = [(structure, len(list(same))) for structure, same in groupby(structures)]
+        artifacts: dict[Structure, Sent] = {}
+        sentinel = Structure.named(self._place.recipe.search.weight_formats[0])
+        failures: dict[int, HavocError] = {}
+        jobs = []
+        for number, (structure, num_repeats) in enumerate(groups):
+            try:
+                for needed in (sentinel, structure):
+                    artifacts[needed] = artifacts.get(needed) or tree_of({".": self._artifact(needed)})
+            except HavocError as error:
+                failures[number] = error
+                continue
+            do = functools.partial(self._measured, artifacts[sentinel], artifacts[structure], num_repeats)
+            jobs.append(Job(fits=self._may_measure, do=do, needs=f"measures on {self._bound.device.name}"))
+        outcomes = self._fleet.run(jobs)
+        for number, (structure, num_repeats) in enumerate(groups):
+            outcome = failures[number] if number in failures else next(outcomes)
+            if isinstance(outcome, HavocError):
+                yield from [outcome] * num_repeats
+                continue
+            format_cost = read_manifest(self._artifact(structure)).format_cost or {}
+            extra = {metric: float(format_cost[metric]) for metric in FORMAT_METRICS}
+            for one in outcome:
+                yield Cost(one.values | extra, one.disturbance)
+
+    def answers(self, candidates: Sequence[Candidate], *, sample: int) -> Iterator[Answers | HavocError]:
+        """Answer one sample of the search split with each candidate, on any worker that scores."""
+        rows, tasks = search_rows(self._place.recipe, sample), tuple(task.name for task in self._tasks)
+        requests = [
+            AnswerRequest(
+                mixtures=self._mixtures,
+                rows=rows,
+                tasks=tasks,
+                alpha=tuple(candidate.alpha),
+                structure=candidate.structure.to_fields(),
+            )
+            for candidate in candidates
+        ]
+        for outcome in self._fleet.run([self._scored(answer=request) for request in requests]):
+            yield outcome if isinstance(outcome, HavocError) else right_rows(outcome)
+
+    def divergences(self, alphas: Sequence[Sequence[float]]) -> Iterator[dict[str, float] | HavocError]:
+        """KL(mixture || base) of each alpha by task; the scoring workers share them, each part keeps their order."""
+        num_parts = max(1, min(len(alphas), sum(helper.offer.scores for helper in self._fleet.helpers.values())))
+        rows = search_rows(self._place.recipe, 0)
+        requests = [
+            DivergeRequest(mixtures=self._mixtures, rows=rows, alphas=tuple(map(tuple, alphas[first::num_parts])))
+            for first in range(num_parts)
+        ]
+        outcomes = list(self._fleet.run([self._scored(diverge=request) for request in requests]))
+        for number in range(len(alphas)):
+            outcome = outcomes[number % num_parts]
+            yield outcome if isinstance(outcome, HavocError) else outcome[number // num_parts]
+
+    @functools.cached_property
+    def _tasks(self) -> Any:  # noqa: ANN401 - tuple of tasks, loaded once
+        return recipe_tasks(self._place.recipe)
+
+    @functools.cached_property
+    def _shipped(self) -> tuple[Sent, Recipe]:
+        """What a scoring worker needs, and the recipe that names it by its paths there."""
+        return shipped(self._place, self._base)
+
+    @functools.cached_property
+    def _mixtures(self) -> MixedModels:
+        """One thread a job, unless the user says otherwise: the number rounds, and must not depend on the worker."""
+        recipe, num_threads = self._shipped[1], self._place.num_threads or 1
+        place = Place(recipe, Path(), Path("experts"), num_threads)
+        return MixedModels(place=place, num_threads=num_threads, rule=recipe.search.rule)
+
+    def _scored(self, **asked: Any) -> Job:  # noqa: ANN401 - `answer` or `diverge`
+        tree, sources = self._shipped[0]
+
+        def do(helper: Helper) -> Any:  # noqa: ANN401 - what `jobs` gives
+            self._fleet.send(helper, tree, sources)
+            return self._fleet.ask(helper, ScoreErrand(tree=tree, **asked))
+
+        return Job(fits=lambda helper: helper.offer.scores, do=do, needs="scores (an installation with [lab])")
+
+    def _artifact(self, structure: Structure) -> Path:
+        artifact = self._folder / str(structure)
+        if not artifact.exists():
+            export_artifact(self._base, artifact, structure=structure)
+        return artifact
+
+    def _may_measure(self, helper: Helper) -> bool:
+        device = helper.offer.device
+        return not helper.quarantine and device is not None and device_model(device) == self._bound.device
+
+    def _measured(self, sentinel: Sent, artifact: Sent, num_repeats: int, helper: Helper) -> Sequence[MeasuredOnce]:
+        """Measure one structure on a worker, and then its sentinel, which has to speak for the worker."""
+        for tree, sources in (sentinel, artifact):
+            self._fleet.send(helper, tree, sources)
+        watch = self._sentinels.get(helper.offer.token)
+        if watch is None:
+            opening = [self._once(sentinel[0], helper) for _ in range(NUM_COST_REPEATS)]
+            watch = self._opened(helper, opening)
+            if artifact is sentinel:
+                return self._believed(helper, watch, artifact[0], opening[:num_repeats])
+        found = [self._once(artifact[0], helper) for _ in range(num_repeats)]
+        if watch.moved(self._once(sentinel[0], helper).values):
+            words = watch.moved(self._once(sentinel[0], helper).values)
+            self._quarantine(helper, words)
+        return self._believed(helper, watch, artifact[0], found)
+
+    def _opened(self, helper: Helper, opening: Sequence[MeasuredOnce]) -> Sentinel:
+        """Begin to watch a worker; one that differs from the first worker of its model is set aside."""
+        values = [one.values for one in opening]
+        watch = Sentinel.of(values)
+        with self._one_opens:
+            self._first = self._first or Sentinel.of(values)
+            self._first.learn(values)
+            words = self._first.moved(watch.normal)
+        self._quarantine(helper, words and f"unlike the first device of its model, {words}")
+        self._sentinels[helper.offer.token] = watch
+        return watch
+
+    def _believed(
+        self, helper: Helper, watch: Sentinel, tree: Tree, found: Sequence[MeasuredOnce]
+    ) -> Sequence[MeasuredOnce]:
+        """Note what was measured where, and what it says of the worker's noise."""
+        watch.learn([one.values for one in found])
+        device = helper.offer.device
+        self._fleet.say(
+            "",
+            worker=helper.name,
+            device=device.fingerprint if device else None,
+            artifact=tree.hash,
+            measured=[one.values for one in found],
+        )
+        return found
+
+    def _quarantine(self, helper: Helper, words: str) -> None:
+        """Believe nothing more of a worker where there are words that say why; its job goes to another one."""
+        if words:
+            helper.quarantine = words
+            self._fleet.say(f"worker {helper.name} measures no more: {words}", quarantined=helper.name, why=words)
+            raise WorkerLostError("what it measured last is not believed")
+
+    def _once(self, tree: Tree, helper: Helper) -> MeasuredOnce:
+        device = helper.offer.device
+        assert device is not None  # noqa: S101 - `_may_measure`
+        errand = MeasureErrand(
+            tree=tree,
+            fingerprint=device.fingerprint,
+            provider=self._bound.provider,
+            num_threads=self._bound.num_threads,
+            workload=self._bound.workload,
+            num_retries=COST_RETRIES,
+            wait_s=COST_WAIT_S,
+        )
+        return read(MeasuredOnce, self._fleet.ask(helper, errand))
+
+
+def shipped(place: Place, base: Base) -> tuple[Sent, Recipe]:
+    """What scoring reads, as one tree: base, basis, experts and the tasks' own files; and the recipe with those paths.
+
+    What comes with HAVOC does not travel. Rows from the hub are a `HavocError`: workers read no hub.
+    """
+    recipe = place.recipe
+    if recipe.data.online:
+        raise HavocError(
+            "workers fetch nothing from the hub: download the data sets and give --data DIR, without --online"
+        )
+    parts = {"basis.safetensors": place.out / "basis.safetensors"}
+    model, data = recipe.model, recipe.data
+    if base.directory is not None and model.base != "nano":
+        name = f"base{Path(model.base).suffix}" if Path(model.base).is_file() else "base"
+        parts[name] = Path(model.base)
+        model = model.model_copy(update={"base": name})
+    names = []
+    for number, (name, task) in enumerate(zip(recipe.experts.tasks, recipe_tasks(recipe), strict=True)):
+        file = expert_path(place.experts, task.name)
+        parts[f"experts/{file.name}"] = file
+        is_own = name.endswith(".toml")
+        names.append(f"tasks/{number}/{Path(name).name}" if is_own else name)
+        if is_own:
+            parts[names[-1]] = Path(name)
+        path = task.definition.data.path
+        for root, inside in ((data.directory, "data"), (task.folder, f"tasks/{number}")):
+            if path is not None and root is not None and (root / path).exists():
+                parts[f"{inside}/{path}"] = root / path
+                break
+    if data.directory is not None:
+        data = data.model_copy(update={"source": "data"})
+    experts = recipe.experts.model_copy(update={"tasks": tuple(names)})
+    return tree_of(parts), recipe.model_copy(update={"model": model, "data": data, "experts": experts})
