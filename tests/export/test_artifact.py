@@ -216,7 +216,7 @@ def store(artifact: Path, name: str, content: bytes) -> None:
 def test_weights_in_a_file_that_no_hash_covers(artifact: Path, location: str, *, only_first: bool) -> None:
     """A graph, hashed anew, that reads a file the manifest does not list is neither verified nor opened."""
     relocated(artifact, location, only_first=only_first)
-    refused(artifact, HavocError, f"takes weights from '{location}', manifest.json does not list")
+    refused(artifact, HavocError, f"takes weights from '{location}', which manifest.json does not list")
     with pytest.raises(HavocError, match="manifest.json does not list"):
         DecoderSession.open(artifact)
 
