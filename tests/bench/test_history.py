@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -17,6 +18,7 @@ import pytest
 
 from havoc_core.bench.judge.history import RecordHistory, history_of, past_record
 from havoc_core.bench.judge.levels import readings
+from havoc_core.bench.judge.metrics import METRICS, Trend
 from havoc_core.bench.judge.record import Record
 from havoc_core.bench.past_records import read_history
 from havoc_core.bench.report.history_text import history_markdown, history_text
@@ -174,6 +176,17 @@ def test_disturbed_calls_say_nothing() -> None:
             for start, ns in zip(process["prefill"]["start_ns"], process["prefill"]["duration_ns"], strict=True)
         ]
     assert readings(samples.sealed(values))["prefill_ms"].level.log_value == pytest.approx(clean, rel=1e-3)
+
+
+def test_a_metric_without_samples_of_its_own_has_one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry with a trend is in the history, whatever its kind: what it reads of a record is its level."""
+    trend = Trend(read=lambda record: None)
+    slowest = dataclasses.replace(METRICS["load_s"], trend=trend, read=lambda record: 0.25)
+    monkeypatch.setattr("havoc_core.bench.judge.levels.METRICS", {"load_s": slowest})
+    found = readings(nightly(0, accuracy={}))
+    assert {name: (reading.level.log_value, reading.level.error) for name, reading in found.items()} == {
+        "load_s": (math.log(0.25), 0.0)
+    }
 
 
 def test_what_does_not_count_is_named(tmp_path: Path) -> None:
