@@ -87,9 +87,11 @@ def test_the_names_of_folders_do_not_matter(tmp_path: Path) -> None:
 
 def test_steady_nights_are_no_alarm() -> None:
     """The known-good twin."""
-    history = told(nights(24))
+    history = told(nights(24), margin=0.001)
     assert history.alarms == ()
-    assert 0 < (history.works[0].metrics[0].least_step or 0) < 0.05
+    least = {item.metric: item.least_step for item in history.works[0].metrics}
+    assert 0.002 < least["prefill_ms"] < 0.02
+    assert least["peak_rss_bytes"] == 0.001  # it does not scatter at all, and less than the margin is no change
 
 
 @pytest.mark.parametrize(
@@ -238,6 +240,7 @@ def test_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert re.fullmatch(f"ALARM: prefill {step} {where}", line)
     assert main(["history", out, "--fail-if", "alarm", "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
+    assert (document["num_alarms"], document["num_standing"], document["margin"]) == (1, 1, 0.01)
     assert [change["first"] for item in document["works"][0]["metrics"] for change in item["changes"]] == ["n14"]
     assert main(["history", out, "--fail-if", "alarm", "--since", "2026-10-16"]) == 0
     assert main(["history", out, "--fail-if", "alarm", "--since", "2026-10-15"]) == 1
