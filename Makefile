@@ -16,7 +16,7 @@
 #   make reference  docs/reference.md: every key of recipes, targets, task files and records, written from the code
 #   make seeds    docs/seeds.md: every statement of the seeds with what shows it, written from docs/seeds.toml
 #   make fuzz     100,000 damaged files for every reader: each is read, or refused in one line (INPUTS=1000000 for more)
-#   make simulate 5000 benches and 2000 comparisons simulated beside random load: how often is a verdict wrong?
+#   make simulate 5000 benches and 2000 comparisons simulated beside random load, 2000 histories of real noise: how often is a verdict wrong?
 #   make compare-test   40 comparisons of a commit with itself beside real load, into compare-test/
 #   make load-test   200 real ones beside real load, into load-test/; needs a machine that does nothing else, and hours
 #   make fmt      let ruff mend what it can
@@ -111,6 +111,7 @@ fuzz: .venv/dev
 simulate: .venv/dev
 	$(BIN)/python tests/bench/simulated_benches.py --benches 5000
 	$(BIN)/python tests/bench/simulated_pairs.py --comparisons 2000
+	$(BIN)/python tests/bench/simulated_histories.py --histories 2000
 
 compare-test: .venv/dev
 	$(BIN)/python tests/perf/compares_beside_load.py --out compare-test

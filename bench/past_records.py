@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from .judge.history import RecordHistory
-    from .judge.record import Record
+    from .judge.record import Cpu
     from .judge.targets import Target
 
 
@@ -28,14 +28,16 @@ def read_history(directory: Path, *, target: Target | None, margin: float) -> Re
     """
     unread, strangers, invalid, sound = [], [], [], []
     added_by = commits_that_added(directory)
+    this_cpu = None if target is None else _this_cpu()
     for name, path in records_below(directory):
         try:
             record = load_record(path)
         except HavocError as error:
             unread.append((name, str(error)))
             continue
-        if (reason := _not_the_targets(record, target)) is not None:
-            strangers.append((name, reason))
+        other = None if target is None else why_not_the_targets(record, target, this_cpu=this_cpu)
+        if other is not None:
+            strangers.append((name, other))
         elif (reason := why_left_out(record)) is not None:
             invalid.append((name, reason))
         else:
@@ -60,9 +62,7 @@ def _last(left_out: Sequence[tuple[str, str]]) -> str:
     return ": ".join(left_out[-1])
 
 
-def _not_the_targets(record: Record, target: Target | None) -> str | None:
-    if target is None:
-        return None
+def _this_cpu() -> Cpu:
     from .device import identify_cpu
 
-    return why_not_the_targets(record, target, this_cpu=identify_cpu())
+    return identify_cpu()

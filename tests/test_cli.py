@@ -23,7 +23,7 @@ from havoc_core.errors import HavocError, IdentityError, MeasurementError
 
 NAMES = (
     "run plan pretrain tokenizer import train search watch export verify eval "
-    "bench gate compare duel report generate doctor"
+    "bench gate compare duel history report generate doctor"
 ).split()
 EXAMPLES = [(verb.name, example) for verb in VERBS for example in verb.examples]
 

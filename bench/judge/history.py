@@ -22,7 +22,7 @@ from .figures import structure_of
 from .gate import why_invalid
 from .levels import readings
 from .metrics import metric_of
-from .rules import device_problem
+from .rules import RULES
 from .validity import workload_is_the_targets
 
 if TYPE_CHECKING:
@@ -143,13 +143,15 @@ class RecordHistory:
 
     def document(self) -> dict[str, Any]:
         """Return plain JSON values."""
-        return asdict(self)
+        standing = sum(alarm.stands for alarm in self.alarms)
+        return {"num_alarms": len(self.alarms), "num_standing": standing, **asdict(self)}
 
 
-def why_not_the_targets(record: Record, target: Target, *, this_cpu: Cpu) -> str | None:
+def why_not_the_targets(record: Record, target: Target, *, this_cpu: Cpu | None) -> str | None:
     """Why a record is of another device or work than the target's; None where it is the target's."""
     case = Case(record=record, target=target, this_cpu=this_cpu)
-    return device_problem(record.device, target, this_cpu=this_cpu) or workload_is_the_targets(case)
+    asked = (*(rule for rule in RULES if rule.blocks == "not_measured" and rule.id != "I02"), workload_is_the_targets)
+    return next((reason for rule in asked if (reason := rule(case)) is not None), None)
 
 
 def why_left_out(record: Record) -> str | None:
@@ -199,9 +201,8 @@ def environment_of(record: Record) -> dict[str, str]:
     """Name what surrounds the model: device, drivers, kernel, versions and what the provider was told."""
     host, gpu = record.host, record.device.gpu
     found = {
-        "device": record.device.name,
-        "driver": gpu and gpu.driver_version,
-        "CUDA driver": gpu and gpu.cuda_driver_version,
+        "driver": None if gpu is None else gpu.driver_version,
+        "CUDA driver": None if gpu is None else gpu.cuda_driver_version,
         "kernel": f"{host.os} {host.kernel}",
         "libc": host.libc,
         "container": host.container,
@@ -211,7 +212,7 @@ def environment_of(record: Record) -> dict[str, str]:
         **{f"{name} version": version for name, version in sorted(host.versions.items())},
         **{f"provider option {name}": value for name, value in sorted(record.protocol.provider_options.items())},
     }
-    return {name: value for name, value in found.items() if value}
+    return {"device": record.device.name} | {name: value for name, value in found.items() if value}
 
 
 def history_of(records: Iterable[PastRecord], left_out: Sequence[tuple[str, str]], *, margin: float) -> RecordHistory:
@@ -296,6 +297,7 @@ def _metric_history(metric: Metric, records: Sequence[PastRecord], margin: float
         ]
         if segment[-1] is records[-1]:
             levels = [record.readings[metric.name].level for record in segment[found[-1].first if found else 0 :]]
+    least = least_step(levels, look=len(records))
     few = f"too few to find a change: {len(levels)} on the newest level, {FEWEST_RECORDS} are needed"
     return MetricHistory(
         metric=metric.name,
@@ -303,7 +305,7 @@ def _metric_history(metric: Metric, records: Sequence[PastRecord], margin: float
         unit=metric.unit,
         num_records=len(records),
         changes=tuple(changes),
-        least_step=least_step(levels, look=len(records)),
+        least_step=None if least is None else max(least, margin),
         note=few if len(levels) < FEWEST_RECORDS else "",
     )
 

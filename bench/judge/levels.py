@@ -1,8 +1,9 @@
 """What a record says of each metric that has a trend: one figure a process, on a logarithm's scale.
 
 Times and rates are those of undisturbed calls (`disturbance.py`), as `compare` takes them: the median of each process.
-Memory is the peak of each process, accuracy the share right on the gate split with its binomial error. `kind` says what
-two figures must share to be of one quantity: the method of memory, the rows of accuracy.
+Memory is the peak of each process, accuracy the share right on the gate split with its binomial error; any other
+quantity is the record's one figure. `kind` says what two figures must share to be of one quantity: the method of
+memory, the rows of accuracy.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ def _read(metric: Metric, record: Record) -> Reading | None:
         series = metric.series(record.memory)
         methods = ", ".join(sorted({item.method for item in series}))
         return Reading(level_of([item.peak_bytes for item in series]), methods) if series else None
-    figures = [figure for process in record.samples if (figure := _figure(metric, process))]
+    if metric.calls is None and metric.kind != "throughput":
+        figures = [figure for figure in [metric.read(record)] if figure]
+    else:
+        figures = [figure for process in record.samples if (figure := _figure(metric, process))]
     return Reading(level_of(figures)) if figures else None
 
 

@@ -148,10 +148,12 @@ def test_the_gate_judges_only_what_this_repository_measured() -> None:
 
 
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
+ACTIONS = sorted(GITHUB.glob("actions/*/action.yml"))
 
 
 @pytest.mark.parametrize(
-    ("form", "paths"), [("github-workflows", WORKFLOWS), ("github-actions", [GITHUB / "actions/gate/action.yml"])]
+    ("form", "paths"),
+    [("github-workflows", WORKFLOWS), ("github-actions", sorted(GITHUB.glob("actions/*/action.yml")))],
 )
 def test_a_runner_understands_them(form: str, paths: list[Path]) -> None:
     """Every workflow and the action are of the form that GitHub publishes."""
@@ -205,6 +207,88 @@ def test_what_measures_hands_over_what_the_gate_asks_for() -> None:
     assert uploaded == [asked["record"], asked["artifact"], asked["verified"]]
     assert asked.keys() <= action["inputs"].keys()
     assert gate[True]["workflow_run"]["workflows"] == [measure["name"]]  # YAML 1.1 reads `on` as true
+
+
+def duel_step(
+    folder: Path, old: Path, new: Path, *, undecided: str = "fail", max_time: int = 60, margin: str = "1"
+) -> tuple[int, dict[str, str], str]:
+    """Run the steps of the action `duel`; return its exit code, outputs and summary."""
+    action = yaml.safe_load((GITHUB / "actions" / "duel" / "action.yml").read_text())
+    folder.mkdir()
+    (folder / "havoc").mkdir()
+    (folder / "havoc" / "bin").symlink_to(Path(sys.executable).parent)
+    given = {"old": old, "new": new, "margin": margin, "max-time": max_time, "undecided": undecided}
+    given |= {"prompt-tokens": 16, "decode-tokens": 8}
+    assert given.keys() == action["inputs"].keys() - {"package"}
+    environment = os.environ | {"PACKAGE": "none"} | {n.upper().replace("-", "_"): str(v) for n, v in given.items()}
+    files = {name: str(folder / name) for name in ("GITHUB_OUTPUT", "GITHUB_STEP_SUMMARY")}
+    for step in action["runs"]["steps"]:
+        assert step["env"].keys() <= environment.keys()
+        done = subprocess.run(
+            ["bash", "-c", step["run"]],
+            env=environment | files | {"RUNNER_TEMP": str(folder)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    outputs = dict(line.split("=", 1) for line in (folder / "GITHUB_OUTPUT").read_text().splitlines())
+    assert outputs.keys() == action["outputs"].keys()
+    return done.returncode, outputs, (folder / "GITHUB_STEP_SUMMARY").read_text()
+
+
+@pytest.mark.alone
+def test_the_duel_of_a_pull_request(tiny_artifact: Path, tmp_path: Path) -> None:
+    """A real duel: its comment is HAVOC's own Markdown, its exit code the answer's; undecided may pass if so asked."""
+    code, outputs, summary = duel_step(tmp_path / "same", tiny_artifact, tiny_artifact)
+    assert (code, outputs["verdict"], outputs["exit-code"]) == (0, "equal", "0")
+    assert Path(outputs["comment"]).read_text() == summary
+    assert summary.startswith("**equal**: `")
+    assert "| prefill, CPU time |" in summary
+    for word, code in (("fail", 3), ("pass", 0)):
+        found = duel_step(tmp_path / word, tiny_artifact, tiny_artifact, undecided=word, max_time=1, margin="0.0001")
+        assert (found[0], found[1]["verdict"], found[1]["exit-code"]) == (code, "undecided", "3")
+    code, outputs, summary = duel_step(tmp_path / "none", tmp_path / "nowhere", tiny_artifact)
+    assert (code, outputs) == (2, {"verdict": "none", "exit-code": "2", "comment": ""})
+    assert "Not measured" in summary
+
+
+def test_the_duels_workflow_builds_both_sides(tmp_path: Path, tiny_artifact: Path) -> None:
+    """The same command in either checkout, with that side's own HAVOC; a command that `havoc` takes."""
+    from havoc_core.cli import parse
+
+    workflow = yaml.safe_load((GITHUB / "workflows" / "duel.yml").read_text())
+    verb, *words = workflow["env"]["BUILD"].split()
+    assert verb == "havoc"
+    assert parse([*words, "x"]).verb == "export"
+    job = workflow["jobs"]["duel"]
+    for side in ("base", "head"):
+        (tmp_path / side / "bin").mkdir(parents=True)
+        tool = tmp_path / side / "bin" / "build"
+        tool.write_text(f"#!/bin/sh\ncp -r {tiny_artifact} $1 && pwd > $1/{side}\n")
+        tool.chmod(0o755)
+    script = next(step["run"] for step in job["steps"] if step.get("name") == "Build")
+    environment = os.environ | {"RUNNER_TEMP": str(tmp_path), "BUILD": "build"}
+    subprocess.run(["bash", "-e", "-c", script], env=environment, cwd=tmp_path, check=True)
+    asked = next(step["with"] for step in job["steps"] if step.get("id") == "duel")
+    for side, given in (("base", asked["old"]), ("head", asked["new"])):
+        built = Path(given.replace("${{ runner.temp }}", str(tmp_path)))
+        assert (built / side).read_text().strip() == str(tmp_path / side)
+    assert asked.keys() <= yaml.safe_load((GITHUB / "actions/duel/action.yml").read_text())["inputs"].keys()
+
+
+def test_what_runs_the_change_may_write_nothing() -> None:
+    """The job with the change's own code only reads; the one that comments runs nothing of it, and not for a fork."""
+    workflow = yaml.safe_load((GITHUB / "workflows" / "duel.yml").read_text())
+    duel, comment = workflow["jobs"]["duel"], workflow["jobs"]["comment"]
+    assert duel["permissions"] == {"contents": "read"}
+    assert "github.event.pull_request.head.repo.full_name == github.repository" in comment["if"]
+    assert not any("checkout" in step.get("uses", "") for step in comment["steps"])
+    upload, download = (
+        next(step["with"] for step in job["steps"] if kind in step.get("uses", ""))
+        for job, kind in ((duel, "upload-artifact"), (comment, "download-artifact"))
+    )
+    assert upload["name"] == download["name"]
+    assert "--body-file havoc-duel.md" in comment["steps"][-1]["run"]
 
 
 @pytest.fixture(scope="module")

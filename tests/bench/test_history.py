@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import random
@@ -17,6 +18,7 @@ import pytest
 
 from havoc_core.bench.judge.history import RecordHistory, history_of, past_record
 from havoc_core.bench.judge.levels import readings
+from havoc_core.bench.judge.metrics import METRICS, Trend
 from havoc_core.bench.judge.record import Record
 from havoc_core.bench.past_records import read_history
 from havoc_core.bench.report.history_text import history_markdown, history_text
@@ -85,9 +87,11 @@ def test_the_names_of_folders_do_not_matter(tmp_path: Path) -> None:
 
 def test_steady_nights_are_no_alarm() -> None:
     """The known-good twin."""
-    history = told(nights(24))
+    history = told(nights(24), margin=0.001)
     assert history.alarms == ()
-    assert 0 < (history.works[0].metrics[0].least_step or 0) < 0.05
+    least = {item.metric: item.least_step for item in history.works[0].metrics}
+    assert 0.002 < least["prefill_ms"] < 0.02
+    assert least["peak_rss_bytes"] == 0.001  # it does not scatter at all, and less than the margin is no change
 
 
 @pytest.mark.parametrize(
@@ -176,6 +180,17 @@ def test_disturbed_calls_say_nothing() -> None:
     assert readings(samples.sealed(values))["prefill_ms"].level.log_value == pytest.approx(clean, rel=1e-3)
 
 
+def test_a_metric_without_samples_of_its_own_has_one_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry with a trend is in the history, whatever its kind: what it reads of a record is its level."""
+    trend = Trend(read=lambda record: None)
+    slowest = dataclasses.replace(METRICS["load_s"], trend=trend, read=lambda record: 0.25)
+    monkeypatch.setattr("havoc_core.bench.judge.levels.METRICS", {"load_s": slowest})
+    found = readings(nightly(0, accuracy={}))
+    assert {name: (reading.level.log_value, reading.level.error) for name, reading in found.items()} == {
+        "load_s": (math.log(0.25), 0.0)
+    }
+
+
 def test_what_does_not_count_is_named(tmp_path: Path) -> None:
     """Simulated and invalid records, copies, and files that are none: each with its reason, and the rest is judged."""
     out = folder(tmp_path / "all", nights(14))
@@ -225,6 +240,7 @@ def test_the_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert re.fullmatch(f"ALARM: prefill {step} {where}", line)
     assert main(["history", out, "--fail-if", "alarm", "--json"]) == 1
     document = json.loads(capsys.readouterr().out)
+    assert (document["num_alarms"], document["num_standing"], document["margin"]) == (1, 1, 0.01)
     assert [change["first"] for item in document["works"][0]["metrics"] for change in item["changes"]] == ["n14"]
     assert main(["history", out, "--fail-if", "alarm", "--since", "2026-10-16"]) == 0
     assert main(["history", out, "--fail-if", "alarm", "--since", "2026-10-15"]) == 1
