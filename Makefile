@@ -18,6 +18,7 @@
 #   make fuzz     100,000 damaged files for every reader: each is read, or refused in one line (INPUTS=1000000 for more)
 #   make simulate 5000 benches and 2000 comparisons simulated beside random load, 2000 histories of real noise: how often is a verdict wrong?
 #   make compare-test   40 comparisons of a commit with itself beside real load, into compare-test/
+#   make duel-test   40 duels of nano with itself beside real load, and some with needless work, into duel-test/; hours
 #   make load-test   200 real ones beside real load, into load-test/; needs a machine that does nothing else, and hours
 #   make fmt      let ruff mend what it can
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
@@ -35,7 +36,7 @@ JOBS ?= 2
 SUITE := not mutation and not gpu
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "$(SUITE) and not alone"
 
-.PHONY: help demo check fast test test-together test-alone durations gpu real mutants verdict-mutants fuzz lint types bench gate compare results baselines metrics reference seeds simulate compare-test load-test fmt genai
+.PHONY: help demo check fast test test-together test-alone durations gpu real mutants verdict-mutants fuzz lint types bench gate compare results baselines metrics reference seeds simulate compare-test duel-test load-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -115,6 +116,9 @@ simulate: .venv/dev
 
 compare-test: .venv/dev
 	$(BIN)/python tests/perf/compares_beside_load.py --out compare-test
+
+duel-test: .venv/dev
+	$(BIN)/python tests/perf/duels_beside_load.py --out duel-test
 
 load-test: .venv/dev
 	test -d load-test/artifact || $(BIN)/havoc export nano --out load-test/artifact

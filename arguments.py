@@ -417,6 +417,8 @@ def add_duel(parser: Parser) -> None:
     parser.add_argument("--accuracy-margin", type=_share, default=0.02, metavar="SHARE", help=rows_help)
     _add_data(parser)
     _add_chat(parser)
+    reference_help = "also show how far both are from this model: KL divergence of the next token on a text"
+    parser.add_argument("--reference", metavar="MODEL", help=reference_help)
     time_help = "measure at most this long; it ends as soon as the answer is proven (default: 300)"
     parser.add_argument("--max-time", type=_positive, default=300, metavar="SECONDS", help=time_help)
     parser.add_argument("--provider", metavar="NAME", help="ONNX Runtime execution provider (default: the CPU's)")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from ..adapt.tasks.evaluation import Scoring
     from ..progress import Progress
     from .accuracy import AccuracyRun
+    from .contender import Contender
+    from .divergence import Divergence
     from .judge.record import Cpu, Record
     from .judge.schema import Workload
 
@@ -318,16 +320,17 @@ def handle_duel(args: argparse.Namespace) -> int:
                 num_threads=args.threads,
                 progress=_progress(args),
             )
+        far = None if args.reference is None else _divergence(args, old, new)
         for side in (old, new):
             side.require_unchanged()
         notes = list(differences(old, new))
     code = EXIT_CODES[joined([outcome.verdict, *(row.shift for row in accuracy)])]
     if args.json:
-        _print_json(document(outcome, args.margin, old, new, notes, args.on, accuracy))
+        _print_json(document(outcome, args.margin, old, new, notes, args.on, accuracy, far))
         return code
     if args.markdown:
-        sides = (args.old, args.new)
-        found = duel_markdown(outcome, args.margin, sides, notes, answers=accuracy, answer_margin=args.accuracy_margin)
+        sides, told = (args.old, args.new), [*notes, *([] if far is None else [far.sentence()])]
+        found = duel_markdown(outcome, args.margin, sides, told, answers=accuracy, answer_margin=args.accuracy_margin)
         print(found)
         return code
     print("\n".join([*(f"note: {note}\n" for note in notes), paired_table(outcome.verdict, outcome.rows, args.margin)]))
@@ -335,6 +338,8 @@ def handle_duel(args: argparse.Namespace) -> int:
         print(f"\n{outcome.agreement.sentence()}")
     if accuracy:
         print(f"\n{paired_rows_table(accuracy, args.accuracy_margin)}")
+    if far is not None:
+        print(f"\n{far.sentence()}")
     if outcome.verdict == "undecided":
         blocks = count(outcome.num_blocks, "block")
         print(f"\n{blocks} in {args.max_time} s prove nothing: give --max-time more, or --margin, or a quiet machine")
@@ -360,6 +365,17 @@ def handle_history(args: argparse.Namespace) -> int:
 def _refuse_two_forms(args: argparse.Namespace) -> None:
     if args.json and args.markdown:
         raise HavocError("--json and --markdown are two forms of one answer: give one of them")
+
+
+def _divergence(args: argparse.Namespace, old: Contender, new: Contender) -> Divergence:
+    """Measure how far both sides are from a reference."""
+    from .contender import enter
+    from .divergence import divergence
+
+    with enter(args.reference, python=args.engine_python) as reference:
+        found = divergence(reference, old, new, num_threads=args.threads)
+        reference.require_unchanged()
+    return found
 
 
 def handle_report(args: argparse.Namespace) -> int:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..adapt.tasks.evaluation import Scoring
     from ..progress import Progress
     from .contender import Contender
+    from .divergence import Divergence
     from .judge.paired import Group, Shift
     from .judge.schema import Workload
 
@@ -215,6 +216,7 @@ def document(
     notes: Sequence[str],
     on: Sequence[Group] = ("latency",),
     accuracy: Sequence[PairedRows] = (),
+    far: Divergence | None = None,
 ) -> dict[str, Any]:
     """Return the duel as plain JSON."""
     word = joined([outcome.verdict, *(row.shift for row in accuracy)])
@@ -231,4 +233,5 @@ def document(
         "agreement": None if outcome.agreement is None else asdict(outcome.agreement),
         "rows": [asdict(row) for row in outcome.rows],
         "accuracy": [asdict(row) for row in accuracy],
+        "divergence": None if far is None else asdict(far),
     }

@@ -20,13 +20,23 @@ from ..export.runtime.serving import serve, served
 from . import timing
 from .engines.engine import load_engine
 from .judge.engine_files import files_of, is_weights
-from .requests import COLD_START, COST, LATENCY, MEMORY, ColdStartResult, LatencyResult, PeakMemory
+from .requests import (
+    COLD_START,
+    COST,
+    ENGINE_LOGITS,
+    LATENCY,
+    MEMORY,
+    ColdStartResult,
+    LatencyResult,
+    LogitsResult,
+    PeakMemory,
+)
 from .timing import Measured, TimedModel
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from .requests import MeasureRequest
+    from .requests import LogitsRequest, MeasureRequest
     from .timing import Tell
 
 
@@ -156,11 +166,35 @@ def measure_cold_start(request: MeasureRequest, tell: Tell) -> ColdStartResult:
     return timing.measure_cold_start(EngineModel, request, tell, files=files, weights=weights)
 
 
+def tell_logits(request: LogitsRequest, _tell: Tell) -> LogitsResult:
+    """Ask for the logits of the token behind each piece; a piece that the engine does not tell stays NaN."""
+    engine = load_engine(request.engine or "")
+    found = np.full((len(request.pieces), request.num_ids), np.nan, np.float32)
+    try:
+        engine.prepare()
+        capacity = max(map(len, request.pieces)) + 1
+        model = engine.open_model(request.artifact, num_threads=request.num_threads, capacity=capacity)
+    except Exception as error:
+        raise HavocError(f"{engine.PACKAGE} cannot open {request.artifact} ({_words(error)})") from error
+    if not hasattr(model, "next_logits"):
+        raise HavocError(f"{engine.PACKAGE} does not tell how likely a token is, so its divergence is not measured")
+    for place, piece in enumerate(request.pieces):
+        try:
+            told = model.next_logits(list(piece), request.num_ids)
+        except Exception as error:
+            raise MeasurementError(f"{engine.PACKAGE} failed while it was measured ({_words(error)})") from error
+        if told is not None:
+            found[place] = np.asarray(told, np.float32)[: request.num_ids]
+    np.save(request.out, found)
+    return LogitsResult(num_told=int(np.isfinite(found).all(axis=1).sum()))
+
+
 JOBS = (
     served(LATENCY, measure_latency),
     served(COST, measure_cost),
     served(MEMORY, measure_memory),
     served(COLD_START, measure_cold_start),
+    served(ENGINE_LOGITS, tell_logits),
 )
 
 if __name__ == "__main__":

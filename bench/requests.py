@@ -94,8 +94,30 @@ class ArenaResult:
     arena_bytes: int | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class LogitsRequest:
+    """How likely each of `num_ids` tokens is behind each piece of token ids, as an array [P, num_ids] in `out`."""
+
+    artifact: str
+    provider: str
+    num_threads: int
+    engine: str | None
+    num_ids: int
+    pieces: tuple[tuple[int, ...], ...]
+    out: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogitsResult:
+    """So many pieces were told."""
+
+    num_told: int
+
+
 LATENCY = ChildJob(module=_WORKER, name="latency", asked=MeasureRequest, told=Mark, answer=LatencyResult)
 COST = ChildJob(module=_WORKER, name="cost", asked=MeasureRequest, told=Mark, answer=LatencyResult)
 MEMORY = ChildJob(module=_WORKER, name="memory", asked=MeasureRequest, told=Mark, answer=PeakMemory)
 COLD_START = ChildJob(module=_WORKER, name="cold_start", asked=MeasureRequest, told=Mark, answer=ColdStartResult)
 ARENA = ChildJob(module=_WORKER, name="arena", asked=MeasureRequest, told=Mark, answer=ArenaResult)
+LOGITS = ChildJob(module=_WORKER, name="logits", asked=LogitsRequest, told=Mark, answer=LogitsResult)
+ENGINE_LOGITS = ChildJob(module=ENGINE_WORKER, name="logits", asked=LogitsRequest, told=Mark, answer=LogitsResult)

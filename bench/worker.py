@@ -30,10 +30,12 @@ from .requests import (
     COLD_START,
     COST,
     LATENCY,
+    LOGITS,
     MEMORY,
     ArenaResult,
     ColdStartResult,
     LatencyResult,
+    LogitsResult,
     PeakMemory,
 )
 from .timing import Measured, TimedModel
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
 
     from ..export.runtime.past import Past
     from ..model.config import HavocConfig
-    from .requests import MeasureRequest
+    from .requests import LogitsRequest, MeasureRequest
     from .timing import Tell
 
 
@@ -245,12 +247,21 @@ def measure_arena(request: MeasureRequest, tell: Tell) -> ArenaResult:
     return ArenaResult(arena_bytes=max((int(node.get("mem_arena_held", 0)) for node in held), default=0) or None)
 
 
+def tell_logits(request: LogitsRequest, _tell: Tell) -> LogitsResult:
+    """Read each piece and keep the logits of the token behind it."""
+    session = DecoderSession.open(request.artifact, provider=request.provider, num_threads=request.num_threads)
+    found = np.stack([session.prefill(np.array([piece]))[0][0, : request.num_ids] for piece in request.pieces])
+    np.save(request.out, found.astype(np.float32))
+    return LogitsResult(num_told=len(found))
+
+
 JOBS = (
     served(LATENCY, measure_latency),
     served(COST, measure_cost),
     served(MEMORY, measure_memory),
     served(COLD_START, measure_cold_start),
     served(ARENA, measure_arena),
+    served(LOGITS, tell_logits),
 )
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ the engine's own package, and nothing of HAVOC: `ENGINE.py` beside it has
     open_model(path, num_threads, capacity)  a model; `capacity` is the number of tokens it must hold
     model.generate(ids, num_tokens)          yields greedy tokens, each as soon as it is there, the first after the
                                              prompt was read; never ends at an end-of-text token
+    model.next_logits(ids, num_ids)          logits or log-probabilities of the next token [num_ids], None where it
+                                             does not tell; an engine that never tells has no such method
     model.is_own_process                     whether the CPU time of this process is the engine's
 
 `python engine.py ENGINE --version` says which version is installed.

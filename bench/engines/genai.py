@@ -28,6 +28,13 @@ class GenaiModel:
             self._generator.generate_next_token()
             yield int(self._generator.get_next_tokens()[0])
 
+    def next_logits(self, ids: list[int], num_ids: int) -> Any:  # noqa: ANN401, ARG002 - an array
+        """Logits of the next token [V]."""
+        self._generator.rewind_to(0)
+        self._generator.append_tokens(ids)
+        found = self._generator.get_logits()
+        return found.reshape(-1, found.shape[-1])[-1]
+
 
 def prepare() -> None:
     """Import the package, so that loading a model does not count it."""

@@ -32,6 +32,13 @@ class TransformersModel:
                 past, next_ids = getattr(found, self._cache), found.logits[:, -1].argmax(dim=-1, keepdim=True)
                 yield int(next_ids)
 
+    def next_logits(self, ids: list[int], num_ids: int) -> Any:  # noqa: ANN401, ARG002 - an array
+        """Logits of the next token [V]."""
+        import torch
+
+        with torch.inference_mode():
+            return self._model(torch.tensor([ids]), use_cache=False, logits_to_keep=1).logits[0, -1].float().numpy()
+
 
 def prepare() -> None:
     """Import the packages, so that loading a model does not count them."""

@@ -20,6 +20,8 @@ PACKAGE = "xllamacpp"
 _TIMEOUT_S = 120.0  # of one answer's next event
 _MAX_LINE_BYTES = 1 << 20
 UNTOLD = -1
+_BIAS = 1e4  # moves what the server writes, and not the probabilities that it tells
+_LEAST = -100.0
 
 
 class LlamaServer:
@@ -29,6 +31,7 @@ class LlamaServer:
         self._address = urlsplit(address)
         self._server = server  # ends when nobody holds it any more
         self.is_own_process = is_own_process
+        self._told: int | None = None  # the id of a token that is told
 
     def generate(self, ids: list[int], num_tokens: int) -> Iterator[int]:
         """Yield greedy tokens as their events come; a prompt that the server had in its cache is an error."""
@@ -52,6 +55,22 @@ class LlamaServer:
                     _require_whole_prompt(event, len(ids))
                     return
 
+    def next_logits(self, ids: list[int], num_ids: int) -> list[float] | None:
+        """Log-probabilities of the next token [V], as the server tells them beside the token that it writes.
+
+        It tells none beside a token that ends inside a character: then it is asked again and made to write another one.
+        """
+        asked = {"prompt": ids, "n_predict": 1, "n_probs": num_ids, "temperature": 0, "cache_prompt": False}
+        asked |= {"ignore_eos": True, "post_sampling_probs": False}
+        for favoured in (None,) if self._told is None else (None, self._told):
+            biased = {} if favoured is None else {"logit_bias": [[favoured, _BIAS]]}
+            with self._answer("POST", "/completion", json.dumps(asked | biased)) as response:
+                told = json.loads(response.read()).get("completion_probabilities")
+            if told:
+                self._told = told[0]["id"]
+                return _in_order(told[0]["top_logprobs"], num_ids)
+        return None
+
     def require_health(self) -> None:
         """Raise where nothing answers at the address, or the server is not ready."""
         with self._answer("GET", "/health") as response:
@@ -71,6 +90,15 @@ class LlamaServer:
             yield response
         finally:
             connection.close()
+
+
+def _in_order(told: list[dict[str, Any]], num_ids: int) -> list[float]:
+    """Log-probabilities by id; what the server leaves out is as good as impossible."""
+    found = [_LEAST] * num_ids
+    for entry in told:
+        if 0 <= entry["id"] < num_ids:
+            found[entry["id"]] = max(float(entry["logprob"]), _LEAST)
+    return found
 
 
 def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:

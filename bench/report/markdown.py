@@ -49,7 +49,7 @@ def duel_markdown(
     notes: Sequence[str],
     *,
     answers: Sequence[PairedRows] = (),
-    answer_margin: float,
+    answer_margin: float = 0.0,
 ) -> str:
     """Return a duel as a comment: the verdict, a table of every quantity, and what a reader should know."""
     old, new = (markdown_code(printable(name)) for name in names)

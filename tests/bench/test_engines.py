@@ -18,11 +18,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import pytest
 import transformers
 
 from havoc_core.bench import engine_worker, lockstep
 from havoc_core.bench.contender import enter
+from havoc_core.bench.divergence import compared, next_logits
 from havoc_core.bench.duel import Agreement
 from havoc_core.bench.judge.engine_files import hash_files
 from havoc_core.bench.judge.gate import judge
@@ -31,6 +33,7 @@ from havoc_core.bench.judge.schema import ProcessSamples, Workload
 from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.lockstep import Side, blocks_in_lockstep
 from havoc_core.bench.profiles import PROFILES, Series
+from havoc_core.bench.requests import LogitsRequest
 from havoc_core.bench.watched_run import open_session
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError, MeasurementError
@@ -135,6 +138,9 @@ class Server(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
         self.asked.append(asked)
+        if "n_probs" in asked:
+            self._tell_probabilities(asked)
+            return
         if self.fault == "stalls":
             time.sleep(60.0)
         if self.fault == "busy":
@@ -151,6 +157,14 @@ class Server(BaseHTTPRequestHandler):
                 self._say({"tokens": [place], "stop": False, "tokens_predicted": place + 1})
         read = len(asked["prompt"]) - 4 * (self.fault == "cache")
         self._say({"error": "no room"} if self.fault == "error" else {"stop": True, "timings": {"prompt_n": read}})
+
+    def _tell_probabilities(self, asked: dict[str, Any]) -> None:
+        told = [{"id": place, "logprob": -1.0 - place} for place in range(asked["n_probs"] - 1, 0, -1)]
+        is_told = self.fault != "untold" or asked["prompt"][0] == 1 or "logit_bias" in asked
+        self.send_response(200)
+        self.end_headers()
+        document = {"completion_probabilities": [{"id": 7, "top_logprobs": told}]} if is_told else {}
+        self.wfile.write(json.dumps(document).encode())
 
     def _say(self, document: dict[str, Any]) -> None:
         self.wfile.write(f"data: {json.dumps(document)}\n\n".encode())
@@ -209,6 +223,68 @@ def test_a_server_that_fails_is_one_line(server: str, fault: str, said: str, mon
     with pytest.raises(MeasurementError, match=f"new: .*{said}") as caught:
         list(blocks_in_lockstep(side, side, num_blocks=1, num_exchanges=1, workload=WORK, num_ids=NUM_IDS))
     assert "\n" not in str(caught.value)
+
+
+def test_a_server_tells_how_likely_each_token_is(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By id; what it leaves out is as good as impossible; a token that it does not tell is asked for once more."""
+    monkeypatch.setattr(Server, "fault", "untold")
+    with enter(server) as side:
+        found = next_logits(side, np.array([[2, 3], [1, 3], [2, 3]]), num_ids=5, num_threads=1)
+    assert np.isnan(found[0]).all(), "nothing was told yet that it could be made to write"
+    assert found[1].tolist() == found[2].tolist() == [-100.0, -2.0, -3.0, -4.0, -5.0]
+    biases = [asked.get("logit_bias") for asked in Server.asked]
+    assert biases == [None, None, None, [[7, 1e4]]]
+
+
+@pytest.mark.parametrize("engine", ["hugging_face", "genai", "llama_cpp"])
+def test_an_engine_tells_the_logits_that_havoc_computes(
+    engine: str, base: Path, artifact: Path, tmp_path: Path
+) -> None:
+    """The same weights, the same pieces: the same distribution of the next token."""
+    pieces, ours, path, python = np.arange(40, 88).reshape(3, 16), artifact, base, Path(sys.executable)
+    if engine == "genai":
+        if GENAI_PYTHON is None:
+            pytest.skip("no environment with onnxruntime-genai: `make genai` makes one")
+        path, python = artifact, Path(GENAI_PYTHON)
+    elif engine == "llama_cpp":
+        pytest.importorskip("xllamacpp", reason='needs pip install "havoc-core[llama-cpp]"')
+        path = tmp_path / "model.gguf"
+        files.write_gguf(path, block="F32")
+        ours = export_artifact(path, tmp_path / "artifact")
+    with enter(str(ours)) as side:
+        wanted = next_logits(side, pieces, num_ids=280, num_threads=1)
+    with enter(str(path), python=python, engine=engine) as side:
+        if engine == "hugging_face":  # in this process, which has imported transformers already
+            request = LogitsRequest(
+                artifact=str(path),
+                provider="CPUExecutionProvider",
+                num_threads=1,
+                engine=engine,
+                num_ids=280,
+                pieces=tuple(map(tuple, pieces.tolist())),
+                out=tmp_path / "logits.npy",
+            )
+            assert engine_worker.tell_logits(request, lambda _: None).num_told == 3
+            found = np.load(tmp_path / "logits.npy")
+        else:
+            found = next_logits(side, pieces, num_ids=280, num_threads=1)
+    row = compared(wanted, found, found, reference="ours", num_untold=0, text_sha256="")
+    assert 0 <= row.old_kl < 1e-4
+    assert row.old_top1 == 1.0
+
+
+def test_an_engine_that_tells_no_logits_is_one_line(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may still be timed; its divergence is not measured, and that is said."""
+    module = SimpleNamespace()
+    exec(OTHER_ENGINE.format(tokens=[], then="pass", opens="pass"), module.__dict__)
+    monkeypatch.setattr(engine_worker, "load_engine", lambda _: module)
+    request = LogitsRequest(
+        artifact=str(base), provider="", num_threads=1, engine="x", num_ids=9, pieces=((1,),), out=tmp_path / "x.npy"
+    )
+    with pytest.raises(HavocError, match="pytest does not tell how likely a token is"):
+        engine_worker.tell_logits(request, lambda _: None)
 
 
 def test_a_server_that_stalls_is_given_up(server: str, monkeypatch: pytest.MonkeyPatch) -> None:

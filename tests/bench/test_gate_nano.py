@@ -115,5 +115,6 @@ def test_what_a_change_must_pass_measures_too() -> None:
         ("gate", "gate_nano.py"),
         ("compare", "compare_commits.py"),
         ("compare-test", "compares_beside"),
+        ("duel-test", "duels_beside"),
     ):
         assert name in makefile.split(f"\n{goal}: .venv/dev\n")[1].split("\n\n")[0]

@@ -1,4 +1,4 @@
-"""What becomes a comment in a pull request: the answer first, a table that holds, and nothing that is more than text."""
+"""What becomes a comment in a pull request: the answer first, a table that holds, and nothing but text."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ from havoc_core.bench.report.history_text import history_markdown
 from havoc_core.bench.report.markdown import duel_markdown, markdown_table
 
 EVIL = "a`|*x*\n<b>@team http://evil.example"
-ROW = Paired(
-    quantity="prefill", witness="CPU time", num_blocks=5, old_ms=2.0, new_ms=2.2, ratio=1.1, low=1.06, high=1.14
-)
+ROW = Paired(quantity="prefill", witness="CPU time", num_blocks=5, old=2.0, new=2.2, ratio=1.1, low=1.06, high=1.14)
 
 
 @pytest.mark.parametrize(
     ("word", "said"),
     [
-        ("worse", "slower by more than 5 % is proven"),
-        ("better", "faster by more than 5 % is proven, and nothing is slower"),
-        ("equal", "the same within 5 %"),
-        ("undecided", "neither slower by more than 5 % nor the same is proven"),
+        ("worse", "slower by more than 5% is proven"),
+        ("better", "faster by more than 5% is proven, and nothing is slower"),
+        ("equal", "the same within 5%"),
+        ("undecided", "slower by more than 5% is not proven, nor is the opposite"),
     ],
 )
 def test_a_duel_as_a_comment(word: str, said: str) -> None:
@@ -33,7 +31,7 @@ def test_a_duel_as_a_comment(word: str, said: str) -> None:
     outcome = DuelOutcome(verdict=word, rows=rows, num_blocks=5, agreement=Agreement(2, 2, 16, 12))
     lines = duel_markdown(outcome, 0.05, ("old", "new"), ["they differ"]).splitlines()
     assert lines[0] == f"**{word}**: `new` against `old`, {said} (5 blocks in turns)."
-    assert f"| prefill, CPU time | 2.000 ms | 2.200 ms | 1.100 | 1.060 to 1.140 | {word} |" in lines
+    assert f"| prefill, CPU time | 2.000 ms | 2.200 ms | 1.100 | 1.060 \u2013 1.140 | {word} | 5 blocks |  |" in lines
     assert "- they differ" in lines
     assert any("12 of 16 come before the first that differs" in line for line in lines)
 
