@@ -207,7 +207,8 @@ class _Comparison:
         changed = [name for name in asked if not isinstance(theirs, dict) or theirs.get(name) != asked[name]]
         if changed:
             raise HavocError(
-                f"{self._out} holds a comparison with another {', '.join(changed)}: choose another --out, or remove it"
+                f"{self._out} holds a comparison that differs in {', '.join(changed)}: "
+                "choose another --out, or remove it"
             )
 
     def document(self) -> dict[str, Any]:

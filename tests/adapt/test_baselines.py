@@ -239,7 +239,7 @@ def test_a_folder_of_another_comparison_is_refused(
     compare: Callable[..., dict[str, Any]], whole_kind: Path, changes: dict[str, Any], named: str
 ) -> None:
     """What differs is named; nothing is mixed."""
-    with pytest.raises(HavocError, match=f"holds a comparison with another {named}: choose another --out"):
+    with pytest.raises(HavocError, match=f"holds a comparison that differs in {named}: choose another --out"):
         compare(whole_kind, dataclasses.replace(KIND, **changes))
 
 

