@@ -161,6 +161,12 @@ def test_a_training_goes_on_only_where_it_began(base: Base, basis: Basis, tmp_pa
     )
     assert state_path(tmp_path, "math").read_bytes() == before
     assert train_expert(base, basis, MATH, **shared).settings["trace"][-1]["step"] == 2
+    shared["checkpoint_dir"] = tmp_path / "card"
+    with pretended.PretendedCard(), pytest.raises(_StoppedError):
+        there = load_base("nano", device="cuda")
+        train_expert(there, basis, MATH, progress=_StopAtAStep("nats"), **shared)
+    with pytest.raises(HavocError, match=r"the training began on cuda \(Pretended GeForce\), and this is cpu"):
+        train_expert(base, basis, MATH, **shared)
 
 
 TINY = PretrainSettings(
