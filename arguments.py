@@ -85,13 +85,14 @@ def add_plan(parser: Parser) -> None:
 
 
 def add_pretrain(parser: Parser) -> None:
-    """`havoc pretrain PRESET --out DIR`."""
+    """`havoc pretrain PRESET [--text FILE...] --out DIR`."""
     preset_help = (
-        "the shape to train: nano; the corpus is the built-in one, with pictures, and of the presets "
-        f"({PRESETS}) only nano reads them. Texts of your own: train their tokenizer (`havoc tokenizer train`), "
-        "or adapt a base that knows them (`havoc train`)"
+        f"the shape to train ({PRESETS}): with --text any that holds the texts' tokens, at least 260; the built-in "
+        "corpus has pictures, and of the presets only nano reads them"
     )
     parser.add_argument("preset", metavar="PRESET", help=preset_help)
+    text_help = "learn these texts, any UTF-8, instead of the built-in corpus; the end of each is held out"
+    parser.add_argument("--text", nargs="+", type=Path, default=(), metavar="FILE", help=text_help)
     tokenizer_help = "folder of a tokenizer.json to use, as `havoc tokenizer train` writes it (default: a new one)"
     parser.add_argument("--tokenizer", type=Path, metavar="DIR", help=tokenizer_help)
     parser.add_argument("--steps", type=_positive, metavar="N", help="optimizer steps (default: the preset's recipe)")

@@ -90,7 +90,7 @@ VERBS = (
         "train a base from scratch",
         "adapt.commands",
         arguments.add_pretrain,
-        ("havoc pretrain nano --out base",),
+        ("havoc pretrain nano --out base", "havoc pretrain nano --text a.txt b.txt --out base"),
     ),
     Verb(
         "tokenizer",

@@ -559,6 +559,7 @@ def write_handoff(
     from .bench.report.handoff import build_handoff
     from .bench.report.phase6 import read_kept
     from .export.torch_files import MODEL, expert_file
+    from .measuring import recipe_tasks
 
     out = place.out
     files, model = (
@@ -575,6 +576,7 @@ def write_handoff(
         scores=storage.read_json(out / "scores.json"),
         is_converged=result.convergence.is_converged,
         max_kl=place.recipe.experts.max_kl,
+        above={task.name: share for task in recipe_tasks(place.recipe) if (share := task.definition.limits.above)},
         experts=files,
         best_mixture=[expert["alpha"] for expert in mixture["experts"]],
         adapted_model=model,

@@ -16,10 +16,10 @@ from ..tracking import open_tracking, with_trackers
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Sequence
     from pathlib import Path
 
     from ..config import ExpertSettings
-    from ..cores import TorchDevice
     from ..model.checkpoint import Base
     from ..progress import Progress
     from .basis import Basis
@@ -31,19 +31,36 @@ _MAX_TEXT_BYTES = 1_000_000_000
 
 
 def handle_pretrain(args: argparse.Namespace) -> int:
-    """Train a base from scratch on the built-in corpus and say where it is."""
+    """Train a base from scratch, on the built-in corpus or on texts of one's own, and say where it is."""
     from ..model.tokenizer import Tokenizer
     from .pretrain import PretrainSettings, pretrain
+    from .pretrain_text import TextSettings, pretrain_text
 
-    settings = PretrainSettings()
-    changes = {"num_steps": args.steps, "seed": args.seed}
-    settings = dataclasses.replace(settings, **{key: value for key, value in changes.items() if value is not None})
-    tokenizer = None if args.tokenizer is None else Tokenizer.load(args.tokenizer)
-    progress = make_progress(quiet=args.quiet)
-    device: TorchDevice = args.device or "cpu"
-    out = pretrain(args.preset, args.out, settings=settings, tokenizer=tokenizer, device=device, progress=progress)
+    given = {"num_steps": args.steps, "seed": args.seed}
+    changes: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    shared: dict[str, Any] = {
+        "tokenizer": None if args.tokenizer is None else Tokenizer.load(args.tokenizer),
+        "device": args.device or "cpu",
+        "progress": make_progress(quiet=args.quiet),
+    }
+    if args.text:
+        texts = _texts_of(args.text)
+        out = pretrain_text(args.preset, texts, args.out, settings=TextSettings(**changes), **shared)
+    else:
+        out = pretrain(args.preset, args.out, settings=PretrainSettings(**changes), **shared)
     print(json.dumps({"base": str(out)}) if args.json else f"base written to {out}")
     return 0
+
+
+def _texts_of(paths: Sequence[Path]) -> dict[str, str]:
+    """The files' texts by their names, which a record lists; two of one name, and no text at all, are refused."""
+    names = [path.name for path in paths]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise HavocError(f"two of the texts are files called {twice[0]}: rename one, since a record lists them by name")
+    texts = {path.name: _text_of(path) for path in paths}
+    if not any(texts.values()):
+        raise HavocError("the files hold no text: give some that do")
+    return texts
 
 
 def handle_tokenizer(args: argparse.Namespace) -> int:

@@ -39,37 +39,42 @@ from .tasks.splits import generated_rows
 from .tasks.task import Row, load_task
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from ..cores import TorchDevice
 
 _IGNORED = -100
-_CHECKPOINT = "pretraining.safetensors"
+CHECKPOINT = "pretraining.safetensors"
 _OPTIMIZER = "optimizer."
 _NUM_CURVE_POINTS = 200
 _PIECE_ROWS = 500
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class PretrainSettings:
-    """The recipe: everything but the preset that the weights depend on.
-
-    `rows_per_domain` rows of each domain's train split are cycled through `num_steps` steps of `batch_size`
-    sequences, an equal share from each domain, which also weighs the same in the loss. Learning rates are peaks. At
-    the end the base answers `num_accuracy_rows` of each search split.
-    """
+class DescentSettings:
+    """What weights depend on whatever is read: `num_steps` of `batch_size` sequences, learning rates at their peak."""
 
     seed: int = 0
     num_steps: int = 2600
     batch_size: int = 64
-    rows_per_domain: int = 30_000
-    num_tokenizer_rows: int = 4_000
     muon_learning_rate: float = 0.01
     adam_learning_rate: float = 3e-3
     weight_decay: float = 0.01
     warmup_share: float = 0.02
     checkpoint_every: int = 500
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PretrainSettings(DescentSettings):
+    """The recipe of a base on the built-in corpus: everything but the preset that the weights depend on.
+
+    `rows_per_domain` rows of each domain's train split are cycled through the steps, an equal share from each domain,
+    which also weighs the same in the loss. At the end the base answers `num_accuracy_rows` of each search split.
+    """
+
+    rows_per_domain: int = 30_000
+    num_tokenizer_rows: int = 4_000
     num_accuracy_rows: int = 500
 
 
@@ -109,29 +114,27 @@ def pretrain(
     torch.manual_seed(settings.seed)
     config = HavocConfig.preset(preset)
     if config.vision is None:
-        raise HavocError(f"preset {preset!r} reads no images and the built-in corpus has a vision domain: use nano")
+        raise HavocError(
+            f"preset {preset!r} reads no images and the built-in corpus has a vision domain: use nano, or give texts "
+            "of your own (--text)"
+        )
     if tokenizer is not None:
-        _require_fit(tokenizer, preset, config)
+        require_fit(tokenizer, preset, config)
     rows = {domain: _train_rows(domain, settings, progress) for domain in DOMAINS}
     data = {domain: sources.rows_hash(domain_rows) for domain, domain_rows in rows.items()}
     given = {} if tokenizer is None else {"tokenizer": sha256_of(tokenizer)}
     tokenizer = tokenizer or _trained_tokenizer(rows, settings, config, progress)
     tokenizer.save(out)
     model = HavocModel(config).to(place)
-    trainer = _Trainer(model, settings, out / _CHECKPOINT, key=_run_key(preset, settings, data | given))
-    batches = _batches(rows, tokenizer, config, settings, trainer.num_done)
-    with progress.stage(f"pretraining {preset}", settings.num_steps) as stage:
-        stage.advance(trainer.num_done)
-        for step_batches in batches:
-            loss = trainer.step(step_batches)
-            stage.advance(note=f"loss {loss:.3f}")
-    record = _record(preset, settings, data, trainer) | given | {"made_on": made_on(place)}
+    trainer = Trainer(model, settings, out / CHECKPOINT, key=run_key(preset, settings, data | given))
+    trainer.run(_batches(rows, tokenizer, config, settings, trainer.num_done), preset, progress)
+    record = trainer.record(preset, data) | given
     write_base(out, model, tokenizer, record, progress=progress)
-    (out / _CHECKPOINT).unlink(missing_ok=True)
+    (out / CHECKPOINT).unlink(missing_ok=True)
     return out
 
 
-def _run_key(preset: str, settings: PretrainSettings, data: dict[str, str]) -> str:
+def run_key(preset: str, settings: DescentSettings, data: dict[str, str]) -> str:
     """Name everything the weights depend on, so that a checkpoint of anything else is refused."""
     return storage.sha256_json({"preset": preset, "settings": dataclasses.asdict(settings), "data": data})
 
@@ -162,7 +165,7 @@ def _trained_tokenizer(
         return train_tokenizer(texts, config.vocab_size)
 
 
-def _require_fit(tokenizer: Tokenizer, preset: str, config: HavocConfig) -> None:
+def require_fit(tokenizer: Tokenizer, preset: str, config: HavocConfig) -> None:
     """Refuse a tokenizer with more ids than the preset has rows, or whose special tokens stand elsewhere."""
     if tokenizer.largest_id >= config.vocab_size:
         raise HavocError(
@@ -170,7 +173,7 @@ def _require_fit(tokenizer: Tokenizer, preset: str, config: HavocConfig) -> None
             f"one with --vocab-size {config.vocab_size} or less"
         )
     image_id = None if config.vision is None else config.vision.image_token_id
-    found = (tokenizer.bos_id, tokenizer.eos_ids, tokenizer.image_id)
+    found = (tokenizer.bos_id, tokenizer.eos_ids, None if config.vision is None else tokenizer.image_id)
     if found != (config.bos_token_id, config.eos_token_ids, image_id):
         raise HavocError(
             f"the tokenizer's <bos>, <eos> and <image> are not where preset {preset!r} has them "
@@ -228,7 +231,7 @@ def collate(documents: list[tuple[str, str, bytes | None]], tokenizer: Tokenizer
     )
 
 
-def optimizer_settings(settings: PretrainSettings) -> MuGrokConfig:
+def optimizer_settings(settings: DescentSettings) -> MuGrokConfig:
     """Translate a recipe into the optimizer's settings: no filter, and Muon where the group asks for it."""
     return MuGrokConfig(
         enable_muon=True,
@@ -243,10 +246,11 @@ def optimizer_settings(settings: PretrainSettings) -> MuGrokConfig:
     )
 
 
-class _Trainer:
+class Trainer:
     """Weights, optimizer and the loss curve; the state that a checkpoint holds."""
 
-    def __init__(self, model: HavocModel, settings: PretrainSettings, checkpoint: Path, *, key: str) -> None:
+    def __init__(self, model: HavocModel, settings: DescentSettings, checkpoint: Path, *, key: str) -> None:
+        """Begin, or go on from `checkpoint`; one of another `key` or device is a `HavocError`."""
         matrices = [p for name, p in model.named_parameters() if p.ndim > 1 and "embed" not in name]
         matrix_ids = {id(p) for p in matrices}
         others = [p for p in model.parameters() if id(p) not in matrix_ids]
@@ -264,6 +268,28 @@ class _Trainer:
     def num_done(self) -> int:
         """Steps taken so far, over all runs."""
         return len(self.losses)
+
+    def run(self, steps: Iterable[Sequence[TokenBatch]], preset: str, progress: Progress) -> None:
+        """Take the steps that are left."""
+        with progress.stage(f"pretraining {preset}", self._settings.num_steps) as stage:
+            stage.advance(self.num_done)
+            for batches in steps:
+                loss = self.step(batches)
+                stage.advance(note=f"loss {loss:.3f}")
+
+    def record(self, preset: str, data: dict[str, str]) -> dict[str, Any]:
+        """What the weights were made from and on, and how it went: the content of `pretraining.json`."""
+        every = max(1, len(self.losses) // _NUM_CURVE_POINTS)
+        return {
+            "preset": preset,
+            "settings": dataclasses.asdict(self._settings),
+            "data": data,
+            "torch": torch.__version__,
+            "num_threads": torch.get_num_threads(),
+            "seconds": round(self.seconds, 1),
+            "loss": [round(loss, 4) for loss in self.losses[::every]],
+            "made_on": made_on(self.model.device),
+        }
 
     def step(self, batches: Sequence[TokenBatch]) -> float:
         """Take one optimizer step; return the mean over the batches of the cross-entropy in nats a token."""
@@ -336,17 +362,3 @@ class _Trainer:
         self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
         self.losses = tensors["losses"].tolist()
         self.seconds = float(tensors["seconds"])
-
-
-def _record(preset: str, settings: PretrainSettings, data: dict[str, str], trainer: _Trainer) -> dict[str, Any]:
-    """What the weights were made from and how the training went: the content of `pretraining.json`."""
-    every = max(1, len(trainer.losses) // _NUM_CURVE_POINTS)
-    return {
-        "preset": preset,
-        "settings": dataclasses.asdict(settings),
-        "data": data,
-        "torch": torch.__version__,
-        "num_threads": torch.get_num_threads(),
-        "seconds": round(trainer.seconds, 1),
-        "loss": [round(loss, 4) for loss in trainer.losses[::every]],
-    }

@@ -8,8 +8,9 @@
 where it did, and HAVOC measured none of it. A value that was not measured is null.
 
 `success` is true only where every one of `criteria` is met, so nobody downstream ships the unproven: limits proven met,
-each expert proven above the base on its own task, the mixture's mean at least each expert's, the search settled, and
-experts and mixture near enough to the base. Each is listed; null is not known.
+each expert proven on its own task above the base and above the share that the task's file asks for, the mixture's mean
+at least each expert's, the search settled, and experts and mixture near enough to the base. Each is listed; null is not
+known.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def build_handoff(
     scores: Mapping[str, Any],
     is_converged: bool,
     max_kl: float,
+    above: Mapping[str, float],
     experts: Mapping[str, str],
     best_mixture: Sequence[float],
     adapted_model: str,
@@ -46,12 +48,18 @@ def build_handoff(
 
     `experts` maps domains to file names, `adapted_model` names the released model, `artifact` the one that was
     measured; `scores` is the content of `scores.json`, `max_kl` the limit of KL(adapted || base) in nats a predicted
-    token; `handed` is what the phase before handed over, None: nothing.
+    token, `above` the share right that a task's file asks for, by task; `handed` is what the phase before handed over,
+    None: nothing.
     """
     judgement = judgements[0]
     criteria = {
         "limits_met": judgement.verdict == "pass",
         "expert_above_base": _named(scores, "gains", lambda gain: (gain["expert"], gain["is_proven"])),
+        "expert_above_share": _named(
+            {"asked": [row for row in scores["rows"] if row["kind"] == "expert" and row["name"] in above]},
+            "asked",
+            lambda row: (row["name"], row["accuracy"][row["name"]]["low"] > above[row["name"]]),
+        ),
         "mixture_not_below": _named(scores, "paired", lambda pair: (pair["against"], pair["margin"] >= 0)),
         "search_converged": is_converged,
         "kl_below_limit": _named(

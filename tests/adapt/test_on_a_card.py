@@ -24,6 +24,7 @@ from havoc_core.adapt.divergence import compared_rows, divergences
 from havoc_core.adapt.expert import load_experts
 from havoc_core.adapt.few_shot import find_alpha
 from havoc_core.adapt.pretrain import PretrainSettings, pretrain
+from havoc_core.adapt.pretrain_text import TextSettings, pretrain_text
 from havoc_core.adapt.tasks import sources
 from havoc_core.adapt.tasks.asked import Task
 from havoc_core.adapt.tasks.reward import RIGHT, Reward, wrong
@@ -160,6 +161,12 @@ def test_a_training_goes_on_only_where_it_began(base: Base, basis: Basis, tmp_pa
     )
     assert state_path(tmp_path, "math").read_bytes() == before
     assert train_expert(base, basis, MATH, **shared).settings["trace"][-1]["step"] == 2
+    shared["checkpoint_dir"] = tmp_path / "card"
+    with pretended.PretendedCard(), pytest.raises(_StoppedError):
+        there = load_base("nano", device="cuda")
+        train_expert(there, basis, MATH, progress=_StopAtAStep("nats"), **shared)
+    with pytest.raises(HavocError, match=r"the training began on cuda \(Pretended GeForce\), and this is cpu"):
+        train_expert(base, basis, MATH, **shared)
 
 
 TINY = PretrainSettings(
@@ -185,6 +192,21 @@ def test_a_base_is_made_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (theirs["made_on"]["name"], ours["made_on"]["device"]) == (pretended.NAME, "cpu")
     assert f"minutes of training on\n{pretended.NAME} (cuda, float32) with torch" in (on_card / "README.md").read_text()
     assert "1 CPU thread(s) with torch" in (tmp_path / "cpu" / "README.md").read_text()
+
+
+def test_a_base_of_texts_is_made_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The losses, and what a held-out token costs, are the CPU's."""
+    shallow = HavocConfig.nano().replace(num_layers=1, vision=None)
+    monkeypatch.setattr(HavocConfig, "preset", lambda _: shallow)
+    settings = TextSettings(num_steps=2, batch_size=2, window_tokens=16)
+    texts = {"a": "".join(f"{n} is a number.\n" for n in range(100))}
+    ours = storage.read_json(pretrain_text("nano", texts, tmp_path / "cpu", settings=settings) / "pretraining.json")
+    with pretended.PretendedCard():
+        out = pretrain_text("nano", texts, tmp_path / "card", settings=settings, device="cuda")
+    theirs = storage.read_json(out / "pretraining.json")
+    assert theirs["loss"] == pytest.approx(ours["loss"], abs=1e-3)
+    assert theirs["held_out"]["nats_per_token"] == pytest.approx(ours["held_out"]["nats_per_token"], abs=1e-3)
+    assert theirs["made_on"]["name"] == pretended.NAME
 
 
 def test_a_base_answers_there_as_here(base: Base) -> None:

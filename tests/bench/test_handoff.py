@@ -25,7 +25,12 @@ SCORES = {
     "rows": [
         {"name": "base", "kind": "base", "kl_to_base": dict.fromkeys(samples.DOMAINS, 0.0)},
         *(
-            {"name": name, "kind": kind, "kl_to_base": dict.fromkeys(samples.DOMAINS, 0.2)}
+            {
+                "name": name,
+                "kind": kind,
+                "kl_to_base": dict.fromkeys(samples.DOMAINS, 0.2),
+                "accuracy": {task: {"num_right": 900, "num_rows": 1000, "low": 0.8797} for task in samples.DOMAINS},
+            }
             for name, kind in [*((domain, "expert") for domain in samples.DOMAINS), ("mixture", "mixture")]
         ),
     ],
@@ -41,6 +46,7 @@ def handoff(
     scores: dict[str, Any] | None = None,
     is_converged: bool = True,
     max_kl: float = 1.0,
+    above: dict[str, float] | None = None,
     handed: HandedOver | None = None,
     others: tuple[str, ...] = (),
     **changes: Any,
@@ -53,6 +59,7 @@ def handoff(
         scores=SCORES if scores is None else scores,
         is_converged=is_converged,
         max_kl=max_kl,
+        above=dict.fromkeys(samples.DOMAINS, 0.85) if above is None else above,
         experts=EXPERTS,
         best_mixture=(1.2, 0.8, 1.5, 0.9),
         adapted_model="model.pt",
@@ -169,16 +176,23 @@ def _worse(part: str, **changes: Any) -> dict[str, Any]:
     return {**SCORES, part: [*SCORES[part][:-1], {**SCORES[part][-1], **changes}]}
 
 
+def _rows_without(name: str) -> dict[str, Any]:
+    """Scores as a program would have written them that did not keep this of each row."""
+    return {**SCORES, "rows": [{key: value for key, value in row.items() if key != name} for row in SCORES["rows"]]}
+
+
 @pytest.mark.parametrize(
     ("criterion", "changes"),
     [
         ("limits_met", {"samples": []}),
         ("expert_above_base", {"scores": _worse("gains", is_proven=False)}),
+        ("expert_above_share", {"above": {"code": 0.88}}),
+        ("expert_above_share", {"scores": _rows_without("accuracy")}),
         ("mixture_not_below", {"scores": _worse("paired", margin=-0.001)}),
         ("search_converged", {"is_converged": False}),
         ("kl_below_limit", {"scores": _worse("rows", kl_to_base={"math": 0.1, "code": 1.0})}),
         ("kl_below_limit", {"max_kl": 0.2}),
-        ("kl_below_limit", {"scores": {**SCORES, "rows": [{"name": "math", "kind": "expert"}]}}),
+        ("kl_below_limit", {"scores": _rows_without("kl_to_base")}),
         ("expert_above_base", {"scores": {key: value for key, value in SCORES.items() if key != "gains"}}),
     ],
 )
@@ -218,6 +232,7 @@ def test_the_search_split_is_no_accuracy() -> None:
         scores=SCORES,
         is_converged=True,
         max_kl=1.0,
+        above={},
         experts={},
         best_mixture=(),
         adapted_model="model.pt",
