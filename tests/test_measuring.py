@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,7 +13,7 @@ from havoc_core.adapt.candidate import Candidate
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError, IdentityError
 from havoc_core.jobs import DivergeRequest, Place
-from havoc_core.measuring import BenchMeasurer, bind, limits_of
+from havoc_core.measuring import BenchMeasurer, bind, limits_of, search_settings
 from havoc_core.model.structure import Structure
 
 if TYPE_CHECKING:
@@ -144,3 +145,12 @@ def test_another_device_is_measured_only_where_the_recipe_allows_it(tmp_path: Pa
     allowed = own.model_copy(update={"search": own.search.model_copy(update={"on_this_machine": True})})
     assert bind(allowed).evidence == "measured_other_device"
     assert bind(RECIPE).evidence == "measured_target"
+
+
+def test_the_first_target_is_what_is_searched_for() -> None:
+    """Its limits are the constraints and its name is in the journal's key; a second one is only judged by."""
+    both = RECIPE.model_copy(update={"gate": RECIPE.gate.model_copy(update={"targets": ("host", "gtx1660")})})
+    base: Any = SimpleNamespace(weight_hash="0" * 64)
+    settings = search_settings(both, base, [], bind(both))
+    assert settings.measured["target"] == "host"
+    assert settings.limits == limits_of("host", ["math", "code"])
