@@ -22,6 +22,7 @@ import dataclasses
 import gc
 import hashlib
 import importlib
+import itertools
 import json
 import math
 import os
@@ -54,6 +55,7 @@ SEED = 0
 LEAST_KILLED = 0.9
 LONGEST_S = 600.0
 """The longest that the tests of one module may take."""
+FAILED = 70  # the exit code of a child whose work failed
 ALL_TESTS, NOTE = "all tests", "note_that_it_was_called"
 LIBRARIES = "numpy torch onnx onnx_ir onnxruntime scipy.stats pymoo.core.problem pydantic rich safetensors"
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "demo", "reports", "*.egg-info", "__pycache__")
@@ -185,25 +187,32 @@ class Copy:
 
 
 def ends_in_child(work: Callable[[], None], *, limit_s: float = math.inf) -> bool:
-    """Do some work in a forked child with a process group of its own; return whether it ended in time."""
+    """Do some work in a forked child with a process group of its own; return whether it ended in time.
+
+    Raises `RuntimeError` where the work itself failed, which no test may hide.
+    """
     child = os.fork()
     if child == 0:
+        code = FAILED
         try:
             os.setpgid(0, 0)
             work()
+            code = 0
         except BaseException:  # noqa: BLE001 - a child must not go on as its parent
             traceback.print_exc()
         finally:
             sys.stdout.flush()
-            os._exit(0)
+            os._exit(code)
     end = time.monotonic() + limit_s
-    while os.waitpid(child, os.WNOHANG) == (0, 0):
+    while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
         if time.monotonic() > end:
             kill_group(child)
             os.waitpid(child, 0)
             return False
         time.sleep(0.005)
     kill_group(child)  # what the tests left behind
+    if os.waitstatus_to_exitcode(ended[1]) == FAILED:
+        raise RuntimeError("the runner failed in a child; its output tells why")
     return True
 
 
@@ -318,7 +327,7 @@ class Loop(Calls):
             for function in self.functions:
                 function.__code__ = mutant.codes[key_of(function.__code__)]
                 function.__globals__[NOTE] = self.note
-            for item, following in zip(items, [*items[1:], None], strict=True):
+            for item, following in itertools.pairwise([*items, None]):
                 item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
                 if self.failed:
                     break

@@ -98,7 +98,8 @@ def own_nodes(statement: ast.stmt) -> list[ast.AST]:
 
 
 def _expressions(node: ast.AST) -> Iterator[ast.AST]:
-    if not isinstance(node, ast.stmt):
+    """The nodes of an expression, without the `strict` of a zip, which checks and changes no result."""
+    if not isinstance(node, ast.stmt) and not (isinstance(node, ast.keyword) and node.arg == "strict"):
         yield node
         for child in ast.iter_child_nodes(node):
             yield from _expressions(child)

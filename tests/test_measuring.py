@@ -42,6 +42,7 @@ class Recorded:
 
     def __init__(self, answers: Mapping[str, Any]) -> None:
         self.asked: list[tuple[str, Any]] = []
+        self.is_ended = False
         self._answers = answers
 
     def __enter__(self) -> Recorded:  # noqa: PYI034 - a stand-in
@@ -49,7 +50,8 @@ class Recorded:
 
     def __exit__(self, *_: object) -> None: ...
 
-    def end(self) -> None: ...
+    def end(self) -> None:
+        self.is_ended = True
 
     def run(self, function: str, requests: Sequence[Any], **_: object) -> Iterator[Any]:
         for request in requests:
@@ -140,8 +142,8 @@ def test_no_worker_holds_a_card_while_a_cost_is_measured(
     monkeypatch.setattr(measuring, "measure_cost", measure_cost)
     bound = bind(RECIPE)
     with BenchMeasurer(jobs.Place(recipe, Path(), Path()), None, num_experts=2, bound=bound) as measurer:  # type: ignore[arg-type]
-        with pytest.raises(HavocError, match="measured"):
-            measurer.cost(Structure())
+        (failure,) = measurer.costs([Structure()])
+        assert str(failure) == "measured"
         assert ended == [*["workers"] * num_ended, "exported"]
 
 
@@ -181,3 +183,53 @@ def test_a_card_that_onnx_runtime_cannot_use_is_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr("havoc_core.bench.doctor.provider_problem", lambda provider: f"{provider} was tried")
     with pytest.raises(IdentityError, match="device cpu: CPUExecutionProvider was tried; candidates are answered"):
         jobs.try_device(request, SILENT)
+
+
+def test_no_worker_is_asked_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One alpha is one request, however many workers there are."""
+    workers = Recorded({".jobs:diverge": lambda request: [{"math": alpha[0]} for alpha in request.alphas]})
+    with measurer_with(workers, monkeypatch) as measurer:
+        assert list(measurer.divergences([(3.0,)])) == [{"math": 3.0}]
+    assert [request.alphas for _, request in workers.asked] == [((3.0,),)]
+
+
+def test_a_candidate_that_failed_is_given_as_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search goes on with the others."""
+    failure = HavocError("not finite")
+    workers = Recorded({".jobs:answer": lambda request: failure if request.alpha == (9.0,) else {"math": "1"}})
+    with measurer_with(workers, monkeypatch) as measurer:
+        candidates = [Candidate((9.0,), Structure()), Candidate((1.0,), Structure())]
+        assert list(measurer.answers(candidates, sample=0)) == [failure, {"math": (True,)}]
+
+
+def test_nothing_stays_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers are ended, and the exported structures are gone."""
+    workers = Recorded({})
+    with measurer_with(workers, monkeypatch) as measurer:
+        folder = measurer._folder
+        assert folder.is_dir()
+        assert not workers.is_ended
+    assert workers.is_ended
+    assert not folder.exists()
+
+
+def test_another_device_is_measured_only_where_the_recipe_allows_it(tmp_path: Path) -> None:
+    """By its name it is refused; allowed, its figures never count as the target's."""
+    path = tmp_path / "own.toml"
+    path.write_text('[own]\nextends = "host"\n[own.device]\nkind = "cpu"\nnames = ["a CPU that nobody has"]\n')
+    path.write_text(path.read_text().replace('kind = "cpu"\n', 'kind = "cpu"\nis_this_machine = false\n'))
+    own = RECIPE.model_copy(update={"gate": RECIPE.gate.model_copy(update={"targets": (str(path),)})})
+    with pytest.raises(IdentityError, match="target own: .*; search on that device, or take --on-this-machine"):
+        bind(own)
+    allowed = own.model_copy(update={"search": own.search.model_copy(update={"on_this_machine": True})})
+    assert bind(allowed).evidence == "measured_other_device"
+    assert bind(RECIPE).evidence == "measured_target"
+
+
+def test_the_first_target_is_what_is_searched_for() -> None:
+    """Its limits are the constraints and its name is in the journal's key; a second one is only judged by."""
+    both = RECIPE.model_copy(update={"gate": RECIPE.gate.model_copy(update={"targets": ("host", "gtx1660")})})
+    base: Any = SimpleNamespace(weight_hash="0" * 64)
+    settings = search_settings(both, base, [], bind(both))
+    assert settings.measured["target"] == "host"
+    assert settings.limits == limits_of("host", ["math", "code"])

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import json
 import zlib
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from pymoo.algorithms.moo.nsga2 import NSGA2
 
 from havoc_core import storage
+from havoc_core.adapt import search as searching
 from havoc_core.adapt.candidate import COST_OBJECTIVES, Candidate, Cost, Evaluation, SearchSettings
 from havoc_core.adapt.front import objectives
-from havoc_core.adapt.search import search
+from havoc_core.adapt.search import SearchResult, search
+from havoc_core.adapt.standing import Standing, standing_of
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.model.structure import Structure
 
@@ -28,7 +33,10 @@ SPEED = {"fp32": 1.0, "int8": 0.6, "int4": 0.5}
 class KnownLandscape:
     """Accuracy falls with the distance from BEST; cost depends on the format alone, with a little noise."""
 
-    def __init__(self, *, fail_above: float = 9.0, throughput_noise: float = 0.001) -> None:
+    def __init__(
+        self, *, fail_above: float = 9.0, throughput_noise: float = 0.001, best: Mapping[str, float] = BEST
+    ) -> None:
+        self._best = best
         self.num_answers = self.num_costs = 0
         self._fail_above, self._noise = fail_above, throughput_noise
 
@@ -61,7 +69,7 @@ class KnownLandscape:
             msg = "alpha too large for this graph"
             raise HavocError(msg)
         lost = {"fp32": 0, "int8": 1, "int4": 8}[candidate.structure.weight_format]
-        wanted = zip(candidate.alpha, BEST.items(), strict=True)
+        wanted = zip(candidate.alpha, self._best.items(), strict=True)
         num_right = {domain: max(0, 98 - lost - round(30 * abs(alpha - best))) for alpha, (domain, best) in wanted}
         return {domain: tuple(row < count - sample for row in range(100)) for domain, count in num_right.items()}
 
@@ -422,12 +430,32 @@ def test_where_each_candidate_came_from_is_on_record(tmp_path: Path) -> None:
     assert {origin["generation"] for origin in bred} == set(range(1, SETTINGS.generations))
 
 
+def keys(result: SearchResult, kind: str) -> set[str]:
+    pairs = zip(result.evaluations, result.origins, strict=True)
+    return {one.candidate.key() for one, origin in pairs if origin.kind == kind}
+
+
+@pytest.mark.parametrize(("best", "added"), [({"math": 1.0, "code": 1.0}, "bred"), (BEST, "seeded")])
+def test_the_best_of_the_other_kind_is_scored_again_too(tmp_path: Path, best: Mapping[str, float], added: str) -> None:
+    """Where the one finalist by rank was seeded, the best bred is another; where it was bred, the best seed is."""
+    settings = dataclasses.replace(SETTINGS, num_finalists=1)
+    result = search(KnownLandscape(best=best), settings=settings, journal_path=tmp_path / "journal.jsonl")
+    first, second = (one.candidate.key() for one in result.rescored)
+    assert first not in keys(result, added)
+    scores = {one.candidate.key(): one.mean_accuracy for one in result.evaluations}
+    assert scores[second] == max(scores[key] for key in keys(result, added))
+    assert result.bred_against_seeded is not None
+    assert result.bred_against_seeded[added] == second
+
+
 def test_breeding_is_judged_on_rows_that_chose_nothing(tmp_path: Path) -> None:
     """The best bred and the best seeded candidate are both scored again, and compared row by row."""
     result = search(KnownLandscape(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")
     verdict = result.bred_against_seeded
     assert verdict is not None
     scores = {one.candidate.key(): one.mean_accuracy for one in result.rescored}
+    assert verdict["bred"] == max(scores.keys() & keys(result, "bred"), key=scores.__getitem__)
+    assert verdict["seeded"] == max(scores.keys() - keys(result, "bred"), key=scores.__getitem__)
     assert verdict["margin"] == pytest.approx(scores[verdict["bred"]] - scores[verdict["seeded"]])
     assert verdict["margin"] > 0.05  # BEST is far from every point it starts from
     assert verdict["is_proven"]
@@ -504,3 +532,100 @@ def test_costs_of_another_device_are_held_against_no_limit(tmp_path: Path) -> No
     assert result.to_json()["evidence"] == "measured_other_device"
     assert not any(result.feasible)
     assert len(result.front) > 1  # the limit that all miss by far would have left one
+
+
+class Counting:
+    """A progress that counts: the total that was announced, what was advanced, and the notes."""
+
+    def __init__(self) -> None:
+        self.total, self.num_done = 0, 0
+        self.notes: list[str] = []
+        self.left_s: list[float | None] = []
+        self.figures: list[Mapping[str, str]] = []
+
+    @contextlib.contextmanager
+    def stage(self, name: str, total: int | None, *, unit: str = "") -> Iterator[Counting]:
+        self.total = total or 0
+        yield self
+
+    def advance(self, n: int = 1, note: str = "") -> None:
+        self.num_done += n
+        self.notes.append(note)
+
+    def tell(self, figures: Mapping[str, str], *, left_s: float | None = None) -> None:
+        self.figures.append(figures)
+        self.left_s.append(left_s)
+
+
+def test_the_progress_announced_is_the_progress_made(tmp_path: Path) -> None:
+    """Costs of every structure, every candidate, then the finalists, of which the best bred may be one more."""
+    settings, counted = dataclasses.replace(SETTINGS, population=6, generations=3), Counting()
+    result = search(KnownLandscape(), settings=settings, journal_path=tmp_path / "journal.jsonl", progress=counted)
+    assert counted.total == 2 * 4 + 6 * 3 + settings.num_finalists
+    assert 0 <= counted.num_done - counted.total <= 2
+    assert counted.notes.count("candidates") == len(result.evaluations) == 18
+    assert counted.notes.count("finalists on fresh rows") == len(result.rescored)
+    assert len(counted.figures) == len(result.evaluations) + len(result.rescored)
+
+
+class Named(KnownLandscape):
+    """Every candidate fails, each with a reason of its own."""
+
+    def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
+        self.num_answers += 1
+        msg = f"failure {self.num_answers}"
+        raise HavocError(msg)
+
+
+def test_a_search_in_which_every_candidate_fails_tells_the_first_reason(tmp_path: Path) -> None:
+    """One line: how many, and what went wrong first."""
+    settings = dataclasses.replace(SETTINGS, population=4, generations=1)
+    with pytest.raises(
+        HavocError, match="none of the 4 candidates could be measured; the first failed with: failure 1$"
+    ):
+        search(Named(), settings=settings, journal_path=tmp_path / "journal.jsonl")
+
+
+def test_every_generation_is_recorded(tmp_path: Path) -> None:
+    """Its figures when it was evaluated, and its hypervolume in the end, which never falls."""
+    recorded: list[tuple[str, int | None, Mapping[str, float | None]]] = []
+    settings = dataclasses.replace(SETTINGS, population=6, generations=3)
+    result = search(
+        KnownLandscape(),
+        settings=settings,
+        journal_path=tmp_path / "journal.jsonl",
+        record=lambda axis, step, metrics: recorded.append((axis, step, metrics)),
+    )
+    figures = [(step, metrics) for _, step, metrics in recorded if "adas/hypervolume" not in metrics]
+    volumes = [(step, metrics["adas/hypervolume"]) for _, step, metrics in recorded if "adas/hypervolume" in metrics]
+    assert [step for step, _ in figures] == [step for step, _ in volumes] == [0, 1, 2]
+    assert [volume for _, volume in volumes] == list(result.convergence.hypervolume)
+    assert volumes[-1][1] >= volumes[0][1] > 0
+    assert figures[-1][1]["adas/pareto_front_size"] == len(result.front)
+
+
+def test_telling_where_a_search_stands_takes_two_percent_of_its_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A standing that took 1 s is worked out again after 50 s; in between generation and counts alone are renewed."""
+    now, asked = [0.0], []
+
+    def slow(*words: Any, **named: Any) -> Standing:
+        asked.append((now[0], named["num_costs"]))
+        now[0] += 1
+        return standing_of(*words, **named)
+
+    class TenSeconds(KnownLandscape):
+        def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
+            now[0] += 10
+            return super().answer(candidate, sample)
+
+    monkeypatch.setattr(searching, "standing_of", slow)
+    monkeypatch.setattr(searching, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    counted, settings = Counting(), dataclasses.replace(SETTINGS, population=6, generations=3)
+    search(TenSeconds(), settings=settings, journal_path=tmp_path / "journal.jsonl", progress=counted)
+    assert [second - first for (first, _), (second, _) in itertools.pairwise(asked)] == [51.0] * 4
+    assert {num_costs for _, num_costs in asked} == {8}
+    told = [figures["generation"] for figures in counted.figures[:18]]
+    assert told == ["1 of 3"] * 6 + ["2 of 3"] * 6 + ["3 of 3"] * 6
+    assert len({figures["best feasible"] for figures in counted.figures[:18]}) > 1

@@ -11,7 +11,7 @@ import pytest
 
 from havoc_core.bench.judge.case import Case
 from havoc_core.bench.judge.record import Record, seal_of
-from havoc_core.bench.judge.rules import RULES
+from havoc_core.bench.judge.rules import RULES, device_problem
 from havoc_core.bench.judge.targets import load_target
 
 known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
@@ -103,3 +103,22 @@ def test_a_record_of_an_older_program_stays_intact() -> None:
     loaded = Record.model_validate({**values, "sha256": seal_of(values)}, strict=False)
     assert not loaded.is_intact()
     assert "I01" not in broken(Case(record=loaded, target=load_target("host"), this_cpu=samples.THIS_CPU))
+
+
+def test_a_device_is_asked_before_there_is_a_record() -> None:
+    """The target's own device may decide; a simulated one, and another, are told with the reason of their rule."""
+    card, cpu = (samples.record(kind).device for kind in ("cuda", "cpu"))
+    asked = {"this_cpu": samples.THIS_CPU}
+    assert device_problem(card, load_target("gtx1660"), **asked) is None
+    assert device_problem(cpu, load_target("host"), **asked) is None
+    simulated = card.model_copy(update={"is_simulated": True, "simulation_reasons": ("its clock", "its name")})
+    assert device_problem(simulated, load_target("gtx1660"), **asked) == (
+        "the device is simulated (its clock; its name)"
+    )
+    for device, target in ((cpu, "gtx1660"), (card, "host")):
+        problem = device_problem(device, load_target(target), **asked)
+        assert problem is not None
+        told = {
+            rule.check(Case(record=samples.record(device.kind), target=load_target(target), **asked)) for rule in RULES
+        }
+        assert problem in told

@@ -222,6 +222,20 @@ def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
             load_target(str(tmp_path / f"{name}.toml"))
 
 
+def test_an_entry_of_no_file_is_an_unknown_target() -> None:
+    """What stands in front of the colon must be a targets file, or it is a name that was misspelt."""
+    for name in ("x:y", "nothing-of-this-name:host"):
+        with pytest.raises(HavocError, match=f"^unknown target '{name}': choose from "):
+            load_target(name)
+
+
+def test_a_missing_file_is_told_in_words(tmp_path: Path) -> None:
+    """The system's words, without its number."""
+    with pytest.raises(HavocError) as caught:
+        load_target(str(tmp_path / "no.toml"))
+    assert str(caught.value) == f"{tmp_path / 'no.toml'}: No such file or directory"
+
+
 def test_a_name_no_file_can_have() -> None:
     """A recipe may hold a NUL."""
     with pytest.raises(HavocError, match="not a valid file name"):
