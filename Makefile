@@ -20,6 +20,7 @@
 #   make compare-test   40 comparisons of a commit with itself beside real load, into compare-test/
 #   make duel-test   40 duels of nano with itself beside real load, and some with needless work, into duel-test/; hours
 #   make load-test   200 real ones beside real load, into load-test/; needs a machine that does nothing else, and hours
+#   make cluster-test   a search on four workers while 100 of them are killed: the same journal, no device measures twice at once
 #   make fmt      let ruff mend what it can
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
 #   make gpu      the tests that need an NVIDIA card and its CUDA libraries: pip install -e ".[dev,gpu]" (docs/gpu-day.md)
@@ -36,7 +37,7 @@ JOBS ?= 2
 SUITE := not mutation and not gpu
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "$(SUITE) and not alone"
 
-.PHONY: help demo check fast test test-together test-alone durations gpu real mutants verdict-mutants fuzz lint types bench gate compare results baselines metrics reference seeds simulate compare-test duel-test load-test fmt genai
+.PHONY: help demo check fast test test-together test-alone durations gpu real mutants verdict-mutants fuzz lint types bench gate compare results baselines metrics reference seeds simulate compare-test duel-test load-test cluster-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -123,6 +124,9 @@ duel-test: .venv/dev
 load-test: .venv/dev
 	test -d load-test/artifact || $(BIN)/havoc export nano --out load-test/artifact
 	$(BIN)/python tests/perf/benches_beside_load.py load-test/artifact --out load-test
+
+cluster-test: .venv/dev
+	HAVOC_KILLS=100 $(BIN)/pytest tests/cluster/test_killed_workers.py -s --timeout=3600
 
 fmt: .venv/dev
 	$(BIN)/ruff check --fix

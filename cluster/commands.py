@@ -27,7 +27,7 @@ from .store import Store, default_store
 if TYPE_CHECKING:
     import argparse
 
-_CONNECT_S = 10
+_CONNECT_S = 5
 
 
 def handle_worker(args: argparse.Namespace) -> int:

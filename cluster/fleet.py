@@ -81,7 +81,7 @@ class Helper:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class FleetJob:
     """Something to be done by a worker that `fits`: `do` asks it, one errand after another, and returns the outcome.
 
     A `HavocError` of `do` is the job's outcome; a `WorkerLostError` gives the job to another worker. `needs` says in a
@@ -187,7 +187,7 @@ class Fleet:
             self.say("", sent=sha256, num_bytes=sizes[sha256].num_bytes, worker=helper.name)
         helper.trees.add(tree.hash)
 
-    def run(self, jobs: Sequence[Job]) -> Iterator[Any | HavocError]:
+    def run(self, jobs: Sequence[FleetJob]) -> Iterator[Any | HavocError]:
         """Have all jobs done and yield their outcomes in the order of the jobs.
 
         Raises `MeasurementError` when the scheduler is lost, when no worker that fits a job is left and none comes, or
@@ -320,14 +320,14 @@ class Fleet:
 class _Course:
     """Where the jobs of one `Fleet.run` are."""
 
-    waiting: deque[tuple[int, Job]]
-    running: dict[concurrent.futures.Future[Any], tuple[int, Job, Helper]] = field(default_factory=dict)
+    waiting: deque[tuple[int, FleetJob]]
+    running: dict[concurrent.futures.Future[Any], tuple[int, FleetJob, Helper]] = field(default_factory=dict)
     done: dict[int, Any] = field(default_factory=dict)
     deaths: dict[int, int] = field(default_factory=dict)
     idle_since_s: float | None = None
 
 
-def _outcome(job: Job, helper: Helper) -> Any | HavocError:  # noqa: ANN401 - the job's own
+def _outcome(job: FleetJob, helper: Helper) -> Any | HavocError:  # noqa: ANN401 - the job's own
     try:
         return job.do(helper)
     except HavocError as error:

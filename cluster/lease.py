@@ -54,9 +54,7 @@ def held(path: Path, *, wait_s: float = _WAIT_S) -> Iterator[None]:
         deadline_s = time.monotonic() + wait_s
         while not _is_locked(descriptor):
             if time.monotonic() > deadline_s:
-                raise MeasurementError(
-                    f"another process has measured on this device for more than {wait_s:.0f} s: end it"
-                )
+                raise MeasurementError(f"another process has held this device for {wait_s:g} s: end it")
             time.sleep(_ASK_EVERY_S)
         with lent(descriptor):
             yield

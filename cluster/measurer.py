@@ -30,7 +30,7 @@ from ..messages import read
 from ..model.structure import Structure
 from ..storage import Journal, scratch_directory, sha256_json
 from .errands import MeasuredOnce, MeasureErrand, ScoreErrand, Tree
-from .fleet import Fleet, Helper, Job, WorkerLostError
+from .fleet import Fleet, FleetJob, Helper, WorkerLostError
 from .sentinel import Sentinel
 from .store import tree_of
 
@@ -118,7 +118,7 @@ class FleetMeasurer:
                 failures[number] = error
                 continue
             do = functools.partial(self._measured, artifacts[sentinel], artifacts[structure], num_repeats)
-            jobs.append(Job(fits=self._may_measure, do=do, needs=f"measures on {self._bound.device.name}"))
+            jobs.append(FleetJob(fits=self._may_measure, do=do, needs=f"measures on {self._bound.device.name}"))
         outcomes = self._fleet.run(jobs)
         for number, (structure, num_repeats) in enumerate(groups):
             outcome = failures[number] if number in failures else next(outcomes)
@@ -175,14 +175,14 @@ class FleetMeasurer:
         place = Place(recipe, Path(), Path("experts"), num_threads)
         return MixedModels(place=place, num_threads=num_threads, rule=recipe.search.rule)
 
-    def _scored(self, **asked: Any) -> Job:  # noqa: ANN401 - `answer` or `diverge`
+    def _scored(self, **asked: Any) -> FleetJob:  # noqa: ANN401 - `answer` or `diverge`
         tree, sources = self._shipped[0]
 
         def do(helper: Helper) -> Any:  # noqa: ANN401 - what `jobs` gives
             self._fleet.send(helper, tree, sources)
             return self._fleet.ask(helper, ScoreErrand(tree=tree, **asked))
 
-        return Job(fits=lambda helper: helper.offer.scores, do=do, needs="scores (an installation with [lab])")
+        return FleetJob(fits=lambda helper: helper.offer.scores, do=do, needs="scores (an installation with [lab])")
 
     def _artifact(self, structure: Structure) -> Path:
         artifact = self._folder / str(structure)

@@ -35,10 +35,12 @@ HANDLERS = ("adapt.commands", "export.commands", "bench.commands", "bench.pytest
 
 EDGE_FOLDERS = ("track", "adapt.sandbox", "adapt.tasks", "export.runtime", "bench.judge", "bench.engines", "bench")
 EDGE_ROOF = (
-    "errors messages storage progress bounds cgroups children cores processes config arguments cli __main__".split()
-)
+    "errors messages storage progress bounds cgroups children cores processes config arguments cli __main__ "
+    "cluster.commands"
+).split()
 EDGE_BLOCKED = (
-    "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib gguf transformers wandb trackio"
+    "torch safetensors onnx onnx_ir onnxscript pymoo datasets pyarrow pandas matplotlib gguf transformers wandb "
+    "trackio dask distributed"
 ).split()
 
 

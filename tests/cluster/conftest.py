@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import torch
 from havoc_core.adapt.basis import Basis
 from havoc_core.adapt.commands import base_basis
 from havoc_core.adapt.expert import Expert, save_expert
-from havoc_core.model.checkpoint import load_base
+from havoc_core.model.checkpoint import BUNDLED_NANO, load_base
 from havoc_core.progress import SILENT
 
 HERE = Path(__file__).parent
@@ -83,17 +85,24 @@ class Cluster:
         return self.folder / "measured.log"
 
     def worker(
-        self, *, card: int | None = None, name: str = "", version: str = "", seconds: float = 0.1
+        self,
+        *,
+        card: int | None = None,
+        name: str = "",
+        version: str = "",
+        seconds: float = 0.1,
+        words: Sequence[str] = (),
     ) -> subprocess.Popen[bytes]:
         """Start a worker that scores; with `card` (0 or 1) it measures on that simulated card, too."""
         environment = os.environ | {"SCRIPTED_LOG": str(self.log), "SCRIPTED_SECONDS": str(seconds)}
-        environment |= {"SCRIPTED_NAME": name, "SCRIPTED_VERSION": version, "TMPDIR": str(self.folder)}
+        environment |= {"SCRIPTED_VERSION": version, "TMPDIR": str(self.folder)}
+        environment["OMP_NUM_THREADS"] = "1"
         if card is not None:
             if self.libraries is None:
                 pytest.skip("the simulated cards need a C compiler and Linux")
             environment |= {"LD_LIBRARY_PATH": str(self.libraries), "HAVOC_NVML_SCENARIO": str(self._scenario(card))}
-        command = [sys.executable, HERE / "scripted_worker.py", self.address, "--store", self.folder / "store"]
-        command += ["--measures"] if card is not None else []
+        command = [sys.executable, HERE / "scripted_worker.py", self.address, "--store", self.folder / f"store{name}"]
+        command += [*words, *(["--measures"] if card is not None else [])]
         with (self.folder / "workers.log").open("ab") as log:
             worker = subprocess.Popen(list(map(str, command)), env=environment, stderr=log, start_new_session=True)
         self.workers.append(worker)
@@ -123,13 +132,24 @@ class Cluster:
         """Start `havoc search` on this cluster."""
         path = self.folder / "recipe.toml"
         path.write_text(recipe)
-        command = [sys.executable, "-m", "havoc_core", "search", "nano", "--experts", experts, "--target", "gtx1660"]
+        command = [sys.executable, "-m", "havoc_core", "search", BUNDLED_NANO, "--experts", experts]
+        command += ["--target", "gtx1660"]
         command += ["--recipe", path, "--cluster", self.address, "--out", out, *words]
         log = out.with_name(f"{out.name}.said")
         with log.open("w") as file:
-            search = Search(out, log, subprocess.Popen(list(map(str, command)), stdout=file, stderr=file))
+            search = Search(
+                out,
+                log,
+                subprocess.Popen(
+                    list(map(str, command)), stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"}
+                ),
+            )
         self.searches.append(search)
         return search
+
+    def restart(self) -> None:
+        """Start a scheduler at the same address."""
+        self.scheduler = start_scheduler(self.address)
 
     def end(self) -> None:
         for process in [*(search.process for search in self.searches), *self.workers, self.scheduler]:
@@ -155,19 +175,42 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
     return folder
 
 
-@pytest.fixture
-def cluster(tmp_path: Path, libraries: Path | None, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """Start a scheduler on loopback; everything is ended afterwards."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+@contextlib.contextmanager
+def running_cluster(folder: Path, libraries: Path | None, scheme: str = "tcp", *words: str) -> Iterator[Cluster]:
+    """A scheduler on loopback; it, its workers and their searches are ended afterwards."""
     pytest.importorskip("distributed")
-    address = f"tcp://127.0.0.1:{free_port()}"
-    folder = tmp_path / "cluster"
-    folder.mkdir()
-    found = Cluster(address, folder, libraries, start_scheduler(address))
+    folder.mkdir(exist_ok=True)
+    address = f"{scheme}://127.0.0.1:{free_port()}"
+    found = Cluster(address, folder, libraries, start_scheduler(address, *words))
     try:
         yield found
     finally:
         found.end()
+
+
+@pytest.fixture
+def start_cluster(tmp_path: Path, libraries: Path | None) -> Callable[..., contextlib.AbstractContextManager[Cluster]]:
+    """How a test starts a scheduler of its own: with a scheme, and words for `dask scheduler`."""
+    return functools.partial(running_cluster, tmp_path / "cluster", libraries)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, libraries: Path | None) -> Iterator[Cluster]:
+    """A scheduler on loopback, without TLS."""
+    with running_cluster(tmp_path / "cluster", libraries) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def quiet_journal(tmp_path_factory: pytest.TempPathFactory, libraries: Path | None, two_experts: Path) -> bytes:
+    """The journal of a search whose workers all live, with the seed 0: what every other one must come to."""
+    folder = tmp_path_factory.mktemp("quiet")
+    with running_cluster(folder, libraries) as found:
+        found.worker(card=0)
+        found.wait_for(1)
+        search = found.search(folder / "out", two_experts)
+        assert search.wait() == 0, search.said
+    return search.journal.read_bytes()
 
 
 def start_scheduler(address: str, *words: str) -> subprocess.Popen[bytes]:

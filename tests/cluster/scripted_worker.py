@@ -1,8 +1,8 @@
 """`havoc worker` whose model answers and whose measurements are scripted: the rest, identity and lease too, is real.
 
 A measurement is a child process that writes "begin" and "end" with its device and the time into SCRIPTED_LOG, and
-lives on when its worker is killed. Answers follow from alpha and structure, costs from the artifact's size. While the
-file SCRIPTED_LOG.slow-NAME exists, the worker of SCRIPTED_NAME=NAME measures half the speed.
+lives on when its worker is killed. Answers follow from alpha and structure, costs from the artifact's size. Once there
+is a file slow-DEVICE beside SCRIPTED_LOG, that device measures half the speed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def measured(artifact: Path, *, device: Any, **_: object) -> Any:
     child = start_process([sys.executable, "-S", "-c", CHILD, str(LOG), uuid_of(device), SECONDS])
     child.wait()
     size = sum(path.stat().st_size for path in artifact.iterdir())
-    slow = 2.0 if LOG.with_name(f"{LOG.name}.slow-{os.environ.get('SCRIPTED_NAME')}").exists() else 1.0
+    slow = 2.0 if LOG.with_name(f"slow-{uuid_of(device)}").exists() else 1.0
     return SimpleNamespace(
         prefill_ms=slow * size / 1e5, decode_tok_per_s=1e9 / size / slow, peak_bytes=size, disturbance=""
     )
