@@ -182,7 +182,7 @@ class _Split:
 
     def is_change(self, place: int, wanted: float, least: float) -> bool:
         """Whether the step is no smaller than `least`, and `wanted` standard errors away from 0."""
-        return abs(self.step(place)) >= max(least, wanted * self.error(place)) and self.step(place) != 0.0
+        return abs(self.step(place)) >= max(least, wanted * self.error(place))
 
     def agree(self, place: int) -> bool:
         """Whether four in five of the records from `place` on lie beyond the middle between both means."""

@@ -11,7 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from ...bounds import quantile_of
 from ..judge.figures import printable
-from .drawing import ACCENT, BAD, GOOD, HEIGHT_IN, INK, MUTED, SERIES, drawing_board
+from .drawing import ACCENT, BAD, GOOD, HEIGHT_IN, INK, MUTED, SERIES, SURFACE, drawing_board
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -240,7 +240,8 @@ def _limit_lines(axes: Axes, limits: Sequence[tuple[str, float]]) -> None:
     for word, value in limits:
         axes.axhline(value, color=BAD, linewidth=1.1, linestyle="--")
         place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 8}
-        axes.text(0.995, value, printable(word), color=BAD, **place)
+        behind = {"facecolor": SURFACE, "edgecolor": "none", "pad": 0.5, "alpha": 0.8}
+        axes.text(0.995, value, printable(word), color=BAD, bbox=behind, **place)
 
 
 def _mark_runs(

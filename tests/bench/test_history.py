@@ -172,9 +172,9 @@ def test_disturbed_calls_say_nothing() -> None:
     clean = readings(nightly(1))["prefill_ms"].level.log_value
     values = nightly(1).document()
     for process in values["samples"]:
-        process["surroundings"] = samples.surroundings(foreign=(0.0, 0.15))
+        process["surroundings"] = samples.surroundings(foreign=(0.0, 0.35))
         process["prefill"]["duration_ns"] = [
-            ns * (9 if start < 150_000_000 else 1)
+            ns * (9 if start < 350_000_000 else 1)
             for start, ns in zip(process["prefill"]["start_ns"], process["prefill"]["duration_ns"], strict=True)
         ]
     assert readings(samples.sealed(values))["prefill_ms"].level.log_value == pytest.approx(clean, rel=1e-3)

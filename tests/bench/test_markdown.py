@@ -1,4 +1,4 @@
-"""What becomes a comment in a pull request: the answer first, a table that holds, and nothing but text."""
+"""What becomes a comment in a pull request: the answer first, a table that holds, and nothing but text in it."""
 
 from __future__ import annotations
 
