@@ -36,7 +36,7 @@ PRESETS = "pico, nano, edge-135m, edge-360m, 7b"
 TRACKERS = ("wandb", "trackio")
 WAYS = ("prompt", "classifier", "few-shot")
 PROFILES = ("quick", "standard", "release")
-ENGINES = ("llama_cpp", "genai", "hugging_face")
+ENGINES = ("llama_cpp", "genai", "openvino", "hugging_face")
 DUEL_GROUPS = ("latency", "memory", "load")
 
 

@@ -40,8 +40,7 @@ EVERY_ENGINE = "all"
 def handle_gate(args: argparse.Namespace) -> int:
     """Judge records against a target; the exit code is the verdict."""
     from ..export.runtime.verification import load_verified
-    from .judge.engine_files import hash_files
-    from .judge.gate import hash_artifact, judge
+    from .judge.gate import hash_measured, judge
     from .judge.record import load_record
 
     if args.nonce is not None and args.keyring is None:
@@ -52,8 +51,7 @@ def handle_gate(args: argparse.Namespace) -> int:
     signed_by = () if args.keyring is None else _signers(paths, records, args.keyring, args.nonce)
     require_known_tasks(target, [task for record in records for task in record.accuracy])
     require_pinned(target, records)
-    is_engines = records[0].subject.engine is not None
-    files = None if args.artifact is None else (hash_files if is_engines else hash_artifact)(args.artifact)
+    files = None if args.artifact is None else hash_measured(args.artifact, records[0].subject)
     cpu = _this_cpu() if target.device.is_this_machine else None
     verified = None if args.verified is None else load_verified(args.verified)
     judgement = judge(records, target, artifact_files=files, this_cpu=cpu, verified=verified)

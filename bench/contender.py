@@ -28,17 +28,21 @@ from .lockstep import Side
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-_EXTRAS: Final = {"llama_cpp": "llama-cpp", "genai": "genai", "hugging_face": "transformers"}
+_EXTRAS: Final = {"llama_cpp": "llama-cpp", "genai": "genai", "openvino": "openvino", "hugging_face": "transformers"}
 _GENAI, _CONFIG = "genai_config.json", "config.json"
-_MARKERS: Final = {"genai": _GENAI}
+_MARKERS: Final = {"genai": _GENAI, "openvino": "openvino_model.xml"}
 """The file by which a folder of an engine is known."""
 MODELS: Final = {
     "llama_cpp": "a .gguf file",
     "genai": f"a folder with {_GENAI}",
+    "openvino": "a folder with openvino_model.xml",
     "hugging_face": "a Hugging Face directory",
 }
 """What each engine opens."""
-_KNOWN = "a .gguf file, an onnxruntime-genai folder, a Hugging Face directory or the http address of a llama-server"
+_KNOWN = (
+    "a .gguf file, a folder of onnxruntime-genai or OpenVINO, a Hugging Face directory or the http address of a "
+    "llama-server"
+)
 _VERSION_TIMEOUT_S = 60.0
 
 

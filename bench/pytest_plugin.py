@@ -45,7 +45,7 @@ def havoc_judgement(pytestconfig: pytest.Config) -> Judgement:
     """The verdict on the records that were given, or on a measurement of the artifact made now."""
     from ..export.runtime.verification import load_verified
     from .device import identify_cpu
-    from .judge.gate import hash_artifact, judge
+    from .judge.gate import hash_measured, judge
     from .judge.targets import load_target
 
     artifact: Path | None = pytestconfig.getoption("--havoc-artifact")
@@ -53,7 +53,7 @@ def havoc_judgement(pytestconfig: pytest.Config) -> Judgement:
     try:
         target = load_target(pytestconfig.getoption("--havoc-target"))
         records = _records(pytestconfig, artifact)
-        files = None if artifact is None else hash_artifact(artifact)
+        files = None if artifact is None else hash_measured(artifact, records[0].subject)
         verified = None if path is None else load_verified(path)
         return judge(records, target, artifact_files=files, this_cpu=identify_cpu(), verified=verified)
     except HavocError as error:

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from typing import Final
 
-ENGINES: Final = {"llama_cpp": "llama.cpp", "genai": "onnxruntime-genai", "hugging_face": "transformers"}
+ENGINES: Final = {
+    "llama_cpp": "llama.cpp",
+    "genai": "onnxruntime-genai",
+    "openvino": "OpenVINO",
+    "hugging_face": "transformers",
+}
 """The engines there is a file for, and what people call them."""
 
 

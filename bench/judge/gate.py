@@ -22,6 +22,7 @@ from ...export.runtime.artifact import MANIFEST, verify_hashes
 from ...storage import unreadable
 from . import coherence
 from .case import Case, Exit
+from .engine_files import hash_files
 from .limits import Line, judge_limit, line_without_data
 from .metrics import measured, metric_of
 from .rules import RULES
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from ...export.runtime.verification import Verified
-    from .record import Cpu, Record
+    from .record import Cpu, Record, Subject
     from .targets import Target
 
 EvidenceClass = Literal["measured_target", "measured_other_device", "projected", "simulated"]
@@ -314,6 +315,11 @@ def evidence_class(records: Sequence[Record], findings: Sequence[Finding]) -> Ev
         return "simulated"
     is_other = any(finding.exit_code == DEVICE_EXIT and finding.blocks == "not_measured" for finding in findings)
     return "measured_other_device" if is_other else "measured_target"
+
+
+def hash_measured(path: Path, subject: Subject) -> dict[str, str]:
+    """SHA-256 of every file of what a record says it is of: an artifact's folder, or the model of another engine."""
+    return hash_artifact(path) if subject.engine is None else hash_files(path)
 
 
 def hash_artifact(directory: Path) -> dict[str, str]:

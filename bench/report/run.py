@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from ...errors import HavocError
 from ...export.runtime.verification import load_verified
 from ..device import identify_cpu
-from ..judge.gate import Judgement, hash_artifact, judge
+from ..judge.gate import Judgement, hash_measured, judge
 from ..judge.record import Record, load_record
 from ..judge.targets import Target, load_target, require_known_tasks, require_pinned
 from .search_files import Front, ScoreFile, read_front, read_scores, why_not_its_front, why_not_its_scores
@@ -51,7 +51,7 @@ def read_run(
     if not (directory / RECORD).is_file():
         raise HavocError(f"{directory}: holds no {RECORD}; `havoc bench ARTIFACT --out {directory}` writes one")
     record = load_record(directory / RECORD)
-    cpu, files = identify_cpu(), None if artifact is None else hash_artifact(artifact)
+    cpu, files = identify_cpu(), None if artifact is None else hash_measured(artifact, record.subject)
     found = None if verified is None else load_verified(verified)
     loaded = [load_target(name) for name in targets]
     for target in loaded:

@@ -158,10 +158,17 @@ def paired_rows_cells(rows: Sequence[PairedRows]) -> list[list[str]]:
 
 
 def engines_table(rows: Sequence[EngineRow]) -> str:
-    """Return one row an engine and model: medians and peaks as `havoc bench` shows them, or why there are none."""
-    cells = [[row.engine, row.version, row.model, *_engine_figures(row), row.reason] for row in rows]
+    """Return one row an engine and model: medians and peaks as `havoc bench` shows them; below it what is wrong."""
+    cells = [[row.engine, row.version, row.model, *_engine_figures(row), _word_of(row)] for row in rows]
     head = ("engine", "version", "model", "weights", "prefill", "prompt", "decode", "peak RSS", "load", "")
-    return table(head, cells, numbers=(3, 4, 5, 6, 7, 8))
+    wrong = [printable(f"{row.engine}: {row.reason}") for row in rows if row.reason]
+    return "\n".join([table(head, cells, numbers=(3, 4, 5, 6, 7, 8)), *([""] if wrong else []), *wrong])
+
+
+def _word_of(row: EngineRow) -> str:
+    if row.record is None:
+        return "not measured"
+    return "invalid" if row.reason else ""
 
 
 def _engine_figures(row: EngineRow) -> list[str]:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from havoc_core.bench.contender import engine_version
-from havoc_core.bench.duel import Agreement
+from havoc_core.bench.contender import Contender, engine_of, engine_version, engines_of
+from havoc_core.bench.duel import Agreement, differences, require_told
 from havoc_core.bench.engines import ENGINES
 from havoc_core.bench.engines.engine import episode, load_engine
 from havoc_core.errors import HavocError
@@ -76,3 +76,71 @@ def test_every_engine_is_a_file_with_a_package(tmp_path: Path) -> None:
     assert all(load_engine(name).PACKAGE for name in ENGINES)
     with pytest.raises(HavocError, match="not an interpreter"):
         engine_version("hugging_face", tmp_path / "python")
+
+
+def contender(**changes: Any) -> Contender:
+    """An artifact of a base, changed in some places."""
+    fields: dict[str, Any] = {
+        "shown": "model",
+        "place": Path("model"),
+        "identity": {"artifact": "model"},
+        "require_unchanged": lambda: None,
+        "num_ids": 300,
+        "base_hash": "a" * 64,
+    }
+    return Contender(**(fields | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({}, ["both are the same artifact or model: any difference is the machine's"]),
+        ({"identity": {"artifact": "b"}}, []),
+        ({"identity": {"artifact": "b"}, "base_hash": "b" * 64}, ["they were made from different bases"]),
+        ({"identity": {"artifact": "b"}, "num_ids": 280}, ["one model has 300 token ids, the other 280"]),
+        (
+            {"identity": {"engine": "transformers"}, "engine": "hugging_face", "base_hash": None},
+            ["nothing tells whether both hold the same weights"],
+        ),
+        (
+            {"identity": {"address": "http://x"}, "engine": "llama_cpp", "base_hash": None, "num_ids": None},
+            ["nothing tells whether", "llama.cpp is asked over HTTP", "a server at an address tells no CPU time"],
+        ),
+    ],
+)
+def test_what_is_different_is_said(changes: dict[str, Any], said: list[str]) -> None:
+    """Two models may meet; whoever reads the answer is told that they are two, or that nothing tells."""
+    found = list(differences(contender(), contender(**changes)))
+    assert len(found) == len(said)
+    assert all(line.startswith(words) for line, words in zip(found, said, strict=True))
+
+
+def test_an_address_decides_by_latency_alone() -> None:
+    """It tells neither its memory nor how long it loaded, so neither can decide."""
+    server = contender(identity={"address": "http://x"}, engine="llama_cpp", shown="http://x")
+    require_told(server, ("latency",))
+    with pytest.raises(HavocError, match="http://x: a server at an address does not tell memory or load"):
+        require_told(server, ("latency", "memory", "load"))
+    require_told(contender(), ("latency", "memory", "load"))
+
+
+@pytest.mark.parametrize(
+    ("names", "found"),
+    [
+        (["model.gguf"], []),
+        (["manifest.json", "config.json", "genai_config.json"], ["genai"]),
+        (["manifest.json", "config.json"], []),
+        (["config.json"], ["hugging_face"]),
+        (["config.json", "openvino_model.xml"], ["openvino"]),
+        (["config.json", "genai_config.json"], ["genai"]),
+    ],
+)
+def test_a_folder_is_known_by_what_it_holds(names: list[str], found: list[str], tmp_path: Path) -> None:
+    """An artifact may be genai's folder as well; a folder of an engine is not taken for a Hugging Face directory."""
+    for name in names:
+        (tmp_path / name).write_text("{}")
+    assert engines_of(str(tmp_path)) == found
+    if "manifest.json" in names or not found:
+        assert engine_of(str(tmp_path)) is None
+    else:
+        assert engine_of(str(tmp_path)) == found[0]

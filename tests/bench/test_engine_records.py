@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from pydantic import ValidationError
 
+from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.judge.compare import compare, differences
 from havoc_core.bench.judge.engine_files import files_of, hash_files, is_weights
 from havoc_core.bench.judge.gate import Judgement, judge
 from havoc_core.bench.judge.record import load_record
 from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.report.run_facts import facts
+from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
 
 if TYPE_CHECKING:
@@ -118,6 +120,27 @@ def test_the_model_is_the_one_that_was_measured(tmp_path: Path) -> None:
     model.write_bytes(b"weighty")
     changed = judged(found, artifact_files=hash_files(model))
     assert (changed.exit_code, changed.findings[0].rule) == (5, "I14")
+
+
+def test_gate_and_report_take_the_model_as_the_artifact(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`--artifact model.gguf` is hashed as it was when it was measured, and the page names the engine."""
+    model, out = tmp_path / "model.gguf", tmp_path / "run"
+    model.write_bytes(b"weights")
+    here = identify_cpu().model_dump(mode="json")
+    found = record(subject__files=hash_files(model), device__cpu=here, device__name=here["name"])
+    out.mkdir()
+    found.save(out / "record.json")
+    words = ["--target", "host", "--artifact", str(model)]
+    assert main(["gate", str(out), *words]) == 3
+    assert "not measured: kl_mean" in capsys.readouterr().out
+    assert main(["report", str(out), *words]) == 0
+    text = (out / "report.md").read_text()
+    assert "llama.cpp 2026.1" in text
+    assert "--engine llama_cpp" in text
+    assert "no verdict on it is a pass" in text
+    model.write_bytes(b"weighty")
+    assert main(["gate", str(out), *words]) == 5
+    assert "model.gguf is not the file that was measured" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import runpy
 import shutil
 import socket
 import statistics
+import subprocess
 import sys
 import threading
 import time
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.alone
 
 files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
+OPENVINO_PYTHON = os.environ.get("HAVOC_OPENVINO_PYTHON") or None
 GENAI_PYTHON = os.environ.get("HAVOC_GENAI_PYTHON") or None
 WORK = Workload(prompt_tokens=16, context_tokens=16, decode_tokens=6)
 NUM_IDS = 300
@@ -108,6 +110,50 @@ def test_an_engine_gives_the_same_tokens(engine: str, base: Path, artifact: Path
         assert len(old) == WORK.decode_tokens
         assert old == new
     assert len({old for old, _ in heard}) == 3, "each turn has a prompt of its own"
+
+
+TO_OPENVINO = """
+import sys
+import openvino
+from openvino._offline_transformations import apply_make_stateful_transformation
+
+model = openvino.Core().read_model(sys.argv[1])
+past = [name for put in model.inputs for name in put.names if name.startswith("past")]
+shapes = {put.any_name: put.get_partial_shape() for put in model.inputs}
+for shape in shapes.values():
+    shape[0] = 1  # an empty state has no row to begin with
+model.reshape(shapes)
+apply_make_stateful_transformation(model, {name: name.replace("past_key_values", "present") for name in past})
+openvino.save_model(model, sys.argv[2], compress_to_fp16=False)
+"""
+
+
+@pytest.fixture(scope="module")
+def openvino_folder(base: Path, artifact: Path) -> tuple[Path, Path]:
+    """The artifact's graph as OpenVINO keeps it, its cache in the state; and the interpreter that runs it."""
+    python = OPENVINO_PYTHON or (sys.executable if importlib.util.find_spec("openvino") else None)
+    if python is None:
+        pytest.skip('needs pip install "havoc-core[openvino]", here or where HAVOC_OPENVINO_PYTHON says')
+    folder = base.parent / "openvino"
+    folder.mkdir()
+    shutil.copy(base / "config.json", folder)
+    words = [python, "-c", TO_OPENVINO, artifact / "model.onnx", folder / "openvino_model.xml"]
+    subprocess.run(list(map(str, words)), check=True)
+    return folder, Path(python)
+
+
+def test_openvino_gives_the_same_tokens_and_logits(artifact: Path, openvino_folder: tuple[Path, Path]) -> None:
+    """The same graph in another runtime: every greedy token is the same, and the distribution of the next one."""
+    folder, python = openvino_folder
+    pieces = np.arange(40, 88).reshape(3, 16)
+    with enter(str(artifact)) as ours, enter(str(folder), python=python) as theirs:
+        assert theirs.engine == "openvino"
+        assert theirs.weight_bytes > 0
+        heard = tokens_of(ours.side("ours"), theirs.side("theirs"))
+        both = [next_logits(side, pieces, num_ids=280, num_threads=1) for side in (ours, theirs)]
+    assert [old for old, _ in heard] == [new for _, new in heard]
+    row = compared(*both, both[1], reference="ours", num_untold=0, text_sha256="")
+    assert (0 <= row.old_kl < 0.02, row.old_top1) == (True, 1.0), "its precisions are the runtime's own choice"
 
 
 @pytest.mark.skipif(importlib.util.find_spec("xllamacpp") is None, reason='needs pip install "havoc-core[llama-cpp]"')

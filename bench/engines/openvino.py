@@ -1,0 +1,71 @@
+"""OpenVINO: a folder with `openvino_model.xml` as optimum-intel exports it, its cache kept in the model's state.
+
+The model is run by the runtime itself, one greedy token after the other, without the pipeline of openvino-genai around
+it: precisions of activations and cache are those that the runtime chooses for the processor.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PACKAGE = "openvino"
+
+
+class OpenVinoModel:
+    """A compiled model; each prompt begins with an empty state."""
+
+    is_own_process = True
+
+    def __init__(self, request: Any, names: frozenset[str]) -> None:  # noqa: ANN401 - of another package
+        self._request = request
+        self._names = names
+
+    def generate(self, ids: list[int], num_tokens: int) -> Iterator[int]:
+        """Yield greedy tokens."""
+        self._request.reset_state()
+        next_ids, num_read = ids, 0
+        for _ in range(num_tokens):
+            logits = self._read(next_ids, num_read)
+            num_read += len(next_ids)
+            next_ids = [int(logits.argmax())]
+            yield next_ids[0]
+
+    def next_logits(self, ids: list[int], num_ids: int) -> Any:  # noqa: ANN401, ARG002 - an array
+        """Logits of the next token [V]."""
+        self._request.reset_state()
+        return self._read(ids, 0).copy()
+
+    def _read(self, ids: list[int], num_read: int) -> Any:  # noqa: ANN401 - an array
+        """Logits [V] behind more ids, of which `num_read` were read before."""
+        inputs = {
+            "input_ids": np.array([ids], np.int64),
+            "attention_mask": np.ones((1, num_read + len(ids)), np.int64),
+            "position_ids": np.arange(num_read, num_read + len(ids), dtype=np.int64)[None],
+            "beam_idx": np.zeros(1, np.int32),
+        }
+        self._request.infer({name: value for name, value in inputs.items() if name in self._names})
+        return self._request.get_tensor("logits").data[0, -1]
+
+
+def prepare() -> None:
+    """Import the package, so that loading a model does not count it."""
+    import openvino  # noqa: F401
+
+
+def open_model(path: str, *, num_threads: int, capacity: int) -> OpenVinoModel:  # noqa: ARG001 - its state grows
+    """Open a folder on the CPU; a model whose cache is not in its state is a `ValueError`."""
+    import openvino
+
+    core = openvino.Core()
+    model = core.read_model(Path(path) / "openvino_model.xml")
+    names = frozenset(name for put in model.inputs for name in put.names)
+    if stray := sorted(name for name in names if "past" in name):
+        raise ValueError(f"{stray[0]} is an input: export the model with its cache in the state, as optimum-intel does")
+    options = {"INFERENCE_NUM_THREADS": num_threads, "PERFORMANCE_HINT": "LATENCY"}
+    return OpenVinoModel(core.compile_model(model, "CPU", options).create_infer_request(), names)
