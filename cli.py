@@ -45,7 +45,6 @@ _EXTRA_OF = {
     "matplotlib": "report",
     "wandb": "wandb",
     "trackio": "trackio",
-    "peft": "baselines",
 }
 """The extra that brings a package which a verb may lack."""
 _GOES_ON = frozenset(
