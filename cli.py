@@ -46,7 +46,6 @@ _EXTRA_OF = {
     **dict.fromkeys(("dask", "distributed"), "cluster"),
     "wandb": "wandb",
     "trackio": "trackio",
-    "peft": "baselines",
 }
 """The extra that brings a package which a verb may lack."""
 _GOES_ON = frozenset(

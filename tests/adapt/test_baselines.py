@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -287,6 +288,19 @@ def test_a_task_of_choices_takes_the_expected_reward() -> None:
     arms = {arm.name: arm.method for arm in arms_of(task, BaselineSettings(**ONE_RATE))}
     assert arms["svf-reward"] == arms["lora-reward"] == "expected-reward"
     assert arms["svf-next-token"] == "next-token"
+
+
+def test_without_peft_nothing_is_begun(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One line that names the extra, exit code 2, no folder; the arms without LoRA need none of it."""
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert main(["baselines", "nano", "--task", "math", "--out", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert 'pip install "havoc-core[baselines]", or name --arms without it' in said
+    assert not (tmp_path / "out").exists()
+    assert dataclasses.replace(KIND, arms=("svf-reward", "svf-next-token")).arms == ("svf-reward", "svf-next-token")
 
 
 def test_the_verb_writes_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,6 +184,20 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
         read_baselines(tmp_path / "other.json")
 
 
+def test_the_kept_page_is_what_the_records_give(tmp_path: Path) -> None:
+    """docs/baselines.md is never written by hand: the command writes the same bytes from reports/."""
+    write_docs(ROOT / "reports", tmp_path / "baselines.md")
+    assert (tmp_path / "baselines.md").read_text() == (ROOT / "docs" / "baselines.md").read_text()
+
+
+def test_the_kept_pages_are_what_their_documents_give(tmp_path: Path) -> None:
+    """The pages beside a kept document were not touched since."""
+    for kept in sorted((ROOT / "reports").rglob("baselines.json")):
+        write_baselines(read_baselines(kept), tmp_path)
+        for name in WRITTEN:
+            assert (tmp_path / name).read_bytes() == (kept.parent / name).read_bytes()
+
+
 def test_docs_need_a_record(tmp_path: Path) -> None:
     """A page without its records would be a claim."""
     with pytest.raises(HavocError, match=r"holds no baselines.json; `havoc baselines` makes one"):
