@@ -1,8 +1,8 @@
 """Where torch computes: the CPU, or an NVIDIA card. Numbers are fp32 on both, and a result says where it was made.
 
 Weights, activations, gradients, delta = z - 1 and the optimizer's state are fp32, and products on a card are not
-rounded to TF32: docs/decisions/0023 says why there is no bf16. The basis is computed on the CPU, in float64. Torch is
-loaded when a device is opened.
+rounded to TF32: docs/decisions/0023 says why there is no bf16 (but for a step inside torch's Muon, on both). The basis
+is computed on the CPU, in float64. Torch is loaded when a device is opened.
 """
 
 from __future__ import annotations

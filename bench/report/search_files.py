@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ... import storage
-from ...errors import HavocError
+from ...errors import HavocError, printable
 from ...mistakes import mistakes
 from ..judge.figures import count, structure_of
 
@@ -174,6 +174,13 @@ class Failure(_Read):
     reason: str
 
 
+class AnsweredOn(_Read):
+    """Kind and name of the device that answered for the candidates."""
+
+    device: str
+    name: str
+
+
 class Front(_Read):
     """The content of `front.json`."""
 
@@ -189,6 +196,7 @@ class Front(_Read):
     convergence: FrontConvergence | None = None
     bred_against_seeded: BredAgainstSeeded | None = None
     artifact_sha256: str | None = None
+    answered_on: AnsweredOn | None = None
 
     @model_validator(mode="after")
     def _have_equal_objectives(self) -> Self:
@@ -204,6 +212,8 @@ class Front(_Read):
             notes.append(
                 "costs were measured on another device than the target's, so by them none is within the limits"
             )
+        if self.answered_on is not None and self.answered_on.device != "cpu":
+            notes.append(f"their answers are those of {printable(self.answered_on.name)} ({self.answered_on.device})")
         if self.disturbance:
             notes.append(f"latency and throughput played no part: {self.disturbance}")
         if self.unmet:

@@ -33,7 +33,8 @@ from havoc_core.adapt.training import train_expert
 from havoc_core.adapt.training_state import state_path
 from havoc_core.config import ExpertSettings, Recipe
 from havoc_core.errors import HavocError
-from havoc_core.export.runtime.devices import DEVICE_KINDS
+from havoc_core.export.candidates import CandidateSessions
+from havoc_core.export.runtime.devices import CUDA_PROVIDER
 from havoc_core.messages import plain
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.model.config import HavocConfig
@@ -251,9 +252,16 @@ def test_the_cache_is_cleared_before_every_candidate(
 ) -> None:
     """As seed 003 asks: each candidate, and each look at the divergence, begins with the whole card.
 
-    ONNX Runtime cannot be pretended a card, so here it answers on the CPU.
+    ONNX Runtime cannot be pretended a card: it is told to answer there, and then answers on the CPU.
     """
-    monkeypatch.setitem(DEVICE_KINDS, "cuda", DEVICE_KINDS["cpu"])
+    told: list[str] = []
+
+    class OnTheCpu(CandidateSessions):
+        def __init__(self, *args: Any, provider: str, **options: Any) -> None:
+            told.append(provider)
+            super().__init__(*args, **options)
+
+    monkeypatch.setattr("havoc_core.export.candidates.CandidateSessions", OnTheCpu)
     recipe = Recipe.model_validate(
         {"model": {"device": "cuda"}, "experts": {"tasks": list(NAMES), "max_new_tokens": 4}}
     )
@@ -270,4 +278,5 @@ def test_the_cache_is_cleared_before_every_candidate(
         cleared.append(card.num_cleared)
     jobs.diverge(plain(jobs.DivergeRequest(mixtures=mixtures, rows=rows, alphas=((1.0, 0.0, 0.0),))), SILENT)
     assert [*cleared, card.num_cleared] == [1, 2, 3]
+    assert told == [CUDA_PROVIDER]
     jobs._contest.cache_clear()

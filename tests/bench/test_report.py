@@ -542,6 +542,16 @@ def test_a_long_search_shows_what_the_outcome_rests_on() -> None:
     assert candidate_table(Front.model_validate(plain)) is None
 
 
+def test_a_search_says_which_card_answered() -> None:
+    """The CPU is what is expected, and a front of an older program does not say."""
+
+    def notes(**fields: object) -> str:
+        return " ".join(Front.model_validate(front() | fields).notes())
+
+    assert "their answers are those of a card (cuda)" in notes(answered_on={"device": "cuda", "name": "a card"})
+    assert notes(answered_on={"device": "cpu", "name": "a processor"}) == notes()
+
+
 def test_the_search_is_told_in_sentences() -> None:
     """Where the chosen one came from, whether breeding found anything, whether it settled, what played no part."""
     notes = Front.model_validate(front()).notes()
