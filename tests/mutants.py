@@ -56,6 +56,8 @@ LEAST_KILLED = 0.9
 LONGEST_S = 600.0
 """The longest that the tests of one module may take."""
 FAILED = 70  # the exit code of a child whose work failed
+MARKS = "not alone and not mutation and not gpu"
+"""Tests that measure need a machine for themselves, which mutants never have."""
 ALL_TESTS, NOTE = "all tests", "note_that_it_was_called"
 LIBRARIES = "numpy torch onnx onnx_ir onnxruntime scipy.stats pymoo.core.problem pydantic rich safetensors"
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "demo", "reports", "*.egg-info", "__pycache__")
@@ -182,7 +184,7 @@ class Copy:
         output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
+        options = ["-x", "-q", "-m", MARKS, "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
         return pytest.main([*options, f"--basetemp={self.folder / 'tmp'}", *tests], plugins=[plugin])
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.judge.gate import Judgement, hash_artifact, judge, overall
 from havoc_core.bench.judge.limits import line_without_data
+from havoc_core.bench.judge.metrics import measured
 from havoc_core.bench.judge.record import Record, load_record
 from havoc_core.bench.judge.targets import load_target
 from havoc_core.errors import HavocError, IdentityError
@@ -45,6 +46,27 @@ def test_a_good_record_passes() -> None:
 
 
 FILES = {"manifest.json": "c" * 64, "model.onnx": "a" * 64, "model.onnx.data": "b" * 64}
+
+
+def test_a_judgement_names_what_it_rests_on() -> None:
+    """The records, the file of limits and its hash, whether the artifact's files were hashed, and what has no limit."""
+    record, target = samples.record("cpu"), load_target("host")
+    found = judge([record], target, this_cpu=samples.THIS_CPU, artifact_files=FILES)
+    assert found.run_ids == (record.run_id,)
+    assert found.is_artifact_checked
+    assert not judge([record], target, this_cpu=samples.THIS_CPU).is_artifact_checked
+    assert target.origin is not None
+    assert (found.target_file, found.target_sha256) == (target.origin.file, target.origin.sha256)
+    assert (found.target_file, len(found.target_sha256)) == ("targets.toml", 64)
+    made_here = target.model_copy(update={"origin": None})
+    bare = judge([record], made_here, this_cpu=samples.THIS_CPU)
+    assert (bare.target_file, bare.target_sha256) == (None, None)
+    limited = {limit.metric for limit in target.limits}
+    unlimited = {figure.metric: figure.value for figure in found.unlimited}
+    assert limited.isdisjoint(unlimited)
+    assert unlimited == {
+        name: value for name, value in measured(record).items() if name not in limited and value is not None
+    }
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
