@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import runpy
 import shutil
@@ -18,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from havoc_core.bench.device import identify_cpu
-from havoc_core.bench.judge.gate import Judgement, hash_artifact, judge, overall
+from havoc_core.bench.judge.gate import Judgement, hash_artifact, judge, overall, summary
 from havoc_core.bench.judge.limits import line_without_data
 from havoc_core.bench.judge.metrics import measured
 from havoc_core.bench.judge.record import Record, load_record
@@ -259,6 +260,14 @@ def test_records_of_another_kind_do_not_join(changes: dict[str, Any], word: str)
         assert word in found.reason
     else:
         assert found.verdict == "pass"
+
+
+def test_disturbed_samples_are_told_of_what_is_undecided() -> None:
+    """There they are what to mend first; a proven miss stays one on a quiet machine."""
+    line = dataclasses.replace(judged(samples.record("cpu")).lines[0], num_disturbed=3, num_samples=10)
+    undecided, missed = (dataclasses.replace(line, verdict=verdict) for verdict in ("inconclusive", "fail"))
+    assert summary([undecided]).endswith("(3 of 10 samples were disturbed: free the machine)")
+    assert summary([missed]).endswith(missed.metric)
 
 
 def test_one_bad_record_spoils_all() -> None:
