@@ -152,6 +152,13 @@ def test_evidence_is_named(changes: dict[str, Any], kind: str, target: str, evid
     assert judged(samples.record(kind, **changes), target=target).evidence == evidence
 
 
+@pytest.mark.parametrize("evidence", ["projected", "simulated"])
+def test_the_weakest_record_says_what_kind_of_evidence_all_are(evidence: str) -> None:
+    """A measured one beside it, before or behind, lends it nothing."""
+    good, weak = samples.record("cpu"), samples.second(run_id="weak", evidence=evidence)
+    assert judged(good, weak).evidence == judged(weak, good).evidence == evidence
+
+
 def test_another_device_is_not_measured() -> None:
     """On a machine without the card, `gtx1660` is not measured: exit code 5, and the reason names both devices."""
     found = judged(samples.record("cpu"), target="gtx1660")
