@@ -10,7 +10,7 @@ build/mutants.jsonl, so a run that was stopped goes on: a mutant stays killed wh
 it are unchanged. A survivor is tried again when one of its files changes.
 
 Writes reports/mutants.json and from it docs/mutants.md. Ends with 1 where fewer than 90 % are killed, or a survivor
-has no reason, or a reason has no survivor.
+has no reason, or a reason has no mutant.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ import time
 import tomllib
 import traceback
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import CodeType, FunctionType, SimpleNamespace
@@ -56,6 +56,8 @@ LEAST_KILLED = 0.9
 LONGEST_S = 600.0
 """The longest that the tests of one module may take."""
 FAILED = 70  # the exit code of a child whose work failed
+MARKS = "not alone and not mutation and not gpu"
+"""Tests that measure need a machine for themselves, which mutants never have."""
 ALL_TESTS, NOTE = "all tests", "note_that_it_was_called"
 LIBRARIES = "numpy torch onnx onnx_ir onnxruntime scipy.stats pymoo.core.problem pydantic rich safetensors"
 LEFT_OUT = shutil.ignore_patterns(".*", "build", "dist", "demo", "reports", "*.egg-info", "__pycache__")
@@ -182,7 +184,7 @@ class Copy:
         output = os.open(self.output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(output, 1)
         os.dup2(output, 2)
-        options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
+        options = ["-x", "-q", "-m", MARKS, "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0"]
         return pytest.main([*options, f"--basetemp={self.folder / 'tmp'}", *tests], plugins=[plugin])
 
 
@@ -439,8 +441,13 @@ def complaints(module: str, found: dict[str, Any], reasons: dict[str, str]) -> l
     if found["killed"] < LEAST_KILLED * found["tried"]:
         said.append(f"{module}: {found['killed']} of {found['tried']} killed, less than {LEAST_KILLED:.0%}")
     said += [f"{module}: no reason for {name}" for name in found["survivors"] if name not in reasons]
-    said += [f"{module}: no survivor {name}" for name in reasons if name not in found["survivors"]]
     return said
+
+
+def idle_reasons(module: str, reasons: Iterable[str]) -> list[str]:
+    """Reasons for mutants that a module no longer has."""
+    names = set(mutation.mutants(ast.parse((ROOT / module).read_text())))
+    return [f"{module}: a reason for what is no mutant: {name}" for name in reasons if name not in names]
 
 
 HEAD = f"""# Mutants
@@ -486,11 +493,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("modules", nargs="*", metavar="MODULE", help="a module of tests/mutants.toml (default: all)")
     parser.add_argument("--most", type=int, default=MOST_MUTANTS, help="mutants of a module (default: %(default)s)")
+    parser.add_argument("--preload", default=LIBRARIES, help="libraries to import once, before any mutant")
     chosen = parser.parse_args()
     table = read_table()
     if unknown := sorted(set(chosen.modules) - set(table)):
         parser.error(f"{unknown[0]} is not in {TABLE.name}; it names {', '.join(table)}")
-    for library in LIBRARIES.split():
+    for library in chosen.preload.split():
         importlib.import_module(library)
     figures = json.loads(FIGURES.read_text()) if FIGURES.exists() else {}
     said = []
@@ -499,7 +507,8 @@ def main() -> None:
         for module in chosen.modules or table:
             found = figures[module] = run_module(copy, module, table[module]["tests"], most=chosen.most)
             print(f"{module}: {found['killed']} of {found['tried']} killed ({found['mutants']} mutants)", flush=True)
-            said += complaints(module, found, table[module].get("survivors", {}))
+            reasons = table[module].get("survivors", {})
+            said += [*complaints(module, found, reasons), *idle_reasons(module, reasons)]
             FIGURES.write_text(json.dumps(figures, indent=1, sort_keys=True) + "\n")
             write_page()
     print(*said, sep="\n")

@@ -14,6 +14,7 @@ from havoc_core.adapt.candidate import Candidate
 from havoc_core.config import Recipe
 from havoc_core.cores import cpu_name
 from havoc_core.errors import HavocError, IdentityError
+from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.jobs import DivergeRequest, Place
 from havoc_core.measuring import BenchMeasurer, bind, limits_of, require_device, search_settings
 from havoc_core.messages import plain
@@ -233,3 +234,42 @@ def test_the_first_target_is_what_is_searched_for() -> None:
     settings = search_settings(both, base, [], bind(both))
     assert settings.measured["target"] == "host"
     assert settings.limits == limits_of("host", ["math", "code"])
+
+
+def test_a_structure_is_exported_once_and_measured_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its times are the bench's, what it costs in answers is its manifest's, and the bound work is what is measured."""
+    bound, asked, exported = bind(RECIPE), [], []
+    export_artifact = measuring.export_artifact
+
+    def measured(artifact: Path, **options: Any) -> Any:
+        asked.append((artifact, options))
+        return SimpleNamespace(prefill_ms=2.0, peak_bytes=3, decode_tok_per_s=4.0, disturbance="a neighbour")
+
+    def watched(base: Any, artifact: Path, **options: Any) -> Path:
+        exported.append(artifact)
+        return export_artifact(base, artifact, **options)
+
+    monkeypatch.setattr(measuring, "measure_cost", measured)
+    monkeypatch.setattr(measuring, "export_artifact", watched)
+    monkeypatch.setattr(measuring, "scoring_workers", lambda *_, **__: Recorded({}))
+    with BenchMeasurer(PLACE, load_base("nano"), num_experts=1, bound=bound) as measurer:
+        cost, again = (measurer.cost(Structure(weight_format="int8")) for _ in range(2))
+        format_cost = read_manifest(exported[0]).format_cost
+    assert len(exported) == 1
+    assert [artifact for artifact, _ in asked] == exported * 2
+    options = asked[0][1]
+    assert (options["device"], options["provider"], options["workload"]) == (
+        bound.device,
+        bound.provider,
+        bound.workload,
+    )
+    assert format_cost is not None
+    assert cost == again
+    assert cost.values == {
+        "prefill_ms": 2.0,
+        "peak_bytes": 3.0,
+        "decode_tok_per_s": 4.0,
+        "kl_mean": format_cost["kl_mean"],
+        "top1_share": format_cost["top1_share"],
+    }
+    assert cost.disturbance == "a neighbour"

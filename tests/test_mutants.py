@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import json
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -84,11 +87,48 @@ def test_the_page_is_what_was_found() -> None:
     [
         ({"killed": 8, "survivors": ["a", "b"]}, "8 of 10 killed"),
         ({"survivors": ["c"]}, "no reason for c"),
-        ({"killed": 10, "survivors": []}, "no survivor a"),
     ],
 )
 def test_what_is_red(change: dict[str, object], word: str) -> None:
-    """Too many survivors, one without a reason, and a reason without its survivor."""
+    """Too many survivors, and one without a reason."""
     found = {"mutants": 10, "tried": 10, "killed": 9, "by_time": 0, "survivors": ["a"]}
     assert mutants.complaints("m.py", found, {"a": "why"}) == []
     assert any(word in said for said in mutants.complaints("m.py", found | change, {"a": "why"}))
+
+
+def test_a_reason_does_not_outlive_its_line() -> None:
+    """What was written for a line that changed is told."""
+    there = next(mutation.mutants(ast.parse((ROOT / "bounds.py").read_text())))
+    (said,) = mutants.idle_reasons("bounds.py", [there, "gone: 0 + 1: x = 0"])
+    assert said.endswith("gone: 0 + 1: x = 0")
+
+
+LIBRARY = "def is_far(distance):\n    return distance > 3 and distance != 7\n"
+SEES_ALL = (
+    "from havoc_core.far import is_far\n\ndef test_far():\n    assert list(map(is_far, (3, 4, 7))) == [0, 1, 0]\n"
+)
+SEES_LITTLE = "from havoc_core.far import is_far\n\ndef test_far():\n    assert is_far(9)\n"
+
+
+@pytest.mark.parametrize(("test", "sees_all"), [(SEES_ALL, True), (SEES_LITTLE, False)], ids=["all", "little"])
+def test_the_runner_tells_tests_that_see_from_tests_that_do_not(tmp_path: Path, test: str, *, sees_all: bool) -> None:
+    """In a checkout of one module: every mutant dies under tests that know it, many live under one that does not."""
+    root = tmp_path / "checkout"
+    for name in ("mutants.py", "mutation.py"):
+        (root / "tests").mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "tests" / name, root / "tests" / name)
+    for folder in ("reports", "docs"):
+        (root / folder).mkdir()
+    (root / "__init__.py").touch()
+    (root / "far.py").write_text(LIBRARY)
+    (root / "tests" / "test_far.py").write_text(test)
+    (root / "pyproject.toml").write_text('[tool.pytest]\naddopts = ["--import-mode=importlib"]\n')
+    (root / "tests" / "mutants.toml").write_text('["far.py"]\ntests = ["tests/test_far.py"]\n')
+    command = [sys.executable, root / "tests" / "mutants.py", "--preload", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    found = json.loads((root / "reports" / "mutants.json").read_text())["far.py"]
+    assert found["tried"] == found["mutants"] == 6
+    assert done.returncode == (found["killed"] < 6), done.stdout + done.stderr
+    assert (found["killed"] == 6) == sees_all
+    assert len(found["survivors"]) == 6 - found["killed"]
+    assert (root / "far.py").read_text() == LIBRARY

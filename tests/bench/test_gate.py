@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import runpy
 import shutil
@@ -18,8 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from havoc_core.bench.device import identify_cpu
-from havoc_core.bench.judge.gate import Judgement, hash_artifact, judge, overall
+from havoc_core.bench.judge.gate import Judgement, hash_artifact, judge, overall, summary
 from havoc_core.bench.judge.limits import line_without_data
+from havoc_core.bench.judge.metrics import measured
 from havoc_core.bench.judge.record import Record, load_record
 from havoc_core.bench.judge.targets import load_target
 from havoc_core.errors import HavocError, IdentityError
@@ -45,6 +47,27 @@ def test_a_good_record_passes() -> None:
 
 
 FILES = {"manifest.json": "c" * 64, "model.onnx": "a" * 64, "model.onnx.data": "b" * 64}
+
+
+def test_a_judgement_names_what_it_rests_on() -> None:
+    """The records, the file of limits and its hash, whether the artifact's files were hashed, and what has no limit."""
+    record, target = samples.record("cpu"), load_target("host")
+    found = judge([record], target, this_cpu=samples.THIS_CPU, artifact_files=FILES)
+    assert found.run_ids == (record.run_id,)
+    assert found.is_artifact_checked
+    assert not judge([record], target, this_cpu=samples.THIS_CPU).is_artifact_checked
+    assert target.origin is not None
+    assert (found.target_file, found.target_sha256) == (target.origin.file, target.origin.sha256)
+    assert (found.target_file, len(found.target_sha256)) == ("targets.toml", 64)
+    made_here = target.model_copy(update={"origin": None})
+    bare = judge([record], made_here, this_cpu=samples.THIS_CPU)
+    assert (bare.target_file, bare.target_sha256) == (None, None)
+    limited = {limit.metric for limit in target.limits}
+    unlimited = {figure.metric: figure.value for figure in found.unlimited}
+    assert limited.isdisjoint(unlimited)
+    assert unlimited == {
+        name: value for name, value in measured(record).items() if name not in limited and value is not None
+    }
 
 
 @pytest.mark.parametrize("kind", ["cpu", "cuda"])
@@ -127,6 +150,13 @@ def test_no_known_bad_record_passes(rule: str, kind: str, changes: dict[str, Any
 def test_evidence_is_named(changes: dict[str, Any], kind: str, target: str, evidence: str) -> None:
     """What kind of evidence a record is does not depend on whether it would pass."""
     assert judged(samples.record(kind, **changes), target=target).evidence == evidence
+
+
+@pytest.mark.parametrize("evidence", ["projected", "simulated"])
+def test_the_weakest_record_says_what_kind_of_evidence_all_are(evidence: str) -> None:
+    """A measured one beside it, before or behind, lends it nothing."""
+    good, weak = samples.record("cpu"), samples.second(run_id="weak", evidence=evidence)
+    assert judged(good, weak).evidence == judged(weak, good).evidence == evidence
 
 
 def test_another_device_is_not_measured() -> None:
@@ -237,6 +267,14 @@ def test_records_of_another_kind_do_not_join(changes: dict[str, Any], word: str)
         assert word in found.reason
     else:
         assert found.verdict == "pass"
+
+
+def test_disturbed_samples_are_told_of_what_is_undecided() -> None:
+    """There they are what to mend first; a proven miss stays one on a quiet machine."""
+    line = dataclasses.replace(judged(samples.record("cpu")).lines[0], num_disturbed=3, num_samples=10)
+    undecided, missed = (dataclasses.replace(line, verdict=verdict) for verdict in ("inconclusive", "fail"))
+    assert summary([undecided]).endswith("(3 of 10 samples were disturbed: free the machine)")
+    assert summary([missed]).endswith(missed.metric)
 
 
 def test_one_bad_record_spoils_all() -> None:
