@@ -22,7 +22,7 @@ from havoc_core.cli import VERBS, Verb, main, parse
 from havoc_core.errors import HavocError, IdentityError, MeasurementError
 
 NAMES = (
-    "run plan pretrain tokenizer import train search watch export verify eval "
+    "run plan pretrain tokenizer import train search worker watch export verify eval "
     "bench gate compare duel report generate doctor"
 ).split()
 EXAMPLES = [(verb.name, example) for verb in VERBS for example in verb.examples]

@@ -42,7 +42,7 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(
     dice = random.Random(0)
     crew: list[tuple[Any, dict[str, Any]]] = []
     for place in ({"name": "a"}, {"name": "b"}, {"name": "c", "card": 0}, {"name": "d", "card": 1}):
-        crew.append((cluster.worker(**place, seconds=0.2), place))
+        crew.append((cluster.worker(**place, seconds=0.5 if "card" in place else 0.2), place))
     cluster.wait_for(4)
     num_kills = num_searches = 0
     while num_kills < NUM_KILLS:
@@ -55,7 +55,7 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(
                 os.kill(worker.pid, signal.SIGKILL)
                 worker.wait()
                 num_kills += 1
-                crew[victim] = (cluster.worker(**place, seconds=0.2), place)
+                crew[victim] = (cluster.worker(**place, seconds=0.5 if "card" in place else 0.2), place)
         assert search.wait() == 0, search.said
         assert search.journal.read_bytes() == quiet_journal
         keys = [entry["key"] for entry in read_journal(search.journal)[1:]]
