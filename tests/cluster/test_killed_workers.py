@@ -1,7 +1,7 @@
 """A worker that dies costs one evaluation done twice, and nothing else: the journal is the same to the last byte.
 
-Two workers score, three measure on two simulated cards, all real processes; HAVOC_KILLS (default 6; `make cluster-test`: 100)
-of them are killed with signal 9 at random moments and started again.
+Two workers score, three measure on two simulated cards, all real processes. HAVOC_KILLS of them (default 6;
+`make cluster-test`: 100) are killed with signal 9 at random moments and started again.
 """
 
 from __future__ import annotations
