@@ -20,7 +20,7 @@
 #   make compare-test   40 comparisons of a commit with itself beside real load, into compare-test/
 #   make duel-test   40 duels of nano with itself beside real load, and some with needless work, into duel-test/; hours
 #   make load-test   200 real ones beside real load, into load-test/; needs a machine that does nothing else, and hours
-#   make cluster-test   a search on four workers while 100 of them are killed: the same journal, no device measures twice at once
+#   make cluster-test   a search while 100 of its workers are killed: the same journal, no device measures twice at once
 #   make fmt      let ruff mend what it can
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
 #   make gpu      the tests that need an NVIDIA card and its CUDA libraries: pip install -e ".[dev,gpu]" (docs/gpu-day.md)

@@ -91,6 +91,8 @@ def handle_search(args: argparse.Namespace) -> int:
             "gate": recipe.gate.model_copy(update={"targets": (args.target,)}),
         }
     )
+    if args.cluster is None and (args.tls_ca or args.tls_cert or args.tls_key):
+        raise HavocError("--tls-ca, --tls-cert and --tls-key are for --cluster tls://HOST:PORT, which is not given")
     require_inputs(recipe)
     if args.cluster is None:
         require_device(recipe)
@@ -105,7 +107,7 @@ def handle_search(args: argparse.Namespace) -> int:
         else:
             from .cluster.measurer import bind_fleet
 
-            bound = bind_fleet(fleet, recipe)
+            bound = bind_fleet(fleet, recipe, journal_path(args.out))
         base = load_base(recipe.model.base, is_chat=recipe.model.chat)
         _ = base.tokenizer  # a base that cannot read text is refused before any work
         limit_threads(threads_for(base.model.num_parameters(), num_threads=args.threads))

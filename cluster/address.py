@@ -60,6 +60,8 @@ def _is_loopback(host: str) -> bool:
 def security(address: Address, tls: TlsFiles, role: Literal["client", "worker"]) -> Any:  # noqa: ANN401 - Dask's own
     """Dask's `Security` for one side of the connection; None without TLS. Unusable files are a `HavocError`."""
     if address.is_local:
+        if tls != TlsFiles():
+            raise HavocError(f"{address.text} is spoken to plainly, and certificates are given: give tls://HOST:PORT")
         return None
     from distributed import Security
 

@@ -100,7 +100,7 @@ class Fleet:
         self.address, self._client, self._progress = address, client, progress
         self.helpers: dict[str, Helper] = {}
         self.patience_s = _PATIENCE_S
-        self._refused: set[str] = set()
+        self._refused: set[tuple[str, str | None]] = set()
         self._is_closed = threading.Event()
         self._topic = f"havoc-{secrets.token_hex(8)}"
         self._numbers = itertools.count()
@@ -194,14 +194,17 @@ class Fleet:
         when a job has cost several workers their lives.
         """
         course = _Course(deque(enumerate(jobs)))
-        for place in range(len(jobs)):
-            while place not in course.done:
-                for refusal in self._look():
-                    self.say(refusal)
-                self._hand_out(course)
-                self._collect(course)
-                self._tell()
-            yield course.done.pop(place)
+        try:
+            for place in range(len(jobs)):
+                while place not in course.done:
+                    for refusal in self._look():
+                        self.say(refusal)
+                    self._hand_out(course)
+                    self._collect(course)
+                    self._tell()
+                yield course.done.pop(place)
+        finally:
+            self._tell()
 
     def _hand_out(self, course: _Course) -> None:
         busy = {helper for _, _, helper in course.running.values()}
@@ -265,11 +268,11 @@ class Fleet:
                 del self.helpers[address]
         refusals = []
         for address, worker in there.items():
-            if address not in self.helpers and address not in self._refused:
+            if address not in self.helpers and (address, _token(worker)) not in self._refused:
                 try:
                     self.helpers[address] = _helper(address, worker)
                 except HavocError as error:
-                    self._refused.add(address)
+                    self._refused.add((address, _token(worker)))
                     refusals.append(str(error))
         return refusals
 
@@ -277,17 +280,14 @@ class Fleet:
         """Have Dask carry a text to the worker and the reply back."""
         number, replies = next(self._numbers), queue.SimpleQueue[str]()
         self._replies[number] = replies
-        task = self._client.submit(
-            do,
-            text,
-            data,
-            self._topic,
-            number,
-            workers=[helper.address],
-            allow_other_workers=False,
-            pure=False,
-            key=f"{self._topic}-{number}",
-        )
+        there = {"workers": [helper.address], "allow_other_workers": False}
+        key = f"{self._topic}-{number}"
+        try:
+            task = self._client.submit(do, text, data, self._topic, number, pure=False, key=key, **there)
+        except Exception as error:
+            if self._client.status == "running":
+                raise
+            raise WorkerLostError("the connection to it is lost") from error
         try:
             while True:
                 with contextlib.suppress(queue.Empty):
@@ -295,7 +295,8 @@ class Fleet:
                 if helper.is_gone.is_set() or self._is_closed.is_set() or task.status in {"cancelled", "lost"}:
                     raise WorkerLostError("it is gone")
                 if task.status == "error":
-                    self._raise(helper, task.exception(timeout=_ANSWER_S))
+                    with contextlib.suppress(TimeoutError):
+                        self._raise(helper, task.exception(timeout=_ANSWER_S))
         finally:
             del self._replies[number]
             task.cancel()

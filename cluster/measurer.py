@@ -28,7 +28,7 @@ from ..jobs import AnswerRequest, DivergeRequest, MixedModels, Place
 from ..measuring import COST_RETRIES, COST_WAIT_S, Bound, recipe_tasks, right_rows, search_rows
 from ..messages import read
 from ..model.structure import Structure
-from ..storage import Journal, scratch_directory, sha256_json
+from ..storage import Journal, read_journal, scratch_directory, sha256_json
 from .errands import MeasuredOnce, MeasureErrand, ScoreErrand, Tree
 from .fleet import Fleet, FleetJob, Helper, WorkerLostError
 from .sentinel import Sentinel
@@ -59,9 +59,10 @@ def _nameless(witness: GpuWitness | None) -> GpuWitness | None:
     return None if witness is None else witness.model_copy(update={"uuid_sha256": None})
 
 
-def bind_fleet(fleet: Fleet, recipe: Recipe) -> Bound:
+def bind_fleet(fleet: Fleet, recipe: Recipe, journal: Path | None = None) -> Bound:
     """Choose the device that the workers measure on: the target's, or another one where the recipe allows it.
 
+    Of several models it is the one that the search in `journal` has begun on, where there is such a file.
     Raises `HavocError` where no worker offers a device that fits: nothing is waited for.
     """
     target = load_target(recipe.gate.targets[0])
@@ -76,13 +77,22 @@ def bind_fleet(fleet: Fleet, recipe: Recipe) -> Bound:
             f"`havoc worker {fleet.address.text} --measures` on such a device"
         )
     models = sorted(map(device_model, devices), key=lambda model: model.fingerprint)
+    begun = _device_of(journal) if journal is not None and journal.exists() else None
+    model = next((model for model in models if model.model_dump(mode="json") == begun), models[0])
     return Bound(
-        models[0],
-        DEVICE_KINDS[models[0].kind].provider,
+        model,
+        DEVICE_KINDS[model.kind].provider,
         "measured_target" if fitting else "measured_other_device",
         Workload(**target.workload.model_dump()),
         target.protocol.num_threads,
     )
+
+
+def _device_of(journal: Path) -> object:
+    """The device that a journal says its costs are of, as JSON; None where it has not come so far."""
+    entries = read_journal(journal)
+    settings = entries[0].get("plain", {}) if entries else {}
+    return settings.get("measured", {}).get("device") if isinstance(settings, dict) else None
 
 
 class FleetMeasurer:

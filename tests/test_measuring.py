@@ -253,7 +253,7 @@ def test_a_structure_is_exported_once_and_measured_as_it_is(monkeypatch: pytest.
     monkeypatch.setattr(measuring, "export_artifact", watched)
     monkeypatch.setattr(measuring, "scoring_workers", lambda *_, **__: Recorded({}))
     with BenchMeasurer(PLACE, load_base("nano"), num_experts=1, bound=bound) as measurer:
-        cost, again = (measurer.cost(Structure(weight_format="int8")) for _ in range(2))
+        cost, again = measurer.costs([Structure(weight_format="int8")] * 2)
         format_cost = read_manifest(exported[0]).format_cost
     assert len(exported) == 1
     assert [artifact for artifact, _ in asked] == exported * 2

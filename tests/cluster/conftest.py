@@ -119,7 +119,7 @@ class Cluster:
 
     def wait_for(self, num_workers: int) -> None:
         """Wait until so many workers have said that they serve."""
-        deadline_s = time.monotonic() + 60
+        deadline_s = time.monotonic() + 120
         while self.said().count("havoc worker: ") < num_workers:
             assert time.monotonic() < deadline_s, self.said()
             time.sleep(0.05)

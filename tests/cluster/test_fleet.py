@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from havoc_core.cluster.fleet import Fleet
 from havoc_core.cluster.measurer import bind_fleet, device_model
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError, MeasurementError
+from havoc_core.storage import Journal
 
 pytest.importorskip("distributed")
 pytestmark = pytest.mark.alone
@@ -78,7 +80,7 @@ def wait_for_workers(cluster: Any) -> None:
         time.sleep(0.2)
 
 
-def test_a_tag_that_no_worker_has_is_an_error(cluster: Any) -> None:
+def test_a_tag_that_no_worker_has_is_an_error(cluster: Any, tmp_path: Path) -> None:
     """Neither a worker that only scores nor a simulated card measures for a GTX 1660; nothing is waited for."""
     cluster.worker()
     cluster.wait_for(1)
@@ -96,12 +98,19 @@ def test_a_tag_that_no_worker_has_is_an_error(cluster: Any) -> None:
             bind_fleet(fleet, RECIPE)
         bound = bind_fleet(fleet, ANYWHERE)
         devices = [helper.offer.device for helper in fleet.helpers.values() if helper.offer.device]
+        second = next(helper for helper in fleet.helpers.values() if helper.offer.device == devices[1])
+        weaker = devices[1].model_copy(update={"gpu": devices[1].gpu.model_copy(update={"power_limit_w": 90.0})})
+        second.offer = dataclasses.replace(second.offer, device=weaker)
+        for chosen in (devices[0], weaker):  # of two models it is the one that the search has begun on
+            model = device_model(chosen)
+            journal = Journal(tmp_path / f"{model.fingerprint}.jsonl")
+            journal.append({"plain": {"measured": {"device": model.model_dump(mode="json")}}})
+            assert bind_fleet(fleet, ANYWHERE, journal.path).device == model
     assert bound.evidence == "measured_other_device"
     assert bound.provider == "CUDAExecutionProvider"
     assert len({device.fingerprint for device in devices}) == 2
     assert [device_model(device) for device in devices] == [bound.device] * 2
-    other = devices[0].model_copy(update={"gpu": devices[0].gpu.model_copy(update={"driver_version": "1.0"})})
-    assert device_model(other) != bound.device
+    assert device_model(weaker) != bound.device
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 """A worker that dies costs one evaluation done twice, and nothing else: the journal is the same to the last byte.
 
-Two workers score, two measure on simulated cards, all real processes; HAVOC_KILLS (default 6; `make cluster-test`: 100)
-of them are killed with signal 9 at random moments and started again.
+Two workers score, three measure on two simulated cards, all real processes. HAVOC_KILLS of them (default 6;
+`make cluster-test`: 100) are killed with signal 9 at random moments and started again.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(
     """The journal is the same to the last byte as where all workers live; no device measures twice at once."""
     dice = random.Random(0)
     crew: list[tuple[Any, dict[str, Any]]] = []
-    for place in ({"name": "a"}, {"name": "b"}, {"name": "c", "card": 0}, {"name": "d", "card": 1}):
-        crew.append((cluster.worker(**place, seconds=0.2), place))
-    cluster.wait_for(4)
+    cards = ({"name": "c", "card": 0}, {"name": "d", "card": 1}, {"name": "e", "card": 0})  # two workers share a card
+    for place in ({"name": "a"}, {"name": "b"}, *cards):
+        crew.append((cluster.worker(**place, seconds=0.5 if "card" in place else 0.2), place))
+    cluster.wait_for(5)
     num_kills = num_searches = 0
     while num_kills < NUM_KILLS:
         search = cluster.search(tmp_path / f"search{num_searches}", two_experts)
@@ -55,7 +56,7 @@ def test_killed_workers_lose_nothing_and_repeat_nothing(
                 os.kill(worker.pid, signal.SIGKILL)
                 worker.wait()
                 num_kills += 1
-                crew[victim] = (cluster.worker(**place, seconds=0.2), place)
+                crew[victim] = (cluster.worker(**place, seconds=0.5 if "card" in place else 0.2), place)
         assert search.wait() == 0, search.said
         assert search.journal.read_bytes() == quiet_journal
         keys = [entry["key"] for entry in read_journal(search.journal)[1:]]
