@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .adapt.basis import compute_basis
-    from .adapt.commands import training_settings
     from .adapt.expert import load_experts
     from .adapt.tasks.task import load_task
     from .adapt.training import train_expert
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from .bench.measure import measure
     from .export.package import export_artifact
     from .export.runtime.session import open_artifact
+    from .jobs import training_settings
     from .model.checkpoint import load_base
 
 __version__ = "0.1.0"
@@ -56,7 +56,7 @@ _HOME = {
     "measure": "bench.measure",
     "open_artifact": "export.runtime.session",
     "train_expert": "adapt.training",
-    "training_settings": "adapt.commands",
+    "training_settings": "jobs",
 }
 
 _os.environ["ORT_DISABLE_TELEMETRY"] = "1"

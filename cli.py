@@ -73,7 +73,7 @@ VERBS = (
     Verb(
         "run",
         "the whole story: experts, search, artifact, measurement, verdict, report",
-        "pipeline",
+        "commands",
         arguments.add_run,
         ("havoc run --out demo", "havoc run recipe.toml --out run1", "havoc run --handoff phase6.json --out run1"),
     ),
@@ -129,7 +129,7 @@ VERBS = (
     Verb(
         "search",
         "find the mixture of experts and the structure",
-        "pipeline",
+        "commands",
         arguments.add_search,
         (
             "havoc search nano --experts experts --target host --out search",

@@ -7,6 +7,7 @@ answers does not depend on how many workers there are.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from .adapt.tasks import sources
 from .adapt.tasks.evaluation import score
-from .config import Recipe, Rule  # noqa: TC001 - `messages.read` needs them
+from .config import ExpertSettings, Recipe, Rule  # noqa: TC001 - `messages.read` needs them
 from .cores import TorchDevice, limit_threads, processes_for, threads_for
 from .errors import IdentityError, MeasurementError
 from .export.runtime.devices import DEVICE_KINDS
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from .adapt.basis import Basis
     from .adapt.expert import Expert
+    from .adapt.objectives import TrainingSettings
     from .adapt.tasks.task import Row, Task
     from .export.candidates import CandidateSessions
     from .export.runtime.session import DecoderSession
@@ -145,11 +147,12 @@ def train(request: Mapping[str, Any], progress: Progress) -> str:
 
     Its metrics are appended to the run's `metrics.jsonl`.
     """
-    from .adapt.commands import base_basis, training_settings
+    from .adapt.basis import base_basis
     from .adapt.expert import save_expert
     from .adapt.tasks.task import load_task
     from .adapt.training import train_expert
     from .adapt.training_state import forget_training
+    from .jobs import training_settings
     from .model.checkpoint import load_base
 
     asked = read(TrainRequest, request)
@@ -285,3 +288,38 @@ def _contest(key: str) -> _Contest:
         num_threads=mixtures.num_threads,
     )
     return _Contest(recipe, tasks, base, basis, experts, sessions)
+
+
+def training_settings(experts: ExpertSettings, task: Task) -> TrainingSettings:
+    """Translate a recipe's section into the trainer's settings; what it leaves out is the method's own."""
+    from .adapt.objectives import METHOD_DEFAULTS, TrainingSettings, method_for
+    from .adapt.optimizer import MuGrokConfig
+
+    method = method_for(task, experts.method)
+    own = METHOD_DEFAULTS[method]
+    optimizer = dataclasses.replace(
+        MuGrokConfig.from_phase(7),
+        fallback_lr=experts.learning_rate or own.learning_rate,
+        fallback_type=experts.fallback_type,
+        enable_grokfast=experts.enable_grokfast,
+        grokfast_lambda=experts.grokfast_lambda,
+        use_qk_clip=experts.use_qk_clip,
+        kl_coefficient=experts.kl_coefficient,
+    )
+    prompts_per_step = experts.prompts_per_step or own.prompts_per_step
+    return TrainingSettings(
+        method=method,
+        trained_layers=experts.trained_layers,
+        seed=experts.seed,
+        num_steps=experts.num_steps or own.num_steps,
+        prompts_per_step=prompts_per_step,
+        samples_per_prompt=experts.samples_per_prompt,
+        signal_prompts=min(experts.signal_prompts, prompts_per_step),
+        max_draws=experts.max_draws,
+        max_new_tokens=experts.max_new_tokens or task.max_new_tokens,
+        num_train_rows=experts.num_train_rows,
+        num_validation_rows=experts.num_validation_rows,
+        validate_every=experts.validate_every or own.validate_every,
+        max_kl=experts.max_kl,
+        optimizer=optimizer,
+    )

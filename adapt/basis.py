@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
+    from ..model.checkpoint import Base
+
 TARGETS: Final = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 """The modules adapted by default: every linear layer but the embedding and the head."""
 
@@ -212,3 +214,15 @@ def _loadable(path: Path) -> Iterator[Basis]:
         yield Basis.load(path)
     except HavocError as error:
         warnings.warn(f"the cached basis is computed again: {error}", stacklevel=3)
+
+
+def base_basis(base: Base, out: Path, progress: Progress) -> Basis:
+    """Return the basis of `base`, from `out`/basis.safetensors if it is there and fits."""
+    if base.directory is None:
+        raise HavocError("a preset with random weights knows nothing an expert could build on; give a trained base")
+    return cached_basis(
+        out / "basis.safetensors",
+        base.tensors(),
+        base_hash=base.weight_hash,
+        progress=progress,
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from ..config import ExpertSettings
-    from ..model.checkpoint import Base
-    from ..progress import Progress
-    from .basis import Basis
     from .expert import Expert
-    from .objectives import TrainingSettings
-    from .tasks.task import Task
 
 _MAX_TEXT_BYTES = 1_000_000_000
 
@@ -95,9 +88,12 @@ def _text_of(path: Path) -> str:
 
 def handle_train(args: argparse.Namespace) -> int:
     """Train one expert, or the classifier, and write its file; one that is there is kept unless --force says so."""
+    from ..jobs import training_settings
     from ..model.checkpoint import load_base
+    from .basis import base_basis
     from .classifier import classifier_path, classifier_task, train_classifier
     from .expert import expert_path, lora_ratio, write_expert
+    from .tasks.sight import require_sight
     from .tasks.task import load_tasks
     from .training import train_expert
     from .training_state import forget_training, state_path
@@ -181,61 +177,3 @@ def show_expert(expert: Expert, path: Path, lora: float, *, as_json: bool) -> No
     )
     if expert.is_base:
         print("no step beat the base: this expert changes nothing")
-
-
-def base_basis(base: Base, out: Path, progress: Progress) -> Basis:
-    """Return the basis of `base`, from `out`/basis.safetensors if it is there and fits."""
-    from .basis import cached_basis
-
-    if base.directory is None:
-        raise HavocError("a preset with random weights knows nothing an expert could build on; give a trained base")
-    return cached_basis(
-        out / "basis.safetensors",
-        base.tensors(),
-        base_hash=base.weight_hash,
-        progress=progress,
-    )
-
-
-def require_sight(task: Task, base: Base) -> None:
-    """Refuse a task that shows pictures where the base reads text only, or where they do not fit it."""
-    from .tasks.sight import require_fitting_pictures
-
-    if task.needs_pictures and base.config.vision is None:
-        raise HavocError(f"the base reads text only, and the task {task.name} shows pictures: choose another --task")
-    require_fitting_pictures(task, base.config)
-
-
-def training_settings(experts: ExpertSettings, task: Task) -> TrainingSettings:
-    """Translate a recipe's section into the trainer's settings; what it leaves out is the method's own."""
-    from .objectives import METHOD_DEFAULTS, TrainingSettings, method_for
-    from .optimizer import MuGrokConfig
-
-    method = method_for(task, experts.method)
-    own = METHOD_DEFAULTS[method]
-    optimizer = dataclasses.replace(
-        MuGrokConfig.from_phase(7),
-        fallback_lr=experts.learning_rate or own.learning_rate,
-        fallback_type=experts.fallback_type,
-        enable_grokfast=experts.enable_grokfast,
-        grokfast_lambda=experts.grokfast_lambda,
-        use_qk_clip=experts.use_qk_clip,
-        kl_coefficient=experts.kl_coefficient,
-    )
-    prompts_per_step = experts.prompts_per_step or own.prompts_per_step
-    return TrainingSettings(
-        method=method,
-        trained_layers=experts.trained_layers,
-        seed=experts.seed,
-        num_steps=experts.num_steps or own.num_steps,
-        prompts_per_step=prompts_per_step,
-        samples_per_prompt=experts.samples_per_prompt,
-        signal_prompts=min(experts.signal_prompts, prompts_per_step),
-        max_draws=experts.max_draws,
-        max_new_tokens=experts.max_new_tokens or task.max_new_tokens,
-        num_train_rows=experts.num_train_rows,
-        num_validation_rows=experts.num_validation_rows,
-        validate_every=experts.validate_every or own.validate_every,
-        max_kl=experts.max_kl,
-        optimizer=optimizer,
-    )

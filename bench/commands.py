@@ -445,10 +445,12 @@ def handle_baselines(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from ..adapt.baselines import BaselineSettings, run_baselines
-    from ..adapt.commands import base_basis, require_sight, training_settings
+    from ..adapt.basis import base_basis
+    from ..adapt.tasks.sight import require_sight
     from ..adapt.tasks.task import load_task
     from ..config import ExpertSettings
     from ..cores import limit_threads, threads_for
+    from ..jobs import training_settings
     from ..model.checkpoint import load_base
     from .report.baselines import lines, write_baselines
 

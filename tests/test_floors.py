@@ -30,7 +30,7 @@ FLOORS = (
 )
 ROOMS = ("track", "model", "adapt", "export", "bench", "cluster")
 GROUND = "errors messages mistakes storage progress bounds cgroups cores processes children".split()
-HANDLERS = ("adapt.commands", "export.commands", "bench.commands", "bench.pytest_plugin")
+HANDLERS = ("commands", "adapt.commands", "export.commands", "bench.commands", "bench.pytest_plugin")
 """They take a command line apart, so they belong to the roof, whatever room they serve."""
 
 EDGE_FOLDERS = ("track", "adapt.sandbox", "adapt.tasks", "export.runtime", "bench.judge", "bench.engines", "bench")

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from havoc_core import cores
+from havoc_core.adapt.basis import base_basis
 from havoc_core.adapt.candidate import Candidate
-from havoc_core.adapt.commands import base_basis
 from havoc_core.adapt.training_state import state_path
 from havoc_core.config import Recipe
 from havoc_core.errors import HavocError

@@ -12,13 +12,13 @@ import pytest
 
 import havoc_core
 from havoc_core import config, jobs, measuring, pipeline
-from havoc_core.adapt.commands import training_settings
 from havoc_core.adapt.optimizer import MuGrokConfig
 from havoc_core.adapt.tasks.evaluation import Scoring
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.bench.accuracy import AccuracyRun
 from havoc_core.config import Recipe, bundled_recipes, load_recipe
 from havoc_core.errors import HavocError
+from havoc_core.jobs import training_settings
 from havoc_core.measuring import bind, recipe_tasks, search_settings
 from havoc_core.messages import plain
 from havoc_core.model.checkpoint import load_base

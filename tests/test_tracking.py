@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from havoc_core.adapt.basis import base_basis
 from havoc_core.adapt.candidate import Candidate, Cost, SearchSettings
-from havoc_core.adapt.commands import base_basis, training_settings
 from havoc_core.adapt.objectives import method_for
 from havoc_core.adapt.search import search
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.adapt.training import train_expert
 from havoc_core.adapt.training_state import state_path
 from havoc_core.config import ExpertSettings, Recipe
-from havoc_core.jobs import Place
+from havoc_core.jobs import Place, training_settings
 from havoc_core.model.checkpoint import load_base
 from havoc_core.pipeline import forget_undone
 from havoc_core.progress import SILENT

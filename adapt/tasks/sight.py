@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ...errors import HavocError
 
 if TYPE_CHECKING:
+    from ...model.checkpoint import Base
     from ...model.config import HavocConfig
     from .asked import Task
 
@@ -41,3 +42,10 @@ def _advice(task: Task, patch: int, room: int) -> str:
     if largest == 0 or task.generator is not None:
         return "take another base"
     return f"write image_side = {largest} under [prompt] in a copy of the task's file, and give that as the task"
+
+
+def require_sight(task: Task, base: Base) -> None:
+    """Refuse a task that shows pictures where the base reads text only, or where they do not fit it."""
+    if task.needs_pictures and base.config.vision is None:
+        raise HavocError(f"the base reads text only, and the task {task.name} shows pictures: choose another --task")
+    require_fitting_pictures(task, base.config)

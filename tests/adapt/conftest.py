@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from havoc_core.adapt.basis import Basis
-from havoc_core.adapt.commands import base_basis
+from havoc_core.adapt.basis import Basis, base_basis
 from havoc_core.adapt.expert import Expert, save_expert
 from havoc_core.model.checkpoint import load_base
 from havoc_core.progress import SILENT

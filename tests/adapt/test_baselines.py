@@ -14,8 +14,7 @@ import torch
 
 from havoc_core.adapt import baselines
 from havoc_core.adapt.baselines import BaselineSettings, arms_of, run_baselines
-from havoc_core.adapt.basis import TARGETS, Basis
-from havoc_core.adapt.commands import base_basis, training_settings
+from havoc_core.adapt.basis import TARGETS, Basis, base_basis
 from havoc_core.adapt.expert import Expert, lora_ratio
 from havoc_core.adapt.paired import paired_margin
 from havoc_core.adapt.tasks.names import ARMS
@@ -24,6 +23,7 @@ from havoc_core.adapt.tasks.task import load_task
 from havoc_core.cli import main
 from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError
+from havoc_core.jobs import training_settings
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.progress import SILENT
 

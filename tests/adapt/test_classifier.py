@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from havoc_core.adapt import classifier as module
-from havoc_core.adapt.basis import Basis
+from havoc_core.adapt.basis import Basis, base_basis
 from havoc_core.adapt.branches import encode_branches
 from havoc_core.adapt.classifier import (
     classifier_path,
@@ -18,7 +18,6 @@ from havoc_core.adapt.classifier import (
     load_classifier,
     train_classifier,
 )
-from havoc_core.adapt.commands import base_basis, training_settings
 from havoc_core.adapt.dispatch import Chooser, open_mixtures
 from havoc_core.adapt.expert import Expert, expert_path, experts_in, load_experts, save_expert, write_expert
 from havoc_core.adapt.first_pass import FirstPass, asked
@@ -29,6 +28,7 @@ from havoc_core.bounds import TWO_SIDED, share_ends
 from havoc_core.cli import main
 from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError
+from havoc_core.jobs import training_settings
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.model.likelihood import Continuation, encode_requests
 from havoc_core.progress import SILENT

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from havoc_core.adapt.commands import base_basis
+from havoc_core.adapt.basis import base_basis
 from havoc_core.adapt.divergence import MAX_TOKENS, compared_rows, divergences
 from havoc_core.adapt.expert import Expert
 from havoc_core.adapt.mixture import DenseMixture, MixingRule

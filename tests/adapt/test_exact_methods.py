@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from havoc_core.adapt import expected_reward
-from havoc_core.adapt.basis import Basis
-from havoc_core.adapt.commands import base_basis, training_settings
+from havoc_core.adapt.basis import Basis, base_basis
 from havoc_core.adapt.expected_reward import ExpectedReward, lengths_of, log_expected_rewards
 from havoc_core.adapt.next_token import NextToken
 from havoc_core.adapt.objectives import TrainingSettings, method_for, rows_of_step
@@ -24,6 +23,7 @@ from havoc_core.adapt.tasks.task import Row, Task, load_task
 from havoc_core.adapt.training import trained_part
 from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError
+from havoc_core.jobs import training_settings
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.progress import SILENT
 

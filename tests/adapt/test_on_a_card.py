@@ -18,7 +18,6 @@ from havoc_core import jobs, storage
 from havoc_core.adapt.alpha_search import CrossEntropySettings
 from havoc_core.adapt.basis import Basis, compute_basis
 from havoc_core.adapt.classifier import train_classifier
-from havoc_core.adapt.commands import training_settings
 from havoc_core.adapt.dispatch import open_mixtures
 from havoc_core.adapt.divergence import compared_rows, divergences
 from havoc_core.adapt.expert import load_experts
@@ -35,6 +34,7 @@ from havoc_core.config import ExpertSettings, Recipe
 from havoc_core.errors import HavocError
 from havoc_core.export.candidates import CandidateSessions
 from havoc_core.export.runtime.devices import CUDA_PROVIDER
+from havoc_core.jobs import training_settings
 from havoc_core.messages import plain
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.model.config import HavocConfig

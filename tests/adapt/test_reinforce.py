@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from havoc_core.adapt import reinforce
-from havoc_core.adapt.commands import base_basis, training_settings
+from havoc_core.adapt.basis import base_basis
 from havoc_core.adapt.optimizer import MuGrokConfig
 from havoc_core.adapt.reinforce import Reinforce, leave_one_out, policy_loss, sample_rollout
 from havoc_core.adapt.svf import attach
@@ -19,6 +19,7 @@ from havoc_core.adapt.tasks import sources
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError
+from havoc_core.jobs import training_settings
 from havoc_core.model.checkpoint import load_base
 from havoc_core.progress import SILENT
 

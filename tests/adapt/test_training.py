@@ -15,8 +15,7 @@ import torch
 
 from havoc_core import storage
 from havoc_core.adapt import reinforce
-from havoc_core.adapt.basis import Basis
-from havoc_core.adapt.commands import base_basis, training_settings
+from havoc_core.adapt.basis import Basis, base_basis
 from havoc_core.adapt.expert import load_expert
 from havoc_core.adapt.optimizer import MuGrokConfig
 from havoc_core.adapt.reading import layer_of
@@ -34,6 +33,7 @@ from havoc_core.adapt.training_state import (
 from havoc_core.cli import main
 from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError, MeasurementError
+from havoc_core.jobs import training_settings
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.progress import SILENT
 

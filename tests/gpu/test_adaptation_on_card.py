@@ -14,7 +14,6 @@ import torch
 
 from havoc_core import jobs
 from havoc_core.adapt.basis import compute_basis
-from havoc_core.adapt.commands import training_settings
 from havoc_core.adapt.expert import save_expert
 from havoc_core.adapt.paired import paired_margin
 from havoc_core.adapt.pretrain import PretrainSettings, pretrain
@@ -28,6 +27,7 @@ from havoc_core.config import ExpertSettings, Recipe
 from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.export.runtime.devices import CUDA_PROVIDER
+from havoc_core.jobs import training_settings
 from havoc_core.messages import plain
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.model.device import clear_cache, open_device

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
+from havoc_core.adapt.basis import base_basis
 from havoc_core.adapt.candidate import Candidate
-from havoc_core.adapt.commands import base_basis
 from havoc_core.adapt.expert import Expert, expert_path, save_expert
 from havoc_core.cluster.address import Address, TlsFiles
 from havoc_core.cluster.fleet import Fleet

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from havoc_core.adapt.commands import base_basis, training_settings
+from havoc_core.adapt.basis import base_basis
 from havoc_core.adapt.step_figures import StepFigures
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.adapt.training import train_expert
 from havoc_core.config import ExpertSettings
+from havoc_core.jobs import training_settings
 from havoc_core.model.checkpoint import load_base
 from havoc_core.progress import SILENT
 from havoc_core.track.metrics_file import MetricsFile

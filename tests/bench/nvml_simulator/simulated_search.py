@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from havoc_core import measuring
-from havoc_core.adapt.commands import base_basis
+from havoc_core.adapt.basis import base_basis
 from havoc_core.adapt.expert import Expert, save_expert
 from havoc_core.adapt.search import search
 from havoc_core.config import Recipe
