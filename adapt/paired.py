@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
     from .candidate import Answers
 
+_ROUNDING = 1e-6  # of degrees of freedom that are a whole number
+
 
 def paired_margin(ours: Answers, theirs: Answers, *, one_sided: float = TWO_SIDED) -> dict[str, Any]:
     """Mean over the tasks of the paired difference in share right, with its interval: of 95 %, `one_sided` at each end.
@@ -56,7 +58,7 @@ def paired_over_seeds(ours: Sequence[Sequence[bool]], theirs: Sequence[Sequence[
     of_seeds = variance(by_seed) / num_seeds if num_seeds > 1 else 0.0
     parts = [(of_rows, num_rows - 1), (of_seeds, num_seeds - 1)]
     spread = sum(part**2 / degrees for part, degrees in parts if degrees > 0)
-    degrees = max(int((of_rows + of_seeds) ** 2 / spread), 1) if spread else 1
+    degrees = max(int((of_rows + of_seeds) ** 2 / spread + _ROUNDING), 1) if spread else 1
     reach = student_t(degrees, confidence=0.975) * math.sqrt(of_rows + of_seeds)
     low, high = max(lead / num_pairs - reach, -1.0), min(lead / num_pairs + reach, 1.0)
     return {"margin": lead / num_rows, "low": low, "high": high, "by_seed": by_seed}
