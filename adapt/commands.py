@@ -165,7 +165,8 @@ def show_expert(expert: Expert, path: Path, lora: float, *, as_json: bool) -> No
     if as_json:
         document = {"expert": str(path), "task": expert.domain, "method": method, "score": score}
         size = {"num_parameters": expert.num_parameters, "lora_ratio": round(lora, 2)}
-        print(json.dumps({**document, **size, "is_the_base": expert.is_base}))
+        made_on = expert.settings.get("made_on")
+        print(json.dumps({**document, **size, "is_the_base": expert.is_base, "made_on": made_on}))
         return
     share = score["num_right"] / score["num_rows"]
     print(

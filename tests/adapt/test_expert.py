@@ -15,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from havoc_core.adapt.basis import Basis, compute_basis
+from havoc_core.adapt.commands import show_expert
 from havoc_core.adapt.expert import Expert, expert_path, load_expert, load_experts, lora_ratio, save_expert
 from havoc_core.adapt.tensor_file import digest_of
 from havoc_core.errors import HavocError
@@ -226,3 +227,12 @@ def test_nothing_unfit_is_written(tmp_path: Path, basis: Basis) -> None:
         with pytest.raises(HavocError):
             save_expert(bad, tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_expert_is_told_with_where_it_was_made(capsys: pytest.CaptureFixture[str]) -> None:
+    """In the document of `havoc train --json`; a file of an older program does not say."""
+    for made_on in ({"device": "cuda", "name": "a card"}, None):
+        about = {"method": "reinforce", "made_on": made_on}
+        expert = Expert(domain="math", deltas={}, base_hash="", basis_hash="", settings=about, score={"step": 1})
+        show_expert(expert, Path("z.safetensors"), 1.0, as_json=True)
+        assert json.loads(capsys.readouterr().out)["made_on"] == made_on
