@@ -454,7 +454,8 @@ HEAD = f"""# Mutants
 
 A mutant is a module with one operator, constant, branch or call changed. The tests of the module run against it. It is
 killed when one of them fails, when it cannot be imported, or when the tests take five times as long as they should. At
-least 90 % must be killed, and every survivor needs a reason in `tests/mutants.toml`, which also names the tests.
+least 90 % must be killed, and every survivor needs a reason in `tests/mutants.toml`, which also names the tests. Tests
+that measure take no part: they need a machine for themselves.
 
 `make mutants` tries them and writes this page; `make mutants MODULES=adapt/svf.py` tries one module. Of a module with
 more than {MOST_MUTANTS} mutants, or than `MOST=80`, so many are drawn with a fixed seed.

@@ -229,11 +229,11 @@ def test_another_device_is_measured_only_where_the_recipe_allows_it(tmp_path: Pa
 
 def test_the_first_target_is_what_is_searched_for() -> None:
     """Its limits are the constraints and its name is in the journal's key; a second one is only judged by."""
-    both = RECIPE.model_copy(update={"gate": RECIPE.gate.model_copy(update={"targets": ("host", "gtx1660")})})
+    both = RECIPE.model_copy(update={"gate": RECIPE.gate.model_copy(update={"targets": ("host", "ci")})})
     base: Any = SimpleNamespace(weight_hash="0" * 64)
     settings = search_settings(both, base, [], bind(both))
     assert settings.measured["target"] == "host"
-    assert settings.limits == limits_of("host", ["math", "code"])
+    assert settings.limits == limits_of("host", ["math", "code"]) != limits_of("ci", ["math", "code"])
 
 
 def test_a_structure_is_exported_once_and_measured_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

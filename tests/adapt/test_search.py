@@ -607,12 +607,12 @@ def test_every_generation_is_recorded(tmp_path: Path) -> None:
 def test_telling_where_a_search_stands_takes_two_percent_of_its_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A standing that took 1 s is worked out again after 50 s; in between generation and counts alone are renewed."""
+    """A standing that took 2 s is worked out again after 100 s; in between generation and counts alone are renewed."""
     now, asked = [0.0], []
 
     def slow(*words: Any, **named: Any) -> Standing:
         asked.append((now[0], named["num_costs"]))
-        now[0] += 1
+        now[0] += 2
         return standing_of(*words, **named)
 
     class TenSeconds(KnownLandscape):
@@ -624,8 +624,20 @@ def test_telling_where_a_search_stands_takes_two_percent_of_its_time(
     monkeypatch.setattr(searching, "time", SimpleNamespace(monotonic=lambda: now[0]))
     counted, settings = Counting(), dataclasses.replace(SETTINGS, population=6, generations=3)
     search(TenSeconds(), settings=settings, journal_path=tmp_path / "journal.jsonl", progress=counted)
-    assert [second - first for (first, _), (second, _) in itertools.pairwise(asked)] == [51.0] * 4
+    assert [second - first for (first, _), (second, _) in itertools.pairwise(asked)] == [102.0] * 2
     assert {num_costs for _, num_costs in asked} == {8}
     told = [figures["generation"] for figures in counted.figures[:18]]
     assert told == ["1 of 3"] * 6 + ["2 of 3"] * 6 + ["3 of 3"] * 6
     assert len({figures["best feasible"] for figures in counted.figures[:18]}) > 1
+
+
+def test_where_no_structure_can_be_measured_the_first_says_why(tmp_path: Path) -> None:
+    """One line, before any candidate is asked."""
+
+    class Full(KnownLandscape):
+        def cost(self, structure: Structure) -> Cost:
+            msg = f"no room for {structure}"
+            raise HavocError(msg)
+
+    with pytest.raises(MeasurementError, match="none of the structures .*; fp32 failed with: no room for fp32$"):
+        search(Full(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")

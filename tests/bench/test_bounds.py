@@ -197,7 +197,15 @@ def test_rate_is_total_over_total() -> None:
 
 @pytest.mark.parametrize(
     ("num_processes", "confidence", "is_carried"),
-    [(5, 0.95, True), (5, 0.99, False), (4, 0.95, True), (3, 0.95, False), (3, 0.9, True), (20, 1 - 1e-16, False)],
+    [
+        (5, 0.95, True),
+        (5, 0.99, False),
+        (4, 0.95, True),
+        (3, 0.95, False),
+        (3, 0.9, True),
+        (2, 0.95, False),
+        (20, 1 - 1e-16, False),
+    ],
 )
 def test_no_rate_is_bounded_beyond_what_resamples_carry(
     num_processes: int, confidence: float, is_carried: bool

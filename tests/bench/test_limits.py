@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy.stats import binom
 
+from havoc_core.adapt.tasks.task import load_task
 from havoc_core.bench.judge import limits as judging
 from havoc_core.bench.judge.limits import Line, judge_limit
 from havoc_core.bench.judge.metrics import Kind
@@ -549,3 +550,34 @@ def test_a_cost_that_contradicts_itself_is_no_record(changes: dict[str, Any]) ->
     """A mean that its pieces do not have, half a position, random ids with a text: refused when it is read."""
     with pytest.raises(ValidationError):
         samples.record("cpu", **cost(**changes))
+
+
+def test_one_load_bounds_no_other() -> None:
+    """Even where the target asks for one process only."""
+    one = {"samples": samples.document("cpu")["samples"][:1], "protocol__num_processes": 1}
+    found = line(LOAD, effort=RequiredProtocol(min_processes=1, min_samples=1, min_busy_s=0.0), **one)
+    assert (found.verdict, found.num_processes) == ("inconclusive", 1)
+
+
+def test_the_thirstiest_record_decides() -> None:
+    """In either order."""
+    energy = {"method": "counter", "num_tokens": 100, "span_s": 10.0, "process_j_per_tok": [0.5] * 5}
+    records = [
+        samples.record("cuda", energy=energy | {"joules": 50.0}),
+        samples.record("cuda", run_id="second", energy=energy | {"joules": 80.0}),
+    ]
+    for ordered in (records, records[::-1]):
+        assert judge_limit(ENERGY, ordered, EFFORT).value == 0.8
+
+
+def test_only_rows_of_the_bundled_task_are_made_here() -> None:
+    """The task's own rows, asked its own way; not rows of a file under its name, nor of a task nobody knows."""
+    own = (
+        samples.record("cpu")
+        .accuracy["math"]
+        .model_copy(update={"data_sha256": None, "task_sha256": load_task("math").sha256})
+    )
+    assert judging.is_made_here("math", own)
+    assert not judging.is_made_here("math", own.model_copy(update={"data_sha256": "d" * 64}))
+    assert not judging.is_made_here("math", own.model_copy(update={"task_sha256": "e" * 64}))
+    assert not judging.is_made_here("mine", own)
