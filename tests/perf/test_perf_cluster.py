@@ -23,6 +23,7 @@ from havoc_core.cluster.fleet import Fleet
 from havoc_core.cluster.measurer import FleetMeasurer
 from havoc_core.config import Recipe
 from havoc_core.cores import num_physical_cores
+from havoc_core.errors import HavocError
 from havoc_core.jobs import Place
 from havoc_core.measuring import bind
 from havoc_core.model.checkpoint import load_base
@@ -45,18 +46,28 @@ def workers(number: int, folder: Path) -> Iterator[Fleet]:
     quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     scheduler = ["-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", port, "--no-dashboard"]
     processes = [subprocess.Popen([sys.executable, *scheduler], **quiet)]
-    time.sleep(3)
     command = [sys.executable, "-m", "havoc_core", "worker", address, "--store", str(folder / "store")]
     processes += [subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, **quiet) for _ in range(number)]
-    time.sleep(10)
     try:
-        with Fleet.connect(Address.parse(address), TlsFiles()) as fleet:
-            assert len(fleet.helpers) == number
+        with _connected(address, number) as fleet:
             yield fleet
     finally:
         for process in reversed(processes):
             process.kill()
             process.wait()
+
+
+def _connected(address: str, number: int) -> Fleet:
+    """Connect once so many workers are there."""
+    deadline_s = time.monotonic() + 120
+    while time.monotonic() < deadline_s:
+        with contextlib.suppress(HavocError):
+            fleet = Fleet.connect(Address.parse(address), TlsFiles())
+            if len(fleet.helpers) == number:
+                return fleet
+            fleet.close()
+        time.sleep(0.5)
+    pytest.fail(f"{number} workers did not start within 120 s")
 
 
 @pytest.fixture(scope="module")
