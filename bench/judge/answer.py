@@ -5,8 +5,9 @@
      "predicateType", "predicate": {"result", "configuration": [{"name": "challenge", "content"}]}}
 
 The record's digest is its seal, the SHA-256 of its content as canonical JSON; the artifact's is that of its manifest,
-which lists every other file's. The challenge, a nonce that whoever asked had made up, tells that the answer is not an
-older one. A signature shows who says so, not that it is true: whoever owns the machine and the key can sign anything.
+which lists every other file's; another engine's model has none, and `model/NAME` stands for each of its files. The
+challenge, a nonce that whoever asked had made up, tells that the answer is not an older one. A signature shows who says
+so, not that it is true: whoever owns the machine and the key can sign anything.
 Sources: DSSE 1.0, https://github.com/secure-systems-lab/dsse; in-toto Statement v1 and its Test Result predicate v0.1,
 https://github.com/in-toto/attestation.
 """
@@ -52,10 +53,11 @@ def statement_of(record: Record, nonce: str | None) -> dict[str, Any]:
     """The statement that is signed: which content, of which artifact, in answer to what."""
     from .gate import why_invalid
 
-    subject = [
-        {"name": "record.json", "digest": {"sha256": record.sha256}},
-        {"name": "manifest.json", "digest": {"sha256": record.subject.manifest_sha256}},
-    ]
+    measured = {"manifest.json": record.subject.manifest_sha256}
+    if record.subject.engine is not None:
+        measured = {f"model/{name}": sha256 for name, sha256 in sorted(record.subject.files.items())}
+    hashes = {"record.json": record.sha256, **measured}
+    subject = [{"name": name, "digest": {"sha256": sha256}} for name, sha256 in hashes.items()]
     content = "" if nonce is None else base64.b64encode(nonce.encode()).decode()
     predicate = {
         "result": "PASSED" if why_invalid(record) is None else "FAILED",

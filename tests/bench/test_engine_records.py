@@ -12,6 +12,7 @@ import pytest
 from pydantic import ValidationError
 
 from havoc_core.bench.device import identify_cpu
+from havoc_core.bench.judge.answer import statement_of
 from havoc_core.bench.judge.compare import compare, differences
 from havoc_core.bench.judge.engine_files import files_of, hash_files, is_weights
 from havoc_core.bench.judge.gate import Judgement, judge
@@ -169,6 +170,16 @@ def test_it_is_read_again_and_told_apart(tmp_path: Path) -> None:
     with pytest.raises(IdentityError, match=r"llama\.cpp"):
         compare(ours, again)
     assert compare(ours, again, across=True)
+
+
+def test_a_signed_record_names_every_file_of_the_model() -> None:
+    """There is no manifest that would list them; an artifact has one."""
+    named = {item["name"]: item["digest"]["sha256"] for item in statement_of(record(), None)["subject"]}
+    assert named == {"record.json": record().sha256, "model/model.gguf": "a" * 64}
+    assert [item["name"] for item in statement_of(samples.record("cpu"), None)["subject"]] == [
+        "record.json",
+        "manifest.json",
+    ]
 
 
 def test_hidden_files_are_no_part_of_a_model(tmp_path: Path) -> None:

@@ -472,6 +472,43 @@ def open_model(path, *, num_threads, capacity):
 """
 
 
+COUNTING_ENGINE = """
+import time
+
+PACKAGE = "pytest"
+
+class Model:
+    is_own_process = True
+
+    def generate(self, ids, num_tokens):
+        time.sleep(0.02)
+        for place in range(num_tokens):
+            time.sleep(0.005 if place else 0.0)
+            yield (sum(ids) + place) % 300
+
+def prepare():
+    pass
+
+def open_model(path, *, num_threads, capacity):
+    time.sleep(0.03)
+    return Model()
+"""
+
+
+def test_another_engine_is_one_file(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/extending.md says: a file with three names is timed; its load, prompts and steps are found again."""
+    module = SimpleNamespace()
+    exec(COUNTING_ENGINE, module.__dict__)
+    monkeypatch.setattr(engine_worker, "load_engine", lambda _: module)
+    with enter(str(base)) as model, open_session(model, profile=BRIEF, workload=WORK, num_threads=1) as session:
+        found = engine_worker.measure_latency(session.request(0), lambda _: None)
+    process = ProcessSamples.model_validate(found.samples, strict=False)
+    assert process.load_ns >= 30e6
+    assert min(process.prefill.duration_ns) >= 20e6
+    assert all(run.prefill_ns >= 20e6 and min(run.step_ns) >= 5e6 for run in process.decode)
+    assert process.num_distinct_outputs > 2
+
+
 @pytest.mark.parametrize(
     ("fill", "error", "said"),
     [
