@@ -236,3 +236,22 @@ def test_weights_that_overflow_are_refused(basis: Basis) -> None:
     experts = [Expert(domain=d, deltas=deltas, base_hash="a" * 64, basis_hash=basis.hash) for d in ("math", "code")]
     with pytest.raises(HavocError, match="smaller weights"):
         mix(experts, [1e308, 1e308])
+
+
+def test_a_dense_mixture_is_checked_before_it_is_computed(
+    tensors: dict[str, Tensor], basis: Basis, experts: list[Expert]
+) -> None:
+    """An unknown rule, and no expert, are refused when it is made, not at the first fold."""
+    with pytest.raises(HavocError, match="mixing rule 'sum' is not known"):
+        DenseMixture(tensors, basis, experts, rule="sum")  # type: ignore[arg-type]
+    with pytest.raises(HavocError, match="at least one expert"):
+        DenseMixture(tensors, basis, [])
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 1e4])
+def test_what_renorm_needs_knows_no_scale(size: float) -> None:
+    """Of the sum of the singular values a millionth must be left, however large they are."""
+    singular_values, enough = torch.tensor([size, size]), torch.tensor([1.0, -1 + 4e-6])
+    assert mixture_module._scale("renorm", enough.double(), singular_values, "m") == pytest.approx(5e5, rel=0.05)
+    with pytest.raises(HavocError, match="renorm needs more"):
+        mixture_module._scale("renorm", torch.tensor([1.0, -1 + 4e-7]).double(), singular_values, "m")

@@ -308,3 +308,13 @@ def test_unused_parameters_and_closures_are_as_in_torch() -> None:
     assert optimizer.step(closure) == pytest.approx(float(parameters(((3,),))[0].detach().square().sum()))
     assert torch.equal(unused, before)
     assert unused not in optimizer.state
+
+
+def test_a_group_may_be_one_tensor() -> None:
+    """As torch's own optimizers allow: the tensor is the parameter, not its rows."""
+    matrix, vector = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3))
+    optimizer = MuonGrokfast([{"params": matrix}, {"params": vector}], MuGrokConfig())
+    held = [param for group in optimizer.param_groups for param in group["params"]]
+    assert len(held) == 2
+    assert held[0] is matrix
+    assert held[1] is vector

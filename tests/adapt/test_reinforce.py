@@ -16,6 +16,7 @@ from havoc_core.adapt.optimizer import MuGrokConfig
 from havoc_core.adapt.reinforce import Reinforce, leave_one_out, policy_loss, sample_rollout
 from havoc_core.adapt.svf import attach
 from havoc_core.adapt.tasks import sources
+from havoc_core.adapt.tasks.reward import Reward
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError
@@ -230,3 +231,47 @@ def test_constant_reward_is_refused(base: Base, basis: Basis) -> None:
     """Where every sample of the first step is wrong there is no gradient, and another method is named."""
     with attach(base.model, basis) as adapter, pytest.raises(HavocError, match="nothing to learn.*next-token"):
         objective(base, adapter, hopeless_rows()).descend(0)
+
+
+def test_pictures_are_repeated_with_their_prompts(base: Base) -> None:
+    """Each sample of a prompt sees the prompt's picture; a prompt in words has none."""
+    task = load_task("vision")
+    settings = dataclasses.replace(SMALL, max_new_tokens=2)
+    rollout = sample_rollout(base, task, sources.rows(task, "train", 2), settings, seed=0)
+    assert rollout.patches is not None
+    num = settings.samples_per_prompt
+    assert len(rollout.patches) == len(rollout.ids) == 2 * num
+    assert all(torch.equal(rollout.patches[place], rollout.patches[place // num * num]) for place in range(2 * num))
+    assert not torch.equal(rollout.patches[0], rollout.patches[num])
+    assert sample_rollout(base, MATH, undecided_rows(), settings, seed=0).patches is None
+
+
+def test_the_divergence_told_is_the_mean_of_the_draws(
+    base: Base, basis: Basis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over those with a signal; none of them diverges by nothing."""
+    found = iter([(None, 0.0), (torch.zeros((), requires_grad=True), 0.2), (torch.zeros((), requires_grad=True), 0.6)])
+    with attach(base.model, basis) as adapter:
+        wanted = objective(base, adapter, hopeless_rows(), max_draws=3)
+        monkeypatch.setattr(reinforce, "policy_loss", lambda *_, **__: next(found))
+        descent = wanted.descend(1)
+        assert descent.figures["draws"] == 3
+        assert descent.figures["kl"] == pytest.approx(0.4)
+        monkeypatch.setattr(reinforce, "policy_loss", lambda *_, **__: (None, 0.0))
+        assert wanted.descend(1).figures["kl"] == 0
+
+
+def test_a_batch_that_nobody_could_judge_has_rewards_and_no_signal(base: Base) -> None:
+    """A mean over it is a number, every failure is counted, and nothing is learnt from it."""
+
+    class Broken:
+        def __getattr__(self, name: str) -> object:
+            return getattr(MATH, name)
+
+        def judge(self, pairs: list[object]) -> list[Reward]:
+            return [Reward(0.0, "failed", "the sandbox ended") for _ in pairs]
+
+    settings = dataclasses.replace(SMALL, max_new_tokens=2)
+    rollout = sample_rollout(base, Broken(), undecided_rows()[:2], settings, seed=0)  # type: ignore[arg-type]
+    assert rollout.num_failed == len(rollout.rewards) == 2 * settings.samples_per_prompt
+    assert not rollout.advantages.any()

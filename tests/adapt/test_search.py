@@ -639,5 +639,5 @@ def test_where_no_structure_can_be_measured_the_first_says_why(tmp_path: Path) -
             msg = f"no room for {structure}"
             raise HavocError(msg)
 
-    with pytest.raises(MeasurementError, match="none of the structures .*; fp32 failed with: no room for fp32$"):
+    with pytest.raises(MeasurementError, match="none of the structures .*; fp32 failed with: no room for fp32-fp32$"):
         search(Full(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")
