@@ -11,8 +11,9 @@ import torch
 
 from havoc_core import cli
 from havoc_core.adapt.expert import Expert
-from havoc_core.adapt.svf import Basis
+from havoc_core.adapt.svf import Basis, matrix_basis
 from havoc_core.errors import HavocError, IdentityError
+from havoc_core.export import fold
 from havoc_core.export.candidates import CandidateSessions
 from havoc_core.export.datafile import StoredWeights
 from havoc_core.export.fold import FoldedTensors
@@ -227,3 +228,11 @@ def test_what_is_not_changed_is_the_bases_own() -> None:
     assert folded["wide"].dtype == torch.float32
     assert (list(folded), len(folded)) == (["half", "wide"], 2)
     assert FoldedTensors(tensors, {"half": torch.ones(2)})["half"].dtype == torch.float32
+
+
+def test_a_basis_that_is_given_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A basis takes seconds a matrix at full size."""
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    basis = Basis(matrices={"m": matrix_basis(weight)}, base_hash="")
+    monkeypatch.setattr(fold, "matrix_basis", None)
+    assert not torch.equal(FoldedTensors({"m": weight}, {"m": torch.ones(4)}, basis)["m"], weight)
