@@ -11,8 +11,9 @@ import torch
 
 from havoc_core import cli
 from havoc_core.adapt.expert import Expert
-from havoc_core.adapt.svf import Basis
-from havoc_core.errors import IdentityError
+from havoc_core.adapt.svf import Basis, matrix_basis
+from havoc_core.errors import HavocError, IdentityError
+from havoc_core.export import fold
 from havoc_core.export.candidates import CandidateSessions
 from havoc_core.export.datafile import StoredWeights
 from havoc_core.export.fold import FoldedTensors
@@ -210,3 +211,28 @@ def test_the_command_says_what_it_wrote(
     assert Structure.from_fields(read_manifest(tmp_path / "a").structure) == Structure(
         "int4", "fp32", 16, False, "k_quant", 0.4
     )
+
+
+def test_deltas_of_no_matrix_are_refused() -> None:
+    """How many, and the first by name."""
+    deltas = {name: torch.ones(2) for name in ("b", "a", "known")}
+    with pytest.raises(HavocError, match="^2 deltas have no matrix in this base, the first is a$"):
+        FoldedTensors({"known": torch.ones(2, 2)}, deltas)
+
+
+def test_what_is_not_changed_is_the_bases_own() -> None:
+    """A delta of zeros leaves the tensor in its own dtype; float64 becomes float32."""
+    tensors = {"half": torch.ones(3, 2, dtype=torch.float16), "wide": torch.ones(3, 2, dtype=torch.float64)}
+    folded = FoldedTensors(tensors, {"half": torch.zeros(2), "wide": torch.zeros(2)})
+    assert folded["half"].dtype == torch.float16
+    assert folded["wide"].dtype == torch.float32
+    assert (list(folded), len(folded)) == (["half", "wide"], 2)
+    assert FoldedTensors(tensors, {"half": torch.ones(2)})["half"].dtype == torch.float32
+
+
+def test_a_basis_that_is_given_is_not_computed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A basis takes seconds a matrix at full size."""
+    weight = torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    basis = Basis(matrices={"m": matrix_basis(weight)}, base_hash="")
+    monkeypatch.setattr(fold, "matrix_basis", None)
+    assert not torch.equal(FoldedTensors({"m": weight}, {"m": torch.ones(4)}, basis)["m"], weight)
