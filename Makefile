@@ -2,7 +2,7 @@
 #
 #   make demo     the whole story on the bundled model, into demo/
 #   make check    what to type after every change, a minute and a half on two cores: lint, types, and the fast tests of every room
-#   make test     the tests, but those of `make mutants` and `make real`: test-together, then test-alone
+#   make test     the tests, but those of `make verdict-mutants` and `make real`: test-together, then test-alone
 #   make test-together   those that may run beside others, JOBS=2 files at a time
 #   make test-alone      those that measure, one by one: they carry the mark `alone`
 #   make lint     ruff: rules and format

@@ -458,7 +458,8 @@ least 90 % must be killed, and every survivor needs a reason in `tests/mutants.t
 that measure take no part: they need a machine for themselves.
 
 `make mutants` tries them and writes this page; `make mutants MODULES=adapt/svf.py` tries one module. Of a module with
-more than {MOST_MUTANTS} mutants, or than `MOST=80`, so many are drawn with a fixed seed.
+more than {MOST_MUTANTS} mutants, or than `MOST=80`, so many are drawn with a fixed seed. Tests were added for survivors
+of a draw, so its share says little of the mutants that were not drawn: only where all were tried is it the module's.
 
 | module | mutants | tried | killed | killed, % | of these by time | survivors |
 |---|---:|---:|---:|---:|---:|---:|
