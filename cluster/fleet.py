@@ -64,7 +64,7 @@ class _UnusableError(Exception):
 
 
 @dataclass(eq=False)
-class Helper:
+class Worker:
     """One worker, what it offers, and what it has been sent.
 
     `quarantine` says why it is no longer asked to measure, "" for no reason; `num_faults` counts what it was unable to
@@ -88,8 +88,8 @@ class FleetJob:
     few words what kind of worker fits.
     """
 
-    fits: Callable[[Helper], bool]
-    do: Callable[[Helper], Any]
+    fits: Callable[[Worker], bool]
+    do: Callable[[Worker], Any]
     needs: str
 
 
@@ -98,7 +98,7 @@ class Fleet:
 
     def __init__(self, address: Address, client: Any, progress: Progress = SILENT) -> None:  # noqa: ANN401 - Dask's own
         self.address, self._client, self._progress = address, client, progress
-        self.helpers: dict[str, Helper] = {}
+        self.workers: dict[str, Worker] = {}
         self.patience_s = _PATIENCE_S
         self._refused: set[tuple[str, str | None]] = set()
         self._is_closed = threading.Event()
@@ -136,7 +136,7 @@ class Fleet:
     def _require_workers(self) -> None:
         if refusals := self._look():
             raise HavocError(refusals[0])
-        if not self.helpers:
+        if not self.workers:
             where = self.address.text
             raise HavocError(f"the scheduler at {where} has no workers: start some, `havoc worker {where}`")
 
@@ -166,26 +166,26 @@ class Fleet:
                     with self._progress.stage("cluster", None) as stage:
                         stage.advance(0, printable(text))
 
-    def ask(self, helper: Helper, errand: Errand, data: bytes = b"") -> Any:  # noqa: ANN401 - the errand's own result
+    def ask(self, worker: Worker, errand: Errand, data: bytes = b"") -> Any:  # noqa: ANN401 - the errand's own result
         """Have one errand done and return its result; its `HavocError` is raised, a lost worker a `WorkerLostError`."""
-        reply = json.loads(self._carried(helper, written(errand), data))
+        reply = json.loads(self._carried(worker, written(errand), data))
         if "unable" in reply:
-            helper.num_faults += 1
+            worker.num_faults += 1
             raise WorkerLostError(reply["unable"])
         if "error" in reply:
             raise _ERRORS.get(reply["type"], HavocError)(reply["error"])
         return reply["result"]
 
-    def send(self, helper: Helper, tree: Tree, sources: Mapping[str, Path]) -> None:
+    def send(self, worker: Worker, tree: Tree, sources: Mapping[str, Path]) -> None:
         """See that the worker has all files of a tree: what it lacks is sent, from where `sources` says it lies."""
-        if tree.hash in helper.trees:
+        if tree.hash in worker.trees:
             return
         sizes = {file.sha256: file for file in tree.files.values()}
-        for sha256 in self.ask(helper, Lacking(tree=tree)):
+        for sha256 in self.ask(worker, Lacking(tree=tree)):
             for start, data in pieces_of(sources[sha256]):
-                self.ask(helper, Piece(file=sizes[sha256], start=start), data)
-            self.say("", sent=sha256, num_bytes=sizes[sha256].num_bytes, worker=helper.name)
-        helper.trees.add(tree.hash)
+                self.ask(worker, Piece(file=sizes[sha256], start=start), data)
+            self.say("", sent=sha256, num_bytes=sizes[sha256].num_bytes, worker=worker.name)
+        worker.trees.add(tree.hash)
 
     def run(self, jobs: Sequence[FleetJob]) -> Iterator[Any | HavocError]:
         """Have all jobs done and yield their outcomes in the order of the jobs.
@@ -207,13 +207,13 @@ class Fleet:
             self._tell()
 
     def _hand_out(self, course: _Course) -> None:
-        busy = {helper for _, _, helper in course.running.values()}
-        for helper in [one for one in self.helpers.values() if one not in busy and one.num_faults < _MAX_FAULTS]:
-            found = next((pair for pair in course.waiting if pair[1].fits(helper)), None)
+        busy = {worker for _, _, worker in course.running.values()}
+        for worker in [one for one in self.workers.values() if one not in busy and one.num_faults < _MAX_FAULTS]:
+            found = next((pair for pair in course.waiting if pair[1].fits(worker)), None)
             if found is not None:
                 course.waiting.remove(found)
                 place, job = found
-                course.running[self._threads.submit(_outcome, job, helper)] = (place, job, helper)
+                course.running[self._threads.submit(_outcome, job, worker)] = (place, job, worker)
         if course.running or not course.waiting:
             course.idle_since_s = None
             return
@@ -234,14 +234,14 @@ class Fleet:
             course.running, timeout=_LOOK_EVERY_S, return_when=concurrent.futures.FIRST_COMPLETED
         )
         for future in finished:
-            place, job, helper = course.running.pop(future)
+            place, job, worker = course.running.pop(future)
             try:
                 course.done[place] = future.result()
             except _UnusableError as error:
                 raise MeasurementError(str(error)) from error
             except WorkerLostError as error:
                 course.deaths[place] = course.deaths.get(place, 0) + 1
-                self.say(f"worker {helper.name}: {error}; its job is given to another one", lost=helper.name)
+                self.say(f"worker {worker.name}: {error}; its job is given to another one", lost=worker.name)
                 if course.deaths[place] >= _MAX_DEATHS:
                     raise MeasurementError(
                         f"{_MAX_DEATHS} workers were lost over the same job, the last one so: {error}; what was "
@@ -261,26 +261,26 @@ class Fleet:
                 f"the connection to the scheduler at {self.address.text} is lost; what was measured is kept: start it "
                 "and its workers, and run the same command again to go on"
             ) from error
-        there = {address: worker for address, worker in info["workers"].items() if worker["status"] == "running"}
-        for address, helper in list(self.helpers.items()):
-            if address not in there or _token(there[address]) != helper.offer.token:
-                helper.is_gone.set()
-                del self.helpers[address]
+        there = {address: facts for address, facts in info["workers"].items() if facts["status"] == "running"}
+        for address, worker in list(self.workers.items()):
+            if address not in there or _token(there[address]) != worker.offer.token:
+                worker.is_gone.set()
+                del self.workers[address]
         refusals = []
-        for address, worker in there.items():
-            if address not in self.helpers and (address, _token(worker)) not in self._refused:
+        for address, facts in there.items():
+            if address not in self.workers and (address, _token(facts)) not in self._refused:
                 try:
-                    self.helpers[address] = _helper(address, worker)
+                    self.workers[address] = _worker(address, facts)
                 except HavocError as error:
-                    self._refused.add((address, _token(worker)))
+                    self._refused.add((address, _token(facts)))
                     refusals.append(str(error))
         return refusals
 
-    def _carried(self, helper: Helper, text: str, data: bytes) -> str:
+    def _carried(self, worker: Worker, text: str, data: bytes) -> str:
         """Have Dask carry a text to the worker and the reply back."""
         number, replies = next(self._numbers), queue.SimpleQueue[str]()
         self._replies[number] = replies
-        there = {"workers": [helper.address], "allow_other_workers": False}
+        there = {"workers": [worker.address], "allow_other_workers": False}
         key = f"{self._topic}-{number}"
         try:
             task = self._client.submit(do, text, data, self._topic, number, pure=False, key=key, **there)
@@ -292,21 +292,21 @@ class Fleet:
             while True:
                 with contextlib.suppress(queue.Empty):
                     return replies.get(timeout=_LOOK_EVERY_S)
-                if helper.is_gone.is_set() or self._is_closed.is_set() or task.status in {"cancelled", "lost"}:
+                if worker.is_gone.is_set() or self._is_closed.is_set() or task.status in {"cancelled", "lost"}:
                     raise WorkerLostError("it is gone")
                 if task.status == "error":
                     with contextlib.suppress(TimeoutError):
-                        self._raise(helper, task.exception(timeout=_ANSWER_S))
+                        self._raise(worker, task.exception(timeout=_ANSWER_S))
         finally:
             del self._replies[number]
             task.cancel()
 
-    def _raise(self, helper: Helper, error: BaseException) -> NoReturn:
+    def _raise(self, worker: Worker, error: BaseException) -> NoReturn:
         """Tell a worker that died from one that cannot run HAVOC's functions."""
         if type(error).__name__ == "KilledWorker":
             raise WorkerLostError("it is gone")
         raise _UnusableError(
-            f"worker {helper.name} could not do its job ({type(error).__name__}: {str(error)[:300]}); install the same "
+            f"worker {worker.name} could not do its job ({type(error).__name__}: {str(error)[:300]}); install the same "
             "havoc-core for scheduler, workers and search, or please report it"
         ) from error
 
@@ -322,31 +322,31 @@ class _Course:
     """Where the jobs of one `Fleet.run` are."""
 
     waiting: deque[tuple[int, FleetJob]]
-    running: dict[concurrent.futures.Future[Any], tuple[int, FleetJob, Helper]] = field(default_factory=dict)
+    running: dict[concurrent.futures.Future[Any], tuple[int, FleetJob, Worker]] = field(default_factory=dict)
     done: dict[int, Any] = field(default_factory=dict)
     deaths: dict[int, int] = field(default_factory=dict)
     idle_since_s: float | None = None
 
 
-def _outcome(job: FleetJob, helper: Helper) -> Any | HavocError:  # noqa: ANN401 - the job's own
+def _outcome(job: FleetJob, worker: Worker) -> Any | HavocError:  # noqa: ANN401 - the job's own
     try:
-        return job.do(helper)
+        return job.do(worker)
     except HavocError as error:
         return error
 
 
-def _token(worker: Mapping[str, Any]) -> str | None:
+def _token(facts: Mapping[str, Any]) -> str | None:
     with contextlib.suppress(KeyError, TypeError, ValueError):
-        return str(json.loads(worker[PLUGIN])["token"])
+        return str(json.loads(facts[PLUGIN])["token"])
     return None
 
 
-def _helper(address: str, worker: Mapping[str, Any]) -> Helper:
+def _worker(address: str, facts: Mapping[str, Any]) -> Worker:
     """Read what a worker says of itself; one that is not of this version of HAVOC is a `HavocError`."""
-    name = printable(str(worker["name"]))
-    if PLUGIN not in worker:
+    name = printable(str(facts["name"]))
+    if PLUGIN not in facts:
         raise HavocError(f"worker {name} at {address} was not started by `havoc worker`: stop it, it cannot be used")
-    said = json.loads(worker[PLUGIN])
+    said = json.loads(facts[PLUGIN])
     versions = {
         "havoc-core": (said.get("version"), __version__),
         "onnxruntime": (said.get("onnxruntime"), onnxruntime.__version__),
@@ -357,4 +357,4 @@ def _helper(address: str, worker: Mapping[str, Any]) -> Helper:
                 f"worker {name} at {address} has {package} {printable(str(theirs))[:40]}, this search {ours}: install "
                 "the same there and start it again, or stop it"
             )
-    return Helper(name, address, read(Offer, said, f"offer of {name}"))
+    return Worker(name, address, read(Offer, said, f"offer of {name}"))

@@ -30,7 +30,7 @@ from ..messages import read
 from ..model.structure import Structure
 from ..storage import Journal, read_journal, scratch_directory, sha256_json
 from .errands import MeasuredOnce, MeasureErrand, ScoreErrand, Tree
-from .fleet import Fleet, FleetJob, Helper, WorkerLostError
+from .fleet import Fleet, FleetJob, Worker, WorkerLostError
 from .sentinel import Sentinel
 from .store import tree_of
 
@@ -66,14 +66,14 @@ def bind_fleet(fleet: Fleet, recipe: Recipe, journal: Path | None = None) -> Bou
     Raises `HavocError` where no worker offers a device that fits: nothing is waited for.
     """
     target = load_target(recipe.gate.targets[0])
-    offered = [helper.offer.device for helper in fleet.helpers.values() if helper.offer.device is not None]
+    offered = [worker.offer.device for worker in fleet.workers.values() if worker.offer.device is not None]
     problems = {device.name: device_problem(device, target, this_cpu=device.cpu) for device in offered}
     fitting = [device for device in offered if problems[device.name] is None]
     devices = fitting or (offered if recipe.search.on_this_machine else [])
     if not devices:
         found = "; ".join(f"{name}: {problem}" for name, problem in problems.items()) or "no worker measures"
         raise HavocError(
-            f"target {target.name}: none of the {len(fleet.helpers)} workers may measure for it ({found}); start "
+            f"target {target.name}: none of the {len(fleet.workers)} workers may measure for it ({found}); start "
             f"`havoc worker {fleet.address.text} --measures` on such a device"
         )
     models = sorted(map(device_model, devices), key=lambda model: model.fingerprint)
@@ -158,7 +158,7 @@ class FleetMeasurer:
 
     def divergences(self, alphas: Sequence[Sequence[float]]) -> Iterator[dict[str, float] | HavocError]:
         """KL(mixture || base) of each alpha by task; the scoring workers share them, each part keeps their order."""
-        num_parts = max(1, min(len(alphas), sum(helper.offer.scores for helper in self._fleet.helpers.values())))
+        num_parts = max(1, min(len(alphas), sum(worker.offer.scores for worker in self._fleet.workers.values())))
         rows = search_rows(self._place.recipe, 0)
         requests = [
             DivergeRequest(mixtures=self._mixtures, rows=rows, alphas=tuple(map(tuple, alphas[first::num_parts])))
@@ -188,11 +188,11 @@ class FleetMeasurer:
     def _scored(self, **asked: Any) -> FleetJob:  # noqa: ANN401 - `answer` or `diverge`
         tree, sources = self._shipped[0]
 
-        def do(helper: Helper) -> Any:  # noqa: ANN401 - what `jobs` gives
-            self._fleet.send(helper, tree, sources)
-            return self._fleet.ask(helper, ScoreErrand(tree=tree, **asked))
+        def do(worker: Worker) -> Any:  # noqa: ANN401 - what `jobs` gives
+            self._fleet.send(worker, tree, sources)
+            return self._fleet.ask(worker, ScoreErrand(tree=tree, **asked))
 
-        return FleetJob(fits=lambda helper: helper.offer.scores, do=do, needs="scores (an installation with [lab])")
+        return FleetJob(fits=lambda worker: worker.offer.scores, do=do, needs="scores (an installation with [lab])")
 
     def _artifact(self, structure: Structure) -> Path:
         artifact = self._folder / str(structure)
@@ -200,27 +200,27 @@ class FleetMeasurer:
             export_artifact(self._base, artifact, structure=structure)
         return artifact
 
-    def _may_measure(self, helper: Helper) -> bool:
-        device = helper.offer.device
-        return not helper.quarantine and device is not None and device_model(device) == self._bound.device
+    def _may_measure(self, worker: Worker) -> bool:
+        device = worker.offer.device
+        return not worker.quarantine and device is not None and device_model(device) == self._bound.device
 
-    def _measured(self, sentinel: Sent, artifact: Sent, num_repeats: int, helper: Helper) -> Sequence[MeasuredOnce]:
+    def _measured(self, sentinel: Sent, artifact: Sent, num_repeats: int, worker: Worker) -> Sequence[MeasuredOnce]:
         """Measure one structure on a worker, and then its sentinel, which has to speak for the worker."""
         for tree, sources in (sentinel, artifact):
-            self._fleet.send(helper, tree, sources)
-        watch = self._sentinels.get(helper.offer.token)
+            self._fleet.send(worker, tree, sources)
+        watch = self._sentinels.get(worker.offer.token)
         if watch is None:
-            opening = [self._once(sentinel[0], helper) for _ in range(NUM_COST_REPEATS)]
-            watch = self._opened(helper, opening)
+            opening = [self._once(sentinel[0], worker) for _ in range(NUM_COST_REPEATS)]
+            watch = self._opened(worker, opening)
             if artifact is sentinel:
-                return self._believed(helper, watch, artifact[0], opening[:num_repeats])
-        found = [self._once(artifact[0], helper) for _ in range(num_repeats)]
-        if watch.moved(self._once(sentinel[0], helper).values):
-            words = watch.moved(self._once(sentinel[0], helper).values)
-            self._quarantine(helper, words)
-        return self._believed(helper, watch, artifact[0], found)
+                return self._believed(worker, watch, artifact[0], opening[:num_repeats])
+        found = [self._once(artifact[0], worker) for _ in range(num_repeats)]
+        if watch.moved(self._once(sentinel[0], worker).values):
+            words = watch.moved(self._once(sentinel[0], worker).values)
+            self._quarantine(worker, words)
+        return self._believed(worker, watch, artifact[0], found)
 
-    def _opened(self, helper: Helper, opening: Sequence[MeasuredOnce]) -> Sentinel:
+    def _opened(self, worker: Worker, opening: Sequence[MeasuredOnce]) -> Sentinel:
         """Begin to watch a worker; one that differs from the first worker of its model is set aside."""
         values = [one.values for one in opening]
         watch = Sentinel.of(values)
@@ -228,34 +228,34 @@ class FleetMeasurer:
             self._first = self._first or Sentinel.of(values)
             self._first.learn(values)
             words = self._first.moved(watch.normal)
-        self._quarantine(helper, words and f"unlike the first device of its model, {words}")
-        self._sentinels[helper.offer.token] = watch
+        self._quarantine(worker, words and f"unlike the first device of its model, {words}")
+        self._sentinels[worker.offer.token] = watch
         return watch
 
     def _believed(
-        self, helper: Helper, watch: Sentinel, tree: Tree, found: Sequence[MeasuredOnce]
+        self, worker: Worker, watch: Sentinel, tree: Tree, found: Sequence[MeasuredOnce]
     ) -> Sequence[MeasuredOnce]:
         """Note what was measured where, and what it says of the worker's noise."""
         watch.learn([one.values for one in found])
-        device = helper.offer.device
+        device = worker.offer.device
         self._fleet.say(
             "",
-            worker=helper.name,
+            worker=worker.name,
             device=device.fingerprint if device else None,
             artifact=tree.hash,
             measured=[one.values for one in found],
         )
         return found
 
-    def _quarantine(self, helper: Helper, words: str) -> None:
+    def _quarantine(self, worker: Worker, words: str) -> None:
         """Believe nothing more of a worker where there are words that say why; its job goes to another one."""
         if words:
-            helper.quarantine = words
-            self._fleet.say(f"worker {helper.name} measures no more: {words}", quarantined=helper.name, why=words)
+            worker.quarantine = words
+            self._fleet.say(f"worker {worker.name} measures no more: {words}", quarantined=worker.name, why=words)
             raise WorkerLostError("what it measured last is not believed")
 
-    def _once(self, tree: Tree, helper: Helper) -> MeasuredOnce:
-        device = helper.offer.device
+    def _once(self, tree: Tree, worker: Worker) -> MeasuredOnce:
+        device = worker.offer.device
         assert device is not None  # noqa: S101 - `_may_measure`
         errand = MeasureErrand(
             tree=tree,
@@ -266,7 +266,7 @@ class FleetMeasurer:
             num_retries=COST_RETRIES,
             wait_s=COST_WAIT_S,
         )
-        return read(MeasuredOnce, self._fleet.ask(helper, errand))
+        return read(MeasuredOnce, self._fleet.ask(worker, errand))
 
 
 def shipped(place: Place, base: Base) -> tuple[Sent, Recipe]:

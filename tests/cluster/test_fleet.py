@@ -97,8 +97,8 @@ def test_a_tag_that_no_worker_has_is_an_error(cluster: Any, tmp_path: Path) -> N
         with pytest.raises(HavocError, match="NVIDIA GeForce GTX 1660: the device is simulated"):
             bind_fleet(fleet, RECIPE)
         bound = bind_fleet(fleet, ANYWHERE)
-        devices = [helper.offer.device for helper in fleet.helpers.values() if helper.offer.device]
-        second = next(helper for helper in fleet.helpers.values() if helper.offer.device == devices[1])
+        devices = [worker.offer.device for worker in fleet.workers.values() if worker.offer.device]
+        second = next(worker for worker in fleet.workers.values() if worker.offer.device == devices[1])
         weaker = devices[1].model_copy(update={"gpu": devices[1].gpu.model_copy(update={"power_limit_w": 90.0})})
         second.offer = dataclasses.replace(second.offer, device=weaker)
         for chosen in (devices[0], weaker):  # of two models it is the one that the search has begun on
@@ -144,8 +144,8 @@ def test_by_tls_with_certificates_alone(tls_cluster: Any, certificates: Path) ->
     with Fleet.connect(
         Address.parse(tls_cluster.address), TlsFiles(authority=authority, certificate=certificate, key=key)
     ) as fleet:
-        (helper,) = fleet.helpers.values()
-        assert helper.address.startswith("tls://")
+        (worker,) = fleet.workers.values()
+        assert worker.address.startswith("tls://")
     with pytest.raises(HavocError, match="no Dask scheduler answers"):
         Fleet.connect(Address.parse(tls_cluster.address.replace("tls:", "tcp:")), TlsFiles())
 

@@ -63,7 +63,7 @@ def _connected(address: str, number: int) -> Fleet:
     while time.monotonic() < deadline_s:
         with contextlib.suppress(HavocError):
             fleet = Fleet.connect(Address.parse(address), TlsFiles())
-            if len(fleet.helpers) == number:
+            if len(fleet.workers) == number:
                 return fleet
             fleet.close()
         time.sleep(0.5)
