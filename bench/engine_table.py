@@ -72,6 +72,13 @@ def bench_everywhere(
 
     `python` is asked for engines that this interpreter does not have. Records go to `out/ENGINE-PLACE/record.json`.
     """
+    options: dict[str, Any] = {
+        "profile": profile,
+        "num_threads": num_threads,
+        "workload": workload,
+        "wait_s": wait_s,
+        "progress": progress,
+    }
     opened_by = {model: engines_of(model) for model in models}
     for stray in (model for model in models if not opened_by[model] and not _is_artifact(model)):
         raise HavocError(f"{stray}: not an artifact, nor {', nor '.join(MODELS.values())}")
@@ -83,16 +90,7 @@ def bench_everywhere(
         for place, model in enumerate(its):
             path = out / f"{engine or OWN.lower()}-{place}" / "record.json"
             try:
-                record, version = _measured(
-                    model,
-                    engine,
-                    python,
-                    profile=profile,
-                    num_threads=num_threads,
-                    workload=workload,
-                    wait_s=wait_s,
-                    progress=progress,
-                )
+                record, version = _measured(model, engine, python, **options)
                 keep(record, path)
             except HavocError as error:
                 rows.append(EngineRow(engine=_shown(engine), model=model, reason=str(error)))
@@ -104,25 +102,8 @@ def bench_everywhere(
     return rows
 
 
-def _measured(
-    model: str,
-    engine: str | None,
-    python: Path | None,
-    *,
-    profile: str,
-    num_threads: int | None,
-    workload: Workload,
-    wait_s: float,
-    progress: Progress,
-) -> tuple[Record, str]:
-    """Measure one model in one engine; return its record and the engine's version."""
-    options: dict[str, Any] = {
-        "profile": profile,
-        "num_threads": num_threads,
-        "workload": workload,
-        "wait_s": wait_s,
-        "progress": progress,
-    }
+def _measured(model: str, engine: str | None, python: Path | None, **options: Any) -> tuple[Record, str]:  # noqa: ANN401
+    """Measure one model in one engine, with the options of `measure`; return its record and the engine's version."""
     if engine is None:
         record = measure(Path(model), **options)
         return record, record.tool.version

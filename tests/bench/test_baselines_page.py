@@ -191,11 +191,10 @@ def test_the_kept_page_is_what_the_records_give(tmp_path: Path) -> None:
 
 
 def test_the_kept_pages_are_what_their_documents_give(tmp_path: Path) -> None:
-    """The pages beside a kept document were not touched since."""
+    """The text beside a kept document was not touched since; the look of an HTML page may have changed."""
     for kept in sorted((ROOT / "reports").rglob("baselines.json")):
         write_baselines(read_baselines(kept), tmp_path)
-        for name in WRITTEN:
-            assert (tmp_path / name).read_bytes() == (kept.parent / name).read_bytes()
+        assert (tmp_path / "baselines.md").read_bytes() == (kept.parent / "baselines.md").read_bytes()
 
 
 def test_docs_need_a_record(tmp_path: Path) -> None:

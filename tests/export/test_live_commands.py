@@ -213,7 +213,7 @@ def test_eval_says_at_which_alpha(live: Path, capsys: pytest.CaptureFixture[str]
     """The mixture that was asked for stands among the notes, the experts that it leaves out with 0."""
     code, out, _ = run(capsys, "eval", live, "--alpha", "math=1", "--task", "math", "--n", "2", "--quiet", "--json")
     assert code == 0
-    assert json.loads(out)["notes"][-1] == "answered at alpha math 1, code 0"
+    assert "answered at alpha math 1, code 0" in json.loads(out)["notes"]
 
 
 def test_weights_of_other_mixtures_are_not_counted(live: Path, reader: Path, tmp_path: Path) -> None:
