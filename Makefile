@@ -1,7 +1,7 @@
 # The words of the house. Each makes .venv when it is missing; nothing but python3 >= 3.11 and make is needed.
 #
 #   make demo     the whole story on the bundled model, into demo/
-#   make check    what to type after every change, a minute and a half on two cores: lint, types, and the fast tests of every room
+#   make check    what to type after every change, under a minute on two cores: lint, types, and the fast tests of every room
 #   make test     the tests, but those of `make verdict-mutants` and `make real`: test-together, then test-alone
 #   make test-together   those that may run beside others, JOBS=2 files at a time
 #   make test-alone      those that measure, one by one: they carry the mark `alone`
