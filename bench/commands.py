@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 from .. import storage
 from ..errors import HavocError
 from .judge.disturbance import disturbed_share
-from .judge.figures import count
 from .judge.metrics import measured
 from .judge.targets import load_target, require_known_tasks, require_pinned
 from .record_folder import DERIVED, keep, previous_record, record_path
@@ -271,14 +270,11 @@ def handle_duel(args: argparse.Namespace) -> int:
         differences,
         document,
         duel,
-        require_answers,
-        require_room,
-        require_told,
     )
     from .judge.paired_rows import joined
     from .judge.schema import Workload
     from .report.markdown import duel_markdown
-    from .report.tables import paired_rows_table, paired_table
+    from .report.terminal import duel_text
 
     _refuse_two_forms(args)
     if not args.margin:
@@ -289,13 +285,7 @@ def handle_duel(args: argparse.Namespace) -> int:
     num_tokens = args.prompt_tokens
     work = Workload(prompt_tokens=num_tokens, context_tokens=num_tokens, decode_tokens=args.decode_tokens)
     with enter(args.old, python=args.engine_python) as old, enter(args.new, python=args.engine_python) as new:
-        for side in (old, new):
-            require_room(side, work)
-            require_told(side, args.on)
-            if side.engine is not None and (args.provider or CPU_PROVIDER) != CPU_PROVIDER:
-                raise HavocError(f"{side.shown}: another engine is measured on the CPU; leave out --provider")
-        if scoring is not None:
-            require_answers((old, new), scoring)
+        _require_sides((old, new), args, work, scoring)
         outcome = duel(
             old.side("old"),
             new.side("new"),
@@ -310,14 +300,8 @@ def handle_duel(args: argparse.Namespace) -> int:
         )
         accuracy = []
         if scoring is not None:
-            accuracy = answer_rows(
-                old,
-                new,
-                scoring,
-                margin=args.accuracy_margin,
-                num_threads=args.threads,
-                progress=_progress(args),
-            )
+            margin, threads = args.accuracy_margin, args.threads
+            accuracy = answer_rows(old, new, scoring, margin=margin, num_threads=threads, progress=_progress(args))
         far = None if args.reference is None else _divergence(args, old, new)
         for side in (old, new):
             side.require_unchanged()
@@ -328,19 +312,19 @@ def handle_duel(args: argparse.Namespace) -> int:
         return code
     if args.markdown:
         sides, told = (args.old, args.new), [*notes, *([] if far is None else [far.sentence()])]
-        found = duel_markdown(outcome, args.margin, sides, told, answers=accuracy, answer_margin=args.accuracy_margin)
-        print(found)
+        print(duel_markdown(outcome, args.margin, sides, told, answers=accuracy, answer_margin=args.accuracy_margin))
         return code
-    print("\n".join([*(f"note: {note}\n" for note in notes), paired_table(outcome.verdict, outcome.rows, args.margin)]))
-    if outcome.agreement is not None and outcome.agreement.num_prompts:
-        print(f"\n{outcome.agreement.sentence()}")
-    if accuracy:
-        print(f"\n{paired_rows_table(accuracy, args.accuracy_margin)}")
-    if far is not None:
-        print(f"\n{far.sentence()}")
-    if outcome.verdict == "undecided":
-        blocks = count(outcome.num_blocks, "block")
-        print(f"\n{blocks} in {args.max_time} s prove nothing: give --max-time more, or --margin, or a quiet machine")
+    print(
+        duel_text(
+            outcome,
+            args.margin,
+            notes,
+            answers=accuracy,
+            answer_margin=args.accuracy_margin,
+            far=far,
+            max_time_s=args.max_time,
+        )
+    )
     return code
 
 
@@ -363,6 +347,22 @@ def handle_history(args: argparse.Namespace) -> int:
 def _refuse_two_forms(args: argparse.Namespace) -> None:
     if args.json and args.markdown:
         raise HavocError("--json and --markdown are two forms of one answer: give one of them")
+
+
+def _require_sides(
+    sides: tuple[Contender, Contender], args: argparse.Namespace, work: Workload, scoring: Scoring | None
+) -> None:
+    """Refuse, before anything is measured, a side that cannot do what is asked of both."""
+    from ..export.runtime.devices import CPU_PROVIDER
+    from .duel import require_answers, require_room, require_told
+
+    for side in sides:
+        require_room(side, work)
+        require_told(side, args.on)
+        if side.engine is not None and (args.provider or CPU_PROVIDER) != CPU_PROVIDER:
+            raise HavocError(f"{side.shown}: another engine is measured on the CPU; leave out --provider")
+    if scoring is not None:
+        require_answers(sides, scoring)
 
 
 def _divergence(args: argparse.Namespace, old: Contender, new: Contender) -> Divergence:

@@ -11,15 +11,18 @@ from ..judge.disturbance import cpu_share, disturbed_share
 from ..judge.figures import DASH, count, printable, show, show_interval
 from ..judge.metrics import measured, metric_of
 from ..judge.verdicts import spelled
-from .tables import emphasis, table
+from .tables import emphasis, paired_rows_table, paired_table, table
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from ..divergence import Divergence
     from ..doctor import Capability
+    from ..duel import DuelOutcome
     from ..judge.compare import Comparison
     from ..judge.gate import Judgement
     from ..judge.limits import Line
+    from ..judge.paired_rows import PairedRows
     from ..judge.record import Record
     from ..plan import Option, Plan
 
@@ -110,6 +113,30 @@ def comparison_text(rows: Sequence[Comparison], warnings: Sequence[str]) -> str:
     told = "".join(f"{emphasis('warning', 'undecided')}: {printable(warning)}\n" for warning in warnings)
     columns = ("metric", "old", "new", "ratio", "95 % interval", "change", "")
     return (told and f"{told}\n") + table(columns, cells, numbers=(1, 2, 3, 4))
+
+
+def duel_text(
+    outcome: DuelOutcome,
+    margin: float,
+    notes: Sequence[str],
+    *,
+    answers: Sequence[PairedRows],
+    answer_margin: float,
+    far: Divergence | None,
+    max_time_s: float,
+) -> str:
+    """Return what a duel found: notes first, times, how tokens and answers agree, and what more would prove."""
+    parts = [*(f"note: {note}" for note in notes), paired_table(outcome.verdict, outcome.rows, margin)]
+    if outcome.agreement is not None and outcome.agreement.num_prompts:
+        parts.append(outcome.agreement.sentence())
+    if answers:
+        parts.append(paired_rows_table(answers, answer_margin))
+    if far is not None:
+        parts.append(far.sentence())
+    if outcome.verdict == "undecided":
+        blocks = count(outcome.num_blocks, "block")
+        parts.append(f"{blocks} in {max_time_s} s prove nothing: give --max-time more, or --margin, or a quiet machine")
+    return "\n\n".join(parts)
 
 
 _MEDIANS = ("latency", "throughput")
