@@ -8,6 +8,10 @@ A worker is `python -m havoc_core.processes`. It reads one JSON request a line, 
 answers with JSON lines: progress while it works, then the result or the error. A `HavocError` keeps its class and with
 it the exit code. The worker's standard input is its lifeline: when this process dies, however it dies, the worker ends.
 Ctrl-C is for this process alone, which ends its workers; what a job had saved by then is there for the next run.
+
+Each worker is a session of its own, because Linux divides a core between sessions, not between processes (autogroup,
+sched(7)): beside another busy program each worker then gets half of a core. In one session, all workers together would
+get that half. Ctrl-Z therefore stops this process only; a worker stops when its job is done.
 """
 
 from __future__ import annotations
@@ -145,6 +149,7 @@ class Workers:
             stdout=subprocess.PIPE,
             stderr=complaints,
             env=cores.environment_for(self.num_threads),
+            start_new_session=True,
         )
         worker = _Worker(process, complaints)
         threading.Thread(target=self._listen_to, args=(worker,), daemon=True).start()

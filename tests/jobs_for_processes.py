@@ -19,7 +19,12 @@ def square(request: dict[str, Any], progress: Any) -> dict[str, Any]:
             inner.advance(7, note="beneath")
         stage.advance(2, note=f"of {request['number']}")
     print("what a job prints is no answer")
-    return {"square": request["number"] ** 2, "pid": os.getpid(), "threads": os.environ["OMP_NUM_THREADS"]}
+    return {
+        "square": request["number"] ** 2,
+        "pid": os.getpid(),
+        "session": os.getsid(0),
+        "threads": os.environ["OMP_NUM_THREADS"],
+    }
 
 
 def refuse(request: dict[str, Any], progress: Any) -> None:

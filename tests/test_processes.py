@@ -50,6 +50,7 @@ def test_results_come_in_the_order_of_the_requests() -> None:
     assert [result["square"] for result in results] == [0, 1, 4, 9]
     assert {result["threads"] for result in results} == {"1"}
     assert len({result["pid"] for result in results}) == 2
+    assert {result["session"] for result in results} == {result["pid"] for result in results}  # see sched(7), autogroup
     assert again[0]["pid"] in {result["pid"] for result in results}
 
 
