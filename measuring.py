@@ -140,7 +140,7 @@ def recipe_tasks(recipe: Recipe) -> tuple[Task, ...]:
 
 
 COST_RETRIES, COST_WAIT_S = 2, 20.0
-"""How often a disturbed cost is measured again, and the seconds to wait for a quiet machine, in all."""
+"""How often a disturbed cost is measured again, and the seconds to wait for a quiet machine between."""
 
 
 def limits_of(target_name: str, tasks: Sequence[str]) -> dict[str, tuple[str, float]]:
@@ -168,6 +168,7 @@ class BenchMeasurer:
     def __init__(self, place: Place, base: Base, *, num_experts: int, bound: Bound) -> None:
         self._place, self._base, self._bound = place, base, bound
         self._tasks = [task.name for task in recipe_tasks(place.recipe)]
+        self._is_disturbed = False
         population = place.recipe.search.population
         device = place.recipe.model.device
         self._workers = scoring_workers(
@@ -186,7 +187,8 @@ class BenchMeasurer:
     def costs(self, structures: Sequence[Structure]) -> Iterator[Cost | HavocError]:
         """Export the base in each structure and measure it in a fresh process; every alpha costs the same.
 
-        A measurement that something disturbed is repeated; if all were, the last is given with what disturbed it.
+        A measurement that something disturbed is repeated; if all were, the last is given with what disturbed it. The
+        search then ranks no candidate by speed, so no later cost is worth a wait or a repetition.
         """
         failures: dict[Structure, HavocError] = {}
         for structure in structures:
@@ -208,9 +210,10 @@ class BenchMeasurer:
             num_threads=self._bound.num_threads,
             workload=self._bound.workload,
             device=self._bound.device,
-            num_retries=COST_RETRIES,
+            num_retries=0 if self._is_disturbed else COST_RETRIES,
             wait_s=COST_WAIT_S,
         )
+        self._is_disturbed |= bool(cost.disturbance)
         format_cost = read_manifest(artifact).format_cost or {}
         values = {metric: float(getattr(cost, metric)) for metric in COST_OBJECTIVES}
         values |= {metric: float(format_cost[metric]) for metric in FORMAT_METRICS}

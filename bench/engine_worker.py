@@ -8,7 +8,6 @@ kernels ran is not known.
 from __future__ import annotations
 
 import hashlib
-import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -76,10 +75,12 @@ class EngineModel(TimedModel):
         """The same: an engine is asked with token ids, and answers with one."""
         self.time_prefill(into)
 
-    def time_episode(self, most_s: float = math.inf) -> dict[str, Any]:
-        """Decode after a new context; one that does not count is shorter instead of ended, for engines go on."""
-        num_tokens = self.workload.decode_tokens if most_s == math.inf else min(self.workload.decode_tokens, 8)
-        ids = self._prompt(self.workload.context_tokens)
+    def time_episode(self, *, counts: bool = True) -> dict[str, Any]:
+        """Decode after a new context; one that does not count asks for few tokens, for engines go on to the end."""
+        num_context, num_tokens = self.workload.context_tokens, self.workload.decode_tokens
+        if not counts:
+            num_context, num_tokens = min(num_context, timing.UNCOUNTED_CONTEXT_TOKENS), min(num_tokens, 8)
+        ids = self._prompt(num_context)
         times_ns: list[int] = []
         tokens: list[int] = []
         begin = before = time.perf_counter_ns()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import abc
 import gc
-import math
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     Open = Callable[[MeasureRequest, Tell], "TimedModel"]
 
 UNCOUNTED_S = 0.5
+UNCOUNTED_CONTEXT_TOKENS = 32
 
 
 @dataclass
@@ -78,8 +78,12 @@ class TimedModel(abc.ABC):
         """Answer a new request with its first token and keep how long it took."""
 
     @abc.abstractmethod
-    def time_episode(self, most_s: float = math.inf) -> dict[str, Any]:
-        """Decode after a new context: the fields of `schema.Episode`. It may end after `most_s` seconds."""
+    def time_episode(self, *, counts: bool = True) -> dict[str, Any]:
+        """Decode after a new context: the fields of `schema.Episode`.
+
+        An episode that does not count meets the shapes of decoding for the first time. It is short: at most
+        `UNCOUNTED_CONTEXT_TOKENS` of context, and about `UNCOUNTED_S` of steps where it can be ended.
+        """
 
     @abc.abstractmethod
     def cpu_ns(self) -> int | None:
@@ -116,10 +120,10 @@ class TimedModel(abc.ABC):
         medians: list[int] = []
         tolerance = warmup.LEAST_TOLERANCE
         while not warmup.is_steady(medians, tolerance) and (len(medians) < 2 or calls.busy_s < profile.warmup_max_s):  # noqa: PLR2004
-            for _ in range(window):
+            while len(calls.duration_ns) < (len(medians) + 1) * window:
                 self.time_prefill(calls)
-            medians = warmup.window_medians(calls.duration_ns[1:], window)
-            tolerance = warmup.tolerance_of(calls.duration_ns[1:], window)
+            medians = warmup.window_medians(calls.duration_ns, window)
+            tolerance = warmup.tolerance_of(calls.duration_ns, window)
         word = warmup.classify(medians, tolerance)
         return {"classification": word, "calls": as_json(calls), "window_ns": medians, "tolerance": tolerance}
 
@@ -170,7 +174,7 @@ def measure_latency(open_model: Open, request: MeasureRequest, tell: Tell) -> La
     bench.mark("ttft")
     for _ in rounds(profile.ttft, lambda: ttft.busy_s):
         bench.time_first_token(ttft)
-    bench.time_episode(UNCOUNTED_S)  # shapes of decoding are met for the first time here
+    bench.time_episode(counts=False)
     bench.mark("decode")
     decode.extend(bench.time_episode() for _ in rounds(profile.decode, lambda: busy_s(decode)))
     bench.around.look(force=True)

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import sys
 import time
 from typing import TYPE_CHECKING, Any
@@ -155,12 +154,10 @@ class Bench(TimedModel):
         self.check(logits)
         self.witness.keep(ids, past)
 
-    def time_episode(self, most_s: float = math.inf) -> dict[str, Any]:
-        """Decode greedily after a new context: the first token comes with the prefill, others take timed steps.
-
-        `most_s` ends it early, after that many seconds of decoding: for an episode that does not count.
-        """
-        ids = self.prompt(self.workload.context_tokens)
+    def time_episode(self, *, counts: bool = True) -> dict[str, Any]:
+        """Decode greedily after a new context: the first token comes with the prefill, others take timed steps."""
+        num_context = self.workload.context_tokens
+        ids = self.prompt(num_context if counts else min(num_context, timing.UNCOUNTED_CONTEXT_TOKENS))
         begin = before = time.perf_counter_ns()
         logits, past = self.prefill(ids)
         token_ids = self.chosen(logits)
@@ -176,12 +173,13 @@ class Bench(TimedModel):
             token_ids = self.chosen(logits)
             step_ns.append(max(time.perf_counter_ns() - before, 1))
             self.around.look()
-            if sum(step_ns) > most_s * 1e9:
+            if not counts and sum(step_ns) > timing.UNCOUNTED_S * 1e9:
                 break
         cpu_now = self.cpu_ns()
         self.check(logits)
-        self.witness.keep(ids, past)
-        self.witness.keep_steps(ids, read, logits, past)
+        if counts:
+            self.witness.keep(ids, past)
+            self.witness.keep_steps(ids, read, logits, past)
         return {
             "start_ns": begin - self.zero_ns,
             "prefill_ns": prefill_ns,

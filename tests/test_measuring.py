@@ -16,7 +16,7 @@ from havoc_core.cores import cpu_name
 from havoc_core.errors import HavocError, IdentityError
 from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.jobs import DivergeRequest, Place
-from havoc_core.measuring import BenchMeasurer, bind, limits_of, require_device, search_settings
+from havoc_core.measuring import COST_RETRIES, BenchMeasurer, bind, limits_of, require_device, search_settings
 from havoc_core.messages import plain
 from havoc_core.model.checkpoint import load_base
 from havoc_core.model.structure import Structure
@@ -236,14 +236,20 @@ def test_the_first_target_is_what_is_searched_for() -> None:
     assert settings.limits == limits_of("host", ["math", "code"]) != limits_of("ci", ["math", "code"])
 
 
-def test_a_structure_is_exported_once_and_measured_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its times are the bench's, what it costs in answers is its manifest's, and the bound work is what is measured."""
+@pytest.mark.parametrize(("disturbance", "second"), [("a neighbour", 0), ("", COST_RETRIES)])
+def test_a_structure_is_exported_once_and_measured_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, disturbance: str, second: int
+) -> None:
+    """Its times are the bench's, what it costs in answers is its manifest's, and the bound work is what is measured.
+
+    Once a cost stayed disturbed, later ones are not repeated: the search ranks nothing by speed any more.
+    """
     bound, asked, exported = bind(RECIPE), [], []
     export_artifact = measuring.export_artifact
 
     def measured(artifact: Path, **options: Any) -> Any:
         asked.append((artifact, options))
-        return SimpleNamespace(prefill_ms=2.0, peak_bytes=3, decode_tok_per_s=4.0, disturbance="a neighbour")
+        return SimpleNamespace(prefill_ms=2.0, peak_bytes=3, decode_tok_per_s=4.0, disturbance=disturbance)
 
     def watched(base: Any, artifact: Path, **options: Any) -> Path:
         exported.append(artifact)
@@ -272,4 +278,5 @@ def test_a_structure_is_exported_once_and_measured_as_it_is(monkeypatch: pytest.
         "kl_mean": format_cost["kl_mean"],
         "top1_share": format_cost["top1_share"],
     }
-    assert cost.disturbance == "a neighbour"
+    assert cost.disturbance == disturbance
+    assert [options["num_retries"] for _, options in asked] == [COST_RETRIES, second]
