@@ -7,9 +7,7 @@ or left on the CPU is an error. What a real card adds, its own rounding, is test
 from __future__ import annotations
 
 import dataclasses
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,11 +39,11 @@ from havoc_core.model.config import HavocConfig
 from havoc_core.model.scorer import TorchScorer
 from havoc_core.model.structure import Structure
 from havoc_core.progress import SILENT
+from tests import pretended_card as pretended
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pretended = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "pretended_card.py")))
 
 MATH, VISION = load_task("math"), load_task("vision")
 SMALL = dataclasses.replace(

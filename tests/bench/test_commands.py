@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,10 +17,9 @@ from havoc_core.bench.judge.record import Record, load_record
 from havoc_core.bench.record_folder import DERIVED, previous_record
 from havoc_core.bench.report.folder import SUMS, WRITTEN
 from havoc_core.cli import main
+from tests.bench import sample_records as samples
 
 pytestmark = pytest.mark.alone
-
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 
 
 @pytest.fixture

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +11,7 @@ from havoc_core.bench.judge.compare import Comparison, compare, decide, disturba
 from havoc_core.bench.judge.record import DomainAccuracy, Record
 from havoc_core.bench.judge.schema import row_bits
 from havoc_core.errors import IdentityError, MeasurementError
-
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
-
+from tests.bench import sample_records as samples
 
 PREFILL_ALONE = {"samples__each__decode": [], "samples__each__ttft": {}}
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -22,8 +20,7 @@ from havoc_core.cli import main, parse
 from havoc_core.errors import HavocError, IdentityError
 from havoc_core.export.runtime.devices import DEVICE_KINDS, DeviceKind, kind_of_provider
 from havoc_core.export.runtime.providers import require_provider
-
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+from tests.bench import sample_records as samples
 
 NPU = DeviceKind(name="npu", provider="NpuExecutionProvider", tensors="npu", runtime_bytes=700_000_000)
 NAME = "Example NPU 1"

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,12 +19,12 @@ from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.report.run_facts import facts
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
+from tests.bench import sample_records as samples
 
 if TYPE_CHECKING:
     from havoc_core.bench.judge.record import Record
     from havoc_core.bench.judge.targets import Target
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 
 FILES = {"model.gguf": "a" * 64}
 ENGINES = {

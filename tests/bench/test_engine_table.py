@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import runpy
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +16,12 @@ from havoc_core.bench.engines import ENGINES
 from havoc_core.bench.judge.record import load_record
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, MeasurementError
+from tests.bench import sample_records as samples
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from havoc_core.bench.judge.record import Record
-
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import runpy
 import shutil
 import socket
 import statistics
@@ -39,13 +38,13 @@ from havoc_core.bench.watched_run import open_session
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError, MeasurementError
 from havoc_core.export.package import export_artifact
+from tests import gguf_files as files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.alone
 
-files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
 OPENVINO_PYTHON = os.environ.get("HAVOC_OPENVINO_PYTHON") or None
 GENAI_PYTHON = os.environ.get("HAVOC_GENAI_PYTHON") or None
 WORK = Workload(prompt_tokens=16, context_tokens=16, decode_tokens=6)

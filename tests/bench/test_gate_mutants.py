@@ -26,10 +26,10 @@ from havoc_core.bench.judge.case import Case, Rule
 from havoc_core.bench.judge.targets import Limit, RequiredProtocol, load_target
 from havoc_core.errors import HavocError
 from havoc_core.export.runtime.verification import Verified
+from tests.bench import known_bad as known
 
 pytestmark = pytest.mark.mutation
 
-known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 mutation = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "mutation.py")))
 samples = known.samples
 

@@ -7,11 +7,9 @@ that refuses everything would be of no use.
 from __future__ import annotations
 
 import json
-import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +17,8 @@ import pytest
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.judge.record import seal_of
 from havoc_core.cli import main
+from tests.bench import known_bad as known
 
-known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 samples = known.samples
 ALL_CASES = """missing metric, no format cost, coarse format,
     empty samples, impossible latency, zero VRAM, VRAM below weight bytes, NVML None,

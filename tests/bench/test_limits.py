@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-import runpy
-from pathlib import Path
 from statistics import NormalDist
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -21,8 +18,8 @@ from havoc_core.bench.judge import limits as judging
 from havoc_core.bench.judge.limits import Line, judge_limit
 from havoc_core.bench.judge.metrics import Kind
 from havoc_core.bench.judge.targets import Limit, RequiredProtocol
+from tests.bench import sample_records as samples
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=0.0)
 PREFILL = Limit(metric="prefill_ms", below=100.0, unit="ms")
 DECODE = Limit(metric="decode_tok_per_s", above=50.0, unit="tok/s")

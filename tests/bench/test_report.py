@@ -9,13 +9,11 @@ import json
 import os
 import random
 import re
-import runpy
 import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -36,8 +34,8 @@ from havoc_core.bounds import share_bounds
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
 from havoc_core.export.runtime.verification import Verified, save_verified
+from tests.bench import sample_records as samples
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 HOSTILE = "<script>alert(1)</script> | *x* `y`"
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +10,8 @@ from havoc_core.bench.judge.case import Case
 from havoc_core.bench.judge.record import Record, seal_of
 from havoc_core.bench.judge.rules import RULES, device_problem
 from havoc_core.bench.judge.targets import load_target
+from tests.bench import known_bad as known
 
-known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 samples, case_of, BAD = known.samples, known.case_of, known.BAD
 
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import runpy
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,8 +14,7 @@ from havoc_core.adapt.tasks.task import load_task
 from havoc_core.bench.judge.metrics import metric_of
 from havoc_core.bench.judge.targets import load_target, read_targets, require_known_tasks, require_pinned
 from havoc_core.errors import HavocError
-
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+from tests.bench import sample_records as samples
 
 OWN = """
 [jetson]

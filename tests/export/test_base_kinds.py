@@ -27,8 +27,8 @@ from havoc_core.model.generation import generate_text
 from havoc_core.model.pretrained import generation_fields
 from havoc_core.model.tokenizer import train_tokenizer
 from havoc_core.model.transformer import HavocModel
+from tests import gguf_files as files
 
-files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
 chats = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "model" / "test_chat.py")))
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import runpy
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +17,8 @@ from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.model.config_file import is_gguf
 from havoc_core.model.generation import encode_prompts, left_padded, sample_tokens
+from tests import gguf_files as files
 
-files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
 NUM_NEW, NEAR_TIE = 128, 1e-4
 TOPICS = "the sea, a bicycle, bread, winter, the moon, a library, music, rain, chess, a garden".split(", ")
 PROMPTS = [

@@ -7,7 +7,6 @@ import gc
 import json
 import pickle
 import random
-import runpy
 import shutil
 import time
 from pathlib import Path
@@ -25,9 +24,9 @@ from havoc_core.model.base_tokenizer import load_tokenizer
 from havoc_core.model.chat import ChatTemplate
 from havoc_core.model.config_file import is_gguf
 from havoc_core.model.tokenizer import Tokenizer
+from tests import gguf_files as files
 
 TEMPLATES = Path(__file__).with_name("chat_templates")
-files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
 NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "[INST]", "[/INST]"]
 SPECIAL += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"]

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,8 +11,7 @@ from havoc_core.cli import main
 from havoc_core.errors import IdentityError
 from havoc_core.model.checkpoint import load_base
 from havoc_core.model.device import clear_cache, made_on, open_device, place_of
-
-pretended = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "pretended_card.py")))
+from tests import pretended_card as pretended
 
 
 def test_torch_without_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import random
 import resource
-import runpy
 import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -20,8 +18,7 @@ from havoc_core.model.base_tokenizer import load_tokenizer
 from havoc_core.model.config_file import is_gguf
 from havoc_core.model.gguf import GgufTensors
 from havoc_core.model.gguf_header import MAX_HEADER_BYTES, read_header
-
-files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
+from tests import gguf_files as files
 
 
 @pytest.fixture(scope="module")
