@@ -29,17 +29,12 @@ from havoc_core.cli import main
 from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError
 from havoc_core.jobs import training_settings
-from havoc_core.model.checkpoint import Base, load_base
+from havoc_core.model.checkpoint import Base
 from havoc_core.model.likelihood import Continuation, encode_requests
 from havoc_core.progress import SILENT
 
 TASKS = load_tasks(("math", "code", "reasoning"))
 NAMES = [task.name for task in TASKS]
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("nano")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ from havoc_core.adapt.tasks.sources import rows
 from havoc_core.adapt.tasks.task import load_tasks
 from havoc_core.bounds import TWO_SIDED, share_ends
 from havoc_core.errors import HavocError
-from havoc_core.model.checkpoint import Base, load_base
+from havoc_core.model.checkpoint import Base
 from havoc_core.model.scorer import TorchScorer
 from havoc_core.progress import SILENT
 
@@ -33,11 +33,6 @@ SETTINGS = DispatchSettings(
     num_examples=2,
     search=CrossEntropySettings(population=5, generations=1),
 )
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("nano")
 
 
 @pytest.fixture(autouse=True)

@@ -16,17 +16,12 @@ from havoc_core.adapt.tasks.evaluation import score
 from havoc_core.adapt.tasks.sources import gate_rows_among, problem_hash, rows, split_of
 from havoc_core.adapt.tasks.task import Task, load_task
 from havoc_core.errors import HavocError
-from havoc_core.model.checkpoint import Base, load_base
+from havoc_core.model.checkpoint import Base
 from havoc_core.progress import SILENT
 
 MATH = load_task("math")
 FEW = CrossEntropySettings(population=6, generations=1)
 PARTS = ("train", "validation", "test")
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("nano")
 
 
 def written(path: Path, some_rows: list[dict]) -> Path:

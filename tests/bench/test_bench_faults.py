@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from havoc_core.bench.judge.record import load_record
+from tests.alive import is_running
 from tests.bench import sample_records as samples
 
 Bench = Callable[..., "subprocess.Popen[str]"]
@@ -56,13 +57,6 @@ def measuring_child(parent: subprocess.Popen[str]) -> int:
                 return int(stat.parent.name)
         time.sleep(0.01)
     raise AssertionError("no child was started")
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:

@@ -47,17 +47,6 @@ def line(limit: Limit, *, effort: RequiredProtocol = EFFORT, kind: str = "cpu", 
     return judge_limit(limit, [samples.record(kind, **changes)], effort)
 
 
-def prefills(*per_process: list[float]) -> dict[str, Any]:
-    """Return changes that give each process these prefill times in ms."""
-    processes = []
-    for index, times_ms in enumerate(per_process):
-        durations = [round(1e6 * ms) for ms in times_ms]
-        starts = [sum(durations[:place]) for place in range(len(durations))]
-        process = samples.process(index, "CPUExecutionProvider")
-        processes.append(process | {"prefill": {"start_ns": starts, "duration_ns": durations}})
-    return {"samples": processes, "protocol__num_processes": max(len(per_process), 1)}
-
-
 def test_every_kind_of_metric_has_a_statistic_and_a_judge() -> None:
     """A new kind is told what it is of its samples, and how it is judged."""
     assert set(get_args(Kind)) == set(judging._EVIDENCE)
@@ -117,15 +106,15 @@ def test_the_reason_for_missing_memory_is_told() -> None:
 
 def test_latency_on_the_limit_is_missed() -> None:
     """Below means below: samples of exactly 100 ms prove a miss, of a nanosecond less a pass."""
-    assert line(PREFILL, **prefills(*[[100.0] * 20] * 5)).verdict == "fail"
-    assert line(PREFILL, **prefills(*[[99.999999] * 20] * 5)).verdict == "pass"
+    assert line(PREFILL, **samples.prefills(*[[100.0] * 20] * 5)).verdict == "fail"
+    assert line(PREFILL, **samples.prefills(*[[99.999999] * 20] * 5)).verdict == "pass"
 
 
 def test_latency_across_the_limit_is_undecided() -> None:
     """Eight of 100 over the limit are too many for 95 % confidence in a p90, and too few to prove a miss."""
-    found = line(PREFILL, **prefills(*[[50.0] * 19 + [150.0] * 1] * 4, [50.0] * 16 + [150.0] * 4))
+    found = line(PREFILL, **samples.prefills(*[[50.0] * 19 + [150.0] * 1] * 4, [50.0] * 16 + [150.0] * 4))
     assert found.verdict == "inconclusive"
-    found = line(PREFILL, **prefills(*[[50.0] * 19 + [150.0]] * 2, *[[50.0] * 18 + [150.0] * 2] * 3))
+    found = line(PREFILL, **samples.prefills(*[[50.0] * 19 + [150.0]] * 2, *[[50.0] * 18 + [150.0] * 2] * 3))
     assert found.verdict == "inconclusive"
     assert found.num_samples_short is not None
     assert found.num_samples_short > 0
@@ -135,7 +124,7 @@ def test_latency_across_the_limit_is_undecided() -> None:
 def test_every_process_must_hold_the_limit() -> None:
     """One slow process of eight keeps the pooled bound under the limit, but not the verdict."""
     fast, slow = [50.0] * 100, [50.0] * 85 + [150.0] * 15
-    found = line(PREFILL, **prefills(*[fast] * 7, slow))
+    found = line(PREFILL, **samples.prefills(*[fast] * 7, slow))
     assert found.high is not None
     assert found.high < 100
     assert found.verdict == "inconclusive"
@@ -144,7 +133,7 @@ def test_every_process_must_hold_the_limit() -> None:
 
 def test_processes_that_scatter_prove_nothing_of_the_next() -> None:
     """All five hold the limit, but by how they differ a sixth may not: undecided; further below the limit: a pass."""
-    apart = prefills(*[[level] * 40 for level in (80.0, 84.0, 88.0, 92.0, 96.0)])
+    apart = samples.prefills(*[[level] * 40 for level in (80.0, 84.0, 88.0, 92.0, 96.0)])
     found = line(PREFILL, **apart)
     assert found.high == pytest.approx(102.77, abs=0.01)
     assert (found.verdict, found.reason) == ("inconclusive", "the processes scatter: one more may have p90 = 102.8 ms")
@@ -156,10 +145,10 @@ def test_one_fast_process_puts_a_miss_in_doubt() -> None:
 
     Of four processes none is in doubt, but four do not carry 95 %.
     """
-    found = line(PREFILL, **prefills([99.0] * 40, *[[150.0] * 40] * 4))
+    found = line(PREFILL, **samples.prefills([99.0] * 40, *[[150.0] * 40] * 4))
     assert (found.low, found.verdict) == (99.0, "inconclusive")
-    assert line(PREFILL, **prefills(*[[150.0] * 40] * 4)).verdict == "inconclusive"
-    assert line(PREFILL, **prefills([100.0] * 40, *[[150.0] * 40] * 4)).verdict == "fail"
+    assert line(PREFILL, **samples.prefills(*[[150.0] * 40] * 4)).verdict == "inconclusive"
+    assert line(PREFILL, **samples.prefills([100.0] * 40, *[[150.0] * 40] * 4)).verdict == "fail"
 
 
 @pytest.mark.parametrize("between", [0.0, 0.01, 0.02], ids=["alike", "half", "as-much"])
@@ -174,24 +163,24 @@ def test_verdicts_on_latency_are_wrong_as_rarely_as_claimed(between: float) -> N
     for _ in range(trials):
         levels = [50.0 * generator.gauss(1, between) for _ in range(5)]
         calls = [[level + generator.gauss(0, 1.0) for _ in range(30)] for level in levels]
-        wrong[line(limit, **prefills(*calls)).verdict] += 1
+        wrong[line(limit, **samples.prefills(*calls)).verdict] += 1
     assert wrong["pass"] <= binom.ppf(0.9999, trials, 0.05)
     assert wrong["fail"] <= binom.ppf(0.9999, trials, 0.05)
 
 
 def test_too_few_samples_are_undecided_and_counted() -> None:
     """63 samples of 64: the verdict says how many are missing."""
-    found = line(PREFILL, **prefills([50.0] * 15, *[[50.0] * 12] * 4))
+    found = line(PREFILL, **samples.prefills([50.0] * 15, *[[50.0] * 12] * 4))
     assert (found.verdict, found.num_samples, found.num_samples_short) == ("inconclusive", 63, 1)
-    assert line(PREFILL, **prefills(*[[50.0] * 13] * 4, [50.0] * 12)).verdict == "pass"
+    assert line(PREFILL, **samples.prefills(*[[50.0] * 13] * 4, [50.0] * 12)).verdict == "pass"
 
 
 def test_too_few_processes_are_undecided() -> None:
     """Four processes of five: samples within one process resemble each other."""
-    found = line(PREFILL, **prefills(*[[50.0] * 40] * 4))
+    found = line(PREFILL, **samples.prefills(*[[50.0] * 40] * 4))
     assert found.verdict == "inconclusive"
     assert found.reason == "4 processes, 5 are needed"
-    assert line(PREFILL, **prefills(*[[50.0] * 40] * 5)).verdict == "pass"
+    assert line(PREFILL, **samples.prefills(*[[50.0] * 40] * 5)).verdict == "pass"
 
 
 def test_too_little_time_is_undecided() -> None:
@@ -289,8 +278,8 @@ def test_energy_beside_other_work_proves_nothing() -> None:
 
 def test_a_miss_is_a_miss_however_few_calls_there_were() -> None:
     """One slow call in each of five processes proves a miss without the effort of a pass; all in one process do not."""
-    assert line(PREFILL, **prefills(*[[150.0]] * 5)).verdict == "fail"
-    assert line(PREFILL, **prefills([150.0] * 30)).verdict == "inconclusive"
+    assert line(PREFILL, **samples.prefills(*[[150.0]] * 5)).verdict == "fail"
+    assert line(PREFILL, **samples.prefills([150.0] * 30)).verdict == "inconclusive"
     slow = Limit(metric="decode_tok_per_s", above=510.0, unit="tok/s")
     one = {"samples": samples.document("cpu")["samples"][:1], "protocol__num_processes": 1}
     assert line(slow).verdict == "fail"
@@ -419,7 +408,7 @@ def test_load_is_the_slowest_process() -> None:
     assert line(LOAD, samples__3__load_ns=1_000_000_000).verdict == "fail"
     assert line(LOAD, samples__3__load_ns=999_999_999).verdict == "inconclusive"
     assert line(LOAD, samples__each__load_ns=999_999_990).verdict == "pass"
-    assert line(LOAD, **prefills(*[[50.0] * 40] * 4)).verdict == "inconclusive"
+    assert line(LOAD, **samples.prefills(*[[50.0] * 40] * 4)).verdict == "inconclusive"
 
 
 def test_energy_needs_a_span() -> None:
@@ -443,9 +432,9 @@ ORDER = {"fail": 0, "inconclusive": 1, "pass": 2}
 )
 def test_slower_samples_never_better_a_verdict(times: list[list[float]], slower: list[float], where: int) -> None:
     """Samples at or over the limit turn no fail and no doubt into a pass, in whichever process they come."""
-    before = line(PREFILL, **prefills(*times))
+    before = line(PREFILL, **samples.prefills(*times))
     worse = [100.0 + extra for extra in slower]
-    after = line(PREFILL, **prefills(*[calls + worse * (index == where) for index, calls in enumerate(times)]))
+    after = line(PREFILL, **samples.prefills(*[calls + worse * (index == where) for index, calls in enumerate(times)]))
     assert ORDER[after.verdict] <= ORDER[before.verdict]
 
 
@@ -476,8 +465,8 @@ def decodes(runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
 @given(st.lists(st.floats(80, 120), min_size=13, max_size=30), st.floats(1.0, 1.5))
 def test_slowing_every_sample_never_betters_a_verdict(times: list[float], factor: float) -> None:
     """A slower model is never judged better."""
-    before = line(PREFILL, **prefills(*[times] * 5))
-    after = line(PREFILL, **prefills(*[[factor * ms for ms in times]] * 5))
+    before = line(PREFILL, **samples.prefills(*[times] * 5))
+    after = line(PREFILL, **samples.prefills(*[[factor * ms for ms in times]] * 5))
     assert ORDER[after.verdict] <= ORDER[before.verdict]
 
 

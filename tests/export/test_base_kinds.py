@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import runpy
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +16,7 @@ import transformers
 
 from havoc_core import cli
 from havoc_core.adapt.tasks.evaluation import Scoring
+from havoc_core.adapt.tasks.task import Prompt
 from havoc_core.bench.accuracy import require_rows
 from havoc_core.errors import HavocError
 from havoc_core.export.package import export_artifact
@@ -31,12 +31,6 @@ from tests import gguf_files as files
 
 chats = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "model" / "test_chat.py")))
 TABLE, HEAD = "model.embed_tokens.weight", "lm_head.weight"
-
-
-@dataclass(frozen=True)
-class Prompt:
-    text: str
-    image_png: bytes | None = None
 
 
 @pytest.fixture

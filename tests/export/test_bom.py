@@ -34,12 +34,6 @@ def with_files(base: Path, folder: Path, **texts: str) -> Path:
     return copy
 
 
-@pytest.fixture(scope="module")
-def mixed(source: Source, experts: list[Expert], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bom") / "mixed"
-    return export_artifact(source, out, experts=experts, alpha=(1.2, 0.5), structure=Structure("int8"))
-
-
 def test_it_is_valid(mixed: Path) -> None:
     """The official schema in its strict form has nothing to say, and the standard's own library reads it."""
     text = (mixed / BOM_FILE).read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 import transformers
 
 from havoc_core import cli
+from havoc_core.adapt.tasks.task import Prompt
 from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.completion import generate_ids
 from havoc_core.export.runtime.session import DecoderSession
@@ -32,12 +32,6 @@ PROMPTS = [
         "12 + 30 = 42. Now explain {topic} to a child:",
     )
 ]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    text: str
-    image_png: bytes | None = None
 
 
 def theirs_of(path: Path) -> tuple[Any, Any]:

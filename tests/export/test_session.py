@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import importlib.util
 import io
 import json
@@ -30,6 +29,7 @@ from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.verify import verify_artifact
 from havoc_core.model.checkpoint import load_base
 from havoc_core.model.generation import generate_text
+from tests.export.listed import relist
 
 VARIANTS = [
     GraphOptions(dialect="contrib"),
@@ -39,13 +39,8 @@ VARIANTS = [
 
 
 @pytest.fixture(scope="module")
-def artifact(base_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_artifact(base_directory, tmp_path_factory.mktemp("artifacts") / "talker")
-
-
-@pytest.fixture(scope="module")
-def session(artifact: Path) -> DecoderSession:
-    return DecoderSession.open(artifact, num_threads=1)
+def session(whole: Path) -> DecoderSession:
+    return DecoderSession.open(whole, num_threads=1)
 
 
 def png(width: int, height: int, seed: int = 0) -> bytes:
@@ -308,15 +303,6 @@ def test_wrong_input_is_one_clear_line(session: DecoderSession, ids: list[list[i
         session.prefill(np.array(ids, np.int64))
 
 
-def store(artifact: Path, name: str, content: bytes) -> None:
-    """Replace a file of an artifact and forge its manifest to match."""
-    (artifact / name).write_bytes(content)
-    path = artifact / "manifest.json"
-    document = json.loads(path.read_text())
-    document["files"][name] = {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
-    path.write_text(json.dumps(document))
-
-
 INT, STRING = onnx.TensorProto.INT64, onnx.TensorProto.STRING
 
 
@@ -361,7 +347,7 @@ def test_a_graph_of_something_else_is_refused(
     """A graph that loads and whose hash is right, but that is no decoder of this configuration: said when opened."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)  # as on a device, which builds no graph
     copy = Path(shutil.copytree(artifact, tmp_path / "forged"))
-    store(copy, name, forge((copy / name).read_bytes()))
+    relist(copy, name, forge((copy / name).read_bytes()))
     with pytest.raises(HavocError, match=f"{name} is not the graph of this configuration: .*{match}") as caught:
         verify_artifact(copy)
     assert "\n" not in str(caught.value)
@@ -384,7 +370,7 @@ def test_a_configuration_of_another_model_is_refused(artifact: Path, tmp_path: P
     """Its graphs do not fit it, which is said before anything runs."""
     copy = Path(shutil.copytree(artifact, tmp_path / "forged"))
     fields = json.loads((copy / "config.json").read_text()) | changes
-    store(copy, "config.json", json.dumps(fields).encode())
+    relist(copy, "config.json", json.dumps(fields).encode())
     with pytest.raises(HavocError, match=r"is not the graph of this configuration|says num_parameters \d+"):
         verify_artifact(copy)
 
