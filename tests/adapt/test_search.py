@@ -66,8 +66,7 @@ class KnownLandscape:
     def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
         self.num_answers += 1
         if candidate.alpha[0] > self._fail_above:
-            msg = "alpha too large for this graph"
-            raise HavocError(msg)
+            raise HavocError("alpha too large for this graph")
         lost = {"fp32": 0, "int8": 1, "int4": 8}[candidate.structure.weight_format]
         wanted = zip(candidate.alpha, self._best.items(), strict=True)
         num_right = {domain: max(0, 98 - lost - round(30 * abs(alpha - best))) for alpha, (domain, best) in wanted}
@@ -158,8 +157,7 @@ class FailingFinalists(KnownLandscape):
     def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
         self._num_again += sample
         if sample and self._num_again in self._failing:
-            msg = "the measuring process ended with code -9 without a result"
-            raise MeasurementError(msg)
+            raise MeasurementError("the measuring process ended with code -9 without a result")
         return super().answer(candidate, sample)
 
 
@@ -276,8 +274,7 @@ def test_nsga2_ranks_every_failure_below_everything_measured(tmp_path: Path) -> 
     class Watched(FailingFinalists):
         def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
             if candidate.alpha[0] > 1.0 and not sample:
-                msg = "alpha too large for this graph"
-                raise HavocError(msg)
+                raise HavocError("alpha too large for this graph")
             return super().answer(candidate, sample)
 
     class Spy(NSGA2):
@@ -364,8 +361,7 @@ def test_structure_that_cannot_be_measured_is_infeasible(tmp_path: Path) -> None
     class NoInt4(KnownLandscape):
         def cost(self, structure: Structure) -> Cost:
             if structure.weight_format == "int4":
-                msg = "int4 does not agree with torch"
-                raise HavocError(msg)
+                raise HavocError("int4 does not agree with torch")
             return super().cost(structure)
 
     result = search(NoInt4(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")
@@ -564,8 +560,7 @@ class Named(KnownLandscape):
 
     def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
         self.num_answers += 1
-        msg = f"failure {self.num_answers}"
-        raise HavocError(msg)
+        raise HavocError(f"failure {self.num_answers}")
 
 
 def test_a_search_in_which_every_candidate_fails_tells_the_first_reason(tmp_path: Path) -> None:
@@ -627,8 +622,7 @@ def test_where_no_structure_can_be_measured_the_first_says_why(tmp_path: Path) -
 
     class Full(KnownLandscape):
         def cost(self, structure: Structure) -> Cost:
-            msg = f"no room for {structure}"
-            raise HavocError(msg)
+            raise HavocError(f"no room for {structure}")
 
     with pytest.raises(MeasurementError, match="none of the structures .*; fp32 failed with: no room for fp32-fp32$"):
         search(Full(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")

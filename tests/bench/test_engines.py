@@ -377,11 +377,7 @@ SMALL = "--prompt-tokens 16 --decode-tokens 6 --threads 1 --wait 0 --json --quie
 
 @pytest.mark.parametrize("engine", ["genai", "llama_cpp"])
 def test_an_engine_has_a_record(
-    engine: str,
-    artifact: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    engine: str, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Times, memory, load and a cold start as of an artifact; version and hashes of the model in it."""
     monkeypatch.setitem(PROFILES, "quick", BRIEF)

@@ -115,7 +115,7 @@ FAULTS: dict[str, list[Fault]] = {
     "projected record": [broken("I02", 0, "projected")],
     "edited record": [Fault(exit_code=5, word="changed", edit=('"num_right": 900', '"num_right": 990'), reseal=False)],
     "too few samples": [
-        Fault(exit_code=3, word="processes", changes={"samples__3__prefill": {}, "samples__4__prefill": {}}),
+        Fault(exit_code=3, word="processes", changes={"samples__3__prefill": {}, "samples__4__prefill": {}})
     ],
     "interval straddles limit": [
         Fault(exit_code=3, word="within the interval", changes={"accuracy__math__num_right": 850})
@@ -133,7 +133,7 @@ FAULTS: dict[str, list[Fault]] = {
     "ms/s mix": [broken("V16", 0, "not in one unit"), Fault(exit_code=2, word="no unit", target=('"GiB"', '"ms"'))],
     "unknown config key": [Fault(exit_code=2, word="belwo", target=("below", "belwo"))],
     "schema from the future": [
-        Fault(exit_code=2, word="newer than this program", edit=('"schema_version": 1', '"schema_version": 2')),
+        Fault(exit_code=2, word="newer than this program", edit=('"schema_version": 1', '"schema_version": 2'))
     ],
     "xdist": [broken("V13", 0, "xdist")],
 }

@@ -52,8 +52,7 @@ ALONE = set(BAD) - {
 
 
 @pytest.mark.parametrize(
-    ("rule", "kind", "changes"),
-    [pytest.param(rule, *BAD[rule][0], id=rule) for rule in sorted(ALONE)],
+    ("rule", "kind", "changes"), [pytest.param(rule, *BAD[rule][0], id=rule) for rule in sorted(ALONE)]
 )
 def test_a_fault_breaks_no_other_rule(rule: str, kind: str, changes: dict[str, Any]) -> None:
     """Rules do not overlap: the reason a person reads is the reason there is."""

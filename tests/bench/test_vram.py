@@ -42,11 +42,7 @@ def _reading(device: int | None, own: int | None = None, others: int | None = 0)
 def test_methods_in_order() -> None:
     """Accounting before per-process sampling before the whole card; each held against the next."""
     readings = [_reading(400, 90), _reading(720, 410), _reading(700, 400)]
-    chosen = [
-        _settle(readings, accounted_bytes=415 * MB),
-        _settle(readings),
-        _settle([_reading(400), _reading(720)]),
-    ]
+    chosen = [_settle(readings, accounted_bytes=415 * MB), _settle(readings), _settle([_reading(400), _reading(720)])]
     assert [(f.series.method, f.series.peak_bytes, f.series.cross_check_bytes) for f in chosen] == [
         ("nvml_accounting", 415 * MB, 410 * MB),
         ("nvml_process", 410 * MB, 420 * MB),
@@ -127,10 +123,7 @@ def test_nothing_is_never_zero() -> None:
 @given(
     st.lists(
         st.builds(
-            _reading,
-            st.none() | st.integers(0, 6000),
-            st.none() | st.integers(0, 6000),
-            st.none() | st.integers(0, 2),
+            _reading, st.none() | st.integers(0, 6000), st.none() | st.integers(0, 6000), st.none() | st.integers(0, 2)
         ),
         max_size=12,
     )

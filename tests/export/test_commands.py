@@ -173,9 +173,7 @@ def test_quantized_base_is_neither_imported_nor_exported(
 
 
 @pytest.mark.parametrize(
-    ("words", "given"),
-    [(["--prompt", "-"], b"\xff\xfe"), (["--prompt", b"\xff"], b"")],
-    ids=["stdin", "argument"],
+    ("words", "given"), [(["--prompt", "-"], b"\xff\xfe"), (["--prompt", b"\xff"], b"")], ids=["stdin", "argument"]
 )
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_a_prompt_that_is_no_text(words: list, given: bytes, locale: str) -> None:

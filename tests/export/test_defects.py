@@ -264,10 +264,7 @@ DEFECTS = [
     Defect("eps-contrib", with_attribute("layers.1/input_norm", epsilon=1e-3), options=CONTRIB),
     Defect("norm-weight-missing", rewired("model.layers.1.input_layernorm.weight", "model.norm.weight")),
     Defect("norm-skipped", rewired("final_norm", "last_position")),
-    Defect(
-        "norms-swapped",
-        swapped_inputs(("layers.0/input_norm", 1), ("layers.0/post_attention_norm", 1)),
-    ),
+    Defect("norms-swapped", swapped_inputs(("layers.0/input_norm", 1), ("layers.0/post_attention_norm", 1))),
     Defect("query-norm-missing", rewired("layers.1/attention/q_norm", "layers.1/attention/q_split"), kind="qwen3"),
     Defect(
         "query-and-key-norms-swapped",

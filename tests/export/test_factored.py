@@ -129,12 +129,7 @@ def test_stored_factors_stand_for_their_product(source: Source, basis: Basis, tm
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
 def test_candidates_are_the_export_of_the_experts(
-    base_directory: Path,
-    source: Source,
-    basis: Basis,
-    experts: list[Expert],
-    tmp_path: Path,
-    structure: Structure,
+    base_directory: Path, source: Source, basis: Basis, experts: list[Expert], tmp_path: Path, structure: Structure
 ) -> None:
     """A candidate's factors are the ones that an export of its mixture stores, bit for bit."""
     sessions = CandidateSessions(base_directory, basis, experts, num_threads=1)

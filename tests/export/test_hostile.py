@@ -151,10 +151,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "a tensor too much": (tensors(lambda s: s.update(x=torch.ones(1))), "tensor x is not part of this model"),
     "a tensor too few": (tensors(lambda s: s.pop(TABLE)), f"tensor {TABLE} is missing"),
     "NaN in a weight": (tensors(lambda s: s[NORM].fill_(torch.nan)), "holds NaN"),
-    "beyond fp32": (
-        tensors(lambda s: s.update({NORM: torch.full((32,), 1e300, dtype=torch.float64)})),
-        "holds NaN",
-    ),
+    "beyond fp32": (tensors(lambda s: s.update({NORM: torch.full((32,), 1e300, dtype=torch.float64)})), "holds NaN"),
     "a head that is not the table": (
         tensors(lambda s: s.update({"lm_head.weight": s[TABLE] + 1})),
         f"lm_head.weight differs from {TABLE}",

@@ -13,15 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from havoc_core.errors import MeasurementError
 from havoc_core.export.package import export_artifact
 from havoc_core.export.parity import MAX_RATIO, ParityCase, Reference, compare, read_reference
-from havoc_core.export.reference import (
-    EXACT,
-    FP32,
-    Batch,
-    StreamedModel,
-    fp16_activations,
-    int8_products,
-    logits_of,
-)
+from havoc_core.export.reference import EXACT, FP32, Batch, StreamedModel, fp16_activations, int8_products, logits_of
 from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.export.runtime.devices import CPU_PROVIDER
 from havoc_core.export.runtime.options import GraphOptions

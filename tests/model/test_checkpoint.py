@@ -212,9 +212,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize(
-    "content",
-    [{"model.norm.weight": Hostile()}, [1, 2], {"a": 3}, None],
-    ids=["code", "list", "number", "no-pickle"],
+    "content", [{"model.norm.weight": Hostile()}, [1, 2], {"a": 3}, None], ids=["code", "list", "number", "no-pickle"]
 )
 def test_pt_files_run_no_code(tmp_path: Path, content: object, capsys: pytest.CaptureFixture[str]) -> None:
     """A .pt that is not tensors by name is refused, and nothing in it is executed."""

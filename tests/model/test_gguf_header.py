@@ -65,10 +65,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "an array of arrays": (array(9, 1, struct.pack("<IQ", 9, 1) * 8), "as an array of arrays"),
     "an array of nothing known": (array(99, 1), "an array of the unknown type 99"),
     "an unknown type": (header(entries=1, body=text("a.key") + struct.pack("<I", 99)), "the unknown type 99"),
-    "a key twice": (
-        header(entries=2, body=(text("a.key") + struct.pack("<II", 4, 1)) * 2),
-        "gives a.key twice",
-    ),
+    "a key twice": (header(entries=2, body=(text("a.key") + struct.pack("<II", 4, 1)) * 2), "gives a.key twice"),
     "no UTF-8": (header(entries=1, body=struct.pack("<Q", 2) + b"\xff\xfe" + bytes(16)), "not UTF-8"),
     "five dimensions": (tensor(dims=(1,) * 5), "5 dimensions"),
     "no dimension": (tensor(dims=()), "0 dimensions"),

@@ -68,10 +68,7 @@ def card(config: str, folder: str, *parts: str) -> bytes:
 
 MATH = {
     f"main/{part}-00000-of-00001.parquet": parquet([gsm8k(n) for n in numbers])
-    for part, numbers in (
-        ("train", range(1, 40)),
-        ("test", range(40, 60)),
-    )
+    for part, numbers in (("train", range(1, 40)), ("test", range(40, 60)))
 }
 VISION = {
     "data/train-00000-of-00001.parquet": parquet([textvqa(n) for n in range(30)], pictures="image"),
