@@ -206,7 +206,7 @@ def test_a_folder_of_another_comparison_is_refused(
     compare: Callable[..., dict[str, Any]], whole_kind: Path, changes: dict[str, Any], named: str
 ) -> None:
     """What differs is named; nothing is mixed."""
-    with pytest.raises(HavocError, match=f"holds a comparison that differs in {named}: choose another --out"):
+    with pytest.raises(HavocError, match=f"differs in {named}: .*--out"):
         compare(whole_kind, dataclasses.replace(KIND, **changes))
 
 
@@ -226,7 +226,7 @@ def test_a_damaged_result_is_refused(
     kept = path.read_text()
     path.write_text(json.dumps(json.loads(kept) | change))
     try:
-        with pytest.raises(HavocError, match="not the verdicts of 12 gate rows; remove it to score them again"):
+        with pytest.raises(HavocError, match="verdicts of 12 gate rows; remove it"):
             compare(whole_kind, KIND)
     finally:
         path.write_text(kept)
@@ -264,7 +264,7 @@ def test_without_peft_nothing_is_begun(
     assert main(["baselines", "nano", "--task", "math", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert 'pip install "havoc-core[baselines]", or name --arms without it' in said
+    assert 'pip install "havoc-core[baselines]", or name --arms' in said
     assert not (tmp_path / "out").exists()
     assert dataclasses.replace(KIND, arms=("svf-reward", "svf-next-token")).arms == ("svf-reward", "svf-next-token")
 

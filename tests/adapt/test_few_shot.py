@@ -45,7 +45,7 @@ def test_a_file_is_read_in_its_order(tmp_path: Path) -> None:
 def test_a_file_with_gate_rows_is_refused(tmp_path: Path) -> None:
     """However few, and even behind those that would be read: one line with the count."""
     leaking = [*rows(MATH, "train", 3), *rows(MATH, "gate", 2, seed=5)]
-    with pytest.raises(HavocError, match=r"2 of 5 rows are rows of math's gate split \(a leak\)") as caught:
+    with pytest.raises(HavocError, match=r"2 of 5 rows are rows of math's gate") as caught:
         solved_examples(MATH, 3, path=written(tmp_path / "leak.jsonl", leaking))
     assert caught.value.exit_code == 2
     assert "\n" not in str(caught.value)
@@ -72,7 +72,7 @@ def test_gate_rows_of_a_data_set_are_known_too(tmp_path: Path) -> None:
 def test_a_file_that_cannot_serve_is_refused(tmp_path: Path) -> None:
     """Too few rows, a row that lacks a column, a file that is not there: each in one line."""
     two = rows(MATH, "train", 2)
-    with pytest.raises(HavocError, match="holds 2 rows and 5 examples were asked for"):
+    with pytest.raises(HavocError, match="2 rows and 5 examples"):
         solved_examples(MATH, 5, path=written(tmp_path / "two.jsonl", two))
     with pytest.raises(HavocError, match="bad.jsonl"):
         solved_examples(MATH, 1, path=written(tmp_path / "bad.jsonl", [{"question": "what?"}]))

@@ -128,16 +128,14 @@ def test_a_training_goes_on_only_where_it_began(base: Base, basis: Basis, tmp_pa
     before = state_path(tmp_path, "math").read_bytes()
     with pretended.PretendedCard(), pytest.raises(HavocError) as caught:
         train_expert(load_base("nano", device="cuda"), basis, MATH, **shared)
-    assert f"the training began on cpu, and this is cuda ({pretended.NAME}): go on there, or remove it" in str(
-        caught.value
-    )
+    assert f"the training began on cpu, and this is cuda ({pretended.NAME})" in str(caught.value)
     assert state_path(tmp_path, "math").read_bytes() == before
     assert train_expert(base, basis, MATH, **shared).settings["trace"][-1]["step"] == 2
     shared["checkpoint_dir"] = tmp_path / "card"
     with pretended.PretendedCard(), pytest.raises(StoppedError):
         there = load_base("nano", device="cuda")
         train_expert(there, basis, MATH, progress=StopAfter(1, "nats"), **shared)
-    with pytest.raises(HavocError, match=r"the training began on cuda \(Pretended GeForce\), and this is cpu"):
+    with pytest.raises(HavocError, match=r"training .*cuda \(Pretended GeForce\), .*cpu"):
         train_expert(base, basis, MATH, **shared)
 
 
@@ -154,7 +152,7 @@ def test_a_base_is_made_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     on_card = tmp_path / "card"
     with pretended.PretendedCard(), pytest.raises(StoppedError):
         pretrain("nano", on_card, settings=TINY, device="cuda", progress=StopAfter(1, "loss"))
-    with pytest.raises(HavocError, match=r"the run began on cuda \(Pretended GeForce\), and this is cpu: go on there"):
+    with pytest.raises(HavocError, match=r"run .*cuda \(Pretended GeForce\), .*cpu"):
         pretrain("nano", on_card, settings=TINY)
     with pretended.PretendedCard():
         pretrain("nano", on_card, settings=TINY, device="cuda")

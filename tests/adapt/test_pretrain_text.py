@@ -106,7 +106,7 @@ def test_a_preset_with_too_few_ids_is_refused(tmp_path: Path) -> None:
 
 def test_too_little_text_is_refused(tmp_path: Path) -> None:
     """With both numbers; nothing is written."""
-    with pytest.raises(HavocError, match=r"the texts have \d+ tokens to train on, and one window takes 32: give more"):
+    with pytest.raises(HavocError, match=r"texts have \d+ tokens .*window takes 32"):
         pretrain_text("text", {"a": "Hello."}, tmp_path / "base", settings=TINY)
     assert not (tmp_path / "base").exists()
 

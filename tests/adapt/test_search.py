@@ -566,9 +566,7 @@ class Named(KnownLandscape):
 def test_a_search_in_which_every_candidate_fails_tells_the_first_reason(tmp_path: Path) -> None:
     """One line: how many, and what went wrong first."""
     settings = dataclasses.replace(SETTINGS, population=4, generations=1)
-    with pytest.raises(
-        HavocError, match="none of the 4 candidates could be measured; the first failed with: failure 1$"
-    ):
+    with pytest.raises(HavocError, match="none of the 4 candidates .*: failure 1$"):
         search(Named(), settings=settings, journal_path=tmp_path / "journal.jsonl")
 
 
@@ -624,5 +622,5 @@ def test_where_no_structure_can_be_measured_the_first_says_why(tmp_path: Path) -
         def cost(self, structure: Structure) -> Cost:
             raise HavocError(f"no room for {structure}")
 
-    with pytest.raises(MeasurementError, match="none of the structures .*; fp32 failed with: no room for fp32-fp32$"):
+    with pytest.raises(MeasurementError, match="none of the structures .*; fp32 .*: no room for fp32-fp32$"):
         search(Full(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")

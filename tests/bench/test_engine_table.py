@@ -83,7 +83,7 @@ def test_every_engine_has_a_row(
         assert load_record(Path(row["record"])).run_id.startswith("run-")
         assert row["metrics"]["prefill_ms"] > 0
     assert found["onnxruntime-genai"]["reason"].endswith('pip install "havoc-core[genai]"')
-    assert "no model among these that it opens: a .gguf file" in found["llama.cpp"]["reason"]
+    assert "it opens: a .gguf file" in found["llama.cpp"]["reason"]
     assert main(["bench", *models, "--engine", "all", "--quiet", "--out", str(tmp_path / "out")]) == 2
     assert "holds records already" in capsys.readouterr().err
 

@@ -328,7 +328,7 @@ def test_an_engine_that_tells_no_logits_is_one_line(
     request = LogitsRequest(
         artifact=str(base), provider="", num_threads=1, engine="x", num_ids=9, pieces=((1,),), out=tmp_path / "x.npy"
     )
-    with pytest.raises(HavocError, match="pytest does not tell how likely a token is"):
+    with pytest.raises(HavocError, match="pytest does not tell"):
         engine_worker.tell_logits(request, lambda _: None)
 
 
@@ -337,7 +337,7 @@ def test_a_server_that_stalls_is_given_up(server: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(Server, "fault", "stalls")
     monkeypatch.setattr(lockstep, "TIMEOUT_S", 3.0)
     side = Side(name="new", artifact=server, engine="llama_cpp")
-    with pytest.raises(MeasurementError, match="^new: .* gave no result within 3 s"):
+    with pytest.raises(MeasurementError, match="^new: .* within 3 s"):
         list(blocks_in_lockstep(side, side, num_blocks=1, num_exchanges=1, workload=WORK, num_ids=NUM_IDS))
 
 

@@ -275,7 +275,7 @@ def test_bad_input_is_one_line_and_the_right_code(tmp_path: Path, capsys: pytest
         assert said in line
         assert line.count("\n") == 1
     assert main(["history", str(good), "--since", "yesterday"]) == 2
-    assert "is no day: write it as 2026-11-20" in capsys.readouterr().err
+    assert "write it as 2026-11-20" in capsys.readouterr().err
 
 
 def test_only_the_targets_records_count(tmp_path: Path) -> None:

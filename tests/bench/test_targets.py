@@ -222,7 +222,7 @@ def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
 def test_an_entry_of_no_file_is_an_unknown_target() -> None:
     """What stands in front of the colon must be a targets file, or it is a name that was misspelt."""
     for name in ("x:y", "nothing-of-this-name:host"):
-        with pytest.raises(HavocError, match=f"^unknown target '{name}': choose from "):
+        with pytest.raises(HavocError, match=f"^unknown target '{name}': choose"):
             load_target(name)
 
 
@@ -322,6 +322,6 @@ def test_a_record_of_other_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.toml").write_text(text.format("a" * 64))
     require_pinned(load_target(str(tmp_path / "t.toml")), [record])
     (tmp_path / "t.toml").write_text(text.format("b" * 64))
-    with pytest.raises(HavocError, match=f"pinned to data_sha256 {'b' * 64}, and .* holds {'a' * 64}") as caught:
+    with pytest.raises(HavocError, match=f"{'b' * 64}, .* holds {'a' * 64}") as caught:
         require_pinned(load_target(str(tmp_path / "t.toml")), [record])
     assert caught.value.exit_code == 2

@@ -65,14 +65,14 @@ def test_a_useless_padding_id_is_none(base: Path, capsys: pytest.CaptureFixture[
         assert loaded.config.pad_token_id is None
         assert generation_fields(loaded.config)["pad_token_id"] is None
         assert cli.main(["import", str(base), "--quiet"]) == 0
-        assert f"none: pad_token_id {useless} of config.json is no row of the table" in capsys.readouterr().out
+        assert f"none: pad_token_id {useless} of config.json" in capsys.readouterr().out
         assert cli.main(["generate", str(base), "--prompt", "Hello", "--max-new-tokens", "4"]) == 0
         out = base.parent / f"hf{useless}"
         assert cli.main(["export", str(base), "--to", "hf", "--out", str(out), "--quiet"]) == 0
         written = [json.loads((out / name).read_text()) for name in ("config.json", "generation_config.json")]
         assert [fields["pad_token_id"] for fields in written] == [None, None]
     edit(base / "config.json", pad_token_id="<pad>")
-    with pytest.raises(HavocError, match="pad_token_id '<pad>' is not in the vocabulary"):
+    with pytest.raises(HavocError, match="pad_token_id '<pad>' is not in"):
         load_base(base)
 
 
@@ -127,7 +127,7 @@ def test_an_id_beyond_the_table_is_refused_at_the_start(
     more |= {"train": ["--domain", "math", "--out", str(out)]}
     assert cli.main([verb, str(base), *more[verb]]) == 2
     captured = capsys.readouterr()
-    assert "has the id 600, the model's table 300 rows" in captured.err
+    assert "id 600, the model's table 300 rows" in captured.err
     assert (captured.out, captured.err.count("\n")) == ("", 1)
     assert [path.name for path in base.parent.iterdir()] == ["base"]
 

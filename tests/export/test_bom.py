@@ -127,7 +127,7 @@ def test_card_and_bill_carry_the_licence(text_base_directory: Path, tmp_path: Pa
         assert [(folder / name).read_text() for name in ("LICENSE", "merges.txt")] == ["terms", "a b"]
         card = (folder / "README.md").read_text()
         assert "\nlicense: apache-2.0\n" in card.split("---")[1]
-        assert "apache-2.0; the text is in `LICENSE`." in card
+        assert "apache-2.0; the text is in `LICENSE`" in card
     assert bom_of(artifact)["metadata"]["component"]["licenses"] == [{"license": {"id": "Apache-2.0"}}]
 
 

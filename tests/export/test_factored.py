@@ -211,7 +211,7 @@ def test_the_command_says_what_it_wrote(
 def test_deltas_of_no_matrix_are_refused() -> None:
     """How many, and the first by name."""
     deltas = {name: torch.ones(2) for name in ("b", "a", "known")}
-    with pytest.raises(HavocError, match="^2 deltas have no matrix in this base, the first is a$"):
+    with pytest.raises(HavocError, match="^2 deltas .*first is a$"):
         FoldedTensors({"known": torch.ones(2, 2)}, deltas)
 
 

@@ -60,7 +60,7 @@ def test_an_artifact_of_before_these_options_reads_as_the_default(plain: Path) -
 @pytest.mark.parametrize("cache_len", [31, 257])
 def test_a_cache_that_cannot_be_proved_or_used_is_refused(cache_len: int) -> None:
     """Too short for parity's sequences, or longer than the model can read."""
-    with pytest.raises(HavocError, match=f"a cache of {cache_len} tokens: give 32 to 256"):
+    with pytest.raises(HavocError, match=f"cache of {cache_len} tokens: .*32 to 256"):
         GraphOptions(cache="static", cache_len=cache_len).fitted(256)
     assert GraphOptions(cache="static").fitted(20).cache_len == 20
 
@@ -82,7 +82,7 @@ def test_auto_takes_what_the_provider_runs() -> None:
     assert choose_dialect("contrib", device="cpu", activation_dtype="fp32", head_dim=64) == "contrib"
     with pytest.raises(HavocError, match="does not run in fp32 on CUDA"):
         choose_dialect("contrib", device="cuda", activation_dtype="fp32", head_dim=64)
-    with pytest.raises(HavocError, match="multiple of 16, this model's have 40"):
+    with pytest.raises(HavocError, match="16, this model's have 40"):
         choose_dialect("contrib", device="cpu", activation_dtype="fp32", head_dim=40)
 
 

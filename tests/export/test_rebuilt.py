@@ -50,7 +50,7 @@ def test_the_smallest_change_of_a_graph_is_found(artifact: Path, name: str) -> N
     model.graph.node[0].doc_string = "x"
     (artifact / name).write_bytes(model.SerializeToString(deterministic=True))
     relist(artifact, name)
-    with pytest.raises(IdentityError, match=f"{name}: not the graph that this version"):
+    with pytest.raises(IdentityError, match=f"{name}: not the graph"):
         verify_artifact(artifact)
 
 

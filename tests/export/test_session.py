@@ -156,7 +156,7 @@ def test_a_static_cache_does_not_move(base_directory: Path, tmp_path: Path) -> N
         assert len(places) == 1
         with pytest.raises(HavocError, match="41 tokens .* cache of 40"):
             session.prefill(np.full((1, 41), 5))
-        with pytest.raises(HavocError, match="30 prompt tokens and max_new_tokens 11"):
+        with pytest.raises(HavocError, match="30 prompt tokens .*11"):
             generate_ids(session, [[5] * 30], max_new_tokens=11)
         with pytest.raises(HavocError, match="50 tokens .* static cache of 40"):
             session.empty_past(1, capacity=50)
@@ -168,9 +168,9 @@ def test_the_contrib_dialect_says_which_padding_it_takes(base_directory: Path, t
     session = DecoderSession.open(export_artifact(base_directory, tmp_path / "a", options=options))
     mask = np.array([[1, 1, 1, 1], [0, 0, 0, 1]])
     _, past = session.extend(np.full((2, 2), 5), mask[:, :2], session.empty_past(2))
-    with pytest.raises(HavocError, match="2 new tokens in each of 2 rows after 2"):
+    with pytest.raises(HavocError, match="2 new tokens in each of 2 rows"):
         session.extend(np.full((2, 2), 5), None, past)
-    with pytest.raises(HavocError, match="padding among 2 new tokens after 2"):
+    with pytest.raises(HavocError, match="padding among 2 new tokens"):
         session.extend(np.full((1, 2), 5), mask[1:], session.keep_rows(past, np.array([1])))
     with pytest.raises(HavocError, match="padding behind a token"):
         session.prefill(np.full((1, 2), 5), np.array([[1, 0]]))
@@ -262,7 +262,7 @@ def test_buffers_go_with_the_last_past(session: DecoderSession) -> None:
 def test_a_past_that_is_full_is_refused(session: DecoderSession) -> None:
     """The tokens, the room and the rows are named before the runtime writes beyond a buffer."""
     past = session.empty_past(1, capacity=4)
-    with pytest.raises(HavocError, match="5 tokens do not fit a past of 4"):
+    with pytest.raises(HavocError, match="5 tokens .* past of 4"):
         session.extend(np.array([[5] * 5]), None, past)
     with pytest.raises(HavocError, match="2 rows .* a past of 1"):
         session.extend(np.array([[5], [5]]), None, past)
@@ -348,7 +348,7 @@ def test_a_graph_of_something_else_is_refused(
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)  # as on a device, which builds no graph
     copy = Path(shutil.copytree(artifact, tmp_path / "forged"))
     relist(copy, name, forge((copy / name).read_bytes()))
-    with pytest.raises(HavocError, match=f"{name} is not the graph of this configuration: .*{match}") as caught:
+    with pytest.raises(HavocError, match=f"{name} is not the graph .*{match}") as caught:
         verify_artifact(copy)
     assert "\n" not in str(caught.value)
 
@@ -386,7 +386,7 @@ def test_images_for_a_text_model_are_refused(text_base_directory: Path, tmp_path
 
 def test_a_text_that_would_not_fit_the_context_is_refused(session: DecoderSession) -> None:
     """The prompt, what was asked for and the context are named, before anything runs."""
-    with pytest.raises(HavocError, match="250 prompt tokens and max_new_tokens 7 .* 256"):
+    with pytest.raises(HavocError, match="250 prompt tokens .*7 .* 256"):
         generate_ids(session, [[5] * 250], max_new_tokens=7)
     with pytest.raises(HavocError, match="at least 1"):
         generate_ids(session, [[5]], max_new_tokens=0)

@@ -203,7 +203,7 @@ def test_a_renderer_goes_on_after_an_error_and_ends_with_its_template() -> None:
         assert template.render("good") == "good"
         with pytest.raises(HavocError, match="chat template: no;"):
             template.render("bad")
-        with pytest.raises(HavocError, match="more than its 2 s of time or 1 GiB of memory"):
+        with pytest.raises(HavocError, match="2 s of time or 1 GiB of memory"):
             template.render("slow")
     assert template.render("good") == "good"
     process = template._renderer._process
