@@ -559,9 +559,9 @@ def test_the_search_is_told_in_sentences() -> None:
     other = Front.model_validate(
         {**front(), "chosen": "a", "evidence": "measured_other_device", "disturbance": "a neighbour took the CPU"}
     ).notes()
-    assert "started from (all experts at 1 in fp32)" in other
+    assert "the chosen one is one that the search started from (all experts at 1 in fp32)" in other
     assert any("another device" in note for note in other)
-    assert "latency and throughput played no part: a neighbour" in other
+    assert "latency and throughput played no part: a neighbour took the CPU" in other
     assert not any(note.startswith("frozen") for note in other)
 
 
