@@ -102,28 +102,27 @@ def test_a_hidden_circle_is_found() -> None:
         graphlib.TopologicalSorter(circle).prepare()
 
 
-def test_imports_inside_the_package_are_relative() -> None:
-    """The package works under whatever name the clone has, and every tool can follow its imports."""
-    absolute = []
+def imports_of(*packages: str) -> list[str]:
+    """Each absolute import of these packages, in any function of any module."""
+    found = []
     for module, path in modules().items():
         for node in ast.walk(ast.parse(path.read_text())):
             names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            absolute += [f"{module}: {name}" for name in names if name.partition(".")[0] == "havoc_core"]
-    assert absolute == []
+            found += [f"{module}: {name}" for name in names if name.partition(".")[0] in packages]
+    return found
+
+
+def test_imports_inside_the_package_are_relative() -> None:
+    """The package works under whatever name the clone has, and every tool can follow its imports."""
+    assert imports_of("havoc_core") == []
 
 
 def test_the_decoder_is_our_own() -> None:
     """No module imports transformers or peft, oracles of tests; but for the engine that a duel measures, and LoRA."""
-    strangers = []
-    for module, path in modules().items():
-        if module in {"bench.engines.hugging_face", "adapt.lora"}:
-            continue
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
-            strangers += [f"{module}: {name}" for name in names if name.partition(".")[0] in {"transformers", "peft"}]
-    assert strangers == []
+    assert {name.partition(":")[0] for name in imports_of("transformers", "peft")} == {
+        "bench.engines.hugging_face", "adapt.lora"
+    }  # fmt: skip
 
 
 def test_the_floors_test_sees_an_upward_import() -> None:

@@ -84,10 +84,7 @@ def test_the_page_is_what_was_found() -> None:
 
 @pytest.mark.parametrize(
     ("change", "word"),
-    [
-        ({"killed": 8, "survivors": ["a", "b"]}, "8 of 10 killed"),
-        ({"survivors": ["c"]}, "no reason for c"),
-    ],
+    [({"killed": 8, "survivors": ["a", "b"]}, "8 of 10 killed"), ({"survivors": ["c"]}, "no reason for c")],
 )
 def test_what_is_red(change: dict[str, object], word: str) -> None:
     """Too many survivors, and one without a reason."""

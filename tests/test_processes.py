@@ -14,6 +14,7 @@ import pytest
 
 from havoc_core.errors import HavocError, IdentityError, MeasurementError
 from havoc_core.processes import Workers, results_of
+from tests.alive import is_running
 
 pytestmark = pytest.mark.alone
 
@@ -25,20 +26,11 @@ def _jobs_are_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(HERE))
 
 
-def is_alive(pid: int) -> bool:
-    """Whether the process runs; one that ended and waits for its parent does not."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state != "Z"
-
-
 def wait_until_gone(pids: list[int]) -> list[int]:
     deadline_s = time.monotonic() + 30
-    while any(map(is_alive, pids)) and time.monotonic() < deadline_s:
+    while any(map(is_running, pids)) and time.monotonic() < deadline_s:
         time.sleep(0.05)
-    return [pid for pid in pids if is_alive(pid)]
+    return [pid for pid in pids if is_running(pid)]
 
 
 def test_results_come_in_the_order_of_the_requests() -> None:
@@ -120,7 +112,7 @@ def test_no_worker_outlives_its_parent(
 ) -> None:
     """Killed, interrupted or terminated: the workers are gone, busy as they were."""
     process, pids = parent
-    assert all(map(is_alive, pids))
+    assert all(map(is_running, pids))
     os.kill(process.pid, number)
     process.wait(timeout=30)
     assert wait_until_gone(pids) == []

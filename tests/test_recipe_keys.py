@@ -266,7 +266,7 @@ def test_qk_clip_is_refused_in_one_line(tmp_path: Path) -> None:
     """It cannot be done to z, so it is not ignored."""
     path = tmp_path / "recipe.toml"
     path.write_text("[experts]\nuse_qk_clip = true\n")
-    with pytest.raises(HavocError, match="experts.use_qk_clip: cannot be true: QK-Clip"):
+    with pytest.raises(HavocError, match="experts.use_qk_clip: .*QK-Clip"):
         load_recipe(path)
 
 

@@ -124,9 +124,7 @@ def is_still(name: str, values: Mapping[int | None, float]) -> bool:
     return None not in values and len(set(values.values())) == 1
 
 
-def test_a_small_run_logs_at_least_650_metrics_that_say_something(
-    logged: dict[str, dict[int | None, float]],
-) -> None:
+def test_a_small_run_logs_at_least_650_metrics_that_say_something(logged: dict[str, dict[int | None, float]]) -> None:
     """Distinct names that change along their axis, or that are of the whole run."""
     assert sum(not is_still(name, values) for name, values in logged.items()) >= 650
 

@@ -7,14 +7,14 @@ import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import torch
 
 from havoc_core.adapt import baselines
 from havoc_core.adapt.baselines import BaselineSettings, arms_of, run_baselines
-from havoc_core.adapt.basis import TARGETS, Basis, base_basis
+from havoc_core.adapt.basis import TARGETS, Basis
 from havoc_core.adapt.expert import Expert, lora_ratio
 from havoc_core.adapt.paired import paired_margin
 from havoc_core.adapt.tasks.names import ARMS
@@ -24,8 +24,8 @@ from havoc_core.cli import main
 from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError
 from havoc_core.jobs import training_settings
-from havoc_core.model.checkpoint import Base, load_base
-from havoc_core.progress import SILENT
+from havoc_core.model.checkpoint import Base
+from tests.adapt.interrupted import StopAfter, StoppedError
 
 pytest.importorskip("peft", reason="peft is not installed: LoRA has no layers")
 
@@ -38,16 +38,6 @@ SMALL = dataclasses.replace(
 )
 ONE_RATE: dict[str, Any] = {"rates": (0.03,), "lora_rates": (0.01,), "num_gate_rows": 12, "training": SMALL}
 KIND = BaselineSettings(**ONE_RATE, arms=("kind-next-token",), seeds=(0,))
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("nano")
-
-
-@pytest.fixture(scope="module")
-def basis(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Basis:
-    return base_basis(base, tmp_path_factory.mktemp("basis"), SILENT)
 
 
 @pytest.fixture(scope="module")
@@ -135,40 +125,16 @@ def _last_state_wins(base: Base, adapter: Any, *arguments: Any, **keywords: Any)
     return dataclasses.replace(found, values=adapter.snapshot())
 
 
-class _InterruptedError(Exception):
-    pass
-
-
-class _InterruptingProgress:
-    """Ends the work after so many steps of any stage, where Ctrl-C would."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.left = num_steps
-
-    def stage(self, name: str, total: int | None, *, unit: str = "") -> _InterruptingProgress:
-        return self
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def advance(self, n: int = 1, note: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise _InterruptedError
-
-
 def test_a_stopped_comparison_goes_on(compare: Callable[..., dict[str, Any]], tmp_path: Path) -> None:
     """Stopped again and again, in trainings of scales and of LoRA too: the same answers, steps and rates."""
     settings = BaselineSettings(**ONE_RATE, arms=("lora-next-token", "kind-next-token"), seeds=(0,))
     expected = compare(tmp_path / "whole", settings)
     num_stops = 0
-    for num_steps in (3, 6, 7, 9, 12, 20, 40):
+    for num_steps in (1, 3, 3, 4, 6, 10, 20):
         try:
-            found = compare(tmp_path / "cut", settings, progress=_InterruptingProgress(num_steps))
+            found = compare(tmp_path / "cut", settings, progress=StopAfter(num_steps))
             break
-        except _InterruptedError:
+        except StoppedError:
             num_stops += 1
     assert num_stops >= 3
     assert _without_times(found) == _without_times(expected)
@@ -240,7 +206,7 @@ def test_a_folder_of_another_comparison_is_refused(
     compare: Callable[..., dict[str, Any]], whole_kind: Path, changes: dict[str, Any], named: str
 ) -> None:
     """What differs is named; nothing is mixed."""
-    with pytest.raises(HavocError, match=f"holds a comparison that differs in {named}: choose another --out"):
+    with pytest.raises(HavocError, match=f"differs in {named}: .*--out"):
         compare(whole_kind, dataclasses.replace(KIND, **changes))
 
 
@@ -260,7 +226,7 @@ def test_a_damaged_result_is_refused(
     kept = path.read_text()
     path.write_text(json.dumps(json.loads(kept) | change))
     try:
-        with pytest.raises(HavocError, match="not the verdicts of 12 gate rows; remove it to score them again"):
+        with pytest.raises(HavocError, match="verdicts of 12 gate rows; remove it"):
             compare(whole_kind, KIND)
     finally:
         path.write_text(kept)
@@ -298,7 +264,7 @@ def test_without_peft_nothing_is_begun(
     assert main(["baselines", "nano", "--task", "math", "--out", str(tmp_path / "out")]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
-    assert 'pip install "havoc-core[baselines]", or name --arms without it' in said
+    assert 'pip install "havoc-core[baselines]", or name --arms' in said
     assert not (tmp_path / "out").exists()
     assert dataclasses.replace(KIND, arms=("svf-reward", "svf-next-token")).arms == ("svf-reward", "svf-next-token")
 

@@ -25,11 +25,6 @@ IDS = st.lists(st.integers(4, 500), min_size=1, max_size=9)
 ROWS = st.lists(st.builds(Branched, IDS, st.lists(IDS, min_size=1, max_size=5)), min_size=1, max_size=4)
 
 
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("nano")
-
-
 def one_by_one(base: Base, row: Branched) -> list[float]:
     """Log-likelihood of each branch from a plain pass over prompt and branch."""
     sums = []

@@ -29,17 +29,12 @@ from havoc_core.cli import main
 from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError
 from havoc_core.jobs import training_settings
-from havoc_core.model.checkpoint import Base, load_base
+from havoc_core.model.checkpoint import Base
 from havoc_core.model.likelihood import Continuation, encode_requests
 from havoc_core.progress import SILENT
 
 TASKS = load_tasks(("math", "code", "reasoning"))
 NAMES = [task.name for task in TASKS]
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("nano")
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +120,7 @@ def test_no_folder_takes_it_for_an_expert(trained: Expert, basis: Basis, small_e
     expert_path(tmp_path, "math").rename(tmp_path / "z_vectors_classifier.safetensors")
     with pytest.raises(HavocError, match="what chooses between experts"):
         load_experts(tmp_path, experts_in(tmp_path))
-    with pytest.raises(HavocError, match="no classifier; train one: havoc train BASE --classifier"):
+    with pytest.raises(HavocError, match="no classifier; .*havoc train BASE --classifier"):
         load_classifier(tmp_path, basis=basis)
     classifier_path(tmp_path).write_bytes(expert_path(small_experts, "math").read_bytes())
     with pytest.raises(HavocError, match="an expert of 'math' and no classifier"):

@@ -20,7 +20,7 @@ from havoc_core.adapt.tasks.sources import rows
 from havoc_core.adapt.tasks.task import load_tasks
 from havoc_core.bounds import TWO_SIDED, share_ends
 from havoc_core.errors import HavocError
-from havoc_core.model.checkpoint import Base, load_base
+from havoc_core.model.checkpoint import Base
 from havoc_core.model.scorer import TorchScorer
 from havoc_core.progress import SILENT
 
@@ -33,11 +33,6 @@ SETTINGS = DispatchSettings(
     num_examples=2,
     search=CrossEntropySettings(population=5, generations=1),
 )
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("nano")
 
 
 @pytest.fixture(autouse=True)
@@ -217,7 +212,7 @@ def test_a_first_pass_that_never_errs_is_the_oracle(
 
 def test_what_cannot_be_compared_is_refused(base: Base, small_experts: Path, tmp_path: Path) -> None:
     """Before anything is answered, in one line."""
-    with pytest.raises(HavocError, match="--alpha: no expert is named poetry; there are math, code, reasoning"):
+    with pytest.raises(HavocError, match="--alpha: .*poetry; .*math, code, reasoning"):
         compared(base, small_experts, dataclasses.replace(SETTINGS, fixed={"math": 1.0, "poetry": 0.5}))
     with pytest.raises(HavocError, match="one task, and 2 are scored"):
         compared(base, small_experts, dataclasses.replace(SETTINGS, examples_file=tmp_path / "x.jsonl"))
@@ -230,6 +225,6 @@ def test_examples_that_are_scored_are_refused(base: Base, small_experts: Path, t
     file = tmp_path / "own.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows(TASKS[0], "search", 2)))
     settings = dataclasses.replace(SETTINGS, ways=("few-shot",), examples_file=file, num_rows=1)
-    with pytest.raises(HavocError, match=r"1 of 2 examples are rows of math that are scored \(a leak\)"):
+    with pytest.raises(HavocError, match=r"1 of 2 examples are rows of math"):
         compared(base, small_experts, dataclasses.replace(settings, split="search"), TASKS[:1])
     assert compared(base, small_experts, settings, TASKS[:1])["few_shot"]["math"]["num_examples"] == 2

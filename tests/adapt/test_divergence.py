@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 import torch
 
-from havoc_core.adapt.basis import base_basis
 from havoc_core.adapt.divergence import MAX_TOKENS, compared_rows, divergences
 from havoc_core.adapt.expert import Expert
 from havoc_core.adapt.mixture import DenseMixture, MixingRule
 from havoc_core.adapt.tasks import sources
 from havoc_core.adapt.tasks.task import load_task
-from havoc_core.model.checkpoint import Base, load_base
+from havoc_core.model.checkpoint import Base
 from havoc_core.model.tensors import tensor_name
-from havoc_core.progress import SILENT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,16 +24,6 @@ if TYPE_CHECKING:
     from havoc_core.adapt.branches import Branched
 
 ALPHA = (0.7, -0.4)
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("nano")
-
-
-@pytest.fixture(scope="module")
-def basis(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Basis:
-    return base_basis(base, tmp_path_factory.mktemp("basis"), SILENT)
 
 
 @pytest.fixture(scope="module")

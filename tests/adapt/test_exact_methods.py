@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from havoc_core.adapt import expected_reward
-from havoc_core.adapt.basis import Basis, base_basis
+from havoc_core.adapt.basis import Basis
 from havoc_core.adapt.expected_reward import ExpectedReward, lengths_of, log_expected_rewards
 from havoc_core.adapt.next_token import NextToken
 from havoc_core.adapt.objectives import TrainingSettings, method_for, rows_of_step
@@ -24,8 +24,7 @@ from havoc_core.adapt.training import trained_part
 from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError
 from havoc_core.jobs import training_settings
-from havoc_core.model.checkpoint import Base, load_base
-from havoc_core.progress import SILENT
+from havoc_core.model.checkpoint import Base
 
 QUESTIONS = {
     "What do bees make?": ("12", "13", "24", "36"),
@@ -55,16 +54,6 @@ def rows() -> list[Row]:
         }
         for place, ((question, texts), key) in enumerate(zip(QUESTIONS.items(), RIGHT, strict=True))
     ]
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("nano")
-
-
-@pytest.fixture(scope="module")
-def basis(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Basis:
-    return base_basis(base, tmp_path_factory.mktemp("basis"), SILENT)
 
 
 @pytest.fixture

@@ -122,5 +122,5 @@ def test_the_seed_draws_the_factors_and_nothing_else(model: HavocModel, names: l
 def test_without_peft_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     """One line: what is missing and how to get it, or how to do without."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(HavocError, match=r'peft, which is not installed: pip install "havoc-core\[baselines\]"'):
+    with pytest.raises(HavocError, match=r'peft, .*pip install "havoc-core\[baselines\]"'):
         require_peft()

@@ -13,15 +13,10 @@ from havoc_core.adapt.mixture import mix
 from havoc_core.adapt.svf import fold_matrix
 from havoc_core.adapt.tasks.task import Prompt
 from havoc_core.errors import HavocError
-from havoc_core.model.checkpoint import Base, load_base
+from havoc_core.model.checkpoint import Base
 from havoc_core.progress import SILENT
 
 REQUEST = [(Prompt("Question: what is 2 + 3?\nAnswer:\n"), ["5", "6"])]
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("nano")
 
 
 def weights(base: Base) -> dict[str, torch.Tensor]:

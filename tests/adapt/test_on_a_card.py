@@ -7,9 +7,7 @@ or left on the CPU is an error. What a real card adds, its own rounding, is test
 from __future__ import annotations
 
 import dataclasses
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,11 +39,12 @@ from havoc_core.model.config import HavocConfig
 from havoc_core.model.scorer import TorchScorer
 from havoc_core.model.structure import Structure
 from havoc_core.progress import SILENT
+from tests import pretended_card as pretended
+from tests.adapt.interrupted import StopAfter, StoppedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pretended = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "pretended_card.py")))
 
 MATH, VISION = load_task("math"), load_task("vision")
 SMALL = dataclasses.replace(
@@ -60,11 +59,6 @@ SMALL = dataclasses.replace(
     validate_every=2,
 )
 NAMES = ("math", "code", "reasoning")
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("nano")
 
 
 @pytest.fixture(scope="module")
@@ -123,50 +117,25 @@ def test_expected_reward_is_the_cpus_step_for_step(base: Base, basis: Basis, tmp
     assert theirs.settings["made_on"]["device"] == "cuda"
 
 
-class _StoppedError(Exception):
-    pass
-
-
-class _StopAtAStep:
-    """A progress that ends the work at the first step's note, where Ctrl-C would."""
-
-    def __init__(self, note: str) -> None:
-        self._note = note
-
-    def stage(self, name: str, total: int | None, *, unit: str = "") -> _StopAtAStep:
-        return self
-
-    def __enter__(self) -> _StopAtAStep:  # noqa: PYI034 - a stage is its progress here
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def advance(self, n: int = 1, note: str = "") -> None:
-        if n and note.startswith(self._note):
-            raise _StoppedError
-
-
 def test_a_training_goes_on_only_where_it_began(base: Base, basis: Basis, tmp_path: Path) -> None:
     """On another device it is refused with both names, and its state stays; where it began it is finished."""
     shared: dict[str, Any] = {
         "settings": dataclasses.replace(SMALL, method="next-token", trained_layers=1),
         "checkpoint_dir": tmp_path,
     }
-    with pytest.raises(_StoppedError):
-        train_expert(base, basis, MATH, progress=_StopAtAStep("nats"), **shared)
+    with pytest.raises(StoppedError):
+        train_expert(base, basis, MATH, progress=StopAfter(1, "nats"), **shared)
     before = state_path(tmp_path, "math").read_bytes()
     with pretended.PretendedCard(), pytest.raises(HavocError) as caught:
         train_expert(load_base("nano", device="cuda"), basis, MATH, **shared)
-    assert f"the training began on cpu, and this is cuda ({pretended.NAME}): go on there, or remove it" in str(
-        caught.value
-    )
+    assert f"the training began on cpu, and this is cuda ({pretended.NAME})" in str(caught.value)
     assert state_path(tmp_path, "math").read_bytes() == before
     assert train_expert(base, basis, MATH, **shared).settings["trace"][-1]["step"] == 2
     shared["checkpoint_dir"] = tmp_path / "card"
-    with pretended.PretendedCard(), pytest.raises(_StoppedError):
+    with pretended.PretendedCard(), pytest.raises(StoppedError):
         there = load_base("nano", device="cuda")
-        train_expert(there, basis, MATH, progress=_StopAtAStep("nats"), **shared)
-    with pytest.raises(HavocError, match=r"the training began on cuda \(Pretended GeForce\), and this is cpu"):
+        train_expert(there, basis, MATH, progress=StopAfter(1, "nats"), **shared)
+    with pytest.raises(HavocError, match=r"training .*cuda \(Pretended GeForce\), .*cpu"):
         train_expert(base, basis, MATH, **shared)
 
 
@@ -181,9 +150,9 @@ def test_a_base_is_made_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(HavocConfig, "preset", lambda _: shallow)
     monkeypatch.setattr("havoc_core.adapt.base_card.DOMAINS", ())  # an untrained base writes to the last token
     on_card = tmp_path / "card"
-    with pretended.PretendedCard(), pytest.raises(_StoppedError):
-        pretrain("nano", on_card, settings=TINY, device="cuda", progress=_StopAtAStep("loss"))
-    with pytest.raises(HavocError, match=r"the run began on cuda \(Pretended GeForce\), and this is cpu: go on there"):
+    with pretended.PretendedCard(), pytest.raises(StoppedError):
+        pretrain("nano", on_card, settings=TINY, device="cuda", progress=StopAfter(1, "loss"))
+    with pytest.raises(HavocError, match=r"run .*cuda \(Pretended GeForce\), .*cpu"):
         pretrain("nano", on_card, settings=TINY)
     with pretended.PretendedCard():
         pretrain("nano", on_card, settings=TINY, device="cuda")

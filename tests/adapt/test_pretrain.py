@@ -15,6 +15,7 @@ from havoc_core.adapt.tasks import sources
 from havoc_core.adapt.tasks.names import DOMAINS
 from havoc_core.errors import HavocError
 from havoc_core.model.checkpoint import BUNDLED_NANO, load_base
+from tests.adapt.interrupted import StopAfter, StoppedError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -24,33 +25,6 @@ TINY = PretrainSettings(
 )
 
 
-class _StoppedError(Exception):
-    pass
-
-
-class _StopAfter:
-    """A progress that ends the run where Ctrl-C would, after so many training steps."""
-
-    def __init__(self, num_steps: int) -> None:
-        self._left = num_steps
-        self._is_training = False
-
-    def stage(self, name: str, total: int | None, *, unit: str = "") -> _StopAfter:
-        self._is_training = name.startswith("pretraining")
-        return self
-
-    def __enter__(self) -> _StopAfter:  # noqa: PYI034 - a stage is its progress here
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def advance(self, n: int = 1, note: str = "") -> None:
-        if self._is_training and note:
-            self._left -= n
-            if self._left == 0:
-                raise _StoppedError
-
-
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return pretrain("nano", tmp_path_factory.mktemp("base"), settings=TINY)
@@ -58,8 +32,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_stopped_run_ends_as_if_it_had_not_been(base: Path, tmp_path: Path) -> None:
     """Stopped after three of four steps, it goes on from the checkpoint at two and writes the same bytes."""
-    with pytest.raises(_StoppedError):
-        pretrain("nano", tmp_path, settings=TINY, progress=_StopAfter(3))
+    with pytest.raises(StoppedError):
+        pretrain("nano", tmp_path, settings=TINY, progress=StopAfter(3, "loss"))
     assert not (tmp_path / "model.safetensors").exists()
     pretrain("nano", tmp_path, settings=TINY)
     assert (tmp_path / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
@@ -77,8 +51,8 @@ def test_the_record_holds_recipe_data_curve_and_accuracy(base: Path) -> None:
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
     """A run never goes on from weights that other data or settings made."""
-    with pytest.raises(_StoppedError):
-        pretrain("nano", tmp_path, settings=TINY, progress=_StopAfter(3))
+    with pytest.raises(StoppedError):
+        pretrain("nano", tmp_path, settings=TINY, progress=StopAfter(3, "loss"))
     other = PretrainSettings(num_steps=4, batch_size=8, rows_per_domain=40, num_tokenizer_rows=40, seed=1)
     with pytest.raises(HavocError, match="other settings or data"):
         pretrain("nano", tmp_path, settings=other)

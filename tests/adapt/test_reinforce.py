@@ -11,7 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from havoc_core.adapt import reinforce
-from havoc_core.adapt.basis import base_basis
 from havoc_core.adapt.optimizer import MuGrokConfig
 from havoc_core.adapt.reinforce import Reinforce, leave_one_out, policy_loss, sample_rollout
 from havoc_core.adapt.svf import attach
@@ -21,8 +20,6 @@ from havoc_core.adapt.tasks.task import load_task
 from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError
 from havoc_core.jobs import training_settings
-from havoc_core.model.checkpoint import load_base
-from havoc_core.progress import SILENT
 
 if TYPE_CHECKING:
     from havoc_core.adapt.svf import Basis
@@ -40,16 +37,6 @@ SMALL = dataclasses.replace(
     validate_every=2,
     optimizer=MuGrokConfig.from_phase(7),
 )
-
-
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("nano")
-
-
-@pytest.fixture(scope="module")
-def basis(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Basis:
-    return base_basis(base, tmp_path_factory.mktemp("basis"), SILENT)
 
 
 def undecided_rows() -> list[Row]:

@@ -66,8 +66,7 @@ class KnownLandscape:
     def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
         self.num_answers += 1
         if candidate.alpha[0] > self._fail_above:
-            msg = "alpha too large for this graph"
-            raise HavocError(msg)
+            raise HavocError("alpha too large for this graph")
         lost = {"fp32": 0, "int8": 1, "int4": 8}[candidate.structure.weight_format]
         wanted = zip(candidate.alpha, self._best.items(), strict=True)
         num_right = {domain: max(0, 98 - lost - round(30 * abs(alpha - best))) for alpha, (domain, best) in wanted}
@@ -158,8 +157,7 @@ class FailingFinalists(KnownLandscape):
     def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
         self._num_again += sample
         if sample and self._num_again in self._failing:
-            msg = "the measuring process ended with code -9 without a result"
-            raise MeasurementError(msg)
+            raise MeasurementError("the measuring process ended with code -9 without a result")
         return super().answer(candidate, sample)
 
 
@@ -276,8 +274,7 @@ def test_nsga2_ranks_every_failure_below_everything_measured(tmp_path: Path) -> 
     class Watched(FailingFinalists):
         def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
             if candidate.alpha[0] > 1.0 and not sample:
-                msg = "alpha too large for this graph"
-                raise HavocError(msg)
+                raise HavocError("alpha too large for this graph")
             return super().answer(candidate, sample)
 
     class Spy(NSGA2):
@@ -329,13 +326,13 @@ def test_finished_search_is_read_back_without_measuring(tmp_path: Path) -> None:
     assert landscape.num_answers == landscape.num_costs == 0
 
 
-def test_journal_of_another_search_is_refused(tmp_path: Path) -> None:
-    """Settings are part of the journal: results of two searches never mix."""
+@pytest.mark.parametrize("changes", [{"population": 8, "generations": 2}, {"measured": {"base": "another"}}], ids=str)
+def test_journal_of_another_search_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
+    """Settings, and what is measured on what, are part of the journal: results of two searches never mix."""
     path = tmp_path / "journal.jsonl"
     search(KnownLandscape(), settings=SETTINGS, journal_path=path)
-    other = dataclasses.replace(SETTINGS, population=8, generations=2)
     with pytest.raises(HavocError, match="other settings"):
-        search(KnownLandscape(), settings=other, journal_path=path)
+        search(KnownLandscape(), settings=dataclasses.replace(SETTINGS, **changes), journal_path=path)
 
 
 def test_unusable_cost_is_refused(tmp_path: Path) -> None:
@@ -364,22 +361,12 @@ def test_structure_that_cannot_be_measured_is_infeasible(tmp_path: Path) -> None
     class NoInt4(KnownLandscape):
         def cost(self, structure: Structure) -> Cost:
             if structure.weight_format == "int4":
-                msg = "int4 does not agree with torch"
-                raise HavocError(msg)
+                raise HavocError("int4 does not agree with torch")
             return super().cost(structure)
 
     result = search(NoInt4(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")
     assert {entry["reason"] for entry in result.to_json()["failed"]} == {"int4 does not agree with torch"}
     assert all(evaluation.candidate.structure.weight_format != "int4" for evaluation in result.front)
-
-
-def test_journal_of_another_base_or_device_is_refused(tmp_path: Path) -> None:
-    """What is measured, and on what, belongs to the journal: answers of other experts are never taken over."""
-    path = tmp_path / "journal.jsonl"
-    search(KnownLandscape(), settings=SETTINGS, journal_path=path)
-    other = dataclasses.replace(SETTINGS, measured={"base": "another"})
-    with pytest.raises(HavocError, match="other settings"):
-        search(KnownLandscape(), settings=other, journal_path=path)
 
 
 def _line(entry: dict[str, object]) -> bytes:
@@ -573,16 +560,13 @@ class Named(KnownLandscape):
 
     def answer(self, candidate: Candidate, sample: int) -> Mapping[str, tuple[bool, ...]]:
         self.num_answers += 1
-        msg = f"failure {self.num_answers}"
-        raise HavocError(msg)
+        raise HavocError(f"failure {self.num_answers}")
 
 
 def test_a_search_in_which_every_candidate_fails_tells_the_first_reason(tmp_path: Path) -> None:
     """One line: how many, and what went wrong first."""
     settings = dataclasses.replace(SETTINGS, population=4, generations=1)
-    with pytest.raises(
-        HavocError, match="none of the 4 candidates could be measured; the first failed with: failure 1$"
-    ):
+    with pytest.raises(HavocError, match="none of the 4 candidates .*: failure 1$"):
         search(Named(), settings=settings, journal_path=tmp_path / "journal.jsonl")
 
 
@@ -636,8 +620,7 @@ def test_where_no_structure_can_be_measured_the_first_says_why(tmp_path: Path) -
 
     class Full(KnownLandscape):
         def cost(self, structure: Structure) -> Cost:
-            msg = f"no room for {structure}"
-            raise HavocError(msg)
+            raise HavocError(f"no room for {structure}")
 
-    with pytest.raises(MeasurementError, match="none of the structures .*; fp32 failed with: no room for fp32-fp32$"):
+    with pytest.raises(MeasurementError, match="none of the structures .*; fp32 .*: no room for fp32-fp32$"):
         search(Full(), settings=SETTINGS, journal_path=tmp_path / "journal.jsonl")

@@ -59,7 +59,7 @@ def test_a_base_is_pretrained_with_it(tmp_path: Path) -> None:
 def test_a_tokenizer_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     """More ids than the preset has: both numbers, before anything is written."""
     large = train_tokenizer([TEXT], 600)
-    with pytest.raises(HavocError, match="ids up to 599, and preset 'nano' has 512"):
+    with pytest.raises(HavocError, match="599, .*'nano' has 512"):
         pretrain("nano", tmp_path / "base", settings=TINY, tokenizer=large)
     assert not (tmp_path / "base").exists()
 

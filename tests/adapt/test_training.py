@@ -6,7 +6,7 @@ import dataclasses
 import json
 import random
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 import safetensors
@@ -15,7 +15,7 @@ import torch
 
 from havoc_core import storage
 from havoc_core.adapt import reinforce
-from havoc_core.adapt.basis import Basis, base_basis
+from havoc_core.adapt.basis import Basis
 from havoc_core.adapt.expert import load_expert
 from havoc_core.adapt.optimizer import MuGrokConfig
 from havoc_core.adapt.reading import layer_of
@@ -34,8 +34,8 @@ from havoc_core.cli import main
 from havoc_core.config import ExpertSettings
 from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.jobs import training_settings
-from havoc_core.model.checkpoint import Base, load_base
-from havoc_core.progress import SILENT
+from havoc_core.model.checkpoint import Base
+from tests.adapt.interrupted import StopAfter, StoppedError
 
 MATH = load_task("math")
 SMALL = dataclasses.replace(
@@ -50,16 +50,6 @@ SMALL = dataclasses.replace(
 )
 
 
-@pytest.fixture(scope="module")
-def base() -> Base:
-    return load_base("nano")
-
-
-@pytest.fixture(scope="module")
-def basis(base: Base, tmp_path_factory: pytest.TempPathFactory) -> Basis:
-    return base_basis(base, tmp_path_factory.mktemp("basis"), SILENT)
-
-
 def test_training_gives_the_base_back_bit_for_bit(base: Base, basis: Basis, tmp_path: Path) -> None:
     """An expert is a file of its own; the base model in memory is as before."""
     before = {name: value.clone() for name, value in base.model.state_dict().items()}
@@ -69,38 +59,14 @@ def test_training_gives_the_base_back_bit_for_bit(base: Base, basis: Basis, tmp_
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-class _InterruptedError(Exception):
-    pass
-
-
-class _InterruptingProgress:
-    """Ends the process's work after so many steps, where Ctrl-C would."""
-
-    def __init__(self, num_steps: int) -> None:
-        self.left = num_steps + 2  # two calls announce where the run starts and how good the base is
-
-    def stage(self, name: str, total: int | None, *, unit: str = "") -> _InterruptingProgress:
-        return self
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    def advance(self, n: int = 1, note: str = "") -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise _InterruptedError
-
-
 @pytest.mark.parametrize("method", ["reinforce", "next-token"])
 def test_interrupted_training_ends_as_if_it_had_not_been(base: Base, basis: Basis, tmp_path: Path, method: str) -> None:
     """Stopped after two of four steps and started again: the same deltas, bit for bit, and every step listed once."""
     small = dataclasses.replace(SMALL, method=method)
     whole = train_expert(base, basis, MATH, settings=small, checkpoint_dir=tmp_path / "whole")
     cut = tmp_path / "cut"
-    with pytest.raises(_InterruptedError):
-        train_expert(base, basis, MATH, settings=small, checkpoint_dir=cut, progress=_InterruptingProgress(2))
+    with pytest.raises(StoppedError):
+        train_expert(base, basis, MATH, settings=small, checkpoint_dir=cut, progress=StopAfter(2))
     assert state_path(cut, "math").exists()
     again = train_expert(base, basis, MATH, settings=small, checkpoint_dir=cut)
     assert all(torch.equal(whole.deltas[name], again.deltas[name]) for name in whole.deltas)
@@ -184,8 +150,8 @@ def forge(stopped: Path, folder: Path, changes: dict[str, str]) -> None:
 
 def test_a_state_that_fits_no_optimizer_is_one_line(base: Base, basis: Basis, tmp_path: Path) -> None:
     """Read whole, and of no use for this training."""
-    with pytest.raises(_InterruptedError):
-        train_expert(base, basis, MATH, settings=SMALL, checkpoint_dir=tmp_path, progress=_InterruptingProgress(1))
+    with pytest.raises(StoppedError):
+        train_expert(base, basis, MATH, settings=SMALL, checkpoint_dir=tmp_path, progress=StopAfter(1))
     forge(tmp_path, tmp_path, {"optimizer": '{"dict": [["state", {"value": 1}]]}'})
     with pytest.raises(HavocError, match="not a state of this training"):
         train_expert(base, basis, MATH, settings=SMALL, checkpoint_dir=tmp_path)
@@ -203,8 +169,8 @@ def test_two_trainings_of_one_expert_in_one_folder_are_refused(base: Base, basis
 
 def test_a_training_of_another_method_is_refused(base: Base, basis: Basis, tmp_path: Path) -> None:
     """A state goes on only with the settings it was made with."""
-    with pytest.raises(_InterruptedError):
-        train_expert(base, basis, MATH, settings=SMALL, checkpoint_dir=tmp_path, progress=_InterruptingProgress(2))
+    with pytest.raises(StoppedError):
+        train_expert(base, basis, MATH, settings=SMALL, checkpoint_dir=tmp_path, progress=StopAfter(2))
     with pytest.raises(HavocError, match="other settings"):
         other = dataclasses.replace(SMALL, method="next-token")
         train_expert(base, basis, MATH, settings=other, checkpoint_dir=tmp_path)

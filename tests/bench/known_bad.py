@@ -118,10 +118,7 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
         ("threads", {"protocol__num_threads": 7}),
     ],
     "V03": [("cpu", {"checks": [FAULT]}), ("cpu", {"checks": [FAULT, FAULT]}), ("cpu", {"checks": [FAULT] * 3})],
-    "V04": [
-        ("cpu", {"protocol__num_processes": 6}),
-        ("cpu", {"samples__1__process": 0}),
-    ],
+    "V04": [("cpu", {"protocol__num_processes": 6}), ("cpu", {"samples__1__process": 0})],
     "V05": [
         ("cuda", {"samples__2__nodes_by_provider": {"CUDAExecutionProvider": 119, "CPUExecutionProvider": 1}}),
         ("cuda", {"samples__2__nodes_by_provider": {}}),
@@ -154,10 +151,7 @@ BAD: dict[str, list[tuple[str, dict[str, Any]]]] = {
     "V11": [("cuda", {"telemetry__7__num_foreign_processes": 1})],
     "V12": [("cpu", {"samples__2__steal_share": 0.4, "samples__2__surroundings": samples.surroundings()})],
     "V13": [("cpu", {"protocol__environment": {"PYTEST_XDIST_WORKER": "gw0"}})],
-    "V14": [
-        ("cuda", {"memory__vram__0__peak_bytes": 79_999_999}),
-        ("cpu", {"memory__rss__1__peak_bytes": 2_000_000}),
-    ],
+    "V14": [("cuda", {"memory__vram__0__peak_bytes": 79_999_999}), ("cpu", {"memory__rss__1__peak_bytes": 2_000_000})],
     "V15": [
         ("cpu", {"memory__rss__0__cross_check_method": "b", "memory__rss__0__cross_check_bytes": 464_000_001}),
         ("cpu", {"memory__rss__0__cross_check_method": "b", "memory__rss__0__cross_check_bytes": 335_999_999}),

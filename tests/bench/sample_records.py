@@ -142,6 +142,17 @@ def process(index: int, provider: str) -> dict[str, Any]:
     }
 
 
+def prefills(*per_process: list[float], **of_each: Any) -> dict[str, Any]:
+    """Return changes that give each process these prefill times in ms, and further fields."""
+    processes = []
+    for index, times_ms in enumerate(per_process):
+        durations = [round(1e6 * ms) for ms in times_ms]
+        starts = [sum(durations[:place]) for place in range(len(durations))]
+        calls = {"start_ns": starts, "duration_ns": durations}
+        processes.append(process(index, "CPUExecutionProvider") | {"prefill": calls} | of_each)
+    return {"samples": processes, "protocol__num_processes": max(len(per_process), 1)}
+
+
 def surroundings(
     *,
     foreign: tuple[float, float] = (0.0, 0.0),

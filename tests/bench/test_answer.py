@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
-import runpy
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import hypothesis
 import hypothesis.strategies as st
@@ -21,8 +19,8 @@ from havoc_core.bench.judge.answer import envelope_path, load_answerer, require_
 from havoc_core.bench.judge.record import Record, load_record
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
+from tests.bench import sample_records as samples
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 NONCE, OTHER = "challenge-0123456789", "challenge-9876543210"
 PRIVATE = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8)
 

@@ -139,7 +139,7 @@ def test_notes_say_what_limits_the_figures() -> None:
     assert any("one seed" in note for note in notes(document(PROVEN, seeds=[0])))
     edge = arm("svf", [60], low=0.0, high=0.1, rate=0.1, num_failed=2)
     said = notes(document(edge))
-    assert any("another might do better: SVF, seed 0" in note for note in said)
+    assert any("better: SVF, seed 0" in note for note in said)
     assert any("the judge failed on 2 answers" in note for note in said)
     unmoved = arm("svf", [50], low=-0.1, high=0.1, rate=0.001, validation={"num_right": 1, "num_rows": 50, "step": 0})
     (note,) = notes(document(unmoved))
@@ -180,7 +180,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     write_baselines(document(PROVEN), tmp_path)
     assert {name: (tmp_path / name).read_bytes() for name in WRITTEN} == first
     (tmp_path / "other.json").write_text("{}")
-    with pytest.raises(HavocError, match=r"other.json: not a comparison of baselines \(havoc-baselines/1\)"):
+    with pytest.raises(HavocError, match=r"other.json: .*havoc-baselines/1"):
         read_baselines(tmp_path / "other.json")
 
 
@@ -199,6 +199,6 @@ def test_the_kept_pages_are_what_their_documents_give(tmp_path: Path) -> None:
 
 def test_docs_need_a_record(tmp_path: Path) -> None:
     """A page without its records would be a claim."""
-    with pytest.raises(HavocError, match=r"holds no baselines.json; `havoc baselines` makes one"):
+    with pytest.raises(HavocError, match=r"no baselines.json; `havoc baselines`"):
         write_docs(tmp_path, tmp_path / "page.md")
     assert not (tmp_path / "page.md").exists()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import runpy
 import shutil
 import signal
 import subprocess
@@ -11,13 +10,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from havoc_core.bench.judge.record import load_record
+from tests.alive import is_running
+from tests.bench import sample_records as samples
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 Bench = Callable[..., "subprocess.Popen[str]"]
 PATIENCE_S = 60.0
 
@@ -58,13 +57,6 @@ def measuring_child(parent: subprocess.Popen[str]) -> int:
                 return int(stat.parent.name)
         time.sleep(0.01)
     raise AssertionError("no child was started")
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:

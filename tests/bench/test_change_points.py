@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 import random
-import runpy
 import statistics
 from itertools import pairwise
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given, settings
@@ -26,8 +23,8 @@ from havoc_core.bench.judge.change_points import (
     level_changes,
     level_of,
 )
+from tests.bench import simulated_histories as simulated
 
-simulated = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("simulated_histories.py"))))
 BEFORE = [0.0, 0.01, -0.01, -0.01, 0.01, 0.0, 0.01, -0.01, -0.01, 0.01]
 AFTER = [0.11, 0.09, 0.10]
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -14,8 +11,8 @@ import pytest
 
 from havoc_core.bench.report import charts
 from havoc_core.bench.report.search_files import Front
+from tests.bench import sample_records as samples
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 SVG = "{http://www.w3.org/2000/svg}"
 
 

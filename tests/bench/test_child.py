@@ -19,6 +19,7 @@ from havoc_core.bench.requests import LATENCY, Mark, MeasureRequest
 from havoc_core.bench.watched_run import open_session
 from havoc_core.errors import HavocError, IdentityError, MeasurementError
 from havoc_core.export.runtime.child import run_worker
+from tests.alive import is_running
 
 pytestmark = pytest.mark.alone
 
@@ -57,7 +58,7 @@ def test_hanging_child_is_ended(endless_request: MeasureRequest) -> None:
     pids: list[int] = []
     with pytest.raises(MeasurementError, match="gave no result within 2 s"):
         run_worker(LATENCY, endless_request, timeout_s=2, on_start=pids.append)
-    assert not _is_running(pids[0])
+    assert not is_running(pids[0])
 
 
 def test_interrupt_leaves_no_child(endless_request: MeasureRequest) -> None:
@@ -69,7 +70,7 @@ def test_interrupt_leaves_no_child(endless_request: MeasureRequest) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run_worker(LATENCY, endless_request, timeout_s=60, on_start=pids.append, listen=interrupt)
-    assert not _is_running(pids[0])
+    assert not is_running(pids[0])
 
 
 def test_errors_keep_their_kind(endless_request: MeasureRequest, tmp_path: Path) -> None:
@@ -97,13 +98,6 @@ def test_child_dies_with_its_parent(tiny_artifact: Path) -> None:
         assert Path(f"/proc/{child}").exists()
         parent.kill()
     deadline = time.monotonic() + 20
-    while time.monotonic() < deadline and _is_running(child):
+    while time.monotonic() < deadline and is_running(child):
         time.sleep(0.05)
-    assert not _is_running(child)
-
-
-def _is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
+    assert not is_running(child)

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,11 +16,10 @@ from havoc_core.bench.judge.answer import envelope_path
 from havoc_core.bench.judge.record import Record, load_record
 from havoc_core.bench.record_folder import DERIVED, previous_record
 from havoc_core.bench.report.folder import SUMS, WRITTEN
-from havoc_core.cli import main
+from tests.bench import sample_records as samples
+from tests.commands import run_and_read as run
 
 pytestmark = pytest.mark.alone
-
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 
 
 @pytest.fixture
@@ -36,12 +33,6 @@ def saved(folder: Path, name: str, **changes: Any) -> Path:
     path = folder / f"{name}.json"
     samples.record("cpu", run_id=name, device__cpu=cpu, device__name=cpu["name"], **changes).save(path)
     return path
-
-
-def run(capsys: pytest.CaptureFixture[str], *words: str | Path) -> tuple[int, str, str]:
-    code = main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
 
 
 def test_gate_passes_and_says_so(record: Path, capsys: pytest.CaptureFixture[str]) -> None:

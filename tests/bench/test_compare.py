@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +11,7 @@ from havoc_core.bench.judge.compare import Comparison, compare, decide, disturba
 from havoc_core.bench.judge.record import DomainAccuracy, Record
 from havoc_core.bench.judge.schema import row_bits
 from havoc_core.errors import IdentityError, MeasurementError
-
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
-
+from tests.bench import sample_records as samples
 
 PREFILL_ALONE = {"samples__each__decode": [], "samples__each__ttft": {}}
 
@@ -144,7 +139,7 @@ def test_disturbed_records_are_warned_of_and_prove_less() -> None:
     calm, busy = noisy(1, **PREFILL_ALONE), noisy(2, **PREFILL_ALONE, **beside)
     assert disturbances(calm, noisy(3)) == []
     (warning,) = disturbances(calm, busy)
-    assert "the new record noisy-2 was disturbed in" in warning
+    assert "noisy-2 was disturbed in" in warning
     quiet, disturbed = (change_of(compare(calm, record), "prefill_ms") for record in (noisy(2, **PREFILL_ALONE), busy))
     assert quiet.low is not None
     assert disturbed.low is not None

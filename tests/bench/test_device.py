@@ -11,12 +11,7 @@ from pathlib import Path
 import pytest
 
 from havoc_core.bench import device as device_module
-from havoc_core.bench.device import (
-    identify_cpu,
-    identify_device,
-    identify_host,
-    runtime_package,
-)
+from havoc_core.bench.device import identify_cpu, identify_device, identify_host, runtime_package
 from havoc_core.bench.nvml import loaded_library
 from havoc_core.errors import HavocError
 from havoc_core.export.runtime.devices import CPU_PROVIDER, CUDA_PROVIDER

@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -22,8 +20,7 @@ from havoc_core.cli import main, parse
 from havoc_core.errors import HavocError, IdentityError
 from havoc_core.export.runtime.devices import DEVICE_KINDS, DeviceKind, kind_of_provider
 from havoc_core.export.runtime.providers import require_provider
-
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+from tests.bench import sample_records as samples
 
 NPU = DeviceKind(name="npu", provider="NpuExecutionProvider", tensors="npu", runtime_bytes=700_000_000)
 NAME = "Example NPU 1"
@@ -70,9 +67,9 @@ def test_it_is_identified_and_offered() -> None:
     assert identify_device("NpuExecutionProvider") == measured_device() == identify_npu()
     assert parse(["export", "nano", "--for", "npu", "--out", "x"]).device == "npu"
     assert kind_of_provider("NpuExecutionProvider") is NPU
-    with pytest.raises(HavocError, match="unknown provider 'TpuExecutionProvider': choose .* or NpuExecutionProvider"):
+    with pytest.raises(HavocError, match="'TpuExecutionProvider': .* or NpuExecutionProvider"):
         kind_of_provider("TpuExecutionProvider")
-    with pytest.raises(IdentityError, match="'NpuExecutionProvider' is not in this ONNX Runtime; there are C"):
+    with pytest.raises(IdentityError, match="'NpuExecutionProvider' is not .*; there are C"):
         require_provider("NpuExecutionProvider")
 
 
@@ -92,7 +89,7 @@ def test_a_record_of_it_is_judged(target: str) -> None:
     assert (found.verdict, found.exit_code) == ("not_measured", 5)
     assert "measured on a cpu device" in found.reason
     elsewhere = samples.record("cuda", **changes | {"protocol__provider": "CPUExecutionProvider"})
-    assert "CPUExecutionProvider does not run on a npu device" in judge([elsewhere], load_target(target)).reason
+    assert "CPUExecutionProvider does not run on a npu" in judge([elsewhere], load_target(target)).reason
 
 
 def test_plan_reckons_with_its_runtime(
@@ -111,7 +108,7 @@ def test_plan_reckons_with_its_runtime(
 def test_steps_are_captured_where_the_kind_can(tmp_path: Path) -> None:
     """`bench` refuses before anything runs."""
     with (
-        pytest.raises(HavocError, match="captured as a CUDA graph on CUDAExecutionProvider, this is Npu"),
+        pytest.raises(HavocError, match="graph on CUDAExecutionProvider, this is Npu"),
         open_session(tmp_path, provider=NPU.provider, profile=PROFILES["quick"], captures_steps=True),
     ):
         pass

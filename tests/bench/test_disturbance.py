@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from havoc_core.bench.judge import disturbance
 from havoc_core.bench.judge.record import Calls, ProcessSamples
-
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+from tests.bench import sample_records as samples
 
 
 def process(**changes: Any) -> ProcessSamples:

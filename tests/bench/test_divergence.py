@@ -88,5 +88,5 @@ def test_without_a_tokenizer_no_text_is_read(own_artifact: Path) -> None:
     manifest = json.loads((own_artifact / "manifest.json").read_text())
     manifest["files"].pop("tokenizer.json")
     (own_artifact / "manifest.json").write_text(json.dumps(manifest))
-    with enter(str(own_artifact)) as side, pytest.raises(HavocError, match="none of the models has a tokenizer"):
+    with enter(str(own_artifact)) as side, pytest.raises(HavocError, match="none .*has a tokenizer"):
         divergence(side, side, side, num_threads=1)

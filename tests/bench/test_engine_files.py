@@ -55,7 +55,7 @@ def test_another_number_of_tokens_is_a_fault(num_given: int) -> None:
 
 def test_a_token_that_the_model_does_not_have_is_a_fault() -> None:
     """A vocabulary of nine has no token nine, whatever an engine says."""
-    with pytest.raises(RuntimeError, match="gave token 10, the model has 9"):
+    with pytest.raises(RuntimeError, match="token 10, .*has 9"):
         episode(Scripted(4), [7], 4, num_ids=9)
 
 
@@ -66,7 +66,7 @@ def test_agreement_counts_up_to_the_first_difference() -> None:
     agreement.hear((5, 6, 7, 8), (4, 6, 7, 8))
     agreement.hear((5, 6, 7, 8), (5, -1, 7, 8))
     assert agreement == Agreement(num_prompts=3, num_first_same=2, num_tokens=12, num_same=5)
-    assert "the first is the same in 2 of 3, and 5 of 12" in agreement.sentence()
+    assert "in 2 of 3, and 5 of 12" in agreement.sentence()
 
 
 def test_every_engine_is_a_file_with_a_package(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_an_address_decides_by_latency_alone() -> None:
     """It tells neither its memory nor how long it loaded, so neither can decide."""
     server = contender(identity={"address": "http://x"}, engine="llama_cpp", shown="http://x")
     require_told(server, ("latency",))
-    with pytest.raises(HavocError, match="http://x: a server at an address does not tell memory or load"):
+    with pytest.raises(HavocError, match="http://x: .*memory or load"):
         require_told(server, ("latency", "memory", "load"))
     require_told(contender(), ("latency", "memory", "load"))
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,12 +19,12 @@ from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.report.run_facts import facts
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
+from tests.bench import sample_records as samples
 
 if TYPE_CHECKING:
     from havoc_core.bench.judge.record import Record
     from havoc_core.bench.judge.targets import Target
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 
 FILES = {"model.gguf": "a" * 64}
 ENGINES = {
@@ -63,7 +61,7 @@ def test_limits_are_judged_and_no_verdict_is_a_pass() -> None:
         assert (found.verdict, found.exit_code, found.findings) == ("inconclusive", 3, ())
         assert {line.verdict for line in found.lines} == {"pass"}
         assert "llama.cpp is another engine" in found.reason
-        assert "were not measured, so it is no pass" in found.reason
+        assert "were not measured" in found.reason
 
 
 def test_a_miss_is_a_miss_and_what_is_missing_is_not_measured() -> None:
@@ -141,7 +139,7 @@ def test_gate_and_report_take_the_model_as_the_artifact(tmp_path: Path, capsys: 
     assert "no verdict on it is a pass" in text
     model.write_bytes(b"weighty")
     assert main(["gate", str(out), *words]) == 5
-    assert "model.gguf is not the file that was measured" in capsys.readouterr().out
+    assert "model.gguf is not the file" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -191,7 +189,7 @@ def test_hidden_files_are_no_part_of_a_model(tmp_path: Path) -> None:
     assert sorted(found) == ["config.json", "model.safetensors", "onnx/model.onnx", "tokenizer.bin"]
     assert [name for name, file in found.items() if is_weights(file)] == ["model.safetensors", "onnx/model.onnx"]
     (tmp_path / "odd name").write_bytes(b"x")
-    with pytest.raises(HavocError, match="no record can hold a file called 'odd name'"):
+    with pytest.raises(HavocError, match="no record .*'odd name'"):
         files_of(tmp_path)
     with pytest.raises(HavocError, match="no such model"):
         hash_files(tmp_path / "nothing")

@@ -6,7 +6,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import runpy
 import shutil
 import socket
 import statistics
@@ -39,13 +38,13 @@ from havoc_core.bench.watched_run import open_session
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError, MeasurementError
 from havoc_core.export.package import export_artifact
+from tests import gguf_files as files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 pytestmark = pytest.mark.alone
 
-files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
 OPENVINO_PYTHON = os.environ.get("HAVOC_OPENVINO_PYTHON") or None
 GENAI_PYTHON = os.environ.get("HAVOC_GENAI_PYTHON") or None
 WORK = Workload(prompt_tokens=16, context_tokens=16, decode_tokens=6)
@@ -329,7 +328,7 @@ def test_an_engine_that_tells_no_logits_is_one_line(
     request = LogitsRequest(
         artifact=str(base), provider="", num_threads=1, engine="x", num_ids=9, pieces=((1,),), out=tmp_path / "x.npy"
     )
-    with pytest.raises(HavocError, match="pytest does not tell how likely a token is"):
+    with pytest.raises(HavocError, match="pytest does not tell"):
         engine_worker.tell_logits(request, lambda _: None)
 
 
@@ -338,7 +337,7 @@ def test_a_server_that_stalls_is_given_up(server: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(Server, "fault", "stalls")
     monkeypatch.setattr(lockstep, "TIMEOUT_S", 3.0)
     side = Side(name="new", artifact=server, engine="llama_cpp")
-    with pytest.raises(MeasurementError, match="^new: .* gave no result within 3 s"):
+    with pytest.raises(MeasurementError, match="^new: .* within 3 s"):
         list(blocks_in_lockstep(side, side, num_blocks=1, num_exchanges=1, workload=WORK, num_ids=NUM_IDS))
 
 
@@ -378,11 +377,7 @@ SMALL = "--prompt-tokens 16 --decode-tokens 6 --threads 1 --wait 0 --json --quie
 
 @pytest.mark.parametrize("engine", ["genai", "llama_cpp"])
 def test_an_engine_has_a_record(
-    engine: str,
-    artifact: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    engine: str, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Times, memory, load and a cold start as of an artifact; version and hashes of the model in it."""
     monkeypatch.setitem(PROFILES, "quick", BRIEF)

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import runpy
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -29,8 +26,8 @@ from havoc_core.bench.judge.record import (
 from havoc_core.bench.neighbours import Neighbour
 from havoc_core.bench.profiles import Profile
 from havoc_core.bench.watched_run import Attempt
+from tests.bench import sample_records as samples
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 COUNTED = {"num_periods": 100, "num_throttled_periods": 0, "throttled_ns": 0}
 CALM = Surroundings.model_validate(samples.surroundings() | COUNTED, strict=False)
 BUSY = Surroundings.model_validate(samples.surroundings(foreign=(0.0, 1e9)), strict=False)

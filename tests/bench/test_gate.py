@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import runpy
 import shutil
 import sys
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,8 +24,8 @@ from havoc_core.bench.judge.record import Record, load_record
 from havoc_core.bench.judge.targets import load_target
 from havoc_core.errors import HavocError, IdentityError
 from havoc_core.export.runtime.verification import Verified
+from tests.bench import known_bad as known
 
-known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 samples = known.samples
 
 

@@ -26,10 +26,10 @@ from havoc_core.bench.judge.case import Case, Rule
 from havoc_core.bench.judge.targets import Limit, RequiredProtocol, load_target
 from havoc_core.errors import HavocError
 from havoc_core.export.runtime.verification import Verified
+from tests.bench import known_bad as known
 
 pytestmark = pytest.mark.mutation
 
-known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 mutation = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "mutation.py")))
 samples = known.samples
 
@@ -78,21 +78,12 @@ MORE_ROWS = {"num_right": 901, "num_rows": 1001, "rows_sha256": "f" * 64}
 FEW = {"samples": samples.document("cpu")["samples"][:4], "protocol__num_processes": 4}
 APART_MS = [80.0, 84.0, 88.0, 92.0, 96.0]
 NEXT_MS = bounds.next_bound(APART_MS, scatter=APART_MS, confidence=0.95)  # a limit that the next process just misses
+BUSY = {"busy_ns": 65_000_000_000}
 Probe = tuple[Limit, dict[str, Any]]
 
 
 def unsettled(kind: str) -> dict[str, Any]:
     return {"samples__2__warmup__classification": kind}
-
-
-def prefills(per_process: list[list[float]]) -> dict[str, Any]:
-    processes = []
-    for index, times_ms in enumerate(per_process):
-        durations = [round(1e6 * ms) for ms in times_ms]
-        starts = [sum(durations[:place]) for place in range(len(durations))]
-        process = samples.process(index, "CPUExecutionProvider") | {"busy_ns": 65_000_000_000}
-        processes.append(process | {"prefill": {"start_ns": starts, "duration_ns": durations}})
-    return {"samples": processes, "protocol__num_processes": len(per_process)}
 
 
 def latency_probes() -> list[Probe]:
@@ -121,17 +112,20 @@ def latency_probes() -> list[Probe]:
     narrow = [Limit(metric="prefill_ms", below=ms, unit="ms") for ms in (39, 41)]
     return [
         (PREFILL, {}),
-        *((PREFILL, prefills(times)) for times in sets),
+        *((PREFILL, samples.prefills(*times, **BUSY)) for times in sets),
         *((limit, unsettled(kind)) for limit in narrow for kind in ("slowdown", "no_steady_state", "warmup")),
-        (PREFILL, prefills([[50.0] * 20] * 5) | unsettled("slowdown")),
-        (PREFILL, prefills([[40.0] * 40] * 4 + [[55.0] * 40]) | unsettled("slowdown")),
-        (Limit(metric="prefill_ms", below=NEXT_MS, unit="ms"), prefills([[level] * 40 for level in APART_MS])),
+        (PREFILL, samples.prefills(*[[50.0] * 20] * 5, **BUSY) | unsettled("slowdown")),
+        (PREFILL, samples.prefills(*[[40.0] * 40] * 4 + [[55.0] * 40], **BUSY) | unsettled("slowdown")),
+        (
+            Limit(metric="prefill_ms", below=NEXT_MS, unit="ms"),
+            samples.prefills(*[[level] * 40 for level in APART_MS], **BUSY),
+        ),
         (PREFILL, {"samples__each__prefill": {"start_ns": [], "duration_ns": []}}),
         (PREFILL, {"samples__0__busy_ns": 12_999_999_999}),
         (PREFILL, {"samples": []}),
-        (Limit(metric="prefill_ms", below=100.0, unit="ms", percentile=0.5), prefills(sets[2])),
-        (Limit(metric="prefill_ms", below=100.0, unit="ms", confidence=0.99), prefills(sets[2])),
-        (Limit(metric="prefill_ms", below=102.0, unit="ms", confidence=0.9), prefills(sets[13])),
+        (Limit(metric="prefill_ms", below=100.0, unit="ms", percentile=0.5), samples.prefills(*sets[2], **BUSY)),
+        (Limit(metric="prefill_ms", below=100.0, unit="ms", confidence=0.99), samples.prefills(*sets[2], **BUSY)),
+        (Limit(metric="prefill_ms", below=102.0, unit="ms", confidence=0.9), samples.prefills(*sets[13], **BUSY)),
     ]
 
 
@@ -245,7 +239,7 @@ def disturbed_probes() -> list[Probe]:
     rates = [Limit(metric="decode_tok_per_s", above=rate, unit="tok/s") for rate in (490, 510, 999, 1001)]
     loads = [Limit(metric="load_s", below=s, unit="s") for s in (0.1, 1.0)]
     moments = [(0.0, 0.6), (0.2, 0.3), (0.5, 0.6), (13.7, 14.0), (13.7, 13.8), (13.7, 15.0), (0.0, 0.1)]
-    eleven = prefills([[50.0] * 11] * 7)
+    eleven = samples.prefills(*[[50.0] * 11] * 7, **BUSY)
     spans = [SPAN | {"process_j_per_tok": each} for each in ([], [0.5], [0.5, 0.6], [0.4, 0.5, 0.6, 0.5, 0.5])]
     exact = Limit(metric="prefill_ms", below=10.0, unit="ms", confidence=1 - 0.5**5)
     slow_run = {"samples__0__decode__0__step_ns": [4_000_000] * 127, "samples__each__busy_ns": 65_000_000_000}

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from xml.etree import ElementTree as ET
 
 import pytest
 
 from havoc_core.bench.device import identify_cpu
+from tests.bench import sample_records as samples
 
 yaml = pytest.importorskip("yaml")
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 GITHUB = Path(__file__).parents[2] / ".github"
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,8 +14,8 @@ from havoc_core.bench.judge.targets import load_target
 from havoc_core.bench.report.handoff import build_handoff
 from havoc_core.bench.report.phase6 import HandedOver, keep, read_handed_over, read_kept
 from havoc_core.errors import HavocError
+from tests.bench import sample_records as samples
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 EXPERTS = {domain: f"z_vectors_{domain}.safetensors" for domain in samples.DOMAINS}
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,8 +22,8 @@ from havoc_core.bench.report.folder import junit, telemetry_csv
 from havoc_core.bench.report.history import entry
 from havoc_core.bench.report.run import Run
 from havoc_core.errors import HavocError
+from tests.bench import sample_records as samples
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 TARGETS = [load_target(name) for name in ("host", "gtx1660")]
 GOOD = samples.record("cpu")
 

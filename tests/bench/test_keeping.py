@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import errno
 import os
-import runpy
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from havoc_core.bench.judge.record import load_record
 from havoc_core.bench.record_folder import keep
 from havoc_core.errors import HavocError
-
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+from tests.bench import sample_records as samples
 
 
 @pytest.fixture

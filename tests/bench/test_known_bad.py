@@ -7,11 +7,9 @@ that refuses everything would be of no use.
 from __future__ import annotations
 
 import json
-import runpy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,8 +17,8 @@ import pytest
 from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.judge.record import seal_of
 from havoc_core.cli import main
+from tests.bench import known_bad as known
 
-known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 samples = known.samples
 ALL_CASES = """missing metric, no format cost, coarse format,
     empty samples, impossible latency, zero VRAM, VRAM below weight bytes, NVML None,
@@ -117,7 +115,7 @@ FAULTS: dict[str, list[Fault]] = {
     "projected record": [broken("I02", 0, "projected")],
     "edited record": [Fault(exit_code=5, word="changed", edit=('"num_right": 900', '"num_right": 990'), reseal=False)],
     "too few samples": [
-        Fault(exit_code=3, word="processes", changes={"samples__3__prefill": {}, "samples__4__prefill": {}}),
+        Fault(exit_code=3, word="processes", changes={"samples__3__prefill": {}, "samples__4__prefill": {}})
     ],
     "interval straddles limit": [
         Fault(exit_code=3, word="within the interval", changes={"accuracy__math__num_right": 850})
@@ -135,7 +133,7 @@ FAULTS: dict[str, list[Fault]] = {
     "ms/s mix": [broken("V16", 0, "not in one unit"), Fault(exit_code=2, word="no unit", target=('"GiB"', '"ms"'))],
     "unknown config key": [Fault(exit_code=2, word="belwo", target=("below", "belwo"))],
     "schema from the future": [
-        Fault(exit_code=2, word="newer than this program", edit=('"schema_version": 1', '"schema_version": 2')),
+        Fault(exit_code=2, word="newer than this program", edit=('"schema_version": 1', '"schema_version": 2'))
     ],
     "xdist": [broken("V13", 0, "xdist")],
 }

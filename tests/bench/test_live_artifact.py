@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,10 +17,9 @@ from havoc_core.bench.worker import Bench
 from havoc_core.errors import HavocError, IdentityError
 from havoc_core.export.package import export_artifact
 from havoc_core.export.source import open_source
+from tests.bench import sample_records as samples
 
 pytestmark = pytest.mark.alone
-
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 
 
 @pytest.fixture(scope="module")

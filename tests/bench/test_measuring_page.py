@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import re
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +13,8 @@ from havoc_core.bench.judge import disturbance, limits, validity
 from havoc_core.bench.judge.gate import CIRCUMSTANCES, judge
 from havoc_core.bench.judge.rules import RULES
 from havoc_core.bench.judge.targets import Limit, load_target
+from tests.bench import known_bad as known
 
-known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 samples = known.samples
 PAGE = (Path(__file__).parents[2] / "docs" / "measuring.md").read_text()
 FIGURES: dict[str, list[float]] = {

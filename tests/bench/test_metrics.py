@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -18,8 +16,8 @@ from havoc_core.bench.report import page
 from havoc_core.bench.report.folder import junit
 from havoc_core.bench.report.history import entry
 from havoc_core.bench.report.run import Run
+from tests.bench import sample_records as samples
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 TARGET = """
 [board]
 title = "a board"

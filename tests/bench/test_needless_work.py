@@ -15,9 +15,9 @@ from havoc_core.bench.contender import enter
 from havoc_core.bench.duel import judge_until_proven
 from havoc_core.bench.judge.paired import Block, Turn
 from havoc_core.export.runtime.session import DecoderSession
+from tests.bench import needless_work as needless
 
 HERE = Path(__file__).parent
-needless = SimpleNamespace(**runpy.run_path(str(HERE / "needless_work.py")))
 duels = SimpleNamespace(**runpy.run_path(str(HERE.parent / "perf" / "duels_beside_load.py")))
 
 

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import itertools
 import math
-import runpy
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from scipy import stats
 
 from havoc_core.bench.judge.paired import CONFIDENCE, Block, Paired, Turn, judge_blocks, verdict_of
+from tests.bench import simulated_pairs as simulated
 
-simulated = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("simulated_pairs.py"))))
 MS = 1_000_000
 
 

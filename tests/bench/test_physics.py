@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +15,8 @@ from havoc_core.model import cost
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.hf_config import to_hf
 from havoc_core.model.structure import Structure
+from tests.bench import sample_records as samples
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 CONFIG = HavocConfig.edge_135m()
 
 

@@ -182,10 +182,10 @@ def test_peaks_are_never_those_of_another_device(tmp_path: Path, monkeypatch: py
         if "1660" in name:
             assert paper_roofline(target) == load_target("gtx1660").roofline
             continue
-        with pytest.raises(HavocError, match=r"the peaks of 'NVIDIA GeForce RTX 9999' .* \[mine\.roofline\]"):
+        with pytest.raises(HavocError, match=r"'NVIDIA GeForce RTX 9999' .* \[mine\.roofline\]"):
             build_plan("nano", target)
     board = load_target("host").device.model_copy(update={"is_this_machine": False, "names": ("Board Processor",)})
-    with pytest.raises(HavocError, match="the peaks of 'Board Processor'"):
+    with pytest.raises(HavocError, match="peaks of 'Board Processor'"):
         build_plan("nano", load_target("host").model_copy(update={"device": board}))
     assert paper_roofline(load_target("host")) is None
 

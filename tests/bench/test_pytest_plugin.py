@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -16,10 +14,10 @@ from havoc_core.bench.device import identify_cpu
 from havoc_core.bench.judge.gate import hash_artifact
 from havoc_core.export.runtime.artifact import MANIFEST
 from havoc_core.export.runtime.verification import Verified, save_verified
+from tests.bench import sample_records as samples
 
 pytestmark = pytest.mark.alone
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 SUITE = """
 def test_release(havoc_gate):
     havoc_gate()

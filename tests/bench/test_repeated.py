@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import random
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -13,8 +10,8 @@ from havoc_core.bench.judge.limits import judge_limit
 from havoc_core.bench.judge.repeated import any_time_bounds, log_evidence
 from havoc_core.bench.judge.targets import Limit, load_target
 from havoc_core.bounds import share_bounds
+from tests.bench import sample_records as samples
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 LIMIT = {"metric": "accuracy/math", "above": 85.0, "unit": "%"}
 
 

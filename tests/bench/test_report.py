@@ -9,13 +9,11 @@ import json
 import os
 import random
 import re
-import runpy
 import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from xml.etree import ElementTree as ET
 
@@ -36,8 +34,8 @@ from havoc_core.bounds import share_bounds
 from havoc_core.cli import main
 from havoc_core.errors import HavocError, IdentityError
 from havoc_core.export.runtime.verification import Verified, save_verified
+from tests.bench import sample_records as samples
 
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
 HOSTILE = "<script>alert(1)</script> | *x* `y`"
 
 
@@ -548,7 +546,7 @@ def test_a_search_says_which_card_answered() -> None:
     def notes(**fields: object) -> str:
         return " ".join(Front.model_validate(front() | fields).notes())
 
-    assert "their answers are those of a card (cuda)" in notes(answered_on={"device": "cuda", "name": "a card"})
+    assert "those of a card (cuda)" in notes(answered_on={"device": "cuda", "name": "a card"})
     assert notes(answered_on={"device": "cpu", "name": "a processor"}) == notes()
 
 
@@ -556,7 +554,7 @@ def test_the_search_is_told_in_sentences() -> None:
     """Where the chosen one came from, whether breeding found anything, whether it settled, what played no part."""
     notes = Front.model_validate(front()).notes()
     assert "the chosen one was bred in generation 1" in notes
-    assert any("is not proven to beat the best one the search started from: +1.0 points" in note for note in notes)
+    assert any("started from: +1.0 points" in note for note in notes)
     assert any(note.startswith("not shown to have settled") for note in notes)
     other = Front.model_validate(
         {**front(), "chosen": "a", "evidence": "measured_other_device", "disturbance": "a neighbour took the CPU"}

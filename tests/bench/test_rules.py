@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +10,8 @@ from havoc_core.bench.judge.case import Case
 from havoc_core.bench.judge.record import Record, seal_of
 from havoc_core.bench.judge.rules import RULES, device_problem
 from havoc_core.bench.judge.targets import load_target
+from tests.bench import known_bad as known
 
-known = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("known_bad.py"))))
 samples, case_of, BAD = known.samples, known.case_of, known.BAD
 
 
@@ -55,8 +52,7 @@ ALONE = set(BAD) - {
 
 
 @pytest.mark.parametrize(
-    ("rule", "kind", "changes"),
-    [pytest.param(rule, *BAD[rule][0], id=rule) for rule in sorted(ALONE)],
+    ("rule", "kind", "changes"), [pytest.param(rule, *BAD[rule][0], id=rule) for rule in sorted(ALONE)]
 )
 def test_a_fault_breaks_no_other_rule(rule: str, kind: str, changes: dict[str, Any]) -> None:
     """Rules do not overlap: the reason a person reads is the reason there is."""

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import runpy
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,8 +14,7 @@ from havoc_core.adapt.tasks.task import load_task
 from havoc_core.bench.judge.metrics import metric_of
 from havoc_core.bench.judge.targets import load_target, read_targets, require_known_tasks, require_pinned
 from havoc_core.errors import HavocError
-
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("sample_records.py"))))
+from tests.bench import sample_records as samples
 
 OWN = """
 [jetson]
@@ -225,7 +222,7 @@ def test_only_a_regular_file_is_opened(tmp_path: Path) -> None:
 def test_an_entry_of_no_file_is_an_unknown_target() -> None:
     """What stands in front of the colon must be a targets file, or it is a name that was misspelt."""
     for name in ("x:y", "nothing-of-this-name:host"):
-        with pytest.raises(HavocError, match=f"^unknown target '{name}': choose from "):
+        with pytest.raises(HavocError, match=f"^unknown target '{name}': choose"):
             load_target(name)
 
 
@@ -325,6 +322,6 @@ def test_a_record_of_other_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.toml").write_text(text.format("a" * 64))
     require_pinned(load_target(str(tmp_path / "t.toml")), [record])
     (tmp_path / "t.toml").write_text(text.format("b" * 64))
-    with pytest.raises(HavocError, match=f"pinned to data_sha256 {'b' * 64}, and .* holds {'a' * 64}") as caught:
+    with pytest.raises(HavocError, match=f"{'b' * 64}, .* holds {'a' * 64}") as caught:
         require_pinned(load_target(str(tmp_path / "t.toml")), [record])
     assert caught.value.exit_code == 2

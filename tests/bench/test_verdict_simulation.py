@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import runpy
-from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from havoc_core.bench.judge.record import Record
-
-simulated = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("simulated_benches.py"))))
+from tests.bench import simulated_benches as simulated
 
 
 def test_beside_load_at_most_one_verdict_in_a_hundred_is_wrong() -> None:

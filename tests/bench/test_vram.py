@@ -10,14 +10,13 @@ from hypothesis import strategies as st
 
 from havoc_core.bench.gpu_processes import sort_out
 from havoc_core.bench.judge.limits import LOWER_BOUND_METHODS
-from havoc_core.bench.judge.record import MemorySeries
 from havoc_core.bench.nvml import GpuProcess
 from havoc_core.bench.vram import VramFinding, VramReading, arena_series, disagreement, settle
 
 MB = 1_000_000
 
 
-def _settle(readings: list[VramReading], **changes: Any) -> VramFinding:
+def _settle(readings: list[VramReading], *, first_ns: int = 0, **changes: Any) -> VramFinding:
     usual = {
         "process": 0,
         "zero_ns": 0,
@@ -29,7 +28,7 @@ def _settle(readings: list[VramReading], **changes: Any) -> VramFinding:
         "weight_bytes": 100 * MB,
         "phase_start_ns": {"load": 1},
     }
-    return settle(list(enumerate(readings)), **{**usual, **changes})
+    return settle(list(enumerate(readings, first_ns)), **{**usual, **changes})
 
 
 def _reading(device: int | None, own: int | None = None, others: int | None = 0) -> VramReading:
@@ -43,11 +42,7 @@ def _reading(device: int | None, own: int | None = None, others: int | None = 0)
 def test_methods_in_order() -> None:
     """Accounting before per-process sampling before the whole card; each held against the next."""
     readings = [_reading(400, 90), _reading(720, 410), _reading(700, 400)]
-    chosen = [
-        _settle(readings, accounted_bytes=415 * MB),
-        _settle(readings),
-        _settle([_reading(400), _reading(720)]),
-    ]
+    chosen = [_settle(readings, accounted_bytes=415 * MB), _settle(readings), _settle([_reading(400), _reading(720)])]
     assert [(f.series.method, f.series.peak_bytes, f.series.cross_check_bytes) for f in chosen] == [
         ("nvml_accounting", 415 * MB, 410 * MB),
         ("nvml_process", 410 * MB, 420 * MB),
@@ -128,10 +123,7 @@ def test_nothing_is_never_zero() -> None:
 @given(
     st.lists(
         st.builds(
-            _reading,
-            st.none() | st.integers(0, 6000),
-            st.none() | st.integers(0, 6000),
-            st.none() | st.integers(0, 2),
+            _reading, st.none() | st.integers(0, 6000), st.none() | st.integers(0, 6000), st.none() | st.integers(0, 2)
         ),
         max_size=12,
     )
@@ -171,25 +163,10 @@ def test_limits_are_exact() -> None:
 
 def test_series_keeps_what_was_seen() -> None:
     """Baseline, times since the session began, and under accounting the curve of the best sampled method."""
-    readings = [_reading(500, 150), _reading(520, 180)]
-    series = settle_at(readings, accounted_bytes=200 * MB)
+    began = {"first_ns": 17, "zero_ns": 10, "phase_start_ns": {"load": 16}}
+    series = _settle([_reading(500, 150), _reading(520, 180)], accounted_bytes=200 * MB, **began).series
     assert series.baseline_bytes == 300 * MB
     assert (series.time_ns, series.reading_bytes) == ((7, 8), (150 * MB, 180 * MB))
     assert series.phase_start_ns == {"load": 6}
-    assert settle_at([_reading(500), _reading(520)], accounted_bytes=220 * MB).reading_bytes == (200 * MB, 220 * MB)
-    assert settle_at([_reading(500, None, 1)], accounted_bytes=220 * MB).reading_bytes == ()
-
-
-def settle_at(readings: list[VramReading], **changes: Any) -> MemorySeries:
-    """Settle readings taken from 17 ns on in a session that began at 10 ns."""
-    usual = {
-        "process": 0,
-        "zero_ns": 10,
-        "interval_ms": 5.0,
-        "max_gap_ms": 6.0,
-        "baseline_bytes": 300 * MB,
-        "settled_bytes": 300 * MB,
-        "weight_bytes": 100 * MB,
-        "phase_start_ns": {"load": 16},
-    }
-    return settle([(17 + index, reading) for index, reading in enumerate(readings)], **{**usual, **changes}).series
+    for readings, found in (([_reading(500), _reading(520)], (200 * MB, 220 * MB)), ([_reading(500, None, 1)], ())):
+        assert _settle(readings, accounted_bytes=220 * MB, **began).series.reading_bytes == found

@@ -15,12 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-import torch
 
-from havoc_core.adapt.basis import Basis, base_basis
-from havoc_core.adapt.expert import Expert, save_expert
-from havoc_core.model.checkpoint import BUNDLED_NANO, load_base
-from havoc_core.progress import SILENT
+from havoc_core.model.checkpoint import BUNDLED_NANO
+from tests.random_experts import write_experts
 
 HERE = Path(__file__).parent
 SIMULATOR = HERE.parent / "bench" / "nvml_simulator"
@@ -221,16 +218,4 @@ def start_scheduler(address: str, *words: str) -> subprocess.Popen[bytes]:
 @pytest.fixture(scope="session")
 def two_experts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random experts of nano for math and code."""
-    folder = tmp_path_factory.mktemp("experts")
-    basis = base_basis(load_base("nano"), folder, SILENT)
-    for seed, name in enumerate(("math", "code")):
-        save_expert(_random_expert(basis, name, seed), folder)
-    return folder
-
-
-def _random_expert(basis: Basis, name: str, seed: int) -> Expert:
-    generator = torch.Generator().manual_seed(seed)
-    deltas = {
-        matrix: 0.1 * torch.randn(part.num_directions, generator=generator) for matrix, part in basis.matrices.items()
-    }
-    return Expert(domain=name, deltas=deltas, base_hash=basis.base_hash, basis_hash=basis.hash)
+    return write_experts(tmp_path_factory.mktemp("experts"), ("math", "code"))

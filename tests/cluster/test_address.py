@@ -46,7 +46,7 @@ def test_certificates_that_are_missing_or_broken(tmp_path: Path) -> None:
     address = Address.parse("tls://127.0.0.1:8786")
     with pytest.raises(HavocError, match="--tls-ca, --tls-cert and --tls-key"):
         security(address, TlsFiles(), "client")
-    with pytest.raises(HavocError, match="certificates are given: give tls"):
+    with pytest.raises(HavocError, match="certificates .*: give tls"):
         security(Address.parse("127.0.0.1"), TlsFiles(key=tmp_path / "key.pem"), "client")
     broken = tmp_path / "broken.pem"
     broken.write_text("no certificate")

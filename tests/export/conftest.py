@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from havoc_core.adapt.expert import Expert
+from havoc_core.adapt.expert import Expert, save_expert
 from havoc_core.adapt.svf import Basis, compute_basis
+from havoc_core.export.package import export_artifact
 from havoc_core.export.source import Source, open_source
 from havoc_core.model.config import AttentionConfig, HavocConfig, RopeScaling, VisionConfig
+from havoc_core.model.structure import Structure
 from havoc_core.model.tensors import tensor_shapes
 from havoc_core.model.tokenizer import train_tokenizer
 from havoc_core.model.transformer import HavocModel
@@ -135,3 +138,35 @@ def experts(source: Source, basis: Basis) -> list[Expert]:
 def experts_for() -> Callable[[Source], list[Expert]]:
     """`experts_for(source)`: two experts, math and code, with random scales on every projection of a base."""
     return lambda source: random_experts(source, compute_basis(source.tensors, base_hash=source.hash))
+
+
+@pytest.fixture
+def experts_directory(experts: list[Expert], tmp_path: Path) -> Path:
+    for expert in experts:
+        save_expert(expert, tmp_path / "experts")
+    return tmp_path / "experts"
+
+
+@pytest.fixture(scope="session")
+def whole(base_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of text and vision; read it, do not change it."""
+    return export_artifact(base_directory, tmp_path_factory.mktemp("artifacts") / "whole")
+
+
+@pytest.fixture
+def artifact(whole: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may damage."""
+    return Path(shutil.copytree(whole, tmp_path / "artifact"))
+
+
+@pytest.fixture(scope="session")
+def plain(text_base_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of text alone, without experts; read it, do not change it."""
+    return export_artifact(text_base_directory, tmp_path_factory.mktemp("artifacts") / "plain")
+
+
+@pytest.fixture(scope="session")
+def mixed(source: Source, experts: list[Expert], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact of a mixture in int8; read it, do not change it."""
+    out = tmp_path_factory.mktemp("artifacts") / "mixed"
+    return export_artifact(source, out, experts=experts, alpha=(1.2, 0.5), structure=Structure("int8"))

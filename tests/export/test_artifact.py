@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 import os
@@ -15,21 +14,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from havoc_core.errors import HavocError, IdentityError
-from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime import external
 from havoc_core.export.runtime.artifact import read_manifest, verify_hashes
 from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.verify import verify_artifact
-
-
-@pytest.fixture(scope="module")
-def whole(base_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_artifact(base_directory, tmp_path_factory.mktemp("artifacts") / "whole")
-
-
-@pytest.fixture
-def artifact(whole: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(whole, tmp_path / "artifact"))
+from tests.export.listed import relist
 
 
 def edit(artifact: Path, change) -> None:
@@ -201,14 +190,7 @@ def relocated(artifact: Path, location: str, *, only_first: bool = False) -> Non
     entries = [entry for tensor in graph.graph.initializer for entry in tensor.external_data if entry.key == "location"]
     for entry in entries[:1] if only_first else entries:
         entry.value = location
-    store(artifact, "model.onnx", graph.SerializeToString())
-
-
-def store(artifact: Path, name: str, content: bytes) -> None:
-    """Replace a file and forge the manifest to match."""
-    (artifact / name).write_bytes(content)
-    entry = {"sha256": hashlib.sha256(content).hexdigest(), "num_bytes": len(content)}
-    edit(artifact, lambda d: d["files"].update({name: entry}))
+    relist(artifact, "model.onnx", graph.SerializeToString())
 
 
 @pytest.mark.parametrize("location", ["weights.bin", "sub/x.data", ".hid", "experts"])
@@ -235,7 +217,7 @@ def test_weights_of_a_nested_graph_are_seen(artifact: Path) -> None:
         onnx.ModelProto(functions=[onnx.FunctionProto(node=[loop])]),
         onnx.ModelProto(training_info=[onnx.TrainingInfoProto(initialization=inner)]),
     ):
-        store(artifact, "model.onnx", hidden.SerializeToString())
+        relist(artifact, "model.onnx", hidden.SerializeToString())
         refused(artifact, HavocError, "takes weights from 'elsewhere.bin'")
 
 
@@ -262,7 +244,7 @@ def test_every_way_to_a_tensor_is_walked() -> None:
 )
 def test_a_graph_that_is_none(artifact: Path, content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """Bytes that are no graph, hashed anew: one line, by whoever finds it first."""
-    store(artifact, "model.onnx", content)
+    relist(artifact, "model.onnx", content)
     with pytest.raises(HavocError, match=r"not an ONNX graph|not the graph"):
         verify_artifact(artifact)
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)  # as on a device, which builds no graph

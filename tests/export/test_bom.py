@@ -34,12 +34,6 @@ def with_files(base: Path, folder: Path, **texts: str) -> Path:
     return copy
 
 
-@pytest.fixture(scope="module")
-def mixed(source: Source, experts: list[Expert], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("bom") / "mixed"
-    return export_artifact(source, out, experts=experts, alpha=(1.2, 0.5), structure=Structure("int8"))
-
-
 def test_it_is_valid(mixed: Path) -> None:
     """The official schema in its strict form has nothing to say, and the standard's own library reads it."""
     text = (mixed / BOM_FILE).read_text()
@@ -133,7 +127,7 @@ def test_card_and_bill_carry_the_licence(text_base_directory: Path, tmp_path: Pa
         assert [(folder / name).read_text() for name in ("LICENSE", "merges.txt")] == ["terms", "a b"]
         card = (folder / "README.md").read_text()
         assert "\nlicense: apache-2.0\n" in card.split("---")[1]
-        assert "apache-2.0; the text is in `LICENSE`." in card
+        assert "apache-2.0; the text is in `LICENSE`" in card
     assert bom_of(artifact)["metadata"]["component"]["licenses"] == [{"license": {"id": "Apache-2.0"}}]
 
 

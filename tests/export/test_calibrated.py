@@ -157,7 +157,7 @@ def test_a_wrong_block_is_noticed_without_the_text(base_directory: Path, tmp_pat
         rederive(out, manifest, base_directory)
     everything = [w.source for w in layout.weights if w.blocks is not None]
     manifest.calibration["int8"] = everything
-    with pytest.raises(IdentityError, match=r"its int8 matrices make it 8\.\d+ bits a weight"):
+    with pytest.raises(IdentityError, match=r"int8 matrices .*8\.\d+ bits a weight"):
         rederive(out, manifest, base_directory)
     manifest.calibration["int8"] = ["model.norm.weight"]
     with pytest.raises(IdentityError, match=r"promotes model.norm.weight, which"):

@@ -15,20 +15,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from havoc_core.adapt.expert import Expert, save_expert
-from havoc_core.cli import main
 from havoc_core.export.source import Source
-
-
-@pytest.fixture
-def experts_directory(experts: list[Expert], tmp_path: Path) -> Path:
-    for expert in experts:
-        save_expert(expert, tmp_path / "experts")
-    return tmp_path / "experts"
-
-
-def run(*words: object) -> int:
-    return main([str(word) for word in words])
+from tests.commands import run
 
 
 def test_export_verify_generate(base_directory: Path, experts_directory: Path, tmp_path: Path, capsys) -> None:
@@ -185,9 +173,7 @@ def test_quantized_base_is_neither_imported_nor_exported(
 
 
 @pytest.mark.parametrize(
-    ("words", "given"),
-    [(["--prompt", "-"], b"\xff\xfe"), (["--prompt", b"\xff"], b"")],
-    ids=["stdin", "argument"],
+    ("words", "given"), [(["--prompt", "-"], b"\xff\xfe"), (["--prompt", b"\xff"], b"")], ids=["stdin", "argument"]
 )
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 def test_a_prompt_that_is_no_text(words: list, given: bytes, locale: str) -> None:

@@ -69,105 +69,102 @@ class Defect:
     options: GraphOptions = field(default=DEFAULT_OPTIONS)
 
 
+def damages(make: Callable[..., None]) -> Callable[..., Callable[[Written], None]]:
+    """`make(written, ...)` as a function of the rest, which gives the damage."""
+    return lambda *args, **kwargs: lambda written: make(written, *args, **kwargs)
+
+
+def changes_graph(make: Callable[..., None]) -> Callable[..., Callable[[Written], None]]:
+    """`make(graph, ...)` as a function of the rest, which gives the damage."""
+    return damages(lambda written, *args, **kwargs: written.edit(lambda graph: make(graph, *args, **kwargs)))
+
+
 def node(graph: onnx.GraphProto, name: str) -> onnx.NodeProto:
     (found,) = [node for node in graph.node if node.name == f"/{name}"]
     return found
 
 
-def rewired(old: str, new: str) -> Callable[[Written], None]:
+@changes_graph
+def rewired(graph: onnx.GraphProto, old: str, new: str) -> None:
     """Whatever reads `old` reads `new`."""
-
-    def change(graph: onnx.GraphProto) -> None:
-        reads = [(n, i) for n in graph.node for i, name in enumerate(n.input) if name == old]
-        assert reads
-        for reader, index in reads:
-            reader.input[index] = new
-
-    return lambda written: written.edit(change)
+    reads = [(n, i) for n in graph.node for i, name in enumerate(n.input) if name == old]
+    assert reads
+    for reader, index in reads:
+        reader.input[index] = new
 
 
-def reads(name: str, index: int, value: str) -> Callable[[Written], None]:
+@changes_graph
+def reads(graph: onnx.GraphProto, name: str, index: int, value: str) -> None:
     """One node's input `index` is another value."""
-
-    def change(graph: onnx.GraphProto) -> None:
-        assert node(graph, name).input[index] != value
-        node(graph, name).input[index] = value
-
-    return lambda written: written.edit(change)
+    assert node(graph, name).input[index] != value
+    node(graph, name).input[index] = value
 
 
-def swapped_inputs(*places: tuple[str, int]) -> Callable[[Written], None]:
-    def change(graph: onnx.GraphProto) -> None:
-        (one, i), (other, j) = ((node(graph, name), index) for name, index in places)
-        one.input[i], other.input[j] = other.input[j], one.input[i]
-
-    return lambda written: written.edit(change)
+@changes_graph
+def swapped_inputs(graph: onnx.GraphProto, *places: tuple[str, int]) -> None:
+    (one, i), (other, j) = ((node(graph, name), index) for name, index in places)
+    one.input[i], other.input[j] = other.input[j], one.input[i]
 
 
-def swapped_outputs(*places: tuple[str, int]) -> Callable[[Written], None]:
-    def change(graph: onnx.GraphProto) -> None:
-        (one, i), (other, j) = ((node(graph, name), index) for name, index in places)
-        one.output[i], other.output[j] = other.output[j], one.output[i]
-
-    return lambda written: written.edit(change)
+@changes_graph
+def swapped_outputs(graph: onnx.GraphProto, *places: tuple[str, int]) -> None:
+    (one, i), (other, j) = ((node(graph, name), index) for name, index in places)
+    one.output[i], other.output[j] = other.output[j], one.output[i]
 
 
-def with_type(name: str, op_type: str, *, num_inputs: int | None = None) -> Callable[[Written], None]:
-    def change(graph: onnx.GraphProto) -> None:
-        found = node(graph, name)
-        assert found.op_type != op_type
-        found.op_type = op_type
-        del found.input[num_inputs or len(found.input) :]
-        del found.attribute[:]
-
-    return lambda written: written.edit(change)
+@changes_graph
+def with_type(graph: onnx.GraphProto, name: str, op_type: str, *, num_inputs: int | None = None) -> None:
+    found = node(graph, name)
+    assert found.op_type != op_type
+    found.op_type = op_type
+    del found.input[num_inputs or len(found.input) :]
+    del found.attribute[:]
 
 
-def with_attribute(name: str, **values: Any) -> Callable[[Written], None]:
-    def change(graph: onnx.GraphProto) -> None:
-        found = node(graph, name)
-        kept = [attribute for attribute in found.attribute if attribute.name not in values]
-        del found.attribute[:]
-        found.attribute.extend([*kept, *(helper.make_attribute(key, value) for key, value in values.items())])
-
-    return lambda written: written.edit(change)
+@changes_graph
+def with_attribute(graph: onnx.GraphProto, name: str, **values: Any) -> None:
+    found = node(graph, name)
+    kept = [attribute for attribute in found.attribute if attribute.name not in values]
+    del found.attribute[:]
+    found.attribute.extend([*kept, *(helper.make_attribute(key, value) for key, value in values.items())])
 
 
+@changes_graph
 def inserted(
-    name: str, index: int, op_type: str, constant: np.ndarray | None = None, *, tag: str = "", **attributes: Any
-) -> Callable[[Written], None]:
+    graph: onnx.GraphProto,
+    name: str,
+    index: int,
+    op_type: str,
+    constant: np.ndarray | None = None,
+    *,
+    tag: str = "",
+    **attributes: Any,
+) -> None:
     """A node between an input of `name` and what it read."""
-
-    def change(graph: onnx.GraphProto) -> None:
-        found = node(graph, name)
-        inputs = [found.input[index]]
-        if constant is not None:
-            graph.initializer.append(numpy_helper.from_array(constant, "defect.constant"))
-            inputs.append("defect.constant")
-        nodes = list(graph.node)
-        place = next(i for i, other in enumerate(nodes) if other.name == found.name)
-        new = helper.make_node(op_type, inputs, [f"defect{tag}.value"], name=f"/defect{tag}", **attributes)
-        found.input[index] = f"defect{tag}.value"
-        nodes[place] = found
-        kept = [onnx.NodeProto.FromString(other.SerializeToString()) for other in nodes]
-        del graph.node[:]
-        graph.node.extend([*kept[:place], new, *kept[place:]])
-
-    return lambda written: written.edit(change)
+    found = node(graph, name)
+    inputs = [found.input[index]]
+    if constant is not None:
+        graph.initializer.append(numpy_helper.from_array(constant, "defect.constant"))
+        inputs.append("defect.constant")
+    nodes = list(graph.node)
+    place = next(i for i, other in enumerate(nodes) if other.name == found.name)
+    new = helper.make_node(op_type, inputs, [f"defect{tag}.value"], name=f"/defect{tag}", **attributes)
+    found.input[index] = f"defect{tag}.value"
+    nodes[place] = found
+    kept = [onnx.NodeProto.FromString(other.SerializeToString()) for other in nodes]
+    del graph.node[:]
+    graph.node.extend([*kept[:place], new, *kept[place:]])
 
 
-def stored(source: str, change: Callable[[np.ndarray], Any], index: int = 0) -> Callable[[Written], None]:
+@damages
+def stored(written: Written, source: str, change: Callable[[np.ndarray], Any], index: int = 0) -> None:
     """An initializer in the data file, changed in place or replaced by what is returned."""
-
-    def damage(written: Written) -> None:
-        array = written.stored(source, index)
-        before = array.copy()
-        result = change(array)
-        if isinstance(result, np.ndarray):
-            array[:] = result
-        assert not np.array_equal(before, array)
-
-    return damage
+    array = written.stored(source, index)
+    before = array.copy()
+    result = change(array)
+    if isinstance(result, np.ndarray):
+        array[:] = result
+    assert not np.array_equal(before, array)
 
 
 def assign(*place: Any, value: Any) -> Callable[[np.ndarray], None]:
@@ -190,39 +187,32 @@ def heads(array: np.ndarray, order: list[int], *, axis: int) -> np.ndarray:
     return np.concatenate([parts[index] for index in order], axis=axis)
 
 
-def other_rope(**changes: Any) -> Callable[[Written], None]:
+@damages
+def other_rope(written: Written, **changes: Any) -> None:
     from havoc_core.model.rope import rope_tables
 
-    def damage(written: Written) -> None:
-        attention = replace(written.config.attention, **changes)
-        tables = rope_tables(attention, written.config.max_seq_len)
-        for source, table in zip(("rope.cos_cache", "rope.sin_cache"), tables, strict=True):
-            written.stored(source)[:] = table
-
-    return damage
+    attention = replace(written.config.attention, **changes)
+    tables = rope_tables(attention, written.config.max_seq_len)
+    for source, table in zip(("rope.cos_cache", "rope.sin_cache"), tables, strict=True):
+        written.stored(source)[:] = table
 
 
-def both(*damages: Callable[[Written], None]) -> Callable[[Written], None]:
-    def damage(written: Written) -> None:
-        for one in damages:
-            one(written)
-
-    return damage
+@damages
+def both(written: Written, *damages: Callable[[Written], None]) -> None:
+    for one in damages:
+        one(written)
 
 
-def another_table(reader: str, index: int) -> Callable[[Written], None]:
+@damages
+def another_table(written: Written, reader: str, index: int) -> None:
     """The table as it was before the last step of training, kept in the graph."""
+    stale = written.stored(TABLE) * np.float32(0.99)
 
-    def damage(written: Written) -> None:
-        stale = written.stored(TABLE) * np.float32(0.99)
+    def change(graph: onnx.GraphProto) -> None:
+        graph.initializer.append(numpy_helper.from_array(stale, "defect.table"))
+        node(graph, reader).input[index] = "defect.table"
 
-        def change(graph: onnx.GraphProto) -> None:
-            graph.initializer.append(numpy_helper.from_array(stale, "defect.table"))
-            node(graph, reader).input[index] = "defect.table"
-
-        written.edit(change)
-
-    return damage
+    written.edit(change)
 
 
 def unquantized(written: Written) -> None:
@@ -244,18 +234,15 @@ def trained(config: HavocConfig, seed: int = 0) -> dict[str, torch.Tensor]:
     return _SOURCE(config, seed).tensors
 
 
-def of_another_seed(source: str) -> Callable[[Written], None]:
+@damages
+def of_another_seed(written: Written, source: str) -> None:
     """A matrix of an older mixture: quantized as it should be, and not the one."""
+    from havoc_core.export.encode import encode
 
-    def damage(written: Written) -> None:
-        from havoc_core.export.encode import encode
-
-        weight = written.layout[source]
-        arrays = encode(weight, trained(written.config, 5)[source], INT8)
-        for index, array in enumerate(arrays):
-            written.stored(source, index)[:] = array
-
-    return damage
+    weight = written.layout[source]
+    arrays = encode(weight, trained(written.config, 5)[source], INT8)
+    for index, array in enumerate(arrays):
+        written.stored(source, index)[:] = array
 
 
 _SOURCE: Any = None
@@ -277,10 +264,7 @@ DEFECTS = [
     Defect("eps-contrib", with_attribute("layers.1/input_norm", epsilon=1e-3), options=CONTRIB),
     Defect("norm-weight-missing", rewired("model.layers.1.input_layernorm.weight", "model.norm.weight")),
     Defect("norm-skipped", rewired("final_norm", "last_position")),
-    Defect(
-        "norms-swapped",
-        swapped_inputs(("layers.0/input_norm", 1), ("layers.0/post_attention_norm", 1)),
-    ),
+    Defect("norms-swapped", swapped_inputs(("layers.0/input_norm", 1), ("layers.0/post_attention_norm", 1))),
     Defect("query-norm-missing", rewired("layers.1/attention/q_norm", "layers.1/attention/q_split"), kind="qwen3"),
     Defect(
         "query-and-key-norms-swapped",

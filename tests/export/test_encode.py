@@ -77,7 +77,7 @@ def test_fp16_overflow_is_refused(structure: Structure, sign: int) -> None:
     """A value, or a block's scale, beyond fp16 is an error with the number and what to choose instead."""
     weight = plan_layout(HavocConfig.pico(), structure)[UP]
     tensor = torch.full(weight.source_shape, sign * 1e7)
-    with pytest.raises(HavocError, match=r"largest value \S+ is beyond fp16 \(65504\); choose --weights fp32"):
+    with pytest.raises(HavocError, match=r"fp16 \(65504\); .*--weights fp32"):
         encode(weight, tensor, structure)
 
 

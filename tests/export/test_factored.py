@@ -129,12 +129,7 @@ def test_stored_factors_stand_for_their_product(source: Source, basis: Basis, tm
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=str)
 def test_candidates_are_the_export_of_the_experts(
-    base_directory: Path,
-    source: Source,
-    basis: Basis,
-    experts: list[Expert],
-    tmp_path: Path,
-    structure: Structure,
+    base_directory: Path, source: Source, basis: Basis, experts: list[Expert], tmp_path: Path, structure: Structure
 ) -> None:
     """A candidate's factors are the ones that an export of its mixture stores, bit for bit."""
     sessions = CandidateSessions(base_directory, basis, experts, num_threads=1)
@@ -216,7 +211,7 @@ def test_the_command_says_what_it_wrote(
 def test_deltas_of_no_matrix_are_refused() -> None:
     """How many, and the first by name."""
     deltas = {name: torch.ones(2) for name in ("b", "a", "known")}
-    with pytest.raises(HavocError, match="^2 deltas have no matrix in this base, the first is a$"):
+    with pytest.raises(HavocError, match="^2 deltas .*first is a$"):
         FoldedTensors({"known": torch.ones(2, 2)}, deltas)
 
 

@@ -109,7 +109,7 @@ def test_no_length_is_copied_to_a_card(configs, with_wide_heads, kind: str, opti
 
 def test_heads_that_cannot_be_rotated_are_refused(configs: dict[str, HavocConfig]) -> None:
     """GroupQueryAttention takes heads of a multiple of 16 only: said by the exporter, not by the runtime."""
-    with pytest.raises(HavocError, match="multiple of 16, this model's have 8: use --dialect standard"):
+    with pytest.raises(HavocError, match="16, this model's have 8: .*--dialect standard"):
         build_graphs(configs["text"], Structure(), GraphOptions(dialect="contrib"))
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,14 +10,15 @@ import torch
 import transformers
 
 from havoc_core import cli
+from havoc_core.adapt.tasks.task import Prompt
 from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.completion import generate_ids
 from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.model.checkpoint import Base, load_base
 from havoc_core.model.config_file import is_gguf
 from havoc_core.model.generation import encode_prompts, left_padded, sample_tokens
+from tests import gguf_files as files
 
-files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
 NUM_NEW, NEAR_TIE = 128, 1e-4
 TOPICS = "the sea, a bicycle, bread, winter, the moon, a library, music, rain, chess, a garden".split(", ")
 PROMPTS = [
@@ -34,12 +32,6 @@ PROMPTS = [
         "12 + 30 = 42. Now explain {topic} to a child:",
     )
 ]
-
-
-@dataclass(frozen=True)
-class Prompt:
-    text: str
-    image_png: bytes | None = None
 
 
 def theirs_of(path: Path) -> tuple[Any, Any]:

@@ -19,7 +19,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from havoc_core.cli import main
 from havoc_core.errors import HavocError
 from havoc_core.export.inspection import inspect_directory
 from havoc_core.export.package import export_artifact
@@ -27,15 +26,12 @@ from havoc_core.export.verify import verify_artifact
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.config_file import read_config
 from havoc_core.model.hf_config import from_hf, to_hf
+from tests.commands import run
 
 TABLE, NORM = "model.embed_tokens.weight", "model.norm.weight"
 IS_ROOT = os.geteuid() == 0
 
 Edit = Callable[[Path], object]
-
-
-def run(*words: object) -> int:
-    return main([str(word) for word in words])
 
 
 def fields(**changes: Any) -> Edit:
@@ -155,10 +151,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "a tensor too much": (tensors(lambda s: s.update(x=torch.ones(1))), "tensor x is not part of this model"),
     "a tensor too few": (tensors(lambda s: s.pop(TABLE)), f"tensor {TABLE} is missing"),
     "NaN in a weight": (tensors(lambda s: s[NORM].fill_(torch.nan)), "holds NaN"),
-    "beyond fp32": (
-        tensors(lambda s: s.update({NORM: torch.full((32,), 1e300, dtype=torch.float64)})),
-        "holds NaN",
-    ),
+    "beyond fp32": (tensors(lambda s: s.update({NORM: torch.full((32,), 1e300, dtype=torch.float64)})), "holds NaN"),
     "a head that is not the table": (
         tensors(lambda s: s.update({"lm_head.weight": s[TABLE] + 1})),
         f"lm_head.weight differs from {TABLE}",
@@ -178,12 +171,6 @@ BROKEN: dict[str, tuple[Edit, str]] = {
 }
 
 
-@pytest.fixture(scope="module")
-def old(text_base_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact from before."""
-    return export_artifact(text_base_directory, tmp_path_factory.mktemp("old") / "artifact")
-
-
 def contents(directory: Path) -> dict[str, bytes]:
     return {
         path.relative_to(directory).as_posix(): path.read_bytes() for path in directory.rglob("*") if path.is_file()
@@ -199,12 +186,12 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_broken_base_is_one_line(
-    name: str, text_base_directory: Path, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    name: str, text_base_directory: Path, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`import` and both forms of `export` say what is wrong and where; an artifact at --out stays as it was."""
     edit, message = BROKEN[name]
     base = Path(shutil.copytree(text_base_directory, tmp_path / "base"))
-    artifact = Path(shutil.copytree(old, tmp_path / "artifact"))
+    artifact = Path(shutil.copytree(plain, tmp_path / "artifact"))
     edit(base)
     before = contents(artifact)
     for words in (
@@ -292,7 +279,7 @@ def refused_or_right(read: Callable[[], object], name: str) -> None:
 
 
 def test_a_target_that_cannot_be_written(
-    text_base_directory: Path, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text_base_directory: Path, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A file, somebody's folder, the base itself, a file in the way: refused before anything is written."""
     base = Path(shutil.copytree(text_base_directory, tmp_path / "base"))
@@ -308,10 +295,10 @@ def test_a_target_that_cannot_be_written(
 
 
 def test_what_a_person_put_into_an_artifact_is_kept(
-    text_base_directory: Path, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text_base_directory: Path, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A report, or the base itself, inside the folder that would be replaced: named, and nothing is touched."""
-    artifact = Path(shutil.copytree(old, tmp_path / "artifact"))
+    artifact = Path(shutil.copytree(plain, tmp_path / "artifact"))
     base = Path(shutil.copytree(text_base_directory, artifact / "base"))
     before = contents(artifact)
     assert run("export", base, "--out", artifact, "--quiet") == 2
@@ -376,10 +363,10 @@ def slow_export(base: Path, out: Path) -> subprocess.Popen[str]:
 
 
 def test_two_exports_into_one_folder(
-    text_base_directory: Path, old: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    text_base_directory: Path, plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The second is refused in one line, and the first ends as if it had been alone."""
-    out = Path(shutil.copytree(old, tmp_path / "artifact"))
+    out = Path(shutil.copytree(plain, tmp_path / "artifact"))
     first = slow_export(text_base_directory, out)
     for form in ("onnx", "hf"):
         assert run("export", text_base_directory, "--to", form, "--out", out, "--quiet") == 2
@@ -390,9 +377,9 @@ def test_two_exports_into_one_folder(
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
 
 
-def test_killed_over_an_old_artifact(text_base_directory: Path, old: Path, tmp_path: Path) -> None:
+def test_killed_over_an_old_artifact(text_base_directory: Path, plain: Path, tmp_path: Path) -> None:
     """kill -9 in mid-export: the old one is untouched, what lies beside it is none, the next export clears it away."""
-    out = Path(shutil.copytree(old, tmp_path / "artifact"))
+    out = Path(shutil.copytree(plain, tmp_path / "artifact"))
     before = contents(out)
     child = slow_export(text_base_directory, out)
     child.send_signal(signal.SIGKILL)

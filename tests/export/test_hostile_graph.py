@@ -115,9 +115,9 @@ def test_a_deadline_ends_an_endless_graph(endless: Path, monkeypatch: pytest.Mon
     with pytest.raises(IdentityError, match="not the graph"):
         verify_artifact(endless)  # where it can be built anew it is never run
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
-    with pytest.raises(MeasurementError, match="gave no result within 8 s and was ended"):
+    with pytest.raises(MeasurementError, match="within 8 s and was ended"):
         verify_artifact(endless)
-    with pytest.raises(MeasurementError, match="gave no result within 8 s and was ended"):
+    with pytest.raises(MeasurementError, match="within 8 s and was ended"):
         foreign_completions(endless, [Ask()], num_bytes=0, max_new_tokens=1)
     assert time.monotonic() - start < 60
 

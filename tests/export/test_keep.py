@@ -139,7 +139,7 @@ def test_another_file_does_not_pass_for_it(file_of, tmp_path: Path) -> None:
 def test_a_file_without_blocks_is_refused(tmp_path: Path) -> None:
     """A file of F16 matrices alone has no blocks to keep."""
     write_gguf(tmp_path / "half.gguf", block="F16")
-    with pytest.raises(HavocError, match=r"half: holds F16, and --weights keep stores Q4_0, Q4_1, Q8_0 and Q6_K; take"):
+    with pytest.raises(HavocError, match=r"half: holds F16, .*Q4_0, Q4_1, Q8_0 and Q6_K"):
         export_artifact(tmp_path / "half.gguf", tmp_path / "a", structure=EXACT)
     assert not (tmp_path / "a").exists()
 

@@ -12,24 +12,18 @@ import pytest
 
 from havoc_core.cli import main
 from havoc_core.errors import HavocError
-from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.export.runtime.dialects import DIALECTS, choose_dialect
 from havoc_core.export.runtime.options import CACHES, DEFAULT_OPTIONS, LOGITS, GraphOptions, options_of
 
 
-@pytest.fixture(scope="module")
-def artifact(text_base_directory: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return export_artifact(text_base_directory, tmp_path_factory.mktemp("artifacts") / "reader")
-
-
 @pytest.mark.parametrize(
     "options", [GraphOptions(dialect=d, cache=c, logits=n) for d, c, n in product(DIALECTS, CACHES, LOGITS)], ids=str
 )
-def test_the_manifest_gives_the_options_back(artifact: Path, options: GraphOptions) -> None:
+def test_the_manifest_gives_the_options_back(plain: Path, options: GraphOptions) -> None:
     """Written and read, every combination is the same; the defaults add no key."""
     fitted = options.fitted(256)
-    manifest = dataclasses.replace(read_manifest(artifact), graph=json.loads(json.dumps(fitted.to_json())))
+    manifest = dataclasses.replace(read_manifest(plain), graph=json.loads(json.dumps(fitted.to_json())))
     assert options_of(manifest) == fitted
     assert fitted.cache_len == (256 if options.cache == "static" else None)
     assert ("cache" in fitted.to_json()) == (options.cache == "static")
@@ -49,24 +43,24 @@ def test_the_manifest_gives_the_options_back(artifact: Path, options: GraphOptio
         ({"cache": "static", "cache_len": -1}, "positive number of tokens, not -1"),
     ],
 )
-def test_a_manifest_with_other_options_is_refused(artifact: Path, graph: dict[str, Any], message: str) -> None:
+def test_a_manifest_with_other_options_is_refused(plain: Path, graph: dict[str, Any], message: str) -> None:
     """Unknown words and wrong numbers are named, whatever their type."""
-    manifest = read_manifest(artifact)
+    manifest = read_manifest(plain)
     with pytest.raises(HavocError, match=message):
         options_of(dataclasses.replace(manifest, graph={**manifest.graph, **graph}))
 
 
-def test_an_artifact_of_before_these_options_reads_as_the_default(artifact: Path) -> None:
+def test_an_artifact_of_before_these_options_reads_as_the_default(plain: Path) -> None:
     """The first manifests had these four keys."""
     old = {"dialect": "standard", "opset": 23, "ir_version": 11, "logits": "last token"}
-    assert options_of(dataclasses.replace(read_manifest(artifact), graph=old)) == DEFAULT_OPTIONS
-    assert read_manifest(artifact).graph == old
+    assert options_of(dataclasses.replace(read_manifest(plain), graph=old)) == DEFAULT_OPTIONS
+    assert read_manifest(plain).graph == old
 
 
 @pytest.mark.parametrize("cache_len", [31, 257])
 def test_a_cache_that_cannot_be_proved_or_used_is_refused(cache_len: int) -> None:
     """Too short for parity's sequences, or longer than the model can read."""
-    with pytest.raises(HavocError, match=f"a cache of {cache_len} tokens: give 32 to 256"):
+    with pytest.raises(HavocError, match=f"cache of {cache_len} tokens: .*32 to 256"):
         GraphOptions(cache="static", cache_len=cache_len).fitted(256)
     assert GraphOptions(cache="static").fitted(20).cache_len == 20
 
@@ -88,7 +82,7 @@ def test_auto_takes_what_the_provider_runs() -> None:
     assert choose_dialect("contrib", device="cpu", activation_dtype="fp32", head_dim=64) == "contrib"
     with pytest.raises(HavocError, match="does not run in fp32 on CUDA"):
         choose_dialect("contrib", device="cuda", activation_dtype="fp32", head_dim=64)
-    with pytest.raises(HavocError, match="multiple of 16, this model's have 40"):
+    with pytest.raises(HavocError, match="16, this model's have 40"):
         choose_dialect("contrib", device="cpu", activation_dtype="fp32", head_dim=40)
 
 

@@ -194,7 +194,7 @@ def test_a_weight_beyond_fp16_is_refused_there_and_fine_in_fp32(
     """1e5 does not silently become infinity."""
     source = source_with(configs["untied"])
     source.tensors["model.embed_tokens.weight"][5, 0] = 1e5
-    with pytest.raises(HavocError, match=r"embed_tokens.weight: largest value 100000 is beyond fp16"):
+    with pytest.raises(HavocError, match=r"embed_tokens.weight: .*100000 is beyond fp16"):
         export_artifact(source, tmp_path / "half", structure=Structure("fp16", "fp16"))
     export_artifact(source, tmp_path / "full")
 

@@ -13,15 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCau
 from havoc_core.errors import MeasurementError
 from havoc_core.export.package import export_artifact
 from havoc_core.export.parity import MAX_RATIO, ParityCase, Reference, compare, read_reference
-from havoc_core.export.reference import (
-    EXACT,
-    FP32,
-    Batch,
-    StreamedModel,
-    fp16_activations,
-    int8_products,
-    logits_of,
-)
+from havoc_core.export.reference import EXACT, FP32, Batch, StreamedModel, fp16_activations, int8_products, logits_of
 from havoc_core.export.runtime.artifact import read_manifest
 from havoc_core.export.runtime.devices import CPU_PROVIDER
 from havoc_core.export.runtime.options import GraphOptions
@@ -155,7 +147,7 @@ def test_another_device_that_computes_otherwise_is_noticed(
 ) -> None:
     """No card rounds activations to int8; this one, the CPU, does. Nothing is written then."""
     source, structure = source_with(configs["text"]), Structure(weight_format="int8", compute="int8")
-    with pytest.raises(MeasurementError, match="another, prefill: its error is .* times that of torch fp32"):
+    with pytest.raises(MeasurementError, match="another, prefill: .* times that of torch fp32"):
         export_artifact(source, tmp_path / "out", structure=structure, also_on={CPU_PROVIDER: "another"})
     assert not (tmp_path / "out").exists()
 
@@ -241,7 +233,7 @@ def test_a_wrong_weight_is_noticed(configs: dict[str, HavocConfig], source_with,
     name = "model.layers.1.mlp.up_proj.weight"
     wrong = np.ascontiguousarray(source.tensors[name].numpy().T * 1.001)
     session = DecoderSession.open(artifact, weights={name: wrong})
-    with pytest.raises(MeasurementError, match=r"prefill: its error is [\d,]+ times that of torch fp32 \(allowed 5\)"):
+    with pytest.raises(MeasurementError, match=r"prefill: .*[\d,]+ times .* \(allowed 5\)"):
         compare(reference_of(source), session, FP32)
 
 

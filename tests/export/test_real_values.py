@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-import runpy
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -26,8 +24,7 @@ from havoc_core.export.source import Source, open_source
 from havoc_core.model.config import AttentionConfig, HavocConfig, MLPConfig
 from havoc_core.model.structure import Structure
 from havoc_core.model.tensors import tensor_shapes
-
-table = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("parity_table.py"))))
+from tests.export import parity_table as table
 
 STRUCTURES = [
     Structure(),

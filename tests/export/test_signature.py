@@ -16,11 +16,11 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 
-from havoc_core.cli import main
 from havoc_core.export.runtime.artifact import SIGNATURE, read_manifest
 from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.runtime.signature import PASSWORD_VARIABLE
 from havoc_core.storage import sha256_file
+from tests.commands import run
 
 
 def write_key_pair(folder: Path, name: str, key, password: bytes | None = None) -> tuple[Path, Path]:
@@ -53,10 +53,6 @@ def signed_once(text_base_directory: Path, keys: Path, tmp_path_factory: pytest.
 @pytest.fixture
 def signed(signed_once: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(signed_once, tmp_path / "reader"))
-
-
-def run(*words: object) -> int:
-    return main([str(word) for word in words])
 
 
 def test_the_right_key_verifies(signed: Path, keys: Path, capsys) -> None:

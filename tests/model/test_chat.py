@@ -7,7 +7,6 @@ import gc
 import json
 import pickle
 import random
-import runpy
 import shutil
 import time
 from pathlib import Path
@@ -25,9 +24,9 @@ from havoc_core.model.base_tokenizer import load_tokenizer
 from havoc_core.model.chat import ChatTemplate
 from havoc_core.model.config_file import is_gguf
 from havoc_core.model.tokenizer import Tokenizer
+from tests import gguf_files as files
 
 TEMPLATES = Path(__file__).with_name("chat_templates")
-files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
 NAMES = sorted(path.stem for path in TEMPLATES.glob("*.jinja"))
 SPECIAL = ["<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|endoftext|>", "[INST]", "[/INST]"]
 SPECIAL += ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|begin_of_text|>"]
@@ -204,7 +203,7 @@ def test_a_renderer_goes_on_after_an_error_and_ends_with_its_template() -> None:
         assert template.render("good") == "good"
         with pytest.raises(HavocError, match="chat template: no;"):
             template.render("bad")
-        with pytest.raises(HavocError, match="more than its 2 s of time or 1 GiB of memory"):
+        with pytest.raises(HavocError, match="2 s of time or 1 GiB of memory"):
             template.render("slow")
     assert template.render("good") == "good"
     process = template._renderer._process

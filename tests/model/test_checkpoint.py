@@ -126,7 +126,7 @@ def test_shards_are_one_model(directory: Path, tmp_path: Path) -> None:
 def test_a_missing_head_is_not_made_up(directory: Path) -> None:
     """Untied by the config but without lm_head: an error that says so, not random logits."""
     edit_config(directory, tie_word_embeddings=False)
-    with pytest.raises(HavocError, match=r"lm_head\.weight is missing: .*tie_word_embeddings = false"):
+    with pytest.raises(HavocError, match=r"lm_head\.weight is missing: .*tie_word_embeddings"):
         HavocModel.load_pretrained(directory)
 
 
@@ -212,9 +212,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize(
-    "content",
-    [{"model.norm.weight": Hostile()}, [1, 2], {"a": 3}, None],
-    ids=["code", "list", "number", "no-pickle"],
+    "content", [{"model.norm.weight": Hostile()}, [1, 2], {"a": 3}, None], ids=["code", "list", "number", "no-pickle"]
 )
 def test_pt_files_run_no_code(tmp_path: Path, content: object, capsys: pytest.CaptureFixture[str]) -> None:
     """A .pt that is not tensors by name is refused, and nothing in it is executed."""
@@ -246,7 +244,7 @@ def test_a_preset_is_random_and_says_so() -> None:
 def test_a_base_brings_its_tokenizer(directory: Path) -> None:
     """The tokenizer is loaded; one with more ids than the table has rows is refused."""
     train_tokenizer(["a few words"], 261).save(directory)
-    with pytest.raises(HavocError, match="the id 260, the model's table 64 rows"):
+    with pytest.raises(HavocError, match="id 260, the model's table 64 rows"):
         load_base(directory)
     other = directory / "large"
     HavocModel(HavocConfig.pico().replace(vocab_size=300)).save_pretrained(other)

@@ -73,7 +73,7 @@ def test_preset_spellings() -> None:
     """`havoc_7b`, `HAVOC-7B` and `7b` are one; what is no preset is refused with the list of them."""
     assert HavocConfig.preset("havoc_7b") == HavocConfig.preset("HAVOC-7B") == HavocConfig.havoc_7b()
     assert HavocConfig.preset("edge_135m") == HavocConfig.edge_135m()
-    with pytest.raises(HavocError, match=r"'giant'; known are 7b, pico, nano, edge-135m, edge-360m"):
+    with pytest.raises(HavocError, match=r"'giant'; .*7b, pico, nano, edge-135m, edge-360m"):
         HavocConfig.preset("giant")
 
 
@@ -133,7 +133,7 @@ def test_bad_vision_and_scaling_are_named() -> None:
     """Four channels, or a llama3 band without width, are refused."""
     with pytest.raises(HavocError, match="num_channels must be 1"):
         VisionConfig(num_channels=4, image_token_id=3)
-    with pytest.raises(HavocError, match=r"low_freq_factor \(4\) must be below high_freq_factor \(4\)"):
+    with pytest.raises(HavocError, match=r"low_freq_factor \(4\) .*high_freq_factor \(4\)"):
         RopeScaling(factor=8.0, low_freq_factor=4.0, high_freq_factor=4.0, original_max_seq_len=32)
 
 

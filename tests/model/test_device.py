@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,14 +11,13 @@ from havoc_core.cli import main
 from havoc_core.errors import IdentityError
 from havoc_core.model.checkpoint import load_base
 from havoc_core.model.device import clear_cache, made_on, open_device, place_of
-
-pretended = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "pretended_card.py")))
+from tests import pretended_card as pretended
 
 
 def test_torch_without_cuda_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """With its version, and what to do."""
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: False)
-    with pytest.raises(IdentityError, match=r"this torch \(.+\) was built without CUDA; install"):
+    with pytest.raises(IdentityError, match=r"torch \(.+\) .*without CUDA"):
         open_device("cuda")
 
 
@@ -28,7 +25,7 @@ def test_a_machine_without_a_card_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     """Where torch could use one."""
     monkeypatch.setattr(torch.backends.cuda, "is_built", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(IdentityError, match="finds no NVIDIA card here that it can use; check nvidia-smi"):
+    with pytest.raises(IdentityError, match="no NVIDIA card .*nvidia-smi"):
         open_device("cuda")
 
 
@@ -78,7 +75,7 @@ def test_an_artifact_is_proven_on_a_card_only_where_there_is_one(
     """And `--to pt` writes no graph that could be proven."""
     monkeypatch.setattr("havoc_core.bench.device.open_nvml", lambda: pytest.fail("the format is refused first"))
     assert main(["export", "nano", "--to", "pt", "--device", "cuda", "--out", str(tmp_path / "out")]) == 2
-    assert "--device is where a graph is proven, and --to pt writes none" in capsys.readouterr().err
+    assert "--device is where a graph is proven, and --to pt" in capsys.readouterr().err
     monkeypatch.undo()
     monkeypatch.setattr("havoc_core.bench.doctor.provider_problem", lambda _: "it was tried")
     assert main(["export", "nano", "--device", "cuda", "--out", str(tmp_path / "out"), "--quiet"]) == 5

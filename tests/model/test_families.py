@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,7 @@ from havoc_core.model.gguf import GgufTensors
 from havoc_core.model.gguf_config import read_gguf_config
 from havoc_core.model.hf_config import from_hf, to_hf
 from havoc_core.model.transformer import HavocModel
-
-files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
+from tests import gguf_files as files
 
 NIMBUS = Family(
     model_type="nimbus",

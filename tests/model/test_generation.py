@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+from havoc_core.adapt.tasks.task import Prompt
 from havoc_core.errors import HavocError
-from havoc_core.model import HavocConfig, HavocModel, VisionConfig, generate_text, sample_tokens, train_tokenizer
+from havoc_core.model import HavocConfig, HavocModel, VisionConfig, generate_text, sample_tokens
 from havoc_core.model.generation import encode_prompts, left_padded, pick
 from havoc_core.model.tokenizer import Tokenizer
 
 EOS = 2
 VISION = VisionConfig(patch_size=2, image_token_id=3)
-
-
-@dataclass(frozen=True)
-class Question:
-    text: str
-    image_png: bytes | None = None
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +27,6 @@ def model() -> HavocModel:
     with torch.no_grad():
         model.embed_tokens.weight[EOS] *= 2.5
     return model
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(["the quick brown fox 12 + 34"] * 4, 280)
 
 
 def prompt_rows(num_rows: int) -> list[list[int]]:
@@ -208,9 +197,9 @@ def png(seed: int, width: int = 4, height: int = 2) -> bytes:
     return buffer.getvalue()
 
 
-def mixed_questions() -> list[Question]:
+def mixed_questions() -> list[Prompt]:
     texts = ["the fox", "12 + 34", "a", "quick brown", "", "the quick brown fox 1"]
-    return [Question(text, png(number) if number % 2 else None) for number, text in enumerate(texts)]
+    return [Prompt(text, png(number) if number % 2 else None) for number, text in enumerate(texts)]
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 256])
@@ -237,7 +226,7 @@ def test_sampled_texts_repeat_with_the_seed(model: HavocModel, tokenizer: Tokeni
 
 def test_every_end_ends_a_text(model: HavocModel, tokenizer: Tokenizer) -> None:
     """The tokenizer's end token and all the config names end a text; transformers' generate does the same."""
-    question = Question("the fox")
+    question = Prompt("the fox")
     ids, mask, _ = encode_prompts(model, tokenizer, [question])
     free = sample_tokens(model, ids, mask, max_new_tokens=10, temperature=0.0, eos_id=())[0].tolist()
     other = HavocModel(model.config.replace(eos_token_id=(EOS, free[3])))
@@ -255,4 +244,4 @@ def test_an_image_for_a_text_model_is_refused(tokenizer: Tokenizer) -> None:
     """A text model says that it cannot see."""
     model = HavocModel(HavocConfig.pico().replace(vocab_size=300))
     with pytest.raises(HavocError, match="this model reads text only"):
-        generate_text(model, tokenizer, [Question("what is it?", png(0))], max_new_tokens=4)
+        generate_text(model, tokenizer, [Prompt("what is it?", png(0))], max_new_tokens=4)

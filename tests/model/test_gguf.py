@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import random
-import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -24,8 +22,8 @@ from havoc_core.model.gguf_header import BLOCK_TYPES
 from havoc_core.model.rope import rope_frequencies
 from havoc_core.model.tokenizer import Tokenizer
 from havoc_core.model.weights import open_tensors, weight_hash
+from tests import gguf_files as files
 
-files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
 BLOCKS = [block.name for block in BLOCK_TYPES.values()]
 
 
@@ -284,7 +282,7 @@ def test_an_architecture_that_is_not_read_is_named(tmp_path: Path) -> None:
     path = tmp_path / "model.gguf"
     files.write_gguf(path)
     path.write_bytes(path.read_bytes().replace(b"llama", b"gemma"))
-    with pytest.raises(HavocError, match="'gemma' is not supported: .*llama, qwen2, qwen3"):
+    with pytest.raises(HavocError, match="'gemma' .*: .*llama, qwen2, qwen3"):
         load_base(path)
 
 

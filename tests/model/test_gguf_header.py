@@ -5,12 +5,10 @@ from __future__ import annotations
 import os
 import random
 import resource
-import runpy
 import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -20,8 +18,7 @@ from havoc_core.model.base_tokenizer import load_tokenizer
 from havoc_core.model.config_file import is_gguf
 from havoc_core.model.gguf import GgufTensors
 from havoc_core.model.gguf_header import MAX_HEADER_BYTES, read_header
-
-files = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "gguf_files.py")))
+from tests import gguf_files as files
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +65,7 @@ DAMAGE: dict[str, tuple[bytes, str]] = {
     "an array of arrays": (array(9, 1, struct.pack("<IQ", 9, 1) * 8), "as an array of arrays"),
     "an array of nothing known": (array(99, 1), "an array of the unknown type 99"),
     "an unknown type": (header(entries=1, body=text("a.key") + struct.pack("<I", 99)), "the unknown type 99"),
-    "a key twice": (
-        header(entries=2, body=(text("a.key") + struct.pack("<II", 4, 1)) * 2),
-        "gives a.key twice",
-    ),
+    "a key twice": (header(entries=2, body=(text("a.key") + struct.pack("<II", 4, 1)) * 2), "gives a.key twice"),
     "no UTF-8": (header(entries=1, body=struct.pack("<Q", 2) + b"\xff\xfe" + bytes(16)), "not UTF-8"),
     "five dimensions": (tensor(dims=(1,) * 5), "5 dimensions"),
     "no dimension": (tensor(dims=()), "0 dimensions"),

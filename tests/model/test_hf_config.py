@@ -292,5 +292,5 @@ def test_an_end_of_text_beyond_the_table_is_refused(tmp_path: Path) -> None:
     """With the name of the file that says it."""
     (tmp_path / "config.json").write_text(json.dumps(to_hf(HavocConfig.pico())))
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 64}')
-    with pytest.raises(HavocError, match=r"generation_config\.json: eos_token_id 64 is not in the vocabulary"):
+    with pytest.raises(HavocError, match=r"generation_config\.json: eos_token_id 64"):
         read_config(tmp_path)

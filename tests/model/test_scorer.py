@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
 
 import pytest
 import torch
 
-from havoc_core.model import HavocConfig, HavocModel, train_tokenizer
+from havoc_core.adapt.tasks.task import Prompt
+from havoc_core.model import HavocConfig, HavocModel
 from havoc_core.model.config import VisionConfig
 from havoc_core.model.likelihood import Continuation
 from havoc_core.model.scorer import TorchScorer
@@ -17,31 +17,20 @@ from havoc_core.model.tokenizer import Tokenizer
 SHOTS = "the quick brown fox 12 + 34 = 46. the lazy dog 5 + 6 = 11. " * 3
 
 
-@dataclass(frozen=True)
-class Question:
-    text: str
-    image_png: bytes | None = None
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> Tokenizer:
-    return train_tokenizer(["the quick brown fox 12 + 34"] * 4, 280)
-
-
 @pytest.fixture(scope="module")
 def model() -> HavocModel:
     torch.manual_seed(0)
     return HavocModel(HavocConfig.pico().replace(initializer_range=0.35, vocab_size=300, max_seq_len=256)).eval()
 
 
-def requests(num_rows: int, shots: str = "") -> list[tuple[Question, list[str]]]:
+def requests(num_rows: int, shots: str = "") -> list[tuple[Prompt, list[str]]]:
     """Prompts of many lengths, with choices that begin alike, are equal, or are one token."""
     rng = random.Random(0)
     found = []
     for _ in range(num_rows):
         text = shots + "".join(rng.choice("the quick brown ") for _ in range(rng.randint(1, 40)))
         choices = [" " + "".join(rng.choice("ab c") for _ in range(rng.randint(1, 6))) for _ in range(3)]
-        found.append((Question(text + "."), [*choices, choices[0] + " and more", choices[0], " "]))
+        found.append((Prompt(text + "."), [*choices, choices[0] + " and more", choices[0], " "]))
     return found
 
 
@@ -72,7 +61,7 @@ def test_batches_give_what_each_text_gives_alone(
 def test_the_likeliest_text_is_greedy(model: HavocModel, tokenizer: Tokenizer) -> None:
     """What the model itself writes is greedy, and one other token in it is not."""
     scorer = TorchScorer(model, tokenizer)
-    prompt = Question("the quick")
+    prompt = Prompt("the quick")
     prompt_ids = tokenizer.encode_prompt(prompt.text)
     new = model.generate(torch.tensor([prompt_ids]), 1)[0, len(prompt_ids) :].tolist()
     likeliest = tokenizer.decode(new)
@@ -97,7 +86,7 @@ def test_bounded_logits_change_nothing(
 
 def test_a_prompt_longer_than_the_context_loses_its_beginning(model: HavocModel, tokenizer: Tokenizer) -> None:
     """The end of the prompt counts, and the number of tokens left out is told."""
-    long = Question("lazy dog " * 60 + "the quick brown fox")
+    long = Prompt("lazy dog " * 60 + "the quick brown fox")
     (found,) = TorchScorer(model, tokenizer).log_likelihoods([(long, [" the"])])
     prompt_ids, ids = tokenizer.encode_continuation(long.text, " the")
     kept = [*prompt_ids, *ids][-(model.config.max_seq_len + 1) :]
@@ -113,7 +102,7 @@ def test_a_model_that_also_sees_scores_text(tokenizer: Tokenizer) -> None:
     torch.manual_seed(1)
     model = HavocModel(HavocConfig.pico(vision=VisionConfig(patch_size=2, image_token_id=3)).replace(vocab_size=300))
     assert model.training
-    (found,) = TorchScorer(model, tokenizer).log_likelihoods([(Question("the"), [" fox", " quick"])])
+    (found,) = TorchScorer(model, tokenizer).log_likelihoods([(Prompt("the"), [" fox", " quick"])])
     assert len(found) == 2
     assert model.training
 
@@ -122,4 +111,4 @@ def test_nothing_asked_is_nothing_scored(model: HavocModel, tokenizer: Tokenizer
     """No request, and a request without a choice, are no error."""
     scorer = TorchScorer(model, tokenizer)
     assert scorer.log_likelihoods([]) == []
-    assert scorer.log_likelihoods([(Question("the"), [])]) == [[]]
+    assert scorer.log_likelihoods([(Prompt("the"), [])]) == [[]]

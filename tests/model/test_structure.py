@@ -11,14 +11,7 @@ from hypothesis import strategies as st
 
 from havoc_core import arguments
 from havoc_core.errors import HavocError
-from havoc_core.model.structure import (
-    ACTIVATION_DTYPES,
-    BLOCK_SIZES,
-    COMPUTES,
-    QUANTIZERS,
-    WEIGHT_FORMATS,
-    Structure,
-)
+from havoc_core.model.structure import ACTIVATION_DTYPES, BLOCK_SIZES, COMPUTES, QUANTIZERS, WEIGHT_FORMATS, Structure
 
 PROJECTION = "model.layers.0.mlp.up_proj.weight"
 

@@ -85,7 +85,7 @@ def test_patches_and_image_tokens_must_match(model: HavocModel) -> None:
         model(ids)
     with pytest.raises(HavocError, match="3 patches for 0 image tokens"):
         model(torch.tensor([[1, 8]]), patches=torch.randn(3, VISION.patch_dim))
-    with pytest.raises(HavocError, match=r"patches are \[2, 7\], the model reads \[num_patches, 12\]"):
+    with pytest.raises(HavocError, match=r"patches are \[2, 7\], .*\[num_patches, 12\]"):
         model(ids, patches=torch.randn(2, 7))
     with pytest.raises(HavocError, match="no vision part"):
         HavocModel(HavocConfig.pico())(ids, patches=torch.randn(2, VISION.patch_dim))

@@ -96,5 +96,5 @@ def test_requirements_read_headers_only() -> None:
     """7b's tensors are checked against 7b's config without drawing one."""
     config = HavocConfig.havoc_7b()
     require_tensors(RandomTensors(config), config, source="7b")
-    with pytest.raises(HavocError, match=r"7b: tensor model\.embed_tokens\.weight has shape \[70000, 4096\]"):
+    with pytest.raises(HavocError, match=r"7b: .*embed_tokens\.weight has shape \[70000, 4096\]"):
         require_tensors(RandomTensors(config), config.replace(vocab_size=70_001), source="7b")

@@ -22,24 +22,12 @@ from havoc_core.adapt.basis import compute_basis, matrix_basis
 from havoc_core.adapt.expert import Expert
 from havoc_core.adapt.mixture import DenseMixture, mix
 from havoc_core.adapt.svf import attach, fold_matrix
+from tests.perf.turns import best_times_s
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 ALPHA = (1.2, 0.8, 1.5, 0.9)
 
 Row = Callable[..., None]
-
-
-def best_times_s(
-    *ways: Callable[[], object], num_runs: int, clock: Callable[[], float] = time.perf_counter
-) -> list[float]:
-    """Best time of each way over alternating runs, after one that is not counted where there are several."""
-    times: list[list[float]] = [[] for _ in ways]
-    for _ in range(num_runs + (num_runs > 1)):
-        for way, own in zip(ways, times, strict=True):
-            start_s = clock()
-            way()
-            own.append(clock() - start_s)
-    return [min(own[num_runs > 1 :]) for own in times]
 
 
 @contextlib.contextmanager
@@ -78,7 +66,7 @@ def test_basis_against_svd(benchmark: BenchmarkFixture, row: Row, rows: int, col
             lambda: svd(double),
             lambda: matrix_basis(single, precision=torch.float32),
             lambda: svd(single),
-            num_runs=1 if columns > 1024 else 3,
+            num_rounds=1 if columns > 1024 else 3,
             clock=clock,
         )
     basis = benchmark.pedantic(matrix_basis, args=(single,), rounds=1)
@@ -116,9 +104,9 @@ def test_mixture_fold_against_recomputing(benchmark: BenchmarkFixture, row: Row,
     def recompute() -> Tensor:
         return torch.mm(us * (1 + mix(experts, ALPHA)[NAME]), vt, out=out)
 
-    ours_s, theirs_s = best_times_s(lambda: mixture.fold(ALPHA), recompute, num_runs=15)
+    ours_s, theirs_s = best_times_s(lambda: mixture.fold(ALPHA), recompute, num_rounds=15)
     with one_thread() as clock:
-        ours_one_s, theirs_one_s = best_times_s(lambda: mixture.fold(ALPHA), recompute, num_runs=5, clock=clock)
+        ours_one_s, theirs_one_s = best_times_s(lambda: mixture.fold(ALPHA), recompute, num_rounds=5, clock=clock)
     folded = benchmark.pedantic(mixture.fold, args=(ALPHA,), rounds=5)[NAME]
     torch.testing.assert_close(folded, recompute(), atol=1e-5, rtol=1e-4)
     num_bytes = 6 * tensors[NAME].nbytes
@@ -142,7 +130,7 @@ def test_delta_gradient_against_dense_gradient(benchmark: BenchmarkFixture, row:
         (model(x) * cotangent).sum().backward()
 
     with one_thread() as clock:
-        ours_s, theirs_s = best_times_s(lambda: step(adapted), lambda: step(dense), num_runs=3, clock=clock)
+        ours_s, theirs_s = best_times_s(lambda: step(adapted), lambda: step(dense), num_rounds=3, clock=clock)
     benchmark.pedantic(step, args=(adapted,), rounds=1)
     assert adapted[0].weight.grad is None
     assert adapter.deltas["0.weight"].grad is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import runpy
 import statistics
 import subprocess
 import sys
@@ -10,17 +9,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from havoc_core.bench.device import identify_cpu
+from tests.bench import sample_records as samples
 
 BARE = [sys.executable, "-c", "pass"]
 NUM_ROUNDS = 15
 NUM_RECORD_BYTES = 5_000_000
-samples = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "bench" / "sample_records.py")))
 
 
 def seconds(command: list[str]) -> float:

@@ -101,10 +101,7 @@ def test_four_workers_against_one(benchmark: Any, row: Callable[..., None], plac
 
     def rounds() -> None:
         for number in (1, 4):
-            with (
-                workers(number, place.out) as fleet,
-                FleetMeasurer(fleet, place, base, bound=bound) as measurer,
-            ):
+            with workers(number, place.out) as fleet, FleetMeasurer(fleet, place, base, bound=bound) as measurer:
                 scored(number, measurer, 0)  # every worker reads base and rows once
                 seconds[number].clear()
                 for turn in range(NUM_ROUNDS):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import shutil
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -34,6 +33,7 @@ from havoc_core.model.config import HavocConfig
 from havoc_core.model.generation import decode_one, prefill
 from havoc_core.model.structure import Structure
 from havoc_core.model.transformer import HavocModel
+from tests.perf.turns import best_times_s
 
 FORMATS = ("fp32", "int8", "int4")
 pytestmark = pytest.mark.timeout(1200)  # rivals are slow beside other work
@@ -132,17 +132,6 @@ def graphs(request: pytest.FixtureRequest, base: Path, build, tmp_path_factory: 
     return {"format": request.param, **{name: folder / name for name in ("ours", "all", "theirs")}}
 
 
-def alternately(*ways: Callable[[], object], num_rounds: int) -> list[float]:
-    """The shortest time of each way; they take turns, so a busy machine slows all alike. The first round is dropped."""
-    times: list[list[float]] = [[] for _ in ways]
-    for _ in range(num_rounds + 1):
-        for way, own in zip(ways, times, strict=True):
-            start_s = time.perf_counter()
-            way()
-            own.append(time.perf_counter() - start_s)
-    return [min(own[1:]) for own in times]
-
-
 def compare_exports(row, name: str, ours: list, theirs: list) -> None:
     """Time and memory of the best of a few runs each: whole, then without imports and without HAVOC's proof."""
     ours_s, theirs_s = (min(child.wall_s for child in children) for children in (ours, theirs))
@@ -239,10 +228,10 @@ def test_graph_against_the_builders(benchmark, row, graphs: dict) -> None:
     empty = [Loop(graphs[name], 0) for name in names]
     ours, theirs = empty[0].run(24), empty[2].run(24)
     difference = np.abs(ours - theirs).max() / theirs.std()
-    prefills = alternately(*(partial(loop.run, CONTEXT) for loop in empty), num_rounds=5)
+    prefills = best_times_s(*(partial(loop.run, CONTEXT) for loop in empty), num_rounds=5)
     del empty
     filled = [Loop(graphs[name], CONTEXT) for name in names]
-    steps = alternately(*(partial(loop.run, 1) for loop in filled), num_rounds=100)
+    steps = best_times_s(*(partial(loop.run, 1) for loop in filled), num_rounds=100)
     benchmark.pedantic(filled[0].run, args=(1,), rounds=20, warmup_rounds=2)
     name = f"graph against genai builder's, {weight_format}"
     row(
@@ -301,10 +290,10 @@ def test_against_torch_eager(benchmark, row, base: Path, tmp_path: Path) -> None
         decode_one(model, torch.from_numpy(ids[:, 0]), None, cache)
 
     cache, (_, past) = eager(), session.prefill(ids)
-    ours_s, theirs_s = alternately(lambda: session.prefill(ids), eager, num_rounds=5)
+    ours_s, theirs_s = best_times_s(lambda: session.prefill(ids), eager, num_rounds=5)
     detail = f"{ours_s * 1e3:.0f} ms, {theirs_s * 1e3:.0f} ms"
     row("artifact against torch eager, fp32: prefill of 512", theirs_s / ours_s, goal=1, detail=detail)
-    ours_s, theirs_s = alternately(lambda: session.decode(ids[:, :1], None, past), eager_step, num_rounds=30)
+    ours_s, theirs_s = best_times_s(lambda: session.decode(ids[:, :1], None, past), eager_step, num_rounds=30)
     detail = f"{ours_s * 1e3:.1f} ms, {theirs_s * 1e3:.1f} ms"
     row("artifact against torch eager, fp32: step at context 512", theirs_s / ours_s, goal=1, detail=detail)
     benchmark.pedantic(session.prefill, args=(ids,), rounds=2)
@@ -330,7 +319,7 @@ def test_against_transformers_generate(benchmark, row, base: Path, tmp_path: Pat
         text = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, pad_token_id=0, **length)
         found["theirs"] = text[0, NUM_NEW:].tolist()
 
-    ours_s, theirs_s = alternately(ours, theirs, num_rounds=2)
+    ours_s, theirs_s = best_times_s(ours, theirs, num_rounds=2)
     benchmark.pedantic(ours, rounds=1)
     row(
         f"artifact in {weight_format} against transformers generate in fp32: 64 tokens after 64",

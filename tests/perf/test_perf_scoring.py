@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +24,7 @@ from havoc_core.export.package import export_artifact
 from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.model.checkpoint import BUNDLED_NANO, load_base
 from havoc_core.model.scorer import TorchScorer
+from tests.perf.turns import best_times_s
 
 NUM_ROWS, NUM_ROUNDS, LEAST, GOAL = 40, 3, 1.0, 2.0
 LM_EVAL_BATCHES = (4, 16)
@@ -77,17 +77,6 @@ def lm_eval_backend(base: Path, batch_size: int) -> Callable[[Sequence[Any]], ob
     return scored
 
 
-def in_turns(*ways: Callable[[], object]) -> list[float]:
-    """The shortest time of each way; they take turns, so a busy machine slows all alike. The first round is dropped."""
-    times: list[list[float]] = [[] for _ in ways]
-    for _ in range(NUM_ROUNDS + 1):
-        for way, own in zip(ways, times, strict=True):
-            start_s = time.perf_counter()
-            way()
-            own.append(time.perf_counter() - start_s)
-    return [min(own[1:]) for own in times]
-
-
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("num_shots", [0, 5])
 def test_rows_a_second(one_thread: None, base: Path, tmp_path: Path, benchmark: Any, row: Any, num_shots: int) -> None:
@@ -101,10 +90,11 @@ def test_rows_a_second(one_thread: None, base: Path, tmp_path: Path, benchmark: 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of lm-eval's libraries
         theirs = [lm_eval_backend(base, size) for size in LM_EVAL_BATCHES]
-        found = in_turns(
+        found = best_times_s(
             lambda: torch_scorer.log_likelihoods(asked),
             lambda: session.log_likelihoods(asked),
             *(lambda way=way: way(asked) for way in theirs),
+            num_rounds=NUM_ROUNDS,
         )
     ours_s, artifact_s, theirs_s = found[0], found[1], min(found[2:])
     benchmark.pedantic(torch_scorer.log_likelihoods, args=(asked,), rounds=1)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from havoc_core.export.huggingface import export_huggingface
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.generation import sample_tokens
 from havoc_core.model.transformer import HavocModel
+from tests.perf.turns import best_times_s
 
 WAYS = """
 import time
@@ -115,19 +117,6 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def best_cpu_s(*ways: Callable[[], object], num_rounds: int) -> list[float]:
-    """The least CPU time of each way over alternating runs, after one that is not counted."""
-    import time
-
-    times: list[list[float]] = [[] for _ in ways]
-    for _ in range(num_rounds + 1):
-        for way, own in zip(ways, times, strict=True):
-            start_s = time.process_time()
-            way()
-            own.append(time.process_time() - start_s)
-    return [min(own[1:]) for own in times]
-
-
 def ways_of_training() -> dict[str, Any]:
     found: dict[str, Any] = {}
     exec(WAYS, found)
@@ -141,7 +130,7 @@ def test_step_against_recomposing(benchmark: BenchmarkFixture, row, run_child, o
     ours, theirs = (ways["stepper"](way, ways["small"](), num_tokens) for way in ("ours", "recomposed"))
     assert ours() == pytest.approx(theirs(), rel=1e-4)  # both begin at the base
     assert ours() == pytest.approx(theirs(), rel=1e-3)  # and both gradients lead to one next loss
-    ours_s, theirs_s = best_cpu_s(ours, theirs, num_rounds=3)
+    ours_s, theirs_s = best_times_s(ours, theirs, num_rounds=3, clock=time.process_time)
     benchmark.pedantic(ours, rounds=1)
     name = f"z training step against U diag(s z) V^T by autograd, {num_tokens:,} tokens"
     row(f"{name}, one thread", theirs_s / ours_s, goal=2, detail=f"{ours_s * 1e3:.0f} ms, {theirs_s * 1e3:.0f} ms")
@@ -158,7 +147,7 @@ def test_step_against_lora(benchmark: BenchmarkFixture, row, run_child, one_thre
     ways = ways_of_training()
     ours, theirs = (ways["stepper"](way, ways["small"](), num_tokens) for way in ("ours", "lora"))
     assert ours() == pytest.approx(theirs(), rel=1e-4)
-    ours_s, theirs_s = best_cpu_s(ours, theirs, num_rounds=3)
+    ours_s, theirs_s = best_times_s(ours, theirs, num_rounds=3, clock=time.process_time)
     benchmark.pedantic(ours, rounds=1)
     name = f"z training step against PEFT LoRA r = 16, {num_tokens:,} tokens"
     row(f"{name}, one thread", theirs_s / ours_s, goal=1, detail=f"{ours_s * 1e3:.0f} ms, {theirs_s * 1e3:.0f} ms")
@@ -209,7 +198,7 @@ def test_rollouts_against_transformers(
         text = theirs.generate(ids, attention_mask=torch.ones_like(ids), **length, **kept)
         found["theirs"] = text[:, num_prompt:]
 
-    ours_s, theirs_s = best_cpu_s(sample, generate, num_rounds=2)
+    ours_s, theirs_s = best_times_s(sample, generate, num_rounds=2, clock=time.process_time)
     benchmark.pedantic(sample, rounds=1)
     assert found["ours"].shape == found["theirs"].shape == (64, num_new)
     with torch.inference_mode():

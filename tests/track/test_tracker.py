@@ -152,7 +152,7 @@ def test_a_state_that_is_damaged_starts_anew(heard: Heard, tmp_path: Path, text:
 def test_a_tracker_that_is_not_there_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the extra that brings it, or the names there are."""
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    with pytest.raises(HavocError, match=r'wandb is not installed: pip install "havoc-core\[wandb\]"'):
+    with pytest.raises(HavocError, match=r'wandb .*pip install "havoc-core\[wandb\]"'):
         require_trackers(["wandb"])
-    with pytest.raises(HavocError, match="unknown tracker 'mlflow'; known are wandb, trackio"):
+    with pytest.raises(HavocError, match="'mlflow'; .*wandb, trackio"):
         require_trackers(["mlflow"])

@@ -87,8 +87,7 @@ def test_configuration_table_and_artifact_are_there(folder: Path) -> None:
     (table,) = [line["adas/front"] for line in lines if "adas/front" in line]
     assert table["_value"] == [{"key": "a", "alpha/math": 1.0}, {"key": "b", "alpha/math": None}]
     ((name, kind, manifest),) = stored(
-        folder,
-        "select a.name, a.type, v.manifest from artifacts a join artifact_versions v on v.artifact_id = a.id",
+        folder, "select a.name, a.type, v.manifest from artifacts a join artifact_versions v on v.artifact_id = a.id"
     )
     assert (name, kind) == ("artifact", "model")
     assert (folder / "artifact").resolve().as_uri() in (manifest if isinstance(manifest, str) else manifest.decode())

@@ -6,16 +6,16 @@ import http.server
 import importlib.util
 import json
 import os
-import runpy
 import socket
 import subprocess
 import sys
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tests.track import wandb_files as files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("wandb") is None, reason='wandb is not installed: pip install "havoc-core[wandb]"'
 )
-files = SimpleNamespace(**runpy.run_path(str(Path(__file__).with_name("wandb_files.py"))))
 
 LOGS = """
 import sys

@@ -273,7 +273,7 @@ def test_labels_outside_the_choices_are_named(tmp_path: Path) -> None:
 def test_a_solved_row_of_the_gate_is_a_leak(sums_task: Path) -> None:
     """A row written in the file that the test asks is refused when the test is read; so is one without its answer."""
     shots = '[few_shot]\nnumber = 1\nrows = [{ q = "7 + 1", a = 8 }]'
-    assert "row 8: is a row of the gate split" in refusal(written(sums_task, WRITTEN.replace("[few_shot]", shots)))
+    assert "row 8: is a row of the gate" in refusal(written(sums_task, WRITTEN.replace("[few_shot]", shots)))
     text = WRITTEN.replace("[few_shot]", shots.replace(", a = 8", ""))
     assert "few_shot.rows, row 1: a is null" in refusal(written(sums_task, text))
     assert "its file holds 1" in refusal(written(sums_task, WRITTEN.replace("[few_shot]", shots)), few_shot=2)
@@ -300,7 +300,7 @@ def test_pinned_data_is_that_data(sums_task: Path) -> None:
     assert load_task(pinned).sha256 == load_task(written(sums_task.parent / "again.toml", WRITTEN)).sha256
     data = sums_task.parent / "test.jsonl"
     data.write_text(data.read_text() + "\n")
-    assert f"data_sha256 pins the gate split to {found}, and this is" in refusal(pinned)
+    assert f"data_sha256 pins the gate split to {found}" in refusal(pinned)
 
 
 @pytest.mark.parametrize(
@@ -333,11 +333,11 @@ def test_a_hostile_template_ends_at_once(choice: Path, template: str) -> None:
 
 def test_unknown_names_say_what_is_near() -> None:
     """A bundled task, or the path of a file."""
-    with pytest.raises(HavocError, match="unknown task 'gsm8'.*did you mean gsm8k?"):
+    with pytest.raises(HavocError, match="'gsm8'.*gsm8k"):
         load_task("gsm8")
     with pytest.raises(HavocError, match=r"nowhere.toml: No such file"):
         load_task("nowhere.toml")
-    with pytest.raises(HavocError, match="gsm8k/main: give --data DIR or --online"):
+    with pytest.raises(HavocError, match="gsm8k/main: .*--data DIR or --online"):
         rows("gsm8k", "gate", 1)
 
 

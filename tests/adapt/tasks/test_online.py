@@ -6,22 +6,20 @@ import importlib.util
 import io
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from havoc_core.adapt.tasks.sources import rows, rows_hash
+from tests import local_hub as hubs
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("datasets") is None, reason="needs datasets")
-hubs = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "local_hub.py")))
 
 ASKED = (("math", "gate"), ("vision", "gate"), ("code", "gate"))
 NUM_ROWS = 8
@@ -70,10 +68,7 @@ def card(config: str, folder: str, *parts: str) -> bytes:
 
 MATH = {
     f"main/{part}-00000-of-00001.parquet": parquet([gsm8k(n) for n in numbers])
-    for part, numbers in (
-        ("train", range(1, 40)),
-        ("test", range(40, 60)),
-    )
+    for part, numbers in (("train", range(1, 40)), ("test", range(40, 60)))
 }
 VISION = {
     "data/train-00000-of-00001.parquet": parquet([textvqa(n) for n in range(30)], pictures="image"),

@@ -156,7 +156,7 @@ def test_the_gate_rows_are_those_of_the_test_part(data):
     """gsm8k's gate is its test part, and a problem that stands in both parts is gone from training."""
     gate = rows("math", "gate", 51, data_dir=data)
     assert gsm8k(1003)["question"] in {row["question"] for row in gate}
-    with pytest.raises(HavocError, match="has 1[67][0-9] rows for the train split") as caught:
+    with pytest.raises(HavocError, match="1[67][0-9] rows for the train") as caught:
         rows("math", "train", 500, data_dir=data)
     num_train = int(str(caught.value).split(" has ")[1].split()[0])
     questions = {row["question"] for row in rows("math", "train", num_train, data_dir=data)}
@@ -241,7 +241,7 @@ def test_a_score_may_rest_on_fewer_rows(data):
 
 def test_asking_for_more_than_there_is_names_the_number(data):
     """MBPP's train part has 374 rows, here 40: no silent shortening."""
-    with pytest.raises(HavocError, match="40 rows for the train split and 1000 .* at most 40"):
+    with pytest.raises(HavocError, match="40 rows for the train .*1000 .* at most 40"):
         rows("code", "train", 1000, data_dir=data)
 
 

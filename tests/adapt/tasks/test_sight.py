@@ -43,25 +43,21 @@ def test_the_bundled_tasks_fit_the_bundled_base() -> None:
 
 def test_pictures_that_patches_do_not_divide_are_refused(tmp_path: Path) -> None:
     """With the size to write instead, which then fits."""
-    with pytest.raises(HavocError) as caught:
+    with pytest.raises(HavocError, match=r"^textvqa: .*224 x 224 .*15 x 15; .*image_side = 210 under \[prompt\]"):
         require_fitting_pictures(load_task("textvqa"), with_patches(14 + 1))
-    assert str(caught.value) == (
-        "textvqa: pictures of 224 x 224 pixels are no multiple of the model's patches of 15 x 15; write "
-        "image_side = 210 under [prompt] in a copy of the task's file, and give that as the task"
-    )
     require_fitting_pictures(load_task(str(of_size(tmp_path, 210))), with_patches(15))
 
 
 def test_pictures_that_the_context_cannot_hold_are_refused(tmp_path: Path) -> None:
     """1,024 tokens less an answer of 32 and a question leave 960: 30 x 30 patches, but not 32 x 32."""
-    with pytest.raises(HavocError, match=r"take 1,024 tokens, .* has room for 960; write image_side = 240 under"):
+    with pytest.raises(HavocError, match=r"1,024 tokens, .* 960; .*image_side = 240"):
         require_fitting_pictures(load_task(str(of_size(tmp_path, 256))), NANO)
     require_fitting_pictures(load_task(str(of_size(tmp_path, 240))), NANO)
 
 
 def test_drawn_pictures_have_one_size() -> None:
     """Nothing that a user could write would change them."""
-    with pytest.raises(HavocError, match="vision: pictures of 32 x 32 pixels are no multiple .*; take another base"):
+    with pytest.raises(HavocError, match="vision: .*32 x 32 pixels .*another base"):
         require_fitting_pictures(load_task("vision"), with_patches(10))
 
 
@@ -109,5 +105,5 @@ def test_a_size_without_a_picture_is_refused(tmp_path: Path) -> None:
     """It would be ignored."""
     path = of_size(tmp_path, 224)
     path.write_text(path.read_text().replace('image = "image"', ""))
-    with pytest.raises(HavocError, match="which column holds it: name prompt.image too"):
+    with pytest.raises(HavocError, match="name prompt.image"):
         load_task(str(path))

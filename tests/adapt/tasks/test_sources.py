@@ -131,7 +131,7 @@ def test_a_generator_that_runs_dry_says_how_many_rows_it_has(monkeypatch):
     monkeypatch.setattr(math, "make_row", lambda rng, index: {"question": f"{rng.randrange(40)}?", "answer": "#### 1"})
     small = load_task("math")
     found = []
-    with pytest.raises(HavocError, match=r"hardly more than \d+ rows for the train split"):
+    with pytest.raises(HavocError, match=r"\d+ rows for the train"):
         found.extend(generated_rows(small, "train", 0))
     num_there = len(list(itertools.islice(generated_rows(small, "train", 0), 20)))
     assert num_there == 20
