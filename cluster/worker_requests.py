@@ -70,7 +70,7 @@ class Lacking:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Store bytes of a file from offset `start`; they are sent beside this message. The last piece completes the file."""
+    """Store bytes of a file from offset `start`; they are sent beside this message. The last piece ends the file."""
 
     file: StoredFile
     start: int

@@ -1,9 +1,9 @@
-"""A comparison of ways of adapting as pages: one JSON document, its Markdown, its HTML with a picture; and the docs.
+"""A comparison of ways of adapting as pages: one JSON document, Markdown, HTML with a chart, and the page in docs.
 
     python -m havoc_core.bench.report.baselines reports docs/baselines.md
 
-The pages say what the document holds and rank nothing that its intervals do not: a difference is called better or worse
-where its 95 % interval does not hold 0. Seconds are shown where no other work disturbed the training.
+A difference is called better or worse only if its 95 % interval excludes 0. Seconds are shown only if no other work
+disturbed the training.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ DOCUMENT: Final = "baselines.json"
 WRITTEN: Final = (DOCUMENT, "baselines.md", "baselines.html")
 _FORMAT = "havoc-baselines/1"
 _MOST_SWITCHES_PER_S: Final = 20
-"""Involuntary context switches in a CPU second. A process that shares its core is put aside more often than that, and
-its seconds say how busy the machine was."""
+"""Most involuntary context switches per CPU second of an undisturbed training. A process that shares its core has more,
+and its seconds depend on the other work."""
 _HEAD = """# Baselines
 
 Singular-value scales (SVF) beside LoRA and beside the scales of one kind of matrix, each trained by `havoc baselines`
@@ -71,7 +71,7 @@ def write_baselines(document: Mapping[str, Any], out: Path) -> Path:
 
 
 def write_docs(reports: Path, page: Path) -> list[str]:
-    """Write the page of all kept comparisons; return the names of their folders. None is a `HavocError`."""
+    """Write the page of all stored comparisons; return the names of their folders. No comparison is a `HavocError`."""
     folders = sorted(path.parent for path in reports.rglob(DOCUMENT))
     if not folders:
         raise HavocError(f"{reports}: holds no {DOCUMENT}; `havoc baselines` makes one")
@@ -85,7 +85,7 @@ def write_docs(reports: Path, page: Path) -> list[str]:
 
 
 def read_baselines(path: Path) -> dict[str, Any]:
-    """Read a kept comparison; a file of another form is a `HavocError`."""
+    """Read a stored comparison; a file in another format is a `HavocError`."""
     found = storage.read_json(path)
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise HavocError(f"{path}: not a comparison of baselines ({_FORMAT})")
@@ -105,7 +105,7 @@ def html(document: Mapping[str, Any]) -> str:
 
 
 def lines(document: Mapping[str, Any]) -> str:
-    """Return the comparison as a table for a terminal, and what a reader must know of it."""
+    """Return the comparison as a table for a terminal, with notes that a reader needs."""
     said = content(document)
     cells = [
         [row["title"], row["parameters"], row["accuracy"], row["spread"], row["points"], row["interval"], row["word"]]
@@ -171,7 +171,7 @@ def _difference(pair: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _seconds(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Mean CPU seconds of a training at the chosen rate; nothing of one that had to share a core."""
+    """Mean CPU seconds of a training at the chosen rate; empty if a training had to share a core."""
     if any(run["train_involuntary_switches"] > _MOST_SWITCHES_PER_S * run["train_cpu_s"] for run in runs):
         return "disturbed"
     return show(statistics.fmean(run["train_cpu_s"] for run in runs), "s")
@@ -192,7 +192,7 @@ def _run(arm: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def notes(document: Mapping[str, Any]) -> list[str]:
-    """What a reader must know of the figures."""
+    """Notes that a reader of the figures needs."""
     samples = document["training"]["samples_per_prompt"]
     found = []
     if any(arm["method"] == "reinforce" for arm in document["arms"]):
@@ -224,7 +224,7 @@ def notes(document: Mapping[str, Any]) -> list[str]:
 
 
 def picture(document: Mapping[str, Any]) -> str:
-    """Draw accuracy against the number of trained values: a dot a run, its exact interval, a bar the mean of an arm."""
+    """Draw accuracy over the number of trained values: a dot and its exact interval for a run, a bar for an arm's mean."""
     base = document["base"]
     with drawing_board("baselines", height=3.4) as (figure, axes):
         axes.axhspan(100 * base["low"], 100 * base["high"], color=MUTED, alpha=0.15, linewidth=0)
@@ -251,11 +251,11 @@ def picture(document: Mapping[str, Any]) -> str:
 
 _MARGIN = 0.2  # decades
 _WIDTH = 1.5
-"""An arm's marks spread over this factor of trained values; arms with as many values stand side by side in it."""
+"""An arm's marks are spread over this factor of trained values; arms with equal numbers are drawn side by side."""
 
 
 def _places(arms: Sequence[Mapping[str, Any]], index: int) -> tuple[float, float]:
-    """Lowest and highest trained values that an arm's marks are drawn at: arms of one size share its width."""
+    """Lowest and highest trained values at which an arm's marks are drawn; arms of one size share the width."""
     size = arms[index]["num_parameters"]
     same = [place for place, arm in enumerate(arms) if arm["num_parameters"] == size]
     slot = same.index(index)
