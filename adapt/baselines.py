@@ -92,7 +92,7 @@ class BaselineSettings:
         if len(self.rates) != len(self.lora_rates):
             raise HavocError(
                 f"{len(self.rates)} learning rates for scales and {len(self.lora_rates)} for LoRA: "
-                "give each as many, or one side is tuned better than the other"
+                "give the same number to both, or one side is tuned better than the other"
             )
         for name, values in (("seeds", self.seeds), ("rates", self.rates), ("LoRA's rates", self.lora_rates)):
             if not values or len(set(values)) < len(values):
@@ -394,5 +394,5 @@ def _read_result(path: Path, num_rows: int) -> dict[str, Any]:
     marks = found.get("right") if isinstance(found, dict) else None
     is_whole = isinstance(marks, str) and len(marks) == num_rows and set(marks) <= {"0", "1"}
     if not is_whole or not isinstance(found, dict) or found.get("num_right") != str(marks).count("1"):
-        raise HavocError(f"{path}: does not hold the verdicts of {num_rows} gate rows; remove the file to score them again")
+        raise HavocError(f"{path}: does not hold the verdicts of {num_rows} gate rows; remove it to score again")
     return found

@@ -129,14 +129,14 @@ def load_classifier(directory: Path, *, basis: Basis, is_chat: bool = False) -> 
     """
     path = classifier_path(directory)
     if not path.exists():
-        raise HavocError(f"{path}: not found; train a classifier: havoc train BASE --classifier TASKS --out {directory}")
+        raise HavocError(f"{path}: not found; train one with havoc train BASE --classifier TASKS --out {directory}")
     expert = load_expert(path, basis=basis)
     names = expert.settings.get("names")
     if expert.domain != CLASSIFIER or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise HavocError(f"{path}: is an expert of {expert.domain!r} and no classifier; give it its own name back")
+        raise HavocError(f"{path}: is an expert of {expert.domain!r}, not a classifier; give the file its own name")
     if expert.settings.get("instruction") != INSTRUCTION:
         raise HavocError(f"{path}: was trained with another instruction than this version uses; train it again")
     if bool(expert.settings.get("chat")) != is_chat:
         trained, now = ("with", "without") if expert.settings.get("chat") else ("without", "with")
-        raise HavocError(f"{path}: was trained {trained} the chat template, and prompts go {now} it now: see --no-chat")
+        raise HavocError(f"{path}: was trained {trained} the chat template, prompts are {now} it now: see --no-chat")
     return expert, FirstPass(tuple(names))

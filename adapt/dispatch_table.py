@@ -219,7 +219,7 @@ class _Comparison:
         prompts, chosen, seconds = self._stream.prompts(), dict[str, list[int]](), dict[str, float]()
         for way, chooser in self._choosers.items():
             with self._progress.stage(f"first pass {way}", len(prompts), unit="rows") as stage:
-                chooser.places(prompts[:1])  # fold the scales before the clock starts: this happens once, not for each row
+                chooser.places(prompts[:1])  # fold before the clock starts: once, not for each row
                 started = time.perf_counter()
                 chosen[way] = chooser.places(prompts)
                 seconds[way] = time.perf_counter() - started

@@ -224,7 +224,7 @@ def notes(document: Mapping[str, Any]) -> list[str]:
 
 
 def picture(document: Mapping[str, Any]) -> str:
-    """Draw accuracy over the number of trained values: a dot and its exact interval for a run, a bar for an arm's mean."""
+    """Draw accuracy over trained values: a dot with its exact interval for each run, a bar for each arm's mean."""
     base = document["base"]
     with drawing_board("baselines", height=3.4) as (figure, axes):
         axes.axhspan(100 * base["low"], 100 * base["high"], color=MUTED, alpha=0.15, linewidth=0)
