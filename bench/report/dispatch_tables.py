@@ -106,7 +106,7 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
         change = show(document["change_of_scales_ms"], "ms")
         lines.append("times are of whole batches in this process; they are not a measurement of a device")
         lines.append(
-            f"a change of scales took {change} more; rows with the same mixture share it, a single prompt pays all of it"
+            f"a change of scales took {change} more; rows of one mixture share it, a single prompt pays it all"
         )
     failed = sum(shares["mixed"]["num_failed"] for shares in document["systems"].values())
     if failed:
