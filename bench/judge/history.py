@@ -61,7 +61,7 @@ class PastRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentCut:
-    """A record whose environment, or kind of one metric, differs from the record before; each change is `old -> new`."""
+    """A record whose environment, or kind of one metric, differs from the one before; each change is `old -> new`."""
 
     record: str
     created_utc: str

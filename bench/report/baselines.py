@@ -36,27 +36,27 @@ _MOST_SWITCHES_PER_S: Final = 20
 and its seconds depend on the other work."""
 _HEAD = """# Baselines
 
-Singular-value scales (SVF) beside LoRA and beside the scales of one kind of matrix, each trained by `havoc baselines`
-on the same rows, with the same number of prompts, from the same seeds, and scored on the same rows of the gate split.
-Every number below comes from a `baselines.json` under `reports/`; `make baselines` writes the page again.
+This page compares singular-value scales (SVF) with LoRA and with the scales of one kind of matrix. `havoc baselines`
+trains each on the same rows, with the same number of prompts and the same seeds, and scores it on the same gate rows.
+Every number below comes from a `baselines.json` under `reports/`; `make baselines` writes this page.
 
 ```sh
 pip install "havoc-core[baselines]"
 havoc baselines nano --task math --out baselines
 ```
 
-- **One loop.** LoRA is `peft`'s own layers inside HAVOC's decoder, on the same matrices as the scales. Rows, prompts,
+- **One loop.** LoRA uses `peft`'s own layers inside HAVOC's decoder, on the same matrices as the scales. Rows, prompts,
   loss mask, KL term, optimizer, validation and scoring are the same code.
-- **One budget.** Every arm sees as many prompts. By reward it samples answers to them and never sees a reference; by
-  next-token it reads the references.
-- **Rates are tuned alike.** Each arm tries as many learning rates as the others. The search split chooses the rate and
-  the step, seed by seed; the gate split chooses nothing.
-- **Differences** are paired on the same gate rows. Their 95 % intervals are for other rows and, with several seeds, for
-  other seeds. Shares of single runs have exact 95 % intervals (Clopper and Pearson). No interval is widened for the
-  number of comparisons.
+- **One budget.** Every arm sees the same number of prompts. An arm trained by reward samples answers to them and never
+  sees a reference; an arm trained by next-token reads the references.
+- **Rates are tuned alike.** Each arm tries the same number of learning rates. For each seed the search split chooses
+  the rate and the step; the gate split chooses nothing.
+- **Differences** are paired on the same gate rows. Their 95 % intervals cover other rows and, with several seeds, other
+  seeds. Shares of single runs have exact 95 % intervals (Clopper and Pearson). No interval is corrected for the number
+  of comparisons.
 - **The bundled base is an easy case.** It knows more than it answers
-  ([decision 7](decisions/0007-a-base-that-knows-better.md)), so what holds there need not hold for another base.
-- **It goes on.** A comparison that was stopped goes on where it was; further seeds and arms can be added to its folder.
+  ([decision 7](decisions/0007-a-base-that-knows-better.md)), so these results may not hold for another base.
+- **It can continue.** A stopped comparison continues where it stopped; you can add seeds and arms to its folder.
 
 """
 
