@@ -77,7 +77,7 @@ def open_chooser(way: Way, mixtures: Mixtures, directory: Path, basis: Basis) ->
     if way == "prompt":
         return Chooser(mixtures, FirstPass(mixtures.names, is_calibrated=True))
     if way != "classifier":
-        raise HavocError(f"{way} reads solved examples and not the prompt: it has no chooser")
+        raise HavocError(f"{way} reads solved examples, not the prompt, so it has no chooser")
     classifier, first_pass = load_classifier(directory, basis=basis, is_chat=mixtures.base.tokenizer.chat is not None)
     unknown = [name for name in first_pass.names if name not in mixtures.names]
     if unknown:

@@ -138,7 +138,7 @@ def require_room(side: Contender, work: Workload) -> None:
     needed, there = work.prompt_tokens + work.decode_tokens, side.max_tokens
     if there is not None and needed > there:
         raise HavocError(
-            f"{side.shown}: {work.prompt_tokens} prompt tokens and {work.decode_tokens} decoded ones need a "
+            f"{side.shown}: {work.prompt_tokens} prompt tokens and {work.decode_tokens} decoded tokens need a "
             f"context of {needed}, the model has {there}: use a smaller --prompt-tokens or --decode-tokens"
         )
 
@@ -166,7 +166,7 @@ def answer_rows(
     )
     for task, asked in before.tasks.items():
         if asked.rows_sha256 != after.tasks[task].rows_sha256:
-            raise HavocError(f"{task}: the data changed between both sides' answers: start again")
+            raise HavocError(f"{task}: the data changed between the two sides' answers: start again")
         if apart := asked_apart(asked, after.tasks[task]):
             raise HavocError(f"{task}: both sides were asked in two ways ({apart} differ): give --no-chat")
     rows = {task: asked.rows_sha256 for task, asked in before.tasks.items()}

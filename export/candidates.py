@@ -125,7 +125,7 @@ class CandidateSessions:
         config = self._source.config
         if structure.weight_format == "keep":
             raise HavocError(
-                "keep stores a file's own blocks, and a mixture has none: it cannot be searched; take int4 or int8"
+                "keep stores the blocks of a GGUF file, but a mixture has none: search int4 or int8"
             )
         storage = plan_storage(self._source, structure, tensors)
         models = build_graphs(config, structure, self._options, layout=storage.layout)

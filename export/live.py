@@ -77,7 +77,7 @@ def live_layout(layout: Layout, experts: Sequence[Expert], rule: MixingRule) -> 
     found = [weight for weight in layout.weights if weight.source in names]
     for weight in found:
         if weight.form != "transposed":
-            raise HavocError(f"--live switches projections, and an expert trained {weight.source}")
+            raise HavocError(f"--live switches projections only, but an expert trained {weight.source}")
     return found
 
 

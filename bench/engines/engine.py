@@ -64,9 +64,9 @@ def episode(model: Any, ids: list[int], num_tokens: int, *, num_ids: int | None)
     cpu_last = time.process_time_ns()
     gc.enable()
     if len(tokens) != num_tokens:
-        raise RuntimeError(f"it gave {len(tokens)} tokens, {num_tokens} were asked for")
+        raise RuntimeError(f"it gave {len(tokens)} tokens instead of {num_tokens}")
     if num_ids is not None and max(tokens) >= num_ids:
-        raise RuntimeError(f"it gave token {max(tokens)}, the model has {num_ids}")
+        raise RuntimeError(f"it gave token {max(tokens)}, but the model has {num_ids} tokens")
     counts = model.is_own_process
     first = {"wall_ns": wall_ns[:1], "cpu_ns": cpu_before - cpu_first if counts else None}
     return {
