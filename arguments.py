@@ -610,7 +610,7 @@ def _day(text: str) -> str:
     try:
         return dt.date.fromisoformat(text).isoformat()
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no day: write it as 2026-11-20") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a date: write it as 2026-11-20") from None
 
 
 def _count(text: str) -> int:
@@ -628,7 +628,7 @@ def _several(text: str) -> int:
 def _whole_number(text: str, low: int) -> int:
     if text.isascii() and text.isdigit() and len(text) <= 18 and int(text) >= low:  # noqa: PLR2004 - fits 64 bits
         return int(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} up")
+    raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {low}")
 
 
 def _share(text: str) -> float:

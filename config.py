@@ -78,7 +78,7 @@ class _Section(BaseModel):
 
 def _distinct(value: tuple[str, ...]) -> tuple[str, ...]:
     if len(set(value)) < len(value):
-        raise ValueError("names something twice")
+        raise ValueError("names an entry twice")
     return value
 
 
@@ -165,7 +165,7 @@ class ExpertSettings(_Section):
         if not isinstance(value, dict) or "domains" not in value:
             return value
         if "tasks" in value:
-            raise ValueError("names tasks and domains, which are two words for one thing: keep tasks")
+            raise ValueError("has both tasks and domains, which mean the same: keep tasks")
         return {"tasks" if key == "domains" else key: part for key, part in value.items()}
 
 
@@ -220,7 +220,7 @@ class ExportSettings(_Section):
         if self.compute == "auto":
             return self
         if self.weights is None:
-            raise ValueError("names compute without weights: name both, or leave both to the search")
+            raise ValueError("has compute without weights: give both, or leave both to the search")
         from .model.structure import Structure
 
         try:

@@ -57,7 +57,7 @@ class GateJournal:
             self._journal.append(opening)
         if self._journal.entries[0] != opening:
             raise HavocError(
-                f"{path} holds answers of another base, other experts, tasks or data; remove it to ask again"
+                f"{path} holds answers of another base, other experts, tasks or data; remove it to score again"
             )
         try:
             self._parts = {
@@ -68,7 +68,7 @@ class GateJournal:
             self._runs = [_run(entry["run"]) for entry in self._journal.entries if entry["kind"] == "artifact"]
         except (KeyError, TypeError, ValueError) as error:
             raise HavocError(
-                f"{path} holds a line that no scoring writes; restore it, or remove it to ask again"
+                f"{path} holds a line that HAVOC did not write; restore the file, or remove it to score again"
             ) from error
 
     def part(self, name: str, task: str, start: int, size: int) -> str | None:

@@ -138,7 +138,7 @@ def try_device(request: Mapping[str, Any], progress: Progress) -> str:  # noqa: 
 
     device = open_device(read(DeviceRequest, request).device)
     if (problem := provider_problem(DEVICE_KINDS[device.type].provider)) is not None:
-        raise IdentityError(f"device {device.type}: {problem}; candidates are answered there by ONNX Runtime")
+        raise IdentityError(f"device {device.type}: {problem}; ONNX Runtime has to run the candidates on it")
     return str(made_on(device)["name"])
 
 

@@ -73,7 +73,7 @@ def bind(recipe: Recipe) -> Bound:
             return Bound(device, own, "measured_target", *work)
     if not recipe.search.on_this_machine:
         raise IdentityError(
-            f"target {target.name}: {problem}; search on that device, or take --on-this-machine: the costs are then "
+            f"target {target.name}: {problem}; search on that device, or give --on-this-machine: the costs are then "
             "this machine's, and by them no candidate counts as within the limits"
         )
     provider = default_provider()

@@ -91,5 +91,5 @@ def _read_fields(kind: Any, found: dict[str, Any], name: str) -> Any:  # noqa: A
     hints = get_type_hints(kind)
     known: Sequence[str] = [field.name for field in fields(kind)]
     if odd := sorted(found.keys() ^ set(known)):
-        raise TypeError(f"{name} is no {kind.__name__}: {', '.join(odd)} is missing or unknown")
+        raise TypeError(f"{name} is not a {kind.__name__}: {', '.join(odd)} is missing or unknown")
     return kind(**{field: _read(hints[field], found[field], f"{name}.{field}") for field in known})

@@ -170,7 +170,7 @@ def require_eyes(recipe: Recipe, base: Base) -> None:
     if unseen and base.config.vision is None:
         names = [name for name in recipe.experts.tasks if name not in unseen]
         raise HavocError(
-            f"{recipe.model.base} reads text only, and the tasks {', '.join(unseen)} show pictures: write "
+            f"{recipe.model.base} reads text only, but the tasks {', '.join(unseen)} show pictures: write "
             f"tasks = {json.dumps(names)} in [experts] of the recipe"
         )
     for task in recipe_tasks(recipe):
@@ -210,7 +210,7 @@ def claim_folder(recipe: Recipe, out: Path) -> None:
     if not marker.exists():
         if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise HavocError(
-                f"{out} holds files and is not the result of a run (no {marker.name} in it); choose another --out"
+                f"{out} holds files but is not the result of a run (no {marker.name} in it); choose another --out"
             )
         storage.write_text(marker, recipe_toml(recipe))
     elif without_trackers(load_recipe(marker)) != without_trackers(recipe):
@@ -395,7 +395,7 @@ def require_mixture(artifact: Path, base: Base, experts: Sequence[Expert], alpha
     weights = {expert.domain: float(weight) for expert, weight in zip(experts, alpha, strict=True)}
     hashes = {expert.domain: expert.hash for expert in experts}
     if (manifest.base_hash, manifest.alpha, manifest.expert_hashes) != (base.weight_hash, weights, hashes):
-        raise IdentityError(f"{artifact}: not the mixture that this search chose; remove it to write that one")
+        raise IdentityError(f"{artifact}: not the mixture that this search chose; remove it to write the chosen one")
 
 
 def linked(document: dict[str, Any], artifact: Path) -> dict[str, Any]:

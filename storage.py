@@ -83,7 +83,7 @@ def read_bounded(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
     finally:
         os.close(descriptor)
     if len(data) > max_bytes:
-        raise HavocError(f"{path}: more than {max_bytes} bytes; no such document is that large")
+        raise HavocError(f"{path}: more than {max_bytes} bytes; no valid document is that large")
     return data
 
 
@@ -124,7 +124,7 @@ def _refuse_a_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(document) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(
-            f"the key {next(name for name in document if names.count(name) > 1)[:60]!r} stands twice in one object"
+            f"the key {next(name for name in document if names.count(name) > 1)[:60]!r} occurs twice in one object"
         )
     return document
 
@@ -278,7 +278,7 @@ def only_one(folder: Path, name: str) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = _lock_file(path)
     except BlockingIOError as error:
-        raise HavocError(f"{folder}: {name} is being made there by another process") from error
+        raise HavocError(f"{folder}: {name} is being made by another process; wait until it ends") from error
     except OSError as error:
         raise explained(error, folder) from error
     try:
@@ -342,7 +342,7 @@ def _locked(building: Path, path: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise HavocError(f"{path} is being written by another process") from error
+            raise HavocError(f"{path} is being written by another process; wait until it ends") from error
         yield
     finally:
         os.close(descriptor)

@@ -111,7 +111,7 @@ def watch(folder: Path) -> Watched:
     if not folder.is_dir():
         raise HavocError(f"{folder}: no such folder; give the --out of a `havoc run` or a `havoc search`")
     if not journal.exists() and not recipe_path.exists():
-        raise HavocError(f"{folder}: no run and no search has begun in it; give the --out of one")
+        raise HavocError(f"{folder}: has no run and no search; give the --out of one")
     has_begun = journal.exists() and bool(read_journal(journal))  # its very first line may be half-written
     standing = read_so_far(journal).standing if has_begun else None
     quiet_s = max(0.0, time.time() - _last_change_s(folder))
@@ -184,7 +184,7 @@ def search_report(folder: Path, *, as_json: bool) -> str:
     """Return what the journal of a search says so far, as Markdown or one JSON document; nothing is written."""
     watched = watch(folder)
     if watched.standing is None:
-        raise HavocError(f"{folder}: its search has written nothing yet; ask again in a moment")
+        raise HavocError(f"{folder}: its search has written nothing yet; try again in a moment")
     so_far = read_so_far(folder.joinpath(*_JOURNAL))
     front = _front(so_far)
     if as_json:

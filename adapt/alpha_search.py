@@ -1,11 +1,12 @@
 """The cross-entropy method over alpha, one weight per expert: sample, keep the best, sample around them.
 
-    population 0   the base, each expert alone, the mean of all, and points drawn evenly from the bounds
-    population g   a normal distribution by mean and deviation of the elite of population g - 1, cut at the bounds
+    population 0   the base, each expert alone, the mean of all, and points drawn uniformly within the bounds
+    population g   points of a normal distribution with the mean and deviation of the elite of population g - 1,
+                   clipped to the bounds
 
-The best point of all populations is the result, so it is on the asked rows no worse than the base or any single expert.
-A fitness is a pair that is compared in order: the share of right answers, then what breaks its ties. A point that was
-asked before is not asked again. The same seed gives the same search.
+The result is the best point of all populations, so on the rows used it is no worse than the base or any single expert.
+A fitness is a pair, compared in order: the share of right answers, then a number that breaks ties. No point is
+evaluated twice. The same seed gives the same search.
 
 Rubinstein & Kroese, The Cross-Entropy Method (2004); for alpha: Transformer-Squared, arXiv 2501.06252.
 """
@@ -26,13 +27,13 @@ Alpha = tuple[float, ...]
 Fitness = tuple[float, float]
 
 _LEAST_DEVIATION: Final = 0.02
-"""Of the bounds' width: a distribution narrower than this would ask for the same point again and again."""
+"""Least deviation, as a share of the bounds' width: a narrower distribution would draw the same point repeatedly."""
 _DIGITS: Final = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CrossEntropySettings:
-    """How many points are asked, how many of them are the elite, and where alpha may lie."""
+    """How many points are evaluated, how many of them are the elite, and the bounds of alpha."""
 
     population: int = 32
     elite_share: float = 0.2
@@ -42,10 +43,10 @@ class CrossEntropySettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Refuse a search that cannot be, with the numbers."""
+        """Refuse settings that allow no search."""
         if self.population < 2 or self.generations < 1:  # noqa: PLR2004 - a deviation needs two
             raise HavocError(
-                f"population {self.population} and generations {self.generations}: at least 2 and 1 are needed"
+                f"population {self.population} and generations {self.generations}: expected at least 2 and 1"
             )
         if not 0 < self.elite_share <= 1:
             raise HavocError(f"an elite share of {self.elite_share:g}: expected more than 0 and at most 1")
@@ -54,13 +55,13 @@ class CrossEntropySettings:
 
     @property
     def num_elite(self) -> int:
-        """Points of a population that the next one is drawn around: at least two."""
+        """Number of elite points, at least two; the next population is drawn around them."""
         return max(2, round(self.elite_share * self.population))
 
 
 @dataclass(frozen=True, slots=True)
 class FoundAlpha:
-    """The best point, its fitness, and how many different points were asked."""
+    """The best point, its fitness, and how many different points were evaluated."""
 
     alpha: Alpha
     fitness: Fitness
@@ -70,7 +71,7 @@ class FoundAlpha:
 def cross_entropy_search(
     fitness: Callable[[Alpha], Fitness], *, num_experts: int, settings: CrossEntropySettings
 ) -> FoundAlpha:
-    """Return the alpha of the highest fitness that was met; of equal ones the first.
+    """Return the alpha with the highest fitness found; of equal ones, the first.
 
     `fitness` must give the same pair for the same point.
     """
@@ -88,7 +89,7 @@ def cross_entropy_search(
 
 
 def _first_population(num_experts: int, settings: CrossEntropySettings, rng: random.Random) -> list[Alpha]:
-    """The base, single experts and the mean, where the bounds hold them; the rest of the population is drawn evenly."""
+    """The base, single experts and the mean, as far as they lie within the bounds; the rest is drawn uniformly."""
     places = range(num_experts)
     fixed = [
         tuple(0.0 for _ in places),
@@ -102,7 +103,7 @@ def _first_population(num_experts: int, settings: CrossEntropySettings, rng: ran
 
 
 def _drawn(elite: list[Alpha], settings: CrossEntropySettings, rng: random.Random) -> Alpha:
-    """One point around the elite."""
+    """Draw one point around the elite."""
     least = _LEAST_DEVIATION * (settings.high - settings.low)
     weights = []
     for values in zip(*elite, strict=True):

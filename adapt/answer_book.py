@@ -1,7 +1,7 @@
-"""Rows of several tasks in one order, and what mixtures answer to them: each row is asked of a mixture at most once.
+"""Rows of several tasks in one order, and the answers of mixtures to them: a mixture answers each row at most once.
 
-Comparing ways of choosing a mixture row by row asks the same mixture about the same row again and again. The book keeps
-the verdicts, so all systems are held against each other on the same answers, and the seconds that each row took.
+Several systems choose the same mixture for the same row. The book keeps each verdict and the seconds that the row took,
+so all systems are compared on the same answers.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stream:
-    """Rows of several tasks in the order they are asked: `labels[i]` is the place of row i's task among `tasks`."""
+    """Rows of several tasks in the order they are asked: `labels[i]` is the index of row i's task in `tasks`."""
 
     tasks: tuple[Task, ...]
     labels: tuple[int, ...]
     rows: tuple[Row, ...]
 
     def of(self, task: int) -> list[int]:
-        """Places of a task's rows in the stream."""
+        """Indices of a task's rows in the stream."""
         return [place for place, label in enumerate(self.labels) if label == task]
 
     def prompts(self) -> list[PromptLike]:
@@ -77,7 +77,7 @@ def mixed_stream(
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One row's verdict, and its share of the seconds that the model wrote for it and for those beside it."""
+    """One row's verdict, and its share of the seconds that its batch took to generate."""
 
     is_right: bool
     has_failed: bool
@@ -85,15 +85,15 @@ class Answered:
 
 
 class AnswerBook:
-    """Guards what is known already: verdicts by mixture and row of the stream."""
+    """Keeps the known verdicts by mixture and row of the stream."""
 
     def __init__(self, mixtures: Mixtures, stream: Stream, *, max_new_tokens: int | None, stage: Stage) -> None:
-        """Ask nothing yet; `max_new_tokens` None takes each task's own."""
+        """Start with no answers; `max_new_tokens` None uses each task's number."""
         self._mixtures, self._stream, self._max_new_tokens, self._stage = mixtures, stream, max_new_tokens, stage
         self._known: dict[tuple[Alpha, int], Answered] = {}
 
     def answers(self, alphas: Sequence[Alpha]) -> list[Answered]:
-        """What row i of the stream is answered with the mixture `alphas[i]`."""
+        """The answer of the mixture `alphas[i]` to row i of the stream, for each i."""
         wanted: dict[tuple[Alpha, int], list[int]] = {}
         for place, alpha in enumerate(alphas):
             if (alpha, place) not in self._known:
@@ -116,7 +116,7 @@ class AnswerBook:
 
 
 class _Timed:
-    """A scorer whose time is counted; judging its answers is not."""
+    """A scorer that counts its own time; judging the answers is not included."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer, self.seconds = scorer, 0.0

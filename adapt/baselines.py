@@ -1,4 +1,4 @@
-"""SVF beside what it must be held against: the same rows, the same number of prompts, the same seeds, one gate.
+"""Compare SVF with other ways of adapting: the same rows, number of prompts and seeds, scored on the same gate rows.
 
     svf-reward        all singular-value scales, by reward: reinforce, or expected-reward for a task of choices
     svf-next-token    the same scales, from right answers
@@ -6,13 +6,13 @@
     lora-next-token   LoRA on the same matrices, from right answers
     kind-next-token   the scales of one kind of matrix only, from right answers
 
-Whatever is trained goes through `training.train_adapter`: the same train rows, loss, optimizer, KL term and validation.
-A learning rate that suits scales does not suit factors, so every arm tries as many rates as the others, and the search
-rows choose among them, seed by seed, as they choose the step. Gate rows choose nothing.
+`training.train_adapter` trains every arm, with the same train rows, loss, optimizer, KL term and validation. A learning
+rate that suits scales does not suit LoRA's factors, so every arm tries the same number of rates. For each seed the
+search rows choose the rate and the step. Gate rows choose nothing.
 
-    asked.json                          what the folder is bound to
+    asked.json                          the settings and rows that the folder belongs to
     trained/ARM/seed-S/rate-R/          states of training, then `trained.safetensors` and the seconds of every step
-    arms/ARM-seed-S.json base.json      which gate rows were right; one file a finished arm and seed
+    arms/ARM-seed-S.json base.json      which gate rows were right; one file for each finished arm and seed
 """
 
 from __future__ import annotations
@@ -63,11 +63,11 @@ _TIMES = ("step_s", "cpu_s", "involuntary_switches")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BaselineSettings:
-    """What is compared and with what budget.
+    """The arms of a comparison and their budget.
 
-    `training` has the settings that all arms share; method, seed and learning rate are each arm's own. Scales try
-    `rates`, LoRA `lora_rates`, of which there must be as many. `kind` is one of `basis.TARGETS`. `data_seed` makes the
-    built-in rows, the same ones for every seed of training.
+    `training` has the settings that all arms share; each arm has its own method, seed and learning rate. Scales try
+    `rates` and LoRA tries `lora_rates`; both must have the same length. `kind` is one of `basis.TARGETS`. `data_seed`
+    makes the built-in rows, which are the same for every seed of training.
     """
 
     training: TrainingSettings
@@ -83,7 +83,7 @@ class BaselineSettings:
     online: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse what would compare nothing, or compare unfairly."""
+        """Refuse settings that compare nothing or compare unfairly."""
         unknown = [arm for arm in self.arms if arm not in ARMS]
         if unknown or not self.arms:
             raise HavocError(f"unknown arm {', '.join(unknown) or '(none)'}: choose from {', '.join(ARMS)}")
@@ -92,11 +92,11 @@ class BaselineSettings:
         if len(self.rates) != len(self.lora_rates):
             raise HavocError(
                 f"{len(self.rates)} learning rates for scales and {len(self.lora_rates)} for LoRA: "
-                "give each as many, or one side is tuned better than the other"
+                "give the same number to both, or one side is tuned better than the other"
             )
         for name, values in (("seeds", self.seeds), ("rates", self.rates), ("LoRA's rates", self.lora_rates)):
             if not values or len(set(values)) < len(values):
-                raise HavocError(f"{name}: give at least one, and none twice")
+                raise HavocError(f"{name}: give at least one, and each only once")
         if any(arm.startswith("lora") for arm in self.arms):
             require_peft()
 
@@ -113,13 +113,13 @@ class Arm:
 
     @property
     def title(self) -> str:
-        """What a reader calls it: "LoRA r = 16, next-token"."""
+        """The name for readers: "LoRA r = 16, next-token"."""
         what = f"LoRA r = {self.rank}" if self.rank else "SVF" if self.matrices == TARGETS else self.matrices[0]
         return f"{what}, {self.method}"
 
 
 def arms_of(task: Task, settings: BaselineSettings) -> list[Arm]:
-    """Return the arms that are asked for, in the order of `ARMS`."""
+    """Return the chosen arms in the order of `ARMS`."""
     by_reward = method_for(task, "expected-reward" if task.kind == "choice" else "reinforce")
     found = []
     for name in (arm for arm in ARMS if arm in settings.arms):
@@ -146,16 +146,16 @@ def run_baselines(
     *,
     progress: Progress = SILENT,
 ) -> dict[str, Any]:
-    """Train and score every arm that `out` does not hold yet, and return the comparison as plain JSON values.
+    """Train and score every arm that is not in `out` yet, and return the comparison as plain JSON values.
 
-    A run that was stopped goes on within the training that it was in. Raises `HavocError` when the folder belongs to
-    another comparison, and whatever a training raises.
+    A stopped run continues inside the training that was interrupted. Raises `HavocError` if the folder belongs to
+    another comparison, and the errors of a training.
     """
     return _Comparison(base, basis, task, settings, out, progress).document()
 
 
 class _Comparison:
-    """One comparison in its folder: the rows, read once, and the arms."""
+    """One comparison in its folder: the rows, which are read once, and the arms."""
 
     def __init__(
         self, base: Base, basis: Basis, task: Task, settings: BaselineSettings, out: Path, progress: Progress
@@ -176,7 +176,7 @@ class _Comparison:
         self._bind()
 
     def _facts(self) -> dict[str, Any]:
-        """What every number of the folder depends on; further arms and seeds may be added to it later."""
+        """All settings that the folder's numbers depend on; arms and seeds are not among them, they may be added."""
         settings, training = self._settings, self._settings.training
         common = {name: value for name, value in dataclasses.asdict(training).items() if name not in {"method", "seed"}}
         common["optimizer"].pop("fallback_lr")
@@ -208,7 +208,7 @@ class _Comparison:
         if changed:
             raise HavocError(
                 f"{self._out} holds a comparison that differs in {', '.join(changed)}: "
-                "choose another --out, or remove it"
+                "choose another --out, or remove that folder"
             )
 
     def document(self) -> dict[str, Any]:
@@ -258,7 +258,7 @@ class _Comparison:
         return _read_result(path, len(self._gate))
 
     def _finished(self, arm: Arm, seed: int) -> dict[str, Any]:
-        """Return what an arm's file says; where it is missing, train at every rate, take the best, and score it."""
+        """Return the content of an arm's file; if it is missing, train at every rate and score the best result."""
         path = self._out / "arms" / f"{arm.name}-seed-{seed}.json"
         if not path.exists():
             storage.write_json(path, self._trained_and_scored(arm, seed))
@@ -296,7 +296,7 @@ class _Comparison:
             yield factors
 
     def _trained(self, arm: Arm, seed: int, rate: float) -> _Training:
-        """Read what a training left, or train."""
+        """Read the result of a finished training, or train."""
         folder = self._out / "trained" / arm.name / f"seed-{seed}" / f"rate-{rate:g}"
         path = folder / "trained.safetensors"
         if not path.exists():
@@ -328,7 +328,7 @@ class _Comparison:
         return _Training(values, json.loads(metadata["score"]), json.loads(metadata["seconds"]))
 
     def _scored(self, name: str) -> dict[str, Any]:
-        """Ask the model as it is now every gate row; a row whose judge failed is not right, and counted."""
+        """Score the current model on every gate row; a row whose judge failed counts as wrong, and in `num_failed`."""
         scorer = TorchScorer(self._base.model, self._base.tokenizer)
         with self._progress.stage(f"gate rows, {name}", len(self._gate), unit="rows") as stage:
             scores = score(
@@ -358,19 +358,19 @@ class _Training:
 
 
 class _StepTimes:
-    """Seconds of every step, kept in a journal so that an interruption loses none; a step done twice counts once."""
+    """Seconds of every step, in a journal, so an interruption loses none; a repeated step counts once."""
 
     def __init__(self, folder: Path) -> None:
         self._journal = storage.Journal(folder / "times.jsonl")
 
     def record(self, _axis: str, step: int, values: Mapping[str, float | None]) -> None:
-        """Be the `record` of a training."""
+        """Record a step; a training calls this as its `record`."""
         named = {name.rpartition("/")[2]: value for name, value in values.items()}
         entry = {"step": step, "is_validated": "kl_to_base" in named}
         self._journal.append({**entry, **{name: named.get(name) for name in _TIMES}})
 
     def text(self) -> str:
-        """Seconds of all steps, how often the process was put aside, and the median of a step alone, as JSON."""
+        """JSON: seconds of all steps, how often the process was put aside, and the median step without validation."""
         steps = {entry["step"]: entry for entry in self._journal.entries if entry["step"]}
         bare = [entry["cpu_s"] for entry in steps.values() if not entry["is_validated"]]
         sums = {f"train_{name}": sum(entry[name] or 0 for entry in steps.values()) for name in _TIMES}
@@ -378,7 +378,7 @@ class _StepTimes:
 
 
 def _ratio(sizes: Mapping[str, int]) -> float | None:
-    """How many times as many numbers LoRA trains as SVF on the same matrices; None where one of them is not there."""
+    """Trained values of LoRA divided by those of SVF on the same matrices; None if one of them is missing."""
     scales = [size for name, size in sizes.items() if name.startswith("svf")]
     factors = [size for name, size in sizes.items() if name.startswith("lora")]
     return factors[0] / scales[0] if scales and factors else None
@@ -389,10 +389,10 @@ def _bools(marks: str) -> tuple[bool, ...]:
 
 
 def _read_result(path: Path, num_rows: int) -> dict[str, Any]:
-    """Read an arm's file; one that does not hold the verdict of every gate row is a `HavocError`."""
+    """Read an arm's file; a file without the verdict of every gate row is a `HavocError`."""
     found = storage.read_json(path)
     marks = found.get("right") if isinstance(found, dict) else None
     is_whole = isinstance(marks, str) and len(marks) == num_rows and set(marks) <= {"0", "1"}
     if not is_whole or not isinstance(found, dict) or found.get("num_right") != str(marks).count("1"):
-        raise HavocError(f"{path}: not the verdicts of {num_rows} gate rows; remove it to score them again")
+        raise HavocError(f"{path}: does not hold the verdicts of {num_rows} gate rows; remove it to score again")
     return found

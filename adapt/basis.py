@@ -219,7 +219,7 @@ def _loadable(path: Path) -> Iterator[Basis]:
 def base_basis(base: Base, out: Path, progress: Progress) -> Basis:
     """Return the basis of `base`, from `out`/basis.safetensors if it is there and fits."""
     if base.directory is None:
-        raise HavocError("a preset with random weights knows nothing an expert could build on; give a trained base")
+        raise HavocError("a preset has random weights, so an expert has nothing to scale; give a trained base")
     return cached_basis(
         out / "basis.safetensors",
         base.tensors(),

@@ -134,7 +134,9 @@ class SearchSettings:
             )
         for name in self.weight_formats:
             if Structure.named(name, self.activation_dtype).weight_format == "keep":
-                raise HavocError("keep stores a file's own blocks, and a mixture has none: it cannot be searched")
+                raise HavocError(
+                    "keep stores the blocks of a GGUF file, but a mixture has none: leave keep out of the search"
+                )
         require_bounds(*self.alpha_bounds, is_normalized=self.normalize_alpha)
 
 

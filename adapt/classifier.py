@@ -1,13 +1,13 @@
 """Train the classifier: scales of the singular values that make the first pass name the right expert.
 
-It is an expert like any other, of a task of choices whose rows are the prompts of other tasks and whose right choice is
-the name of the task that a prompt comes from. What a step descends is `expected_reward.py`, without its KL term and
-without a limit of KL: those keep answers near the base's, and a classifier never answers. Gradients come from train
-rows alone, the step that is kept is the best on search rows, and gate rows stay closed to it (`search_reader`).
+The classifier is an ordinary expert of a task of choices: the rows are the prompts of other tasks, and the right choice
+is the name of the task that a prompt comes from. The loss is that of `expected_reward.py` without its KL term and
+without a KL limit: both keep answers near the base's answers, and a classifier gives no answers. Gradients come from
+train rows only, the best step on search rows is kept, and gate rows are never read (`search_reader`).
 
-`classifier.safetensors` has an expert's format and a name of its own beside `z_vectors_<task>.safetensors`, so nothing
-takes it for an expert that answers. Its settings say the names it chooses from, in their order, and the instruction it
-was trained behind.
+`classifier.safetensors` has the format of an expert but another file name than `z_vectors_<task>.safetensors`, so it is
+never loaded as an expert that answers. Its settings hold the names that it chooses from, in order, and the instruction
+that it was trained with.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ if TYPE_CHECKING:
     from .tasks.sources import RowReader
 
 _ANY_KL = 1e6
-"""A limit in nats a token that nothing reaches."""
+"""A limit in nats per token that is never reached."""
 
 
 def classifier_path(directory: Path) -> Path:
-    """Where the classifier lies in a folder of experts."""
+    """The path of the classifier in a folder of experts."""
     return directory / f"{CLASSIFIER}.safetensors"
 
 
 def classifier_task(*, is_chat: bool = False) -> Task:
-    """Return the task of naming the task a text comes from; `labelled_rows` makes its rows.
+    """Return the classifier's task: to name the task that a text comes from. `labelled_rows` makes its rows.
 
-    Behind a chat template an answer begins at once, in training as where `FirstPass` scores it: without a delimiter.
+    After a chat template an answer begins without a delimiter, both in training and where `FirstPass` scores it.
     """
     definition = Definition(
         name="first-pass",
@@ -65,9 +65,9 @@ def classifier_task(*, is_chat: bool = False) -> Task:
 
 
 def labelled_rows(tasks: Sequence[Task], split: str, num_rows: int, reader: RowReader) -> list[Row]:
-    """Return at most `num_rows` rows of the classifier's task: as many of each task, in an order that a seed shuffles.
+    """Return at most `num_rows` rows of the classifier's task: equally many from each task, shuffled by a seed.
 
-    Each is the prompt of a row of `split`, asked as `FirstPass` asks, and the place of the row's task among `tasks`. A
+    Each is the prompt of a row of `split`, in the form that `FirstPass` uses, and the index of its task in `tasks`. A
     data set with fewer rows gives all it has.
     """
     names = [task.name for task in tasks]
@@ -92,9 +92,9 @@ def train_classifier(
     progress: Progress = SILENT,
     record: Record = record_nothing,
 ) -> Expert:
-    """Train the scales that tell prompts of `tasks` apart; `base.model` is given back unchanged.
+    """Train scales that name the task of a prompt; `base.model` is unchanged afterwards.
 
-    What is kept and raised is `train_expert`'s. Fewer than two tasks leave nothing to choose, a `HavocError`.
+    Checkpoints and errors are those of `train_expert`. Fewer than two tasks are a `HavocError`.
     """
     names = FirstPass(tuple(task.name for task in tasks)).names
     reader = search_reader(seed=settings.seed, data_dir=data_dir, online=online)
@@ -114,29 +114,29 @@ def train_classifier(
 
 
 def _free(settings: TrainingSettings) -> TrainingSettings:
-    """The settings without a tie to the base."""
+    """The settings without the KL term and the KL limit, which keep a model near its base."""
     return dataclasses.replace(
         settings, max_kl=_ANY_KL, optimizer=dataclasses.replace(settings.optimizer, kl_coefficient=0.0)
     )
 
 
 def load_classifier(directory: Path, *, basis: Basis, is_chat: bool = False) -> tuple[Expert, FirstPass]:
-    """Read the classifier of a folder of experts, and the names it chooses from.
+    """Read the classifier of a folder of experts, and the names that it chooses from.
 
-    `is_chat` says that prompts go through a chat template now. Raises `HavocError` for a file that is missing or
-    belongs to another base or basis, for an expert that answers, and for one trained behind an instruction that this
-    version does not ask, or with the template where it is left out now, or the other way round.
+    `is_chat` says that prompts go through a chat template now. Raises `HavocError` for a missing file, for another base
+    or basis, for an ordinary expert, for a classifier trained with another instruction than this version uses, and for
+    one whose training differs from `is_chat`.
     """
     path = classifier_path(directory)
     if not path.exists():
-        raise HavocError(f"{path}: no classifier; train one: havoc train BASE --classifier TASKS --out {directory}")
+        raise HavocError(f"{path}: not found; train one with havoc train BASE --classifier TASKS --out {directory}")
     expert = load_expert(path, basis=basis)
     names = expert.settings.get("names")
     if expert.domain != CLASSIFIER or not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise HavocError(f"{path}: is an expert of {expert.domain!r} and no classifier; give it its own name back")
+        raise HavocError(f"{path}: is an expert of {expert.domain!r}, not a classifier; give the file its own name")
     if expert.settings.get("instruction") != INSTRUCTION:
-        raise HavocError(f"{path}: was trained behind another instruction than this version asks; train it again")
+        raise HavocError(f"{path}: was trained with another instruction than this version uses; train it again")
     if bool(expert.settings.get("chat")) != is_chat:
         trained, now = ("with", "without") if expert.settings.get("chat") else ("without", "with")
-        raise HavocError(f"{path}: was trained {trained} the chat template, and prompts go {now} it now: see --no-chat")
+        raise HavocError(f"{path}: was trained {trained} the chat template, prompts are {now} it now: see --no-chat")
     return expert, FirstPass(tuple(names))

@@ -1,4 +1,4 @@
-"""What a command line says of two-pass inference, checked before a base is opened. No torch."""
+"""The options of two-pass inference on a command line, checked before a base is opened. No torch."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ _BOUNDS: Final = 2
 
 
 def ways_of(args: argparse.Namespace) -> Sequence[str]:
-    """The ways of dispatch that are asked for: several for `eval`, one for `generate`."""
+    """The chosen ways of dispatch: `eval` takes several, `generate` one."""
     asked = args.dispatch or ()
     return (asked,) if isinstance(asked, str) else tuple(asked)
 
 
 def require_experts_to_choose(args: argparse.Namespace) -> None:
-    """Refuse dispatch without a folder of experts, and options of a way that is not asked for."""
+    """Refuse dispatch without a folder of experts, and few-shot options without few-shot dispatch."""
     if args.experts is None:
-        raise HavocError(f"--dispatch {','.join(ways_of(args))} chooses between experts: give --experts DIR")
+        raise HavocError(f"--dispatch {','.join(ways_of(args))} needs experts to choose from: give --experts DIR")
     if not args.experts.is_dir():
         raise HavocError(f"--experts {args.experts}: no such directory")
     if FEW_SHOT not in ways_of(args):
@@ -40,14 +40,14 @@ def require_experts_to_choose(args: argparse.Namespace) -> None:
 
 
 def refuse_stray_options(args: argparse.Namespace, others: Mapping[str, str]) -> None:
-    """Refuse what only dispatch gives a meaning to where there is none; `others` are a verb's own, by attribute."""
+    """Refuse options that have no effect without dispatch; `others` are further ones of the command, by attribute."""
     _refuse(args, {**others, **_OF_FEW_SHOT}, "--experts DIR and --dispatch")
 
 
 def _refuse(args: argparse.Namespace, options: Mapping[str, str], needed: str) -> None:
     for name, option in options.items():
         if getattr(args, name) not in (None, False):
-            raise HavocError(f"{option} changes nothing without {needed}: add it, or leave {option} out")
+            raise HavocError(f"{option} has no effect without {needed}: add it, or leave {option} out")
 
 
 def few_shot_search(
@@ -58,9 +58,9 @@ def few_shot_search(
     generations: int | None,
     alpha_bounds: tuple[float, ...] | None,
 ) -> CrossEntropySettings:
-    """The search over alpha that the options ask for; None is the default."""
+    """Settings of the search over alpha from the options; None stands for the default."""
     if alpha_bounds is not None and len(alpha_bounds) != _BOUNDS:
-        raise HavocError(f"--alpha-bounds has {len(alpha_bounds)} numbers: give two, as in 0,1")
+        raise HavocError(f"--alpha-bounds has {len(alpha_bounds)} numbers: give two, for example 0,1")
     low, high = (None, None) if alpha_bounds is None else alpha_bounds
     options = {
         "population": population,

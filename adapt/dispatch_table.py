@@ -1,16 +1,16 @@
-"""Hold two-pass inference against what it must beat, on the same rows: a table of systems, and pairs of them.
+"""Compare two-pass inference with simpler systems on the same rows: a table of systems, and differences of pairs.
 
     base                  no expert at all
     best single expert    one expert for every row
-    fixed mixture         one alpha for every row: the one given, else all experts alike at the best of a few weights
-    prompt, classifier    two passes, by what the first one names
-    few-shot              one alpha a task, found on solved examples of its train split
-    oracle                every row by its own task's expert: no first pass, so no mistake of one
+    fixed mixture         one alpha for every row: the given one, else equal weights, the best of a few values
+    prompt, classifier    two passes; the first pass names the expert
+    few-shot              one alpha for each task, found on solved examples of its train split
+    oracle                each row gets the expert of its own task, so there is no first pass that could be wrong
 
-Nothing is chosen on the rows that are scored: the best single expert and the weight of the fixed mixture are the best
-on search rows, or on train rows where search rows are scored. The oracle is no upper bound: another task's expert, or a
-mixture, may answer a row that its own expert does not. Shares have exact 95 % intervals (Clopper & Pearson),
-differences of two systems on the same rows normal ones.
+The rows that are scored choose nothing. Search rows choose the best single expert and the weight of the fixed mixture;
+where search rows are scored, train rows choose. The oracle is not an upper bound: another task's expert, or a mixture,
+may answer a row that the task's own expert does not. Shares have exact 95 % intervals (Clopper & Pearson). Differences
+of two systems on the same rows have normal 95 % intervals.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ if TYPE_CHECKING:
 MIXED: Final = "mixed"
 BASE, SINGLE, FIXED, ORACLE = "base", "best single expert", "fixed mixture", "oracle"
 _SELECTION_ROWS: Final = 100
-"""Rows of a task that say which single expert, and which weight of all experts alike, is the best."""
+"""Rows of each task that choose the best single expert and the best equal weight."""
 _EQUAL_WEIGHTS: Final = (0.5, 1.0)
-"""Weights that all experts alike are tried at, beside one over their number."""
+"""Equal weights that are tried for all experts, in addition to one over their number."""
 _FEWEST_PAIRS: Final = 2
 
 
@@ -53,7 +53,8 @@ _FEWEST_PAIRS: Final = 2
 class DispatchSettings:
     """What is compared, and on which rows.
 
-    `fixed` holds the weights of the fixed mixture by expert, the others' being 0; None lets search rows choose.
+    `fixed` holds the weights of the fixed mixture by expert; experts that it does not name get 0. None: search rows
+    choose one equal weight.
     """
 
     ways: tuple[Way, ...] = ()
@@ -80,17 +81,22 @@ def compare_dispatch(
 ) -> dict[str, Any]:
     """Score every system on the same rows of `tasks`; plain JSON values.
 
-    `systems` has shares by task and mixed, `pairs` differences of systems, `first_pass` confusion and cost of those
-    that read the prompt, `few_shot` the mixtures found, `order` the task of each row of the stream, and `right` a 0 or
-    1 for each of them by system. `change_of_scales_ms` is the mean time of folding other scales into the model, which
-    no row's time holds, because rows of one mixture are asked together. Raises `HavocError` for what cannot be
-    compared, before anything is answered.
+    systems              shares right by task and over the mixed stream
+    pairs                differences between two systems
+    first_pass           confusion and cost of each first pass that reads the prompt
+    few_shot             the mixtures found
+    order                the task of each row of the stream
+    right                0 or 1 for each row of the stream, by system
+    change_of_scales_ms  mean time of folding other scales into the model; the times of rows do not include it, because
+                         rows of one mixture are asked together
+
+    Raises `HavocError` for what cannot be compared, before any row is answered.
     """
     return _Comparison(mixtures, basis, directory, tuple(tasks), settings, progress).document()
 
 
 class _Comparison:
-    """One comparison: the stream, the answers so far, and one alpha a row for every system."""
+    """One comparison: the stream of rows, the answers so far, and one alpha for each row and system."""
 
     def __init__(
         self,
@@ -120,7 +126,7 @@ class _Comparison:
         settings = self._settings
         if settings.examples_file is not None and len(self._tasks) > 1:
             raise HavocError(
-                f"{settings.examples_file}: a file holds examples of one task, and {len(self._tasks)} are scored: "
+                f"{settings.examples_file}: a file holds examples of one task, but {len(self._tasks)} are scored: "
                 "give one --task"
             )
         return {
@@ -136,7 +142,7 @@ class _Comparison:
         }
 
     def _require_other_examples(self) -> None:
-        """Refuse examples that are scored: a file may hold search rows, and those are scored by --split search."""
+        """Refuse examples that are also scored: a file may hold search rows, and --split search scores these."""
         for place, task in enumerate(self._tasks):
             scored = {problem_hash(self._stream.rows[index], task) for index in self._stream.of(place)}
             examples = self._examples.get(task.name, [])
@@ -144,7 +150,7 @@ class _Comparison:
             if num_leaked:
                 raise HavocError(
                     f"{self._settings.examples_file}: {num_leaked} of {len(examples)} examples are rows of {task.name} "
-                    "that are scored (a leak): give other rows, or score another split"
+                    "that are scored too (a leak): give other rows, or score another split"
                 )
 
     def document(self) -> dict[str, Any]:
@@ -182,7 +188,7 @@ class _Comparison:
         }
 
     def _selected(self, stage: Stage) -> tuple[Alpha, Alpha, dict[str, Any]]:
-        """The best single expert and the fixed mixture, by rows that are not scored; and the figures of the choice."""
+        """Choose the best single expert and the fixed mixture on rows that are not scored; return the figures too."""
         split = "train" if self._settings.split == "search" else "search"
         stream = mixed_stream(self._tasks, split, _SELECTION_ROWS, **self._where)
         book = AnswerBook(self._mixtures, stream, max_new_tokens=self._settings.max_new_tokens, stage=stage)
@@ -209,11 +215,11 @@ class _Comparison:
         return single, fixed, facts | {"fixed_mixture": dict(zip(names, fixed, strict=True))}
 
     def _first_passes(self) -> tuple[dict[str, list[int]], dict[str, float]]:
-        """Place of each row's expert by each first pass, and the seconds that all rows took."""
+        """For each first pass: the index of each row's expert, and the seconds that all rows took."""
         prompts, chosen, seconds = self._stream.prompts(), dict[str, list[int]](), dict[str, float]()
         for way, chooser in self._choosers.items():
             with self._progress.stage(f"first pass {way}", len(prompts), unit="rows") as stage:
-                chooser.places(prompts[:1])  # the scales are folded before the clock starts: once, not for each row
+                chooser.places(prompts[:1])  # fold before the clock starts: once, not for each row
                 started = time.perf_counter()
                 chosen[way] = chooser.places(prompts)
                 seconds[way] = time.perf_counter() - started
@@ -221,7 +227,7 @@ class _Comparison:
         return chosen, seconds
 
     def _few_shot(self, stage: Stage) -> tuple[list[Alpha], dict[str, Any]]:
-        """The alpha of each row's task, and what is known of each search."""
+        """The alpha of each row's task, and the facts of each search."""
         alphas, facts = [], {}
         for task in self._tasks:
             stage.advance(0, note=f"few-shot {task.name}")
@@ -255,7 +261,7 @@ class _Comparison:
         return {name: _share([answers[index] for index in places]) for name, places in parts.items()}
 
     def _pairs(self, right: Mapping[str, Sequence[bool]]) -> list[dict[str, Any]]:
-        """Every two-pass system and the oracle against base, best single expert and fixed mixture, on the stream."""
+        """Compare each two-pass system and the oracle with base, best single expert and fixed mixture."""
         return [
             {"ours": ours, "theirs": theirs, **_pair(right[ours], right[theirs])}
             for ours in right
@@ -264,7 +270,7 @@ class _Comparison:
         ]
 
     def _first_pass_facts(self, places: Sequence[int], seconds: float, answers: Sequence[Answered]) -> dict[str, Any]:
-        """Confusion, how often the own expert was chosen, and what the first pass costs of both passes."""
+        """Confusion, how often a row got its own task's expert, and the first pass's share of the cost."""
         names, num_rows = self._mixtures.names, len(places)
         own = [self._tasks[label].name for label in self._stream.labels]
         counts = {task.name: dict.fromkeys(names, 0) for task in self._tasks}
@@ -290,7 +296,7 @@ def _share(answers: Sequence[Answered]) -> dict[str, Any]:
 
 
 def _pair(ours: Sequence[bool], theirs: Sequence[bool]) -> dict[str, Any]:
-    """Rows that one of two systems alone answers right, and the difference of their shares with its interval."""
+    """Rows that only one of two systems answers right, and the difference of the two shares with its interval."""
     counts = {
         "num_only_ours": sum(a and not b for a, b in zip(ours, theirs, strict=True)),
         "num_only_theirs": sum(b and not a for a, b in zip(ours, theirs, strict=True)),

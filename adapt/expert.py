@@ -160,7 +160,7 @@ def load_experts(
     for domain, expert in zip(domains, experts, strict=True):
         if expert.domain != domain:
             path = expert_path(directory, domain)
-            raise HavocError(f"{path}: was trained for {expert.domain!r}; give the file its own name back")
+            raise HavocError(f"{path}: was trained for {expert.domain!r}; give the file its own name again")
     return experts
 
 

@@ -1,11 +1,11 @@
-"""Few-shot dispatch: find the alpha that answers a handful of solved examples of a new task best.
+"""Few-shot dispatch: find the alpha that best answers a few solved examples of a new task.
 
     examples    k rows of the task's train split, or of a file of the user's; never rows of the gate split
-    fitness     share of the examples that the mixture answers right; ties go by the log-likelihood of their references
+    fitness     share of the examples that the mixture answers right; the references' log-likelihood breaks ties
     search      the cross-entropy method over alpha (`alpha_search.py`)
 
-An answer is given and judged as a release's is. The log-likelihood is that of a right answer's tokens, nats a token,
-mean over the examples: without it, a handful of rows that are all right or all wrong would tell no two mixtures apart.
+Answers are generated and judged as for a release. The log-likelihood is that of a right answer's tokens, in nats per
+token, averaged over the examples. It separates mixtures that answer all of the few examples right, or all wrong.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from .tasks.task import Task
 
 NUM_EXAMPLES: Final = 5
-"""Where nobody says how many."""
+"""The number of examples by default."""
 
 
 def solved_examples(
@@ -46,9 +46,9 @@ def solved_examples(
     data_dir: Path | None = None,
     online: bool = False,
 ) -> list[Row]:
-    """Return `num_rows` solved rows of `task`: the first of the file `path`, or of the train split.
+    """Return the first `num_rows` solved rows of `task`, from the file `path` or from the train split.
 
-    Raises `HavocError` for a file that cannot be read, has fewer rows, or holds any row of the gate split (a leak).
+    Raises `HavocError` for a file that cannot be read, has fewer rows, or contains a row of the gate split (a leak).
     """
     if path is None:
         return search_reader(seed=seed, data_dir=data_dir, online=online).rows(task, "train", num_rows)
@@ -60,7 +60,7 @@ def solved_examples(
             "a mixture chosen on them would be scored on them; give other rows"
         )
     if len(found) < num_rows:
-        raise HavocError(f"{path}: holds {len(found)} rows and {num_rows} examples were asked for: ask for fewer")
+        raise HavocError(f"{path}: holds {len(found)} rows, but --examples asks for {num_rows}: ask for fewer")
     return found[:num_rows]
 
 
@@ -72,7 +72,7 @@ def find_alpha(
     settings: CrossEntropySettings,
     max_new_tokens: int | None = None,
 ) -> FoundAlpha:
-    """Search the alpha whose mixture answers `examples` best; `max_new_tokens` None takes the task's."""
+    """Search for the alpha whose mixture answers `examples` best; `max_new_tokens` None uses the task's number."""
     references = [reference_of(mixtures.base, task, row) for row in examples]
 
     def fitness(alpha: Alpha) -> Fitness:
@@ -84,7 +84,7 @@ def find_alpha(
 
 @torch.inference_mode()
 def mean_log_likelihood(base: Base, references: Sequence[Branched]) -> float:
-    """Log-likelihood of each reference's tokens by the model as it is folded now: nats a token, mean over the rows."""
+    """Mean log-likelihood of the references under the model as it is folded now, in nats per token."""
     found: list[float] = []
     for indices in batches(references, max_tokens=MAX_TOKENS_OF_A_PASS):
         layout = lay_out([references[index] for index in indices], pad_id=base.tokenizer.pad_id).to(base.model.device)

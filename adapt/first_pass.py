@@ -1,15 +1,15 @@
-"""The first pass of two-pass inference: the model is asked which expert a text belongs to, and answers by likelihood.
+"""The first pass of two-pass inference: the likelihood of each expert's name says which expert a text belongs to.
 
     text, then an instruction that lists the names of the experts      ->  log pi(name | text, instruction) of each name
 
-Nothing is generated, so nothing must be found in an answer: every text gets exactly one name. The instruction stands
-behind the text, because a prompt that is too long for the context loses its beginning. A picture is not shown: the pass
-reads text only.
+The model generates nothing, so no answer has to be parsed: every text gets exactly one name. The instruction comes
+after the text, because a prompt that is too long for the context loses its beginning. This pass reads text only; it
+does not see a picture.
 
-A base prefers some names whatever the text says. With `is_calibrated` the log-likelihood of each name behind an empty
-text is subtracted (contextual calibration, Zhao et al., arXiv 2102.09690); a trained classifier needs no such help.
+A base prefers some names for any text. With `is_calibrated` the log-likelihood of each name after an empty text is
+subtracted (contextual calibration, Zhao et al., arXiv 2102.09690). A trained classifier does not need this.
 
-Two passes: Transformer-Squared, arXiv 2501.06252, which lets the model write and searches its text for a name.
+Two passes: Transformer-Squared, arXiv 2501.06252. There the model writes a text, which is searched for a name.
 """
 
 from __future__ import annotations
@@ -45,15 +45,15 @@ class FirstPass:
     is_calibrated: bool = False
 
     def __post_init__(self) -> None:
-        """Refuse a choice that is none."""
+        """Refuse fewer than two names."""
         if len(self.names) < _FEWEST_NAMES:
             held = ", ".join(self.names) or "none"
-            raise HavocError(f"a first pass chooses between experts, and there is {held}: at least 2 are needed")
+            raise HavocError(f"a first pass chooses between at least 2 experts; found {held}")
 
     def choose(self, scorer: Scorer, prompts: Sequence[PromptLike]) -> list[int]:
-        """Return for each prompt the place of the likeliest name, of equal ones the first.
+        """Return the index of the likeliest name for each prompt; of equally likely names, the first.
 
-        `scorer` is the base, or the base with a classifier's scales. A log-likelihood that is NaN is a
+        `scorer` is the base, or the base with a classifier's scales. A log-likelihood that is NaN raises
         `MeasurementError`.
         """
         texts = [prompt.text for prompt in prompts]
@@ -63,7 +63,7 @@ class FirstPass:
         return [row.index(max(row)) for row in scores]
 
     def _scores(self, scorer: Scorer, texts: Sequence[str]) -> list[list[float]]:
-        """Log-likelihood of every name behind every text, in nats."""
+        """Log-likelihood of every name after every text, in nats."""
         choices = [DELIMITER + name for name in self.names]
         found = scorer.log_likelihoods([(Prompt(asked(text, self.names)), choices) for text in texts])
         scores = [[item.log_likelihood for item in row] for row in found]

@@ -1,9 +1,9 @@
-"""LoRA on our decoder, by `peft`'s own layers: what SVF is held against, trained by the same loop on the same rows.
+"""LoRA on our decoder, with the layers of `peft`: a baseline for SVF, trained by the same loop on the same rows.
 
     W' = W + (alpha / r) B A        LoRA, arXiv 2106.09685
 
-A [r, N] is drawn by `seed`, B [M, r] starts at 0, so an untrained LoRA is the base. alpha is r, a scale of 1, as in
-peft's own defaults; there is no dropout, since no other way of adapting has one here.
+A [r, N] is drawn with `seed` and B [M, r] starts at 0, so an untrained LoRA is the base. alpha = r, so the scale is 1,
+as in peft's defaults. There is no dropout, because no other method here has one.
 """
 
 from __future__ import annotations
@@ -23,20 +23,19 @@ if TYPE_CHECKING:
 
     from ..model.transformer import HavocModel
 
-_NAME = "default"  # what peft calls an adapter that nobody named
+_NAME = "default"  # peft's name for an adapter without a name
 
 
 def require_peft() -> None:
-    """Refuse to promise LoRA where `peft` is not installed."""
+    """Raise a `HavocError` if `peft` is not installed."""
     if importlib.util.find_spec("peft") is None:
         raise HavocError(
-            'LoRA is trained through peft, which is not installed: pip install "havoc-core[baselines]", '
-            "or name --arms without it"
+            'LoRA needs peft, which is not installed: pip install "havoc-core[baselines]", or give --arms without LoRA'
         )
 
 
 def attach_lora(model: HavocModel, names: Sequence[str], *, rank: int, seed: int) -> LoraAdapter:
-    """Put LoRA of `rank` on the matrices with these Hugging Face names, all else frozen.
+    """Add LoRA of `rank` to the matrices with these Hugging Face names; all other parameters are frozen.
 
     Undo with `restore()`, or use the result as a context manager. Raises `HavocError` without `peft`.
     """
@@ -53,7 +52,7 @@ def attach_lora(model: HavocModel, names: Sequence[str], *, rank: int, seed: int
 
 
 class LoraAdapter:
-    """The factors A and B of every adapted matrix, by its name with lora_A and lora_B; see `adapter.Adapter`."""
+    """The factors A and B of every adapted matrix, named lora_A and lora_B under its name; see `adapter.Adapter`."""
 
     def __init__(self, model: HavocModel, paths: Mapping[str, str], required_grad: Mapping[nn.Parameter, bool]) -> None:
         """Take over the layers that peft put at `paths`; use `attach_lora`."""
@@ -71,7 +70,7 @@ class LoraAdapter:
         return list(self.deltas.values())
 
     def refold(self) -> None:
-        """Do nothing: the factors are multiplied in every forward pass."""
+        """Do nothing: every forward pass multiplies the factors."""
 
     @torch.no_grad()
     def load(self, values: Mapping[str, Tensor]) -> None:
@@ -95,11 +94,11 @@ class LoraAdapter:
                 layer.enable_adapters(enabled=True)
 
     def restore(self) -> None:
-        """Give the model back as it was: its own layers and gradient flags."""
+        """Restore the model's own layers and gradient flags."""
         for name, layer in self._layers.items():
             self.model.set_submodule(self._paths[name], layer.base_layer)
         self._layers = {}
-        del self.model.peft_config  # else peft takes the next LoRA for a second one
+        del self.model.peft_config  # else peft treats the next LoRA as a second adapter
         for parameter, required in self._required_grad.items():
             parameter.requires_grad_(required)
 

@@ -177,7 +177,7 @@ class MuonGrokfast(torch.optim.Optimizer):
         if self.num_consecutive_skips >= self.config.max_consecutive_skips:
             raise MeasurementError(
                 f"{self.num_consecutive_skips} gradients in a row held NaN or Inf after {self.num_steps} good steps; "
-                "lower the learning rate and go on from the last good state"
+                "lower the learning rate and continue from the last good state"
             )
 
     def _filtered(self, param: Tensor) -> Tensor:

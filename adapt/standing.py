@@ -164,7 +164,7 @@ def read_so_far(path: Path) -> JournalSoFar:
         by_structure = _costs_in(known)
         evaluations, origins, num_rescored = _evaluations_in(known, by_structure, settings)
     except (KeyError, TypeError, ValueError) as error:
-        raise HavocError(f"{path}: holds a line that no search of this version writes ({error!r})") from error
+        raise HavocError(f"{path}: holds a line that a search of this version does not write ({error!r})") from error
     measured = [[cost for cost in pair if isinstance(cost, Cost)] for pair in by_structure.values()]
     pairs = [pair for pair in measured if len(pair) == NUM_COST_REPEATS]
     return JournalSoFar(

@@ -187,7 +187,7 @@ def trained_part(basis: Basis, base: Base, trained_layers: int | None) -> Basis:
         return basis
     first = base.config.num_layers - trained_layers
     if first < 0:
-        raise HavocError(f"trained_layers is {trained_layers} and the base has {base.config.num_layers} layers")
+        raise HavocError(f"trained_layers is {trained_layers}, but the base has {base.config.num_layers} layers")
     return dataclasses.replace(
         basis, matrices={name: matrix for name, matrix in basis.matrices.items() if layer_of(name) >= first}
     )

@@ -43,7 +43,7 @@ def handle_gate(args: argparse.Namespace) -> int:
     from .judge.record import load_record
 
     if args.nonce is not None and args.keyring is None:
-        raise HavocError("--nonce is compared with what was signed: give the keys with --require-signature KEYRING")
+        raise HavocError("--nonce needs a signature to compare with: give the keys with --require-signature KEYRING")
     target = load_target(args.target)
     paths = [record_path(path) for path in args.records]
     records = [load_record(path) for path in paths]
@@ -81,7 +81,7 @@ def handle_bench(args: argparse.Namespace) -> int:
     """
     models = args.artifact
     if args.engine != EVERY_ENGINE and len(models) > 1:
-        raise HavocError(f"{len(models)} models are measured with --engine {EVERY_ENGINE}, one with any other")
+        raise HavocError(f"{len(models)} models need --engine {EVERY_ENGINE}, one with any other")
     storage.require_writable(args.out)  # or minutes of measuring would be lost
     with storage.only_writer(args.out):  # two into one folder: the second would replace the first one's record
         if args.engine == EVERY_ENGINE:
@@ -137,7 +137,7 @@ def _bench(args: argparse.Namespace) -> int:
     if path.exists() and not args.replace:
         raise HavocError(f"{out} holds a record already: choose another folder for --out, or give --replace")
     if args.challenge is not None and args.sign is None:
-        raise HavocError("--challenge is answered by a signature: give the key with --sign KEY")
+        raise HavocError("--challenge needs a signature: give the key with --sign KEY")
     nonce = None if args.challenge is None else require_nonce(args.challenge)
     answerer = None if args.sign is None else load_answerer(args.sign)
     if engine is not None and (args.n or args.task):
@@ -281,7 +281,7 @@ def handle_duel(args: argparse.Namespace) -> int:
         raise HavocError("no measurement can prove a margin of 0: give a larger --margin, such as 0.02 for 2 %")
     scoring = _scoring(args) if args.task else None
     if scoring is None and (args.n is not None or args.data is not None or args.online):
-        raise HavocError("--n, --data and --online are about answers: name a task with --task")
+        raise HavocError("--n, --data and --online need a task to score: give --task")
     num_tokens = args.prompt_tokens
     work = Workload(prompt_tokens=num_tokens, context_tokens=num_tokens, decode_tokens=args.decode_tokens)
     with enter(args.old, python=args.engine_python) as old, enter(args.new, python=args.engine_python) as new:
@@ -346,7 +346,7 @@ def handle_history(args: argparse.Namespace) -> int:
 
 def _refuse_two_forms(args: argparse.Namespace) -> None:
     if args.json and args.markdown:
-        raise HavocError("--json and --markdown are two forms of one answer: give one of them")
+        raise HavocError("--json and --markdown exclude each other: give one of them")
 
 
 def _require_sides(
@@ -360,7 +360,7 @@ def _require_sides(
         require_room(side, work)
         require_told(side, args.on)
         if side.engine is not None and (args.provider or CPU_PROVIDER) != CPU_PROVIDER:
-            raise HavocError(f"{side.shown}: another engine is measured on the CPU; leave out --provider")
+            raise HavocError(f"{side.shown}: another engine runs on the CPU only; leave out --provider")
     if scoring is not None:
         require_answers(sides, scoring)
 
@@ -590,5 +590,5 @@ def _print_json(document: object) -> None:
     try:
         json.dump(document, sys.stdout, indent=2, allow_nan=False)
     except ValueError as error:
-        raise HavocError(f"the result holds a number that JSON cannot hold: {error}") from error
+        raise HavocError(f"the result has a number that JSON cannot represent: {error}") from error
     print()

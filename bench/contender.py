@@ -1,4 +1,4 @@
-"""One side of a duel as a user names it: an artifact, or what another engine runs, told apart by what it holds.
+"""One side of a duel as a user names it: an artifact or another engine's model; its content says which.
 
 with enter("artifact") as ours, enter("model.gguf") as theirs:
     ...                           # `duel(ours.side("old"), theirs.side("new"))`
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _EXTRAS: Final = {"llama_cpp": "llama-cpp", "genai": "genai", "openvino": "openvino", "hugging_face": "transformers"}
 _GENAI, _CONFIG = "genai_config.json", "config.json"
 _MARKERS: Final = {"genai": _GENAI, "openvino": "openvino_model.xml"}
-"""The file by which a folder of an engine is known."""
+"""The file that marks a folder as an engine's model."""
 MODELS: Final = {
     "llama_cpp": "a .gguf file",
     "genai": f"a folder with {_GENAI}",
@@ -48,7 +48,7 @@ _VERSION_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """What is measured: `identity` says which bytes, `num_ids` and `max_tokens` are None where nothing tells.
+    """What is measured: `identity` names the bytes; `num_ids` and `max_tokens` are None where they are unknown.
 
     `base_hash` is that of the base an artifact was made from, `files` the SHA-256 of each file of another engine's
     model, `weight_bytes` the size of those that hold weights.
@@ -79,11 +79,10 @@ class Contender:
 
 @contextmanager
 def enter(word: str, *, python: Path | None = None, engine: str | None = None) -> Iterator[Contender]:
-    """Find out what `word` names, hash it, and hold it; `python` has the engine's package (None: this interpreter).
+    """Find what `word` names, hash it and keep it open; `python` has the engine's package (None: this interpreter).
 
-    With an `engine` it is that engine's model, though the folder may be an artifact as well. Raises `HavocError` for
-    what nothing runs and for an engine that is not installed, `IdentityError` for an artifact whose bytes are not its
-    manifest's.
+    With `engine` it is that engine's model, even if the folder is also an artifact. Raises `HavocError` if no engine
+    runs it or the engine is not installed, and `IdentityError` if an artifact's bytes differ from its manifest.
     """
     path = Path(word)
     engine = engine or engine_of(word)
@@ -104,7 +103,7 @@ def enter(word: str, *, python: Path | None = None, engine: str | None = None) -
 
 
 def engine_of(word: str) -> str | None:
-    """The engine that runs what `word` names, None for an artifact; a `HavocError` for what nothing runs."""
+    """The engine that runs what `word` names, None for an artifact; a `HavocError` if no engine runs it."""
     path = Path(word)
     if "://" not in word and (path / MANIFEST).is_file():
         return None
@@ -124,7 +123,7 @@ def engines_of(word: str) -> list[str]:
 
 
 def _foreign(word: str, python: Path, engine: str) -> Contender:
-    """Describe what another engine runs."""
+    """Describe another engine's model."""
     if "://" in word:
         return Contender(
             shown=word,
@@ -141,7 +140,7 @@ def _foreign(word: str, python: Path, engine: str) -> Contender:
         return _of_files(path, engine, python, config.vocab_size, config.max_seq_len)
     marker = _MARKERS.get(engine, _CONFIG)
     if not (path / marker).is_file():
-        raise HavocError(f"{word}: {ENGINES[engine]} opens a folder with {marker}, there is none")
+        raise HavocError(f"{word}: {ENGINES[engine]} opens a folder with {marker}; this folder has none")
     if engine == "genai":
         model = _fields(path / _GENAI).get("model")
         fields = model if isinstance(model, dict) else {}
@@ -164,7 +163,7 @@ def _size(path: Path, name: str, value: object) -> int:
 
 
 def _of_files(path: Path, engine: str, python: Path, num_ids: object, max_tokens: object) -> Contender:
-    """Hash what lies on the disk, and ask the engine for its version."""
+    """Hash the files on the disk, and ask the engine for its version."""
     sizes = _size(path, "vocabulary", num_ids), _size(path, "context", max_tokens)
     version = engine_version(engine, python)
     states = file_states(path) if path.is_dir() else {"": _state(path)}
@@ -201,11 +200,11 @@ def _state(path: Path) -> tuple[int, ...]:
 
 
 def _stay() -> None:
-    """Nothing on this disk can change."""
+    """Do nothing: the files of a server are not on this disk, so they cannot be checked for changes."""
 
 
 def engine_version(engine: str, python: Path) -> str:
-    """Version of the engine's package in that interpreter; one that is not there is a `HavocError` with its extra."""
+    """Version of the engine's package in `python`; if it is missing, a `HavocError` names the extra to install."""
     command = [str(python), *isolation(), str(Path(__file__).with_name("engines") / "engine.py"), engine, "--version"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S, check=False)

@@ -1,6 +1,6 @@
-"""`havoc eval --dispatch`: two-pass inference of a base with experts, against what it must beat.
+"""`havoc eval --dispatch`: compare two-pass inference of a base and its experts with simpler systems.
 
-Scored with torch in this process, as a base is: an artifact holds one mixture and has nothing to choose from.
+torch scores in this process, as for a base: an artifact holds one mixture and has nothing to choose from.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def evaluate_dispatch(
 ) -> dict[str, Any]:
     """Compare the ways of dispatch on `model`, a base, with the experts of a folder; see `compare_dispatch`.
 
-    No `tasks` means those that there are experts of; `made_on` of the result says what computed it. Raises `HavocError`
-    for an artifact.
+    Empty `tasks` means the tasks that have an expert; `made_on` of the result says what computed it. Raises
+    `HavocError` for an artifact.
     """
     from ..adapt.dispatch import open_mixtures
     from ..adapt.dispatch_table import compare_dispatch

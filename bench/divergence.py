@@ -89,7 +89,9 @@ def divergence(reference: Contender, old: Contender, new: Contender, *, num_thre
     logits = [next_logits(side, pieces, num_ids=num_ids, num_threads=num_threads) for side in sides]
     told = np.isfinite(np.stack(logits)).all(axis=(0, 2))
     if told.sum() < FEWEST_PIECES:
-        raise HavocError(f"{told.sum()} pieces of text were told by all sides, at least {FEWEST_PIECES} are needed")
+        raise HavocError(
+            f"{told.sum()} pieces of text have probabilities from all sides, at least {FEWEST_PIECES} are needed"
+        )
     return compared(
         *(values[told] for values in logits),
         reference=reference.shown,

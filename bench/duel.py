@@ -1,8 +1,8 @@
-"""Is the new of two artifacts worse, or another engine's model? Both take turns until the answer is proven.
+"""A duel: is the new artifact, or another engine's model, worse than the old? Both run in turns until this is proven.
 
-A block is a fresh process of each (`lockstep.py`); after each block the intervals of `paired.py` are looked at, and the
-first proven answer ends the duel. Looking again and again would prove anything in the end, so each look spends its part
-of what may go wrong (`confidence_at_look`): the answer holds at 99 % whenever it comes.
+A block is one fresh process of each side (`lockstep.py`). After each block the duel looks at the intervals of
+`paired.py`, and the first proven answer ends it. Repeated looks would prove anything in the end, so each look uses only
+its part of the error rate (`confidence_at_look`): the answer holds at 99 %, whenever it comes.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ EXIT_CODES: Final[dict[Shift, int]] = {"worse": 1, "better": 0, "equal": 0, "und
 
 @dataclass(slots=True)
 class Agreement:
-    """How far both sides' greedy tokens agree behind the same prompts.
+    """How far both sides' greedy tokens agree after the same prompts.
 
-    Tokens count up to the first that differs, for behind it each side goes on from another text. A token that an engine
-    does not tell (below 0) is taken for the same: where it was not, the next ones differ.
+    Tokens count up to the first difference, because each side continues from another text after it. A token that an
+    engine does not report (below 0) counts as the same; if it was not the same, the next tokens differ.
     """
 
     num_prompts: int = 0
@@ -66,7 +66,7 @@ class Agreement:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DuelOutcome:
-    """What a duel found: one word, the intervals of the last look, how many blocks it took, and who said what."""
+    """The result of a duel: one word, the intervals of the last look, the number of blocks, and both sides' facts."""
 
     verdict: Shift
     rows: Sequence[Paired]
@@ -85,7 +85,7 @@ def judge_until_proven(
     on: Sequence[Group] = ("latency",),
     advance: Callable[[], None] = _stay,
 ) -> DuelOutcome:
-    """Look after each block from the `FEWEST_BLOCKS`-th on; stop at the first proven answer, or when blocks end."""
+    """Look after each block from number `FEWEST_BLOCKS` on; stop at the first proven answer or after the last block."""
     seen: list[Block] = []
     rows: list[Paired] = []
     for block in blocks:
@@ -113,8 +113,8 @@ def duel(
 ) -> DuelOutcome:
     """Measure two sides in lockstep until worse, better or equal is proven, at most `max_time_s` seconds.
 
-    `on` says what decides; the rest is measured and shown. Prompts are drawn from the first `num_ids` token ids. Raises
-    `MeasurementError` under its name for a side that does not run, `HavocError` for an engine that cannot open its
+    The metrics of `on` decide; the others are measured and shown. Prompts are drawn from the first `num_ids` token ids.
+    Raises `MeasurementError` with the side's name if a side does not run, and `HavocError` if an engine cannot open its
     model.
     """
     agreement = Agreement()
@@ -134,17 +134,17 @@ def duel(
 
 
 def require_room(side: Contender, work: Workload) -> None:
-    """Refuse a workload that the model's context does not hold, before anything is measured."""
+    """Refuse a workload that does not fit into a model's context, before anything is measured."""
     needed, there = work.prompt_tokens + work.decode_tokens, side.max_tokens
     if there is not None and needed > there:
         raise HavocError(
-            f"{side.shown}: {work.prompt_tokens} prompt tokens and {work.decode_tokens} decoded ones need a "
+            f"{side.shown}: {work.prompt_tokens} prompt tokens and {work.decode_tokens} decoded tokens need a "
             f"context of {needed}, the model has {there}: use a smaller --prompt-tokens or --decode-tokens"
         )
 
 
 def require_answers(sides: Sequence[Contender], scoring: Scoring) -> None:
-    """Refuse, before anything is measured, what cannot be scored: another engine's model, rows that are not there."""
+    """Refuse what cannot be scored, before anything is measured: another engine's model, or missing rows."""
     for side in sides:
         if side.engine is not None:
             raise HavocError(
@@ -159,14 +159,14 @@ def answer_rows(
 ) -> list[PairedRows]:
     """Score both artifacts on the same rows, each in a fresh process, and compare them row by row.
 
-    Raises `HavocError` where the two were not asked the same.
+    Raises `HavocError` if the two were not asked the same prompts.
     """
     before, after = (
         run_accuracy(side.shown, scoring, num_threads=num_threads, progress=progress) for side in (old, new)
     )
     for task, asked in before.tasks.items():
         if asked.rows_sha256 != after.tasks[task].rows_sha256:
-            raise HavocError(f"{task}: the data changed between both sides' answers: start again")
+            raise HavocError(f"{task}: the data changed between the two sides' answers: start again")
         if apart := asked_apart(asked, after.tasks[task]):
             raise HavocError(f"{task}: both sides were asked in two ways ({apart} differ): give --no-chat")
     rows = {task: asked.rows_sha256 for task, asked in before.tasks.items()}
@@ -174,25 +174,25 @@ def answer_rows(
 
 
 def require_told(side: Contender, on: Sequence[Group]) -> None:
-    """Refuse to decide by what an address does not tell."""
+    """Refuse to decide by a metric that a server at an address does not report."""
     missing = [group for group in on if group != "latency"]
     if missing and "address" in side.identity:
         raise HavocError(
-            f"{side.shown}: a server at an address does not tell {' or '.join(missing)}: leave it out of --on"
+            f"{side.shown}: a server at an address does not report {' or '.join(missing)}: leave it out of --on"
         )
 
 
 def common_ids(old: Contender, new: Contender) -> int | None:
-    """How many token ids both sides know; None where neither tells."""
+    """The number of token ids that both sides have; None if neither reports it."""
     return min((side.num_ids for side in (old, new) if side.num_ids is not None), default=None)
 
 
 def differences(old: Contender, new: Contender) -> Iterator[str]:
-    """What a reader should know of the two: the same files, other models, another engine."""
+    """Notes about the two sides: the same files, different models, another engine."""
     if old.identity == new.identity:
         yield "both are the same artifact or model: any difference is the machine's"
     elif old.engine is None and new.engine is None and old.base_hash != new.base_hash:
-        yield "they were made from different bases: this compares two models, not two exports of one"
+        yield "the two were made from different bases: this compares two models, not two exports of one"
     else:
         yield from _unknown_weights(old, new)
     if {old.num_ids, new.num_ids} - {None, common_ids(old, new)}:
@@ -200,12 +200,12 @@ def differences(old: Contender, new: Contender) -> Iterator[str]:
     if any(side.engine == "llama_cpp" for side in (old, new)):
         yield "llama.cpp is asked over HTTP, as its users do"
     if any("address" in side.identity for side in (old, new)):
-        yield "a server at an address tells no CPU time, and has its own threads"
+        yield "a server at an address reports no CPU time and has its own number of threads"
 
 
 def _unknown_weights(old: Contender, new: Contender) -> Iterator[str]:
     if old.engine is not None or new.engine is not None:
-        yield "nothing tells whether both hold the same weights, but how far their tokens agree"
+        yield "only the agreement of their tokens shows whether both hold the same weights"
 
 
 def document(

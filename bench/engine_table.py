@@ -1,9 +1,9 @@
-"""The models of one release in every engine that is installed: a record of each, and the table that compares them.
+"""The models of one release in every installed engine: one record for each, and a table that compares them.
 
     rows = bench_everywhere(["artifact", "model.gguf"], out=Path("reports/engines"), ...)
 
-One engine after another, each by the plan of `havoc bench`. Records made one after the other meet different moments of
-a machine, so the table shows and proves nothing: for a proof, `havoc duel` takes two of them in turns.
+The engines run one after another, each by the plan of `havoc bench`. The machine may change between two records, so the
+table compares but proves nothing. For a proof, `havoc duel` measures two of them in turns.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ OWN: Final = "HAVOC"
 
 @dataclass(frozen=True, kw_only=True)
 class EngineRow:
-    """One engine with one model: the record and where it is, or why there is none."""
+    """One engine with one model: its record and the record's path, or the reason why there is none."""
 
     engine: str
     version: str = ""
@@ -68,9 +68,9 @@ def bench_everywhere(
     wait_s: float,
     progress: Progress,
 ) -> list[EngineRow]:
-    """Measure each model in each engine that opens it; an engine that is missing or fails is a row that says why.
+    """Measure each model in each engine that opens it; an engine that is missing or fails gets a row with the reason.
 
-    `python` is asked for engines that this interpreter does not have. Records go to `out/ENGINE-PLACE/record.json`.
+    Engines that this interpreter lacks are run by `python`. Records go to `out/ENGINE-PLACE/record.json`.
     """
     options: dict[str, Any] = {
         "profile": profile,
@@ -103,7 +103,7 @@ def bench_everywhere(
 
 
 def _measured(model: str, engine: str | None, python: Path | None, **options: Any) -> tuple[Record, str]:  # noqa: ANN401
-    """Measure one model in one engine, with the options of `measure`; return its record and the engine's version."""
+    """Measure one model in one engine with the options of `measure`; return its record and the engine's version."""
     if engine is None:
         record = measure(Path(model), **options)
         return record, record.tool.version
@@ -112,7 +112,7 @@ def _measured(model: str, engine: str | None, python: Path | None, **options: An
 
 
 def _python_with(engine: str, python: Path | None) -> Path:
-    """The interpreter that has the engine: this one, else the other; a `HavocError` says how to install it."""
+    """The interpreter that has the engine: this one, else `python`; a `HavocError` says how to install it."""
     here = Path(sys.executable)
     try:
         engine_version(engine, here)
@@ -125,10 +125,10 @@ def _python_with(engine: str, python: Path | None) -> Path:
 
 
 def _without_model(engine: str | None, python: Path | None) -> EngineRow:
-    """Say that no model is the engine's, and how to install it where it is missing too."""
+    """Say that the engine can open none of the models, and how to install the engine if it is missing."""
     if engine is None:
         return EngineRow(engine=OWN, reason="no artifact among the models: export one with `havoc export`")
-    reason = f"no model among these that it opens: {MODELS[engine]}"
+    reason = f"none of the models is one that it opens: {MODELS[engine]}"
     try:
         _python_with(engine, python)
     except HavocError as error:

@@ -1,8 +1,7 @@
 """The child that measures another engine's model: `havoc_core.bench.engine_worker` does one job of `requests`.
 
-It may run in the engine's own environment, so of other packages it needs NumPy and the engine alone. An engine is asked
-for tokens and gives nothing else: a prefill ends with the first of them, and whether every logit was finite or which
-kernels ran is not known.
+It may run in the engine's own environment, so besides the engine it needs only NumPy. An engine only gives tokens: a
+prefill ends with the first token. It is unknown whether every logit was finite, and which kernels ran.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 
 class EngineModel(TimedModel):
-    """One open model of another engine; a failure of the engine is one line under its own words."""
+    """One open model of another engine; a failure of the engine becomes one line with the engine's message."""
 
     def __init__(self, request: MeasureRequest, tell: Tell) -> None:
         super().__init__(request, tell)
@@ -58,11 +57,11 @@ class EngineModel(TimedModel):
             raise HavocError(f"{self._engine.PACKAGE} cannot open {request.artifact} ({_words(error)})") from error
 
     def cpu_ns(self) -> int | None:
-        """CPU time of all threads, where the engine computes in this process."""
+        """CPU time of all threads if the engine computes in this process."""
         return time.process_time_ns() if self._model.is_own_process else None
 
     def time_prefill(self, into: Measured) -> None:
-        """Read a new prompt and write the first token."""
+        """Read a new prompt and generate the first token."""
         ids = self._prompt(self.workload.prompt_tokens)
         cpu_before = self.cpu_ns()
         begin = time.perf_counter_ns()
@@ -72,11 +71,11 @@ class EngineModel(TimedModel):
         self._hear(tokens)
 
     def time_first_token(self, into: Measured) -> None:
-        """The same: an engine is asked with token ids, and answers with one."""
+        """The same as a prefill: an engine takes token ids and returns one."""
         self.time_prefill(into)
 
     def time_episode(self, *, counts: bool = True) -> dict[str, Any]:
-        """Decode after a new context; one that does not count asks for few tokens, for engines go on to the end."""
+        """Decode after a new context; one that does not count asks for few tokens, because an engine cannot be stopped."""
         num_context, num_tokens = self.workload.context_tokens, self.workload.decode_tokens
         if not counts:
             num_context, num_tokens = min(num_context, timing.UNCOUNTED_CONTEXT_TOKENS), min(num_tokens, 8)
@@ -104,31 +103,31 @@ class EngineModel(TimedModel):
         }
 
     def proofs(self) -> dict[str, Any]:
-        """No node and no logit is shown."""
+        """An engine reports neither nodes nor logits."""
         return {"num_nonfinite_logits": None}
 
     @property
     def provider_options(self) -> dict[str, str]:
-        """None: it is no session of ONNX Runtime that HAVOC opened."""
+        """None: HAVOC did not open a session of ONNX Runtime."""
         return {}
 
     def _prompt(self, num_tokens: int) -> list[int]:
-        """Uniform random ids of the whole vocabulary, new for every call."""
+        """Uniform random ids from the whole vocabulary, new for every call."""
         ids: list[int] = self.rng.integers(self.request.num_ids, size=num_tokens).tolist()
         return ids
 
     def _each(self, ids: list[int], num_tokens: int) -> Iterator[int]:
-        """Yield tokens as they come; other ones than were asked for, or none, are a `MeasurementError`."""
+        """Yield tokens as they come; a wrong number of tokens or an invalid token is a `MeasurementError`."""
         name, num_given = self._engine.PACKAGE, 0
         tokens = iter(self._model.generate(ids, num_tokens))
         while (token := self._next(tokens)) is not None:
             num_given += 1
             if token >= self.request.num_ids:
-                raise MeasurementError(f"{name} gave token {token}, the model has {self.request.num_ids}")
+                raise MeasurementError(f"{name} gave token {token}, but the model has {self.request.num_ids} tokens")
             if num_given <= num_tokens:
                 yield token
         if num_given != num_tokens:
-            raise MeasurementError(f"{name} gave {num_given} tokens, {num_tokens} were asked for")
+            raise MeasurementError(f"{name} gave {num_given} tokens instead of {num_tokens}")
 
     def _next(self, tokens: Iterator[int]) -> int | None:
         try:
@@ -137,7 +136,7 @@ class EngineModel(TimedModel):
             raise MeasurementError(f"{self._engine.PACKAGE} failed while it was measured ({_words(error)})") from error
 
     def _hear(self, tokens: list[int]) -> None:
-        """Keep what tells different outputs apart."""
+        """Keep the output, so different outputs can be told apart."""
         self.outputs.add(hashlib.blake2b(np.array(tokens).tobytes(), digest_size=8).digest())
 
 
@@ -161,14 +160,14 @@ def measure_memory(request: MeasureRequest, tell: Tell) -> PeakMemory:
 
 
 def measure_cold_start(request: MeasureRequest, tell: Tell) -> ColdStartResult:
-    """Load and call the model once, out of the page cache."""
+    """Load and call the model once, after its files were dropped from the page cache."""
     files = list(files_of(request.artifact).values())
     weights = [file for file in files if is_weights(file)]
     return timing.measure_cold_start(EngineModel, request, tell, files=files, weights=weights)
 
 
 def tell_logits(request: LogitsRequest, _tell: Tell) -> LogitsResult:
-    """Ask for the logits of the token behind each piece; a piece that the engine does not tell stays NaN."""
+    """Ask for the logits of the token after each piece; where the engine reports none, they stay NaN."""
     engine = load_engine(request.engine or "")
     found = np.full((len(request.pieces), request.num_ids), np.nan, np.float32)
     try:
@@ -178,7 +177,7 @@ def tell_logits(request: LogitsRequest, _tell: Tell) -> LogitsResult:
     except Exception as error:
         raise HavocError(f"{engine.PACKAGE} cannot open {request.artifact} ({_words(error)})") from error
     if not hasattr(model, "next_logits"):
-        raise HavocError(f"{engine.PACKAGE} does not tell how likely a token is, so its divergence is not measured")
+        raise HavocError(f"{engine.PACKAGE} reports no token probabilities, so its divergence cannot be measured")
     for place, piece in enumerate(request.pieces):
         try:
             told = model.next_logits(list(piece), request.num_ids)

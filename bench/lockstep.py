@@ -1,8 +1,8 @@
-"""Measure two sides in lockstep: a fresh process of each, which take turns of some 50 ms, and then fresh ones again.
+"""Measure two sides in lockstep: a fresh process of each side, with turns of about 50 ms; then a fresh pair again.
 
-What the machine does meanwhile (neighbours, caches, clocks) changes within seconds, so two turns in a row meet the
-same; what a process costs more than the next of its kind stays with it, so there are several pairs of processes. A side
-may be another checkout: then `python` is an interpreter that finds `havoc_core` there, and the ruler is this one's.
+The state of the machine (other programs, caches, clocks) changes within seconds, so two turns in a row meet the same
+state. One process may be slower than the next for its whole life, so several pairs of processes run. A side may be
+another checkout: then `python` is an interpreter that finds `havoc_core` there, timed by this checkout's `ruler.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 NUM_BLOCKS = 8
 NUM_EXCHANGES = 20
 FEWEST_EXCHANGES = 6
-SHARE = 0.9  # of a block's part of the budget: processes also start and end
+SHARE = 0.9  # share of a block's budget: processes also need time to start and end
 NUM_WARMUPS = 3
 TIMEOUT_S = 300.0  # of one block
 _QUANTITIES: dict[str, Callable[[RulerEpisode], TimedCalls]] = {
@@ -58,7 +58,7 @@ sys.modules[sys.argv[1]] = module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
 sys.exit(module.main())
 """
-"""Runs this checkout's ruler as a module of whatever package the interpreter finds."""
+"""Runs this checkout's `ruler.py` as a module of the package that the interpreter finds."""
 
 
 def _hear_nothing(_old: Sequence[int], _new: Sequence[int]) -> None:
@@ -67,10 +67,10 @@ def _hear_nothing(_old: Sequence[int], _new: Sequence[int]) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """One of two that are compared: what it is called, its artifact, and the interpreter that imports its code.
+    """One of two sides that are compared: its name, its artifact, and the interpreter that imports its code.
 
-    With an `engine`, one of the files in `engines`, it is that engine's model: a file, a folder or an address, with
-    `num_ids` token ids where that is known.
+    With `engine`, one of the files in `engines`, it is that engine's model: a file, a folder or an address. `num_ids`
+    is its number of token ids, if known.
     """
 
     name: str
@@ -92,7 +92,7 @@ def measure_in_lockstep(
     num_threads: int = 1,
     progress: Progress = SILENT,
 ) -> list[Block]:
-    """Measure `num_blocks` pairs of processes, or as many as end within `budget_s` seconds, whatever they find.
+    """Measure `num_blocks` pairs of processes, or as many as end within `budget_s` seconds; no result stops it early.
 
     See `blocks_in_lockstep`.
     """
@@ -126,13 +126,13 @@ def blocks_in_lockstep(
     num_ids: int | None = None,
     hear: Hear = _hear_nothing,
 ) -> Iterator[Block]:
-    """Measure pair after pair of processes, each block as soon as it is there, within `budget_s` seconds in all.
+    """Measure pairs of processes, one after another, and yield each block, within `budget_s` seconds in total.
 
-    Each pair takes `num_exchanges` turns, or as many as end within its part of the budget: a busy machine has fewer
-    turns before it has fewer blocks. `hear` is given the greedy tokens of both sides behind the same prompt, of the
-    turns that count; prompts are drawn from the first `num_ids` ids (None: from all of a side's own). With more than
-    one thread, threads that wait for each other spin, and CPU time tells less beside neighbours. A side that dies, or a
-    block that takes longer than `TIMEOUT_S`, is a `MeasurementError` under the side's name.
+    Each pair takes `num_exchanges` turns, or as many as end within its part of the budget: on a busy machine there are
+    first fewer turns and then fewer blocks. `hear` gets the greedy tokens of both sides after the same prompt, for the
+    turns that count. Prompts are drawn from the first `num_ids` ids (None: from all ids of a side). With several
+    threads, waiting threads spin, so CPU time says less if other programs run. A side that dies, or a block that takes
+    longer than `TIMEOUT_S`, is a `MeasurementError` with the side's name.
     """
     work = workload or Workload()
     request = RulerRequest(
@@ -150,7 +150,7 @@ def blocks_in_lockstep(
 
 
 def _places(num_blocks: int, budget_s: float | None) -> Iterator[int]:
-    """Count blocks while the longest one so far would still end in time."""
+    """Count blocks while one more would end in time, if it takes as long as the longest block so far."""
     began = before = time.monotonic()
     longest_s = 0.0
     for place in range(num_blocks):
@@ -162,9 +162,9 @@ def _places(num_blocks: int, budget_s: float | None) -> Iterator[int]:
 
 
 def _block(old: Side, new: Side, request: RulerRequest, num_exchanges: int, most_s: float, hear: Hear) -> Block:
-    """Start both one after the other, let them warm up in turn, then count their turns; who begins alternates.
+    """Start both sides one after the other, warm them up in turn, then count their turns; the first side alternates.
 
-    After `most_s` seconds `FEWEST_EXCHANGES` are enough, whatever they say.
+    After `most_s` seconds `FEWEST_EXCHANGES` turns are enough.
     """
     found: dict[str, list[tuple[Turn, Turn]]] = {quantity: [] for quantity in _QUANTITIES}
     with contextlib.ExitStack() as stack:
@@ -195,7 +195,7 @@ def _block(old: Side, new: Side, request: RulerRequest, num_exchanges: int, most
 
 @dataclass(frozen=True, kw_only=True)
 class _Opened:
-    """A side's process with its model open: `ask` gives one episode; None where a server had loaded it before."""
+    """A side's process with its model open: `ask` returns one episode; `load_ns` is None if a server had loaded it."""
 
     ask: Callable[[], RulerEpisode]
     load_ns: int | None
@@ -247,9 +247,9 @@ def _turn(calls: TimedCalls) -> Turn:
 
 
 def _said(process: subprocess.Popen[bytes], line: str, side: Side, kind: type[Answer]) -> Answer | None:
-    """Write a line and read the answer; None where the process is gone.
+    """Write a line and read the answer; None if the process is gone.
 
-    An engine that cannot open its model is a `HavocError`, one that fails later a `MeasurementError`.
+    An engine that cannot open its model is a `HavocError`; one that fails later is a `MeasurementError`.
     """
     _write(process, line)
     answer = b"" if process.stdout is None else process.stdout.readline()
@@ -267,6 +267,6 @@ def _said(process: subprocess.Popen[bytes], line: str, side: Side, kind: type[An
 
 def _write(process: subprocess.Popen[bytes], line: str) -> None:
     if process.stdin is not None:
-        with contextlib.suppress(OSError):  # it is gone: reading will tell
+        with contextlib.suppress(OSError):  # it is gone: the read below reports it
             process.stdin.write(line.encode() + b"\n")
             process.stdin.flush()

@@ -53,13 +53,13 @@ def describe(held: HeldArtifact, *, alpha: Mapping[str, float] | None = None) ->
         return _described(artifact, manifest, weight_bytes, weights)
     except ValidationError as error:
         said = mistakes(error, Subject, is_handwritten=False)
-        raise HavocError(f"{artifact}: no record can hold this artifact ({said})") from error
+        raise HavocError(f"{artifact}: this artifact does not fit into a record ({said})") from error
 
 
 def describe_model(model: Contender) -> Subject:
     """Describe the model of another engine by what is known of it: its files, its weights, who ran it."""
     if model.weight_bytes == 0:
-        raise HavocError(f"{model.shown}: holds no file of weights")
+        raise HavocError(f"{model.shown}: has no file of weights")
     return Subject(
         name=PurePath(model.shown).name[:200] or "unnamed",
         files=model.files,

@@ -129,7 +129,7 @@ def open_session(
     if provider is None:
         provider = default_provider()
     if not kind_of_provider(provider).captures_steps and captures_steps:
-        raise HavocError(f"steps are captured as a CUDA graph on {CUDA_PROVIDER}, this is {provider}")
+        raise HavocError(f"a CUDA graph needs {CUDA_PROVIDER}, this is {provider}")
     if num_threads is not None and num_threads < 1:
         raise HavocError(f"num_threads must be at least 1, not {num_threads}")
     runtime_package()  # two of them in one environment overwrite each other: refused before anything runs

@@ -1,4 +1,4 @@
-"""Where the scheduler is and how it is spoken to: plainly on this machine alone, by TLS everywhere else."""
+"""The scheduler's address: plain TCP is allowed on this machine only; every other machine needs TLS."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PORT = "8786"
 
 @dataclass(frozen=True, kw_only=True)
 class TlsFiles:
-    """The certificate authority of a cluster, and this side's own certificate and key (PEM); None: Dask's settings."""
+    """A cluster's certificate authority, and this side's certificate and key (PEM files). None: as Dask is set up."""
 
     authority: Path | None = None
     certificate: Path | None = None
@@ -25,27 +25,27 @@ class TlsFiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Address:
-    """A scheduler's address as Dask writes it, and whether it is one of this machine, reached without TLS."""
+    """A scheduler's address as Dask writes it; `is_local`: it is on this machine and reached without TLS."""
 
     text: str
     is_local: bool
 
     @classmethod
     def parse(cls, text: str) -> Address:
-        """Read `tls://host:port`, or `tcp://127.0.0.1:port`, the port 8786 where none is given.
+        """Read `tls://host:port` or `tcp://127.0.0.1:port`; the port is 8786 if none is given.
 
-        A plain address of another machine is a `HavocError`.
+        Plain TCP to another machine is a `HavocError`.
         """
         scheme, mark, rest = text.partition("://")
         scheme, rest = (scheme, rest) if mark else ("tcp", text)
         host, colon, port = rest.rpartition(":") if not rest.endswith("]") else (rest, "", "")
         host, port = (host, port) if colon else (rest, _PORT)
         if scheme not in {"tcp", "tls"} or not host or not port.isdigit():
-            raise HavocError(f"{text!r} is no address of a scheduler: give tls://HOST:PORT, or tcp://127.0.0.1:PORT")
+            raise HavocError(f"{text!r} is not a scheduler's address: give tls://HOST:PORT, or tcp://127.0.0.1:PORT")
         if scheme == "tcp" and not _is_loopback(host.strip("[]")):
             raise HavocError(
-                f"{text}: whoever reaches a plain Dask port runs programs on every worker, so another machine is "
-                "reached by TLS alone: start scheduler and workers with it and give tls://HOST:PORT (docs/cluster.md)"
+                f"{text}: anyone who reaches a plain Dask port can run programs on every worker, so another machine "
+                "needs TLS: start scheduler and workers with TLS and give tls://HOST:PORT (docs/cluster.md)"
             )
         return cls(text=f"{scheme}://{host}:{port}", is_local=scheme == "tcp")
 
@@ -58,10 +58,12 @@ def _is_loopback(host: str) -> bool:
 
 
 def security(address: Address, tls: TlsFiles, role: Literal["client", "worker"]) -> Any:  # noqa: ANN401 - Dask's own
-    """Dask's `Security` for one side of the connection; None without TLS. Unusable files are a `HavocError`."""
+    """Return Dask's `Security` for one side of the connection, None without TLS. Bad files are a `HavocError`."""
     if address.is_local:
         if tls != TlsFiles():
-            raise HavocError(f"{address.text} is spoken to plainly, and certificates are given: give tls://HOST:PORT")
+            raise HavocError(
+                f"{address.text} is a plain address, so the certificates have no use: give tls://HOST:PORT"
+            )
         return None
     from distributed import Security
 
@@ -71,8 +73,8 @@ def security(address: Address, tls: TlsFiles, role: Literal["client", "worker"])
     missing = [name for name in given if getattr(found, name) is None]
     if missing:
         raise HavocError(
-            f"{address.text} is reached by TLS, and {', '.join(missing)} is not known: give --tls-ca, --tls-cert and "
-            "--tls-key, or set them in Dask's configuration"
+            f"{address.text} needs TLS, and {', '.join(missing)} is not set: give --tls-ca, --tls-cert and --tls-key, "
+            "or set them in Dask's configuration"
         )
     try:
         found.get_connection_args(role)

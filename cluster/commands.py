@@ -1,4 +1,4 @@
-"""`havoc worker ADDRESS`: lend this machine to searches, to score and, with --measures, to measure on its device."""
+"""`havoc worker ADDRESS`: let searches score on this machine and, with --measures, measure on its device."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from ..storage import scratch_directory
 from .address import Address, TlsFiles, security
 from .dask import quiet_dask
 from .duties import PLUGIN, Duties, plugin
-from .errands import Offer
 from .store import Store, default_store
+from .worker_requests import Offer
 
 if TYPE_CHECKING:
     import argparse
@@ -31,7 +31,7 @@ _CONNECT_S = 5
 
 
 def handle_worker(args: argparse.Namespace) -> int:
-    """Serve searches until the scheduler goes away or this process is ended."""
+    """Work for searches until the scheduler ends or this process is ended."""
     address = Address.parse(args.address)
     tls = TlsFiles(authority=args.tls_ca, certificate=args.tls_cert, key=args.tls_key)
     offer = make_offer(args.measures)
@@ -39,16 +39,16 @@ def handle_worker(args: argparse.Namespace) -> int:
     quiet_dask()
     asyncio.run(_serve(address, tls, offer, duties))
     raise MeasurementError(
-        f"the scheduler at {address.text} has ended, or the connection to it: start this worker again"
+        f"the scheduler at {address.text} has ended, or the connection to it is lost: start this worker again"
     )
 
 
 def make_offer(measures: str | None) -> Offer:
-    """Say what this machine offers; `measures` is a kind of device, "auto" for the card where there is one, or None."""
+    """Describe what this machine offers. `measures`: a kind of device, "auto" (a card if there is one), or None."""
     device = None
     if measures is not None:
         if sys.platform == "win32":
-            raise HavocError("a device is leased by a lock of Linux or macOS: measure on such a machine")
+            raise HavocError("--measures needs a file lock of Linux or macOS: measure on such a machine")
         device = identify_device(default_provider() if measures == "auto" else DEVICE_KINDS[measures].provider)
     return Offer(
         version=__version__,
@@ -89,7 +89,7 @@ async def _serve(address: Address, tls: TlsFiles, offer: Offer, duties: Duties) 
             if is_taken:
                 raise
             raise HavocError(
-                f"no Dask scheduler took this worker at {address.text} within {_CONNECT_S} s: start one "
+                f"no Dask scheduler accepted this worker at {address.text} within {_CONNECT_S} s: start one "
                 f"(docs/cluster.md), or correct the address or the certificates ({str(error)[:200] or 'no answer'})"
             ) from None
 

@@ -1,4 +1,4 @@
-"""Dask, kept to its job: it carries messages, and what there is to say to a person HAVOC says itself."""
+"""Settings of Dask: it only carries messages. HAVOC itself tells the user what happens, so Dask's log is off."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import logging
 
 
 def quiet_dask() -> None:
-    """Load Dask with its log silenced; where it is not installed, the `ModuleNotFoundError` names `distributed`."""
+    """Load Dask with its log off; if it is not installed, the `ModuleNotFoundError` names `distributed`."""
     import dask
 
     dask.config.set(
         {
             "distributed.admin.large-graph-warning-threshold": "1GB",
-            "distributed.diagnostics.nvml": False,  # a card that is asked every few seconds is not left alone
+            "distributed.diagnostics.nvml": False,  # reading the card every few seconds would disturb measurements
             "distributed.worker.daemon": False,
         }
     )

@@ -1,9 +1,9 @@
-"""The worker's side: one errand in, one reply out, both JSON text. Dask carries them, and calls `do` and nothing else.
+"""The worker's side: it gets one request and sends one reply, both JSON text. Dask carries them and calls only `do`.
 
-A reply holds the `result`; or the `error` of what was asked, with its `type`; or why the worker was `unable` to do it,
-which is no fault of what was asked: a child that died, a full disk, another card than before. Scoring is done by a
-child process, which keeps base, experts and rows for the next errand; measuring by a fresh one each time, under the
-device's lease.
+A reply holds one of three things: the `result`; the `error` that the request itself caused, with its `type`; or the
+reason why this worker was `unable` to do it (its child died, its disk is full, it has another card than before).
+A child process scores and keeps base, experts and rows for the next request. Each measurement runs in a fresh process
+that holds the device's lease.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from ..bench.measure import measure_cost
 from ..errors import HavocError, IdentityError, MeasurementError
 from ..messages import plain, read
 from ..processes import Workers
-from .errands import Lacking, MeasuredOnce, MeasureErrand, Piece, ScoreErrand
 from .lease import held, lease_path
+from .worker_requests import Lacking, MeasuredOnce, MeasureTree, Piece, ScoreTree
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from ..jobs import MixedModels
-    from .errands import Errand, Offer
     from .store import Store
+    from .worker_requests import Offer, WorkerRequest
 
 PLUGIN = "havoc"
 """The name under which Dask's worker keeps its `Duties`."""
-_ERRANDS: dict[str, type[Errand]] = {kind.__name__: kind for kind in (Lacking, Piece, ScoreErrand, MeasureErrand)}
+_REQUESTS: dict[str, type[WorkerRequest]] = {kind.__name__: kind for kind in (Lacking, Piece, ScoreTree, MeasureTree)}
 _COST_METRICS = ("prefill_ms", "peak_bytes", "decode_tok_per_s")
 
 
-def written(errand: Errand) -> str:
-    """The text of an errand, as `do` reads it."""
-    return json.dumps({"errand": type(errand).__name__, "asked": plain(errand)}, allow_nan=False)
+def written(request: WorkerRequest) -> str:
+    """The text of a request, as `do` reads it."""
+    return json.dumps({"request": type(request).__name__, "asked": plain(request)}, allow_nan=False)
 
 
 def do(text: str, data: bytes, topic: str, number: int) -> None:
-    """Do one errand on the Dask worker that calls this, and publish the reply's text under the errand's number.
+    """Do one request on the Dask worker that calls this, and publish the reply's text under the request's number.
 
-    A result that waits on the worker to be fetched could die with it; an event is with the search or it is not.
+    The reply is an event and not a Dask result: a result stays on the worker until it is fetched, and is lost when the
+    worker dies.
     """
     from distributed import get_worker
 
@@ -52,7 +53,7 @@ def do(text: str, data: bytes, topic: str, number: int) -> None:
 
 
 def plugin(duties: Duties) -> Any:  # noqa: ANN401 - a `distributed.WorkerPlugin`
-    """What Dask's worker keeps as `PLUGIN` while it lives."""
+    """The plugin that Dask's worker keeps under the name `PLUGIN` while it runs."""
     from distributed import WorkerPlugin
 
     class DutiesPlugin(WorkerPlugin):  # type: ignore[misc]
@@ -81,38 +82,38 @@ class Duties:
             self._scoring = None
 
     def reply(self, text: str, data: bytes = b"") -> str:
-        """Do an errand and return the reply's text."""
+        """Do a request and return the reply's text."""
         message = json.loads(text)
         try:
-            errand = read(_ERRANDS[message["errand"]], message["asked"], "errand")
-            return json.dumps({"result": plain(self._do(errand, data))}, allow_nan=False)
+            request = read(_REQUESTS[message["request"]], message["asked"], "request")
+            return json.dumps({"result": plain(self._do(request, data))}, allow_nan=False)
         except _AskedError as error:
             return json.dumps({"error": str(error.cause), "type": type(error.cause).__name__})
         except HavocError as error:
             return json.dumps({"unable": str(error)})
 
     @singledispatchmethod
-    def _do(self, errand: Errand, data: bytes) -> Any:  # noqa: ANN401 - each errand has a result of its own
-        raise NotImplementedError(type(errand), len(data))
+    def _do(self, request: WorkerRequest, data: bytes) -> Any:  # noqa: ANN401 - each request has its own result
+        raise NotImplementedError(type(request), len(data))
 
     @_do.register
-    def _lacking(self, errand: Lacking, data: bytes) -> list[str]:  # noqa: ARG002
-        return self._store.lacking(errand.tree)
+    def _lacking(self, request: Lacking, data: bytes) -> list[str]:  # noqa: ARG002
+        return self._store.lacking(request.tree)
 
     @_do.register
-    def _keep(self, errand: Piece, data: bytes) -> None:
-        self._store.keep(errand.file, errand.start, data)
+    def _keep(self, request: Piece, data: bytes) -> None:
+        self._store.keep(request.file, request.start, data)
 
     @_do.register
-    def _score(self, errand: ScoreErrand, data: bytes) -> Any:  # noqa: ANN401, ARG002
-        folder = self._store.folder_of(errand.tree, is_linked=True)
-        asked = errand.answer or errand.diverge
+    def _score(self, request: ScoreTree, data: bytes) -> Any:  # noqa: ANN401, ARG002
+        folder = self._store.folder_of(request.tree, is_linked=True)
+        asked = request.answer or request.diverge
         assert asked is not None  # noqa: S101 - the search sends one of both
-        request = replace(asked, mixtures=_placed(asked.mixtures, folder))
-        function = ".jobs:answer" if errand.answer else ".jobs:diverge"
+        job = replace(asked, mixtures=_placed(asked.mixtures, folder))
+        function = ".jobs:answer" if request.answer else ".jobs:diverge"
         try:
-            (outcome,) = self._workers(asked.mixtures.num_threads).run(function, [request])
-        except MeasurementError:  # not yielded in its place: the child has ended
+            (outcome,) = self._workers(asked.mixtures.num_threads).run(function, [job])
+        except MeasurementError:  # raised, not yielded as an outcome: the child has ended
             self.end()
             raise
         if isinstance(outcome, HavocError):
@@ -120,22 +121,25 @@ class Duties:
         return outcome
 
     @_do.register
-    def _measure(self, errand: MeasureErrand, data: bytes) -> MeasuredOnce:  # noqa: ARG002
-        self.end()  # its memory and its threads are the neighbours that a measurement must not have
-        device = identify_device(errand.provider)
-        if self._offer.device is None or device.fingerprint != errand.fingerprint:
-            raise IdentityError(f"its device is now {device.name} ({device.fingerprint[:12]}): start it again")
-        artifact = self._store.folder_of(errand.tree, is_linked=False)
+    def _measure(self, request: MeasureTree, data: bytes) -> MeasuredOnce:  # noqa: ARG002
+        self.end()  # the scoring child's memory and threads would disturb the measurement
+        device = identify_device(request.provider)
+        if self._offer.device is None or device.fingerprint != request.fingerprint:
+            raise IdentityError(
+                f"its device is now {device.name} ({device.fingerprint[:12]}), not the one it offered: "
+                "start the worker again"
+            )
+        artifact = self._store.folder_of(request.tree, is_linked=False)
         with held(lease_path(device)):
             try:
                 cost = measure_cost(
                     artifact,
-                    provider=errand.provider,
-                    num_threads=errand.num_threads,
-                    workload=errand.workload,
+                    provider=request.provider,
+                    num_threads=request.num_threads,
+                    workload=request.workload,
                     device=device,
-                    num_retries=errand.num_retries,
-                    wait_s=errand.wait_s,
+                    num_retries=request.num_retries,
+                    wait_s=request.wait_s,
                 )
             except HavocError as error:
                 raise _AskedError(error) from error
@@ -150,7 +154,7 @@ class Duties:
 
 
 class _AskedError(Exception):
-    """What was asked for failed, and would fail on another worker too."""
+    """The request failed, and would fail on another worker too."""
 
     def __init__(self, cause: HavocError) -> None:
         super().__init__(str(cause))
@@ -158,7 +162,7 @@ class _AskedError(Exception):
 
 
 def _placed(mixtures: MixedModels, folder: Path) -> MixedModels:
-    """The same mixtures, with the paths of their place inside `folder`; names of bundled things stay what they are."""
+    """The same mixtures with all paths moved into `folder`; names of bundled bases and tasks stay."""
     place = mixtures.place
     recipe = place.recipe
 

@@ -1,11 +1,11 @@
-"""The search's side: which workers there are, what each is given, and what becomes of it when one dies.
+"""The search's side: it finds the workers, gives each one a job, and gives the job of a dead worker to another one.
 
     with Fleet.connect(Address.parse("tcp://127.0.0.1:8786"), TlsFiles()) as fleet:
-        for outcome in fleet.run(jobs):          # in the order of the jobs, whichever is ready first
+        for outcome in fleet.run(jobs):          # in the order of the jobs, not in the order they finish
             ...
 
-Each worker has at most one job of this search. A job whose worker dies is given to another one; the scheduler is asked
-who is there several times a second. Files travel before the first job that needs them, each content once a worker.
+Each worker has at most one job of this search. The fleet asks the scheduler several times a second which workers are
+there. Files are sent before the first job that needs them; each content is sent once to each worker.
 """
 
 from __future__ import annotations
@@ -33,30 +33,30 @@ from ..progress import SILENT
 from .address import security
 from .dask import quiet_dask
 from .duties import PLUGIN, do, written
-from .errands import Lacking, Offer, Piece
 from .store import pieces_of
+from .worker_requests import Lacking, Offer, Piece
 
 if TYPE_CHECKING:
     from ..progress import Progress
     from .address import Address, TlsFiles
-    from .errands import Errand, Tree
+    from .worker_requests import Tree, WorkerRequest
 
 _CONNECT_S = 5
 _ANSWER_S = 20.0
-"""So long the scheduler may take to say who is there."""
+"""Seconds that the scheduler may take to list its workers."""
 _LOOK_EVERY_S = 0.2
 _PATIENCE_S = 60.0
-"""So long a job waits for a worker that may do it, where the last one has gone."""
+"""Seconds that a job waits for a worker that fits, after the last one has gone."""
 _MAX_DEATHS = 5
-"""A job that so many workers died of is taken for what kills them."""
+"""The search ends when so many workers were lost over one job: the job is then the likely cause."""
 _MAX_FAULTS = 3
-"""A worker that was unable to do its job so often is given no more."""
+"""A worker that was unable to do its job so many times gets no more jobs."""
 _MAX_WORKERS = 256
 _ERRORS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, HavocError)}
 
 
 class WorkerLostError(Exception):
-    """A worker has not done its job, which is no fault of the job; the words say how."""
+    """A worker did not do its job, and the job is not the cause; the message says why."""
 
 
 class _UnusableError(Exception):
@@ -67,8 +67,8 @@ class _UnusableError(Exception):
 class Worker:
     """One worker, what it offers, and what it has been sent.
 
-    `quarantine` says why it is no longer asked to measure, "" for no reason; `num_faults` counts what it was unable to
-    do though it lives.
+    `quarantine` says why it is no longer asked to measure ("": it may measure). `num_faults` counts the jobs that it
+    was unable to do while it was alive.
     """
 
     name: str
@@ -82,10 +82,10 @@ class Worker:
 
 @dataclass(frozen=True, kw_only=True)
 class FleetJob:
-    """Something to be done by a worker that `fits`: `do` asks it, one errand after another, and returns the outcome.
+    """Something to be done by a worker that `fits`: `do` asks it, one request after another, and returns the outcome.
 
-    A `HavocError` of `do` is the job's outcome; a `WorkerLostError` gives the job to another worker. `needs` says in a
-    few words what kind of worker fits.
+    If `do` raises a `HavocError`, that is the job's outcome; after a `WorkerLostError` another worker gets the job.
+    `needs` says in a few words what kind of worker fits.
     """
 
     fits: Callable[[Worker], bool]
@@ -108,11 +108,11 @@ class Fleet:
         self._said: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
         self._threads = concurrent.futures.ThreadPoolExecutor(_MAX_WORKERS, thread_name_prefix="havoc-fleet")
         self.noted: Callable[[dict[str, Any]], None] = lambda _: None
-        """Told by the thread of `run` what happens to workers, for the search's `cluster.jsonl`."""
+        """The thread of `run` calls this with what happens to workers, for the search's `cluster.jsonl`."""
 
     @classmethod
     def connect(cls, address: Address, tls: TlsFiles, progress: Progress = SILENT) -> Fleet:
-        """Connect, and see that there are workers and that they are of this version; else a `HavocError`."""
+        """Connect and check that there are workers of this version of HAVOC; otherwise raise a `HavocError`."""
         quiet_dask()
         from distributed import Client
 
@@ -147,14 +147,14 @@ class Fleet:
         self.close()
 
     def close(self) -> None:
-        """Leave the workers to others; what they still do for this search is not waited for."""
+        """Release the workers, without waiting for jobs that they still do for this search."""
         self._is_closed.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
         with contextlib.suppress(OSError, TimeoutError):
             self._client.close(timeout=2)
 
     def say(self, text: str, **facts: object) -> None:
-        """Have `run` note some facts, and show the text where progress is shown, "" for none; from any thread."""
+        """Pass facts to `run`, which notes them, and a text for the progress display ("": none). From any thread."""
         self._said.put((text, facts))
 
     def _tell(self) -> None:
@@ -166,9 +166,9 @@ class Fleet:
                     with self._progress.stage("cluster", None) as stage:
                         stage.advance(0, printable(text))
 
-    def ask(self, worker: Worker, errand: Errand, data: bytes = b"") -> Any:  # noqa: ANN401 - the errand's own result
-        """Have one errand done and return its result; its `HavocError` is raised, a lost worker a `WorkerLostError`."""
-        reply = json.loads(self._carried(worker, written(errand), data))
+    def ask(self, worker: Worker, request: WorkerRequest, data: bytes = b"") -> Any:  # noqa: ANN401 - each has its own
+        """Send one request and return its result; its `HavocError` is raised, a lost worker a `WorkerLostError`."""
+        reply = json.loads(self._carried(worker, written(request), data))
         if "unable" in reply:
             worker.num_faults += 1
             raise WorkerLostError(reply["unable"])
@@ -177,7 +177,7 @@ class Fleet:
         return reply["result"]
 
     def send(self, worker: Worker, tree: Tree, sources: Mapping[str, Path]) -> None:
-        """See that the worker has all files of a tree: what it lacks is sent, from where `sources` says it lies."""
+        """Send the worker all files of a tree that it lacks; `sources` gives each content's path by its hash."""
         if tree.hash in worker.trees:
             return
         sizes = {file.sha256: file for file in tree.files.values()}
@@ -188,10 +188,10 @@ class Fleet:
         worker.trees.add(tree.hash)
 
     def run(self, jobs: Sequence[FleetJob]) -> Iterator[Any | HavocError]:
-        """Have all jobs done and yield their outcomes in the order of the jobs.
+        """Run all jobs on the workers and yield their outcomes in the order of the jobs.
 
         Raises `MeasurementError` when the scheduler is lost, when no worker that fits a job is left and none comes, or
-        when a job has cost several workers their lives.
+        when several workers died over one job.
         """
         course = _Course(deque(enumerate(jobs)))
         try:
@@ -222,8 +222,8 @@ class Fleet:
             self.say(f"no worker is left that {course.waiting[0][1].needs}; waiting {self.patience_s:.0f} s for one")
         if time.monotonic() - course.idle_since_s > self.patience_s:
             raise MeasurementError(
-                f"no worker is left that {course.waiting[0][1].needs}; what was measured is kept: start one and run "
-                "the same command again to go on"
+                f"no worker is left that {course.waiting[0][1].needs}; all results so far are kept: start a worker and "
+                "run the same command again to continue"
             )
 
     def _collect(self, course: _Course) -> None:
@@ -241,16 +241,16 @@ class Fleet:
                 raise MeasurementError(str(error)) from error
             except WorkerLostError as error:
                 course.deaths[place] = course.deaths.get(place, 0) + 1
-                self.say(f"worker {worker.name}: {error}; its job is given to another one", lost=worker.name)
+                self.say(f"worker {worker.name}: {error}; another worker gets its job", lost=worker.name)
                 if course.deaths[place] >= _MAX_DEATHS:
                     raise MeasurementError(
-                        f"{_MAX_DEATHS} workers were lost over the same job, the last one so: {error}; what was "
-                        "measured is kept: run the same command again to go on"
+                        f"{_MAX_DEATHS} workers were lost over the same job (the last one: {error}); all results so "
+                        "far are kept: run the same command again to continue"
                     ) from None
                 course.waiting.appendleft((place, job))
 
     def _look(self) -> list[str]:
-        """See who is there now; returns why newcomers are refused."""
+        """Update the list of workers; return why new ones are refused."""
         try:
             if self._client.status != "running":
                 raise OSError("closed")  # noqa: TRY301 - handled as what the call below raises
@@ -258,8 +258,8 @@ class Fleet:
         except (OSError, TimeoutError, concurrent.futures.CancelledError) as error:
             self._is_closed.set()
             raise MeasurementError(
-                f"the connection to the scheduler at {self.address.text} is lost; what was measured is kept: start it "
-                "and its workers, and run the same command again to go on"
+                f"the connection to the scheduler at {self.address.text} is lost; all results so far are kept: start "
+                "it and its workers, and run the same command again to continue"
             ) from error
         there = {address: facts for address, facts in info["workers"].items() if facts["status"] == "running"}
         for address, worker in list(self.workers.items()):
@@ -277,7 +277,7 @@ class Fleet:
         return refusals
 
     def _carried(self, worker: Worker, text: str, data: bytes) -> str:
-        """Have Dask carry a text to the worker and the reply back."""
+        """Send a text to the worker through Dask and return the reply."""
         number, replies = next(self._numbers), queue.SimpleQueue[str]()
         self._replies[number] = replies
         there = {"workers": [worker.address], "allow_other_workers": False}
@@ -302,16 +302,16 @@ class Fleet:
             task.cancel()
 
     def _raise(self, worker: Worker, error: BaseException) -> NoReturn:
-        """Tell a worker that died from one that cannot run HAVOC's functions."""
+        """Raise `WorkerLostError` if the worker died, `_UnusableError` if it cannot run HAVOC's functions."""
         if type(error).__name__ == "KilledWorker":
             raise WorkerLostError("it is gone")
         raise _UnusableError(
             f"worker {worker.name} could not do its job ({type(error).__name__}: {str(error)[:300]}); install the same "
-            "havoc-core for scheduler, workers and search, or please report it"
+            "havoc-core for scheduler, workers and search; if they are the same, please report it"
         ) from error
 
     def _heard(self, event: tuple[float, tuple[int, str]]) -> None:
-        """Hand a reply to whoever waits for it; one that nobody waits for any more is dropped."""
+        """Give a reply to the thread that waits for it; drop it if none does."""
         number, reply = event[1]
         if (replies := self._replies.get(number)) is not None:
             replies.put(reply)
@@ -319,7 +319,7 @@ class Fleet:
 
 @dataclass
 class _Course:
-    """Where the jobs of one `Fleet.run` are."""
+    """The state of the jobs of one `Fleet.run`: waiting, running or done."""
 
     waiting: deque[tuple[int, FleetJob]]
     running: dict[concurrent.futures.Future[Any], tuple[int, FleetJob, Worker]] = field(default_factory=dict)
@@ -342,7 +342,7 @@ def _token(facts: Mapping[str, Any]) -> str | None:
 
 
 def _worker(address: str, facts: Mapping[str, Any]) -> Worker:
-    """Read what a worker says of itself; one that is not of this version of HAVOC is a `HavocError`."""
+    """Read what a worker says about itself; another version of HAVOC or ONNX Runtime is a `HavocError`."""
     name = printable(str(facts["name"]))
     if PLUGIN not in facts:
         raise HavocError(f"worker {name} at {address} was not started by `havoc worker`: stop it, it cannot be used")
@@ -354,7 +354,7 @@ def _worker(address: str, facts: Mapping[str, Any]) -> Worker:
     for package, (theirs, ours) in versions.items():
         if theirs != ours:
             raise HavocError(
-                f"worker {name} at {address} has {package} {printable(str(theirs))[:40]}, this search {ours}: install "
-                "the same there and start it again, or stop it"
+                f"worker {name} at {address} has {package} {printable(str(theirs))[:40]}, this search has {ours}: "
+                f"install {ours} there and start the worker again, or stop it"
             )
     return Worker(name, address, read(Offer, said, f"offer of {name}"))

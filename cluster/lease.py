@@ -1,7 +1,7 @@
-"""The lease on a device: whoever measures holds it, and so does every process it has started for that.
+"""The lease on a device: the process that measures holds it, together with every child it starts to measure.
 
-The system takes the lease back when the last of them has ended, however that happens. So a worker that is killed while
-its child still measures keeps the device until the child is gone, and two measurements never run at once.
+The operating system frees the lease when the last of these processes has ended, for any reason. If a worker is killed
+while its child still measures, the child keeps the lease, so two measurements never run at once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _ASK_EVERY_S = 0.02
 
 
 def lease_path(device: Device) -> Path:
-    """The file that stands for a device of this machine: a card by its UUID, the CPU as a whole."""
+    """The lock file of a device of this machine: one for each card, by its UUID, and one for the CPU as a whole."""
     gpu = device.gpu
     witnesses = () if gpu is None else (gpu.nvml, gpu.cuda)
     uuid = next((one.uuid_sha256 for one in witnesses if one is not None and one.uuid_sha256), None)
@@ -40,12 +40,12 @@ def lease_path(device: Device) -> Path:
 
 @contextlib.contextmanager
 def held(path: Path, *, wait_s: float = _WAIT_S) -> Iterator[None]:
-    """Hold the lease that `path` stands for, and lend it to children; others wait for it, up to `wait_s` seconds.
+    """Hold the lease of the lock file `path` and pass it to children; wait up to `wait_s` seconds to get it.
 
-    Raises `MeasurementError` when it does not become free in that time.
+    Raises `MeasurementError` if it does not become free in that time.
     """
     if sys.platform == "win32":
-        raise HavocError("a device is leased by a lock of Linux or macOS: measure on such a machine")
+        raise HavocError("a lease on a device needs a file lock of Linux or macOS: measure on such a machine")
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     except OSError as error:
@@ -54,7 +54,9 @@ def held(path: Path, *, wait_s: float = _WAIT_S) -> Iterator[None]:
         deadline_s = time.monotonic() + wait_s
         while not _is_locked(descriptor):
             if time.monotonic() > deadline_s:
-                raise MeasurementError(f"another process has held this device for {wait_s:g} s: end it")
+                raise MeasurementError(
+                    f"another process has held this device for {wait_s:g} s: wait until its measurement ends, or end it"
+                )
             time.sleep(_ASK_EVERY_S)
         with lent(descriptor):
             yield

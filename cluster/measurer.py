@@ -1,8 +1,8 @@
-"""Measures candidates on the workers of a cluster: any scores, those with the target's device measure.
+"""Measures candidates on the workers of a cluster: any worker scores, workers with the target's device also measure.
 
-What the search asks and what it writes into its journal is what `measuring.BenchMeasurer` gives on one machine. All
-costs come from devices of one model: same processor, driver, memory and limits (`device_model`), the host's CPU
-included, for it feeds a card. Each worker is watched by a `Sentinel`.
+The search gets the same results, and writes the same journal, as with `measuring.BenchMeasurer` on one machine. All
+costs come from devices of one model: the same processor, driver, memory and limits (`device_model`). The host's CPU
+must be the same too, because it feeds the card. A `Sentinel` watches each worker that measures.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from ..measuring import COST_RETRIES, COST_WAIT_S, Bound, recipe_tasks, right_ro
 from ..messages import read
 from ..model.structure import Structure
 from ..storage import Journal, read_journal, scratch_directory, sha256_json
-from .errands import MeasuredOnce, MeasureErrand, ScoreErrand, Tree
 from .fleet import Fleet, FleetJob, Worker, WorkerLostError
 from .sentinel import Sentinel
 from .store import tree_of
+from .worker_requests import MeasuredOnce, MeasureTree, ScoreTree, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -45,7 +45,7 @@ Sent = tuple[Tree, dict[str, Path]]
 
 
 def device_model(device: Device) -> Device:
-    """The device without what tells two of a model apart: equal devices give equal costs, up to their noise."""
+    """The device without its individual marks (such as a UUID): two devices of one model become equal."""
     gpu = device.gpu
     if gpu is not None:
         witnesses = {"nvml": _nameless(gpu.nvml), "cuda": _nameless(gpu.cuda)}
@@ -60,10 +60,10 @@ def _nameless(witness: GpuWitness | None) -> GpuWitness | None:
 
 
 def bind_fleet(fleet: Fleet, recipe: Recipe, journal: Path | None = None) -> Bound:
-    """Choose the device that the workers measure on: the target's, or another one where the recipe allows it.
+    """Choose the device that the workers measure on: the target's, or another one if the recipe allows it.
 
-    Of several models it is the one that the search in `journal` has begun on, where there is such a file.
-    Raises `HavocError` where no worker offers a device that fits: nothing is waited for.
+    If the workers offer several models, choose the one of the search in `journal`, where that file exists.
+    Raises `HavocError` at once if no worker offers a device that fits.
     """
     target = load_target(recipe.gate.targets[0])
     offered = [worker.offer.device for worker in fleet.workers.values() if worker.offer.device is not None]
@@ -89,14 +89,14 @@ def bind_fleet(fleet: Fleet, recipe: Recipe, journal: Path | None = None) -> Bou
 
 
 def _device_of(journal: Path) -> object:
-    """The device that a journal says its costs are of, as JSON; None where it has not come so far."""
+    """The device, as JSON, that the costs in a journal were measured on; None if it holds no costs yet."""
     entries = read_journal(journal)
     settings = entries[0].get("plain", {}) if entries else {}
     return settings.get("measured", {}).get("device") if isinstance(settings, dict) else None
 
 
 class FleetMeasurer:
-    """Measures candidates for the search on a fleet's workers; use it in `with`. See `adapt.ledger.Measurer`."""
+    """Measures candidates for the search on a fleet's workers; a context manager. See `adapt.ledger.Measurer`."""
 
     def __init__(self, fleet: Fleet, place: Place, base: Base, *, bound: Bound) -> None:
         self._fleet, self._place, self._base, self._bound = fleet, place, base, bound
@@ -114,7 +114,7 @@ class FleetMeasurer:
         self._open.close()
 
     def costs(self, structures: Sequence[Structure]) -> Iterator[Cost | HavocError]:
-        """Measure structures, in their order; equal ones beside each other are repeats, done by one worker in turn."""
+        """Measure structures in their order; one worker measures equal neighbours, which are repeats."""
         groups = [(structure, len(list(same))) for structure, same in groupby(structures)]
         artifacts: dict[Structure, Sent] = {}
         sentinel = Structure.named(self._place.recipe.search.weight_formats[0])
@@ -157,7 +157,7 @@ class FleetMeasurer:
             yield outcome if isinstance(outcome, HavocError) else right_rows(outcome)
 
     def divergences(self, alphas: Sequence[Sequence[float]]) -> Iterator[dict[str, float] | HavocError]:
-        """KL(mixture || base) of each alpha by task; the scoring workers share them, each part keeps their order."""
+        """KL(mixture || base) of each alpha by task, in the order of the alphas; the scoring workers share them."""
         num_parts = max(1, min(len(alphas), sum(worker.offer.scores for worker in self._fleet.workers.values())))
         rows = search_rows(self._place.recipe, 0)
         requests = [
@@ -180,7 +180,7 @@ class FleetMeasurer:
 
     @functools.cached_property
     def _mixtures(self) -> MixedModels:
-        """One thread a job, unless the user says otherwise: the number rounds, and must not depend on the worker."""
+        """One thread a job by default: the number changes rounding, so it must not depend on the worker."""
         recipe, num_threads = self._shipped[1], self._place.num_threads or 1
         place = Place(recipe, Path(), Path("experts"), num_threads)
         return MixedModels(place=place, num_threads=num_threads, rule=recipe.search.rule)
@@ -190,7 +190,7 @@ class FleetMeasurer:
 
         def do(worker: Worker) -> Any:  # noqa: ANN401 - what `jobs` gives
             self._fleet.send(worker, tree, sources)
-            return self._fleet.ask(worker, ScoreErrand(tree=tree, **asked))
+            return self._fleet.ask(worker, ScoreTree(tree=tree, **asked))
 
         return FleetJob(fits=lambda worker: worker.offer.scores, do=do, needs="scores (an installation with [lab])")
 
@@ -205,7 +205,7 @@ class FleetMeasurer:
         return not worker.quarantine and device is not None and device_model(device) == self._bound.device
 
     def _measured(self, sentinel: Sent, artifact: Sent, num_repeats: int, worker: Worker) -> Sequence[MeasuredOnce]:
-        """Measure one structure on a worker, and then its sentinel, which has to speak for the worker."""
+        """Measure one structure on a worker, then its sentinel, to check that the worker kept its speed."""
         for tree, sources in (sentinel, artifact):
             self._fleet.send(worker, tree, sources)
         watch = self._sentinels.get(worker.offer.token)
@@ -221,7 +221,7 @@ class FleetMeasurer:
         return self._believed(worker, watch, artifact[0], found)
 
     def _opened(self, worker: Worker, opening: Sequence[MeasuredOnce]) -> Sentinel:
-        """Begin to watch a worker; one that differs from the first worker of its model is set aside."""
+        """Start to watch a worker; exclude it if it differs from the first worker of its model."""
         values = [one.values for one in opening]
         watch = Sentinel.of(values)
         with self._one_opens:
@@ -235,7 +235,7 @@ class FleetMeasurer:
     def _believed(
         self, worker: Worker, watch: Sentinel, tree: Tree, found: Sequence[MeasuredOnce]
     ) -> Sequence[MeasuredOnce]:
-        """Note what was measured where, and what it says of the worker's noise."""
+        """Record what was measured on which worker, and update the worker's noise."""
         watch.learn([one.values for one in found])
         device = worker.offer.device
         self._fleet.say(
@@ -248,16 +248,16 @@ class FleetMeasurer:
         return found
 
     def _quarantine(self, worker: Worker, words: str) -> None:
-        """Believe nothing more of a worker where there are words that say why; its job goes to another one."""
+        """Exclude a worker from measuring if `words` say why; its job goes to another worker. "" does nothing."""
         if words:
             worker.quarantine = words
             self._fleet.say(f"worker {worker.name} measures no more: {words}", quarantined=worker.name, why=words)
-            raise WorkerLostError("what it measured last is not believed")
+            raise WorkerLostError("its last measurement is discarded")
 
     def _once(self, tree: Tree, worker: Worker) -> MeasuredOnce:
         device = worker.offer.device
         assert device is not None  # noqa: S101 - `_may_measure`
-        errand = MeasureErrand(
+        request = MeasureTree(
             tree=tree,
             fingerprint=device.fingerprint,
             provider=self._bound.provider,
@@ -266,18 +266,18 @@ class FleetMeasurer:
             num_retries=COST_RETRIES,
             wait_s=COST_WAIT_S,
         )
-        return read(MeasuredOnce, self._fleet.ask(worker, errand))
+        return read(MeasuredOnce, self._fleet.ask(worker, request))
 
 
 def shipped(place: Place, base: Base) -> tuple[Sent, Recipe]:
-    """What scoring reads, as one tree: base, basis, experts and the tasks' own files; and the recipe with those paths.
+    """Return all files that scoring reads (base, basis, experts, the tasks' files) as one tree, and the recipe for it.
 
-    What comes with HAVOC does not travel. Rows from the hub are a `HavocError`: workers read no hub.
+    Bundled bases and tasks are not sent. A recipe with rows from the hub is a `HavocError`: workers do not download.
     """
     recipe = place.recipe
     if recipe.data.online:
         raise HavocError(
-            "workers fetch nothing from the hub: download the data sets and give --data DIR, without --online"
+            "workers download nothing from the hub: download the data sets and give --data DIR, without --online"
         )
     parts = {"basis.safetensors": place.out / "basis.safetensors"}
     model, data = recipe.model, recipe.data

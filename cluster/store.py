@@ -1,10 +1,10 @@
-"""Files by the hash of what they hold: a worker gets each content once, whatever search or folder it belongs to.
+"""A worker's cache of files, named by the hash of their content: each content is sent to a worker once.
 
-    files/SHA256            contents, checked against their name before they are there
-    trees/HASH-KIND/...     folders put together from them, as base, basis, experts and artifacts are opened
+    files/SHA256            contents; each is checked against its name before it is stored
+    trees/HASH-KIND/...     folders built from these files: base, basis, experts and artifacts are opened there
 
-Several workers of a machine may share a store; everything appears whole. It is a cache: a store that nobody works with
-may be deleted.
+Several workers of a machine may share a store: files and folders appear only when they are complete. The store may be
+deleted when no worker uses it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from ..errors import HavocError, MeasurementError
 from ..storage import explained, sha256_file
-from .errands import StoredFile, Tree
+from .worker_requests import StoredFile, Tree
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -27,13 +27,13 @@ _PIECE_BYTES = 4_000_000
 
 
 def default_store() -> Path:
-    """The cache folder of this user: `$XDG_CACHE_HOME/havoc/worker`, or below `~/.cache`."""
+    """The cache folder of this user: `$XDG_CACHE_HOME/havoc/worker`, else `~/.cache/havoc/worker`."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "havoc" / "worker"
 
 
 def tree_of(parts: Mapping[str, Path]) -> tuple[Tree, dict[str, Path]]:
-    """Describe files and folders under names of their own; and where each content lies, by its hash."""
+    """Return the tree of files and folders under the given names, and the path of each content by its hash."""
     files: dict[str, StoredFile] = {}
     sources: dict[str, Path] = {}
     for name, root in parts.items():
@@ -47,7 +47,7 @@ def tree_of(parts: Mapping[str, Path]) -> tuple[Tree, dict[str, Path]]:
 
 
 def pieces_of(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Cut a file into pieces: where each begins, and its bytes. An empty file is one empty piece."""
+    """Cut a file into pieces: the offset and the bytes of each. An empty file is one empty piece."""
     start = 0
     with path.open("rb") as file:
         while (data := file.read(_PIECE_BYTES)) or not start:
@@ -70,11 +70,11 @@ class Store:
             raise explained(error, folder) from error
 
     def lacking(self, tree: Tree) -> list[str]:
-        """Hashes of the tree's contents that are not here, each once."""
+        """Hashes of the tree's contents that this store lacks, each once."""
         return sorted({file.sha256 for file in tree.files.values() if not self._file(file.sha256).exists()})
 
     def keep(self, file: StoredFile, start: int, data: bytes) -> None:
-        """Add a piece; the one that completes the file puts it in its place, unless its hash is another."""
+        """Add a piece; after the last piece, check the file's hash and store the file."""
         partial = self._folder / "files" / f".{_digest(file.sha256)}.{self._mark}"
         try:
             with partial.open("r+b" if start else "wb") as opened:
@@ -88,7 +88,8 @@ class Store:
             if found != file.sha256:
                 partial.unlink()
                 raise MeasurementError(
-                    f"a file changed while it was sent: {file.sha256[:12]} was said, {found[:12]} came"
+                    f"a file changed while it was sent: its SHA-256 was {file.sha256[:12]} and is {found[:12]} now; "
+                    "run the search again"
                 )
             partial.replace(self._file(file.sha256))
         except OSError as error:
@@ -96,10 +97,10 @@ class Store:
             raise explained(error, self._folder) from error
 
     def folder_of(self, tree: Tree, *, is_linked: bool) -> Path:
-        """The folder of a tree, put together where it is not there yet.
+        """Return the folder of a tree; build it first if it is not there yet.
 
-        `is_linked` shares the contents with the store; an artifact's files have to be its own, since one that can be
-        changed by another name is refused when it is measured.
+        `is_linked` makes hard links to the stored files. An artifact needs copies: an artifact with files that can be
+        changed under another name is refused when it is measured.
         """
         folder = self._folder / "trees" / f"{tree.hash}-{'linked' if is_linked else 'copied'}"
         if folder.is_dir():
@@ -113,7 +114,7 @@ class Store:
             try:
                 building.rename(folder)
             except OSError:
-                if not folder.is_dir():  # else another worker of this machine was quicker
+                if not folder.is_dir():  # else another worker of this machine built it first
                     raise
         except OSError as error:
             raise explained(error, folder) from error
@@ -127,5 +128,5 @@ class Store:
 
 def _digest(text: str) -> str:
     if len(text) != hashlib.sha256().digest_size * 2 or not set(text) <= set("0123456789abcdef"):
-        raise HavocError(f"{text[:80]!r} is no SHA-256; nothing was stored")
+        raise HavocError(f"{text[:80]!r} is not a SHA-256; nothing was stored")
     return text

@@ -123,7 +123,9 @@ def _also_on(args: argparse.Namespace) -> dict[str, str]:
     if args.proven_on is None:
         return {}
     if args.to != "onnx":
-        raise HavocError(f"--device is where a graph is proven, and --to {args.to} writes none: leave one of them out")
+        raise HavocError(
+            f"--device checks a graph on that device, but --to {args.to} writes no graph: leave one of them out"
+        )
     kind = DEVICE_KINDS[args.proven_on]
     if kind.is_host:
         return {}
@@ -174,7 +176,9 @@ def _structure(args: argparse.Namespace) -> Structure:
             f"--calibration {args.calibration}: --to {args.to} stores weights as they are; leave the option out"
         )
     if args.to != "onnx" and args.live:
-        raise HavocError(f"--live keeps experts in an artifact, and --to {args.to} writes none: leave one of them out")
+        raise HavocError(
+            f"--live keeps experts in an artifact, but --to {args.to} writes no artifact: leave one of them out"
+        )
     if args.to != "onnx" and structure not in (Structure(), Structure("fp16")):
         raise HavocError(f"--to {args.to} stores whole fp32 or fp16 weights, not {structure.description}")
     if args.to == "pt" and args.sign is not None:
@@ -449,11 +453,14 @@ def _generate_dispatched(args: argparse.Namespace, prompt: Prompt, settings: dic
     from .runtime.artifact import refuse_artifact
 
     if args.dispatch is None:
-        raise HavocError(f"--experts {args.experts}: say how one is chosen: --dispatch prompt, classifier or few-shot")
+        raise HavocError(
+            f"--experts {args.experts}: say how to choose an expert: --dispatch prompt, classifier or few-shot"
+        )
     require_experts_to_choose(args)
     is_few_shot = args.dispatch == "few-shot"
     if is_few_shot != (args.task is not None):
-        what = "needs --task NAME, the task of its solved rows" if is_few_shot else "reads the prompt: leave --task out"
+        of_prompt = "reads the prompt, so --task has no effect: leave --task out"
+        what = "needs --task NAME, the task of its solved rows" if is_few_shot else of_prompt
         raise HavocError(f"--dispatch {args.dispatch} {what}")
     refuse_artifact(args.model)
     search = few_shot_search(

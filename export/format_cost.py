@@ -111,7 +111,9 @@ def measure_cost(
             stage.advance(len(log_q_NV))
     kl_N, equal_N, lost_N = (np.concatenate(parts) for parts in (kls, equal, lost))
     if not np.isfinite(kl_N).all():
-        raise MeasurementError("the format's cost cannot be told: a logit of the artifact or of its fold is not finite")
+        raise MeasurementError(
+            "the format's cost cannot be computed: a logit of the artifact or of its fold is not finite"
+        )
     return FormatCost(
         kl_mean=float(kl_N.mean()),
         kl_p99=float(np.quantile(kl_N, 0.99)),

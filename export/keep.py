@@ -62,7 +62,7 @@ def require_unfolded(source: Source, experts: Sequence[Expert]) -> None:
     kept_tensors(source)
     if experts:
         raise HavocError(
-            "--weights keep stores the base's own blocks, and experts change the weights: leave out one of them"
+            "--weights keep stores the base's own blocks, but experts change the weights: leave one of them out"
         )
 
 

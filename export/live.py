@@ -1,7 +1,7 @@
-"""Writing the experts of a live artifact: each trained matrix of the base and of every expert alone, as graphs read it.
+"""Write the experts of a live artifact: each trained matrix of the base and of every expert alone, as graphs read it.
 
-The weight file holds the artifact's own mixture, as in any other. What is equal to it there is not written again: where
-alpha is 0 that is the base, and where an expert trained nothing of a matrix its fold is the base's.
+The weight file holds the artifact's own mixture, as in any other artifact. Equal matrices are stored once: with
+alpha = 0 the mixture is the base, and where an expert did not train a matrix, its fold equals the base's.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _PROOF_TOKENS = 32
 
 
 def require_live(experts: Sequence[Expert], structure: Structure) -> None:
-    """Refuse what cannot be switched: no experts, or weights that would have to be rounded again at every switch."""
+    """Refuse an artifact that cannot switch: no experts, or weights that each switch would have to round again."""
     if not experts:
         raise HavocError("--live switches between experts: give them with --experts DIR")
     if structure != Structure():
@@ -63,11 +63,11 @@ def require_live(experts: Sequence[Expert], structure: Structure) -> None:
             "rounded again at every switch"
         )
     if all(expert.is_base for expert in experts):
-        raise HavocError(f"--live has nothing to switch: all {len(experts)} experts are the base itself")
+        raise HavocError(f"--live has nothing to switch: all {len(experts)} experts are equal to the base")
 
 
 def trained_names(experts: Sequence[Expert], rule: MixingRule) -> set[str]:
-    """The matrices that alpha can change: under `delta` those that an expert moved, else all that an expert names."""
+    """The matrices that alpha can change: under `delta` those that an expert changed, else all that an expert names."""
     return {name for expert in experts for name, delta in expert.deltas.items() if rule != "delta" or bool(delta.any())}
 
 
@@ -77,7 +77,7 @@ def live_layout(layout: Layout, experts: Sequence[Expert], rule: MixingRule) -> 
     found = [weight for weight in layout.weights if weight.source in names]
     for weight in found:
         if weight.form != "transposed":
-            raise HavocError(f"--live switches projections, and an expert trained {weight.source}")
+            raise HavocError(f"--live switches projections only, but an expert trained {weight.source}")
     return found
 
 
@@ -107,9 +107,9 @@ def expert_folds(
     layout: Layout,
     basis: Basis | None = None,
 ) -> Iterator[tuple[LiveMatrix, Folds]]:
-    """Each trained matrix in file order, and those folds of it that `experts.data` holds, by their first byte there.
+    """Each trained matrix in file order, and its folds in `experts.data`, by their offset there.
 
-    `deltas` [R] by name are those of the mixture in the weight file. One matrix is folded at a time.
+    `deltas` [R] by name belong to the mixture in the weight file. One matrix is folded at a time.
     """
     end_bytes = 0
     for weight in live_layout(layout, experts, rule):
@@ -130,7 +130,7 @@ def expert_folds(
 
 
 class _MatrixFolds:
-    """One trained matrix folded for the base and for each expert alone, with one basis for all of them."""
+    """One trained matrix, folded for the base and for each expert alone, all with the same basis."""
 
     def __init__(
         self,
@@ -151,7 +151,7 @@ class _MatrixFolds:
         self._deltas = {expert.domain: expert.deltas.get(weight.source, zeros) for expert in experts}
 
     def folds(self) -> Iterator[tuple[str, str | None, NDArray[Any]]]:
-        """Each fold's key, the key of an equal one before it, and what the graph reads (empty where there is one)."""
+        """Each fold's key, the key of an equal fold before it, and what the graph reads (empty if one is equal)."""
         seen = {STORED: self._stored}
         zeros = torch.zeros_like(self._stored)
         for key, delta in [(BASE, zeros), *((expert_key(domain), delta) for domain, delta in self._deltas.items())]:
@@ -165,7 +165,7 @@ class _MatrixFolds:
         return array
 
     def norm_shares(self) -> dict[str, float]:
-        """What renorm asks for: each expert's sum of singular values over the base's."""
+        """The shares that renorm needs: each expert's sum of singular values over the base's."""
         if self._rule != "renorm":
             return {}
         exact = self._basis.singular_values.double()
@@ -174,7 +174,7 @@ class _MatrixFolds:
 
 
 class _Switched(Mapping[str, Tensor]):
-    """The stored weights with the trained matrices as a switch left them."""
+    """The stored weights with the trained matrices as they are after a switch."""
 
     def __init__(self, stored: Mapping[str, Tensor], live: LiveWeights) -> None:
         self._stored, self._live = stored, live
@@ -202,7 +202,7 @@ def prove_switches(
     sample: Sample,
     progress: Progress = SILENT,
 ) -> tuple[LiveTable, list[ParityCase]]:
-    """Switch to every expert alone and to an even mixture, each held against float64 over the weights it handed over.
+    """Switch to every expert alone and to an even mixture; compare each with float64 over the switched weights.
 
     Returns the table with the fingerprint of each expert. A graph that answers with other weights is a
     `MeasurementError`.

@@ -266,5 +266,5 @@ def _require(case: ParityCase) -> None:
         else "a logit is not finite"
     )
     raise MeasurementError(
-        f"the exported graph does not compute what its weights say, {case.name}: {found}; nothing was written"
+        f"the exported graph does not compute the function of its weights, {case.name}: {found}; nothing was written"
     )

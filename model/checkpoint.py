@@ -93,7 +93,9 @@ def _extended(config: HavocConfig, context: int | None) -> HavocConfig:
     if context is None:
         return config
     if context <= config.max_seq_len:
-        raise HavocError(f"a context of {context} tokens: the base takes {config.max_seq_len} as it is; leave it out")
+        raise HavocError(
+            f"a context of {context} tokens: this base already has {config.max_seq_len}; leave the context out"
+        )
     return replace(config, max_seq_len=context)
 
 

@@ -160,7 +160,7 @@ def _tokenizer(fields: _Fields) -> Tokenizer:
     backend.encode_special_tokens = True
     eos_ids = [token_id for name in ("eos", "eot", "eom") if (token_id := fields.token_id(name)) is not None]
     if not eos_ids:
-        raise HavocError("tokenizer.ggml.eos_token_id names no token: nothing says where a text ends")
+        raise HavocError("tokenizer.ggml.eos_token_id names no token, so the end of a text is unknown")
     variables = {f"{role}_token": name for role, name in names.items()}
     return Tokenizer(
         backend,

@@ -39,7 +39,9 @@ def open_picture(data: bytes | Image, *, formats: tuple[str, ...] | None = None,
             upright = ImageOps.exif_transpose(image)
             seen = _scaled(upright) if upright.mode in _WIDE_MODES else upright.convert("RGB")
             if _is_constant(seen) and not _is_constant(upright):
-                raise HavocError(f"a picture of mode {upright.mode} has one colour only after its conversion to RGB")
+                raise HavocError(
+                    f"a picture of mode {upright.mode} becomes a single colour when it is converted to RGB"
+                )
     except Image.DecompressionBombError as error:
         raise HavocError(f"a picture of more than {max_pixels} pixels ({error})") from error
     except UnidentifiedImageError as error:

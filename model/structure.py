@@ -120,9 +120,9 @@ class Structure:
 
     def _check_quantizer(self) -> None:
         if self.weight_format == "keep" and (named := self._blocks_asked_for()):
-            raise HavocError(f"kept blocks are those of the file: leave out {named}, or take int8 or int4")
+            raise HavocError(f"kept blocks come from the file: leave out {named}, or take int8 or int4")
         if self.weight_format == "keep" and self.rank_fraction != 1:
-            raise HavocError("kept blocks are those of whole matrices: leave out the share of the rank")
+            raise HavocError("kept blocks belong to whole matrices: leave out the share of the rank")
         if not self.is_quantized and (named := self._blocks_asked_for()):
             raise HavocError(f"{self.weight_format} weights have no blocks: leave out {named}, or take int8 or int4")
         if self.quantizer in {"hqq", "gptq"} and self.weight_format != "int4":

@@ -452,14 +452,15 @@ def idle_reasons(module: str, reasons: Iterable[str]) -> list[str]:
 
 HEAD = f"""# Mutants
 
-A mutant is a module with one operator, constant, branch or call changed. The tests of the module run against it. It is
-killed when one of them fails, when it cannot be imported, or when the tests take five times as long as they should. At
-least 90 % must be killed, and every survivor needs a reason in `tests/mutants.toml`, which also names the tests. Tests
-that measure take no part: they need a machine for themselves.
+A mutant is a module with one changed operator, constant, branch or call. The tests of the module run on each mutant. A
+mutant is killed if a test fails, if the module cannot be imported, or if the tests take five times their normal time.
+At least 90 % must be killed. Every survivor needs a reason in `tests/mutants.toml`, which also names the tests. Tests
+that measure are not used: they need the machine for themselves.
 
-`make mutants` tries them and writes this page; `make mutants MODULES=adapt/svf.py` tries one module. Of a module with
-more than {MOST_MUTANTS} mutants, or than `MOST=80`, so many are drawn with a fixed seed. Tests were added for survivors
-of a draw, so its share says little of the mutants that were not drawn: only where all were tried is it the module's.
+`make mutants` tries the mutants and writes this page; `make mutants MODULES=adapt/svf.py` tries one module. If a module
+has more than {MOST_MUTANTS} mutants, or more than `MOST=80`, that number is drawn with a fixed seed. Tests were added for
+the survivors of a draw, so a drawn share says little about the other mutants: it is the module's share only if all
+mutants were tried.
 
 | module | mutants | tried | killed | killed, % | of these by time | survivors |
 |---|---:|---:|---:|---:|---:|---:|

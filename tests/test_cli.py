@@ -136,7 +136,7 @@ def test_the_choices_are_those_of_the_rooms() -> None:
         ("train nano --domain math", "required: --out"),
         ("train", "required: BASE"),
         ("train nano --dom math --out x", "unknown option --dom"),
-        ("eval nano --n 0", "argument --n: '0' is not a whole number from 1 up"),
+        ("eval nano --n 0", "argument --n: '0' is not a whole number of at least 1"),
         ("eval nano --n 1e3", "'1e3' is not a whole number"),
         ("eval nano --n ²", "'²' is not a whole number"),
         ("eval nano --n 99999999999999999999", "is not a whole number"),

@@ -42,7 +42,7 @@ def test_what_is_written_is_taken(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('compute = "int8"', "export: names compute without weights: name both, or leave both to the search"),
+        ('compute = "int8"', "export: has compute without weights"),
         ('weights = "fp16"\ncompute = "int8"', "export: fp16 weights compute in fp32"),
         ('weights = "int8"\ncompute = "int4"', "export.compute = 'int4': input should be 'auto', 'int8' or 'fp32'"),
     ],
@@ -93,9 +93,9 @@ def test_a_saved_recipe_reads_back_equal(
         ("[experts]\nlearning_rate = inf", "experts.learning_rate = inf"),
         ("[experts]\nlearning_rate = 1e400", "experts.learning_rate = inf"),
         ("[experts]\ntasks = ['math', 'maths']", "experts.tasks.1: unknown task 'maths': did you mean"),
-        ("[experts]\ntasks = ['math', 'math']", "experts.tasks: names something twice"),
+        ("[experts]\ntasks = ['math', 'math']", "experts.tasks: names an entry twice"),
         ("[experts]\ntasks = []", "experts.tasks = []: tuple should have at least 1 item"),
-        ("[experts]\ntasks = ['math']\ndomains = ['math']", "experts: names tasks and domains, which are two words"),
+        ("[experts]\ntasks = ['math']\ndomains = ['math']", "experts: has both tasks and domains"),
         ("[search]\nrule = 'delat'", "search.rule = 'delat': input should be 'delta'"),
         ("experts = 3", "experts is a section: write [experts] on a line of its own"),
         ("[experts", "not valid TOML"),

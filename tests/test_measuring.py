@@ -182,7 +182,7 @@ def test_a_card_that_onnx_runtime_cannot_use_is_refused(monkeypatch: pytest.Monk
     request = plain(jobs.DeviceRequest(device="cpu"))
     assert jobs.try_device(request, SILENT) == cpu_name()
     monkeypatch.setattr("havoc_core.bench.doctor.provider_problem", lambda provider: f"{provider} was tried")
-    with pytest.raises(IdentityError, match="device cpu: CPUExecutionProvider"):
+    with pytest.raises(IdentityError, match="device cpu: CPUExecutionProvider was tried; ONNX Runtime"):
         jobs.try_device(request, SILENT)
 
 
@@ -220,7 +220,7 @@ def test_another_device_is_measured_only_where_the_recipe_allows_it(tmp_path: Pa
     path.write_text('[own]\nextends = "host"\n[own.device]\nkind = "cpu"\nnames = ["a CPU that nobody has"]\n')
     path.write_text(path.read_text().replace('kind = "cpu"\n', 'kind = "cpu"\nis_this_machine = false\n'))
     own = RECIPE.model_copy(update={"gate": RECIPE.gate.model_copy(update={"targets": (str(path),)})})
-    with pytest.raises(IdentityError, match="target own: .*--on-this-machine"):
+    with pytest.raises(IdentityError, match="target own: .*; search on that device, or give --on-this-machine"):
         bind(own)
     allowed = own.model_copy(update={"search": own.search.model_copy(update={"on_this_machine": True})})
     assert bind(allowed).evidence == "measured_other_device"

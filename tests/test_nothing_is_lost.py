@@ -80,7 +80,7 @@ def test_a_report_stays_in_its_folder(tmp_path: Path, capsys: pytest.CaptureFixt
         samples["record"]("cpu").save(run / "record.json")
         (run / name).symlink_to(victim)
         assert main(["report", str(run)]) == 2
-        assert "pages stay in their folder" in capsys.readouterr().err
+        assert "only into their own folder" in capsys.readouterr().err
         assert victim.read_text() == "mine"
         (run / name).unlink()
         assert main(["report", str(run)]) == 0

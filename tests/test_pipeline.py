@@ -372,7 +372,7 @@ def test_a_recipe_of_another_base_than_the_handoff(tmp_path: Path) -> None:
     recipe, out = tmp_path / "recipe.toml", tmp_path / "out"
     (tmp_path / "baked").mkdir()
     recipe.write_text('[model]\nbase = "nano"')
-    for model, words in (("baked", "the recipe adapts 'nano', but"), ("gone", "model 'gone' is not there")):
+    for model, words in (("baked", "the recipe adapts 'nano', but"), ("gone", "model 'gone' is missing")):
         done = havoc("run", recipe, "--handoff", _handed(tmp_path, model), "--out", out)
         assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
         assert words in done.stderr

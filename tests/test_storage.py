@@ -105,7 +105,7 @@ def test_numbers_json_does_not_have_are_refused(tmp_path: Path, value: object) -
         ('{"a": 1}'.encode("utf-8-sig"), "byte order mark: save it as UTF-8 without one"),
         ('{"a": 1}'.encode("utf-16-le"), "Expecting property name"),
         (b'{"a": "\xe4"}', "utf-8"),
-        (b'[{"a": 1, "b": {"c": 2, "c": 2}}]', "the key 'c' stands twice in one object"),
+        (b'[{"a": 1, "b": {"c": 2, "c": 2}}]', "the key 'c' occurs twice in one object"),
         (b"[" * 100_000, "nested too deep|recursion"),
         (b"9" * 5000, "digits"),
     ],
@@ -399,7 +399,10 @@ def test_a_folder_of_many_files_has_one_writer(tmp_path: Path) -> None:
             except HavocError as error:
                 print(error)
         """
-        assert run_child(script, out).communicate(timeout=60)[0] == f"{out} is being written by another process\n"
+        assert (
+            run_child(script, out).communicate(timeout=60)[0]
+            == f"{out} is being written by another process; wait until it ends\n"
+        )
         write_text(out / "file", "x")
     assert run_child(script, out).communicate(timeout=60)[0] == "in\n"
     assert [path.name for path in out.iterdir()] == ["file"]

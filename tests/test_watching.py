@@ -107,9 +107,7 @@ def test_a_terminal_gets_a_table(running: Path) -> None:
     assert ["time", "left", "27.0", "s"] in rows
 
 
-@pytest.mark.parametrize(
-    ("name", "words"), [("none", "no such folder"), ("empty", "no run and no search has begun in it")]
-)
+@pytest.mark.parametrize(("name", "words"), [("none", "no such folder"), ("empty", "has no run and no search")])
 def test_a_folder_without_a_run(tmp_path: Path, name: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
     """One line, exit 2."""
     (tmp_path / "empty").mkdir()

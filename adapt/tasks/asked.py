@@ -189,7 +189,7 @@ class Task:
         rule = self.definition.choice or self.definition.generate
         texts = self._value(getattr(rule, "choices", None), row)
         if not isinstance(texts, list) or len(texts) < 2 or not all(isinstance(text, str) and text for text in texts):  # noqa: PLR2004
-            raise HavocError(f"the choices are {_short(texts)}, expected a list of two texts or more")
+            raise HavocError(f"the choices are {_short(texts)}, expected a list of at least two texts")
         return texts
 
     def _labels(self, row: Row) -> list[str]:
@@ -324,7 +324,7 @@ class Task:
             value: Any = row
             for part in path.split("."):
                 if not isinstance(value, dict) or part not in value:
-                    raise HavocError(f"{path} is not there: {path.partition('.')[0]} is {_short(row)}")
+                    raise HavocError(f"{path} is missing: {path.partition('.')[0]} is {_short(row)}")
                 value = value[part]
             if not _IS_OF_TYPE[kind](value):
                 raise HavocError(f"{path} is {_short(value)}, expected {_TYPE_NAMES[kind]}")

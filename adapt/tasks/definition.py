@@ -132,7 +132,7 @@ class Data(_Part):
     @model_validator(mode="after")
     def _comes_from_one_place(self) -> Self:
         if self.generator is not None and (self.path or self.hub):
-            raise ValueError("has a generator and files: take one of them")
+            raise ValueError("has a generator and files: keep one of them")
         if self.generator is None and not (self.path or self.hub):
             raise ValueError(
                 "does not say where the rows come from: give `path` (a file or folder) or `hub` (a data set)"
@@ -162,7 +162,7 @@ class PromptRule(_Part):
     @model_validator(mode="after")
     def _has_a_picture(self) -> Self:
         if self.image_side is not None and self.image is None:
-            raise ValueError("says how large a picture is and not which column holds it: name prompt.image too")
+            raise ValueError("gives the size of a picture but not its column: name prompt.image too")
         return self
 
 
@@ -184,7 +184,7 @@ class FewShot(_Part):
         if self.split == "gate":
             raise ValueError('split = "gate" shows solved rows of the test (a leak): take "train" or "search"')
         if self.rows and self.number > len(self.rows):
-            raise ValueError(f"number = {self.number}, and rows holds {len(self.rows)}")
+            raise ValueError(f"number = {self.number}, but rows holds {len(self.rows)}")
         return self
 
 
@@ -251,7 +251,7 @@ class GenerateRule(WrittenRule):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"has two metrics called {', '.join(twice)}")
         if any(metric.compare == "choice" for metric in self.metrics) and (self.choices is None or self.labels is None):
-            raise ValueError('compares with "choice" and does not say where `choices` and `labels` stand')
+            raise ValueError('compares with "choice" but does not say where `choices` and `labels` are')
         return self
 
 
@@ -365,11 +365,13 @@ def _read_toml(path: Path) -> dict[str, Any]:
     except ValueError as error:  # a NUL in the name
         raise HavocError(f"{str(path)!r}: not a valid file name ({error})") from error
     if len(data) > MAX_FILE_BYTES:
-        raise HavocError(f"{path}: larger than {MAX_FILE_BYTES} bytes; no task file is that large")
+        raise HavocError(f"{path}: larger than {MAX_FILE_BYTES} bytes; no valid task file is that large")
     for number, line in enumerate(data.split(b"\n"), start=1):
         head = line.partition(b"=")[0]
         if (num_dots := head.count(b".")) > MAX_DOTS and not line.lstrip().startswith(b"#"):
-            raise HavocError(f"{path}: line {number} has {num_dots} dots in its key: no task file is nested that deep")
+            raise HavocError(
+                f"{path}: line {number} has {num_dots} dots in its key: no valid task file is nested that deep"
+            )
     try:
         return tomllib.loads(data.decode("utf-8"))
     except (ValueError, RecursionError) as error:

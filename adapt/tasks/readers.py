@@ -237,7 +237,7 @@ Place = LocalFiles | Hub
 def opened(task: Task, *, data_dir: Path | None, online: bool) -> Iterator[Place]:
     """Open the place a task's rows come from; the hub stays unreachable unless it is that place."""
     if data_dir is not None and online:
-        raise HavocError("choose either --data or --online: the rows come from one place")
+        raise HavocError("give either --data or --online, not both")
     data = task.definition.data
     if not online:
         yield _local(task, data_dir)

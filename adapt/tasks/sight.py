@@ -47,5 +47,5 @@ def _advice(task: Task, patch: int, room: int) -> str:
 def require_sight(task: Task, base: Base) -> None:
     """Refuse a task that shows pictures where the base reads text only, or where they do not fit it."""
     if task.needs_pictures and base.config.vision is None:
-        raise HavocError(f"the base reads text only, and the task {task.name} shows pictures: choose another --task")
+        raise HavocError(f"the base reads text only, but the task {task.name} shows pictures: choose another --task")
     require_fitting_pictures(task, base.config)

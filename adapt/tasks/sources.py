@@ -77,7 +77,7 @@ def rows(
     if split not in SPLITS:
         raise HavocError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     if num_rows < 0:
-        raise HavocError(f"{num_rows} rows were asked for: give 0 or more")
+        raise HavocError(f"num_rows is {num_rows}: give 0 or more")
     if task.generator is not None:
         return list(itertools.islice(generated_rows(task, split, seed), num_rows))
     with opened(task, data_dir=data_dir, online=online) as place:
@@ -159,7 +159,10 @@ def _checked(task: Task, split: str, raw: Row, *, is_leaked: bool) -> Row:
     if is_leaked:
         raise HavocError("is a row of the gate split and stands solved in every prompt (few_shot.rows): a leak")
     if (condition := task.must(split, raw)) is not None:
-        raise HavocError(f"{_named(task, raw)} is a row for which `{condition}` does not hold: the files are mixed up")
+        raise HavocError(
+            f"{_named(task, raw)} is a row for which `{condition}` does not hold: check that the files are the right "
+            "ones"
+        )
     row = _with_png(task, raw)
     task.check(row)
     return row
@@ -194,7 +197,7 @@ class RowReader:
     def rows(self, task: Task | str, split: str, num_rows: int, *, may_be_fewer: bool = False) -> list[Row]:
         """As `rows` above; another split than those of this reader is a `HavocError`."""
         if split not in self.splits:
-            raise HavocError(f"this reader opens {', '.join(self.splits)}; the {split} split stays closed to it")
+            raise HavocError(f"this reader opens {', '.join(self.splits)}; the {split} split is closed to it")
         return rows(
             task,
             split,

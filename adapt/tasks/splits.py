@@ -47,7 +47,7 @@ def split_rule(task: Task, split: str) -> Split:
     """What the task file says of a split; one it gives no rows to is a `HavocError`."""
     splits = task.definition.data.splits
     if split not in splits:
-        raise HavocError(f"{task.name}: its file gives no rows to the {split} split, only to {', '.join(splits)}")
+        raise HavocError(f"{task.name}: its file has no rows for the {split} split, only for {', '.join(splits)}")
     return splits[split]
 
 
@@ -132,7 +132,7 @@ def generated_rows(task: Task, split: str, seed: int) -> Iterator[Row]:
             num_misses += 1
             if num_misses > _MAX_MISSES:
                 raise HavocError(
-                    f"{task.name}: the generator has hardly more than {len(seen)} rows for the {split} split: "
+                    f"{task.name}: the generator has only about {len(seen)} different rows for the {split} split: "
                     "ask for fewer"
                 )
             continue
@@ -163,7 +163,7 @@ def assert_disjoint(splits: Mapping[str, Sequence[Row]], task: Task) -> None:
         keys = Counter(problem_hash(row, task) for row in some_rows)
         for key, num_times in keys.items():
             if num_times > 1:
-                raise HavocError(f"the {split} split holds one problem {num_times} times (hash {key[:12]})")
+                raise HavocError(f"the {split} split has the same problem {num_times} times (hash {key[:12]})")
             if key in where:
                 raise HavocError(f"the {where[key]} and {split} splits share a problem (hash {key[:12]})")
         where.update(dict.fromkeys(keys, split))

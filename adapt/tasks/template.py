@@ -68,10 +68,10 @@ def _joined(parts: Iterable[object], between: str = "") -> str:
 def _bounded(parts: object) -> list[object]:
     """What a loop goes over: a list of the row, never the characters of a text."""
     if isinstance(parts, str | bytes) or not isinstance(parts, Iterable):
-        raise ValueError(f"a loop goes over a list, not over {type(parts).__name__}")  # noqa: TRY004 - told as one line
+        raise ValueError(f"a loop needs a list, not {type(parts).__name__}")  # noqa: TRY004 - told as one line
     found = list(itertools.islice(parts, _MAX_ITEMS + 1))
     if len(found) > _MAX_ITEMS:
-        raise ValueError(f"a loop over more than {_MAX_ITEMS} things")
+        raise ValueError(f"a loop over more than {_MAX_ITEMS} items")
     return found
 
 
@@ -127,7 +127,7 @@ class Template(_Compiled):
         except Exception as error:  # whatever a filter raises on what a row holds
             raise self._failed(error) from error
         if num_chars > MAX_CHARS:
-            raise HavocError(f"{_shown(self.source)} makes more than {MAX_CHARS} characters of one row")
+            raise HavocError(f"{_shown(self.source)} makes more than {MAX_CHARS} characters from one row")
         return "".join(parts)
 
 
@@ -149,7 +149,7 @@ class Expression(_Compiled):
         except Exception as error:  # as above
             raise self._failed(error) from error
         if isinstance(found, Undefined):
-            raise HavocError(f"{_shown(self.source)} is not there")
+            raise HavocError(f"{_shown(self.source)} is missing")
         return found
 
 

@@ -1,7 +1,7 @@
-"""Other people's engines, measured by the same ruler as HAVOC's artifacts.
+"""Other engines, timed by the same code as HAVOC's artifacts.
 
-`engine` is the child that times; each engine is one file beside it with `PACKAGE` and `open_model`. Neither imports
-HAVOC, so that an engine may live in an environment of its own.
+`engine` is the child process that times; each engine is one file beside it with `PACKAGE` and `open_model`. Neither
+imports HAVOC, so an engine may be installed in its own environment.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ ENGINES: Final = {
     "openvino": "OpenVINO",
     "hugging_face": "transformers",
 }
-"""The engines there is a file for, and what people call them."""
+"""The supported engines: file name and usual name."""
 
 
 def key_of(shown: str) -> str:
-    """The name of an engine's file by what people call it."""
+    """The file name of an engine by its usual name."""
     return next((key for key, name in ENGINES.items() if name == shown), shown)

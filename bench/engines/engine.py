@@ -1,17 +1,16 @@
-"""The child of `lockstep` for another engine: `python engine.py ENGINE` opens one model and times an episode at a time.
+"""The child of `lockstep` for another engine: `python engine.py ENGINE` opens one model and times it by episodes.
 
-It speaks as `bench/ruler.py` does: a request as one JSON line, an answer when the model is open, then one for each
-further line. It needs NumPy and
-the engine's own package, and nothing of HAVOC: `ENGINE.py` beside it has
+Its protocol is that of `bench/ruler.py`: one JSON line is a request; it answers when the model is open, then once for
+each further line. It needs NumPy and the engine's package, but not HAVOC. `ENGINE.py` beside it has
 
     PACKAGE                                  the distribution that it needs
     prepare()                                imports it
     open_model(path, num_threads, capacity)  a model; `capacity` is the number of tokens it must hold
     model.generate(ids, num_tokens)          yields greedy tokens, each as soon as it is there, the first after the
-                                             prompt was read; never ends at an end-of-text token
-    model.next_logits(ids, num_ids)          logits or log-probabilities of the next token [num_ids], None where it
-                                             does not tell; an engine that never tells has no such method
-    model.is_own_process                     whether the CPU time of this process is the engine's
+                                             prompt was read; never stops at an end-of-text token
+    model.next_logits(ids, num_ids)          logits or log-probabilities of the next token [num_ids], None where they
+                                             are unknown; left out by an engine that never gives them
+    model.is_own_process                     whether the engine computes in this process, so its CPU time counts
 
 `python engine.py ENGINE --version` says which version is installed.
 """
@@ -31,11 +30,11 @@ from typing import Any
 import numpy as np
 
 FAULT_CODE = 3
-"""The exit code of `--version` where the engine is not installed."""
+"""The exit code of `--version` if the engine is not installed."""
 
 
 def load_engine(name: str) -> Any:  # noqa: ANN401 - a module
-    """Load the file of an engine, whatever package this file belongs to here."""
+    """Load the file of an engine; this works in any package, and without one."""
     spec = importlib.util.spec_from_file_location(f"havoc_engine_{name}", Path(__file__).with_name(f"{name}.py"))
     if spec is None or spec.loader is None:
         raise ImportError(name)
@@ -45,9 +44,9 @@ def load_engine(name: str) -> Any:  # noqa: ANN401 - a module
 
 
 def episode(model: Any, ids: list[int], num_tokens: int, *, num_ids: int | None) -> dict[str, Any]:  # noqa: ANN401
-    """Time one prompt and the tokens behind it, each from the one before it.
+    """Time one prompt and the tokens after it, each from the token before.
 
-    A prefill ends with the first token. Another number of tokens, or one beyond the model's `num_ids`, is no answer.
+    A prefill ends with the first token. A wrong number of tokens, or a token outside `num_ids`, is an error.
     """
     gc.collect()
     gc.disable()
@@ -65,9 +64,9 @@ def episode(model: Any, ids: list[int], num_tokens: int, *, num_ids: int | None)
     cpu_last = time.process_time_ns()
     gc.enable()
     if len(tokens) != num_tokens:
-        raise RuntimeError(f"it gave {len(tokens)} tokens, {num_tokens} were asked for")
+        raise RuntimeError(f"it gave {len(tokens)} tokens instead of {num_tokens}")
     if num_ids is not None and max(tokens) >= num_ids:
-        raise RuntimeError(f"it gave token {max(tokens)}, the model has {num_ids}")
+        raise RuntimeError(f"it gave token {max(tokens)}, but the model has {num_ids} tokens")
     counts = model.is_own_process
     first = {"wall_ns": wall_ns[:1], "cpu_ns": cpu_before - cpu_first if counts else None}
     return {
@@ -79,7 +78,7 @@ def episode(model: Any, ids: list[int], num_tokens: int, *, num_ids: int | None)
 
 
 def main() -> int:
-    """Answer until the parent closes the pipe; the first failure is the last answer."""
+    """Answer until the parent closes the pipe; stop after the first failure, which is sent as the last answer."""
     engine = load_engine(sys.argv[1])
     if sys.argv[2:] == ["--version"]:
         try:
@@ -88,7 +87,7 @@ def main() -> int:
             return FAULT_CODE
         return 0
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    os.dup2(2, 1)  # a library's prints must not mix with the answers
 
     def answer(document: dict[str, Any]) -> None:
         answers.write(json.dumps(document) + "\n")

@@ -12,7 +12,7 @@ PACKAGE = "onnxruntime-genai"
 
 
 class GenaiModel:
-    """An open model and one generator, whose cache is used again for each prompt."""
+    """An open model and one generator; its cache is reused for each prompt."""
 
     is_own_process = True
 
@@ -37,12 +37,12 @@ class GenaiModel:
 
 
 def prepare() -> None:
-    """Import the package, so that loading a model does not count it."""
+    """Import the package before the clock starts, so the time of loading a model does not include it."""
     import onnxruntime_genai  # noqa: F401
 
 
 def open_model(path: str, *, num_threads: int, capacity: int) -> GenaiModel:
-    """Open a folder; the end of text is no token that it may choose."""
+    """Open a folder; the model may not choose the end-of-text token."""
     import onnxruntime_genai as genai
 
     config = genai.Config(path)

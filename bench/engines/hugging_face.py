@@ -1,4 +1,4 @@
-"""transformers: a Hugging Face directory in torch, eager, in the dtype that it is stored in."""
+"""transformers: a Hugging Face directory in torch, eager, in its stored dtype."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ PACKAGE = "transformers"
 
 
 class TransformersModel:
-    """An open model; each prompt gets a cache of its own, as in `generate`."""
+    """An open model; each prompt gets its own cache, as in `generate`."""
 
     is_own_process = True
 
     def __init__(self, model: Any) -> None:  # noqa: ANN401 - of another package
         self._model = model
         names = inspect.signature(model.forward).parameters
-        self._cache = "cache" if "cache" in names else "past_key_values"  # as versions before 5.24 call it
+        self._cache = "cache" if "cache" in names else "past_key_values"  # the name in versions before 5.24
 
     def generate(self, ids: list[int], num_tokens: int) -> Iterator[int]:
         """Yield greedy tokens."""
@@ -41,13 +41,13 @@ class TransformersModel:
 
 
 def prepare() -> None:
-    """Import the packages, so that loading a model does not count them."""
+    """Import the packages before the clock starts, so the time of loading a model does not include them."""
     import torch  # noqa: F401
     from transformers import AutoModelForCausalLM  # noqa: F401
 
 
 def open_model(path: str, *, num_threads: int, capacity: int) -> TransformersModel:  # noqa: ARG001 - its cache grows
-    """Open a directory; nothing is fetched, and no code of the directory runs."""
+    """Open a directory; nothing is downloaded, and no code in the directory runs."""
     import torch
     from transformers import AutoModelForCausalLM
 

@@ -1,7 +1,7 @@
 """llama.cpp: a `.gguf` file in a server inside this process (xllamacpp), or any llama-server by its address.
 
-Both are asked over HTTP, at llama-server's own `/completion`: token ids in, each token as an event. A token that ends
-inside a character is told with the next one: its id is lost, and it is counted as `UNTOLD`.
+Both use HTTP at llama-server's `/completion`: token ids are sent, and each token comes back as an event. A token that
+ends inside a character is sent together with the next one: its id is lost, and it counts as `UNTOLD`.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PACKAGE = "xllamacpp"
-_TIMEOUT_S = 120.0  # of one answer's next event
+_TIMEOUT_S = 120.0  # for the next event of an answer
 _MAX_LINE_BYTES = 1 << 20
 UNTOLD = -1
-_BIAS = 1e4  # moves what the server writes, and not the probabilities that it tells
+_BIAS = 1e4  # changes the token that the server writes, not the probabilities that it reports
 _LEAST = -100.0
 
 
@@ -29,12 +29,12 @@ class LlamaServer:
 
     def __init__(self, address: str, *, is_own_process: bool, server: Any = None) -> None:  # noqa: ANN401
         self._address = urlsplit(address)
-        self._server = server  # ends when nobody holds it any more
+        self._server = server  # the server ends when the last reference is gone
         self.is_own_process = is_own_process
-        self._told: int | None = None  # the id of a token that is told
+        self._told: int | None = None  # the id of a reported token
 
     def generate(self, ids: list[int], num_tokens: int) -> Iterator[int]:
-        """Yield greedy tokens as their events come; a prompt that the server had in its cache is an error."""
+        """Yield greedy tokens as their events arrive; a prompt from the server's cache is an error."""
         asked = {
             "prompt": ids,
             "n_predict": num_tokens,
@@ -56,9 +56,9 @@ class LlamaServer:
                     return
 
     def next_logits(self, ids: list[int], num_ids: int) -> list[float] | None:
-        """Log-probabilities of the next token [V], as the server tells them beside the token that it writes.
+        """Log-probabilities of the next token [V], as the server reports them with the token that it writes.
 
-        It tells none beside a token that ends inside a character: then it is asked again and made to write another one.
+        It reports none with a token that ends inside a character: then it is asked again and must write another one.
         """
         asked = {"prompt": ids, "n_predict": 1, "n_probs": num_ids, "temperature": 0, "cache_prompt": False}
         asked |= {"ignore_eos": True, "post_sampling_probs": False}
@@ -72,7 +72,7 @@ class LlamaServer:
         return None
 
     def require_health(self) -> None:
-        """Raise where nothing answers at the address, or the server is not ready."""
+        """Raise if nothing answers at the address, or if the server is not ready."""
         with self._answer("GET", "/health") as response:
             response.read()
 
@@ -93,7 +93,7 @@ class LlamaServer:
 
 
 def _in_order(told: list[dict[str, Any]], num_ids: int) -> list[float]:
-    """Log-probabilities by id; what the server leaves out is as good as impossible."""
+    """Log-probabilities by id; a token that the server leaves out gets a probability of almost 0."""
     found = [_LEAST] * num_ids
     for entry in told:
         if 0 <= entry["id"] < num_ids:
@@ -114,16 +114,16 @@ def _events(response: http.client.HTTPResponse) -> Iterator[dict[str, Any]]:
 def _require_whole_prompt(event: dict[str, Any], num_ids: int) -> None:
     num_read = event.get("timings", {}).get("prompt_n", num_ids)
     if num_read != num_ids:
-        raise RuntimeError(f"the server read {num_read} of {num_ids} prompt tokens, the rest came from its cache")
+        raise RuntimeError(f"the server read {num_read} of {num_ids} prompt tokens; the others came from its cache")
 
 
 def prepare() -> None:
-    """Import the package, so that loading a model does not count it."""
+    """Import the package before the clock starts, so the time of loading a model does not include it."""
     import xllamacpp  # noqa: F401
 
 
 def open_model(path: str, *, num_threads: int, capacity: int) -> LlamaServer:
-    """Open a file, or take the server at an address, which has its own threads and context."""
+    """Open a file, or use the server at an address, which has its own threads and context."""
     if "://" in path:
         model = LlamaServer(path, is_own_process=False)
         model.require_health()

@@ -1,7 +1,7 @@
-"""OpenVINO: a folder with `openvino_model.xml` as optimum-intel exports it, its cache kept in the model's state.
+"""OpenVINO: a folder with `openvino_model.xml` as optimum-intel exports it, with the cache in the model's state.
 
-The model is run by the runtime itself, one greedy token after the other, without the pipeline of openvino-genai around
-it: precisions of activations and cache are those that the runtime chooses for the processor.
+The runtime itself runs the model, one greedy token after another, without the pipeline of openvino-genai. The runtime
+chooses the precision of activations and cache for the processor.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PACKAGE = "openvino"
 
 
 class OpenVinoModel:
-    """A compiled model; each prompt begins with an empty state."""
+    """A compiled model; each prompt starts with an empty state."""
 
     is_own_process = True
 
@@ -42,7 +42,7 @@ class OpenVinoModel:
         return self._read(ids, 0).copy()
 
     def _read(self, ids: list[int], num_read: int) -> Any:  # noqa: ANN401 - an array
-        """Logits [V] behind more ids, of which `num_read` were read before."""
+        """Logits [V] after further ids; `num_read` ids were read before."""
         inputs = {
             "input_ids": np.array([ids], np.int64),
             "attention_mask": np.ones((1, num_read + len(ids)), np.int64),
@@ -54,12 +54,12 @@ class OpenVinoModel:
 
 
 def prepare() -> None:
-    """Import the package, so that loading a model does not count it."""
+    """Import the package before the clock starts, so the time of loading a model does not include it."""
     import openvino  # noqa: F401
 
 
 def open_model(path: str, *, num_threads: int, capacity: int) -> OpenVinoModel:  # noqa: ARG001 - its state grows
-    """Open a folder on the CPU; a model whose cache is not in its state is a `ValueError`."""
+    """Open a folder on the CPU; a model that keeps its cache outside its state is a `ValueError`."""
     import openvino
 
     core = openvino.Core()

@@ -103,7 +103,7 @@ def load_answerer(private_key: Path) -> Answerer:
     except HavocError:
         raise
     except Exception as error:  # the library lets through whatever its crypto raises for a key of another kind
-        raise HavocError(f"{private_key}: not read as a private key in PEM form ({_reason(error)})") from error
+        raise HavocError(f"{private_key}: not a private key in PEM form ({_reason(error)})") from error
 
 
 def verify_answer(record: Record, record_path: Path, keyring: Path, nonce: str | None) -> str:
@@ -116,7 +116,7 @@ def verify_answer(record: Record, record_path: Path, keyring: Path, nonce: str |
     keys = _keys(keyring)
     path = envelope_path(record_path)
     if path.is_symlink() or not path.is_file():
-        raise IdentityError(f"{record_path}: not signed (no file {path.name}), but a signature is asked for")
+        raise IdentityError(f"{record_path}: not signed (no file {path.name}), but a signature is required")
     document = read_json(path, max_bytes=_MAX_ENVELOPE_BYTES)
     try:
         envelope = dsse.Envelope.from_dict(document)
@@ -169,7 +169,7 @@ def _keys(keyring: Path) -> list[tuple[Any, str]]:
         except HavocError:
             raise
         except Exception as error:
-            raise HavocError(f"{file}: not read as a public key in PEM form ({_reason(error)})") from error
+            raise HavocError(f"{file}: not a public key in PEM form ({_reason(error)})") from error
     return keys
 
 

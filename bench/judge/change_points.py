@@ -1,22 +1,22 @@
-"""Where a series of records changed its level for good: a t-test after each record, with a corrected error rate.
+"""Find where a series of records changed its level: a t-test after each record, with a corrected error rate.
 
-Logarithms of figures, oldest first. After each record the newest 3, 5 and 10 are held against all older ones of the
-same level. Their difference is a change when the interval around it excludes 0, when it is no smaller than the margin,
-and when four in five of the newest agree: a single bad record is none.
+The series holds logarithms of figures, oldest first. After each record the newest 3, 5 and 10 records are compared with
+all older ones of the same level. Their difference is a change if its interval excludes 0, if it is at least the margin,
+and if four in five of the newest records agree. So a single bad record is not a change.
 
-    Spread    that of the records around both means, pooled, and larger where neighbours in time are alike: a machine
-              that is busy for an hour shifts all records of that hour. With a correlation r between neighbours,
-              estimated from the same records, the variance of a mean is (1 + r) / (1 - r) times as large. It is never
-              less than what the records' own processes explain.
-    Error     looking again and again would find a change in anything. Of the `ERROR` that may go wrong the first 100
-              looks share one half, the next 100 a quarter, and so on; a look shares its part between its three windows
-              and both directions (Bonferroni). So at most in `ERROR` of all series without a change, however long,
-              one is found, if their records are normal and independent; tests/bench/simulated_histories.py holds it
-              against real ones.
-    Place     of all splits in two, the one that leaves the least scatter (the greatest t) says where the level changed.
+    Spread    the pooled scatter of the records around both means. It is larger if neighbours in time are alike: a
+              machine that is busy for an hour shifts all records of that hour. With a correlation r between neighbours,
+              estimated from the same records, the variance of a mean is (1 + r) / (1 - r) times as large. The spread is
+              never less than what the processes within the records explain.
+    Error     repeated looks would find a change in any series. So the error rate `ERROR` is divided: the first 100
+              looks share one half, the next 100 a quarter, and so on. Each look divides its part between its three
+              windows and both directions (Bonferroni). Then a false change is found in at most `ERROR` of all series,
+              of any length, if the records are normal and independent; tests/bench/simulated_histories.py checks this
+              on real records.
+    Place     of all splits in two, the one with the least scatter (the greatest t) gives the place of the change.
 
-A change stays found when further records come: each look sees only the records up to its own. What begins at the change
-is a level of its own, which the next records are held against.
+Further records never undo a change: each look uses only the records up to its own. A new level begins at the change,
+and later records are compared with it.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 ERROR: Final = 0.02
 LOOKS_A_HALF: Final = 100
-FEWEST_BEFORE: Final = 10  # of fewer, nobody can tell how alike neighbours are
+FEWEST_BEFORE: Final = 10  # with fewer, the correlation of neighbours cannot be estimated
 MOST_ALIKE: Final = 0.95
 AGREEING_SHARE: Final = 0.8
 WINDOWS: Final = (3, 5, 10)
-"""How many of the newest records a look holds against the older ones."""
+"""The numbers of newest records that a look compares with the older ones."""
 FEWEST_RECORDS: Final = FEWEST_BEFORE + WINDOWS[0]
 AFTER: Final = 5
 POWER: Final = 0.9
@@ -46,7 +46,7 @@ POWER: Final = 0.9
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """What one record says of a quantity: its logarithm, and the standard error that its own processes explain."""
+    """One record's figure: its logarithm, and the standard error that the processes within the record explain."""
 
     log_value: float
     error: float = 0.0
@@ -56,8 +56,8 @@ class Level:
 class LevelChange:
     """A change of level.
 
-    `first` is the place of the first record on the new level, `seen` of the one that proved it; the new level is
-    `ratio` times the old one, which lies between `low` and `high`.
+    `first` is the index of the first record on the new level, `seen` that of the record that proved the change. The new
+    level is `ratio` times the old one; the interval of `ratio` is `low` to `high`.
     """
 
     first: int
@@ -78,14 +78,14 @@ def level_of(processes: Sequence[float]) -> Level:
 
 
 def error_at_look(number: int) -> float:
-    """What look `number`, counted from 1, may go wrong with; those of all looks sum to `ERROR`."""
+    """The error rate of look `number`, counted from 1; the rates of all looks sum to `ERROR`."""
     return ERROR * 0.5 ** ((number - 1) // LOOKS_A_HALF + 1) / LOOKS_A_HALF
 
 
 def level_changes(levels: Sequence[Level], *, margin: float, looks: Sequence[int] | None = None) -> list[LevelChange]:
-    """Find every change of level, in order; `looks` numbers the records' looks where they are not simply 1, 2, 3.
+    """Find every change of level, in order; `looks` gives the numbers of the records' looks if they are not 1, 2, 3 ...
 
-    A margin of 0.01 leaves out what moved by less than 1 %.
+    A margin of 0.01 ignores changes of less than 1 %.
     """
     found, begin = [], 0
     for seen, number in enumerate(looks or range(1, len(levels) + 1)):
@@ -99,9 +99,9 @@ def level_changes(levels: Sequence[Level], *, margin: float, looks: Sequence[int
 
 
 def least_step(levels: Sequence[Level], *, look: int) -> float | None:
-    """Least step, as a share, that `AFTER` records more would show in `POWER` of all cases; None from too few records.
+    """Smallest step, as a share, that `AFTER` more records would show in `POWER` of all cases; None: too few records.
 
-    `levels` are those since the last change, `look` is the number of the newest one's look.
+    `levels` are the levels since the last change; `look` is the number of the newest record's look.
     """
     if len(levels) < FEWEST_BEFORE:
         return None
@@ -112,7 +112,7 @@ def least_step(levels: Sequence[Level], *, look: int) -> float | None:
 
 
 def _newest_change(levels: Sequence[Level], error: float, least: float) -> tuple[int, float, float] | None:
-    """Place, step and half the interval of a change that the newest records prove; None where they prove none."""
+    """Place, step and half the interval of a change that the newest records prove; None if they prove no change."""
     total = len(levels)
     windows = [window for window in WINDOWS if total - window >= FEWEST_BEFORE]
     if not windows:
@@ -128,12 +128,12 @@ def _newest_change(levels: Sequence[Level], error: float, least: float) -> tuple
 
 @functools.cache
 def _reach(degrees: int, error: float) -> float:
-    """How many standard errors a step must lie from 0, where both sides and all windows share `error`."""
+    """How many standard errors a step must be away from 0, if both directions and all windows share `error`."""
     return student_t(degrees, confidence=1 - error / 2 / len(WINDOWS))
 
 
 class _Split:
-    """One series cut in two at any place: the step between both means, and its standard error."""
+    """One series cut in two at any place: the step between the two means, and its standard error."""
 
     def __init__(self, levels: Sequence[Level]) -> None:
         origin = levels[0].log_value  # so that equal values have sums of exactly 0
@@ -155,16 +155,16 @@ class _Split:
         return math.sqrt(self.variance(place) * (1 / place + 1 / (self._total - place)))
 
     def variance(self, place: int) -> float:
-        """What the variance of a mean of so many records is that many times of: larger where neighbours are alike.
+        """Effective variance of one record: the variance of a mean of n records is this over n, raised by correlation.
 
-        With the end for `place` there is one side.
+        If `place` is the end of the series, there is only one side.
         """
         sides = [(begin, end) for begin, end in ((0, place), (place, self._total)) if end > begin]
         scatter = sum(self._scatter(begin, end) for begin, end in sides)
         if not scatter:
             return self._own_variance
         measured = sum(self._alike(begin, end) for begin, end in sides) / scatter
-        alike = min(max(measured + 2 / self._total, 0.0), MOST_ALIKE)  # what is measured on few is too low
+        alike = min(max(measured + 2 / self._total, 0.0), MOST_ALIKE)  # an estimate from few records is too low
         between = scatter / (self._total - len(sides)) * (1 + alike) / (1 - alike)
         return max(between, self._own_variance)
 
@@ -181,16 +181,16 @@ class _Split:
         return products - mean * (2 * total - ends) + (end - begin - 1) * mean * mean
 
     def is_change(self, place: int, wanted: float, least: float) -> bool:
-        """Whether the step is no smaller than `least`, and `wanted` standard errors away from 0."""
+        """Whether the step is at least `least`, and at least `wanted` standard errors away from 0."""
         return abs(self.step(place)) >= max(least, wanted * self.error(place))
 
     def agree(self, place: int) -> bool:
-        """Whether four in five of the records from `place` on lie beyond the middle between both means."""
+        """Whether at least four in five of the records from `place` on lie beyond the midpoint of the two means."""
         middle, step = self._sums[place] / place + self.step(place) / 2, self.step(place)
         newest = self._values[place:]
         return sum((value - middle) * step > 0 for value in newest) >= AGREEING_SHARE * len(newest)
 
     def score(self, place: int) -> float:
-        """The step in standard errors; without any scatter, beyond all others."""
+        """The step in standard errors; infinite if there is no scatter."""
         error = self.error(place)
         return abs(self.step(place)) / error if error else math.inf

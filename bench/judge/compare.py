@@ -68,7 +68,7 @@ def compare(old: Record, new: Record, *, margin: float = 0.05, across: bool = Fa
         if broken := why_invalid(record):
             raise MeasurementError(f"the {name} record {record.run_id} is invalid ({broken}): measure it again")
     if not across and (different := differences(old, new)):
-        raise IdentityError(f"not comparable: {'; '.join(different)} (--across compares them all the same)")
+        raise IdentityError(f"not comparable: {'; '.join(different)} (--across compares them anyway)")
     found = [row for metric in METRICS.values() if (row := _compared(metric, old, new, margin)) is not None]
     domains = sorted(old.accuracy.keys() | new.accuracy.keys())
     rows = [*found, *(_accuracy(domain, old, new, margin) for domain in domains)]

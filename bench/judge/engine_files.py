@@ -37,7 +37,7 @@ def files_of(path: Path) -> dict[str, Path]:
 
 def _named(path: Path, name: str) -> str:
     if not _NAME.fullmatch(name) or len(name) > 200:  # noqa: PLR2004 - as the record's schema
-        raise HavocError(f"{path}: no record can hold a file called {name!r:.220}: use letters, digits, _ . and -")
+        raise HavocError(f"{path}: a record cannot hold a file named {name!r:.220}: use letters, digits, _ . and -")
     return name
 
 
@@ -49,5 +49,5 @@ def is_weights(file: Path) -> bool:
 def hash_files(path: Path) -> dict[str, str]:
     """SHA-256 of every file of a model, read anew, by name; a `HavocError` for what cannot be read or is not there."""
     if not path.exists():
-        raise HavocError(f"{path}: there is no such model")
+        raise HavocError(f"{path}: no such model")
     return {name: sha256_file(file) for name, file in files_of(path).items()}

@@ -1,12 +1,12 @@
-"""All records of the same work in order of time: what changed around them, and where a figure changed for good.
+"""All records of the same work in order of time: changes of the environment, and lasting changes of a figure.
 
-Records are of the same work when they measured a model of one name and structure in one way. A segment is the records
-of one environment: device, driver, runtime, kernel. Only within a segment are levels compared (`change_points.py`); a
-record that brings a new environment is a cut, said with what it was and what it is. Records that may decide nothing
-(simulated, invalid) and copies are left out, and said.
+Records are of the same work if they measured a model of one name and structure in the same way. A segment holds the
+records of one environment: device, driver, runtime, kernel. Levels are compared only within a segment
+(`change_points.py`). A record with a new environment is a cut, reported with the old and the new values. Records that
+cannot decide anything (simulated, invalid) and copies are left out and listed.
 
-A change to the worse, by the metric's own direction, is an alarm. It stands while nothing later made up for it in the
-newest segment.
+A change to the worse, by the metric's direction, is an alarm. It stands until a later change in the newest segment
+makes up for it.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _ABSENT = "none"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastRecord:
-    """What a history keeps of one record: where it is, which it is, in what environment, and its levels."""
+    """What a history keeps of one record: its path, its identity, its environment and its levels."""
 
     name: str
     run_id: str
@@ -55,13 +55,13 @@ class PastRecord:
 
     @property
     def age(self) -> tuple[str, str, str]:
-        """What records are ordered by: when they were made, whatever their folders are called."""
+        """The sort key of records: the time when they were made, not the names of their folders."""
         return self.created_utc, self.run_id, self.sha256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentCut:
-    """A record in another environment than the one before it, or with another kind of one metric; old -> new each."""
+    """A record whose environment, or kind of one metric, differs from the one before; each change is `old -> new`."""
 
     record: str
     created_utc: str
@@ -73,10 +73,10 @@ class SegmentCut:
 class TrendChange:
     """A metric that changed its level within a segment.
 
-    The new level is `ratio` times the old one, which lies in `low` to `high`. `first` is the first record on the new
-    level, `last_before` the one before it, `seen` the one that proved it; `commit` is that of HAVOC's checkout when
-    `first` was measured, `added_by` the one that added its file, where records are kept in git. `stands` tells whether
-    a change to the worse was never made up for.
+    The new level is `ratio` times the old one; the interval of `ratio` is `low` to `high`. `first` is the first record
+    on the new level, `last_before` the record before it, `seen` the record that proved the change. `commit` is the
+    commit of HAVOC's checkout when `first` was measured; `added_by` is the commit that added its file, if records are
+    kept in git. `stands` says that the change is to the worse and no later change made up for it.
     """
 
     metric: str
@@ -97,9 +97,9 @@ class TrendChange:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MetricHistory:
-    """One metric over all records of a work: its changes, and the least step that five more records would show.
+    """One metric over all records of a work: its changes, and the smallest step that five more records would show.
 
-    `least_step` is a share; None where the newest segment is too short to look for any, which `note` then says.
+    `least_step` is a share; None if the newest segment is too short to look for a change; `note` then says so.
     """
 
     metric: str
@@ -130,7 +130,7 @@ class WorkHistory:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordHistory:
-    """Everything that the records of a folder say together; `left_out` names what does not count, and why."""
+    """The history of all records of a folder; `left_out` names the records that do not count, and why."""
 
     margin: float
     works: tuple[WorkHistory, ...]
@@ -148,21 +148,21 @@ class RecordHistory:
 
 
 def why_not_the_targets(record: Record, target: Target, *, this_cpu: Cpu | None) -> str | None:
-    """Why a record is of another device or work than the target's; None where it is the target's."""
+    """Why a record's device or work differs from the target's; None if they are the same."""
     case = Case(record=record, target=target, this_cpu=this_cpu)
     asked = (*(rule for rule in RULES if rule.blocks == "not_measured" and rule.id != "I02"), workload_is_the_targets)
     return next((reason for rule in asked if (reason := rule(case)) is not None), None)
 
 
 def why_left_out(record: Record) -> str | None:
-    """Why a record may not be held against others; None where nothing speaks against it."""
+    """Why a record may not be compared with others; None if it may."""
     if record.evidence != "measured" or record.device.is_simulated:
         return f"{record.evidence if record.evidence != 'measured' else 'simulated'}, not measured"
     return why_invalid(record)
 
 
 def past_record(name: str, record: Record, *, added_by: str | None = None) -> PastRecord:
-    """Keep what a history needs of a record that is called `name`, whose file was added by a commit."""
+    """Return what a history needs of the record `name`, whose file was added by the commit `added_by`."""
     return PastRecord(
         name=name,
         run_id=record.run_id,
@@ -178,7 +178,7 @@ def past_record(name: str, record: Record, *, added_by: str | None = None) -> Pa
 
 
 def work_of(record: Record) -> str:
-    """Name what was measured and how: records that differ in it are not compared."""
+    """Name what was measured and how; records that differ in it are not compared."""
     subject, workload, protocol = record.subject, record.workload, record.protocol
     beside = {
         "batch": (workload.batch_size, 1),
@@ -198,7 +198,7 @@ def work_of(record: Record) -> str:
 
 
 def environment_of(record: Record) -> dict[str, str]:
-    """Name what surrounds the model: device, drivers, kernel, versions and what the provider was told."""
+    """Name the environment of the model: device, drivers, kernel, versions and the provider's options."""
     host, gpu = record.host, record.device.gpu
     found = {
         "driver": None if gpu is None else gpu.driver_version,
@@ -216,7 +216,7 @@ def environment_of(record: Record) -> dict[str, str]:
 
 
 def history_of(records: Iterable[PastRecord], left_out: Sequence[tuple[str, str]], *, margin: float) -> RecordHistory:
-    """Put records in order of time and look for changes; of two copies of a record one counts."""
+    """Put records in order of time and look for changes; of several copies of a record only one counts."""
     kept: dict[str, PastRecord] = {}
     copies = []
     for record in sorted(records, key=lambda record: (*record.age, record.name)):
@@ -248,7 +248,7 @@ def _work_history(work: str, records: Sequence[PastRecord], margin: float) -> Wo
 
 
 def _cuts(records: Sequence[PastRecord]) -> list[SegmentCut]:
-    """Every record whose environment is a new one, with what changed; one that comes back goes on where it was."""
+    """Every record with a new environment, with what changed; an environment that returns continues its segment."""
     known, cuts = [records[0].environment], []
     for before, record in pairwise(records):
         if record.environment not in known:
@@ -259,14 +259,14 @@ def _cuts(records: Sequence[PastRecord]) -> list[SegmentCut]:
 
 
 def _differences(old: Mapping[str, str], new: Mapping[str, str]) -> tuple[str, ...]:
-    """What changed, old -> new; the fingerprint only where nothing else tells why."""
+    """What changed, old -> new; the fingerprint only if nothing else explains the change."""
     names = [name for name in dict.fromkeys((*old, *new)) if old.get(name) != new.get(name)]
     telling = [name for name in names if name != "device fingerprint"] or names
     return tuple(f"{name} {old.get(name, _ABSENT)} -> {new.get(name, _ABSENT)}" for name in telling)
 
 
 def _kind_cuts(metric: str, records: Sequence[PastRecord]) -> list[SegmentCut]:
-    """Where a metric became a figure of something else: by another method, on other rows."""
+    """The records where a metric's meaning changed: another method, or other rows."""
     known, cuts = {records[0].readings[metric].kind}, []
     for before, record in pairwise(records):
         old, new = before.readings[metric].kind, record.readings[metric].kind
@@ -280,7 +280,7 @@ def _kind_cuts(metric: str, records: Sequence[PastRecord]) -> list[SegmentCut]:
 
 
 def _metric_history(metric: Metric, records: Sequence[PastRecord], margin: float) -> MetricHistory:
-    """Look for changes in each segment; the looks of all segments, in order of time, share what may go wrong."""
+    """Look for changes in each segment; the looks of all segments, in order of time, share the error rate."""
     looks = {record.sha256: number for number, record in enumerate(records, start=1)}
     segments = _segments(metric.name, records)
     newest_of = {segment[0].environment["device"]: segment for segment in sorted(segments, key=lambda one: one[-1].age)}
@@ -321,7 +321,7 @@ def _segments(metric: str, records: Sequence[PastRecord]) -> list[list[PastRecor
 def _told(
     metric: Metric, segment: Sequence[PastRecord], found: Sequence[LevelChange], *, is_newest: bool, margin: float
 ) -> TrendChange:
-    """Tell the first of some changes in the words of its records; the later ones may have made up for it."""
+    """Describe the first of several changes by its records; later changes may have made up for it."""
     change = found[0]
     first, is_lower_better = segment[change.first], metric.is_lower_better
     is_worse = (change.ratio > 1) == is_lower_better

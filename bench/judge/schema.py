@@ -367,7 +367,7 @@ class Surroundings(Part):
             if column and len(column) != len(self.t_ns):
                 raise ValueError(f"{len(column)} readings of {name} at {len(self.t_ns)} times")
         if len(self.busy_ns) != len(self.own_ns):
-            raise ValueError("busy_ns without own_ns, or the other way round")
+            raise ValueError("busy_ns and own_ns must be given together")
         return self
 
 

@@ -69,7 +69,7 @@ def _joined(taken: dict[str, Any], entry: dict[str, Any], without: object) -> di
     inherited = {limit.get("metric"): limit for limit in taken.get(LIMITS, [])}
     for metric in without:
         if metric not in inherited:
-            raise ValueError(f"`{WITHOUT}` names {metric!r}, on which there is no limit; {nearest(metric, inherited)}")
+            raise ValueError(f"`{WITHOUT}` names {metric!r}, which has no limit; {nearest(metric, inherited)}")
         del inherited[metric]
     own = entry.get(LIMITS, [])
     if not isinstance(own, list) or not all(isinstance(limit, dict) for limit in own):

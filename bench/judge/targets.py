@@ -283,7 +283,7 @@ def _refuse_reserved(path: Path, names: Iterable[str]) -> None:
     for name in names:
         if _bare(name) in reserved:
             raise HavocError(
-                f"{path}: the name {name!r} is that of the bundled target {reserved[_bare(name)]}: choose another"
+                f"{path}: the name {name!r} is the name of the bundled target {reserved[_bare(name)]}: choose another"
             )
 
 
@@ -358,7 +358,7 @@ def _read(path: Path) -> bytes:
     except ValueError as error:  # a NUL in the name
         raise HavocError(f"{str(path)!r}: not a valid file name ({error})") from error
     if len(data) > MAX_TARGETS_BYTES:
-        raise HavocError(f"{path}: larger than {MAX_TARGETS_BYTES} bytes; no targets file is that large")
+        raise HavocError(f"{path}: larger than {MAX_TARGETS_BYTES} bytes; no valid targets file is that large")
     return data
 
 
@@ -366,7 +366,7 @@ def _parsed(path: Path, data: bytes) -> Mapping[str, object]:
     for number, line in enumerate(data.split(b"\n"), start=1):
         if (num_dots := line.count(b".")) > MAX_DOTS and not line.lstrip().startswith(b"#"):
             raise HavocError(
-                f"{path}: line {number} has {num_dots} dots, more than {MAX_DOTS}: no target is nested that deep"
+                f"{path}: line {number} has {num_dots} dots, more than {MAX_DOTS}: no valid target is nested that deep"
             )
     try:
         return tomllib.loads(data.decode("utf-8"))

@@ -1,9 +1,9 @@
-"""A comparison of ways of adapting as pages: one JSON document, its Markdown, its HTML with a picture; and the docs.
+"""A comparison of ways of adapting as pages: one JSON document, Markdown, HTML with a chart, and the page in docs.
 
     python -m havoc_core.bench.report.baselines reports docs/baselines.md
 
-The pages say what the document holds and rank nothing that its intervals do not: a difference is called better or worse
-where its 95 % interval does not hold 0. Seconds are shown where no other work disturbed the training.
+A difference is called better or worse only if its 95 % interval excludes 0. Seconds are shown only if no other work
+disturbed the training.
 """
 
 from __future__ import annotations
@@ -32,31 +32,31 @@ DOCUMENT: Final = "baselines.json"
 WRITTEN: Final = (DOCUMENT, "baselines.md", "baselines.html")
 _FORMAT = "havoc-baselines/1"
 _MOST_SWITCHES_PER_S: Final = 20
-"""Involuntary context switches in a CPU second. A process that shares its core is put aside more often than that, and
-its seconds say how busy the machine was."""
+"""Most involuntary context switches per CPU second of an undisturbed training. A process that shares its core has more,
+and its seconds depend on the other work."""
 _HEAD = """# Baselines
 
-Singular-value scales (SVF) beside LoRA and beside the scales of one kind of matrix, each trained by `havoc baselines`
-on the same rows, with the same number of prompts, from the same seeds, and scored on the same rows of the gate split.
-Every number below comes from a `baselines.json` under `reports/`; `make baselines` writes the page again.
+This page compares singular-value scales (SVF) with LoRA and with the scales of one kind of matrix. `havoc baselines`
+trains each on the same rows, with the same number of prompts and the same seeds, and scores it on the same gate rows.
+Every number below comes from a `baselines.json` under `reports/`; `make baselines` writes this page.
 
 ```sh
 pip install "havoc-core[baselines]"
 havoc baselines nano --task math --out baselines
 ```
 
-- **One loop.** LoRA is `peft`'s own layers inside HAVOC's decoder, on the same matrices as the scales. Rows, prompts,
+- **One loop.** LoRA uses `peft`'s own layers inside HAVOC's decoder, on the same matrices as the scales. Rows, prompts,
   loss mask, KL term, optimizer, validation and scoring are the same code.
-- **One budget.** Every arm sees as many prompts. By reward it samples answers to them and never sees a reference; by
-  next-token it reads the references.
-- **Rates are tuned alike.** Each arm tries as many learning rates as the others. The search split chooses the rate and
-  the step, seed by seed; the gate split chooses nothing.
-- **Differences** are paired on the same gate rows. Their 95 % intervals are for other rows and, with several seeds, for
-  other seeds. Shares of single runs have exact 95 % intervals (Clopper and Pearson). No interval is widened for the
-  number of comparisons.
+- **One budget.** Every arm sees the same number of prompts. An arm trained by reward samples answers to them and never
+  sees a reference; an arm trained by next-token reads the references.
+- **Rates are tuned alike.** Each arm tries the same number of learning rates. For each seed the search split chooses
+  the rate and the step; the gate split chooses nothing.
+- **Differences** are paired on the same gate rows. Their 95 % intervals cover other rows and, with several seeds, other
+  seeds. Shares of single runs have exact 95 % intervals (Clopper and Pearson). No interval is corrected for the number
+  of comparisons.
 - **The bundled base is an easy case.** It knows more than it answers
-  ([decision 7](decisions/0007-a-base-that-knows-better.md)), so what holds there need not hold for another base.
-- **It goes on.** A comparison that was stopped goes on where it was; further seeds and arms can be added to its folder.
+  ([decision 7](decisions/0007-a-base-that-knows-better.md)), so these results may not hold for another base.
+- **It can continue.** A stopped comparison continues where it stopped; you can add seeds and arms to its folder.
 
 """
 
@@ -71,7 +71,7 @@ def write_baselines(document: Mapping[str, Any], out: Path) -> Path:
 
 
 def write_docs(reports: Path, page: Path) -> list[str]:
-    """Write the page of all kept comparisons; return the names of their folders. None is a `HavocError`."""
+    """Write the page of all stored comparisons; return the names of their folders. No comparison is a `HavocError`."""
     folders = sorted(path.parent for path in reports.rglob(DOCUMENT))
     if not folders:
         raise HavocError(f"{reports}: holds no {DOCUMENT}; `havoc baselines` makes one")
@@ -85,7 +85,7 @@ def write_docs(reports: Path, page: Path) -> list[str]:
 
 
 def read_baselines(path: Path) -> dict[str, Any]:
-    """Read a kept comparison; a file of another form is a `HavocError`."""
+    """Read a stored comparison; a file in another format is a `HavocError`."""
     found = storage.read_json(path)
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise HavocError(f"{path}: not a comparison of baselines ({_FORMAT})")
@@ -105,7 +105,7 @@ def html(document: Mapping[str, Any]) -> str:
 
 
 def lines(document: Mapping[str, Any]) -> str:
-    """Return the comparison as a table for a terminal, and what a reader must know of it."""
+    """Return the comparison as a table for a terminal, with notes that a reader needs."""
     said = content(document)
     cells = [
         [row["title"], row["parameters"], row["accuracy"], row["spread"], row["points"], row["interval"], row["word"]]
@@ -171,7 +171,7 @@ def _difference(pair: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _seconds(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Mean CPU seconds of a training at the chosen rate; nothing of one that had to share a core."""
+    """Mean CPU seconds of a training at the chosen rate; empty if a training had to share a core."""
     if any(run["train_involuntary_switches"] > _MOST_SWITCHES_PER_S * run["train_cpu_s"] for run in runs):
         return "disturbed"
     return show(statistics.fmean(run["train_cpu_s"] for run in runs), "s")
@@ -192,7 +192,7 @@ def _run(arm: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def notes(document: Mapping[str, Any]) -> list[str]:
-    """What a reader must know of the figures."""
+    """Notes that a reader of the figures needs."""
     samples = document["training"]["samples_per_prompt"]
     found = []
     if any(arm["method"] == "reinforce" for arm in document["arms"]):
@@ -224,7 +224,7 @@ def notes(document: Mapping[str, Any]) -> list[str]:
 
 
 def picture(document: Mapping[str, Any]) -> str:
-    """Draw accuracy against the number of trained values: a dot a run, its exact interval, a bar the mean of an arm."""
+    """Draw accuracy over trained values: a dot with its exact interval for each run, a bar for each arm's mean."""
     base = document["base"]
     with drawing_board("baselines", height=3.4) as (figure, axes):
         axes.axhspan(100 * base["low"], 100 * base["high"], color=MUTED, alpha=0.15, linewidth=0)
@@ -251,11 +251,11 @@ def picture(document: Mapping[str, Any]) -> str:
 
 _MARGIN = 0.2  # decades
 _WIDTH = 1.5
-"""An arm's marks spread over this factor of trained values; arms with as many values stand side by side in it."""
+"""An arm's marks are spread over this factor of trained values; arms with equal numbers are drawn side by side."""
 
 
 def _places(arms: Sequence[Mapping[str, Any]], index: int) -> tuple[float, float]:
-    """Lowest and highest trained values that an arm's marks are drawn at: arms of one size share its width."""
+    """Lowest and highest trained values at which an arm's marks are drawn; arms of one size share the width."""
     size = arms[index]["num_parameters"]
     same = [place for place, arm in enumerate(arms) if arm["num_parameters"] == size]
     slot = same.index(index)

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def dispatch_lines(document: Mapping[str, Any]) -> list[str]:
-    """The tables of a comparison, and what a reader must know of them."""
+    """The tables of a comparison, with notes that a reader needs."""
     parts = [_systems(document), _pairs(document)]
     parts += [_confusion(way, facts) for way, facts in document["first_pass"].items()]
     if document["first_pass"]:
@@ -54,7 +54,7 @@ def _pairs(document: Mapping[str, Any]) -> str:
 
 
 def _confusion(way: str, facts: Mapping[str, Any]) -> str:
-    """One line a task: how many of its rows were sent to each expert."""
+    """One line for each task: how many of its rows were sent to each expert."""
     counts = facts["confusion"]
     names = list(next(iter(counts.values())))
     rows = [[task, *(str(row[name]) for name in names)] for task, row in counts.items()]
@@ -104,9 +104,9 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
     ]
     if document["first_pass"]:
         change = show(document["change_of_scales_ms"], "ms")
-        lines.append("times are of whole batches in this process: they are no measurement for a record")
+        lines.append("times are of whole batches in this process; they are not a measurement of a device")
         lines.append(
-            f"a change of scales took {change} more; rows that share a mixture share it, a prompt alone does not"
+            f"a change of scales took {change} more; rows of one mixture share it, a single prompt pays it all"
         )
     failed = sum(shares["mixed"]["num_failed"] for shares in document["systems"].values())
     if failed:

@@ -96,7 +96,10 @@ def refuse_links(directory: Path, names: Sequence[str]) -> None:
     """Refuse to write where a link leads: pages belong into the folder, and what lies elsewhere is not theirs."""
     for path in (directory / name for name in names):
         if path.is_symlink():
-            raise HavocError(f"{path}: a link to {str(path.readlink())!r}, and pages stay in their folder: remove it")
+            raise HavocError(
+                f"{path}: a link to {str(path.readlink())!r}, but pages are written only into their own folder: "
+                "remove the link"
+            )
 
 
 def junit(run: Run) -> bytes:

@@ -56,7 +56,7 @@ def write_index(directory: Path, *, targets: Sequence[str]) -> Path:
 
 def _load(path: Path) -> Record:
     if path.parent.is_symlink():
-        raise HavocError("a link to another folder: give that one to `havoc report` itself")
+        raise HavocError("a link to another folder: give that folder to `havoc report`")
     if not path.is_file():
         raise HavocError(f"{path}: a folder, a pipe or a device, not a file")
     return load_record(path)

@@ -1,4 +1,4 @@
-"""A history for a person, at a terminal and in Markdown: each work with its metrics, cuts and alarms."""
+"""A history as text for the terminal and as Markdown: each work with its metrics, cuts and alarms."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def moment(created_utc: str) -> str:
 
 
 def metric_cells(item: MetricHistory) -> list[str]:
-    """One metric: records, changes, and the least step that five records more would show in nine of ten cases."""
+    """One metric: records, changes, and the smallest step that five more records would show in nine of ten cases."""
     least = DASH if item.least_step is None else f"{item.least_step:.1%}"
     return [item.title, str(item.num_records), str(len(item.changes)), least, item.note]
 
@@ -78,7 +78,7 @@ def cut_sentence(cut: SegmentCut) -> str:
 
 
 def change_sentence(item: MetricHistory, change: TrendChange) -> str:
-    """Say how far a metric moved, from which record on, and what that record came from."""
+    """Say how far a metric moved, from which record on, and from which commits that record came."""
     word = "better" if change.direction == "better" else "ALARM" if change.stands else "past alarm"
     step = f"{change.ratio - 1:+.1%} ({change.low - 1:+.1%} to {change.high - 1:+.1%})"
     return (
@@ -98,7 +98,7 @@ def commit_words(change: TrendChange) -> str:
 
 
 def left_out_lines(history: RecordHistory) -> Sequence[str]:
-    """Name the records that do not count, and why; beyond `_MOST_LEFT_OUT` only how many."""
+    """Name the records that do not count, and why; after `_MOST_LEFT_OUT` names, only their number."""
     shown = [f"left out {name}: {reason}" for name, reason in history.left_out[:_MOST_LEFT_OUT]]
     rest = len(history.left_out) - len(shown)
     return [*shown, *([f"left out {rest} more: --json names them"] if rest else [])]

@@ -76,7 +76,7 @@ def read_handed_over(path: Path) -> HandedOver:
     """Read the file that phase 6 hands over; a mistake in it, or a model that is not there, is a `HavocError`."""
     handed = _read(path)
     if not handed.model.exists():
-        raise HavocError(f"{path}: model {handed.content.model!r} is not there: no file or folder {handed.model}")
+        raise HavocError(f"{path}: model {handed.content.model!r} is missing: no file or folder {handed.model}")
     return handed
 
 
@@ -93,7 +93,7 @@ def keep(handed: HandedOver, folder: Path) -> None:
         storage.write_bytes(folder / FILE_NAME, handed.data)
     elif kept.data != handed.data:
         raise HavocError(
-            f"{folder} was begun with another handoff (see {folder / FILE_NAME}): give that one, or another --out"
+            f"{folder} was started with another handoff (see {folder / FILE_NAME}): give that one, or another --out"
         )
 
 

@@ -201,7 +201,7 @@ class Front(_Read):
     @model_validator(mode="after")
     def _have_equal_objectives(self) -> Self:
         if len({frozenset(candidate.cost) for candidate in self.candidates}) > 1:
-            raise ValueError("the candidates' costs are of different objectives")
+            raise ValueError("the candidates have costs of different objectives")
         return self
 
     def notes(self) -> list[str]:

@@ -109,7 +109,7 @@ def refuse_artifact(model: Path | str) -> None:
     """Refuse an artifact where a base with its experts is needed, by `HavocError`."""
     if (Path(model) / MANIFEST).is_file():
         raise HavocError(
-            f"{model}: an artifact holds one mixture, so there is nothing to choose from: give the base it came from"
+            f"{model}: an artifact holds one mixture, so there is no expert to choose: give the base it came from"
         )
 
 
@@ -316,5 +316,5 @@ def refuse_files_of_others(directory: Path) -> None:
         name = path.relative_to(directory).as_posix()
         if not name.startswith(".") and not path.is_dir() and name not in ours:
             raise HavocError(
-                f"{directory} also holds {name}, which no export wrote: move it away or choose another --out"
+                f"{directory} also holds {name}, which HAVOC did not write: move it away or choose another --out"
             )

@@ -78,7 +78,9 @@ class Decoder:
         if self._has_cuda_graphs and options.cache == "dynamic":
             raise HavocError("enable_cuda_graph captures the steps of a static cache; export with --cache static")
         if self._has_cuda_graphs and live is not None:
-            raise HavocError("enable_cuda_graph captures where weights lie, and a live artifact switches them")
+            raise HavocError(
+                "enable_cuda_graph captures the addresses of weights, but a live artifact switches them: leave it out"
+            )
         self._live = live
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._weights: list[ort.OrtValue] = []  # alias the caller's arrays and keep them alive
@@ -417,7 +419,7 @@ class Decoder:
         if mask_BS is None:
             return
         if (np.diff(mask_BS, axis=1) < 0).any():
-            raise HavocError("padding behind a token: rows are padded on the left")
+            raise HavocError("padding after a token: pad rows on the left")
         if is_chunk and not mask_BS[:, -num_new:].all():
             msg = (
                 f"padding among {num_new} new tokens after {past.num_tokens}: the {name} dialect takes it at the start"

@@ -101,7 +101,7 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int]]
             raise ValueError(f"wire type {kind} at byte {start}")
         start = stop
         if stop > end:
-            raise ValueError(f"a field ends {stop - end} bytes behind its message")
+            raise ValueError(f"a field ends {stop - end} bytes after its message")
 
 
 def _varint(data: bytes, start: int) -> tuple[int, int]:

@@ -116,7 +116,7 @@ def require_unchanged(artifact: Path, before: States) -> None:
     try:
         now = file_states(artifact)
     except HavocError as error:
-        raise IdentityError(f"the artifact went away while it was measured ({error}): measure it again") from error
+        raise IdentityError(f"the artifact disappeared while it was measured ({error}): measure it again") from error
     changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
     if changed:
         raise IdentityError(f"{artifact / changed[0]} changed while the artifact was measured: measure it again")

@@ -1,4 +1,4 @@
-"""The trained matrices of a live artifact for any alpha: an expert alone as it lies, a mixture as one weighted sum.
+"""The trained matrices of a live artifact for any alpha: one expert as stored, a mixture as one weighted sum.
 
     W' = sum_r c_r W_r    over the folds W_r that the artifact holds: the base, and each expert alone
 
@@ -6,8 +6,8 @@
     literal  c = (0, alpha)
     renorm   c = (0, alpha / sum_k alpha_k share_k)    share_k: the k-th expert's sum of singular values over the base's
 
-Where one coefficient is 1 and the others 0 the file itself is handed over, mapped, so a switch copies nothing. Any
-other mixture reads every fold it weighs once and writes one: its price is memory bandwidth. No torch.
+If one coefficient is 1 and the others are 0, the graph gets the mapped file itself, so a switch copies nothing. Any
+other mixture reads each fold with a weight once and writes one: it costs memory bandwidth. No torch.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from .live_table import FoldPlace, LiveMatrix, LiveTable
 
 _PIECE_VALUES = 1 << 15
-"""A sum is made in pieces of which the result and one product stay in a core's own cache."""
+"""A sum is computed in pieces, so that a piece's result and one product fit into a core's own cache."""
 _SMALLEST_SHARE = 1e-6
 
 Piece = tuple[list[tuple[float, "NDArray[np.float32]"]], "NDArray[np.float32]"]
 
 
 class LiveWeights:
-    """The folds of one live artifact, mapped, and room for one mixture of them; `alpha` is what `values` stand for."""
+    """The folds of one live artifact, mapped, and memory for mixtures; `alpha` is the mixture of `values`."""
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class LiveWeights:
     ) -> None:
         """Map the files; nothing is read yet. `alpha` and `rule` are the manifest's: the mixture in the weight file.
 
-        `device` is where the session wants its weights. `num_threads` None: as many as there are cores. Of the sums
-        that were made the last `num_kept` are kept, each as large as one fold of all trained matrices.
+        `device` is where the session needs its weights. `num_threads` None: one thread for each core. The last
+        `num_kept` sums are kept; each is as large as one fold of all trained matrices.
         """
         if num_kept < 1:
             raise HavocError(f"{num_kept} mixtures cannot be kept: give at least 1")
@@ -73,17 +73,17 @@ class LiveWeights:
         self.switch(self._stored_alpha)
 
     def switch(self, alpha: Mapping[str, float]) -> None:
-        """Make `values` the weights of `alpha`, by initializer; experts that it does not name get the weight 0.
+        """Set `values`, by initializer, to the weights of `alpha`; experts that it does not name get the weight 0.
 
-        `arrays` are the same on the host, fp32, as the graph reads them. Values handed out before are the caller's no
-        more: a new sum overwrites the oldest. An expert that the artifact does not hold, a weight that is not
-        finite, and (renorm) weights that no scale can normalise are a `HavocError`; then everything stays as it was.
+        `arrays` are the same values on the host, fp32, as the graph reads them. Values of earlier calls become invalid:
+        a new sum overwrites the oldest. An unknown expert, a weight that is not finite, and (renorm) weights that
+        cannot be normalised are a `HavocError`; then nothing changes.
         """
         weights = weights_of(self._stored_alpha, alpha, where=str(self._directory))
         if self.values and weights == self.alpha:
             return
         rows = {matrix.name: self._rows(matrix, weights) for matrix in self._table.matrices}
-        self.alpha = {}  # until all is whole: a switch that was interrupted is made again
+        self.alpha = {}  # until the switch is complete: an interrupted switch is done again
         sums = self._summed(tuple(weights.values()), {name: found for name, found in rows.items() if not _lone(found)})
         self.arrays = {
             matrix.name: self._array(rows[matrix.name], matrix, sums).reshape(matrix.shape)
@@ -96,7 +96,7 @@ class LiveWeights:
         self.version += 1
 
     def _rows(self, matrix: LiveMatrix, weights: Mapping[str, float]) -> dict[FoldPlace, float]:
-        """The coefficient of every fold that counts, by its place: folds that are the same lie in one."""
+        """The coefficient of every fold that counts, by its place in a file: equal folds share one place."""
         if weights == self._stored_alpha:
             return {matrix.places[STORED]: 1.0}
         scale, base = 1.0, 0.0
@@ -118,14 +118,14 @@ class LiveWeights:
     def _array(
         self, rows: Mapping[FoldPlace, float], matrix: LiveMatrix, sums: Mapping[str, NDArray[np.float32]]
     ) -> NDArray[np.float32]:
-        """The matrix as it is handed over: the fold itself, or the sum."""
+        """The matrix that the graph gets: the fold itself, or the sum."""
         lone = _lone(rows)
         return sums[matrix.name] if lone is None else self._mapped(lone, matrix)
 
     def _summed(
         self, key: tuple[float, ...], rows: Mapping[str, Mapping[FoldPlace, float]]
     ) -> dict[str, NDArray[np.float32]]:
-        """The sum of each matrix that needs one: kept since it was asked for before, or made over the oldest."""
+        """The sum of each matrix that needs one: a kept sum, or a new one that overwrites the oldest."""
         if not rows:
             return {}
         sums = self._sums.pop(key, None)
@@ -163,7 +163,7 @@ def _mapped_file(path: Path) -> NDArray[np.uint8]:
 
 
 def _lone(rows: Mapping[FoldPlace, float]) -> FoldPlace | None:
-    """The only fold there is, where it counts once."""
+    """The fold itself if it is the only one and its coefficient is 1."""
     if len(rows) != 1:
         return None
     ((place, coefficient),) = rows.items()

@@ -1,8 +1,8 @@
-"""Where a live artifact keeps its experts' weights: the part of the manifest that says so, read with suspicion.
+"""The part of a manifest that says where a live artifact stores its experts' weights; every value is checked.
 
-A live artifact is an artifact of one mixture, as any other, and holds beside it the trained matrices of the base and of
-every expert alone. All of them lie as the graph reads them, so an expert is handed over as it lies, and a mixture is
-one weighted sum. No torch, no numpy: whoever reads a manifest reads this too.
+A live artifact holds one mixture, as any other artifact, and in addition the trained matrices of the base and of every
+expert alone. All are stored as the graph reads them, so an expert is used without a copy, and a mixture is one weighted
+sum. No torch and no numpy, because every reader of a manifest imports this module.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 EXPERTS_FILE = "experts.data"
 WEIGHTS_FILE = "model.onnx.data"
 BASE, STORED = "base", "stored"
-"""The rows of every matrix beside those of the experts: the base's, and those of the artifact's own mixture."""
+"""The folds of every matrix besides those of the experts: the base's, and that of the artifact's own mixture."""
 
 ITEM_BYTES = 4
 _RULES = ("delta", "literal", "renorm")
@@ -28,7 +28,7 @@ _MAX_SIZE, _MAX_MATRICES = 1 << 40, 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class FoldPlace:
-    """Where one matrix lies: a file of the artifact and the first byte."""
+    """Where one matrix is stored: a file of the artifact and the offset in it."""
 
     file: str
     offset_bytes: int
@@ -36,10 +36,10 @@ class FoldPlace:
 
 @dataclass(frozen=True, kw_only=True)
 class LiveMatrix:
-    """One trained matrix: the graph's initializer, its shape there, and where each fold of it lies.
+    """One trained matrix: the graph's initializer, its shape, and the place of each of its folds.
 
     `places` has the keys `base`, `stored` and every expert as `expert/DOMAIN`. `norm_shares` is, by domain, the sum of
-    the expert's singular values over the base's, which only the rule renorm asks for.
+    the expert's singular values over the base's; only the rule renorm needs it.
     """
 
     name: str
@@ -57,7 +57,7 @@ class LiveMatrix:
 class LiveTable:
     """Every trained matrix in file order, and what the switched model answered when the artifact was written.
 
-    `fingerprints` is that of each expert alone, by domain; see `probe.fingerprint`.
+    `fingerprints` holds the fingerprint of each expert alone, by domain; see `probe.fingerprint`.
     """
 
     matrices: tuple[LiveMatrix, ...]
@@ -70,7 +70,7 @@ class LiveTable:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of one fold of all trained matrices: what a mixture takes in memory."""
+        """Bytes of one fold of all trained matrices: the memory that a mixture needs."""
         return sum(matrix.num_bytes for matrix in self.matrices)
 
     def to_json(self) -> dict[str, Any]:
@@ -100,9 +100,9 @@ def parse_live(
     rule: str,
     file_bytes: Mapping[str, int],
 ) -> LiveTable:
-    """Read the table of a manifest; what does not fit its mixture or reaches beyond a file is a `ValueError`.
+    """Read the table of a manifest; one that does not fit its mixture or exceeds a file is a `ValueError`.
 
-    `file_bytes` is the size of every listed file. A field of another kind raises what Python does.
+    `file_bytes` is the size of every listed file. A field of a wrong type raises Python's own error.
     """
     if rule not in _RULES:
         raise ValueError(f"live: a rule {rule!r:.80}")
@@ -110,12 +110,12 @@ def parse_live(
     if not domains or not matrices or len(matrices) != len(document["matrices"]):
         raise ValueError(f"live: {len(domains)} experts and {len(document['matrices'])} matrices")
     if len({matrix.name for matrix in matrices}) != len(matrices):
-        raise ValueError("live: a matrix stands twice")
+        raise ValueError("live: a matrix is listed twice")
     if not file_bytes.get(EXPERTS_FILE):
-        raise ValueError(f"live: there is no {EXPERTS_FILE}")
+        raise ValueError(f"live: {EXPERTS_FILE} is missing")
     fingerprints = document["fingerprints"]
     if set(fingerprints) != set(domains) or not all(isinstance(found, dict) for found in fingerprints.values()):
-        raise ValueError("live: the fingerprints are not one of each expert")
+        raise ValueError("live: expected one fingerprint for each expert")
     return LiveTable(matrices=matrices, fingerprints=fingerprints)
 
 
@@ -150,14 +150,14 @@ def _require_inside(matrix: LiveMatrix, place: FoldPlace, file_bytes: Mapping[st
 
 def _share(value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise ValueError(f"live: {value!r:.80} is no share of a norm")
+        raise ValueError(f"live: {value!r:.80} is not a share of a norm")
     return float(value)
 
 
 def weights_of(domains: Mapping[str, float], alpha: Mapping[str, float], *, where: str) -> dict[str, float]:
-    """`alpha` as one weight for each of the artifact's experts; those not named get 0.
+    """Return `alpha` as one weight for each of the artifact's experts; experts that it does not name get 0.
 
-    An expert that the artifact does not hold, and a weight that is not finite, are a `HavocError`.
+    An unknown expert and a weight that is not finite are a `HavocError`.
     """
     unknown = sorted(set(alpha) - set(domains))
     if unknown:
@@ -168,6 +168,6 @@ def weights_of(domains: Mapping[str, float], alpha: Mapping[str, float], *, wher
 
 
 def refuse_alpha(alpha: Mapping[str, float] | None, model: str) -> None:
-    """A base has no experts to mix: an alpha for it is a `HavocError`."""
+    """Refuse an alpha for a base, which has no experts to mix: a `HavocError`."""
     if alpha is not None:
         raise HavocError(f"--alpha mixes the experts of a live artifact, and {model} is a base: export it with --live")

@@ -70,7 +70,7 @@ def load_signer(private_key: Path) -> Signer:
         return Signer(signing.Config().use_elliptic_key_signer(private_key=private_key, password=password))
     except Exception as error:  # the library lets through whatever its crypto raises for a key of another kind
         raise HavocError(
-            f"{private_key}: not read as a private key on P-256, P-384 or P-521 in PEM form ({_reason(error)})"
+            f"{private_key}: not a private key on P-256, P-384 or P-521 in PEM form ({_reason(error)})"
         ) from error
 
 
@@ -90,7 +90,7 @@ def verify_signature(directory: Path, manifest: ArtifactManifest, public_key: Pa
         ) from error
     path = directory / SIGNATURE
     if not path.is_file() or path.is_symlink():
-        raise IdentityError(f"{directory}: not signed (no file {SIGNATURE}), but a signature is asked for")
+        raise IdentityError(f"{directory}: not signed (no file {SIGNATURE}), but a signature is required")
     folder = directory.resolve()  # the library takes no link, and a folder that is held open is named by one
     try:
         with contextlib.redirect_stdout(sys.stderr):  # the library prints its warnings
@@ -98,7 +98,7 @@ def verify_signature(directory: Path, manifest: ArtifactManifest, public_key: Pa
     except Exception as error:  # each kind of damage to the bundle has its own exception, none is documented
         raise IdentityError(f"{path}: not a signature of these files by {public_key} ({_reason(error)})") from error
     if not folder.is_dir() or not folder.samefile(directory):
-        raise IdentityError(f"{directory}: another folder took its place while the signature was checked")
+        raise IdentityError(f"{directory}: it was replaced while the signature was checked")
     signed = _signed_names(path)
     for name in (MANIFEST, *manifest.files):
         if name not in signed:

@@ -94,7 +94,7 @@ def test_gradients_come_from_train_rows_alone(base: Base, basis: Basis, monkeypa
     assert validation == texts("search", 4)
     for other in ("search", "gate"):
         assert not {text for text, _ in train} & {text for text, _ in texts(other, 400)}
-    with pytest.raises(HavocError, match="the gate split stays closed"):
+    with pytest.raises(HavocError, match="the gate split is closed"):
         labelled_rows(TASKS, "gate", 3, search_reader())
 
 
@@ -120,7 +120,7 @@ def test_no_folder_takes_it_for_an_expert(trained: Expert, basis: Basis, small_e
     expert_path(tmp_path, "math").rename(tmp_path / "z_vectors_classifier.safetensors")
     with pytest.raises(HavocError, match="what chooses between experts"):
         load_experts(tmp_path, experts_in(tmp_path))
-    with pytest.raises(HavocError, match="no classifier; .*havoc train BASE --classifier"):
+    with pytest.raises(HavocError, match="havoc train BASE --classifier"):
         load_classifier(tmp_path, basis=basis)
     classifier_path(tmp_path).write_bytes(expert_path(small_experts, "math").read_bytes())
     with pytest.raises(HavocError, match="an expert of 'math' and no classifier"):

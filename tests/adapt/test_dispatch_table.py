@@ -214,9 +214,9 @@ def test_what_cannot_be_compared_is_refused(base: Base, small_experts: Path, tmp
     """Before anything is answered, in one line."""
     with pytest.raises(HavocError, match="--alpha: .*poetry; .*math, code, reasoning"):
         compared(base, small_experts, dataclasses.replace(SETTINGS, fixed={"math": 1.0, "poetry": 0.5}))
-    with pytest.raises(HavocError, match="one task, and 2 are scored"):
+    with pytest.raises(HavocError, match="one task, but 2 are scored"):
         compared(base, small_experts, dataclasses.replace(SETTINGS, examples_file=tmp_path / "x.jsonl"))
-    with pytest.raises(HavocError, match="no classifier; train one"):
+    with pytest.raises(HavocError, match="havoc train BASE --classifier"):
         compared(base, small_experts, dataclasses.replace(SETTINGS, ways=("classifier",)))
 
 

@@ -72,7 +72,7 @@ def test_gate_rows_of_a_data_set_are_known_too(tmp_path: Path) -> None:
 def test_a_file_that_cannot_serve_is_refused(tmp_path: Path) -> None:
     """Too few rows, a row that lacks a column, a file that is not there: each in one line."""
     two = rows(MATH, "train", 2)
-    with pytest.raises(HavocError, match="2 rows and 5 examples"):
+    with pytest.raises(HavocError, match="holds 2 rows, but --examples asks for 5"):
         solved_examples(MATH, 5, path=written(tmp_path / "two.jsonl", two))
     with pytest.raises(HavocError, match="bad.jsonl"):
         solved_examples(MATH, 1, path=written(tmp_path / "bad.jsonl", [{"question": "what?"}]))

@@ -75,7 +75,7 @@ def test_a_mixture_is_what_an_export_would_fold(base: Base, small_experts: Path)
 
 def test_a_folder_without_experts_is_refused(base: Base, tmp_path: Path) -> None:
     """One line that says what is missing; nothing is computed or written."""
-    with pytest.raises(HavocError, match="holds no z_vectors_"):
+    with pytest.raises(HavocError, match="has no z_vectors_"):
         open_mixtures(base, tmp_path, SILENT)
     assert list(tmp_path.iterdir()) == []
 

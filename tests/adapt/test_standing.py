@@ -87,14 +87,14 @@ def test_what_is_no_journal_is_one_line(journal: Path, tmp_path: Path, spoil: ob
 
 
 def test_a_line_of_another_version_is_one_line(journal: Path, tmp_path: Path) -> None:
-    """Whole and with its checksum, and yet no search of this version it."""
+    """Whole and with its checksum, and yet a search of this version it."""
     path = tmp_path / "journal.jsonl"
     own = Journal(path)
     for entry in read_journal(journal)[:20]:
         if entry.get("kind") == "evaluation":
             entry["origin"] = {"kind": "bred", "century": 3, "parents": []}
         own.append(entry)
-    with pytest.raises(HavocError, match="no search of this version"):
+    with pytest.raises(HavocError, match="a search of this version"):
         read_so_far(path)
     assert canonical_json(own.entries[-1])
 

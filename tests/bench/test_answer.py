@@ -227,7 +227,7 @@ def test_keys_that_are_none(tmp_path: Path, path: Path, monkeypatch: pytest.Monk
     write_key(tmp_path, "rsa", rsa.generate_private_key(65537, 2048))
     hidden = write_key(tmp_path / "empty", "hidden", ed25519.Ed25519PrivateKey.generate(), b"word")
     for file, said in (
-        (tmp_path / "text.pem", "text.pem: not read as a private key in PEM form"),
+        (tmp_path / "text.pem", "text.pem: not a private key in PEM form"),
         (tmp_path / "rsa.key", "rsa.key: a key on an elliptic curve or of Ed25519 is needed"),
         (tmp_path / "missing.key", "missing.key: No such file"),
         (tmp_path, "not a regular file"),
@@ -236,7 +236,7 @@ def test_keys_that_are_none(tmp_path: Path, path: Path, monkeypatch: pytest.Monk
         with pytest.raises(HavocError, match=said):
             load_answerer(file)
     monkeypatch.setenv("HAVOC_SIGNING_PASSWORD", "wrong")
-    with pytest.raises(HavocError, match="hidden.key: not read"):
+    with pytest.raises(HavocError, match="hidden.key: not a private key"):
         load_answerer(hidden)
     monkeypatch.setenv("HAVOC_SIGNING_PASSWORD", "word")
     assert load_answerer(hidden)
@@ -244,7 +244,7 @@ def test_keys_that_are_none(tmp_path: Path, path: Path, monkeypatch: pytest.Monk
     record = load_record(path)
     for keyring, said in (
         (tmp_path / "none", "holds no key"),
-        (tmp_path / "text.pem", "text.pem: not read as a public key"),
+        (tmp_path / "text.pem", "text.pem: not a public key"),
         (tmp_path / "keys", "rsa.pem: a key on an elliptic curve"),
         (tmp_path / "nowhere", "nowhere: No such file"),
     ):

@@ -189,7 +189,7 @@ def test_hidden_files_are_no_part_of_a_model(tmp_path: Path) -> None:
     assert sorted(found) == ["config.json", "model.safetensors", "onnx/model.onnx", "tokenizer.bin"]
     assert [name for name, file in found.items() if is_weights(file)] == ["model.safetensors", "onnx/model.onnx"]
     (tmp_path / "odd name").write_bytes(b"x")
-    with pytest.raises(HavocError, match="no record .*'odd name'"):
+    with pytest.raises(HavocError, match="'odd name'"):
         files_of(tmp_path)
     with pytest.raises(HavocError, match="no such model"):
         hash_files(tmp_path / "nothing")

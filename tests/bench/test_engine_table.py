@@ -83,7 +83,7 @@ def test_every_engine_has_a_row(
         assert load_record(Path(row["record"])).run_id.startswith("run-")
         assert row["metrics"]["prefill_ms"] > 0
     assert found["onnxruntime-genai"]["reason"].endswith('pip install "havoc-core[genai]"')
-    assert "it opens: a .gguf file" in found["llama.cpp"]["reason"]
+    assert "opens: a .gguf file" in found["llama.cpp"]["reason"]
     assert main(["bench", *models, "--engine", "all", "--quiet", "--out", str(tmp_path / "out")]) == 2
     assert "holds records already" in capsys.readouterr().err
 
@@ -122,7 +122,7 @@ def test_what_is_of_one_artifact_is_refused(
     for words, said in (
         ([models[0], "--engine", "all", "--n", "5"], "--n is for one artifact"),
         ([models[0], "--engine", "all", "--task", "math"], "--task is for one artifact"),
-        ([*models], "2 models are measured with --engine all"),
+        ([*models], "2 models need --engine all"),
         ([str(tmp_path / "nothing"), "--engine", "all"], "not an artifact"),
     ):
         assert main(["bench", *words, "--quiet", "--out", str(tmp_path / "out")]) == 2, words

@@ -328,7 +328,7 @@ def test_an_engine_that_tells_no_logits_is_one_line(
     request = LogitsRequest(
         artifact=str(base), provider="", num_threads=1, engine="x", num_ids=9, pieces=((1,),), out=tmp_path / "x.npy"
     )
-    with pytest.raises(HavocError, match="pytest does not tell"):
+    with pytest.raises(HavocError, match="pytest reports no token probabilities"):
         engine_worker.tell_logits(request, lambda _: None)
 
 

@@ -148,7 +148,7 @@ def _given(**metrics: object) -> dict[str, Any]:
         (_given(persona_consistency=True), "persona_consistency = True"),
         (_given(persona_consistency="0.9"), "persona_consistency = '0.9'"),
         ({**GIVEN, "model": ""}, "model = ''"),
-        ({**GIVEN, "model": "elsewhere"}, "model 'elsewhere' is not there"),
+        ({**GIVEN, "model": "elsewhere"}, "model 'elsewhere' is missing"),
         ([GIVEN], "it is not an object of keys and values"),
         ({**GIVEN, "metrics": [0.9, 0.9]}, "metrics is not an object of keys and values"),
         ("{", "not valid JSON"),

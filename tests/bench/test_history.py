@@ -268,7 +268,7 @@ def test_bad_input_is_one_line_and_the_right_code(tmp_path: Path, capsys: pytest
         ([torn], 2, "1 file could not be read"),
         ([busy], 4, "none of 1 record counts"),
         ([good, "--target", "gtx1660"], 5, "none of 1 record is of the target gtx1660"),
-        ([good, "--json", "--markdown"], 2, "two forms of one answer"),
+        ([good, "--json", "--markdown"], 2, "--json and --markdown"),
     ):
         assert main(["history", *map(str, words)]) == code
         line = capsys.readouterr().err

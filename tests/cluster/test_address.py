@@ -29,14 +29,14 @@ def test_addresses(text: str, address: str, is_local: bool) -> None:
 @pytest.mark.parametrize("text", ["tcp://10.0.0.7:8786", "box:8786", "tcp://0.0.0.0:8786", "tcp://127.0.0.1.evil:8786"])
 def test_a_plain_address_elsewhere_is_refused(text: str) -> None:
     """Names are not looked up: one that leads to loopback today may lead elsewhere tomorrow."""
-    with pytest.raises(HavocError, match="reached by TLS alone"):
+    with pytest.raises(HavocError, match="needs TLS"):
         Address.parse(text)
 
 
 @pytest.mark.parametrize("text", ["", "tcp://", "http://127.0.0.1:8786", "127.0.0.1:port", "tls://:8786"])
 def test_what_is_no_address(text: str) -> None:
     """One line says how they are written."""
-    with pytest.raises(HavocError, match="is no address of a scheduler"):
+    with pytest.raises(HavocError, match="is not a scheduler's address"):
         Address.parse(text)
 
 
@@ -46,7 +46,7 @@ def test_certificates_that_are_missing_or_broken(tmp_path: Path) -> None:
     address = Address.parse("tls://127.0.0.1:8786")
     with pytest.raises(HavocError, match="--tls-ca, --tls-cert and --tls-key"):
         security(address, TlsFiles(), "client")
-    with pytest.raises(HavocError, match="certificates .*: give tls"):
+    with pytest.raises(HavocError, match="give tls"):
         security(Address.parse("127.0.0.1"), TlsFiles(key=tmp_path / "key.pem"), "client")
     broken = tmp_path / "broken.pem"
     broken.write_text("no certificate")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from havoc_core.cluster.errands import StoredFile, Tree
+from havoc_core.cluster.worker_requests import StoredFile, Tree
 from havoc_core.cluster.store import Store, pieces_of, tree_of
 from havoc_core.errors import HavocError, MeasurementError
 
@@ -72,5 +72,5 @@ def test_no_path_leads_out_of_the_store(name: str) -> None:
 
 def test_a_content_is_named_by_a_hash_alone(tmp_path: Path) -> None:
     """A hash that is a path is refused too."""
-    with pytest.raises(HavocError, match="no SHA-256"):
+    with pytest.raises(HavocError, match="not a SHA-256"):
         Store(tmp_path / "store").keep(StoredFile(sha256="../x", num_bytes=1), 0, b"x")

@@ -47,7 +47,7 @@ def test_its_own_positions_keep_their_angles() -> None:
 def test_what_cannot_be_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A context that the base has anyway, and an artifact, whose graph ends where it ends: one line each, exit 2."""
     code, _, error = generated(capsys, "--prompt", SHORT, "--context", "10")
-    assert (code, "a context of 10 tokens: " in error) == (2, True)
+    assert (code, "a context of 10 tokens: this base" in error) == (2, True)
     artifact = export_artifact("pico", tmp_path / "artifact")
     assert main(["generate", str(artifact), "--prompt", "a", "--context", "4096"]) == 2
     assert "give the base" in capsys.readouterr().err

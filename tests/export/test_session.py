@@ -172,7 +172,7 @@ def test_the_contrib_dialect_says_which_padding_it_takes(base_directory: Path, t
         session.extend(np.full((2, 2), 5), None, past)
     with pytest.raises(HavocError, match="padding among 2 new tokens"):
         session.extend(np.full((1, 2), 5), mask[1:], session.keep_rows(past, np.array([1])))
-    with pytest.raises(HavocError, match="padding behind a token"):
+    with pytest.raises(HavocError, match="padding after a token"):
         session.prefill(np.full((1, 2), 5), np.array([[1, 0]]))
 
 

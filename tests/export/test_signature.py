@@ -131,8 +131,8 @@ def test_a_signature_that_leaves_a_file_out_is_refused(signed: Path, keys: Path,
     ("key", "message"),
     [
         ("locked.pem", "the key is encrypted; put its password into the environment as HAVOC_SIGNING_PASSWORD"),
-        ("other.pem", "not read as a private key on P-256, P-384 or P-521"),
-        ("mine.pub", "not read as a private key on"),
+        ("other.pem", "not a private key on P-256, P-384 or P-521"),
+        ("mine.pub", "not a private key on"),
         ("absent.pem", "absent.pem: No such file"),
     ],
 )

@@ -70,8 +70,8 @@ def test_every_combination_has_a_name() -> None:
         ),
         (("int4", "fp32", 32, True, "gptq", 1.0, "auto", 8.6), "alone take 4.5, and 8.5 with int8 everywhere"),
         (("int4", "fp32", 32, True, "gptq", 1.0, "auto", math.nan), "nan bits a weight"),
-        (("keep", "fp32", 64), "kept blocks are those of the file: leave out block size 64, or take int8 or int4"),
-        (("keep", "fp32", 32, True, "rtn", 0.5), "kept blocks are those of whole matrices: leave out the share"),
+        (("keep", "fp32", 64), "leave out block size 64, or take int8 or int4"),
+        (("keep", "fp32", 32, True, "rtn", 0.5), "leave out the share"),
         (("int8", "fp16", 32, True, "rtn", 1.0, "int8"), "int8 compute rounds fp32 activations: leave it out, or ask"),
     ],
 )

@@ -105,5 +105,5 @@ def test_a_size_without_a_picture_is_refused(tmp_path: Path) -> None:
     """It would be ignored."""
     path = of_size(tmp_path, 224)
     path.write_text(path.read_text().replace('image = "image"', ""))
-    with pytest.raises(HavocError, match="name prompt.image"):
+    with pytest.raises(HavocError, match="name prompt.image too"):
         load_task(str(path))

@@ -131,7 +131,7 @@ def test_a_generator_that_runs_dry_says_how_many_rows_it_has(monkeypatch):
     monkeypatch.setattr(math, "make_row", lambda rng, index: {"question": f"{rng.randrange(40)}?", "answer": "#### 1"})
     small = load_task("math")
     found = []
-    with pytest.raises(HavocError, match=r"\d+ rows for the train"):
+    with pytest.raises(HavocError, match=r"\d+ different rows for the train split"):
         found.extend(generated_rows(small, "train", 0))
     num_there = len(list(itertools.islice(generated_rows(small, "train", 0), 20)))
     assert num_there == 20
@@ -239,7 +239,7 @@ def test_the_searchs_reader_cannot_open_the_gate():
     reader = search_reader(seed=3)
     assert reader.rows("math", "search", 4) == rows("math", "search", 4, seed=3)
     assert reader.rows("math", "train", 4) == rows("math", "train", 4, seed=3)
-    with pytest.raises(HavocError, match="the gate split stays closed"):
+    with pytest.raises(HavocError, match="the gate split is closed"):
         reader.rows("math", "gate", 1)
 
 

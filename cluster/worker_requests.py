@@ -1,10 +1,10 @@
-"""What a search asks of a worker: frozen dataclasses, JSON on the wire (`messages`), never code.
+"""What a search asks of a worker: frozen dataclasses, sent as JSON (`messages`), never code.
 
-Offer           what a worker says of itself when it registers
-Tree            files by their path in a folder and by their content's hash
-Lacking, Piece  which of a tree's files a worker has not got; a part of one of them
-ScoreErrand     one job of `jobs` over the files of a tree
-MeasureErrand   measure the artifact that a tree is, on the device that was offered
+Offer           what a worker says about itself when it registers
+Tree            the files of a folder: path, hash and size of each
+Lacking, Piece  which files of a tree the worker still lacks; a part of one file
+ScoreTree       one job of `jobs` over the files of a tree
+MeasureTree     measure the artifact in a tree on the device that was offered
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from ..storage import sha256_json
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """What a worker says of itself: its HAVOC, whether it scores, and the device it measures on, None for none.
+    """What a worker says about itself: its versions, whether it scores, and the device it measures on (None: none).
 
-    `token` is new for every process, so that a worker which was started again on the same port is another one.
+    `token` is new for every process, so a worker that was restarted on the same port counts as another worker.
     """
 
     version: str
@@ -44,7 +44,7 @@ class StoredFile:
 
 @dataclass(frozen=True)
 class Tree:
-    """The files of a folder by their paths in it, "/" between the parts. A path that leads out is a `HavocError`."""
+    """The files of a folder by their relative paths, written with "/". A path out of the folder is a `HavocError`."""
 
     files: dict[str, StoredFile]
 
@@ -63,22 +63,22 @@ class Tree:
 
 @dataclass(frozen=True, kw_only=True)
 class Lacking:
-    """Ask which of a tree's contents are not there: a list of their hashes."""
+    """Ask which contents of a tree the worker lacks; the result is a list of their hashes."""
 
     tree: Tree
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Keep bytes of a file from `start` on; they travel beside this message. The last one completes the file."""
+    """Store bytes of a file from offset `start`; they are sent beside this message. The last piece ends the file."""
 
     file: StoredFile
     start: int
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoreErrand:
-    """Answer rows, or say how far mixtures moved: one of both. The paths of their place are those of the tree."""
+class ScoreTree:
+    """Answer rows, or compute how far mixtures moved: exactly one is set. All paths are relative to the tree."""
 
     tree: Tree
     answer: AnswerRequest | None = None
@@ -86,7 +86,7 @@ class ScoreErrand:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MeasureErrand:
+class MeasureTree:
     """Measure an artifact for a few seconds on the device whose fingerprint was offered; see `bench.measure_cost`."""
 
     tree: Tree
@@ -100,10 +100,10 @@ class MeasureErrand:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredOnce:
-    """Medians of one measurement by metric, and what disturbed it, "" for nothing."""
+    """The medians of one measurement by metric, and what disturbed it ("": nothing)."""
 
     values: dict[str, float]
     disturbance: str
 
 
-Errand = Lacking | Piece | ScoreErrand | MeasureErrand
+WorkerRequest = Lacking | Piece | ScoreTree | MeasureTree
