@@ -75,7 +75,7 @@ class EngineModel(TimedModel):
         self.time_prefill(into)
 
     def time_episode(self, *, counts: bool = True) -> dict[str, Any]:
-        """Decode after a new context; one that does not count asks for few tokens, because an engine cannot be stopped."""
+        """Decode after a new context; what does not count asks for few tokens: an engine cannot be stopped."""
         num_context, num_tokens = self.workload.context_tokens, self.workload.decode_tokens
         if not counts:
             num_context, num_tokens = min(num_context, timing.UNCOUNTED_CONTEXT_TOKENS), min(num_tokens, 8)

@@ -399,10 +399,8 @@ def test_a_folder_of_many_files_has_one_writer(tmp_path: Path) -> None:
             except HavocError as error:
                 print(error)
         """
-        assert (
-            run_child(script, out).communicate(timeout=60)[0]
-            == f"{out} is being written by another process; wait until it ends\n"
-        )
+        refusal = f"{out} is being written by another process; wait until it ends\n"
+        assert run_child(script, out).communicate(timeout=60)[0] == refusal
         write_text(out / "file", "x")
     assert run_child(script, out).communicate(timeout=60)[0] == "in\n"
     assert [path.name for path in out.iterdir()] == ["file"]

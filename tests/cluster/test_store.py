@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from havoc_core.cluster.worker_requests import StoredFile, Tree
 from havoc_core.cluster.store import Store, pieces_of, tree_of
+from havoc_core.cluster.worker_requests import StoredFile, Tree
 from havoc_core.errors import HavocError, MeasurementError
 
 
