@@ -81,5 +81,7 @@ def security(address: Address, tls: TlsFiles, role: Literal["client", "worker"])
         found.get_listen_args(role)
     except OSError as error:  # ssl.SSLError is one
         files = ", ".join(str(getattr(found, name))[:200] for name in given)
-        raise HavocError(f"TLS: {error.strerror or error}; are these a CA, a certificate and its key (PEM)? {files}") from None
+        raise HavocError(
+            f"TLS: {error.strerror or error}; are these a CA, a certificate and its key (PEM)? {files}"
+        ) from None
     return found
