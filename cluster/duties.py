@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
 PLUGIN = "havoc"
 """The name under which Dask's worker keeps its `Duties`."""
-_REQUESTS: dict[str, type[WorkerRequest]] = {
-    kind.__name__: kind for kind in (Lacking, Piece, ScoreTree, MeasureTree)
-}
+_REQUESTS: dict[str, type[WorkerRequest]] = {kind.__name__: kind for kind in (Lacking, Piece, ScoreTree, MeasureTree)}
 _COST_METRICS = ("prefill_ms", "peak_bytes", "decode_tok_per_s")
 
 

@@ -124,9 +124,7 @@ class CandidateSessions:
         """Everything of one structure from `tensors`; a calibration on the bundled text where it asks for one."""
         config = self._source.config
         if structure.weight_format == "keep":
-            raise HavocError(
-                "keep stores the blocks of a GGUF file, but a mixture has none: search int4 or int8"
-            )
+            raise HavocError("keep stores the blocks of a GGUF file, but a mixture has none: search int4 or int8")
         storage = plan_storage(self._source, structure, tensors)
         models = build_graphs(config, structure, self._options, layout=storage.layout)
         items = encoded_initializers(
