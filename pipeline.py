@@ -178,7 +178,7 @@ def require_eyes(recipe: Recipe, base: Base) -> None:
 
 
 def require_rows(recipe: Recipe) -> None:
-    """Refuse real data sets that lack rows, before hours of training; the gate uses the rows that exist, up to its number."""
+    """Refuse real data sets that lack rows, before training; the gate uses the rows that exist, up to its number."""
     from .adapt.tasks.sources import rows
     from .measuring import recipe_tasks
 
