@@ -1,7 +1,7 @@
-"""What each verb of `havoc` is told: one function a verb adds its arguments to the verb's parser.
+"""The arguments of each verb of `havoc`: one function for each verb adds them to the verb's parser.
 
-The name of an option is the name of its attribute (`--max-new-tokens` is `args.max_new_tokens`), paths arrive as `Path`
-and None means that the verb's own settings decide. Nothing heavy is imported: these run for `havoc --help`.
+An option's attribute has the option's name (`--max-new-tokens` is `args.max_new_tokens`), paths are `Path` objects, and
+None means that the verb's own settings decide. No heavy module is imported, because these run for `havoc --help`.
 """
 
 from __future__ import annotations
@@ -312,7 +312,7 @@ def add_eval(parser: Parser) -> None:
 
 
 def _add_dispatch(parser: Parser) -> None:
-    """What both `eval` and `generate` are told of two-pass inference, but the way itself."""
+    """The options of two-pass inference that `eval` and `generate` share, without --dispatch itself."""
     parser.add_argument("--experts", type=Path, metavar="DIR", help="folder of z_vectors_*.safetensors to choose from")
     examples_help = "few-shot: solved rows of the task that alpha is found on (default: 5)"
     parser.add_argument("--examples", type=_positive, metavar="K", help=examples_help)

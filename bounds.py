@@ -1,7 +1,7 @@
 """What raw samples prove: confidence bounds without a distribution assumed, computed when a record is read.
 
-In the standard library alone, because loading scipy takes longer than judging a record; the tests hold every function
-against scipy's. Each bound is one-sided at `confidence`.
+It uses the standard library only, because loading scipy takes longer than judging a record; the tests compare every
+function with scipy's. Each bound is one-sided at `confidence`.
 
 Quantiles use order statistics (David & Nagaraja, Order Statistics, 7.1): the k-th smallest of n samples lies above the
 q-quantile with probability Binomial(n, q).cdf(k - 1). Shares use the exact interval of Clopper & Pearson (1934). Rates

@@ -261,7 +261,7 @@ _MAX_RECIPE_BYTES = 1_000_000
 
 
 class Recipe(_Section):
-    """The settings of one run; one section per room of the house."""
+    """The settings of one run, in sections."""
 
     model: ModelSettings = ModelSettings()
     data: DataSettings = DataSettings()

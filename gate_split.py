@@ -1,7 +1,7 @@
-"""The gate split, opened once every choice has been made: the artifact's answers, and the base's and experts' beside.
+"""The gate split, opened after every choice has been made: answers of the artifact, the base and the experts.
 
-What has been answered stands in `gate.jsonl`, a part of the rows a line, so a run that was stopped asks only the rest.
-A line counts for the base, experts, tasks and data that it was answered with; the artifact's for the same files alone.
+`gate.jsonl` holds the answers, a part of the rows in each line, so a stopped run asks only the other rows. A line is
+valid for the base, experts, tasks and data that answered it; a line of the artifact is valid for the same files only.
 """
 
 from __future__ import annotations
@@ -144,12 +144,12 @@ def score_rows(
     journal: GateJournal,
     progress: Progress,
 ) -> dict[str, Any]:
-    """Let base and experts answer the gate split, and put the artifact's answers, `mixture` of `alpha`, beside them.
+    """Let base and experts answer the gate split, and compare them with the artifact's answers, `mixture` of `alpha`.
 
-    All answer the same rows; an expert that changes nothing answers as the base does and is not asked again. `margin`
-    is the mixture's mean over the tasks less the other's, with a 95 % interval of the paired differences; `is_proven`
-    says that it lies above 0. `gains` hold each expert against the base on its own task in the same way, `kl_to_base`
-    is KL(adapted || base) by task in nats a predicted token.
+    All answer the same rows; an expert that changes nothing answers like the base and is not asked. `margin` is the
+    mixture's mean over the tasks minus the other's, with a 95 % interval of the paired differences; `is_proven` says
+    that the interval is above 0. `gains` compare each expert with the base on its own task in the same way.
+    `kl_to_base` is KL(adapted || base) by task, in nats per predicted token.
     """
     tasks = [task.name for task in recipe_tasks(place.recipe)]
     alphas = {expert.domain: [float(expert is other) for other in experts] for expert in experts}

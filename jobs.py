@@ -1,8 +1,8 @@
-"""What the pipeline has done in worker processes: train an expert, answer rows with a mixture, say how far it moved.
+"""The jobs of worker processes: train an expert, answer rows with a mixture, compute a mixture's KL from the base.
 
-A request says where recipe, basis and experts lie, and what this job is about. A worker that is asked again about the
-same recipe keeps base, experts and rows. Every job computes with the threads it is told, so what it
-answers does not depend on how many workers there are.
+A request names the paths of recipe, basis and experts, and the job. A worker keeps base, experts and rows for further
+requests of the same recipe. Each request sets the number of threads, so the result does not depend on the number of
+workers.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The whole story on one screen: base -> experts -> mixture -> artifact -> record -> verdict -> report -> handoff.
 
-Each stage reads what the one before left in the output folder and leaves its own result there whole, so a run that was
-stopped goes on where it was: the same command finds what is finished and does the rest.
+Each stage reads the results of earlier stages from the output folder and writes its own result there, complete or not
+at all. So the same command continues a stopped run: it finds the finished stages and does the rest.
 
     recipe.toml                         what this folder is the result of
     basis.safetensors experts/          singular-value basis, one z vector file an expert
@@ -62,8 +62,8 @@ def run(
 ) -> list[tuple[str, Judgement]]:
     """Carry `recipe` out in the folder `out`; return each target's name and judgement.
 
-    `num_threads` is what each job computes with, None: what its size is worth; `handed` is what phase 6 handed over,
-    whose model is then the base.
+    `num_threads` is the number of threads of each job (None: chosen by the size of the model); `handed` is the handoff
+    of phase 6, whose model is then the base.
     """
     from .bench.report import phase6
     from .bench.report.folder import write_report
@@ -111,7 +111,7 @@ def run(
 
 
 def with_base(recipe: Recipe, handed: HandedOver) -> Recipe:
-    """Return the recipe with the model that phase 6 hands over as its base; one that names another is refused."""
+    """Return the recipe with the model of the phase 6 handoff as its base; a recipe with another base is refused."""
     named = recipe.model.base if "base" in recipe.model.model_fields_set else None
     if named is not None and Path(named).resolve() != handed.model:
         raise HavocError(
@@ -141,7 +141,7 @@ def require_inputs(recipe: Recipe) -> None:
 
 
 def require_pinned_data(recipe: Recipe, target: Target, tasks: Sequence[Task]) -> None:
-    """Refuse data, or a task file, that is not what a target pins, before hours of work for a record it refuses."""
+    """Refuse data or a task file that differs from a target's pin, before hours of work on a record it would refuse."""
     from .adapt.tasks.sources import data_hash
 
     for task in tasks:
@@ -178,7 +178,7 @@ def require_eyes(recipe: Recipe, base: Base) -> None:
 
 
 def require_rows(recipe: Recipe) -> None:
-    """Refuse real data sets that lack rows, before hours of training; the gate takes what there is, up to its own."""
+    """Refuse real data sets that lack rows, before training; the gate uses the rows that exist, up to its number."""
     from .adapt.tasks.sources import rows
     from .measuring import recipe_tasks
 
@@ -205,7 +205,7 @@ def require_experts(recipe: Recipe, folder: Path) -> None:
 
 
 def claim_folder(recipe: Recipe, out: Path) -> None:
-    """Bind `out` to `recipe`: a folder of another recipe is refused, so results never mix."""
+    """Bind `out` to `recipe`: a folder of another recipe is refused, so results of two recipes never mix."""
     marker = out / "recipe.toml"
     if not marker.exists():
         if out.is_dir() and any(not path.name.startswith(".") for path in out.iterdir()):
@@ -218,7 +218,7 @@ def claim_folder(recipe: Recipe, out: Path) -> None:
 
 
 def forget_undone(place: Place, tracking: Tracking) -> None:
-    """Take out of the metrics what belongs to work that will begin anew, since nothing of it is left in the folder."""
+    """Remove the metrics of work that will start again, because the folder holds no results of it."""
     from .adapt.expert import expert_path
     from .adapt.training_state import state_path
     from .measuring import recipe_tasks
@@ -232,14 +232,14 @@ def forget_undone(place: Place, tracking: Tracking) -> None:
 
 
 def journal_path(out: Path) -> Path:
-    """Where a search keeps every evaluation."""
+    """The path where a search keeps every evaluation."""
     return out / "search" / "journal.jsonl"
 
 
 def train_experts(
     place: Place, base: Base, progress: Progress, *, follow: Callable[[], None] = lambda: None
 ) -> tuple[Basis, list[Expert]]:
-    """Compute the basis and train one expert a task, in worker processes; those whose file is there are read back."""
+    """Compute the basis and train one expert per task in worker processes; experts with a file are read instead."""
     from .adapt.basis import base_basis
     from .adapt.expert import expert_path
     from .jobs import TrainRequest, training_settings, training_workers
@@ -388,7 +388,7 @@ def write_torch_files(
 
 
 def require_mixture(artifact: Path, base: Base, experts: Sequence[Expert], alpha: Sequence[float]) -> None:
-    """Refuse an artifact that is there already and was made from anything else than what the search chose."""
+    """Refuse an existing artifact that was not made from the search's choice."""
     from .export.runtime.artifact import read_manifest
 
     manifest = read_manifest(artifact)
@@ -399,7 +399,7 @@ def require_mixture(artifact: Path, base: Base, experts: Sequence[Expert], alpha
 
 
 def linked(document: dict[str, Any], artifact: Path) -> dict[str, Any]:
-    """Name in a document the artifact it belongs to, so that no report shows it beside the record of another."""
+    """Add the artifact's hash to a document, so that no report shows it with the record of another artifact."""
     from .bench.report.search_files import artifact_hash
     from .export.runtime.artifact import read_manifest
 
@@ -422,9 +422,9 @@ def measure_artifact(
 ) -> None:
     """Do the first target's work with the artifact, in fresh processes, and open the gate split once.
 
-    `enter` is told the number of each stage of the run that begins in here.
-    Leaves `gate.jsonl`, `scores.json` and `record.json`. It waits a while for other work on the machine to end.
-    The record is written last: it is the mark that both are there.
+    `enter` is called with the number of each stage that begins here. The results are `gate.jsonl`, `scores.json` and
+    `record.json`. It waits a while for other work on the machine to end. The record is written last: it shows that the
+    other files are complete.
     """
     from .bench.accuracy import add_accuracy
     from .bench.measure import measure
@@ -457,7 +457,7 @@ def measure_artifact(
 
 
 def require_measured(artifact: Path, path: Path) -> None:
-    """Refuse a finished folder whose artifact is no longer the one that its record was made from."""
+    """Refuse a finished folder if its artifact is no longer the one that its record was made from."""
     from .bench.judge.gate import hash_artifact
     from .bench.judge.identity import artifact_problem
     from .bench.judge.record import load_record

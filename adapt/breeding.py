@@ -102,9 +102,9 @@ def candidate_at(point: Mapping[str, Any], settings: SearchSettings) -> Candidat
 
 
 def repaired(point: Mapping[str, Any], settings: SearchSettings) -> tuple[Point, bool]:
-    """Put a point into the bounds, to a sum of 1 where that is asked, and onto the grid; say whether it was moved.
+    """Move a point into the bounds, to a sum of 1 if required, and onto the grid; say whether it was moved.
 
-    Falling onto the grid is no move.
+    Rounding to the grid does not count as a move.
     """
     low, high = settings.alpha_bounds
     before = [float(point[domain]) for domain in settings.domains]

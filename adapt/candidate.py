@@ -1,7 +1,7 @@
-"""What a search evaluates, what it depends on, and what an evaluation holds.
+"""A search's candidates, settings and evaluations.
 
-A candidate is alpha, one weight per expert inside the bounds, and a structure, for a folded mixture costs the same
-whatever its alpha.
+A candidate is alpha (one weight per expert, inside the bounds) and a structure. The cost depends on the structure only:
+a folded mixture costs the same for any alpha.
 """
 
 from __future__ import annotations
@@ -101,14 +101,14 @@ class Evaluation:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SearchSettings:
-    """What the course of a search depends on. `limits` are the constraints: metric to (comparison, value).
+    """All settings that a search's result depends on. `limits` are the constraints: metric to (comparison, value).
 
-    What a recipe says has its default there: `measuring.search_settings` makes these of its section `[search]`.
+    Their defaults are in the recipe: `measuring.search_settings` makes these settings from its section `[search]`.
     `alpha_bounds` hold for every weight; `normalize_alpha` scales each alpha to a sum of 1, as seed 003 asks. A
     candidate answers `num_repeats` samples of rows, and its accuracy is the share over all of them. `max_kl` limits the
-    KL divergence of a mixture from the base in each domain, None: nothing does. `evidence` says whether the costs are
-    of the target's device; those of another one are held against no limit. `measured` names what the measurer measures
-    and on what (base, experts, rule, rows, device): plain JSON values, so that a journal of anything else is refused.
+    KL divergence of a mixture from the base in each domain (None: no limit). `evidence` says whether the costs are of
+    the target's device; limits are not applied to costs of another device. `measured` names what is measured and on
+    what (base, experts, rule, rows, device), as plain JSON values: a journal with other values is refused.
     """
 
     domains: tuple[str, ...]

@@ -52,7 +52,7 @@ def _texts_of(paths: Sequence[Path]) -> dict[str, str]:
         raise HavocError(f"two of the texts are files called {twice[0]}: rename one, since a record lists them by name")
     texts = {path.name: _text_of(path) for path in paths}
     if not any(texts.values()):
-        raise HavocError("the files hold no text: give some that do")
+        raise HavocError("the files hold no text: give files with text")
     return texts
 
 
@@ -66,7 +66,7 @@ def handle_tokenizer(args: argparse.Namespace) -> int:
         raise HavocError(f"{args.out} holds a tokenizer; remove it or choose another --out")
     texts = [_text_of(path) for path in args.texts]
     if not any(texts):
-        raise HavocError("the files hold no text: give some that do")
+        raise HavocError("the files hold no text: give files with text")
     with make_progress(quiet=args.quiet).stage("tokenizer", None):
         tokenizer = train_tokenizer((line for text in texts for line in text.splitlines(True)), args.vocab_size)
     tokenizer.save(args.out)

@@ -42,8 +42,8 @@ class DeltaFigures:
     def read(self, *, gradient_scale: float = 1.0) -> dict[str, float | None]:
         """Each figure of each matrix, under "layer/matrix/figure", such as "0/q_proj/norm".
 
-        The gradients are those at hand times `gradient_scale`. None for a gradient that is not there, and for the
-        effective rank of a change that is 0.
+        The gradients are the current ones times `gradient_scale`. None for a missing gradient, and for the effective
+        rank of a change that is 0.
         """
         found: dict[str, float | None] = {}
         for names, parameters, singular_values_KR in self._groups:

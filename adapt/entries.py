@@ -1,4 +1,4 @@
-"""What a line of a search's journal may say, checked as it is read: a checksum proves only that nobody damaged it."""
+"""The valid lines of a search's journal, checked when read: a checksum only proves that a line is undamaged."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ def _signed(metric: str, value: float) -> float:
 def violations(evaluation: Evaluation, settings: SearchSettings, set_aside: Collection[str] = ()) -> list[float]:
     """How far each limit is missed, relative to it; infinitely far by a candidate that failed; at most 0 means met.
 
-    One for each limit of the settings, and the last for the KL divergence from the base. A limit that is `set_aside`,
-    or on a cost of another device than the target's, is broken by nobody.
+    One value for each limit of the settings, and the last for the KL divergence from the base. A limit that is
+    `set_aside`, or on a cost of another device than the target's, counts as met by every candidate.
     """
     if evaluation.reason:
         return [_FAILED] * (len(settings.limits) + 1)

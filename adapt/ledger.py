@@ -1,8 +1,8 @@
 """The journal of a search and the measurer behind it: nothing finished is measured twice.
 
-Every finished cost and every answered sample is a line of `journal.jsonl`, under a key that names the structure or the
-candidate and the sample. A search that was killed reads it back and goes on, with the same result as if it had never
-stopped. How fast it has been stands in `pace.json` beside it, for those who watch: no result depends on it.
+Every finished cost and every answered sample is a line of `journal.jsonl`, under a key that names the structure, or the
+candidate and the sample. A search that was killed reads the journal and continues, with the same result as without the
+stop. `pace.json` in the same folder holds its speed, for progress displays: no result depends on it.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Measurer(Protocol):
     """How candidates are measured; the pipeline hands over the bench."""
 
     def costs(self, structures: Sequence[Structure]) -> Iterable[Cost | HavocError]:
-        """Measure `COST_OBJECTIVES` of each structure in a fresh process, again while something disturbs it.
+        """Measure `COST_OBJECTIVES` of each structure in a fresh process; repeat it while something disturbs it.
 
-        In the order of the structures, each as soon as it may be; one that fails gives its error in its place. Equal
-        ones beside each other are repeats: those of a structure that failed give the same error.
+        Yields results in the order of the structures, each as soon as it is known; a structure that fails yields its
+        error. Equal neighbours are repeats: all repeats of a failed structure yield the same error.
         """
 
     def answers(self, candidates: Sequence[Candidate], *, sample: int) -> Iterable[Answers | HavocError]:
-        """Answer the rows of search-split sample number `sample`; the same rows every time, others in each sample.
+        """Answer the rows of search-split sample number `sample`; each sample has its own rows, the same every time.
 
-        In the order of the candidates, each as soon as it may be; one that fails gives its error in its place.
+        Yields results in the order of the candidates, each as soon as it is known; one that fails yields its error.
         """
 
     def divergences(self, alphas: Sequence[Sequence[float]]) -> Iterable[Mapping[str, float] | HavocError]:
@@ -89,9 +89,9 @@ class Ledger:
         return self._known[key]
 
     def costs(self, structures: Sequence[Structure]) -> Iterator[list[Cost] | str]:
-        """Measure structures as often as their noise needs, in their order: the costs of each, or why there are none.
+        """Measure structures as often as their noise requires, in their order: the costs of each, or why it has none.
 
-        Values that are not finite or not positive are no costs.
+        Values that are not finite or not positive are rejected.
         """
         keys = [
             [f"cost:{storage.sha256_json(one.to_fields())[:16]}:{n}" for n in range(NUM_COST_REPEATS)]
@@ -116,7 +116,7 @@ class Ledger:
     ) -> Iterator[Evaluation]:
         """Measure candidates, in their order; a `HavocError` becomes an infeasible candidate with its reason.
 
-        Each answers all `samples`; where a candidate came from stands in the journal beside its answers.
+        Each answers all `samples`; the journal records a candidate's origin with its answers.
         """
         structures = list(dict.fromkeys(candidate.structure for candidate in candidates))
         found = zip(structures, self.costs(structures), strict=True)
@@ -140,7 +140,7 @@ class Ledger:
                 yield Evaluation(candidate, joined(answers), cost, kl_to_base=kl_to_base)
 
     def _kls(self, alphas: Sequence[tuple[float, ...]]) -> dict[tuple[float, ...], Mapping[str, float] | str]:
-        """Each alpha's KL divergence from the base by domain, or why there is none; nothing where nothing limits it."""
+        """Each alpha's KL divergence from the base by domain, or why there is none; empty if no limit needs it."""
         if self._max_kl is None:
             return {alpha: {} for alpha in alphas}
         keys = {alpha: f"kl:{storage.sha256_json(alpha)[:16]}" for alpha in alphas}

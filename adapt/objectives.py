@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingSettings:
-    """What one expert's training depends on, beside the base, the basis and the task.
+    """All settings that one expert's training depends on, besides the base, the basis and the task.
 
-    What a recipe says has its default there: `commands.training_settings` makes these of its section `[experts]`.
+    Their defaults are in the recipe: `commands.training_settings` makes these settings from its section `[experts]`.
     `trained_layers` is the number of last layers whose matrices are trained, None for all: the others keep delta = 0.
     `optimizer` defaults to seed 003's `MuGrokConfig.from_phase(7)`; its `kl_coefficient` is beta. `rows` are drawn
     from the train split, all it has where they are fewer; `num_validation_rows` of the search split are scored every
@@ -141,10 +141,10 @@ def method_for(task: Task, method: Method) -> Method:
 
 
 def rows_of_step(num_rows: int, num_chosen: int, *, seed: str, step: int) -> list[int]:
-    """Indices of the rows of a step: epochs in an order of their own each, so every row is met as often as any other.
+    """Indices of the rows of a step: each epoch has its own order, so all rows are used equally often.
 
-    Depends on the arguments alone, so a training that is resumed meets the same rows. A step never holds a row twice
-    while `num_chosen` is at most `num_rows`; more are cut down to all rows.
+    They depend only on the arguments, so a resumed training uses the same rows. A step never has a row twice. If
+    `num_chosen` is above `num_rows`, a step has all rows once.
     """
     num_chosen = min(num_chosen, num_rows)
     steps_per_epoch = num_rows // num_chosen

@@ -1,7 +1,7 @@
-"""How fast a search is: seconds of work that costs and answered samples took, kept beside its journal.
+"""The pace of a search: the seconds that its costs and answered samples took, stored next to its journal.
 
-`pace.json` is rewritten at most once a second. It is for those who watch and for estimates: no result depends on it,
-and one that cannot be read counts as none. Pauses between two runs of a search do not count.
+`pace.json` is rewritten at most once a second. It is for progress displays and estimates: no result depends on it, and
+a file that cannot be read is ignored. Pauses between two runs of a search do not count.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Pace:
 
 
 def read_pace(folder: Path) -> Pace:
-    """Return the pace of the search whose journal lies in `folder`; nothing counted where it is not known."""
+    """Return the pace of the search whose journal is in `folder`; an empty pace if it is unknown."""
     try:
         found = storage.read_json(folder / FILE_NAME, max_bytes=_MAX_BYTES)
         pace = Pace(**found)

@@ -41,11 +41,11 @@ def paired_margin(ours: Answers, theirs: Answers, *, one_sided: float = TWO_SIDE
 def paired_over_seeds(ours: Sequence[Sequence[bool]], theirs: Sequence[Sequence[bool]]) -> dict[str, Any]:
     """Mean paired difference in share right of several runs on the same rows, with its 95 % interval.
 
-    One list of rows a run; run i of ours is held against run i of theirs, as trained with the same seed. The interval
-    is for other rows and other seeds: the variance of the mean over the rows, as `paired_margin` takes it, and that of
-    the mean over the seeds add up, with the degrees of freedom of Welch and Satterthwaite. A row's own differences hold
-    some of the scatter of the seeds already, so the interval is rather too wide than too narrow. One run says nothing
-    of other seeds: the interval is then `paired_margin`'s.
+    There is one list of rows per run; run i of ours is compared with run i of theirs, trained with the same seed. The
+    interval covers other rows and other seeds: it adds the variance of the mean over the rows, as in `paired_margin`,
+    and the variance of the mean over the seeds, with the degrees of freedom of Welch and Satterthwaite. The differences
+    of rows already contain a part of the scatter of the seeds, so the interval is too wide rather than too narrow. One
+    run says nothing about other seeds: the interval is then that of `paired_margin`.
     """
     num_seeds, num_rows = len(ours), len(ours[0])
     differences = [

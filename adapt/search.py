@@ -1,13 +1,13 @@
-"""Search mixture and structure with NSGA-II, against measurements that are handed in.
+"""Search mixture and structure with NSGA-II; the caller provides the measurer.
 
-Cost is measured twice per structure, in fresh processes; the widest difference of two such measurements is the
-objective's noise floor. An objective whose range over the structures stays inside its floor is frozen and named,
-because what NSGA-II would find in it is luck; so are figures of speed that were measured beside other work. Accuracy is
-paired: every candidate answers the same rows of the search split. Limits are constraints, the KL divergence from the
-base among them; one on a cost that no structure meets is set aside, because it tells no candidate from another; a
-failed candidate is infeasible with its reason. The best few are scored again on fresh rows of the search split, so that
-the choice is not the luckiest of many, and among them the best of the points the program starts from and the best of
-those it bred: the result says whether breeding found anything.
+Cost is measured twice per structure, in fresh processes. The largest difference between two such measurements is the
+objective's noise floor. An objective whose range over the structures is within its floor is frozen and named, because
+NSGA-II would only find luck in it. Figures of speed that were measured beside other work are frozen too. Accuracy is
+paired: every candidate answers the same rows of the search split. Limits are constraints, also the one on the KL
+divergence from the base. A limit on a cost that no structure meets is set aside, because it does not separate the
+candidates. A failed candidate is infeasible, with its reason. The best few candidates are scored again on fresh rows of
+the search split, so the choice is not the luckiest of many. They include the best starting point and the best bred
+point, so the result says whether breeding found anything.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ _TELLING_SHARE: Final = 50
 class SearchResult:
     """The front, what was frozen and why, the finalists' second scores, and the chosen candidate.
 
-    `evaluations` are in the order they were made, `origins` and `feasible` beside them. `chosen` has its second score:
-    not the value it was selected by in the search. `disturbance` says why figures of speed played no part, "" where
-    they did; `unmet` are the limits that no structure meets, so that no candidate is feasible.
+    `evaluations` are in the order they were made; `origins` and `feasible` have the same order. `chosen` has its second
+    score, not the value that selected it in the search. `disturbance` says why figures of speed were not used ("": they
+    were used). `unmet` are the limits that no structure meets, so no candidate is feasible.
     """
 
     evaluations: tuple[Evaluation, ...]

@@ -1,7 +1,8 @@
 """Where a search stands, from its evaluations or from the journal that it is writing, without touching either.
 
-Generation, size of the front, hypervolume, the best candidate so far, the pace and what is left by it. The hypervolume
-is that of `front.convergence` over all candidates so far. What is left is known once a candidate has answered.
+It shows the generation, the size of the front, the hypervolume, the best candidate so far, the pace and the time left.
+The hypervolume is that of `front.convergence` over all candidates so far. The time left is known after the first
+candidate has answered.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Train an expert: descend a method's objective on singular values, and keep the state that did best on held-out rows.
 
-`objectives.py` says which methods there are. Every step's random choices depend on the seed and the step's number
-alone, so a training that was stopped goes on step for step from `training_<name>.safetensors`. Every `validate_every`
-steps, and before the first, the search split is scored as a release is; ties keep the earlier state. A loss or gradient
-that is not finite never steps: the step that led there is taken back and counted, and too many in a row end the
-training with the last good state kept.
+`objectives.py` lists the methods. The random choices of a step depend only on the seed and the step's number, so a
+stopped training continues from `training_<name>.safetensors` with the same steps. Every `validate_every` steps, and
+before the first, the search split is scored like a release; ties keep the earlier state. A loss or gradient that is not
+finite makes no step: the step that led to it is undone and counted. Too many in a row end the training, with the last
+good state kept.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def train_adapter(
     progress: Progress = SILENT,
     record: Record = record_nothing,
 ) -> Trained:
-    """As `train_on_rows`, of whatever is attached to `base.model`; the adapter is left as the last step had it."""
+    """As `train_on_rows`, for any adapter attached to `base.model`; the adapter keeps the state of the last step."""
     method = method_for(task, settings.method)
     settings = dataclasses.replace(settings, method=method)
     with storage.only_one(checkpoint_dir, f"training_{task.name}"):

@@ -121,8 +121,8 @@ def run_accuracy(
 ) -> AccuracyRun:
     """Score an artifact in a fresh process.
 
-    `alpha` is the mixture of a live artifact, None for the manifest's. Raises `HavocError` for what is no artifact or
-    asks for rows there are not, `IdentityError` for a changed artifact, `MeasurementError` when the scoring process
+    `alpha` is the mixture of a live artifact, None for the manifest's. Raises `HavocError` if the folder is not an
+    artifact or rows are missing, `IdentityError` for a changed artifact, `MeasurementError` if the scoring process
     dies.
     """
     require_text(Path(artifact))
@@ -173,7 +173,7 @@ def require_text(artifact: Path) -> None:
 
 
 def add_accuracy(record: Record, run: AccuracyRun) -> Record:
-    """Return the record with the run's accuracy, sealed anew; `IdentityError` when they are of different artifacts."""
+    """Return the record with the run's accuracy, sealed again; `IdentityError` if they are of different artifacts."""
     if (record.subject.files, record.subject.manifest_sha256) != (run.files, run.manifest_sha256):
         raise IdentityError("the accuracy was scored on another artifact than the record was measured on")
     if run.alpha is not None and record.subject.alpha != run.alpha:

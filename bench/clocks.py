@@ -30,7 +30,7 @@ class _Timespec(ctypes.Structure):
 
 
 def clock_readings() -> dict[str, int]:
-    """Every clock that is here, in nanoseconds since some moment of its own."""
+    """Every clock of this system, each in nanoseconds since its own start."""
     readings = {"perf_counter": time.perf_counter_ns()}
     if (raw := _monotonic_raw_ns()) is not None:
         readings["monotonic_raw"] = raw

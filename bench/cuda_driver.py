@@ -19,7 +19,7 @@ _SM_COUNT, _BUS_WIDTH, _CC_MAJOR, _CC_MINOR = 16, 37, 75, 76
 
 @dataclass(frozen=True, kw_only=True)
 class CudaCard:
-    """What the CUDA driver says of the first visible card."""
+    """What the CUDA driver reports about the first visible card."""
 
     name: str
     uuid: str
@@ -32,7 +32,7 @@ class CudaCard:
 
 
 def open_cuda_card() -> CudaCard | str:
-    """Ask the CUDA driver for its first visible card; the reason as a sentence when there is none."""
+    """Ask the CUDA driver for its first visible card; if there is none, return the reason as a sentence."""
     try:
         library = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
     except OSError:

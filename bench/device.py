@@ -31,12 +31,12 @@ _CUDA_MEMORY_SHARE = 0.90  # the CUDA driver leaves out what it reserves, so it 
 
 
 def identify_device(provider: str) -> Device:
-    """Identify the processor an ONNX Runtime provider runs on; `HavocError` where there is none of its kind."""
+    """Identify the processor that an ONNX Runtime provider runs on; `HavocError` if this machine has none."""
     return IDENTIFY[kind_of_provider(provider).name]()
 
 
 def default_provider() -> str:
-    """The provider that is measured on where nobody names one: CUDA's where its driver shows a card, else the CPU's."""
+    """The default provider: CUDA if its driver shows a card, else the CPU."""
     return CUDA_PROVIDER if isinstance(open_cuda_card(), CudaCard) else CPU_PROVIDER
 
 

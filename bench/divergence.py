@@ -1,10 +1,10 @@
-"""How far two sides are from a third that they should be like: KL divergence of the next token, position by position.
+"""How far two sides are from a reference that they should match: KL divergence of the next token at many positions.
 
     found = divergence(reference, old, new, num_threads=1)
 
-All three read the same token ids of the bundled text, pieces of `WINDOW` tokens, and tell how likely each next token is
-behind a piece. Of a piece KL(reference || side) is one number, in nats; the difference between both sides is taken
-piece by piece, so that hard pieces are hard for both, and bounded by Student's t over pieces, which do not overlap.
+All three read the same token ids of the bundled text, in pieces of `WINDOW` tokens, and give the probability of each
+next token after a piece. KL(reference || side) of a piece is one number, in nats. The difference between both sides is
+computed for each piece, so hard pieces are hard for both, and bounded by Student's t over pieces, which do not overlap.
 
     P pieces, V vocabulary
 """
@@ -46,9 +46,9 @@ _ENDS = 1 - (1 - CONFIDENCE) / 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Divergence:
-    """Mean KL divergence of each side from the reference in nats, and the difference (new less old) with its interval.
+    """Mean KL divergence of each side from the reference in nats, and the difference (new - old) with its interval.
 
-    `old_top1` and `new_top1` are the shares of pieces behind which a side holds the same token likeliest.
+    `old_top1` and `new_top1` are the shares of pieces after which a side has the same likeliest token.
     """
 
     reference: str
@@ -74,10 +74,10 @@ class Divergence:
 
 
 def divergence(reference: Contender, old: Contender, new: Contender, *, num_threads: int) -> Divergence:
-    """Measure both sides against the reference; each is opened once, in a process of its own.
+    """Measure both sides against the reference; each is opened once, in its own process.
 
-    Raises `HavocError` where no side has a tokenizer that reads the text, where an engine shows no probabilities, or
-    where fewer than `FEWEST_PIECES` pieces are told by all.
+    Raises `HavocError` if no side has a tokenizer that reads the text, if an engine reports no probabilities, or if
+    fewer than `FEWEST_PIECES` pieces have probabilities from all.
     """
     sides = (reference, old, new)
     config, tokenizer = _tokenizer_of(sides)

@@ -75,7 +75,7 @@ class DuelOutcome:
 
 
 def _stay() -> None:
-    """Tell nobody."""
+    """Ignore the answer."""
 
 
 def judge_until_proven(

@@ -1,6 +1,6 @@
-"""What the harness itself found wrong with a measurement: named checks, each ok, a warning, invalid or unavailable.
+"""Checks of a measurement by the harness itself: each is named and ok, a warning, invalid or unavailable.
 
-Pure functions of samples and readings. The gate has rules of its own; these are what only the harness can know.
+All are pure functions of samples and readings. The gate has its own rules; only the harness can know these.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def _disturbance(attempts: Sequence[Attempt]) -> Check:
 
 
 def _cpu_witness(processes: Sequence[ProcessSamples]) -> Check:
-    """Put CPU time beside wall time: slow and not running look alike on the clock alone."""
+    """Compare CPU time with wall time: the clock alone cannot tell a slow call from one that was not running."""
     cores = cpu_share(processes)
     if cores is None:
         return Check(id="cpu_time", status="unavailable", detail="the model does not run on the CPU")

@@ -1,7 +1,7 @@
 """What the parent watches while a child works: its memory, the device's clocks, heat and energy.
 
-One thread reads one probe at a fixed interval and sleeps between readings. Memory is watched only in passes of its own;
-clocks and temperature are read seldom enough (twice a second) to cost under a hundredth of one core.
+One thread reads one probe at a fixed interval and sleeps between readings. Memory is watched only in separate passes;
+clocks and temperature are read only twice a second, which costs less than a hundredth of one core.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Measure an artifact: fresh child processes one after another, this process asleep, everything they saw in one record.
+"""Measure an artifact in fresh child processes, one after another, while this process sleeps; write one record.
 
     record = measure(Path("artifact"), profile="standard")
     cost = measure_cost(Path("artifact"))            # a few seconds, for ranking candidates only
 
-Latency processes are only timed; memory is watched in processes of its own. A process that ran throttled or beside a
-busy neighbour is repeated, within the profile's bound, and counted. Every file is hashed first, so they load from a
-warm page cache; one more process tells the cold start apart. The folder is held open from before the first hash until
-every file was found unchanged after the last call. Nothing is written: the caller saves the record.
+Latency processes are only timed; memory is watched in separate processes. A process that was throttled or disturbed by
+other programs is repeated, within the profile's bound, and counted. Every file is hashed first, so models load from a
+warm page cache; one more process measures the cold start. The folder stays open from before the first hash until every
+file was found unchanged after the last call. Nothing is written to disk: the caller saves the record.
 """
 
 from __future__ import annotations
@@ -91,13 +91,12 @@ def measure(
 ) -> Record:
     """Measure an artifact, or another engine's model that was entered, on this machine; return the sealed record.
 
-    It waits up to `wait_s` seconds in all for others to leave the CPU alone, before the first process and before each
-    that is repeated; then it measures all the same, and the record tells of what disturbed it. `provider` None takes
-    the GPU where CUDA shows one, else the CPU; `num_threads` None is one thread a physical core; `captures_steps` runs
-    the single steps of a static cache as a CUDA graph; `alpha` is the mixture of a live artifact, None for the
-    manifest's. `purpose` follows the profile: "release" for release, else
-    "confirm". Raises `HavocError` for what is no artifact, `IdentityError` for a
-    changed one or a device that is not there, `MeasurementError` when a process dies.
+    It waits up to `wait_s` seconds in total for a quiet CPU, before the first process and before each repeated one;
+    then it measures anyway, and the record says what disturbed it. `provider` None uses the GPU if CUDA shows one, else
+    the CPU; `num_threads` None is one thread per physical core; `captures_steps` runs the single steps of a static
+    cache as a CUDA graph; `alpha` is the mixture of a live artifact, None for the manifest's. `purpose` follows the
+    profile: "release" for release, else "confirm". Raises `HavocError` if the folder is not an artifact,
+    `IdentityError` for a changed artifact or a missing device, `MeasurementError` if a process dies.
     """
     plan = profile_named(profile)
     chosen: Purpose = purpose or ("release" if profile == "release" else "confirm")

@@ -1,8 +1,8 @@
 """The memory pass: one fresh process that loads, runs once and then steadily, while its memory is watched from outside.
 
-Resident memory is the kernel's own high-water mark of each phase (`vm_hwm`: no sampling gap), or a sampled maximum
-where the kernel keeps none. Device memory goes through the ladder of `vram.py`; the card is also looked at before the
-process comes and after it went, so that nobody else's memory counts as its own or hides it.
+Resident memory is the kernel's own high-water mark of each phase (`vm_hwm`: no sampling gap), or a sampled maximum if
+the kernel keeps none. Device memory is measured by the methods of `vram.py`. The card is also read before the process
+starts and after it ends, so memory of other processes is not counted as its own and does not hide it.
 """
 
 from __future__ import annotations

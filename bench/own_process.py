@@ -44,7 +44,7 @@ def peak_rss_of(pid: int) -> int | None:
 
 
 def reset_peak_rss() -> bool:
-    """Let `peak_rss_bytes` start anew; False where the kernel does not allow it, so that peaks only grow."""
+    """Reset `peak_rss_bytes`; False if the kernel does not allow it, so that peaks only grow."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
         return True

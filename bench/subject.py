@@ -1,4 +1,4 @@
-"""Which artifact was measured: every file's hash, checked anew, and what its manifest says it is."""
+"""Which artifact was measured: every file's hash, checked again, and the manifest's description."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 def identify_subject(artifact: Path) -> Subject:
     """Hash every file of an artifact and describe it.
 
-    Raises `HavocError` for a folder that is no artifact, `IdentityError` for one whose bytes are not its manifest's.
+    Raises `HavocError` if the folder is not an artifact, `IdentityError` if its bytes differ from its manifest.
     """
     with hold(artifact) as held:
         return describe(held)

@@ -1,4 +1,4 @@
-"""How much device memory a process took: ways to know, the most certain first, two of them held against each other.
+"""How much device memory a process took: several methods, the most certain first; the best two are compared.
 
     1 nvml_accounting       the driver's own per-process maximum: no sampling gap
     2 nvml_process          per-process figures, sampled; where Windows keeps them from NVML, its own counters:
@@ -7,7 +7,7 @@
     4 ort_arena             what the runtime's allocator holds: blind to kernels and context, so it may fail a limit but
                             never pass one (`memory.py` asks for it only where the others are silent)
 
-None, 0, or less than the weights is unavailable, never a number. Everything here is pure: readings in, a series out.
+A reading of none, 0 or less than the weights counts as unavailable. All functions are pure: readings in, a series out.
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ def settle(
     weight_bytes: int,
     phase_start_ns: dict[str, int],
 ) -> VramFinding:
-    """Choose the best method that answered, and hold it against the next best.
+    """Choose the best method that gave readings, and compare it with the next best.
 
-    `baseline_bytes` is what the whole card held before our process came, `settled_bytes` after it went: where the two
-    differ by more than methods may, somebody else came or went, whatever the list of processes said.
+    `baseline_bytes` is the memory in use on the whole card before our process started, `settled_bytes` after it ended.
+    If the two differ by more than methods may, another process started or ended, even if the list of processes hid it.
     """
     own = [(t, r.own_used_bytes) for t, r in readings if r.own_used_bytes]
     foreign = _strangers(readings, baseline_bytes, settled_bytes)

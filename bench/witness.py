@@ -1,14 +1,14 @@
-"""Whether timed calls did the work: what they left in the cache is compared with the same tokens read alone.
+"""Check that timed calls did the work: their keys and values in the cache are compared with the same tokens read alone.
 
     T tokens of the timed call, K tokens read again, D head dim
 
-A model reads causally: the keys and values of the first tokens are the same however many follow them. So of a few timed
-calls, which nothing in the call tells apart, some positions are copied after the clock has stopped, and when all timing
-is over K tokens are read alone: the first K of the timed ones, or all of them and a few more. K is drawn anew for each,
-for two of three close to T, so that a graph that knows the timed length within a few tokens is seen too. A graph that
-skips the model where it knows that it is timed has to fill the cache with the truth all the same, which is the work.
+A model reads causally: the keys and values of the first tokens do not depend on the later tokens. So some positions of
+a few timed calls are copied after the clock has stopped; nothing in a call shows that it is one of them. After all
+timing, K tokens are read alone: the first K of the timed ones, or all of them and a few more. K is drawn for each call,
+two of three times close to T, so a graph that knows the timed length within a few tokens is found too. A graph that
+skips the model when it is timed would still have to fill the cache with the right values, which is the work.
 
-Of one decode episode the last logits, and keys and values of some steps, are compared with one call that reads the
+For one decode episode, the last logits and the keys and values of some steps are compared with one call that reads the
 context and all tokens of the steps at once. And a step after a few tokens must not take longer than one after many.
 """
 

@@ -1,7 +1,7 @@
-"""The text that decides how weights are stored: a bundled page, or a file of one's own. No torch.
+"""The calibration text, which decides how weights are stored: a bundled page, or the user's file. No torch.
 
-What a format costs is never measured on the text that the format was fitted to. The bundled page is not the sample that
-the cost is measured on; of a file of one's own the first three quarters calibrate and the rest measures.
+The cost of a format is never measured on the text that the format was fitted to. The bundled calibration page is not
+the bundled sample that measures the cost. Of a user's file the first three quarters calibrate and the rest measures.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def read_calibration(config: HavocConfig, tokenizer: Tokenizer | None, *, file: 
 
 
 def held_out(sample: Sample) -> Sample:
-    """The part of a file of one's own that did not calibrate."""
+    """The part of a user's file that did not calibrate."""
     return replace(sample, token_ids=sample.token_ids[_cut(sample) :])
 
 

@@ -2,11 +2,11 @@
 
     B batch, T new tokens, P past tokens, S = P + T, C length of a static cache, D model, H head dim
 
-GroupQueryAttention rotates queries and keys itself, by their place in the row, and joins them to the cache. It knows
-padding only behind a row (`seqlens_k` counts the row's real tokens), the fast kernels among it without exception. So
-every row of new tokens is turned left until its padding, which stands in front, is behind; the keys of a row then lie
-at its own positions without a gap, and a past token is never padding. Only the first tokens of a row may be padding:
-a chunk of several tokens after others must be all real, and of one row, which the kernel demands.
+GroupQueryAttention itself rotates queries and keys, by their position in the row, and appends them to the cache. It
+supports padding only at the end of a row (`seqlens_k` counts the row's real tokens); this holds for all fast kernels.
+So every row of new tokens is rotated left until its padding moves from the front to the end. The keys of a row then
+have its own positions without a gap, and a past token is never padding. Only the first tokens of a row may be padding:
+a later chunk of several tokens must have real tokens only, and one row, as the kernel requires.
 """
 
 from __future__ import annotations

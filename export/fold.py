@@ -1,7 +1,6 @@
 """Base tensors with mixed experts folded in, computed when asked for, one tensor at a time.
 
-Nothing is kept: the largest thing in memory is one matrix, its basis and its folded copy, whatever the size of the
-base.
+Nothing is kept: memory holds at most one matrix, its basis and its folded copy, for a base of any size.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""What a format costs in answers: the artifact itself against the exact fold in fp32, token by token of a text.
+"""The cost of a format: the artifact itself compared with the exact fold in fp32, at every token of a text.
 
     W windows, T tokens, D model, V vocab
 
-At every position of the text, read as it stands (teacher forced), the fold gives the distribution p of the next token,
-the artifact q. The cost is KL(p || q) = sum p (ln p - ln q) in nats, how often both have the same first choice, and how
-much more perplexed the artifact is by the token that really follows: exp(mean ln p(next) - mean ln q(next)).
-No limit stands here: a coarse format is no defect, and what may be lost is the target's to say.
+At every position of the text (teacher forced) the fold gives the distribution p of the next token, and the artifact
+gives q. The cost is KL(p || q) = sum p (ln p - ln q) in nats, the share of positions with the same first choice, and
+the ratio of the perplexities for the token that really follows: exp(mean ln p(next) - mean ln q(next)).
+There is no limit here: a coarse format is not a defect, and the target says what may be lost.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ def block_limit(weight: StoredWeight, quantizer: str) -> BlockLimit:
 
 
 class CheckedFold(Mapping[str, Tensor]):
-    """The exact fold, each tensor held against what is stored of it as it goes by."""
+    """The exact fold; each tensor is compared with its stored form when it is read."""
 
     def __init__(
         self, folded: Mapping[str, Tensor], stored: StoredWeights, layout: Layout, limit_of: Callable[[str], BlockLimit]

@@ -44,7 +44,7 @@ _Q6_K_LOW_BYTES, _Q6_K_SCALES = 192, 16
 
 
 def kept_tensors(source: Source) -> GgufTensors:
-    """The file of a base; a base that is no GGUF file, or holds none of the blocks that are kept, is a `HavocError`."""
+    """The file of a base; a base that is not a GGUF file, or has no blocks that can be kept, is a `HavocError`."""
     tensors = source.tensors
     if not isinstance(tensors, GgufTensors):
         raise HavocError(
@@ -58,7 +58,7 @@ def kept_tensors(source: Source) -> GgufTensors:
 
 
 def require_unfolded(source: Source, experts: Sequence[Expert]) -> None:
-    """A fold has values of its own, so only the base itself can keep its blocks."""
+    """Refuse experts: a fold changes the values, so only the base itself can keep its blocks."""
     kept_tensors(source)
     if experts:
         raise HavocError(

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from .source import Source
 
 Folds = dict[int, "NDArray[Any]"]
-"""Folds of one matrix as the graph reads them, by their first byte in `experts.data`."""
+"""Folds of one matrix as the graph reads them, by their offset in `experts.data`."""
 
 _PROOF_TOKENS = 32
 

@@ -1,7 +1,7 @@
-"""Writing an artifact: fold, lay out, write, prove, sign off; a folder that appears whole or not at all.
+"""Write an artifact: fold, plan the layout, write, prove, sign; the folder appears complete or not at all.
 
-Everything is built under a temporary name beside `out`. The weights stream through, one tensor at a time; the finished
-graphs are opened in ONNX Runtime and compared with torch; only then is the manifest written and the folder renamed.
+Everything is built under a temporary name next to `out`. Weights are written one tensor at a time. ONNX Runtime opens
+the finished graphs, and they are compared with torch. Only then the manifest is written and the folder renamed.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def require_calibration(source: Source, structure: Structure, calibration: Path 
 
 
 def write_companions(folder: Path, source: Source, mixture: Mixture, options: GraphOptions) -> None:
-    """Write what stands beside weights and graphs: configurations, tokenizer, licence, experts and mixture."""
+    """Write all files but weights and graphs: configurations, tokenizer, licence, experts and mixture."""
     config = source.config
     write_json(folder / "config.json", to_hf(config))
     ends = config if source.tokenizer is None else with_ends(config, source.tokenizer.eos_ids)

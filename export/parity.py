@@ -87,7 +87,7 @@ class ParityReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What float64 says of a probe, and how far torch is from it.
+    """The float64 logits of a probe, and torch's error against them.
 
     `logits_NV` float64 of the real positions, row by row; `place_BT` where each position's row of logits stands (-1:
     padding); `errors` by arithmetic: root mean square over the vocabulary at each position [N], in units of `spread`.
@@ -128,7 +128,7 @@ def compare(
 ) -> list[ParityCase]:
     """Run the probe in every way the graph is used; an error beyond the limit, or not finite, is a `MeasurementError`.
 
-    `measure` is the arithmetic, one of the reference's, whose error the graph's is held against; `label` begins the
+    The graph's error is compared with that of the arithmetic `measure`, one of the reference's; `label` begins the
     names of the cases.
     """
     cases = []

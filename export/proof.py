@@ -1,7 +1,7 @@
-"""Both proofs of a folder just written: that its graphs compute what its weights say, and what its format costs.
+"""Both proofs of a new folder: its graphs compute the function of its weights, and its format has a measured cost.
 
-The bytes that ship are what is run. Where products round activations to int8, the graph is held against that rounding,
-which hides what is smaller; so the same graph is run once more with exact products, where nothing is hidden.
+The proofs run the bytes that ship. If products round activations to int8, the graph is compared with a reference that
+rounds too. This rounding hides smaller errors, so the same graph runs once more with exact products, which hide none.
 """
 
 from __future__ import annotations

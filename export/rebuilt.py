@@ -1,6 +1,6 @@
-"""Is this the graph that HAVOC writes: built anew from configuration, structure and options, and compared byte by byte.
+"""Check that a graph is the one HAVOC writes: build it again from configuration, structure and options, compare bytes.
 
-No weights are needed, and no base. A graph that works less when it is timed is another graph, however it hides.
+This needs neither weights nor the base. A graph that does less work when it is timed has other bytes, so it is found.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 
 def why_not_rebuilt() -> str | None:
-    """Why graphs cannot be built anew here, as a sentence; None where they can."""
+    """Why graphs cannot be built again here, as a sentence; None if they can."""
     if importlib.util.find_spec("onnx_ir") is None:
         return "onnx-ir, which builds a graph, is not installed: pip install 'havoc-core[lab]'"
     return None
 
 
 def require_own_graphs(directory: Path, manifest: ArtifactManifest) -> int:
-    """Build the artifact's graphs anew and return how many; one with other bytes is an `IdentityError`.
+    """Build the artifact's graphs again and return their number; a graph with other bytes is an `IdentityError`.
 
-    Ask `why_not_rebuilt` first. What the manifest says is believed only as far as such a graph comes of it.
+    Ask `why_not_rebuilt` first. The manifest's values are trusted only if they give exactly this graph.
     """
     try:
         config = read_config(directory)

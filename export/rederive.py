@@ -1,4 +1,4 @@
-"""Deriving an artifact again from base, experts and alpha, to compare with what was shipped: weights and all beside."""
+"""Derive an artifact again from base, experts and alpha, and compare it with the shipped one: weights and all files."""
 
 from __future__ import annotations
 

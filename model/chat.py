@@ -3,8 +3,8 @@
     chat = find_chat_template(directory, special_tokens)     # None where the base has none
     chat.render("What is 2 + 2?")                            # "<|im_start|>user", the text, "<|im_end|>" and so on
 
-A template is a Jinja program out of somebody else's download. It runs in a sandbox inside a process of its own
-(`chat_renderer`), whose time, memory and output are bounded, so a template that loops for ever is one line of error.
+A template is a Jinja program from an untrusted download. It runs in a sandbox inside a separate process
+(`chat_renderer`) with bounded time, memory and output, so an endless template ends with one line of error.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Where torch computes: the CPU, or an NVIDIA card. Numbers are fp32 on both, and a result says where it was made.
+"""The device that torch computes on: the CPU or an NVIDIA card. Both use fp32, and a result names its device.
 
 Weights, activations, gradients, delta = z - 1 and the optimizer's state are fp32, and products on a card are not
 rounded to TF32: docs/decisions/0023 says why there is no bf16 (but for a step inside torch's Muon, on both). The basis

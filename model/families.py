@@ -1,8 +1,8 @@
-"""The model families that HAVOC reads and writes: what a `model_type` or an architecture decides, one entry each.
+"""The model families that HAVOC reads and writes: one entry for each `model_type` or architecture.
 
 Every family computes what the decoder computes: grouped-query attention with RoPE, RMSNorm and SwiGLU, with or without
-a bias on q, k, v and norms on q, k. What a family calls things and what its files leave unsaid stands here. A new one
-is an entry: see docs/extending.md. No torch.
+a bias on q, k, v and norms on q, k. An entry holds a family's names and the values that its files leave out. To add a
+family, add an entry: see docs/extending.md. No torch.
 """
 
 from __future__ import annotations

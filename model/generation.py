@@ -76,9 +76,9 @@ def pick(
     banned_id: int | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Choose a token a row: the likeliest at temperature 0, else from softmax(logits / temperature) of the top k.
+    """Choose a token per row: the likeliest at temperature 0, else from softmax(logits / temperature) of the top k.
 
-    `banned_id` is never chosen: an image token stands for a patch that was given, so none can be written.
+    `banned_id` is never chosen: an image token stands for an input patch, so the model may not write one.
     """
     if banned_id is not None:
         logits_BV = logits_BV.index_fill(-1, torch.tensor([banned_id], device=logits_BV.device), float("-inf"))

@@ -4,9 +4,9 @@
     header.metadata["general.architecture"]          # "llama"
     header.tensors["token_embd.weight"].shape        # (49152, 576), as Hugging Face has it: [out, in]
 
-The format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is a list of lengths followed by what is that
-long. Every length is held against what the file still has before anything is read or allocated, so a header that lies
-costs no more time and memory than an honest one of the same size.
+The format (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md) is a list of lengths, each followed by data of
+that length. Every length is compared with the rest of the file before data is read or allocated, so a false header
+costs no more time and memory than a correct one of the same size.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class Header:
-    """What a GGUF file says of itself: metadata by key (arrays as lists) and tensors by their name in the file."""
+    """The header of a GGUF file: metadata by key (arrays as lists) and tensors by their name in the file."""
 
     path: Path
     metadata: dict[str, Any]

@@ -1,7 +1,7 @@
 """Translation between `HavocConfig` and the fields of Hugging Face's `config.json`.
 
 Reading is strict: a field is either translated, or known to change nothing, or must have the one value this decoder
-computes; everything else is refused by name, because a model with a field nobody reads runs and answers wrongly. Both
+computes; everything else is refused by name, because a model whose fields are ignored may give wrong answers. Both
 spellings are read and written: `rope_theta` + `rope_scaling` (old) and `rope_parameters` (new), `torch_dtype` and
 `dtype`.
 """
@@ -286,7 +286,7 @@ def _flag(fields: dict[str, Any], name: str, *, default: bool) -> bool:
 
 
 def _rope(fields: dict[str, Any]) -> dict[str, Any]:
-    """Merge both spellings into the new one; where they disagree nobody can know which one the weights mean."""
+    """Merge both spellings into the new one; refuse them if they disagree, because the right one is unknown."""
     old = fields.get("rope_scaling") or {}
     new = fields.get("rope_parameters") or {}
     for name, value in (("rope_scaling", old), ("rope_parameters", new)):
@@ -350,7 +350,7 @@ def _read_vision(fields: object) -> VisionConfig | None:
 
 
 def _read_pad(fields: dict[str, Any]) -> Any:  # noqa: ANN401 - HavocConfig judges what it is
-    """The padding id; one that no row of the table has is none, for padding is masked and any id will do."""
+    """The padding id; an id outside the table is ignored, because padding is masked and any id works."""
     value, num_rows = fields.get("pad_token_id"), fields.get("vocab_size")
     is_outside = type(value) is int and type(num_rows) is int and not 0 <= value < num_rows
     return None if is_outside else value

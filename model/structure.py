@@ -69,11 +69,11 @@ class BlockFormat:
 class Structure:
     """One choice of formats. Integer weights come in blocks of `block_size` that share one scale.
 
-    Symmetric blocks have the zero point in the middle of the range, others one of their own. `rank_fraction` below 1
-    stores each projection of the layers as two factors of that share of its directions. `compute` says what activations
-    are rounded to inside a product with integer weights; `auto` becomes the fast one, int8, and fp32 where the weights
-    or the activations allow nothing else. `average_bits` lets the most sensitive matrices of int4 weights be int8, as
-    long as all matrices together take no more than so many bits a weight, scales included.
+    Symmetric blocks have the zero point in the middle of the range; other blocks have their own. `rank_fraction` below
+    1 stores each projection of the layers as two factors with that share of its directions. `compute` is the type that
+    activations are rounded to inside a product with integer weights; `auto` becomes int8, the fast one, or fp32 if the
+    weights or the activations allow nothing else. `average_bits` stores the most sensitive matrices of int4 weights as
+    int8, as long as all matrices together take at most that many bits per weight, scales included.
     """
 
     weight_format: WeightFormat = "fp32"

@@ -1,9 +1,9 @@
 """Text to token ids and back, through the `tokenizers` library and its `tokenizer.json`.
 
-Text from outside never becomes a special token: "<eos>" typed by a user is five characters. What stands around a prompt
-is the base's own choice: its chat template where it has one, else what its post-processor adds to plain text. Own
-tokenizers are byte-level BPE with every digit its own token, so no text is unknown and 37 + 5 is read digit by digit,
-and begin each text with <bos>.
+Text from outside never becomes a special token: "<eos>" typed by a user is five characters. The base decides the text
+around a prompt: its chat template if it has one, else the additions of its post-processor. HAVOC's own tokenizers are
+byte-level BPE with one token for each digit, so no text is unknown and 37 + 5 is read digit by digit. They begin each
+text with <bos>.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _ANCHORS = ("\n", "a", ".", "0")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A loaded `tokenizer.json` with the ids of its special tokens; None where there is no such token.
+    """A loaded `tokenizer.json` with the ids of its special tokens; None if there is no such token.
 
     `more_eos_ids` end a text too, beside `eos_id`. `chat` is the template that prompts go through; None: plain text.
     """

@@ -97,7 +97,7 @@ def _open_safetensors(file: Path) -> Any:  # noqa: ANN401 - safetensors has no t
 
 
 def _locate(directory: Path) -> dict[str, Path]:
-    """File of every tensor; buffers that older checkpoints carry and nobody needs are left out."""
+    """File of every tensor; unused buffers of older checkpoints are left out."""
     single, index = directory / SAFETENSORS_FILE, directory / INDEX_FILE
     if single.is_file():
         located = dict.fromkeys(_open_safetensors(single).keys(), single)
@@ -175,7 +175,7 @@ def weight_hash(tensors: Mapping[str, Tensor] | str | Path, *, on_tensor: Callab
 
 
 def require_tied(tensors: Mapping[str, Tensor], config: HavocConfig, *, source: object) -> None:
-    """Refuse a stored head that is not the table it is tied to: one of them is the model's, and nobody knows which."""
+    """Refuse a stored head that differs from the table it is tied to: it is unknown which one is the model's."""
     if config.tie_word_embeddings and HEAD in tensors and not torch.equal(tensors[HEAD], tensors[EMBEDDING]):
         raise HavocError(f"{source}: {HEAD} differs from {EMBEDDING}, but the config says tie_word_embeddings = true")
 

@@ -457,10 +457,10 @@ mutant is killed if a test fails, if the module cannot be imported, or if the te
 At least 90 % must be killed. Every survivor needs a reason in `tests/mutants.toml`, which also names the tests. Tests
 that measure are not used: they need the machine for themselves.
 
-`make mutants` tries the mutants and writes this page; `make mutants MODULES=adapt/svf.py` tries one module. If a module
-has more than {MOST_MUTANTS} mutants, or more than `MOST=80`, that number is drawn with a fixed seed. Tests were added
-for the survivors of a draw, so a drawn share says little about the other mutants: it is the module's share only if all
-mutants were tried.
+`make mutants` tries the mutants and writes this page; `make mutants MODULES=adapt/svf.py` tries one module. If a
+module has more than {MOST_MUTANTS} mutants, or more than `MOST=80`, that number is drawn with a fixed seed. Tests were
+added for the survivors of a draw, so a drawn share says little about the other mutants: it is the module's share only
+if all mutants were tried.
 
 | module | mutants | tried | killed | killed, % | of these by time | survivors |
 |---|---:|---:|---:|---:|---:|---:|

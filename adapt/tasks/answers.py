@@ -1,7 +1,7 @@
-"""Judge what a model wrote: find the answer by a metric's rule and hold it against the row's gold.
+"""Judge what a model wrote: find the answer by a metric's rule and compare it with the row's gold answer.
 
-The same rules serve training, search and scoring. A rule that cannot read a row's own reference (a gold of `1/2` where
-only whole numbers are looked for) is not used on that row: there the numbers are compared by value.
+Training, search and scoring use the same rules. If a rule cannot read a row's own reference (a gold of `1/2` where only
+whole numbers are searched), it is not used on that row: the numbers are then compared by value.
 """
 
 from __future__ import annotations

@@ -36,10 +36,10 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Task:
-    """One task: what its file says, by what name it was asked for, and the solved rows its prompts begin with.
+    """One task: its definition, the name it was loaded by, and the solved rows that its prompts begin with.
 
-    `folder` is where the file lies, for data beside it. `examples` are the few-shot rows, one more than shown where
-    there is one: a row is never shown its own answer.
+    `folder` holds the task file, for data in the same folder. `examples` are the few-shot rows, one more than shown if
+    there is one: a prompt never shows the answer of its own row.
     """
 
     name: str
@@ -74,7 +74,7 @@ class Task:
 
     @property
     def num_rows(self) -> int:
-        """Rows that are scored where nobody says how many."""
+        """The number of rows that are scored by default."""
         return self.definition.limits.num_rows
 
     @property
@@ -216,7 +216,7 @@ class Task:
         return labels.index(str(label))
 
     def reference(self, row: Row) -> str:
-        """Return a right completion with its working, as it stands behind the prompt."""
+        """Return a right completion with its working, as it follows the prompt."""
         if self.kind == "choice":
             return self.choices(row)[self.right_choice(row)]
         if self.generator is not None:

@@ -1,14 +1,14 @@
-"""Score a model on a task, and say how sure a share of right rows is.
+"""Score a model on a task, and give the interval of its share of right rows.
 
     evaluate   reads the rows that a `Scoring` names, scores them     eval, bench, gate, the card of a base
     score      asks and judges given rows                             `evaluate`, training, search
     Accuracy   counts and their exact interval                        whoever shows a share
 
-Nothing else asks a model for answers that count. A task of kind `choice` takes the likeliest choice, the first of
-equally likely ones, as lm-evaluation-harness does: by the log-likelihood of its tokens (acc), or by that over its
-number of characters (acc_norm).
+No other code scores a model's answers. A task of kind `choice` takes the likeliest choice, the first of equally likely
+ones, as lm-evaluation-harness does: by the log-likelihood of its tokens (acc), or by that divided by its number of
+characters (acc_norm).
 
-Completions whose judge failed are neither right nor wrong: they are counted and left out of the share.
+Completions whose judge failed are neither right nor wrong: they are counted, and left out of the share.
 """
 
 from __future__ import annotations
@@ -194,8 +194,9 @@ def score(
 ) -> Scores:
     """Ask `scorer` every row and judge its answers; the verdict of a row does not depend on the other rows.
 
-    `max_new_tokens` None takes the task's. `advance` is told how many rows were done. Raises `MeasurementError` when
-    `scorer` does not answer every prompt, and `HavocError` for a task of kind `choice` that shows pictures.
+    `max_new_tokens` None uses the task's number. `advance` is called with the number of rows done. Raises
+    `MeasurementError` if `scorer` does not answer every prompt, and `HavocError` for a task of kind `choice` that shows
+    pictures.
     """
     longest, verdicts = max_new_tokens or task.max_new_tokens, list[_Verdict]()
     size = _CHUNK_CHOICES if task.kind == "choice" else _chunk_rows(longest)
@@ -221,7 +222,7 @@ def _chunk_rows(max_new_tokens: int) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Verdict:
-    """What is said of one row; `reason` is empty where it is right."""
+    """The verdict of one row; `reason` is empty if it is right."""
 
     is_right: dict[str, bool]
     completion: str

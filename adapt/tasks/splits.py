@@ -1,7 +1,7 @@
-"""Which rows belong to which split, told by hashes of what they ask; and the solved rows a prompt may begin with.
+"""Which rows belong to which split, by hashes of their problems; and the solved rows that a prompt may begin with.
 
-A generated row falls into a split by its `problem_hash`, 70 / 15 / 15 out of a hundred. A row that is read belongs to
-the split whose part and share it lies in, unless a split with precedence (gate, search, train) holds its group too.
+The `problem_hash` of a generated row chooses its split, 70 / 15 / 15 out of a hundred. A row that is read belongs to
+the split of its part and share, unless a split with precedence (gate, search, train) also holds its group.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def split_of(key: str) -> SplitName:
 
 
 def split_rule(task: Task, split: str) -> Split:
-    """What the task file says of a split; one it gives no rows to is a `HavocError`."""
+    """The task file's rule for a split; a split without rows is a `HavocError`."""
     splits = task.definition.data.splits
     if split not in splits:
         raise HavocError(f"{task.name}: its file has no rows for the {split} split, only for {', '.join(splits)}")

@@ -5,8 +5,8 @@ r"""Jinja templates and expressions of task files, in a sandbox: they see one ro
 
 What a task file says may come from anywhere, so it cannot run code (Jinja's immutable sandbox: no attribute with an
 underscore, no method but those of `_METHODS`), cannot load files, and ends soon: a loop goes over a list of at most
-`_MAX_ITEMS` things, two loops deep; there is no `set`, macro or recursion, no `range`, no product; and a rendered
-prompt has at most `MAX_CHARS` characters. A name that is no column of the row is an error, never an empty text.
+`_MAX_ITEMS` items, two loops deep; there is no `set`, macro or recursion, no `range`, no product; and a rendered
+prompt has at most `MAX_CHARS` characters. A name that is not a column of the row is an error, never an empty text.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ class Template(_Compiled):
     """Text with places for a row's columns; `columns` are those it names."""
 
     def __init__(self, source: str) -> None:
-        """Compile `source`; what is no template, or could run long, is a `HavocError`."""
+        """Compile `source`; an invalid template, or one that could run long, is a `HavocError`."""
         super().__init__(source)
         environment = _environment()
         code = environment.compile(self._parsed(source))
@@ -135,7 +135,7 @@ class Expression(_Compiled):
     """A Jinja expression over a row's columns, such as `choices.text` or `[option_a, option_b]`."""
 
     def __init__(self, source: str) -> None:
-        """Compile `source`; what is no expression, or could run long, is a `HavocError`."""
+        """Compile `source`; an invalid expression, or one that could run long, is a `HavocError`."""
         super().__init__(source)
         self._parsed("{{ (" + source + ") }}")
         self._expression = _environment().compile_expression(source, undefined_to_none=False)

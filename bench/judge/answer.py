@@ -6,8 +6,8 @@
 
 The record's digest is its seal, the SHA-256 of its content as canonical JSON; the artifact's is that of its manifest,
 which lists every other file's; another engine's model has none, and `model/NAME` stands for each of its files. The
-challenge, a nonce that whoever asked had made up, tells that the answer is not an older one. A signature shows who says
-so, not that it is true: whoever owns the machine and the key can sign anything.
+challenge is a nonce chosen by the person who asked; it proves that the answer is not an older one. A signature shows
+who signed, not that the content is true: the owner of the machine and the key can sign anything.
 Sources: DSSE 1.0, https://github.com/secure-systems-lab/dsse; in-toto Statement v1 and its Test Result predicate v0.1,
 https://github.com/in-toto/attestation.
 """
@@ -43,7 +43,7 @@ def envelope_path(record_path: Path) -> Path:
 
 
 def require_nonce(nonce: str) -> str:
-    """Return a challenge that nobody guesses or has used by chance; another is a `HavocError`."""
+    """Return a challenge that is hard to guess and unlikely to be used twice; any other text is a `HavocError`."""
     if not _NONCE.fullmatch(nonce):
         raise HavocError(f"a challenge is 16 to 128 letters, digits or any of . _ ~ - (not {nonce[:40]!r})")
     return nonce

@@ -1,6 +1,6 @@
-"""What a rule is asked about (a case), and what a rule is: one id, one sentence, one pure function.
+"""A case is what a rule judges; a rule is one id, one sentence and one pure function.
 
-A rule is declared where its function stands:
+A decorator declares a rule at its function:
 
     @rule("V07", "Every logit is finite.")
     def logits_are_finite(case: Case) -> str | None: ...

@@ -1,7 +1,7 @@
-"""Whether a record agrees with itself: what one part says of the work, another part must be able to bear out.
+"""Check that a record agrees with itself: different parts of a record must describe the same work.
 
-Each function is one rule of `rules.py`: None when it holds, else a sentence with the figures. Timings are whole
-nanoseconds, so two series of calls are never equal by chance: equal ones were copied.
+Each function is one rule of `rules.py`: it returns None if the rule holds, else a sentence with the figures. Timings
+are whole nanoseconds, so two series of calls are never equal by chance: equal ones were copied.
 """
 
 from __future__ import annotations

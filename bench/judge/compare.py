@@ -1,9 +1,10 @@
 """Two records side by side: the ratio of each metric with its interval, and whether they differ in practice.
 
-A change is proven when the 95 % interval of the ratio lies on one side of 1; two sides are equal when the interval lies
-within the margin; else it is undecided, and the smallest effect the samples could have shown is said. Records of other
-devices, versions or work are refused unless asked for: their ratio is not a change of the model. Records whose
-measurement is invalid are refused always. Accuracy of other rows and memory by another method are not compared.
+A change is proven if the 95 % interval of the ratio is on one side of 1. Two sides are equal if the interval is within
+the margin. Otherwise the answer is undecided, with the smallest effect that the samples could have shown. Records of
+other devices, versions or work are refused unless `--across` asks for them: their ratio is not a change of the model.
+Records with an invalid measurement are always refused. Accuracy of other rows and memory by another method are not
+compared.
 """
 
 from __future__ import annotations
@@ -136,7 +137,7 @@ def _timing(name: str, old: Record, new: Record, margin: float, read: Callable[[
 
 
 def _ratio_range(before: Sequence[Sequence[float]], after: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Bounds of the ratio; as wide as can be where there are none."""
+    """Bounds of the ratio; 0 and infinity if there are none."""
     found = ratios.ratio_bounds(before, after, confidence=_ONE_SIDED)
     return (0.0 if found.low is None else found.low), (math.inf if found.high is None else found.high)
 

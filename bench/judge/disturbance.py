@@ -1,13 +1,13 @@
 """Which timed calls were disturbed: by other work on the CPU, by the hypervisor, or because the process did not run.
 
-Computed when a record is read, from the counters it holds (`Surroundings`) and from the CPU time of each call, which is
-the second witness beside the clock: a call that took long and used the CPU all the while is slow; one that took long
-and used little of it was not running. Wall time alone cannot tell the two apart.
+Computed when a record is read, from the record's counters (`Surroundings`) and from the CPU time of each call. CPU time
+adds what the clock cannot show: a long call that used the CPU the whole time is slow; a long call that used little CPU
+was not running.
 
-A disturbed call says nothing of the model: it may have been slow for the neighbour's sake, and, where a neighbour's
-work raised the clock, even fast. So the limits count it as slow where a pass is asked for and as fast where a miss is.
-A call that was merely off the CPU for a while, with no neighbour seen, can only be slower for it: for a pass it counts
-as long as it took.
+A disturbed call says nothing about the model: other programs may have made it slow or, if their work raised the clock,
+fast. So the limits count it as slow when they try to prove a pass, and as fast when they try to prove a miss. A call
+that was only off the CPU for a while, without another program seen, can only be slower because of it: for a pass it
+counts with its full time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a record says of each metric that has a trend: one figure a process, on a logarithm's scale.
+"""A record's figures for each metric that has a trend: one figure per process, as a logarithm.
 
 Times and rates are those of undisturbed calls (`disturbance.py`), as `compare` takes them: the median of each process.
 Memory is the peak of each process, accuracy the share right on the gate split with its binomial error; any other

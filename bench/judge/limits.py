@@ -1,13 +1,13 @@
 """What valid samples say about one limit: proven met, proven missed, undecided, or not measured at all.
 
 Missing data is never 0: a metric without samples is `not_measured`. `pass` needs a confidence bound on the right side
-of the limit, and the effort the target asks for; `fail` needs a bound on the wrong side, however little effort there
-was, so that adding slower samples never turns a fail into a pass. All else is `inconclusive` and says what is missing.
+of the limit and the effort that the target requires. `fail` needs only a bound on the wrong side, with any effort, so
+that adding slower samples never turns a fail into a pass. All other cases are `inconclusive` and say what is missing.
 
-Calls of one process are correlated (its memory lies where it lies, its threads run where they run), so bounds over all
-calls are not enough: every bound also holds what the processes scatter among themselves, and one process proves nothing
-of the next. A call that was disturbed (`disturbance.py`) counts as slow in the upper bound and as fast in the lower
-one, and a process that did not settle needs room on either side: what cannot pass cannot fail.
+Calls of one process are correlated (its memory addresses and its cores stay the same), so bounds over all calls are not
+enough: every bound also includes the scatter between processes, and one process proves nothing about the next. A
+disturbed call (`disturbance.py`) counts as slow in the upper bound and as fast in the lower one. A process that did not
+settle needs distance to the limit on either side: a measurement that cannot pass cannot fail.
 """
 
 from __future__ import annotations
@@ -338,7 +338,7 @@ def _widest(whole: bounds.Bounds, calm: Sequence[Sequence[tuple[float, float]]],
 
 
 def _least(*values: float | None) -> float | None:
-    """Return the least of bounds; None where one of them is none."""
+    """Return the least of bounds; None if one of them is None."""
     known = [value for value in values if value is not None]
     return min(known) if len(known) == len(values) else None
 

@@ -1,9 +1,9 @@
-"""Reading an artifact on the device: its manifest, its files, their hashes. No torch, no onnx, no write.
+"""Read an artifact on the device: its manifest, its files, their hashes. No torch, no onnx; it writes nothing.
 
-A folder is input from somewhere else. So names in the manifest must be plain relative paths, every file must be a
-regular file with one name (no symbolic and no hard link may lead the runtime out of the folder), the weights of every
-graph lie in listed files, nothing a runtime obeys lies there unlisted, and every byte is hashed before a session opens
-it. No pydantic either: a process that is measured reads the manifest too (docs/decisions/0020).
+A folder is untrusted input. So names in the manifest must be plain relative paths; every file must be a regular file
+with one name (no symbolic or hard link may lead the runtime out of the folder); the weights of every graph must be in
+listed files; the folder has no unlisted file that a runtime would read; and every byte is hashed before a session opens
+it. pydantic is not used, because a process that is measured reads the manifest too (docs/decisions/0020).
 """
 
 from __future__ import annotations
@@ -302,10 +302,10 @@ def verify_hashes(directory: Path, manifest: ArtifactManifest | None = None) -> 
 
 
 def refuse_files_of_others(directory: Path) -> None:
-    """Refuse to replace an artifact into whose folder somebody put files of their own: they would be gone with it.
+    """Refuse to replace an artifact if its folder also holds files that HAVOC did not write: they would be lost.
 
-    What begins with a dot is a system's or a downloader's own. A folder without a manifest is not looked at here, and
-    neither is one with a damaged manifest: exporting again is how it is mended.
+    Names that begin with a dot belong to the system or a downloader and are ignored. A folder without a manifest, or
+    with a damaged one, is not checked here: a new export repairs it.
     """
     try:
         manifest = read_manifest(directory)

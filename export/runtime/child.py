@@ -54,12 +54,12 @@ def run_worker(
     listen: Callable[[Told], None] | None = None,
     python: Path | None = None,
 ) -> Answer:
-    """Let a fresh process do one job and return its result.
+    """Run one job in a fresh process and return its result.
 
-    `python` is another interpreter than this one; it runs this package's code, whatever it has installed.
+    `python` is another interpreter; it runs this package's code even if it has another HAVOC installed.
 
-    `on_start` is told the process id before the work begins, `listen` what the child says meanwhile. An error of the
-    child is raised here as the same class; a child that dies or outlives `timeout_s` is a `MeasurementError`.
+    `on_start` gets the process id before the work begins, `listen` gets the child's messages during the work. An error
+    of the child is raised here as the same class; a child that dies or exceeds `timeout_s` is a `MeasurementError`.
     """
     command = [sys.executable, *isolation(), "-m", job.module]
     if python is not None:

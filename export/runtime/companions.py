@@ -64,7 +64,7 @@ def carry(directory: Path | None, folder: Path) -> None:
 
 
 def carried_files(directory: Path | None) -> list[Path]:
-    """Files of a base that go with it; one that is no regular file, or is not in that directory, is a `HavocError`."""
+    """Files that are copied with a base; one that is not a regular file in that directory is a `HavocError`."""
     if directory is None or is_gguf(directory):
         return []
     files = [directory / name for name in TOKENIZER_FILES + CHAT_TEMPLATES + LICENCE_FILES]

@@ -2,8 +2,8 @@
 
     B batch, T new tokens, P past tokens, S = P + T, D model, V vocab, R image patches
 
-The past stays on the device: what one step returns is bound to the next, unread by Python. By default ONNX Runtime
-allocates it anew at every step; given a capacity, it lies in buffers that steps write into.
+The past stays on the device: the output of one step is bound as input of the next, and Python does not read it. By
+default ONNX Runtime allocates the past again at every step; with a capacity, steps write into fixed buffers.
 """
 
 from __future__ import annotations

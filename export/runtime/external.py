@@ -1,9 +1,9 @@
 """Which files an ONNX graph takes its weights from, read from its bytes without onnx or ONNX Runtime.
 
-A tensor may keep its values in another file, which the graph names. What the graph names must be known before a runtime
-opens it: weights in a file that nobody hashed are weights of somebody else. Only the path to those names is walked,
+A tensor may keep its values in another file, which the graph names. These names must be known before a runtime opens
+the graph, because weights in a file that was not hashed may have been replaced. Only the path to the names is read,
 through messages and field numbers of https://github.com/onnx/onnx/blob/main/onnx/onnx.proto (Protocol Buffers wire
-format); everything else is stepped over, so that it costs milliseconds. Why not by protobuf: docs/decisions/0020.
+format); everything else is skipped, so it takes milliseconds. Why not by protobuf: docs/decisions/0020.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _MAX_VARINT_BYTES, _MAX_TAG = 10, 2**32 - 1
 
 
 def external_locations(path: Path) -> set[str]:
-    """Every file that the graph at `path` names as a home of weights, as it is written there: relative to the graph.
+    """Every file that the graph at `path` names as a file of weights, as written there: relative to the graph.
 
-    A file that is no ONNX graph, or is cut short, is a `HavocError`.
+    A file that is not an ONNX graph, or is cut short, is a `HavocError`.
     """
     try:
         data = read_bounded(path, max_bytes=_MAX_GRAPH_BYTES)

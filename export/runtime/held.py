@@ -1,13 +1,13 @@
-"""An artifact's folder held open: what is hashed, measured, scored and checked again is one and the same folder.
+"""An artifact's folder held open, so the same folder is hashed, measured, scored and checked again.
 
     with hold(Path("artifact")) as held:
         ...                        # read and run `held.place`, in this process or in a child
         held.require_unchanged()
 
-A path leads to whatever lies there when it is opened. So the folder is opened once, and `place` leads to the one that
-was opened, whatever is renamed meanwhile. The state of every file is noted before the first is hashed and compared at
-the end: inode, size, time of writing, and the time of the last change of any kind, which the system alone sets. A file
-that is as it was at both ends was the one hashed, and the one mapped, in between.
+Another folder may be renamed to the same path at any time. So the folder is opened once, and `place` always leads to
+the opened folder. The state of every file is recorded before the first is hashed and compared at the end: inode, size,
+time of writing, and the time of the last change of any kind, which only the system sets. If a file has the same state
+at both times, it was the file that was hashed and mapped in between.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ class HeldArtifact:
 def hold(directory: Path) -> Iterator[HeldArtifact]:
     """Open the folder and hash every file of it; errors inside the block name the folder as the user does.
 
-    Raises `HavocError` for a folder that is no artifact or cannot be read, `IdentityError` for one whose bytes are not
-    its manifest's.
+    Raises `HavocError` if the folder is not an artifact or cannot be read, `IdentityError` if its bytes differ from its
+    manifest.
     """
     with _opened(directory) as place:
         try:

@@ -2,8 +2,8 @@
 
     B batch, T new tokens, P past tokens, D model, V vocab, R image patches
 
-A graph that loads may still be another model's. What does not fit is said when it is opened, in the graph's words,
-and not by whatever breaks first when it runs. No torch, no onnx.
+A graph that loads may still belong to another model. A mismatch is reported when the graph is opened, with the graph's
+names, before anything fails at run time. No torch, no onnx.
 """
 
 from __future__ import annotations

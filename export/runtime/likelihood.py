@@ -1,4 +1,4 @@
-"""How likely texts are behind their prompts, by a decoder session: prompts are read once, continuations token by token.
+"""Log-likelihood of texts after their prompts, by a decoder session: it reads prompts once, then token by token.
 
     B prompts, R tree nodes of one depth, P past tokens, V vocab
 

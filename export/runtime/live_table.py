@@ -124,7 +124,7 @@ def _matrix(entry: dict[str, Any], domains: list[str], rule: str, file_bytes: Ma
     if not isinstance(name, str) or not shape or not all(type(n) is int and 0 < n < _MAX_SIZE for n in shape):
         raise ValueError(f"live: {name!r:.80} of shape {list(shape)!r:.80}")
     if set(entry["places"]) != {BASE, STORED, *map(expert_key, domains)}:
-        raise ValueError(f"live: the places of {name:.80} are not those of the mixture's experts")
+        raise ValueError(f"live: the places of {name:.80} do not match the mixture's experts")
     matrix = LiveMatrix(
         name=name,
         shape=shape,
@@ -132,7 +132,7 @@ def _matrix(entry: dict[str, Any], domains: list[str], rule: str, file_bytes: Ma
         norm_shares={domain: _share(share) for domain, share in entry.get("norm_shares", {}).items()},
     )
     if set(matrix.norm_shares) != (set(domains) if rule == "renorm" else set()):
-        raise ValueError(f"live: the norms of {name:.80} are not one of each expert")
+        raise ValueError(f"live: expected one norm of {name:.80} for each expert")
     for place in matrix.places.values():
         _require_inside(matrix, place, file_bytes)
     return matrix
@@ -145,7 +145,7 @@ def _require_inside(matrix: LiveMatrix, place: FoldPlace, file_bytes: Mapping[st
     if type(offset) is not int or offset < 0 or offset % ITEM_BYTES:
         raise ValueError(f"live: {matrix.name:.80} begins at byte {offset!r:.80}")
     if offset + matrix.num_bytes > file_bytes[place.file]:
-        raise ValueError(f"live: {matrix.name:.80} reaches beyond {place.file}")
+        raise ValueError(f"live: {matrix.name:.80} ends beyond the end of {place.file}")
 
 
 def _share(value: object) -> float:

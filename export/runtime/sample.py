@@ -1,4 +1,4 @@
-"""The text that proofs read: a bundled page, or a file of one's own, as token ids. No torch.
+"""The text that proofs read: a bundled page, or the user's file, as token ids. No torch.
 
 The bundled page was written for this purpose: stories, sums, answers, code, tables, and ten scripts.
 """
@@ -51,7 +51,7 @@ class Sample:
 def read_sample(config: HavocConfig, tokenizer: Tokenizer | None, *, file: Path | None = None) -> Sample:
     """Encode the bundled text or `file`; random ids without a tokenizer.
 
-    A file that cannot be read, is no UTF-8, or holds too little text is a `HavocError`.
+    A file that cannot be read, is not UTF-8, or has too little text is a `HavocError`.
     """
     if tokenizer is None:
         if file is not None:

@@ -56,7 +56,7 @@ class Signer:
 def load_signer(private_key: Path) -> Signer:
     """Read a PEM key on P-256, P-384 or P-521; anything else is a `HavocError`.
 
-    The password of an encrypted key is taken from the environment, where it stands in no history and no process list.
+    The password of an encrypted key is read from the environment, so no shell history or process list shows it.
     """
     signing = _library("signing")
     password = None

@@ -1,10 +1,10 @@
-"""What `havoc verify` found, as a file that the gate reads: bound to one manifest, and through it to every byte.
+"""The result of `havoc verify`, as a file that the gate reads: bound to one manifest, and through it to every byte.
 
     {"format", "manifest_sha256", "is_folded", "is_rebuilt", "checks": [{"name", "finding"}], "sha256"}
 
-`is_folded` tells that graphs and weights were made again from base, experts and alpha, and compared, `is_rebuilt` that
-the graphs were; a file without it was written before there was the word. `sha256` seals the
-rest against accidents and edits; as with a record, whoever computes it anew can write any.
+`is_folded` says that graphs and weights were made again from base, experts and alpha, and compared. `is_rebuilt` says
+this of the graphs; older files do not have it. `sha256` seals the rest against accidents and edits; as with a record,
+anyone who computes it again can write another result.
 """
 
 from __future__ import annotations

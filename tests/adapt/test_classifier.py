@@ -123,7 +123,7 @@ def test_no_folder_takes_it_for_an_expert(trained: Expert, basis: Basis, small_e
     with pytest.raises(HavocError, match="havoc train BASE --classifier"):
         load_classifier(tmp_path, basis=basis)
     classifier_path(tmp_path).write_bytes(expert_path(small_experts, "math").read_bytes())
-    with pytest.raises(HavocError, match="an expert of 'math' and no classifier"):
+    with pytest.raises(HavocError, match="an expert of 'math', not a classifier"):
         load_classifier(tmp_path, basis=basis)
 
 
@@ -183,6 +183,6 @@ def test_the_verb_writes_it(small_experts: Path, tmp_path: Path, capsys: pytest.
     assert main([*words, "--classifier", "math,code"]) == 2
     assert "is a finished expert" in capsys.readouterr().err
     assert main([*words, "--classifier", "math", "--force"]) == 2
-    assert "there is math: at least 2" in capsys.readouterr().err
+    assert "at least 2 experts; found math" in capsys.readouterr().err
     assert main([*words, "--classifier", "math,code", "--task", "math"]) == 2
     assert "not allowed with" in capsys.readouterr().err

@@ -83,7 +83,7 @@ def test_eval_shows_every_system(
         assert f"\n{system} " in said
     for heading in ("mixed", "only it right", "prompt: rows of", "to reasoning", "first pass a row", "mixtures tried"):
         assert heading in said
-    assert "no measurement" in said
+    assert "not a measurement" in said
     assert main([*words, "--alpha", "math=1", "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["selection"]["fixed_mixture"] == {"math": 1.0, "code": 0.0, "reasoning": 0.0}
@@ -159,7 +159,7 @@ def test_experts_that_cannot_be_chosen_from_are_refused(small_experts: Path, tmp
         shutil.copy(small_experts / name, tmp_path / name)
     mixtures, basis = open_mixtures(load_base("nano"), tmp_path, SILENT)
     with mixtures:
-        with pytest.raises(HavocError, match="there is math: at least 2"):
+        with pytest.raises(HavocError, match="at least 2 experts; found math"):
             open_chooser("prompt", mixtures, tmp_path, basis)
         with pytest.raises(HavocError, match="reads solved examples"):
             open_chooser("few-shot", mixtures, tmp_path, basis)

@@ -61,7 +61,7 @@ def test_a_long_text_loses_its_beginning_and_keeps_the_question() -> None:
 
 def test_what_is_no_choice_is_refused() -> None:
     """One expert leaves nothing to choose, and a likelihood that is NaN says nothing."""
-    with pytest.raises(HavocError, match="there is math: at least 2"):
+    with pytest.raises(HavocError, match="at least 2 experts; found math"):
         FirstPass(("math",))
     with pytest.raises(MeasurementError, match="not a number"):
         FirstPass(NAMES).choose(Scripted(code=math.nan), [Prompt("2")])

@@ -49,7 +49,7 @@ def test_an_episode_is_timed_token_by_token() -> None:
 @pytest.mark.parametrize("num_given", [3, 5])
 def test_another_number_of_tokens_is_a_fault(num_given: int) -> None:
     """No figure is made of an answer that is too short or too long."""
-    with pytest.raises(RuntimeError, match=f"gave {num_given} tokens, 4 were"):
+    with pytest.raises(RuntimeError, match=f"gave {num_given} tokens instead of 4"):
         episode(Scripted(num_given), [7], 4, num_ids=None)
 
 
@@ -96,15 +96,19 @@ def contender(**changes: Any) -> Contender:
     [
         ({}, ["both are the same artifact or model: any difference is the machine's"]),
         ({"identity": {"artifact": "b"}}, []),
-        ({"identity": {"artifact": "b"}, "base_hash": "b" * 64}, ["made from different bases"]),
+        ({"identity": {"artifact": "b"}, "base_hash": "b" * 64}, ["the two were made from different bases"]),
         ({"identity": {"artifact": "b"}, "num_ids": 280}, ["one model has 300 token ids, the other 280"]),
         (
             {"identity": {"engine": "transformers"}, "engine": "hugging_face", "base_hash": None},
-            ["whether both hold the same weights"],
+            ["only the agreement of their tokens"],
         ),
         (
             {"identity": {"address": "http://x"}, "engine": "llama_cpp", "base_hash": None, "num_ids": None},
-            ["whether both hold", "llama.cpp is asked over HTTP", "no CPU time"],
+            [
+                "only the agreement of their tokens",
+                "llama.cpp is asked over HTTP",
+                "a server at an address reports no CPU time",
+            ],
         ),
     ],
 )

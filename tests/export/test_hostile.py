@@ -102,7 +102,7 @@ BROKEN: dict[str, tuple[Edit, str]] = {
     "config cut off": (text("config.json", '{"model_type": '), "config.json: not valid JSON"),
     "config in UTF-16": (text("config.json", "{}".encode("utf-16")), "it starts with a byte order mark"),
     "config after a BOM": (text("config.json", "{}".encode("utf-8-sig")), "it starts with a byte order mark"),
-    "a key twice": (text("config.json", '{"vocab_size": 1, "vocab_size": 2}'), "'vocab_size' stands twice"),
+    "a key twice": (text("config.json", '{"vocab_size": 1, "vocab_size": 2}'), "'vocab_size' occurs twice"),
     "NaN": (text("config.json", '{"rms_norm_eps": NaN}'), "NaN is not a JSON number"),
     "5000 digits": (text("config.json", '{"vocab_size": ' + "9" * 5000 + "}"), "not valid JSON"),
     "400 digits": (fields(rms_norm_eps=10**400), "norm_eps must be a number in [0, 1]"),

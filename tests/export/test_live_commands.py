@@ -77,7 +77,7 @@ def test_export_says_what_is_live(
     [
         (("--live",), "give them with --experts DIR"),
         (("--live", "--experts", "EXPERTS", "--weights", "int8"), "rounded again at every switch"),
-        (("--live", "--experts", "EXPERTS", "--to", "hf"), "--to hf writes none"),
+        (("--live", "--experts", "EXPERTS", "--to", "hf"), "--to hf writes no artifact"),
         (("--live", "--experts", "EXPERTS", "--alpha", "1"), "one weight for each expert"),
     ],
 )

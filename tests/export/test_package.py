@@ -120,7 +120,7 @@ def test_an_existing_artifact_is_replaced_whole_or_kept(source: Source, tmp_path
     before = snapshot(out)
     with monkeypatch.context() as patch:
         patch.setattr(parity, "MAX_RATIO", 0.0)
-        with pytest.raises(MeasurementError, match="weights say, prefill"):
+        with pytest.raises(MeasurementError, match="its weights, prefill"):
             export_artifact(source, out, structure=Structure("int8"))
     assert snapshot(out) == before
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
