@@ -7,7 +7,7 @@
     few-shot              one alpha for each task, found on solved examples of its train split
     oracle                each row gets the expert of its own task, so there is no first pass that could be wrong
 
-The rows that are scored choose nothing. Search rows choose the best single expert and the weight of the fixed mixture;
+No choice uses the rows that are scored. Search rows choose the best single expert and the weight of the fixed mixture;
 where search rows are scored, train rows choose. The oracle is not an upper bound: another task's expert, or a mixture,
 may answer a row that the task's own expert does not. Shares have exact 95 % intervals (Clopper & Pearson). Differences
 of two systems on the same rows have normal 95 % intervals.
