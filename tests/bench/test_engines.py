@@ -254,9 +254,9 @@ def test_scripted_times_are_found_again(
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("short", "5 tokens, 6 were asked for"),
+        ("short", "5 tokens instead of 6"),
         ("cache", "read 12 of 16 prompt tokens"),
-        ("dies", "tokens, 6 were asked for"),
+        ("dies", "tokens instead of 6"),
         ("busy", "answers 503"),
         ("error", "no room"),
     ],
@@ -507,9 +507,9 @@ def test_another_engine_is_one_file(base: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("fill", "error", "said"),
     [
-        ({"tokens": [7] * 3}, MeasurementError, "pytest gave 2 tokens, 1 were asked for"),
-        ({"tokens": []}, MeasurementError, "pytest gave 0 tokens, 1 were asked for"),
-        ({"tokens": [9000]}, MeasurementError, "gave token 9000, the model has 300"),
+        ({"tokens": [7] * 3}, MeasurementError, "pytest gave 2 tokens instead of 1"),
+        ({"tokens": []}, MeasurementError, "pytest gave 0 tokens instead of 1"),
+        ({"tokens": [9000]}, MeasurementError, "gave token 9000, but the model has 300"),
         ({"tokens": [7], "then": "raise OSError('no room')"}, MeasurementError, "failed while it was measured"),
         ({"tokens": [7], "opens": "raise ValueError('odd file')"}, HavocError, "cannot open .* odd file"),
     ],

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from havoc_core.children import start_process
 from havoc_core.cluster.lease import held
 from havoc_core.errors import MeasurementError
 
@@ -19,6 +20,7 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="leases are lock
 HOLDER = """
 import sys
 from pathlib import Path
+from havoc_core.children import start_process
 from havoc_core.children import start_process
 from havoc_core.cluster.lease import held
 with held(Path(sys.argv[1])):
@@ -48,7 +50,15 @@ def test_a_killed_holder_keeps_the_device_until_its_child_is_gone(tmp_path: Path
 def test_a_child_outside_the_block_holds_nothing(tmp_path: Path) -> None:
     """Only what was started under the lease keeps it."""
     path = tmp_path / "lease"
+    words = [sys.executable, "-S", "-c", "import time; time.sleep(60)"]
+    before = start_process(words)
     with held(path):
         pass
-    with held(path, wait_s=0.0):
-        pass
+    after = start_process(words)
+    try:
+        with held(path, wait_s=0.0):
+            pass
+    finally:
+        for child in (before, after):
+            child.kill()
+            child.wait()
