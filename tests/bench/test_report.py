@@ -597,6 +597,17 @@ def test_a_browser_shows_it(folder: Path, tmp_path: Path, width: int, *, is_dark
     assert background == ("rgb(15, 17, 21)" if is_dark else "rgb(246, 246, 243)")
 
 
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+def test_a_hash_in_a_reason_wraps(folder: Path, tmp_path: Path) -> None:
+    """A reason may hold a hash of 64 letters, which no browser breaks unless it is told to."""
+    write_report(folder)
+    page = folder / "report.html"
+    text = page.read_text()
+    page.write_text(text.replace('<div class="said"><b>', f'<div class="said"><small>{"5" * 80}</small><b>'))
+    assert page.read_text().count("5" * 80) == 9
+    assert seen(page, tmp_path / "profile", width=1000)[0] == "true"
+
+
 @pytest.fixture(scope="module")
 def many_nights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the index of 20 runs: the last five slower and on other math rows, the first on another kernel."""
