@@ -509,8 +509,8 @@ def _add_base(parser: Parser) -> None:
 
 
 def _add_engine_python(parser: Parser) -> None:
-    python_help = "interpreter that has the other engine's package (default: this one)"
-    parser.add_argument("--engine-python", type=Path, metavar="FILE", help=python_help)
+    python_help = "interpreter that has the other engine's package, repeat for several (default: this one)"
+    parser.add_argument("--engine-python", type=Path, action="append", default=[], metavar="FILE", help=python_help)
 
 
 def _add_artifact(parser: Parser) -> None:

@@ -104,7 +104,7 @@ def _bench_everywhere(args: argparse.Namespace) -> int:
     rows = bench_everywhere(
         args.artifact,
         out=args.out,
-        python=args.engine_python,
+        pythons=args.engine_python,
         profile=args.profile,
         num_threads=num_threads,
         workload=workload,
@@ -152,7 +152,7 @@ def _bench(args: argparse.Namespace) -> int:
     with contextlib.ExitStack() as stack:
         model = None
         if engine is not None:
-            model = stack.enter_context(enter(args.artifact, python=args.engine_python, engine=engine))
+            model = stack.enter_context(enter(args.artifact, pythons=args.engine_python, engine=engine))
         record = measure(
             model or Path(args.artifact),
             profile=args.profile,
@@ -284,7 +284,7 @@ def handle_duel(args: argparse.Namespace) -> int:
         raise HavocError("--n, --data and --online need a task to score: give --task")
     num_tokens = args.prompt_tokens
     work = Workload(prompt_tokens=num_tokens, context_tokens=num_tokens, decode_tokens=args.decode_tokens)
-    with enter(args.old, python=args.engine_python) as old, enter(args.new, python=args.engine_python) as new:
+    with enter(args.old, pythons=args.engine_python) as old, enter(args.new, pythons=args.engine_python) as new:
         _require_sides((old, new), args, work, scoring)
         outcome = duel(
             old.side("old"),
@@ -370,7 +370,7 @@ def _divergence(args: argparse.Namespace, old: Contender, new: Contender) -> Div
     from .contender import enter
     from .divergence import divergence
 
-    with enter(args.reference, python=args.engine_python) as reference:
+    with enter(args.reference, pythons=args.engine_python) as reference:
         found = divergence(reference, old, new, num_threads=args.threads)
         reference.require_unchanged()
     return found

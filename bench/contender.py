@@ -26,7 +26,7 @@ from .judge.engine_files import files_of, hash_files, is_weights
 from .lockstep import Side
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
 _EXTRAS: Final = {"llama_cpp": "llama-cpp", "genai": "genai", "openvino": "openvino", "hugging_face": "transformers"}
 _GENAI, _CONFIG = "genai_config.json", "config.json"
@@ -78,8 +78,8 @@ class Contender:
 
 
 @contextmanager
-def enter(word: str, *, python: Path | None = None, engine: str | None = None) -> Iterator[Contender]:
-    """Find what `word` names, hash it and keep it open; `python` has the engine's package (None: this interpreter).
+def enter(word: str, *, pythons: Sequence[Path] = (), engine: str | None = None) -> Iterator[Contender]:
+    """Find what `word` names, hash it and keep it open; the first interpreter with the engine's package runs it.
 
     With `engine` it is that engine's model, even if the folder is also an artifact. Raises `HavocError` if no engine
     runs it or the engine is not installed, and `IdentityError` if an artifact's bytes differ from its manifest.
@@ -99,7 +99,7 @@ def enter(word: str, *, python: Path | None = None, engine: str | None = None) -
                 base_hash=held.manifest.base_hash,
             )
         return
-    yield _foreign(word, python or Path(sys.executable), engine)
+    yield _foreign(word, pythons, engine)
 
 
 def engine_of(word: str) -> str | None:
@@ -122,7 +122,7 @@ def engines_of(word: str) -> list[str]:
     return found or ["hugging_face"] * ((path / _CONFIG).is_file() and not (path / MANIFEST).is_file())
 
 
-def _foreign(word: str, python: Path, engine: str) -> Contender:
+def _foreign(word: str, pythons: Sequence[Path], engine: str) -> Contender:
     """Describe another engine's model."""
     if "://" in word:
         return Contender(
@@ -137,16 +137,16 @@ def _foreign(word: str, python: Path, engine: str) -> Contender:
         if not is_gguf(path):
             raise HavocError(f"{word}: {ENGINES[engine]} opens a .gguf file")
         config = read_config(path)
-        return _of_files(path, engine, python, config.vocab_size, config.max_seq_len)
+        return _of_files(path, engine, pythons, config.vocab_size, config.max_seq_len)
     marker = _MARKERS.get(engine, _CONFIG)
     if not (path / marker).is_file():
         raise HavocError(f"{word}: {ENGINES[engine]} opens a folder with {marker}; this folder has none")
     if engine == "genai":
         model = _fields(path / _GENAI).get("model")
         fields = model if isinstance(model, dict) else {}
-        return _of_files(path, engine, python, fields.get("vocab_size"), fields.get("context_length"))
+        return _of_files(path, engine, pythons, fields.get("vocab_size"), fields.get("context_length"))
     fields = _fields(path / _CONFIG)
-    return _of_files(path, engine, python, fields.get("vocab_size"), fields.get("max_position_embeddings"))
+    return _of_files(path, engine, pythons, fields.get("vocab_size"), fields.get("max_position_embeddings"))
 
 
 def _fields(file: Path) -> dict[str, Any]:
@@ -162,10 +162,10 @@ def _size(path: Path, name: str, value: object) -> int:
     return value
 
 
-def _of_files(path: Path, engine: str, python: Path, num_ids: object, max_tokens: object) -> Contender:
-    """Hash the files on the disk, and ask the engine for its version."""
+def _of_files(path: Path, engine: str, pythons: Sequence[Path], num_ids: object, max_tokens: object) -> Contender:
+    """Hash the files on the disk, and find an interpreter with the engine."""
     sizes = _size(path, "vocabulary", num_ids), _size(path, "context", max_tokens)
-    version = engine_version(engine, python)
+    python, version = interpreter_with(engine, pythons)
     states = file_states(path) if path.is_dir() else {"": _state(path)}
 
     def unchanged() -> None:
@@ -203,18 +203,30 @@ def _stay() -> None:
     """Do nothing: the files of a server are not on this disk, so they cannot be checked for changes."""
 
 
-def engine_version(engine: str, python: Path) -> str:
-    """Version of the engine's package in `python`; if it is missing, a `HavocError` names the extra to install."""
+def interpreter_with(engine: str, pythons: Sequence[Path] = ()) -> tuple[Path, str]:
+    """The first of `pythons`, then this interpreter, that has the engine's package; and the package's version.
+
+    If none has it, a `HavocError` names the extra to install.
+    """
+    for python in (*pythons, Path(sys.executable)):
+        version = engine_version(engine, python)
+        if version is not None:
+            return python, version
+    raise HavocError(
+        f'{ENGINES[engine]} is not installed: pip install "havoc-core[{_EXTRAS[engine]}]", or name the Python that '
+        f"has {load_engine(engine).PACKAGE} with --engine-python"
+    )
+
+
+def engine_version(engine: str, python: Path) -> str | None:
+    """Version of the engine's package in `python`, None if it is missing there."""
     command = [str(python), *isolation(), str(Path(__file__).with_name("engines") / "engine.py"), engine, "--version"]
     try:
         found = subprocess.run(command, capture_output=True, text=True, timeout=_VERSION_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise HavocError(f"{python}: not an interpreter that can be asked for {ENGINES[engine]} ({error})") from error
     if found.returncode == FAULT_CODE:
-        raise HavocError(
-            f'{ENGINES[engine]} is not installed: pip install "havoc-core[{_EXTRAS[engine]}]", or name the Python that '
-            f"has {load_engine(engine).PACKAGE} with --engine-python"
-        )
+        return None
     if found.returncode:
         last = (found.stderr.strip().splitlines() or ["it says nothing"])[-1]
         raise HavocError(f"{python}: cannot run {ENGINES[engine]} ({printable(last)[:200]})")

@@ -8,14 +8,13 @@ table compares but proves nothing. For a proof, `havoc duel` measures two of the
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from ..errors import HavocError
 from ..export.runtime.artifact import MANIFEST
-from .contender import MODELS, engine_version, engines_of, enter
+from .contender import MODELS, engines_of, enter, interpreter_with
 from .engines import ENGINES
 from .judge.gate import why_invalid
 from .judge.metrics import measured
@@ -61,7 +60,7 @@ def bench_everywhere(
     models: Sequence[str],
     *,
     out: Path,
-    python: Path | None,
+    pythons: Sequence[Path],
     profile: str,
     num_threads: int | None,
     workload: Workload,
@@ -70,7 +69,7 @@ def bench_everywhere(
 ) -> list[EngineRow]:
     """Measure each model in each engine that opens it; an engine that is missing or fails gets a row with the reason.
 
-    Engines that this interpreter lacks are run by `python`. Records go to `out/ENGINE-PLACE/record.json`.
+    The first of `pythons`, then this interpreter, that has an engine runs it. Records: `out/ENGINE-PLACE/record.json`.
     """
     options: dict[str, Any] = {
         "profile": profile,
@@ -86,11 +85,11 @@ def bench_everywhere(
     for engine in (None, *ENGINES):
         its = [model for model in models if (_is_artifact(model) if engine is None else engine in opened_by[model])]
         if not its:
-            rows.append(_without_model(engine, python))
+            rows.append(_without_model(engine, pythons))
         for place, model in enumerate(its):
             path = out / f"{engine or OWN.lower()}-{place}" / "record.json"
             try:
-                record, version = _measured(model, engine, python, **options)
+                record, version = _measured(model, engine, pythons, **options)
                 keep(record, path)
             except HavocError as error:
                 rows.append(EngineRow(engine=_shown(engine), model=model, reason=str(error)))
@@ -102,35 +101,22 @@ def bench_everywhere(
     return rows
 
 
-def _measured(model: str, engine: str | None, python: Path | None, **options: Any) -> tuple[Record, str]:  # noqa: ANN401
+def _measured(model: str, engine: str | None, pythons: Sequence[Path], **options: Any) -> tuple[Record, str]:  # noqa: ANN401
     """Measure one model in one engine with the options of `measure`; return its record and the engine's version."""
     if engine is None:
         record = measure(Path(model), **options)
         return record, record.tool.version
-    with enter(model, python=_python_with(engine, python), engine=engine) as entered:
+    with enter(model, pythons=pythons, engine=engine) as entered:
         return measure(entered, **options), entered.identity["version"]
 
 
-def _python_with(engine: str, python: Path | None) -> Path:
-    """The interpreter that has the engine: this one, else `python`; a `HavocError` says how to install it."""
-    here = Path(sys.executable)
-    try:
-        engine_version(engine, here)
-    except HavocError:
-        if python is None:
-            raise
-        engine_version(engine, python)
-        return python
-    return here
-
-
-def _without_model(engine: str | None, python: Path | None) -> EngineRow:
+def _without_model(engine: str | None, pythons: Sequence[Path]) -> EngineRow:
     """Say that the engine can open none of the models, and how to install the engine if it is missing."""
     if engine is None:
         return EngineRow(engine=OWN, reason="no artifact among the models: export one with `havoc export`")
     reason = f"none of the models is one that it opens: {MODELS[engine]}"
     try:
-        _python_with(engine, python)
+        interpreter_with(engine, pythons)
     except HavocError as error:
         reason = str(error)
     return EngineRow(engine=_shown(engine), reason=reason)

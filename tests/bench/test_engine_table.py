@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from havoc_core.bench import engine_table
+from havoc_core.bench import contender, engine_table
 from havoc_core.bench.engines import ENGINES
 from havoc_core.bench.judge.record import load_record
 from havoc_core.cli import main
-from havoc_core.errors import HavocError, MeasurementError
+from havoc_core.errors import MeasurementError
 from tests.bench import sample_records as samples
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from havoc_core.bench.judge.record import Record
 
@@ -37,7 +38,8 @@ def models(tiny_artifact: Path, tmp_path: Path) -> tuple[str, str]:
 
 
 @contextmanager
-def entered(word: str, *, python: Path, engine: str) -> Iterator[Any]:
+def entered(word: str, *, pythons: Sequence[Path], engine: str) -> Iterator[Any]:
+    python, _ = contender.interpreter_with(engine, pythons)
     yield SimpleNamespace(engine=engine, place=word, python=python, identity={"version": "1.2"})
 
 
@@ -45,10 +47,9 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *, installed: set[str], fails: str
     """Let engines be installed or not, and measure nothing: each gives the sample record, or fails."""
     asked: list[Any] = []
 
-    def version(engine: str, python: Path) -> str:
-        if engine not in installed and python != Path("other"):
-            raise HavocError(f'{ENGINES[engine]} is not installed: pip install "havoc-core[{engine}]"')
-        return "1.2"
+    def version(engine: str, python: Path) -> str | None:
+        is_here = engine in installed if python == Path(sys.executable) else engine == python.name
+        return "1.2" if is_here else None
 
     def measure(model: Any, **options: Any) -> Record:
         asked.append((model, options))
@@ -56,7 +57,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, *, installed: set[str], fails: str
             raise MeasurementError("the process that runs the model ended by signal 11")
         return samples.record("cpu", run_id=f"run-{len(asked)}")
 
-    monkeypatch.setattr(engine_table, "engine_version", version)
+    monkeypatch.setattr(contender, "engine_version", version)
     monkeypatch.setattr(engine_table, "measure", measure)
     monkeypatch.setattr(engine_table, "enter", entered)
     return asked
@@ -82,7 +83,7 @@ def test_every_engine_has_a_row(
         assert (row["model"], row["is_valid"], row["reason"]) == (model, True, "")
         assert load_record(Path(row["record"])).run_id.startswith("run-")
         assert row["metrics"]["prefill_ms"] > 0
-    assert found["onnxruntime-genai"]["reason"].endswith('pip install "havoc-core[genai]"')
+    assert 'pip install "havoc-core[genai]"' in found["onnxruntime-genai"]["reason"]
     assert "opens: a .gguf file" in found["llama.cpp"]["reason"]
     assert main(["bench", *models, "--engine", "all", "--quiet", "--out", str(tmp_path / "out")]) == 2
     assert "holds records already" in capsys.readouterr().err
@@ -91,13 +92,15 @@ def test_every_engine_has_a_row(
 def test_another_interpreter_has_the_engine(
     models: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What this interpreter lacks is looked for in the one that was named."""
+    """An engine runs in the first of the named interpreters that has it, else in this one."""
     asked = scripted(monkeypatch, installed={"hugging_face"})
-    words = (models[0], "--engine-python", "other", "--out", str(tmp_path / "out"))
+    pythons = ("--engine-python", "openvino", "--engine-python", "genai")
+    words = (*models, *pythons, "--out", str(tmp_path / "out"))
     code, found = rows(*words, capsys=capsys)
     assert code == 0
     assert found["onnxruntime-genai"]["is_valid"]
-    assert [getattr(model, "python", None) for model, _ in asked] == [None, Path("other")]
+    here = Path(sys.executable)
+    assert [getattr(model, "python", None) for model, _ in asked] == [None, Path("genai"), here]
 
 
 def test_one_engine_that_fails_is_a_row(

@@ -99,7 +99,7 @@ def test_an_engine_gives_the_same_tokens(engine: str, base: Path, artifact: Path
             pytest.skip("no environment with onnxruntime-genai: `make genai` makes one")
         path, python = Path(shutil.copytree(artifact, tmp_path / "genai")), Path(GENAI_PYTHON)
         (path / "manifest.json").unlink()
-    with enter(str(artifact)) as ours, enter(str(path), python=python) as theirs:
+    with enter(str(artifact)) as ours, enter(str(path), pythons=[python]) as theirs:
         assert theirs.engine == engine
         assert theirs.identity["version"][0].isdigit()
         heard = tokens_of(ours.side("ours"), theirs.side("theirs"))
@@ -145,7 +145,7 @@ def test_openvino_gives_the_same_tokens_and_logits(artifact: Path, openvino_fold
     """The same graph in another runtime: every greedy token is the same, and the distribution of the next one."""
     folder, python = openvino_folder
     pieces = np.arange(40, 88).reshape(3, 16)
-    with enter(str(artifact)) as ours, enter(str(folder), python=python) as theirs:
+    with enter(str(artifact)) as ours, enter(str(folder), pythons=[python]) as theirs:
         assert theirs.engine == "openvino"
         assert theirs.weight_bytes > 0
         heard = tokens_of(ours.side("ours"), theirs.side("theirs"))
@@ -298,7 +298,7 @@ def test_an_engine_tells_the_logits_that_havoc_computes(
         ours = export_artifact(path, tmp_path / "artifact")
     with enter(str(ours)) as side:
         wanted = next_logits(side, pieces, num_ids=280, num_threads=1)
-    with enter(str(path), python=python, engine=engine) as side:
+    with enter(str(path), pythons=[python], engine=engine) as side:
         if engine == "hugging_face":  # in this process, which has imported transformers already
             request = LogitsRequest(
                 artifact=str(path),
