@@ -1,7 +1,7 @@
 """OpenVINO: a folder with `openvino_model.xml` as optimum-intel exports it, with the cache in the model's state.
 
-The runtime itself runs the model, one greedy token after another, without the pipeline of openvino-genai. The runtime
-chooses the precision of activations and cache for the processor.
+The runtime itself runs the model, one greedy token after another, without the pipeline of openvino-genai; as there, the
+head reads the last token only. The runtime chooses the precision of activations and cache for the processor.
 """
 
 from __future__ import annotations
@@ -67,5 +67,16 @@ def open_model(path: str, *, num_threads: int, capacity: int) -> OpenVinoModel: 
     names = frozenset(name for put in model.inputs for name in put.names)
     if stray := sorted(name for name in names if "past" in name):
         raise ValueError(f"{stray[0]} is an input: export the model with its cache in the state, as optimum-intel does")
+    read_last_only(model)
     options = {"INFERENCE_NUM_THREADS": num_threads, "PERFORMANCE_HINT": "LATENCY"}
     return OpenVinoModel(core.compile_model(model, "CPU", options).create_infer_request(), names)
+
+
+def read_last_only(model: Any) -> None:  # noqa: ANN401 - of another package
+    """Let the head compute the logits of the last token only, if the head is one product, as in a decoder it is."""
+    from openvino import opset13
+
+    head = model.output("logits").node.input_value(0).get_node()
+    if head.get_type_name() == "MatMul":
+        last = opset13.gather(head.input_value(0), np.array([-1]), 1)
+        head.input(0).replace_source_output(last.output(0))
