@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 WEIGHT_FORMATS = ("fp32", "fp16", "int8", "int4")
 ACTIVATION_DTYPES = ("fp32", "fp16")
 BLOCK_SIZES = (16, 32, 64, 128, 256)
-COMPUTES = ("fp32", "int8")
+COMPUTES = ("fp32", "int8", "w8a8")
 QUANTIZERS = ("rtn", "hqq", "k-quant", "gptq")
 METHODS = get_args(Method)
 DEVICES = get_args(TorchDevice)
@@ -251,7 +251,8 @@ def _add_blocks(parser: Parser) -> None:
     parser.add_argument("--bits", type=float, metavar="B", help=bits_help)
     text_help = "text that gptq and --bits calibrate on and the format's cost is measured on (default: bundled texts)"
     parser.add_argument("--calibration", type=Path, metavar="FILE", help=text_help)
-    compute_help = "what activations are rounded to in products with int8 and int4 (default: auto, int8)"
+    compute_help = "what activations are rounded to in products with int8 and int4 (default: auto, int8); w8a8: int8"
+    compute_help += " with one scale a token, for faster prompts with int8 weights on a CPU"
     parser.add_argument("--compute", choices=("auto", *COMPUTES), default="auto", help=compute_help)
     rank_help = "share of each projection's rank to keep, as two factors where they are smaller (default: 1)"
     parser.add_argument("--rank", type=float, default=1.0, metavar="F", help=rank_help)

@@ -206,7 +206,7 @@ class ExportSettings(_Section):
     """What is written for deployment."""
 
     weights: StructureName | None = Field(default=None, description="structure; left out: what the search chose")
-    compute: Literal["auto", "int8", "fp32"] = Field(
+    compute: Literal["auto", "int8", "fp32", "w8a8"] = Field(
         default="auto", description="what activations are rounded to in products; auto: what the structure says"
     )
     calibration: str | None = Field(

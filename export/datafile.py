@@ -108,6 +108,8 @@ class StoredWeights(Mapping[str, Tensor]):
     def _matrix(self, weight: StoredWeight) -> Tensor:
         arrays = [self._stored(item) for item in weight.initializers]
         if weight.blocks is not None:
+            if weight.blocks.is_w8a8:
+                return torch.from_numpy(arrays[0].T.astype(np.float32) * arrays[1][:, None])
             zeros = {"points": "zero_points", "minimums": "minimums"}
             beside = {zeros[weight.blocks.zeros]: arrays[2]} if weight.blocks.zeros in zeros else {}
             blocks, num_bits = Blocks(arrays[0], arrays[1], **beside), weight.blocks.num_bits

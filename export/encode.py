@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 
 from ..errors import HavocError
@@ -38,10 +39,17 @@ def encode(weight: StoredWeight, tensor: Tensor, structure: Structure) -> list[N
 
 def encode_blocks(weight: StoredWeight, blocks: Blocks) -> list[NDArray[Any]]:
     """Blocks as the file holds them: floats in the dtype of their initializers; scales beyond it are a `HavocError`."""
+    if weight.blocks is not None and weight.blocks.is_w8a8:
+        return [_signed(blocks.packed[:, 0]), blocks.scales[:, 0]]
     floats = [blocks.scales] if blocks.minimums is None else [blocks.scales, blocks.minimums]
     dtype = weight.initializers[1].dtype
     stored = [_as(weight, values, dtype, _peak(values)) for values in map(torch.from_numpy, floats)]
     return [blocks.packed, *stored, *([] if blocks.zero_points is None else [blocks.zero_points])]
+
+
+def _signed(values_NK: NDArray[np.uint8]) -> NDArray[np.int8]:
+    """Values around 128 as int8 [K, N] around 0, C-contiguous."""
+    return np.ascontiguousarray((values_NK ^ np.uint8(128)).view(np.int8).T)
 
 
 def require_usable(weight: StoredWeight, tensor: Tensor) -> float:

@@ -35,7 +35,7 @@ two matrices whose product it is, each in a form of its own."""
 MatrixFormat = BlockFormat | Literal["float32", "float16"]
 """How one tensor is stored: in blocks, or whole in a dtype of NumPy's."""
 
-ITEM_BYTES = {"float32": 4, "float16": 2, "uint8": 1}
+ITEM_BYTES = {"float32": 4, "float16": 2, "uint8": 1, "int8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ def _format(source: str, shape: tuple[int, ...], structure: Structure) -> Matrix
     """How the structure stores a tensor: matrices in its weight format, the rest in the activations' type."""
     is_matrix = len(shape) == 2 and source not in {ROPE_COS, ROPE_SIN}  # noqa: PLR2004 - a matrix has two dimensions
     if is_matrix and structure.is_quantized and source != VISION_PROJECTION:
-        return structure.blocks
+        return structure.blocks_of(source, shape[1])
     is_half = structure.activation_dtype == "fp16" or (is_matrix and structure.weight_format == "fp16")
     return "float16" if is_half else "float32"
 
@@ -189,6 +189,8 @@ def _parts(
 def _block_parts(source: str, shape: tuple[int, int], blocks: BlockFormat) -> list[tuple[str, str, tuple[int, ...]]]:
     """Name, dtype and shape of values, scales and zeros of a matrix stored in blocks."""
     rows, columns = shape
+    if blocks.is_w8a8:
+        return [(f"{source}_int8", "int8", (columns, rows)), (f"{source}_scales", "float32", (rows,))]
     num_blocks, num_bits = blocks.num_blocks(columns), blocks.num_bits
     floats = "float16" if blocks.scale_bytes == 2 else "float32"  # noqa: PLR2004 - fp16
     values = (f"{source}_Q{num_bits}", "uint8", (rows, num_blocks, blocks.block_size * num_bits // 8))

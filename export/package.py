@@ -134,6 +134,8 @@ def export_artifact(
     require_calibration(source, structure, calibration)
     plan_layout(source.config, structure)  # a structure that this model cannot have is refused before any work
     options = options.fitted(source.config.max_seq_len)
+    if structure.is_w8a8 and also_on:
+        raise HavocError(f"w8a8 products run on the CPU only, not on {', '.join(also_on.values())}: use --compute int8")
     if structure.weight_format == "keep":
         require_unfolded(source, experts)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)

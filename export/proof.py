@@ -119,8 +119,8 @@ def _measures(structure: Structure) -> list[Arithmetic]:
     """What the graph's error is held against as it ships, and with exact products where its own are rounded."""
     if structure.activation_dtype == "fp16":
         return [fp16_activations()]
-    if structure.has_compute and structure.compute == "int8":
-        return [int8_products(structure.block_size), FP32]
+    if structure.compute != "fp32":
+        return [int8_products(None if structure.is_w8a8 else structure.block_size), FP32]
     return [FP32]
 
 

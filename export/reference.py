@@ -48,10 +48,11 @@ def fp16_activations() -> Arithmetic:
     return Arithmetic("torch fp32 rounded to fp16", torch.float32, _HalfResults)
 
 
-def int8_products(block_size: int) -> Arithmetic:
-    """What goes into a product with a matrix rounded to int8, each block of a row by its largest value.
+def int8_products(block_size: int | None) -> Arithmetic:
+    """What goes into a product with a matrix rounded to int8, each block of a row, or each row, by its largest value.
 
-    So does MatMulNBits of ONNX Runtime at accuracy level 4: scale = max |x| / 127, in blocks of the weight's size.
+    So does MatMulNBits of ONNX Runtime at accuracy level 4: scale = max |x| / 127, in blocks of the weight's size. W8A8
+    takes whole rows.
     """
     return Arithmetic("torch fp32 over int8 activations", torch.float32, lambda: _Int8Factors(block_size))
 
@@ -65,7 +66,7 @@ class _HalfResults(TorchFunctionMode):
 
 
 class _Int8Factors(TorchFunctionMode):
-    def __init__(self, block_size: int) -> None:
+    def __init__(self, block_size: int | None) -> None:
         super().__init__()
         self._block_size = block_size
 
@@ -75,8 +76,9 @@ class _Int8Factors(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
-def _rounded_to_int8(x: Tensor, block_size: int) -> Tensor:
+def _rounded_to_int8(x: Tensor, block_size: int | None) -> Tensor:
     num_columns = x.shape[-1]
+    block_size = block_size or num_columns
     blocks = F.pad(x, (0, -num_columns % block_size)).unflatten(-1, (-1, block_size))
     scale = blocks.abs().amax(-1, keepdim=True) / _INT8_STEPS
     steps = (blocks / scale.clamp(min=torch.finfo(x.dtype).tiny)).round()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx_ir as ir
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 OPSET = 23
 IR_VERSION = 11
 CONTRIB = "com.microsoft"
-ACCURACY_LEVELS: dict[str, int] = {"fp32": 1, "int8": 4}
+ACCURACY_LEVELS: dict[str, int] = {"fp32": 1, "int8": 4, "w8a8": 4}
 """How exactly MatMulNBits multiplies fp32 activations on the CPU, by what the structure computes in.
 
 At level 4 it rounds them to int8, block by block: int8 and int4 weights decode several times faster, and logits of the
@@ -28,7 +28,12 @@ trained nano move by 2 % of their spread with int8 weights, by 6 % with int4 one
 Attribute = int | float | str | list[int] | ir.TensorProtocol
 Dimensions = list[int | str]
 
-_IR_TYPES = {"float32": ir.DataType.FLOAT, "float16": ir.DataType.FLOAT16, "uint8": ir.DataType.UINT8}
+_IR_TYPES = {
+    "float32": ir.DataType.FLOAT,
+    "float16": ir.DataType.FLOAT16,
+    "uint8": ir.DataType.UINT8,
+    "int8": ir.DataType.INT8,
+}
 
 
 class GraphTape:
@@ -46,6 +51,7 @@ class GraphTape:
         self._casts: dict[str, ir.Value] = {}
         self._centres: dict[str, ir.Value] = {}
         self._sums: dict[tuple[ir.Value, int], ir.Value] = {}
+        self._steps: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
 
     def input(self, name: str, dtype: ir.DataType, shape: Dimensions) -> ir.Value:
         """Declare a graph input."""
@@ -128,6 +134,8 @@ class GraphTape:
         self, name: str, x: ir.Value, weight: StoredWeight, blocks: BlockFormat, *, output: str
     ) -> ir.Value:
         """MatMulNBits; blocks with minimums are centred, and what that takes off is added by sums of activations."""
+        if blocks.is_w8a8:
+            return self._integer_product(name, x, weight, output=output)
         rows, columns = weight.source_shape
         level = {"accuracy_level": ACCURACY_LEVELS[self.structure.compute]} if self.structure.has_compute else {}
         sizes = {"K": columns, "N": rows, "bits": blocks.num_bits, "block_size": blocks.block_size, **level}
@@ -139,6 +147,40 @@ class GraphTape:
         sums, centres = self._block_sums(name, x, columns, blocks), self.centres(weight)
         moved = self.op(f"{name}/moved", "FusedMatMul", [sums, centres], domain=CONTRIB, transB=1)
         return self.op(name, "Add", [centred, moved], output=output)
+
+    def _integer_product(self, name: str, x: ir.Value, weight: StoredWeight, *, output: str) -> ir.Value:
+        """W8A8: int8 steps of x by int8 weights, summed as integers, times the scale of channel and token.
+
+        MatMulIntegerToFloat takes one scale for all of x, so each row is divided by its largest value first.
+        """
+        steps, largest = self._row_steps(name, x)
+        values, scales = self.stored(weight)
+        inputs = [steps, values, self._step(), scales, self._middle()]
+        product = self.op(f"{name}/unscaled", "MatMulIntegerToFloat", inputs, domain=CONTRIB)
+        return self.op(name, "Mul", [product, largest], output=output)
+
+    def _row_steps(self, name: str, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Rows of x [B, T, K] in 127 steps of their largest value [B, T, 1], as uint8 around 128.
+
+        Products that read the same x share them. A row of zeros is divided by the smallest number instead.
+        """
+        if x not in self._steps:
+            absolute = self.op(f"{name}/absolute", "Abs", [x])
+            largest = self.op(f"{name}/largest", "ReduceMax", [absolute, self.constant("last_axis", [2])], keepdims=1)
+            largest = self.op(f"{name}/divisor", "Max", [largest, self._float("tiny", np.finfo(np.float32).tiny)])
+            shares = self.op(f"{name}/shares", "Div", [x, largest])
+            steps = self.op(f"{name}/steps", "QuantizeLinear", [shares, self._step(), self._middle()])
+            self._steps[x] = steps, largest
+        return self._steps[x]
+
+    def _step(self) -> ir.Value:
+        return self._float("int8_step", np.float32(1) / np.float32(127))
+
+    def _middle(self) -> ir.Value:
+        return self._initializer("const.int8_middle", ir.tensor(np.uint8(128), name="const.int8_middle"))
+
+    def _float(self, name: str, value: np.floating[Any]) -> ir.Value:
+        return self._initializer(f"const.{name}", ir.tensor(np.float32(value), name=f"const.{name}"))
 
     def _block_sums(self, name: str, x: ir.Value, num_columns: int, blocks: BlockFormat) -> ir.Value:
         """Sums [..., G] of the activations that meet one block; products that read the same x share them."""

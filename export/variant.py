@@ -31,9 +31,20 @@ def with_all_logits(graph: bytes) -> bytes:
 
 
 def with_exact_products(graph: bytes) -> bytes:
-    """Multiply quantized weights by activations as they are: accuracy level 0 in place of one that rounds them."""
+    """Multiply quantized weights by activations as they are: accuracy level 0 in place of one that rounds them.
+
+    A W8A8 product becomes one of the activations before they were rounded with the weights that the integers stand for.
+    """
     model = onnx.load_from_string(graph)
-    for node in model.graph.node:
+    rounded = {node.output[0]: node.input[0] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    for node in list(model.graph.node):
+        if node.domain == CONTRIB and node.op_type == "MatMulIntegerToFloat":
+            steps, values, _, scales, _ = node.input
+            whole, exact = f"{values}.float", f"{values}.exact"  # DequantizeLinear would become a rounding MatMulNBits
+            cast = onnx.helper.make_node("Cast", [values], [whole], to=onnx.TensorProto.FLOAT)
+            model.graph.node.insert(0, onnx.helper.make_node("Mul", [whole, scales], [exact]))
+            model.graph.node.insert(0, cast)
+            node.CopyFrom(onnx.helper.make_node("MatMul", [rounded[steps], exact], node.output, node.name))
         if node.domain == CONTRIB and node.op_type == "MatMulNBits":
             for attribute in node.attribute:
                 if attribute.name == "accuracy_level":

@@ -65,13 +65,13 @@ def tensor_bytes(name: str, shape: tuple[int, ...], structure: Structure) -> int
     num_rows, num_columns = shape
     rank = structure.kept_rank(name, (num_rows, num_columns))
     if rank is None:
-        return _matrix_bytes(num_rows, num_columns, structure)
-    return _matrix_bytes(rank, num_columns, structure) + _matrix_bytes(num_rows, rank, structure)
+        return _matrix_bytes(name, num_rows, num_columns, structure)
+    return _matrix_bytes(name, rank, num_columns, structure) + _matrix_bytes(name, num_rows, rank, structure)
 
 
-def _matrix_bytes(num_rows: int, num_columns: int, structure: Structure) -> int:
+def _matrix_bytes(name: str, num_rows: int, num_columns: int, structure: Structure) -> int:
     if structure.is_quantized:
-        return structure.blocks.matrix_bytes(num_rows, num_columns)
+        return structure.blocks_of(name, num_columns).matrix_bytes(num_rows, num_columns)
     return num_rows * num_columns * BITS_PER_WEIGHT[structure.weight_format] // 8
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 WeightFormat = Literal["fp32", "fp16", "int8", "int4", "keep"]
 ActivationDtype = Literal["fp32", "fp16"]
 Quantizer = Literal["rtn", "hqq", "k_quant", "gptq"]
-Compute = Literal["fp32", "int8"]
+Compute = Literal["fp32", "int8", "w8a8"]
 
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("fp32", "fp16", "int8", "int4")
 """What any model can be stored in; `keep` is beside them: a GGUF file's own blocks as they are, of an unfolded base."""
@@ -25,8 +25,9 @@ QUANTIZERS: tuple[Quantizer, ...] = ("rtn", "hqq", "k_quant", "gptq")
 """How values and scales are chosen: round to nearest, half-quadratic, llama.cpp's weighted least squares, or so that
 the columns that follow make up for what a column loses on a calibration text."""
 
-COMPUTES: tuple[Compute, ...] = ("fp32", "int8")
-"""What fp32 activations are rounded to inside a quantized product: not at all, or to int8."""
+COMPUTES: tuple[Compute, ...] = ("fp32", "int8", "w8a8")
+"""What fp32 activations are rounded to inside a quantized product: not at all; to int8, in blocks; or to int8 with one
+scale a token, so that sums over whole rows are sums of integers (W8A8)."""
 
 BITS_PER_WEIGHT: dict[WeightFormat, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "keep": 4}
 """Of the values alone; of kept blocks, which may be larger, the least."""
@@ -39,13 +40,15 @@ class BlockFormat:
     """How one integer matrix is stored: rows cut into blocks of `block_size` values of `num_bits`, a scale d for each.
 
     A stored value q stands for d (q - 2^(bits-1)) where `zeros` are the `middle`, for d (q - z) where they are `points`
-    (integers of as many bits), for d q + m where they are `minimums` (floats like the scales).
+    (integers of as many bits), for d q + m where they are `minimums` (floats like the scales). `is_w8a8` is of whole
+    rows, stored for products of integers: q - 128 as int8, transposed.
     """
 
     num_bits: int
     block_size: int = 32
     zeros: Zeros = "middle"
     scale_bytes: int = 4
+    is_w8a8: bool = False
 
     def num_blocks(self, num_columns: int) -> int:
         """Blocks in a row, the last one padded."""
@@ -112,11 +115,19 @@ class Structure:
 
     def _check_compute(self) -> None:
         if self.compute not in COMPUTES:
-            raise HavocError(f"products compute in {' or '.join(COMPUTES)}, not {self.compute!r}")
-        if self.compute == "int8" and not self.is_quantized:
-            raise HavocError(f"{self.weight_format} weights compute in fp32: int8 compute needs integer weights")
-        if self.compute == "int8" and self.activation_dtype != "fp32":
-            raise HavocError("int8 compute rounds fp32 activations: leave it out, or ask for fp32 activations")
+            raise HavocError(f"products compute in {', '.join(COMPUTES)}, not {self.compute!r}")
+        if self.compute != "fp32" and not self.is_quantized:
+            raise HavocError(
+                f"{self.weight_format} weights compute in fp32: {self.compute} compute needs integer weights"
+            )
+        if self.compute != "fp32" and self.activation_dtype != "fp32":
+            raise HavocError(
+                f"{self.compute} compute rounds fp32 activations: leave it out, or ask for fp32 activations"
+            )
+        if self.is_w8a8 and (self.weight_format, self.is_symmetric, self.quantizer) != ("int8", True, "rtn"):
+            raise HavocError("w8a8 compute needs int8 weights in symmetric blocks, rounded to nearest (rtn)")
+        if self.is_w8a8 and self.rank_fraction != 1:
+            raise HavocError("w8a8 compute works on whole matrices: leave out the share of the rank")
 
     def _check_quantizer(self) -> None:
         if self.weight_format == "keep" and (named := self._blocks_asked_for()):
@@ -218,6 +229,8 @@ class Structure:
         symmetry = "symmetric" if self.is_symmetric else "asymmetric"
         mixed = "" if self.average_bits is None else f", int8 up to {self.average_bits:g} bits a weight"
         blocks = f" ({symmetry} blocks of {self.block_size}, {self.quantizer}{mixed})" if self.is_quantized else ""
+        if self.is_w8a8:
+            blocks = f" (one scale an output channel, tables in blocks of {self.block_size})"
         rank = "" if self.rank_fraction == 1 else f", {self.rank_fraction:g} of the rank"
         compute = f" computed in {self.compute}" if self.has_compute else ""
         return f"{self.weight_format} weights{blocks}, {self.activation_dtype} activations{compute}{rank}"
@@ -236,6 +249,17 @@ class Structure:
         is_half = self.activation_dtype == "fp16" or self.quantizer == "gptq" or self.weight_format == "keep"
         zeros: Zeros = "middle" if self.is_symmetric else "minimums" if self.quantizer == "gptq" else "points"
         return BlockFormat(BITS_PER_WEIGHT[self.weight_format], self.block_size, zeros, 2 if is_half else 4)
+
+    def blocks_of(self, name: str, num_columns: int) -> BlockFormat:
+        """How the integer matrix `name` [M, num_columns] is stored: as `blocks`, projections for W8A8 in whole rows."""
+        if self.is_w8a8 and name.endswith("_proj.weight"):
+            return BlockFormat(8, num_columns, is_w8a8=True)
+        return self.blocks
+
+    @property
+    def is_w8a8(self) -> bool:
+        """Whether projections multiply int8 by int8, with one scale a token and one an output channel."""
+        return self.compute == "w8a8"
 
     @property
     def promoted_blocks(self) -> BlockFormat:
@@ -296,7 +320,7 @@ _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Struc
 _NAME = re.compile(
     r"(?P<weights>fp32|fp16|int8|int4|keep)(?P<asymmetric>a)?(-(?P<quantizer>rtn|hqq|k[-_]quant|gptq))?"
     r"(-mix(?P<mixed>\d{1,2}(\.\d{1,20})?))?(-b(?P<block>\d{1,4}))?"
-    r"(-(?P<activations>fp32|fp16))?(-c(?P<compute>fp32|int8))?(-r(?P<rank>\d{0,3}\.?\d{1,20}(e-\d{1,3})?))?",
+    r"(-(?P<activations>fp32|fp16))?(-c(?P<compute>fp32|int8|w8a8))?(-r(?P<rank>\d{0,3}\.?\d{1,20}(e-\d{1,3})?))?",
     re.ASCII,
 )
 _ALWAYS = ("weight_format", "activation_dtype", "block_size")

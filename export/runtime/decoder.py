@@ -149,6 +149,8 @@ class Decoder:
             tokenizer = tokenizer.without_chat()
         names = [DECODER] if config.vision is None else [DECODER, EMBEDDING, VISION]
         graphs = {name: directory / name for name in names}
+        if provider != CPU_PROVIDER and manifest.structure.get("compute") == "w8a8":
+            raise HavocError(f"{directory}: its w8a8 products run on the CPU only; for a card, export --compute int8")
         require_provider(provider)
         live = None
         if manifest.live is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import onnxruntime as ort
 
 from ...errors import HavocError, IdentityError
+from .denormals import FlushedDenormals
 from .devices import CPU_PROVIDER, CUDA_PROVIDER, DEVICE_KINDS, kind_of_provider
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ def open_graph(
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.add_session_config_entry("session.set_denormal_as_zero", "1")
     if num_threads is not None:
         options.intra_op_num_threads = num_threads
     if not packs_weights:
@@ -75,7 +77,8 @@ def open_graph(
         _preload_cuda()
     try:
         providers = [(provider, {**kind_of_provider(provider).provider_options, **provider_options})]
-        session = ort.InferenceSession(source, options, providers=providers)
+        with FlushedDenormals():
+            session = ort.InferenceSession(source, options, providers=providers)
     except Exception as error:
         raise HavocError(f"{label}: ONNX Runtime cannot open it ({_first_line(error)})") from error
     if session.get_providers()[0] != provider:
@@ -119,7 +122,8 @@ def placement(sessions: Mapping[str, ort.InferenceSession], provider: str) -> Pl
 def run(session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions | None = None) -> None:
     """Run a bound session; whatever ONNX Runtime raises becomes a one-line `HavocError`."""
     try:
-        session.run_with_iobinding(binding, options)
+        with FlushedDenormals():
+            session.run_with_iobinding(binding, options)
     except Exception as error:
         raise HavocError(f"ONNX Runtime failed while running the model ({_first_line(error)})") from error
 

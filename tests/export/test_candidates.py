@@ -28,6 +28,7 @@ NAMES = (
     "int4a-hqq-fp16",
     "int4a-gptq",
     "int4-gptq-mix5.5",
+    "int8-cw8a8",
 )
 STRUCTURES = [Structure.named(name) for name in NAMES]
 IDS = np.arange(4, 40)[None]

@@ -22,6 +22,7 @@ STRUCTURES = [
     Structure("int4", "fp32", 128, False),
     Structure("int4", "fp16", 16, False, "hqq"),
     Structure("int8", "fp32", 32, False, "k_quant"),
+    Structure("int8", compute="w8a8"),
     Structure("fp32", rank_fraction=0.25),
     Structure("int4", "fp32", 16, False, "k_quant", 0.25),
 ]
@@ -44,7 +45,7 @@ def test_arrays_are_as_the_layout_says(config: HavocConfig, structure: Structure
             assert array.flags["C_CONTIGUOUS"]
 
 
-@pytest.mark.parametrize("structure", STRUCTURES[:7], ids=str)
+@pytest.mark.parametrize("structure", STRUCTURES[:8], ids=str)
 def test_narrow_tensors_are_stored_as_their_fp32_values(structure: Structure) -> None:
     """A bf16 tensor gives the bytes of the same values in fp32."""
     layout = plan_layout(HavocConfig.pico(), structure)

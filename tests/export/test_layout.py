@@ -21,6 +21,7 @@ STRUCTURES = [
     Structure("int8", "fp16", 16, False, "k_quant"),
     Structure("fp16", rank_fraction=0.3),
     Structure("int4", "fp32", 32, False, "hqq", 0.5),
+    Structure("int8", compute="w8a8"),
 ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,12 +11,12 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from havoc_core.errors import MeasurementError
+from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.export.package import export_artifact
 from havoc_core.export.parity import MAX_RATIO, ParityCase, Reference, compare, read_reference
 from havoc_core.export.reference import EXACT, FP32, Batch, StreamedModel, fp16_activations, int8_products, logits_of
 from havoc_core.export.runtime.artifact import read_manifest
-from havoc_core.export.runtime.devices import CPU_PROVIDER
+from havoc_core.export.runtime.devices import CPU_PROVIDER, CUDA_PROVIDER
 from havoc_core.export.runtime.options import GraphOptions
 from havoc_core.export.runtime.probe import make_probe
 from havoc_core.export.runtime.session import DecoderSession
@@ -23,6 +24,7 @@ from havoc_core.export.source import Source
 from havoc_core.model.config import HavocConfig
 from havoc_core.model.hf_config import to_hf
 from havoc_core.model.structure import Structure
+from havoc_core.model.tensors import EMBEDDING
 from havoc_core.model.transformer import HavocModel
 
 FORMATS = [
@@ -118,20 +120,47 @@ def test_every_format_is_proved(
     assert np.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("weight_format", ["int8", "int4"])
+@pytest.mark.parametrize("name", ["int8-cint8", "int4-cint8", "int8-cw8a8"])
 def test_rounded_products_are_proved_twice(
-    configs: dict[str, HavocConfig], source_with, tmp_path: Path, weight_format: str
+    configs: dict[str, HavocConfig], source_with, tmp_path: Path, name: str
 ) -> None:
     """As they ship against int8 activations, and with exact products against fp32, which is a thousand times nearer."""
-    artifact = export_artifact(
-        source_with(configs["text"]), tmp_path / "a", structure=Structure(weight_format, compute="int8")
-    )
+    structure = Structure.named(name)
+    artifact = export_artifact(source_with(configs["text"]), tmp_path / "a", structure=structure)
     cases = {case["name"]: case for case in cases_of(artifact)}
     assert set(cases) == {*CASES, *(f"exact products, {name}" for name in CASES)}
-    for name in CASES:
-        assert cases[name]["measure"] == "torch fp32 over int8 activations"
-        assert cases[f"exact products, {name}"]["measure"] == "torch fp32"
-        assert cases[f"exact products, {name}"]["error"] * 1000 < cases[name]["error"]
+    for case in CASES:
+        assert cases[case]["measure"] == "torch fp32 over int8 activations"
+        assert cases[f"exact products, {case}"]["measure"] == "torch fp32"
+        assert cases[f"exact products, {case}"]["error"] * 1000 < cases[case]["error"]
+
+
+@pytest.mark.parametrize("dialect", ["standard", "contrib"])
+@pytest.mark.parametrize("kind", ["text", "vision", "untied", "odd-sizes"])
+def test_products_of_integers_are_proved(
+    configs: dict[str, HavocConfig], source_with, with_wide_heads, tmp_path: Path, kind: str, dialect: str
+) -> None:
+    """W8A8 in both dialects; a token whose embedding is zero gives finite logits."""
+    structure, options = Structure("int8", compute="w8a8"), GraphOptions(dialect=dialect)
+    source = source_with(with_wide_heads(configs[kind]))
+    tensors = dict(source.tensors)
+    tensors[EMBEDDING] = tensors[EMBEDDING].clone()
+    tensors[EMBEDDING][5] = 0
+    source = dataclasses.replace(source, tensors=tensors)
+    artifact = export_artifact(source, tmp_path / "a", structure=structure, options=options)
+    assert all(0 < case["ratio"] <= MAX_RATIO for case in cases_of(artifact))
+    logits, _ = DecoderSession.open(artifact).prefill(np.array([[5, 6, 5]]))
+    assert np.isfinite(logits).all()
+
+
+def test_products_of_integers_are_for_the_cpu(configs: dict[str, HavocConfig], source_with, tmp_path: Path) -> None:
+    """Neither proved nor opened on a card, whether this machine has one or not."""
+    source, structure = source_with(configs["text"]), Structure("int8", compute="w8a8")
+    with pytest.raises(HavocError, match="CPU only, not on a card"):
+        export_artifact(source, tmp_path / "a", structure=structure, also_on={CUDA_PROVIDER: "a card"})
+    artifact = export_artifact(source, tmp_path / "a", structure=structure)
+    with pytest.raises(HavocError, match="CPU only"):
+        DecoderSession.open(artifact, provider=CUDA_PROVIDER)
 
 
 def test_a_graph_is_proved_on_another_device_too(configs: dict[str, HavocConfig], source_with, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ MADE = [
     (Structure("fp16", "fp16"), GraphOptions(dialect="contrib", cache="static")),
     (Structure("int8", block_size=64, is_symmetric=False), GraphOptions(dialect="contrib", logits="all")),
     (Structure("int4", compute="fp32"), GraphOptions()),
+    (Structure("int8", compute="w8a8"), GraphOptions()),
     (Structure("int4", quantizer="gptq"), GraphOptions()),
     (Structure("int4", average_bits=6.5), GraphOptions()),
     (Structure(rank_fraction=0.5), GraphOptions()),

@@ -73,6 +73,7 @@ def test_decoding_is_a_prefill_of_one() -> None:
         Structure("int8", "fp16", 16, False, "k_quant"),
         Structure("fp16", "fp32", rank_fraction=0.3),
         Structure("int4", "fp32", 32, False, "rtn", 0.25),
+        Structure("int8", compute="w8a8"),
     ],
     ids=str,
 )
@@ -99,6 +100,7 @@ def test_block_scales_by_hand() -> None:
         (Structure("fp16", "fp32"), 16.0),
         (Structure("int4", "fp32", is_symmetric=False), 5.125),
         (Structure("int8", "fp32", is_symmetric=False), 9.25),
+        (Structure("int8", compute="w8a8"), 8.5),
     ):
         assert cost.tensor_bytes("model.layers.0.mlp.up_proj.weight", shape, structure) == num_weights * bits / 8
     assert cost.tensor_bytes("x", (3, 33), Structure("int4", "fp32")) == 3 * 2 * 20

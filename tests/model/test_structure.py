@@ -55,7 +55,7 @@ def test_every_combination_has_a_name() -> None:
             ("int4", "fp32", 32, True, "rtn", "half"),
             "the share of the rank to keep must be above 0 and at most 1, not 'half'",
         ),
-        (("int4", "fp32", 32, True, "rtn", 1.0, "int4"), "products compute in fp32 or int8, not 'int4'"),
+        (("int4", "fp32", 32, True, "rtn", 1.0, "int4"), "compute in fp32, int8, w8a8, not 'int4'"),
         (
             ("fp16", "fp32", 32, True, "rtn", 1.0, "int8"),
             "fp16 weights compute in fp32: int8 compute needs integer weights",
@@ -73,6 +73,11 @@ def test_every_combination_has_a_name() -> None:
         (("keep", "fp32", 64), "leave out block size 64, or take int8 or int4"),
         (("keep", "fp32", 32, True, "rtn", 0.5), "leave out the share"),
         (("int8", "fp16", 32, True, "rtn", 1.0, "int8"), "int8 compute rounds fp32 activations: leave it out, or ask"),
+        (("int8", "fp16", 32, True, "rtn", 1.0, "w8a8"), "w8a8 compute rounds fp32 activations"),
+        (("fp32", "fp32", 32, True, "rtn", 1.0, "w8a8"), "w8a8 compute needs integer weights"),
+        (("int4", "fp32", 32, True, "rtn", 1.0, "w8a8"), "w8a8 compute needs int8 weights in symmetric blocks"),
+        (("int8", "fp32", 32, False, "rtn", 1.0, "w8a8"), "w8a8 compute needs int8 weights in symmetric blocks"),
+        (("int8", "fp32", 32, True, "rtn", 0.5, "w8a8"), "w8a8 compute works on whole matrices"),
     ],
 )
 def test_others_are_refused(arguments: tuple[object, ...], message: str) -> None:
@@ -103,9 +108,10 @@ def everything() -> list[Structure]:
         for weights, *how in formats
         for activations in ACTIVATION_DTYPES
         for rank in (1.0, 0.5, 0.505)
-        for compute in (COMPUTES if activations == "fp32" and weights in {"int8", "int4"} else ("fp32",))
+        for compute in (("fp32", "int8") if activations == "fp32" and weights in {"int8", "int4"} else ("fp32",))
     ]
-    return [*plain, *kept, Structure("keep", compute="fp32"), *calibrated]
+    integers = [Structure("int8", block_size=size, compute="w8a8") for size in BLOCK_SIZES]
+    return [*plain, *integers, *kept, Structure("keep", compute="fp32"), *calibrated]
 
 
 def test_names_say_what_is_unusual() -> None:
@@ -115,8 +121,9 @@ def test_names_say_what_is_unusual() -> None:
     assert str(Structure("int8", is_symmetric=False)) == "int8a-fp32"
     assert str(Structure("int4", quantizer="gptq", average_bits=5)) == "int4-gptq-mix5.0-fp32"
     assert str(Structure("keep", compute="fp32")) == "keep-fp32-cfp32"
+    assert str(Structure("int8", compute="w8a8")) == "int8-fp32-cw8a8"
     structures = everything()
-    assert len({str(structure) for structure in structures}) == len(structures) == 362
+    assert len({str(structure) for structure in structures}) == len(structures) == 367
 
 
 def test_the_command_line_offers_what_there_is() -> None:
@@ -208,7 +215,7 @@ def test_fields_of_an_older_version_mean_what_they_meant() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"compute": "int4"}, "products compute in fp32 or int8, not 'int4'"),
+        ({"compute": "int4"}, "compute in fp32, int8, w8a8, not 'int4'"),
         ({"weight_format": "int3"}, "unknown weight format 'int3'"),
         ({"block_size": "many"}, "cannot be read"),
         ({"is_symmetric": "maybe"}, "cannot be read"),
