@@ -288,5 +288,5 @@ def test_only_the_targets_records_count(tmp_path: Path) -> None:
     target = load_target(str(tmp_path / "board.toml"))
     history = read_history(folder(tmp_path / "all", records), target=target, margin=0.01)
     assert [work.records for work in history.works] == [("n00", "n01", "n02")]
-    assert "siblings do not count" in dict(history.left_out)["n03"]
+    assert "a similar model does not count" in dict(history.left_out)["n03"]
     assert "prompt_tokens 64 instead of 512" in dict(history.left_out)["n04"]
