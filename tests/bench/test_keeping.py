@@ -62,7 +62,7 @@ def test_no_space_anywhere_is_said(tmp_path: Path, spare: Path, monkeypatch: pyt
     """Where not even the temporary folder takes it, the line says that the measurement is lost; nothing is left."""
     fill_disk(monkeypatch, num_free=0)
     (tmp_path / "runs").mkdir()
-    with pytest.raises(HavocError, match="could not be kept anywhere"):
+    with pytest.raises(HavocError, match="could not be saved anywhere"):
         keep(samples.record("cpu"), tmp_path / "runs" / "first" / "record.json")
     assert not list((tmp_path / "runs").iterdir())
     assert not list(spare.iterdir())

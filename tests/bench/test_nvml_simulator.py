@@ -229,7 +229,7 @@ def test_card_that_changed_hands_is_not_subtracted(session: Simulate) -> None:
     gone = "until 700 process 1 900000000"
     seen = session("memory", process="child na", hidden_bytes="640000000", hide_processes="1", add=(gone,))["seen"]
     assert [series["method"] for series in seen["vram"]] == ["ort_arena"]
-    assert "other processes came or went" in seen["vram_caveat"]
+    assert "other processes started or ended" in seen["vram_caveat"]
 
 
 def test_container_sees_host_numbers(session: Simulate) -> None:
