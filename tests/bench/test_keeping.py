@@ -49,7 +49,7 @@ def test_a_full_disk_loses_no_measurement(tmp_path: Path, spare: Path, monkeypat
     """The record lies whole where the line says, and the folders that were made for it are gone."""
     fill_disk(monkeypatch, num_free=1)
     record = samples.record("cpu")
-    with pytest.raises(HavocError, match="the disk is full.*kept: move") as caught:
+    with pytest.raises(HavocError, match="the disk is full.*saved: move") as caught:
         keep(record, tmp_path / "runs" / "first" / "record.json")
     assert "\n" not in str(caught.value)
     (kept,) = spare.iterdir()
