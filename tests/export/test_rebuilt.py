@@ -80,4 +80,4 @@ def test_an_edge_says_that_it_cannot(artifact: Path, monkeypatch: pytest.MonkeyP
     """Without onnx-ir nothing is claimed: the reason and the remedy stand among the checks."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     _, checks = verify_artifact(artifact)
-    assert "not built anew: onnx-ir, " in " ".join(c.finding for c in checks)
+    assert "not built again: onnx-ir, " in " ".join(c.finding for c in checks)
