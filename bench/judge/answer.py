@@ -102,7 +102,7 @@ def load_answerer(private_key: Path) -> Answerer:
         return Answerer(CryptoSigner(key))
     except HavocError:
         raise
-    except Exception as error:  # the library lets through whatever its crypto raises for a key of another kind
+    except Exception as error:  # for another kind of key, the library raises any error of its crypto code
         raise HavocError(f"{private_key}: not a private key in PEM form ({_reason(error)})") from error
 
 
