@@ -546,22 +546,22 @@ def test_a_search_says_which_card_answered() -> None:
     def notes(**fields: object) -> str:
         return " ".join(Front.model_validate(front() | fields).notes())
 
-    assert "those of a card (cuda)" in notes(answered_on={"device": "cuda", "name": "a card"})
+    assert "come from a card (cuda)" in notes(answered_on={"device": "cuda", "name": "a card"})
     assert notes(answered_on={"device": "cpu", "name": "a processor"}) == notes()
 
 
 def test_the_search_is_told_in_sentences() -> None:
     """Where the chosen one came from, whether breeding found anything, whether it settled, what played no part."""
     notes = Front.model_validate(front()).notes()
-    assert "the chosen candidate was bred in generation 1" in notes
+    assert any("bred in generation 1" in note for note in notes)
     assert any("first generation: +1.0 points" in note for note in notes)
     assert any(note.startswith("not settled") for note in notes)
     other = Front.model_validate(
         {**front(), "chosen": "a", "evidence": "measured_other_device", "disturbance": "a neighbour took the CPU"}
     ).notes()
-    assert "the chosen candidate is a candidate of the first generation (all experts at 1 in fp32)" in other
+    assert any("first generation (all experts at 1 in fp32)" in note for note in other)
     assert any("another device" in note for note in other)
-    assert "latency and throughput were not used: a neighbour took the CPU" in other
+    assert any(note.endswith(": a neighbour took the CPU") for note in other)
     assert not any(note.startswith("frozen") for note in other)
 
 
