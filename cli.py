@@ -422,7 +422,7 @@ def _explain(error: BaseException, verb: str = "") -> int:
         case SystemExit():
             return error.code if isinstance(error.code, int) else HavocError.exit_code
         case KeyboardInterrupt():
-            goes_on = "the same command starts anew" if verb not in _GOES_ON else "run the same command again to go on"
+            goes_on = "the same command starts again" if verb not in _GOES_ON else "run the same command to continue"
             _say(f"interrupted; {goes_on}")
             return EXIT_INTERRUPTED
         case BrokenPipeError() if _stdout_is_gone():

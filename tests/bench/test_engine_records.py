@@ -83,7 +83,7 @@ def test_a_miss_is_a_miss_and_what_is_missing_is_not_measured() -> None:
 @pytest.mark.parametrize(
     ("changes", "rule", "word"),
     [
-        ({"samples__each__prefill__cpu_ns": [9_000_000] * 20}, "V05", "hardly computed (0.45 cores"),
+        ({"samples__each__prefill__cpu_ns": [9_000_000] * 20}, "V05", "used 0.45 cores, at least"),
         ({"samples__each__prefill__cpu_ns": []}, "V05", "an unknown number of cores"),
         ({"subject__files": {}}, "I15", "names no file"),
         ({"samples__each__num_distinct_outputs": 1}, "V08", "same output"),

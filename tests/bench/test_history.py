@@ -109,7 +109,7 @@ def test_another_environment_is_a_cut_and_no_alarm(changes: dict[str, Any], said
     (work,) = told([*nights(16), *nights(6, from_night=16, slower=1.2, **changes)]).works
     assert [(cut.record, cut.changes) for cut in work.cuts] == [("nnight-16", (said,))]
     assert work.alarms == ()
-    assert work.metrics[0].note == "too few to find a change: 6 on the newest level, 13 are needed"
+    assert re.search("too few .* 6 .* 13 are needed", work.metrics[0].note)
 
 
 def test_a_new_driver_is_a_cut() -> None:

@@ -40,7 +40,7 @@ def test_what_was_exported_is_built_anew(
     assert why_not_rebuilt() is None
     assert require_own_graphs(artifact, manifest) == 3
     _, checks = verify_artifact(artifact)
-    assert [check.finding[:12] for check in checks].count("3 built anew") == 1
+    assert [check.finding[:13] for check in checks].count("3 built again") == 1
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "embedding.onnx", "vision.onnx"])
