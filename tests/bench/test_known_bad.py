@@ -108,7 +108,7 @@ FAULTS: dict[str, list[Fault]] = {
     ],
     "sibling card": [broken("I04", 0, "SUPER"), broken("I04", 1, "Ti"), broken("I12", 0, "0x21c4")],
     "mock NVML": [broken("I02", 2, "test library"), broken("I07", 1, "one witness")],
-    "faster than roofline": [broken("V17", 0, "needs at least"), broken("V17", 3, "needs at least")],
+    "faster than roofline": [broken("V17", 0, "the device"), broken("V17", 3, "needs at least")],
     "screening record": [broken("V01", 0, "screening")],
     "projected record": [broken("I02", 0, "projected")],
     "edited record": [Fault(exit_code=5, word="changed", edit=('"num_right": 900', '"num_right": 990'), reseal=False)],
