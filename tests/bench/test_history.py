@@ -266,7 +266,7 @@ def test_bad_input_is_one_line_and_the_right_code(tmp_path: Path, capsys: pytest
         ([tmp_path / "none"], 2, "no such folder"),
         ([empty], 2, "contains no record; `havoc bench"),
         ([torn], 2, "1 file could not be read"),
-        ([busy], 4, "none of 1 record counts"),
+        ([busy], 4, "none of 1 record is valid"),
         ([good, "--target", "gtx1660"], 5, "none of 1 record is of the target gtx1660"),
         ([good, "--json", "--markdown"], 2, "--json and --markdown"),
     ):
