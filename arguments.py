@@ -124,7 +124,7 @@ def add_train(parser: Parser) -> None:
     """`havoc train BASE --domain math [--data DIR] --out DIR`."""
     _add_base(parser)
     _add_chat(parser)
-    task_help = f"what the expert is for: {', '.join(DOMAINS)}, another bundled task, or a TOML file of your own"
+    task_help = f"task of the expert: {', '.join(DOMAINS)}, another bundled task, or your own TOML file"
     asked = parser.add_mutually_exclusive_group(required=True)
     asked.add_argument("--task", "--domain", dest="task", metavar="NAME", help=task_help)
     classifier_help = "train what chooses between the experts of these tasks, joined by commas, for --dispatch"
@@ -142,20 +142,20 @@ def add_train(parser: Parser) -> None:
 
 
 def _add_method(parser: Parser) -> None:
-    method_help = "what a step descends (default: the recipe's; auto is expected-reward where answers can be listed)"
+    method_help = "loss of a step (default: the recipe's; auto is expected-reward if answers can be listed)"
     parser.add_argument("--method", choices=METHODS, help=method_help)
     rate_help = "learning rate of delta = z - 1 (default: the recipe's)"
     parser.add_argument("--learning-rate", type=_rate, metavar="X", help=rate_help)
-    parser.add_argument("--force", action="store_true", help="train anew an expert that is finished")
+    parser.add_argument("--force", action="store_true", help="train a finished expert again")
 
 
 def add_baselines(parser: Parser) -> None:
     """`havoc baselines BASE --task math [--seeds 0,1,2] [--steps 40] --out DIR`."""
     _add_base(parser)
     _add_chat(parser)
-    task_help = f"what is learned: {', '.join(DOMAINS)}, another bundled task, or a TOML file of your own"
+    task_help = f"task to learn: {', '.join(DOMAINS)}, another bundled task, or your own TOML file"
     parser.add_argument("--task", required=True, metavar="NAME", help=task_help)
-    arms_help = f"what is trained, joined by commas (default: all): {', '.join(ARMS)}"
+    arms_help = f"arms to train, joined by commas (default: all): {', '.join(ARMS)}"
     parser.add_argument("--arms", type=_names, default=ARMS, metavar="NAMES", help=arms_help)
     seeds_help = "seeds of training, joined by commas; the rows are the same for all (default: 0,1,2)"
     parser.add_argument("--seeds", type=_seeds, default=(0, 1, 2), metavar="N,...", help=seeds_help)
@@ -167,7 +167,7 @@ def add_baselines(parser: Parser) -> None:
     lora_help = "those that LoRA tries, as many (default: 0.0003,0.001,0.003)"
     parser.add_argument("--lora-rates", type=_rates, default=(3e-4, 1e-3, 3e-3), metavar="X,...", help=lora_help)
     parser.add_argument("--rank", type=_positive, default=16, metavar="R", help="rank of LoRA (default: 16)")
-    kind_help = "the kind of matrix whose scales one arm trains alone (default: down_proj)"
+    kind_help = "the only kind of matrix whose scales one arm trains (default: down_proj)"
     parser.add_argument("--kind", default="down_proj", metavar="NAME", help=kind_help)
     parser.add_argument("--n", type=_several, default=500, metavar="N", help="gate rows that are scored (default: 500)")
     search_help = "search rows that choose the rate and the step (default: 200)"
@@ -203,7 +203,7 @@ def add_worker(parser: Parser) -> None:
     """`havoc worker ADDRESS [--measures [auto|cpu|cuda]]`."""
     address_help = "the Dask scheduler's, tcp://127.0.0.1:8786 or tls://HOST:PORT"
     parser.add_argument("address", metavar="ADDRESS", help=address_help)
-    measures_help = "also measure, on this machine's card where there is one, else on its CPU, or on the one named"
+    measures_help = "also measure: on this machine's card if there is one, else on its CPU, or on the named device"
     parser.add_argument("--measures", nargs="?", const="auto", choices=("auto", "cpu", "cuda"), help=measures_help)
     store_help = "where bases and artifacts are kept (default: $XDG_CACHE_HOME/havoc/worker, or below ~/.cache)"
     parser.add_argument("--store", type=Path, metavar="DIR", help=store_help)
@@ -229,7 +229,7 @@ def add_export(parser: Parser) -> None:
     weights_help = "weight format; keep: the blocks of a GGUF file as they are (default: fp32)"
     parser.add_argument("--weights", choices=(*WEIGHT_FORMATS, "keep"), default="fp32", help=weights_help)
     parser.add_argument(
-        "--activations", choices=ACTIVATION_DTYPES, default="fp32", help="what is computed in (default: fp32)"
+        "--activations", choices=ACTIVATION_DTYPES, default="fp32", help="dtype of computation (default: fp32)"
     )
     _add_blocks(parser)
     _add_graph(parser)
@@ -244,17 +244,17 @@ def add_export(parser: Parser) -> None:
 def _add_blocks(parser: Parser) -> None:
     size_help = "weights that share a scale in int8 and int4 (default: 32)"
     parser.add_argument("--block-size", type=int, choices=BLOCK_SIZES, default=32, help=size_help)
-    parser.add_argument("--asymmetric", action="store_true", help="give each block a zero point of its own")
+    parser.add_argument("--asymmetric", action="store_true", help="give each block its own zero point")
     quantizer_help = "how values and scales are chosen; hqq and k-quant need --asymmetric (default: rtn)"
     parser.add_argument("--quantizer", choices=QUANTIZERS, default="rtn", help=quantizer_help)
-    bits_help = "let int4's most sensitive matrices be int8, up to so many bits a weight, scales included"
+    bits_help = "store int4's most sensitive matrices as int8, up to this many bits per weight, scales included"
     parser.add_argument("--bits", type=float, metavar="B", help=bits_help)
     text_help = "text that gptq and --bits calibrate on and the format's cost is measured on (default: bundled texts)"
     parser.add_argument("--calibration", type=Path, metavar="FILE", help=text_help)
-    compute_help = "what activations are rounded to in products with int8 and int4 (default: auto, int8); w8a8: int8"
-    compute_help += " with one scale a token, for faster prompts with int8 weights on a CPU"
+    compute_help = "rounding of activations in products with int8 and int4 (default: auto, int8); w8a8: to int8 with"
+    compute_help += " one scale per token, for faster prompts with int8 weights on a CPU"
     parser.add_argument("--compute", choices=("auto", *COMPUTES), default="auto", help=compute_help)
-    rank_help = "share of each projection's rank to keep, as two factors where they are smaller (default: 1)"
+    rank_help = "share of each projection's rank to keep, as two factors if they are smaller (default: 1)"
     parser.add_argument("--rank", type=float, default=1.0, metavar="F", help=rank_help)
 
 
@@ -266,7 +266,7 @@ def _add_graph(parser: Parser) -> None:
     parser.add_argument("--dialect", choices=(*DIALECTS, "auto"), help=dialect_help)
     device_help = "where the graph will run (default: cpu)"
     parser.add_argument("--for", dest="device", choices=tuple(DEVICE_KINDS), help=device_help)
-    proof_help = "prove the graph on an NVIDIA card too, beside the CPU (default: cpu, which proves it always)"
+    proof_help = "prove the graph also on an NVIDIA card (default: cpu, where it is always proven)"
     parser.add_argument("--device", dest="proven_on", choices=tuple(DEVICE_KINDS), help=proof_help)
     cache_help = "a cache that grows, or one of fixed length that is written in place (default: dynamic)"
     parser.add_argument("--cache", choices=CACHES, default="dynamic", help=cache_help)
@@ -282,11 +282,11 @@ def add_verify(parser: Parser) -> None:
     _add_artifact(parser)
     parser.add_argument("--base", metavar="BASE", help="fold again from this base and compare")
     parser.add_argument("--experts", type=Path, metavar="DIR", help="the experts to fold again (default: its own)")
-    text_help = "the text it was calibrated on, where that was not the bundled one"
+    text_help = "the text it was calibrated on, if that was not the bundled one"
     parser.add_argument("--calibration", type=Path, metavar="FILE", help=text_help)
     parser.add_argument("--public-key", type=Path, metavar="PEM", help="check its signature by this key")
     parser.add_argument("--record", type=Path, metavar="FILE", help="it must be the artifact this record was made from")
-    out_help = "write what was verified into this file, for `havoc gate --verified`"
+    out_help = "write the verification into this file, for `havoc gate --verified`"
     parser.add_argument("--out", type=Path, metavar="FILE", help=out_help)
     _add_output(parser)
 
@@ -307,7 +307,7 @@ def add_eval(parser: Parser) -> None:
     dispatch_help = f"compare two-pass inference on a base, joined by commas: {', '.join(WAYS)}"
     parser.add_argument("--dispatch", type=_ways, default=(), metavar="WAYS", help=dispatch_help)
     _add_dispatch(parser)
-    _add_device(parser, "answers", "cpu for a base; for an artifact cuda where a card is, else cpu")
+    _add_device(parser, "answers", "cpu for a base; for an artifact cuda if there is a card, else cpu")
     _add_threads(parser)
     _add_output(parser)
 
@@ -352,12 +352,12 @@ def add_bench(parser: Parser) -> None:
     parser.add_argument("--prompt-tokens", type=_positive, metavar="N", help=f"{prompt_help} (default: 512)")
     parser.add_argument("--decode-tokens", type=_several, metavar="N", help="tokens to decode (default: 128)")
     parser.add_argument("--batch", type=_positive, metavar="N", help="prompts at once; rates are of each (default: 1)")
-    passes_help = "times that a timed prompt is read: 2 where a first pass chooses the expert (default: 1)"
+    passes_help = "how often a timed prompt is read: 2 if a first pass chooses the expert (default: 1)"
     parser.add_argument("--passes", type=_positive, metavar="N", help=passes_help)
     threads_help = "threads that compute (default: one a physical core)"
     parser.add_argument("--threads", type=_positive, metavar="N", help=threads_help)
     parser.add_argument("--sign", type=Path, metavar="KEY", help="sign the record with this private key (PEM)")
-    challenge_help = "sign it in answer to this nonce, which whoever judges has made up"
+    challenge_help = "sign it in answer to this nonce, which the judge has chosen"
     parser.add_argument("--challenge", metavar="NONCE", help=challenge_help)
     graph_help = "run the single steps of a static cache as a CUDA graph, on a card"
     parser.add_argument("--cuda-graph", dest="captures_steps", action="store_true", help=graph_help)
@@ -373,7 +373,7 @@ def _add_tasks(parser: Parser, what: str = "score this task", default: str = "")
     which = f"a bundled one or a TOML file of your own{default}"
     task_help = f"{what}, repeat for several: {which}; --domain is another word for it"
     parser.add_argument("--task", "--domain", dest="task", action="append", metavar="NAME", help=task_help)
-    shots_help = "solved rows in front of every question (default: the task's)"
+    shots_help = "solved rows before every question (default: the task's)"
     parser.add_argument("--few-shot", type=_count, metavar="N", help=shots_help)
 
 
@@ -399,9 +399,9 @@ def add_compare(parser: Parser) -> None:
     )
     margin_help = "ratios this near to 1 are equal (default: 0.05)"
     parser.add_argument("--margin", type=_share, default=0.05, metavar="SHARE", help=margin_help)
-    fail_help = "exit with 1 where any metric is proven worse (default: exit with 0 whatever is found)"
+    fail_help = "exit with 1 if any metric is proven worse (default: exit with 0 for any result)"
     parser.add_argument("--fail-if", choices=("worse",), metavar="worse", help=fail_help)
-    parser.add_argument("--across", action="store_true", help="compare different devices or versions all the same")
+    parser.add_argument("--across", action="store_true", help="compare even different devices or versions")
     _add_output(parser, quiet=False)
 
 
@@ -440,11 +440,11 @@ def add_history(parser: Parser) -> None:
     parser.add_argument("directory", type=Path, metavar="DIR", help=directory_help)
     target_help = "only records of its device and work (default: all, each work by itself)"
     parser.add_argument("--target", metavar="NAME", help=target_help)
-    margin_help = "a smaller step is no change (default: 0.01)"
+    margin_help = "smaller steps do not count as a change (default: 0.01)"
     parser.add_argument("--margin", type=_share, default=0.01, metavar="SHARE", help=margin_help)
     since_help = "do not fail for alarms whose first bad record is older, such as 2026-11-20: they are known"
     parser.add_argument("--since", type=_day, metavar="DATE", help=since_help)
-    fail_help = "exit with 1 where an alarm stands (default: exit with 0 whatever is found)"
+    fail_help = "exit with 1 if an alarm stands (default: exit with 0 for any result)"
     parser.add_argument("--fail-if", choices=("alarm",), metavar="alarm", help=fail_help)
     _add_markdown(parser)
     _add_output(parser, quiet=False)
@@ -465,8 +465,8 @@ def add_report(parser: Parser) -> None:
 def add_watch(parser: Parser) -> None:
     """`havoc watch DIR`."""
     parser.add_argument("directory", type=Path, metavar="DIR", help="the --out of a run or a search")
-    parser.add_argument("--once", action="store_true", help="say where it is and end, whether it is finished or not")
-    every_help = "look again after so many seconds (default: 2)"
+    parser.add_argument("--once", action="store_true", help="show the status once and end, even if it is not finished")
+    every_help = "seconds between two looks (default: 2)"
     parser.add_argument("--every", type=_positive, default=2, metavar="SECONDS", help=every_help)
     _add_output(parser, quiet=False)
 
@@ -479,7 +479,7 @@ def add_generate(parser: Parser) -> None:
     parser.add_argument("--prompt", required=True, metavar="TEXT", help="what to continue; - reads stdin")
     parser.add_argument("--image", type=Path, metavar="FILE", help="a picture for a vision model: PNG, JPEG, TIFF")
     parser.add_argument("--max-new-tokens", type=_positive, default=80, metavar="N", help="default: 80")
-    context_help = "let prompt and answer take so many tokens though the base was made for fewer: RoPE is extrapolated"
+    context_help = "allow this many tokens for prompt and answer, more than the base's context: RoPE is extrapolated"
     parser.add_argument("--context", type=_positive, metavar="N", help=context_help)
     parser.add_argument("--temperature", type=_temperature, default=0.0, metavar="T", help="0 is greedy (default)")
     _add_seed(parser)
@@ -535,7 +535,7 @@ def _add_device(parser: Parser, what: str, default: str = "cpu") -> None:
 
 
 def _add_chat(parser: Parser) -> None:
-    chat_help = "prompts as they stand, not through the model's chat template"
+    chat_help = "use prompts without the model's chat template"
     parser.add_argument("--no-chat", dest="is_chat", action="store_false", help=chat_help)
 
 
@@ -558,7 +558,7 @@ def _add_seed(parser: Parser) -> None:
 
 
 def _add_track(parser: Parser) -> None:
-    track_help = f"tell these trackers the metrics, joined by commas: {', '.join(TRACKERS)} (default: the recipe's)"
+    track_help = f"send the metrics to these trackers, joined by commas: {', '.join(TRACKERS)} (default: the recipe's)"
     parser.add_argument("--track", type=_trackers, metavar="NAMES", help=track_help)
 
 

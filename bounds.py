@@ -1,4 +1,4 @@
-"""What raw samples prove: confidence bounds without a distribution assumed, computed when a record is read.
+"""Confidence bounds from raw samples without an assumed distribution, computed when a record is read.
 
 It uses the standard library only, because loading scipy takes longer than judging a record; the tests compare every
 function with scipy's. Each bound is one-sided at `confidence`.
@@ -31,7 +31,7 @@ _WIDEST_T = 1e4
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """An estimate and what is proven below and above it; None where the samples are too few to prove anything."""
+    """An estimate and its proven lower and upper bound; None if the samples are too few."""
 
     value: float
     low: float | None
@@ -69,7 +69,7 @@ def _tail(count: int, num_trials: int, probability: float) -> float:
 
 
 def upper_rank(num_samples: int, *, quantile: float, confidence: float) -> int | None:
-    """Smallest rank (from 1) whose order statistic lies above the quantile with `confidence`; None when none does."""
+    """Smallest rank (from 1) whose order statistic is above the quantile with `confidence`; None if there is none."""
     if binomial_cdf(num_samples - 1, num_trials=num_samples, probability=quantile) < confidence:
         return None
     low, high = 0, num_samples
@@ -83,7 +83,7 @@ def upper_rank(num_samples: int, *, quantile: float, confidence: float) -> int |
 
 
 def quantile_bounds(samples: Sequence[float], *, quantile: float, confidence: float) -> Bounds:
-    """Bound the quantile of whatever distribution the samples came from, in their unit; at least one sample."""
+    """Bound the quantile of the samples' distribution, which may be any, in their unit; at least one sample."""
     ordered = sorted(samples)
     num_samples = len(ordered)
     above = upper_rank(num_samples, quantile=quantile, confidence=confidence)
@@ -110,7 +110,7 @@ def share_bounds(num_right: int, num_rows: int, *, confidence: float) -> Bounds:
 
 
 def share_ends(num_right: int, num_rows: int, *, confidence: float) -> tuple[float, float]:
-    """The low and the high bound alone, which also exist without rows: 0 and 1."""
+    """Only the low and the high bound, which also exist without rows: 0 and 1."""
     error = 1.0 - confidence
     low = 0.0 if num_right == 0 else _solve(lambda p: 1.0 - _cdf(num_right - 1, num_rows, p), error)
     high = 1.0 if num_right == num_rows else _solve(lambda p: 1.0 - _cdf(num_right, num_rows, p), confidence)

@@ -1,8 +1,8 @@
-"""How much of the CPU a container may use, and how often it was stopped for having used it up.
+"""The CPU quota of a container, and how often the container was stopped because the quota was used up.
 
-Linux limits CPU time by control groups (`man 7 cgroups`). The limit may sit on any group above the process: of version
-1 in `cpu.cfs_quota_us` and `cpu.cfs_period_us`, of version 2 in `cpu.max`. The smallest limit of all groups from the
-process's own up to the root counts; the group that was stopped most often tells how often the process stood still.
+Linux limits CPU time by control groups (`man 7 cgroups`). Any group above the process may have the limit: in version 1
+in `cpu.cfs_quota_us` and `cpu.cfs_period_us`, in version 2 in `cpu.max`. The smallest limit of all groups from the
+process's own up to the root counts; the number of stops is that of the group that was stopped most often.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ ROOT = Path("/")
 
 @dataclass(frozen=True, slots=True)
 class Throttling:
-    """Counters of the group that was stopped most: periods in which it ran, those in which it stood, time it stood."""
+    """Counters of the group that was stopped most: periods in which it ran, periods with stops, and stopped time."""
 
     num_periods: int
     num_throttled_periods: int
     throttled_ns: int
 
     def since(self, before: Throttling) -> Throttling:
-        """Return what was counted since an earlier reading; 0 where the counters began anew."""
+        """Return the counts since an earlier reading; 0 if the counters were reset."""
         return Throttling(
             max(self.num_periods - before.num_periods, 0),
             max(self.num_throttled_periods - before.num_throttled_periods, 0),
@@ -42,7 +42,7 @@ def cpu_quota_cores(root: Path = ROOT) -> float | None:
 
 
 def throttling(root: Path = ROOT) -> Throttling | None:
-    """Read how often the process's groups were stopped so far; None where no group counts it."""
+    """Read how often the process's groups were stopped so far; None if no group counts it."""
     found = [counted for group in _groups(root) if (counted := _throttling_of(group)) is not None]
     return max(found, key=lambda counted: counted.num_throttled_periods, default=None)
 
@@ -74,7 +74,7 @@ def _memberships(root: Path) -> Iterator[tuple[str, str, str]]:
 
 
 def _mounts(root: Path, *, is_second: bool) -> Iterator[tuple[Path, str]]:
-    """Yield where the CPU hierarchy of a version is mounted, and which of its groups is the root there.
+    """Yield the mount points of a version's CPU hierarchy, and the group that is the root there.
 
     The fields are those of `/proc/self/mountinfo` (`man 5 proc_pid_mountinfo`).
     """
@@ -90,7 +90,7 @@ def _mounts(root: Path, *, is_second: bool) -> Iterator[tuple[Path, str]]:
 
 
 def _below(name: str, base: str) -> str | None:
-    """Return a group's name seen from the root of a mount; None for one that lies outside it.
+    """Return a group's name seen from the root of a mount; None for a group outside it.
 
     A container's own mount often shows its group as the root, while the name counts from the host's.
     """

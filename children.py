@@ -24,7 +24,7 @@ _LENT: ContextVar[tuple[int, ...]] = ContextVar("lent", default=())
 
 @contextlib.contextmanager
 def lent(descriptor: int) -> Iterator[None]:
-    """Leave an open file to every child that is started in the block: what it locks stays locked until they ended."""
+    """Let every child started in the block inherit an open file: its lock stays until all of them have ended."""
     token = _LENT.set((*_LENT.get(), descriptor))
     try:
         yield

@@ -55,7 +55,7 @@ _GOES_ON = frozenset(
 
 @dataclass(frozen=True)
 class Verb:
-    """One row of the command line: what it is called, what it does, which module does it, what it is told."""
+    """One verb of the command line: its name, its description, its module and its arguments."""
 
     name: str
     help: str
@@ -79,7 +79,7 @@ VERBS = (
     ),
     Verb(
         "plan",
-        "what a model can reach on a target, before any run",
+        "compute what a model can reach on a target, before any run",
         "bench.commands",
         arguments.add_plan,
         ("havoc plan edge-135m --target gtx1660", "havoc plan 7b --target gtx1660 --json"),
@@ -100,7 +100,7 @@ VERBS = (
     ),
     Verb(
         "import",
-        "check a Hugging Face directory and say what it is",
+        "check a Hugging Face directory and describe it",
         "export.commands",
         arguments.add_import,
         ("havoc import SmolLM2-135M",),
@@ -145,14 +145,14 @@ VERBS = (
     ),
     Verb(
         "watch",
-        "where a run or a search is, from another terminal",
+        "show the status of a run or a search, from another terminal",
         "watching",
         arguments.add_watch,
         ("havoc watch demo", "havoc watch search --once --json"),
     ),
     Verb(
         "export",
-        "fold the experts into the base and write what is deployed",
+        "fold the experts into the base and write the artifact",
         "export.commands",
         arguments.add_export,
         (
@@ -221,7 +221,7 @@ VERBS = (
     ),
     Verb(
         "history",
-        "all records of a folder in order of time: where a figure changed for good",
+        "all records of a folder in order of time: lasting changes of a figure",
         "bench.commands",
         arguments.add_history,
         ("havoc history reports", "havoc history reports --target host --fail-if alarm"),
@@ -248,7 +248,7 @@ VERBS = (
     ),
     Verb(
         "doctor",
-        "what this machine can measure, and what it cannot",
+        "show what this machine can and cannot measure",
         "bench.commands",
         arguments.add_doctor,
         ("havoc doctor", "havoc doctor --json"),
@@ -273,7 +273,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _open_what_is_closed() -> None:
-    """A command started without standard streams (`>&-`) does its work all the same, and says nothing there."""
+    """Let a command without standard streams (`>&-`) do its work anyway, without output."""
     sys.stdin = sys.stdin or Path(os.devnull).open(encoding="utf-8")  # noqa: SIM115 - for the whole run
     sys.stdout = sys.stdout or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - for the whole run
     sys.stderr = sys.stderr or Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - the same
@@ -281,9 +281,9 @@ def _open_what_is_closed() -> None:
 
 @contextlib.contextmanager
 def _libraries_kept_from_stdout() -> Iterator[None]:
-    """Let stdout hold what the command says and nothing else: what a library writes to descriptor 1 goes to stderr.
+    """Keep stdout for the command's own output: text that a library writes to descriptor 1 goes to stderr.
 
-    A banner of a runtime would stand in the middle of a JSON document. A test that took stdout over keeps it.
+    A banner of a runtime would be in the middle of a JSON document. A test that captures stdout keeps it.
     """
     said = sys.stdout
     try:
@@ -422,7 +422,7 @@ def _explain(error: BaseException, verb: str = "") -> int:
         case SystemExit():
             return error.code if isinstance(error.code, int) else HavocError.exit_code
         case KeyboardInterrupt():
-            goes_on = "the same command starts anew" if verb not in _GOES_ON else "run the same command again to go on"
+            goes_on = "the same command starts again" if verb not in _GOES_ON else "run the same command to continue"
             _say(f"interrupted; {goes_on}")
             return EXIT_INTERRUPTED
         case BrokenPipeError() if _stdout_is_gone():
@@ -446,13 +446,13 @@ def _explain(error: BaseException, verb: str = "") -> int:
 
 
 def _is_short_of_threads(error: BaseException) -> bool:
-    """Whether it is what Python, or a library that panics, says where no further thread or process may be started."""
+    """Whether the error is that of Python, or of a library, when no further thread or process may be started."""
     words = str(error)
     return "can't start new thread" in words or f"code: {errno.EAGAIN}, kind: WouldBlock" in words
 
 
 def _stdout_is_gone() -> bool:
-    """Whether the reader of stdout has closed its end; what is still buffered is then dropped quietly."""
+    """Whether the reader of stdout has closed its end; buffered output is then dropped without a message."""
     try:
         poll = select.poll()
         poll.register(sys.stdout.fileno(), 0)

@@ -1,4 +1,4 @@
-"""A recipe: everything `havoc run` can be told, from TOML to frozen, validated settings.
+"""A recipe: all settings of `havoc run`, from TOML to frozen, validated values.
 
     recipe = load_recipe(Path("recipe.toml"))      # None: the bundled nano model's own
     recipe.experts.samples_per_prompt              # 8
@@ -86,7 +86,7 @@ class ModelSettings(_Section):
     """Which base is adapted, and what computes."""
 
     base: str = Field(default="nano", min_length=1, description="a preset, a model directory or a .gguf file")
-    chat: bool = Field(default=True, description="prompts go through the base's chat template where it has one")
+    chat: bool = Field(default=True, description="prompts go through the base's chat template if it has one")
     device: TorchDevice = Field(
         default="cpu", description='what trains experts and answers for candidates: "cpu", or an NVIDIA card, "cuda"'
     )
@@ -124,9 +124,9 @@ class ExpertSettings(_Section):
         default=8, ge=2, description="completions per prompt; the others' mean is the baseline"
     )
     signal_prompts: int = Field(
-        default=1, ge=0, description="reinforce draws prompts until the rewards of so many differ among their samples"
+        default=1, ge=0, description="reinforce draws prompts until this many have samples with different rewards"
     )
-    max_draws: Count = Field(default=4, description="prompts_per_step are drawn at most so many times a step")
+    max_draws: Count = Field(default=4, description="the most draws of prompts_per_step in a step")
     learning_rate: float | None = Field(default=None, gt=0, description="of delta = z - 1; left out: the method's own")
     kl_coefficient: float = Field(default=0.05, ge=0, description="weight of KL(policy || base)")
     enable_grokfast: bool = Field(default=True, description="the gradients' slow part is amplified (MuonGrokfast)")
@@ -136,7 +136,7 @@ class ExpertSettings(_Section):
     )
     use_qk_clip: bool = Field(default=False, description="must stay false: z scales directions that span all heads")
     max_kl: float = Field(
-        default=1.0, gt=0, description="limit of KL(adapted || base), nats a token, of experts, candidates and artifact"
+        default=1.0, gt=0, description="limit of KL(adapted || base), nats per token, for experts, candidates, artifact"
     )
     max_new_tokens: Count | None = Field(default=None, description="longest answer, in tokens; left out: the task's")
     trained_layers: Count | None = Field(
@@ -203,11 +203,11 @@ class SearchSettings(_Section):
 
 
 class ExportSettings(_Section):
-    """What is written for deployment."""
+    """The artifact for deployment."""
 
-    weights: StructureName | None = Field(default=None, description="structure; left out: what the search chose")
+    weights: StructureName | None = Field(default=None, description="structure; left out: the search's choice")
     compute: Literal["auto", "int8", "fp32", "w8a8"] = Field(
-        default="auto", description="what activations are rounded to in products; auto: what the structure says"
+        default="auto", description="rounding of activations in products; auto: as in the structure"
     )
     calibration: str | None = Field(
         default=None, min_length=1, description="text file that gptq and mixed bits calibrate on; left out: bundled"
@@ -237,7 +237,7 @@ class BenchSettings(_Section):
 
 
 class GateSettings(_Section):
-    """What the record is judged against."""
+    """The targets of the verdict."""
 
     targets: Names = Field(default=("host", "gtx1660"), description="names of targets, or TOML files of your own")
     num_rows: Count = Field(default=1000, description="items per task that prove the accuracy, or all a data set has")
@@ -246,7 +246,7 @@ class GateSettings(_Section):
 
 
 class TrackSettings(_Section):
-    """Who is told the metrics, beside `metrics.jsonl`, which holds them always. No result depends on it."""
+    """The trackers of metrics, besides `metrics.jsonl`, which always has them. No result depends on it."""
 
     to: Trackers = Field(default=(), description='trackers: "wandb", "trackio"; each needs the extra of its name')
     online: bool = Field(default=False, description="may send metrics to the trackers' servers; false: they stay here")

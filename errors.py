@@ -6,9 +6,9 @@
     └── NothingLearnedError    6  the experts are the base: training changed nothing
 
 A message says what was wrong, with the numbers, and what to do next, in one line. Exit code 0 is success. 1 (a limit is
-proven missed) and 3 (a limit is undecided) are verdicts of `bench.judge.gate`, no errors. Every command uses the codes
-of the gate, so a script can tell "missed" from "could not tell" from "broken". What a message or a page quotes from
-somebody else's file goes through `printable`.
+proven missed) and 3 (a limit is undecided) are verdicts of `bench.judge.gate`, not errors. Every command uses the codes
+of the gate, so a script can distinguish "missed", "undecided" and "broken". Text from other files in a message or a
+page goes through `printable`.
 """
 
 from __future__ import annotations
@@ -43,5 +43,5 @@ class NothingLearnedError(HavocError):
 
 
 def printable(text: str) -> str:
-    """Return text of somebody else's file without characters that steer a terminal or break a page."""
+    """Return text from another file without characters that control a terminal or break a page."""
     return "".join(letter if letter.isprintable() else _REPLACED for letter in text)

@@ -36,7 +36,7 @@ PART_ROWS: Final = 256
 
 
 class GateJournal:
-    """What has been answered of the gate split by one base, its experts and the artifact of a run."""
+    """The answers on the gate split of one base, its experts and the artifact of a run."""
 
     def __init__(self, place: Place, base: Base, experts: Sequence[Expert]) -> None:
         """Open `gate.jsonl` of the run's folder, or begin it; one of other experts, tasks or data is a `HavocError`."""
@@ -72,7 +72,7 @@ class GateJournal:
             ) from error
 
     def part(self, name: str, task: str, start: int, size: int) -> str | None:
-        """The marks of one part of a contestant's rows, a 1 for each that is right; None where it was not answered."""
+        """The marks of one part of a contestant's rows, 1 for each right row; None if it was not answered."""
         marks = self._parts.get((name, task, start))
         return marks if marks is not None and len(marks) == size else None
 
@@ -82,7 +82,7 @@ class GateJournal:
         self._parts[name, task, start] = right
 
     def run_of(self, files: Mapping[str, str], manifest_sha256: str) -> AccuracyRun | None:
-        """The answers of the artifact with exactly these files; None where it was not scored."""
+        """The answers of the artifact with exactly these files; None if it was not scored."""
         same = [run for run in self._runs if (run.files, run.manifest_sha256) == (files, manifest_sha256)]
         return same[-1] if same else None
 

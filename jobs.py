@@ -38,13 +38,13 @@ if TYPE_CHECKING:
     from .progress import Progress, Stage
 
 _BYTES_PER_PARAMETER = 4
-_COPIES_OF_A_TRAINING = 8  # base, folded weights, factors, and what a pass keeps for its gradient
+_COPIES_OF_A_TRAINING = 8  # base, folded weights, factors, and the activations kept for the gradient
 _COPIES_OF_A_SCORING = 6  # base, folded, encoded and packed weights, keys and values; and one for each expert
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where the jobs of a run find what they share, and the threads a user chose for each, or None."""
+    """The shared files of a run's jobs, and the user's number of threads for each, or None."""
 
     recipe: Recipe
     out: Path
@@ -79,7 +79,7 @@ class MixedModels:
 
 @dataclass(frozen=True, kw_only=True)
 class RowRange:
-    """The rows `start` to `start + size` of a split; of the gate all there are where they are fewer."""
+    """The rows `start` to `start + size` of a split; the gate split may have fewer."""
 
     split: str
     start: int
@@ -107,14 +107,14 @@ class DivergeRequest:
 
 
 def training_workers(base: Base, num_jobs: int, *, num_threads: int | None, device: TorchDevice = "cpu") -> Workers:
-    """Give workers for so many trainings over `base`; of a card one, since one job fills it."""
+    """Return workers for this number of trainings of `base`; only one on a card, because one job fills it."""
     return _workers(base, num_jobs, num_copies=_COPIES_OF_A_TRAINING, num_threads=num_threads, device=device)
 
 
 def scoring_workers(
     base: Base, num_jobs: int, *, num_experts: int, num_threads: int | None, device: TorchDevice = "cpu"
 ) -> Workers:
-    """Give workers for so many mixtures of experts of `base`; of a card one."""
+    """Return workers for this number of mixtures of experts of `base`; only one on a card."""
     num_copies = _COPIES_OF_A_SCORING + num_experts
     return _workers(base, num_jobs, num_copies=num_copies, num_threads=num_threads, device=device)
 
@@ -129,9 +129,9 @@ def _workers(base: Base, num_jobs: int, *, num_copies: int, num_threads: int | N
 
 
 def try_device(request: Mapping[str, Any], progress: Progress) -> str:  # noqa: ARG001 - as every job is called
-    """Compute on a device (`DeviceRequest`) with torch and with ONNX Runtime; its name as torch has it.
+    """Compute on a device (`DeviceRequest`) with torch and with ONNX Runtime; return torch's name for it.
 
-    Raises `IdentityError` where one of them cannot. In a worker, so that the card is as free afterwards as before.
+    Raises `IdentityError` if one of them cannot. It runs in a worker, so that the card is free again afterwards.
     """
     from .bench.doctor import provider_problem
     from .model.device import made_on, open_device
@@ -143,7 +143,7 @@ def try_device(request: Mapping[str, Any], progress: Progress) -> str:  # noqa: 
 
 
 def train(request: Mapping[str, Any], progress: Progress) -> str:
-    """Train an expert (`TrainRequest`), or go on with its training; the path of its file.
+    """Train an expert (`TrainRequest`), or continue its training; return the path of its file.
 
     Its metrics are appended to the run's `metrics.jsonl`.
     """
@@ -192,7 +192,7 @@ def answer(request: Mapping[str, Any], progress: Progress) -> dict[str, str]:
     asked = read(AnswerRequest, request)
     contest = _contest(_key(asked.mixtures))
     session = contest.sessions.open(asked.alpha, Structure.from_fields(asked.structure))
-    clear_cache(contest.base.model.device)  # what the candidate before left
+    clear_cache(contest.base.model.device)  # the memory of the previous candidate
     answers = {}
     tasks = [task for task in contest.tasks if task.name in asked.tasks]
     with progress.stage("answers", asked.rows.size * len(tasks), unit="rows") as stage:
@@ -217,7 +217,7 @@ def diverge(request: Mapping[str, Any], progress: Progress) -> list[dict[str, fl
 
 
 def _key(mixtures: MixedModels) -> str:
-    """What a worker remembers its contest by."""
+    """The key of a worker's cached contest."""
     return json.dumps(plain(mixtures), sort_keys=True)
 
 
@@ -291,7 +291,7 @@ def _contest(key: str) -> _Contest:
 
 
 def training_settings(experts: ExpertSettings, task: Task) -> TrainingSettings:
-    """Translate a recipe's section into the trainer's settings; what it leaves out is the method's own."""
+    """Translate a recipe's section into the trainer's settings; missing keys get the method's defaults."""
     from .adapt.objectives import METHOD_DEFAULTS, TrainingSettings, method_for
     from .adapt.optimizer import MuGrokConfig
 

@@ -1,7 +1,7 @@
-"""What the pipeline hands from room to room: the bench to the search.
+"""Connect the bench to the search.
 
-`adapt` never imports `bench`; the search is given a `BenchMeasurer`, so its objectives come from the code that writes
-the reports.
+`adapt` never imports `bench`; the search gets a `BenchMeasurer`, so its objectives come from the code that writes the
+reports.
 """
 
 from __future__ import annotations
@@ -56,9 +56,9 @@ class Bound:
 
 
 def bind(recipe: Recipe) -> Bound:
-    """Find the device that is measured on: the first target's, or this machine's where the recipe allows it.
+    """Find the device for measurements: the first target's, or this machine's if the recipe allows it.
 
-    Raises `IdentityError` when this machine is another device than the target and the recipe does not allow it.
+    Raises `IdentityError` if this machine is another device than the target and the recipe does not allow it.
     """
     target = load_target(recipe.gate.targets[0])
     work = Workload(**target.workload.model_dump()), target.protocol.num_threads
@@ -96,7 +96,7 @@ def answered_on(recipe: Recipe) -> dict[str, str]:
 
 
 def answered_elsewhere(recipe: Recipe) -> dict[str, Any]:
-    """What a journal depends on where the CPU does not answer: answers of two devices never share one."""
+    """The journal's key for answers that are not from the CPU: answers of two devices never share a journal."""
     return {} if recipe.model.device == "cpu" else {"answered_on": answered_on(recipe)}
 
 
@@ -144,9 +144,9 @@ COST_RETRIES, COST_WAIT_S = 2, 20.0
 
 
 def limits_of(target_name: str, tasks: Sequence[str]) -> dict[str, tuple[str, float]]:
-    """Return a target's limits on what the search measures; memory of any kind is its `peak_bytes`.
+    """Return a target's limits on the quantities of the search; memory of any kind is its `peak_bytes`.
 
-    What a format costs in answers is measured on the base in that format.
+    The cost of a format in answers is measured on the base in that format.
     """
     measured = {*COST_OBJECTIVES, *FORMAT_METRICS, *(f"accuracy/{task}" for task in tasks)}
     limits = {}
@@ -160,9 +160,9 @@ def limits_of(target_name: str, tasks: Sequence[str]) -> dict[str, tuple[str, fl
 class BenchMeasurer:
     """Measures candidates for the search; use it in `with`, it keeps the exported structures in a temporary folder.
 
-    Costs are measured one at a time, answers are given by worker processes, which sleep meanwhile. The samples of the
-    search split are disjoint, and all are disjoint from the rows that experts were validated on. `bound` names the
-    device that must be measured, simulated ones included.
+    Costs are measured one at a time; worker processes give the answers, and sleep during measurements. The samples of
+    the search split are disjoint, and all are disjoint from the rows for the validation of experts. `bound` names the
+    device that must be measured, which may be simulated.
     """
 
     def __init__(self, place: Place, base: Base, *, num_experts: int, bound: Bound) -> None:
@@ -245,7 +245,7 @@ class BenchMeasurer:
 
 
 def search_rows(recipe: Recipe, sample: int) -> RowRange:
-    """Sample number `sample` of the search split: behind the rows that experts were validated on, and disjoint."""
+    """Sample number `sample` of the search split: after the rows for the validation of experts, and disjoint."""
     size = recipe.search.num_rows
     return RowRange(split="search", start=recipe.experts.num_validation_rows + sample * size, size=size)
 

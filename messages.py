@@ -1,10 +1,10 @@
-"""What a process and its child say to each other: frozen dataclasses, written as JSON and read as the same type.
+"""Messages between a process and its child: frozen dataclasses, written as JSON and read as the same type.
 
     PLAY = ChildJob("havoc_core.some.module", "play", asked=Game, told=Move, answer=Result)
 
-`export/runtime/child.py` sends the request of a job and reads what comes back, `export/runtime/serving.py` is the
-child's side of it. A child is charged for what it imports, so nothing here needs pydantic; a field may hold a pydantic
-model, which then checks itself.
+`export/runtime/child.py` sends the request of a job and reads the answers; `export/runtime/serving.py` is the child's
+side. A measured child should import little, so nothing here needs pydantic; a field may be a pydantic model, which then
+checks itself.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ Answer = TypeVar("Answer")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ChildJob(Generic[Asked, Told, Answer]):
-    """One thing that a child does: the module that is its main program, and the types of what is said.
+    """One job of a child: the module that is its main program, and the types of the messages.
 
-    `asked` is the request, `told` what the child says while it works, `answer` its result.
+    `asked` is the request, `told` the child's messages during the work, `answer` its result.
     """
 
     module: str

@@ -1,4 +1,4 @@
-"""What is wrong with a document that pydantic refused, in one line and in the words of its file.
+"""Describe the mistakes in a document that pydantic refused, in one line and in the words of its file.
 
 mistakes(error, Recipe)      "unknown key experts.num_stpes; did you mean num_steps?"
 """
@@ -23,9 +23,9 @@ def mistakes(
 ) -> str:
     """Name at most three mistakes that `form` found; one that only follows from another is left out.
 
-    `keys` are the keys of the whole document where they are not those of `form`. `is_handwritten` is False for JSON
-    that a program wrote: pydantic would copy its values, megabytes of them, once for every mistake. An error that is
-    not pydantic's, raised while the document was read, is told in its own words.
+    `keys` are the keys of the whole document if they are not those of `form`. `is_handwritten` is False for JSON from a
+    program: pydantic would copy its values, megabytes of them, once for every mistake. An error that is not pydantic's,
+    raised while the document was read, keeps its own words.
     """
     if isinstance(error, RecursionError):
         return "nested too deep"
@@ -56,7 +56,7 @@ def _mistake(mistake: dict[str, Any], form: type[BaseModel], keys: Sequence[str]
         case "missing":
             return f"the key {where} is missing"
         case "model_type" | "model_attributes_type" if value:
-            return f"{where} is a section: write [{where}] on a line of its own"
+            return f"{where} is a section: write [{where}] on its own line"
         case "value_error":
             return f"{where}: {said}" if where else said
     said = f"{said[:1].lower()}{said[1:]}"

@@ -3,14 +3,14 @@
 Each stage reads the results of earlier stages from the output folder and writes its own result there, complete or not
 at all. So the same command continues a stopped run: it finds the finished stages and does the rest.
 
-    recipe.toml                         what this folder is the result of
-    basis.safetensors experts/          singular-value basis, one z vector file an expert
+    recipe.toml                         the recipe of this folder
+    basis.safetensors experts/          singular-value basis, one z vector file per expert
     search/journal.jsonl front.json     every evaluation; the front and the choice
-    artifact/ pt/                       what is deployed; experts and folded model as .pt, where they are asked for
+    artifact/ pt/                       the artifact for deployment; experts and folded model as .pt, if asked for
     gate.jsonl scores.json record.json  answers and accuracy on the gate split; the measurement
     report.html report.md ...           the same for people
-    phase6.json handoff.json            from the phase before, where it handed a model over; for the next phase
-    metrics.jsonl                       every metric of it all, step by step; trackers are told what it holds
+    phase6.json handoff.json            from the phase before, if it handed over a model; for the next phase
+    metrics.jsonl                       every metric of the run, step by step; trackers get its content
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def forget_undone(place: Place, tracking: Tracking) -> None:
 
 
 def journal_path(out: Path) -> Path:
-    """The path where a search keeps every evaluation."""
+    """The path of a search's journal, with every evaluation."""
     return out / "search" / "journal.jsonl"
 
 
@@ -278,7 +278,7 @@ def read_experts(recipe: Recipe, folder: Path, base: Base, basis: Basis) -> list
 
 
 def require_change(experts: Sequence[Expert], progress: Progress) -> None:
-    """Name the experts that are their base; when all are, raise `NothingLearnedError` with what each scored."""
+    """Name the experts that are equal to their base; if all are, raise `NothingLearnedError` with their scores."""
     still = [expert.domain for expert in experts if expert.is_base]
     if len(still) < len(experts):
         with progress.stage("experts", len(experts)) as stage:
@@ -371,7 +371,7 @@ def export_mixture(
 def write_torch_files(
     place: Place, base: Base, basis: Basis, experts: Sequence[Expert], result: SearchResult, progress: Progress
 ) -> None:
-    """Write experts and folded model as `.pt` where the recipe asks for it and they are not there already."""
+    """Write experts and folded model as `.pt` if the recipe asks for it and they do not exist yet."""
     from .export.torch_files import export_torch
 
     folder, recipe = place.out / "pt", place.recipe
@@ -420,7 +420,7 @@ def measure_artifact(
     *,
     enter: Callable[[int], None] = lambda _: None,
 ) -> None:
-    """Do the first target's work with the artifact, in fresh processes, and open the gate split once.
+    """Measure the artifact with the first target's workload, in fresh processes, and use the gate split once.
 
     `enter` is called with the number of each stage that begins here. The results are `gate.jsonl`, `scores.json` and
     `record.json`. It waits a while for other work on the machine to end. The record is written last: it shows that the
@@ -457,7 +457,7 @@ def measure_artifact(
 
 
 def require_measured(artifact: Path, path: Path) -> None:
-    """Refuse a finished folder if its artifact is no longer the one that its record was made from."""
+    """Refuse a finished folder if its artifact is no longer the one of its record."""
     from .bench.judge.gate import hash_artifact
     from .bench.judge.identity import artifact_problem
     from .bench.judge.record import load_record

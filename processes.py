@@ -1,13 +1,13 @@
-"""Independent jobs in processes of their own: started once, given job after job, never left behind.
+"""Run independent jobs in worker processes, which are started once, get job after job, and are always ended.
 
     with Workers(2) as workers:
         for result in workers.run(".adapt.commands:train_job", requests, listen=stage.advance):
             ...                                             # in the order of the requests, whichever is ready first
 
-A worker is `python -m havoc_core.processes`. It reads one JSON request a line, calls the function it names with it, and
-answers with JSON lines: progress while it works, then the result or the error. A `HavocError` keeps its class and with
-it the exit code. The worker's standard input is its lifeline: when this process dies, however it dies, the worker ends.
-Ctrl-C is for this process alone, which ends its workers; what a job had saved by then is there for the next run.
+A worker is `python -m havoc_core.processes`. It reads one JSON request per line, calls the named function with it, and
+answers with JSON lines: progress during the work, then the result or the error. A `HavocError` keeps its class and so
+its exit code. If this process dies in any way, the worker's standard input closes and the worker ends. Ctrl-C stops
+only this process, which ends its workers; results that a job saved before are available to the next run.
 
 Each worker is a session of its own, because Linux divides a core between sessions, not between processes (autogroup,
 sched(7)): beside another busy program each worker then gets half of a core. In one session, all workers together would
@@ -37,7 +37,7 @@ from .errors import HavocError, MeasurementError
 from .messages import plain
 
 Listen = Callable[[int, str], None]
-"""Told how many units a job has done since it was last told, and a few words."""
+"""Gets the number of units that a job has done since the last call, and a few words."""
 
 _ERRORS = {name: kind for name, kind in vars(errors).items() if isinstance(kind, type) and issubclass(kind, HavocError)}
 _CLOSED = {"event": "closed"}
@@ -49,7 +49,7 @@ def _hear_nothing(_n: int, _note: str) -> None:
 
 @dataclass
 class _Worker:
-    """One child, what it complains, and the number of the request it works on."""
+    """One child, its error output, and the number of its current request."""
 
     process: subprocess.Popen[bytes]
     complaints: Any
@@ -58,7 +58,7 @@ class _Worker:
     def ask(self, job: int, request: dict[str, Any]) -> None:
         self.job = job
         assert self.process.stdin is not None  # noqa: S101 - opened as a pipe
-        with contextlib.suppress(OSError):  # one that has died is told by its closed answers
+        with contextlib.suppress(OSError):  # a dead worker is noticed by its closed output
             self.process.stdin.write(json.dumps(request).encode() + b"\n")
             self.process.stdin.flush()
 
@@ -97,7 +97,7 @@ class Workers:
         self.end()
 
     def end(self) -> None:
-        """End the workers, whatever they are at."""
+        """End the workers at once."""
         for worker in self._workers:
             worker.end()
         self._workers.clear()
@@ -183,7 +183,7 @@ def _outcome(worker: _Worker, event: Mapping[str, Any]) -> Any | HavocError:  # 
 
 
 class _TellingProgress:
-    """What a job shows, as events: the units of its outermost stage, and the notes of all."""
+    """The progress of a job as events: the units of its outermost stage, and the notes of all stages."""
 
     def __init__(self, emit: Callable[[dict[str, Any]], None]) -> None:
         self._emit, self._depth = emit, 0
@@ -216,7 +216,7 @@ def main() -> NoReturn:
     """Answer requests until the standard input is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    os.dup2(2, 1)  # a library's prints must not mix with the answers
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
     threading.Thread(target=_listen_to_parent, args=(requests,), daemon=True).start()
 
@@ -238,7 +238,7 @@ def _answer(message: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) 
         return {"event": "error", "type": type(error).__name__, "message": str(error)}
     except MemoryError:
         return {"event": "error", "type": "MeasurementError", "message": "memory ran out in a worker process"}
-    except Exception as error:  # noqa: BLE001 - told to the parent, which ends the run
+    except Exception as error:  # noqa: BLE001 - sent to the parent, which ends the run
         traceback.print_exc()
         return {"event": "defect", "message": f"{type(error).__name__}: {error}"}
 
@@ -246,7 +246,7 @@ def _answer(message: Mapping[str, Any], emit: Callable[[dict[str, Any]], None]) 
 def _listen_to_parent(requests: queue.SimpleQueue[dict[str, Any]]) -> NoReturn:
     for line in sys.stdin.buffer:
         requests.put(json.loads(line))
-    os._exit(0)  # nobody waits for a result any more
+    os._exit(0)  # the result is no longer needed
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""How long work shows where it is: bars on a terminal, plain lines elsewhere, nothing at all in tests.
+"""Progress of long work: bars on a terminal, plain lines elsewhere, nothing in tests.
 
     with progress.stage("train math", 40) as stage:
         for step in range(40):
             ...
             stage.advance(note=f"reward {reward:.2f}")
 
-`stage.tell` shows named figures: a table beneath the bars of a terminal, part of the next line elsewhere. Stages may be
-nested; a stage left by an exception is shown as stopped, where it stopped. Everything goes to stderr, so
-stdout stays what a script reads; a stderr that cannot be written to is no reason to stop.
+`stage.tell` shows named figures: a table below the bars of a terminal, part of the next line elsewhere. Stages may be
+nested; a stage that ends with an exception is shown as stopped at its last count. Everything goes to stderr, so that
+scripts can read stdout; if stderr cannot be written, the work continues.
 """
 
 from __future__ import annotations
@@ -39,14 +39,14 @@ class Stage(Protocol):
         """Say that `n` more units are done; `note` is a few words shown beside the count until the next note."""
 
     def tell(self, figures: Mapping[str, str], *, left_s: float | None = None) -> None:
-        """Show how the work stands, as names and values; `left_s` is what is left by a better count than the units'."""
+        """Show the status of the work, as names and values; `left_s` is a better estimate than that from the units."""
 
 
 class Progress(Protocol):
     """Where stages are announced."""
 
     def stage(self, name: str, total: int | None, *, unit: str = "") -> AbstractContextManager[Stage]:
-        """Open a stage of `total` units (None: unknown); `unit` is "bytes" (shown as MB) or a word shown as it is."""
+        """Open a stage of `total` units (None: unknown); `unit` is "bytes" (shown as MB) or a word."""
 
 
 class _Silent:
@@ -119,7 +119,7 @@ class _LineStage:
         return self._clock() - self._started_s
 
     def write(self, line: str) -> None:
-        with contextlib.suppress(OSError):  # whether anybody can see how far it is decides nothing
+        with contextlib.suppress(OSError):  # the work does not depend on the display
             print(line, file=self._stream, flush=True)
 
     def advance(self, n: int = 1, note: str = "") -> None:
@@ -209,7 +209,7 @@ def _new_bars(stream: TextIO) -> Bars:
     from rich.text import Text
 
     class Left(TimeRemainingColumn):
-        """What is left by the work's own count, where it has one."""
+        """The work's own estimate of the remaining time, if it has one."""
 
         def render(self, task: Task) -> Text:
             left_s = task.fields["left_s"]
@@ -218,7 +218,7 @@ def _new_bars(stream: TextIO) -> Bars:
             return Text(duration(left_s), style="progress.remaining")
 
     class BarsAndFigures(Bars):
-        """Bars, and beneath them the figures that stages told."""
+        """Bars, and below them the figures of the stages."""
 
         def get_renderables(self) -> Iterator[RenderableType]:
             yield self.make_tasks_table(self.tasks)
@@ -238,7 +238,7 @@ def _new_bars(stream: TextIO) -> Bars:
 
 
 def figure_table(figures: Mapping[str, str]) -> Table:
-    """Return named figures as a table for a terminal, one a row, so that it fits any width."""
+    """Return named figures as a table for a terminal, one per row, so that it fits any width."""
     from rich.markup import escape
     from rich.table import Table
 

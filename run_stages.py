@@ -1,10 +1,10 @@
-"""The stages of a run by number, and what is left of them all, estimated from what has been measured so far.
+"""The stages of a run by number, and the remaining time of all, estimated from the measurements so far.
 
     progress = StagedProgress(make_progress(), recipe, out)
-    progress.enter(SEARCH)                         # bars now say "stage 2 of 6, search", and what is left in all
+    progress.enter(SEARCH)                         # bars now show "stage 2 of 6, search", and the total time left
 
-The estimate rests on the pace of the search: seconds a row took to be answered, seconds a structure took to be written
-and measured. Until the search has both, nothing is said of the whole. Estimates say "about", and are that.
+The estimate uses the pace of the search: the seconds to answer a row, and to write and measure a structure. Until the
+search has both, there is no estimate for the whole run. Estimates are shown with "about".
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ EXPERTS, SEARCH, ARTIFACT, GATE_ARTIFACT, GATE_OTHERS, MEASUREMENT = range(1, le
 
 
 _ASKED_EVERY_S: Final = 1.0
-"""The estimate of what is behind is read from a file, at most so often."""
+"""The least seconds between two readings of the file with the pace."""
 
 
 def stage_of(recipe: Recipe, out: Path) -> int | None:
@@ -65,7 +65,7 @@ def _is_artifact_scored(out: Path) -> bool:
 
 
 def seconds_of(recipe: Recipe, pace: Pace) -> dict[int, float] | None:
-    """Estimate each stage behind the search; None where the search has not measured enough for it."""
+    """Estimate each stage after the search; None if the search has not measured enough for it."""
     s_per_cost, s_per_sample = pace.s_per_cost, pace.s_per_sample
     if s_per_cost is None or s_per_sample is None:
         return None
@@ -88,7 +88,7 @@ def _busy_s(profile: Profile) -> float:
 
 
 def left_after(number: int, recipe: Recipe, out: Path) -> float | None:
-    """Estimate the seconds of all stages behind stage `number`; None where they cannot be known yet."""
+    """Estimate the seconds of all stages after stage `number`; None if they cannot be known yet."""
     estimates = seconds_of(recipe, read_pace(out / "search"))
     if estimates is None or number < SEARCH:
         return None
@@ -96,7 +96,7 @@ def left_after(number: int, recipe: Recipe, out: Path) -> float | None:
 
 
 class StagedProgress:
-    """A `Progress` that names the stage of the run, and tells what is left of the whole once it can be known."""
+    """A `Progress` that names the stage of the run, and shows the remaining time of the run once it is known."""
 
     def __init__(
         self, progress: Progress, recipe: Recipe, out: Path, *, clock: Callable[[], float] = time.monotonic
@@ -107,7 +107,7 @@ class StagedProgress:
         self._depth = 0
 
     def enter(self, number: int) -> None:
-        """Say that what is shown from now on is stage `number`."""
+        """Begin stage `number`."""
         self._number = number
 
     @contextlib.contextmanager
@@ -130,7 +130,7 @@ class StagedProgress:
 
 
 class _StageOfRun:
-    """One stage under way; what it has left is told to it, or counted in its units where they take alike (`counts`)."""
+    """One running stage; its remaining time is given to it, or counted in units of equal length (`counts`)."""
 
     def __init__(
         self,

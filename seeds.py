@@ -1,6 +1,6 @@
-"""docs/seeds.md: every statement of the two guides HAVOC began as, whether it holds, and the command that shows it.
+"""docs/seeds.md: every statement of the two guides that HAVOC began with, its state, and the command that shows it.
 
-The statements lie in docs/seeds.toml; `make seeds` writes the page.
+The statements are in docs/seeds.toml; `make seeds` writes the page.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _TITLES: Final[dict[Seed, str]] = {
 
 _PAGE: Final = """# The seeds, statement by statement
 
-Written by `make seeds` from [seeds.toml](seeds.toml). HAVOC began as two guides, seed 003 (experts and their search)
-and seed 004 (the decoder), and a card that names libraries, folders and uses. Each of their statements stands here with
-its line, its state, where it is in the code, and a command that shows it.
+Written by `make seeds` from [seeds.toml](seeds.toml). HAVOC began with two guides, seed 003 (experts and their search)
+and seed 004 (the decoder), and a card that names libraries, folders and uses. Each of their statements is listed here
+with its line, its state, its place in the code, and a command that shows it.
 
 - **works**: the command fails without it.
 - **partly**: some of it is there, and what is missing is said.

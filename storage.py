@@ -42,7 +42,7 @@ MAX_JOURNAL_BYTES = 1_000_000_000
 """A million evaluations."""
 
 _LEFT_BEHIND_S = 60.0
-"""So old is a temporary file at least that no process holds, before it counts as left behind by a killed one."""
+"""The least age of a temporary file without an owner before it counts as left by a killed process."""
 _HASH_CHUNK_BYTES = 1 << 20
 
 
@@ -66,10 +66,10 @@ def sha256_file(path: Path) -> str:
 
 
 def read_bounded(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
-    """Read a whole regular file of at most `max_bytes`, however large or endless what lies there is.
+    """Read a whole regular file of at most `max_bytes`.
 
-    A larger file, a pipe and a device are a `HavocError`, and none of them is waited for; what the system says of a
-    missing or unreadable file is raised as the `OSError` it is.
+    A larger file, a pipe and a device are a `HavocError`, without waiting for them; a missing or unreadable file raises
+    the system's `OSError`.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
     try:
@@ -88,9 +88,9 @@ def read_bounded(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> bytes:
 
 
 def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: ANN401 - JSON is any of six types
-    """Parse a JSON file; a missing, unreadable, malformed or too deep one is refused; so are NaN and a key twice.
+    """Parse a JSON file; a missing, unreadable, malformed or too deep one is refused; so are NaN and repeated keys.
 
-    No more than `max_bytes` are read, however large or endless the file is; one that holds more is refused.
+    At most `max_bytes` are read, even if the file is endless; a larger file is refused.
     """
     try:
         data = read_bounded(path, max_bytes=max_bytes)
@@ -102,7 +102,7 @@ def read_json(path: Path, *, max_bytes: int = MAX_JSON_BYTES) -> Any:  # noqa: A
 
 
 def parse_json(data: bytes, path: Path) -> Any:  # noqa: ANN401 - JSON is any of six types
-    """Parse what was read from `path`, as strictly as `read_json`."""
+    """Parse text from `path`, as strictly as `read_json`."""
     try:
         text = _decoded(data)
         return json.loads(
@@ -119,7 +119,7 @@ def _decoded(data: bytes) -> str:
 
 
 def _refuse_a_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Readers disagree about which of the two counts, so nobody can say what such a document means."""
+    """Refuse repeated keys: readers disagree about which value counts, so the document has no clear meaning."""
     document = dict(pairs)
     if len(document) < len(pairs):
         names = [name for name, _ in pairs]
@@ -141,9 +141,9 @@ def _finite(digits: str) -> float:
 
 
 def require_writable(folder: Path) -> None:
-    """Raise a `HavocError` where nothing could be written into `folder`, before long work is done for it.
+    """Raise a `HavocError` if `folder` could not be written, before long work is done for it.
 
-    Nothing is made or changed: the folder, or the nearest one above it that exists, is asked for its rights.
+    Nothing is created or changed: only the rights of the folder, or of the nearest existing one above it, are checked.
     """
     nearest = Path(os.path.abspath(folder))  # noqa: PTH100 - resolve() would follow a link at the end
     while not nearest.exists():
@@ -196,7 +196,7 @@ def open_atomic(path: Path) -> Iterator[BinaryIO]:
 
 @contextlib.contextmanager
 def scratch_directory(prefix: str) -> Iterator[Path]:
-    """A folder of one's own in the system's temporary one, gone afterwards; what killed processes left goes first."""
+    """A private folder in the system's temporary one, removed afterwards; leftovers of killed processes go first."""
     home = Path(tempfile.gettempdir())
     _remove_left_behind(home.glob(f"{glob.escape(prefix)}*"))
     with tempfile.TemporaryDirectory(prefix=prefix) as folder, _locked(Path(folder), Path(folder)):
@@ -228,9 +228,9 @@ def _remove_left_behind(paths: Iterable[Path]) -> None:
 def new_directory(path: Path, *, marker: str) -> Iterator[Path]:
     """Build a folder under a temporary name and move it to `path` on success; on any error nothing is left.
 
-    An existing `path` is replaced only when it is empty or holds the file `marker` (so it was written by HAVOC before);
-    otherwise a `HavocError` is raised before anything is written, and so it is while another process builds the same
-    `path`. The old folder stays whole until the new one is. What a killed process left behind is removed first.
+    An existing `path` is replaced only if it is empty or contains the file `marker` (so HAVOC wrote it before);
+    otherwise, or while another process builds the same `path`, a `HavocError` is raised before anything is written. The
+    old folder stays whole until the new one is complete. Leftovers of a killed process are removed first.
     """
     path = _named(path)
     building = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -252,9 +252,9 @@ def new_directory(path: Path, *, marker: str) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
-    """Make `folder` and hold it while its files are written one after another; a second writer is refused meanwhile.
+    """Make `folder` and lock it while its files are written one after another; a second writer is refused.
 
-    A folder made here is removed again when nothing was written into it.
+    A folder made here is removed again if nothing was written into it.
     """
     is_new = not folder.exists()
     try:
@@ -272,7 +272,7 @@ def only_writer(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def only_one(folder: Path, name: str) -> Iterator[None]:
-    """Make `folder` and hold `name` in it, which stands for work of which only one process may do; others do theirs."""
+    """Make `folder` and lock `name` in it, for work that only one process may do; other names are independent."""
     path = folder / f".{name}.lock"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -285,7 +285,7 @@ def only_one(folder: Path, name: str) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()  # while it is held, so that nobody waits for a file that is gone
+            path.unlink()  # while it is locked, so that no process waits for a removed file
         os.close(descriptor)
 
 
@@ -308,7 +308,7 @@ def _lock_file(path: Path) -> int:
 
 def _named(path: Path) -> Path:
     if path.is_symlink():
-        link, path = path, Path(os.path.realpath(path))  # written where the link leads; the link stays
+        link, path = path, Path(os.path.realpath(path))  # the link's target is written; the link stays
         if path.is_symlink():
             raise HavocError(f"{link}: a link that leads to itself; choose another --out")
     absolute = Path(os.path.abspath(path))  # noqa: PTH100 - resolve() gives up on a loop of links
@@ -349,7 +349,7 @@ def _locked(building: Path, path: Path) -> Iterator[None]:
 
 
 def _put_in_place(building: Path, path: Path) -> None:
-    """Move the folder to `path`; the folder that stood there, if any, is afterwards `building`."""
+    """Move the folder to `path`; the folder that was there, if any, is afterwards `building`."""
     if not path.exists():
         building.rename(path)
     elif not _exchange(building, path):
@@ -364,7 +364,7 @@ def _put_in_place(building: Path, path: Path) -> None:
 
 
 def _exchange(first: Path, second: Path) -> bool:
-    """Swap two names in one step, so a killed process leaves the old or the new; False where the system cannot."""
+    """Swap two names in one step, so a killed process leaves the old or the new; False if the system cannot."""
     import ctypes
 
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
@@ -373,14 +373,14 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 class Journal:
-    """An append-only file of JSON documents, one a line, each behind its CRC-32 and fsynced.
+    """An append-only file of JSON documents, one per line, each after its CRC-32 and fsynced.
 
-    A torn last line (the writer was killed) is cut off on opening. A damaged line in the middle is an error: what was
-    once committed has changed, and going on would hide it.
+    An incomplete last line (the writer was killed) is cut off on opening. A damaged line in the middle is an error:
+    committed data has changed, and continuing would hide it.
     """
 
     def __init__(self, path: Path) -> None:
-        """Open or create the journal at `path` and read what it holds into `entries`."""
+        """Open or create the journal at `path` and read its content into `entries`."""
         self.path = path
         self.entries: list[dict[str, Any]] = []
         try:
@@ -410,7 +410,7 @@ class Journal:
 
 
 def read_journal(path: Path) -> list[dict[str, Any]]:
-    """Read what a journal holds without touching it, while another process may be writing: a half-written end is left.
+    """Read a journal without changing it, while another process may be writing: a half-written end is left out.
 
     A missing or unreadable file, or a damaged line in the middle, is a `HavocError`.
     """
@@ -481,7 +481,7 @@ def _fsync(path: Path) -> None:
 
 
 def _blamed(error: OSError, path: Path, temporary: Path) -> HavocError:
-    """Explain the error by the name the user knows: `path`, unless the error is about another file altogether."""
+    """Explain the error with the name that the user knows: `path`, unless the error is about another file."""
     other = error.filename if isinstance(error.filename, str) else ""
     is_ours = not other or temporary.name in other
     return explained(error, path if is_ours else other)
@@ -497,7 +497,7 @@ def unreadable(error: OSError, path: Path | str) -> HavocError:
 
 
 def explained(error: OSError, path: Path | str) -> HavocError:
-    """What went wrong with `path`, in one line that says what to do."""
+    """The problem with `path`, in one line that says what to do."""
     if error.errno in {errno.ENOSPC, errno.EDQUOT}:
         return HavocError(f"{path}: the disk is full; free some space and run the same command again")
     if error.errno in {errno.EMFILE, errno.ENFILE}:

@@ -1,4 +1,4 @@
-"""What a person sees when a run has ended: accuracy by task, figures against limits, verdicts, the page."""
+"""The output at the end of a run: accuracy by task, figures against limits, verdicts, the page."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _plain(text: str) -> str:
 
 
 def export_command(result: SearchResult, recipe: Recipe, tasks: Sequence[str], *, base: str, experts: Path) -> str:
-    """Return the line that exports what a search chose; alpha in the order in which `havoc export` reads experts."""
+    """Return the command that exports a search's choice; alpha in the order in which `havoc export` reads experts."""
     candidate = result.chosen.candidate
     alpha = dict(zip(tasks, candidate.alpha, strict=True))
     weights = ",".join(f"{alpha[name]:g}" for name in in_order(alpha))
@@ -88,7 +88,7 @@ def _structure_options(structure: Structure) -> list[str]:
 
 
 def show_search(result: SearchResult, tasks: Sequence[str], out: Path, *, command: str, as_json: bool) -> None:
-    """Print what a search chose: mixture, structure, its score on rows that did not choose it, and what to run next."""
+    """Print a search's choice: mixture, structure, its score on fresh rows, and the next command."""
     if as_json:
         print(json.dumps({**result.to_json(), "next": command}))
         return
@@ -109,7 +109,7 @@ def accuracy_text(scores: Mapping[str, Any]) -> Table:
     first = scores["rows"][0]["accuracy"]
     numbers = sorted({count["num_rows"] for count in first.values()})
     rows = " or ".join(map(str, numbers))
-    table = Table(title=f"Accuracy, {scores['split']} split, {rows} rows a task, 95 % intervals", title_justify="left")
+    table = Table(title=f"Accuracy, {scores['split']} split, {rows} rows each, 95 % intervals", title_justify="left")
     table.add_column("")
     for name in [*first, "mean", "KL to base"]:
         table.add_column(name, justify="right")
@@ -141,7 +141,7 @@ def _paired(row: Mapping[str, Any]) -> str:
 
 
 def limit_table(name: str, judgement: Judgement) -> Table:
-    """One target's limits: what was measured, what is proven, and the verdict."""
+    """One target's limits: the measured values, the proven bounds, and the verdict."""
     table = Table(title=f"Limits of {_plain(name)}", title_justify="left")
     for column in ("", "limit", "measured", "proven", "verdict"):
         table.add_column(column, justify="left" if column in {"", "verdict"} else "right")

@@ -33,7 +33,7 @@ def without_trackers(recipe: Recipe) -> Recipe:
 
 
 def open_tracking(recipe: Recipe, out: Path, *, job: str) -> Tracking:
-    """Log what the verb `job` does in the folder `out`; runs of one recipe are one group."""
+    """Log the work of the verb `job` in the folder `out`; runs of one recipe are one group."""
     section = recipe.track
     plain = without_trackers(recipe).model_dump(mode="json", exclude={"track"})
     about = About(
@@ -49,7 +49,7 @@ def open_tracking(recipe: Recipe, out: Path, *, job: str) -> Tracking:
 
 
 def config_of(recipe: Recipe, plain: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration as seed 003 writes it, and every section of the recipe beside it."""
+    """Return the configuration in the form of seed 003, and every section of the recipe."""
     return {
         "phase": 7,
         "num_experts": len(recipe.experts.tasks),
@@ -71,7 +71,7 @@ def log_search(tracking: Tracking, result: SearchResult, domains: Sequence[str])
 def log_final(
     tracking: Tracking, out: Path, result: SearchResult, judgements: Mapping[str, Judgement], *, artifact: Path
 ) -> None:
-    """Log what a finished run has measured, and where its artifact lies."""
+    """Log the measurements of a finished run, and the path of its artifact."""
     from .storage import read_json
 
     documents = {name: read_json(out / f"{name}.json") for name in ("handoff", "scores", "record")}

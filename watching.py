@@ -1,7 +1,7 @@
-"""`havoc watch`: where a run or a search is, from another terminal; and what `havoc report` says while it runs.
+"""`havoc watch`: the status of a run or a search, from another terminal; also for `havoc report` during a run.
 
-Everything is read from the files that the run writes, and nothing is written: the journal of the search and its pace,
-the recipe, and which results are there.
+Everything is read from the files of the run, and nothing is written: the journal of the search and its pace, the
+recipe, and the existing results.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ _SHOWN_OF_COST: Final = {"prefill_ms": "ms", "peak_bytes": "bytes", "decode_tok_
 
 @dataclass(frozen=True, slots=True)
 class Watched:
-    """What a folder says of the run in it. `stage` is None for a search alone, and where every stage is done.
+    """The status of the run in a folder. `stage` is None for a search without a run, and if every stage is done.
 
-    `left_in_all_s` is what the whole run has left, None: not known; `quiet_s` are the seconds since its files changed.
+    `left_in_all_s` is the remaining time of the whole run, None: unknown; `quiet_s` are the seconds since its files
+    changed.
     """
 
     folder: Path
@@ -54,7 +55,7 @@ class Watched:
 
     @property
     def headline(self) -> str:
-        """Say in one line what it is and where it is."""
+        """The run and its status in one line."""
         what = "run" if self.is_run else "search"
         if self.is_finished:
             return f"{self.folder}: this {what} is finished"
@@ -63,7 +64,7 @@ class Watched:
         return f"{self.folder}: this {what} is not finished{where}{whole}; last change {duration(self.quiet_s)} ago"
 
     def figures(self) -> dict[str, str]:
-        """Return what there is to see of the search, by name."""
+        """Return the figures of the search, by name."""
         if self.standing is None:
             return {}
         one = self.standing
@@ -90,7 +91,7 @@ class Watched:
 
 
 def handle_watch(args: argparse.Namespace) -> int:
-    """Show where the run in a folder is, again and again until it is finished, or once."""
+    """Show the status of the run in a folder repeatedly until it is finished, or once."""
     watched = watch(args.directory)
     if args.once:
         print(json.dumps(watched.to_json()) if args.json else _text(watched))
@@ -100,13 +101,13 @@ def handle_watch(args: argparse.Namespace) -> int:
             _follow_in_lines(watched, args.every, as_json=args.json)
         else:
             _follow_on_terminal(watched, args.every)
-    except KeyboardInterrupt:  # how watching ends; the run goes on
+    except KeyboardInterrupt:  # ends the watching; the run continues
         return 0
     return 0
 
 
 def watch(folder: Path) -> Watched:
-    """Read where the run or the search in `folder` is; one that holds neither is a `HavocError`."""
+    """Read the status of the run or the search in `folder`; a folder without either is a `HavocError`."""
     journal, recipe_path = folder.joinpath(*_JOURNAL), folder / "recipe.toml"
     if not folder.is_dir():
         raise HavocError(f"{folder}: no such folder; give the --out of a `havoc run` or a `havoc search`")
@@ -162,7 +163,7 @@ def _line(watched: Watched) -> str:
 
 
 def _follow_on_terminal(watched: Watched, every_s: float) -> None:
-    """Draw the same table anew until the run is finished."""
+    """Draw the same table again until the run is finished."""
     from rich.live import Live
 
     with Live(_drawn(watched), auto_refresh=False) as live:
@@ -181,7 +182,7 @@ def _drawn(watched: Watched) -> RenderableType:
 
 
 def search_report(folder: Path, *, as_json: bool) -> str:
-    """Return what the journal of a search says so far, as Markdown or one JSON document; nothing is written."""
+    """Return the journal of a search so far, as Markdown or one JSON document; nothing is written."""
     watched = watch(folder)
     if watched.standing is None:
         raise HavocError(f"{folder}: its search has written nothing yet; try again in a moment")

@@ -1,7 +1,7 @@
-"""What a training moves: named parameters on the layers of a base, which can be switched off so that the base answers.
+"""The trained part of a model: named parameters on the layers of a base, which can be switched off to get the base.
 
-Singular values (`svf.SingularValueAdapter`) and low-rank factors (`lora.LoraAdapter`) are adapters; the loop, the
-objectives and the reader ask for nothing else, so both are trained on the same rows by the same rules.
+Singular values (`svf.SingularValueAdapter`) and low-rank factors (`lora.LoraAdapter`) are adapters. The loop, the
+objectives and the reader use only this interface, so both are trained on the same rows by the same rules.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Adapter(Protocol):
         """The same as a list, for an optimizer."""
 
     def refold(self) -> None:
-        """Make the model compute with the values as they are now; called after every step."""
+        """Make the model compute with the current values; called after every step."""
 
     def load(self, values: Mapping[str, Tensor], /) -> None:
         """Set the values, and make the model compute with them."""

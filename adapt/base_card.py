@@ -65,8 +65,7 @@ pipeline_tag: image-text-to-text
 # HAVOC {record["preset"]}
 
 A text and vision decoder of {record["num_parameters"]:,} parameters, small enough that a laptop trains, searches,
-exports and measures it in minutes. It exists to run HAVOC's whole story for real; it knows four procedural tasks and
-nothing else.
+exports and measures it in minutes. It exists to run all of HAVOC for real; it knows only four procedural tasks.
 
 ## How it was made
 
@@ -75,9 +74,9 @@ seed {settings["seed"]}, Muon for matrices and AdamW for the rest, {record["seco
 {_where(record)} with torch {record["torch"]}; loss {first:.2f} to {last:.3f} nats a token. The
 recipe, the hashes of the data and the loss curve are in `pretraining.json`.
 
-The corpus is the train split of the built-in tasks. As real corpora do, it mixes sources that show their working with
-sources that do not (answer keys, Python 2 pages), so the base knows how to work a problem and often does not bother.
-That is what an expert changes.
+The corpus is the train split of the built-in tasks. Like real corpora, it mixes sources that show their steps with
+sources that do not (answer keys, Python 2 pages), so the base can solve a problem step by step, but often does not.
+An expert changes that.
 
 | domain | columns of | SHA-256 of the rows |
 |---|---|---|
@@ -98,7 +97,7 @@ Anything but these tasks. It has seen no natural text, no photographs and no cod
 
 
 def _where(record: Mapping[str, Any]) -> str:
-    """What trained it; records of before there was a choice do not say where they were made."""
+    """The device that trained it; older records do not name it."""
     made_on = record.get("made_on", {"device": "cpu"})
     if made_on["device"] == "cpu":
         return f"{record['num_threads']} CPU thread(s)"

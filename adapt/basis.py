@@ -1,10 +1,10 @@
 """The basis of a base checkpoint: one orthogonal factor and the singular values of each adapted matrix, cached on disk.
 
 An expert scales singular values, W' = U diag(s z) V^T. Because W V = U diag(s), that is W + W V diag(z - 1) V^T, so one
-factor is enough: V where the matrix has at least as many rows as columns, U otherwise. It comes from the
-eigendecomposition of the smaller Gram matrix in float64, which costs less than an SVD, takes half the storage, and is
-accurate enough (the squared condition number eats into float64, not into the stored float32) that two machines get the
-same basis up to float32 rounding. A z vector therefore stays valid when the basis is computed again elsewhere.
+factor is enough: V if the matrix has at least as many rows as columns, else U. It comes from the eigendecomposition of
+the smaller Gram matrix in float64, which costs less than an SVD and takes half the storage. It is accurate enough (the
+squared condition number reduces the precision of float64, not that of the stored float32) that two machines get the
+same basis up to float32 rounding. So a z vector stays valid if the basis is computed again on another machine.
 
 S smaller side, R directions (R <= S)
 """
@@ -68,9 +68,10 @@ class Basis:
 
     @cached_property
     def hash(self) -> str:
-        """Hex SHA-256 of what the basis *is*: base hash, method, and each matrix's name, side and size.
+        """Hex SHA-256 of the basis's description: base hash, method, and each matrix's name, side and size.
 
-        Not of its bytes: another CPU or thread count rounds the last bit differently, and the z vectors stay valid.
+        It is not a hash of the bytes: another CPU or thread count rounds the last bit differently, but z vectors stay
+        valid.
         """
         sizes = {name: [basis.side, *basis.factor.shape] for name, basis in self.matrices.items()}
         return sha256_json({"base_hash": self.base_hash, "kind": _KIND, "matrices": sizes})
@@ -138,7 +139,7 @@ def compute_basis(
 ) -> Basis:
     """Compute the basis of every matrix of `tensors` (Hugging Face names, [rows, columns]) that `targets` name.
 
-    `tensors` may be lazy: each matrix is asked for once. The Gram matrix and its eigenvectors are computed in
+    `tensors` may be lazy: each matrix is read once. The Gram matrix and its eigenvectors are computed in
     `precision` and stored as `dtype`. A target that is not a finite matrix, or no target at all, is a `HavocError`.
     """
     names = [name for name in tensors if is_target(name, targets)]

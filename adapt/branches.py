@@ -1,10 +1,10 @@
-"""Read one prompt with several continuations in one pass: the prompt once, each continuation behind it as a branch.
+"""Read one prompt with several continuations in one pass: the prompt once, each continuation as a branch after it.
 
     row       prompt tokens, then the tokens of branch 0, branch 1, ... without the last token of each
     mask      a branch sees the prompt and itself; positions count from the prompt's end in every branch
     head      only where a token of a branch is predicted: the prompt's end, shared by all branches, and inside them
 
-The last token of a branch is predicted and predicts nothing, so it is never read. Rows of like length share a pass.
+The last token of a branch is predicted and predicts nothing, so it is never read. Rows of similar length share a pass.
 
 Legend: B rows, T tokens of a row, D model, V vocabulary, P predicting places of all rows, Q tokens of all branches, C
 branches of all rows.
@@ -76,7 +76,7 @@ class BranchLayout:
 
 
 def encode_branches(model: HavocModel, tokenizer: Tokenizer, prompt: PromptLike, branches: Sequence[str]) -> Branched:
-    """Token ids of a prompt, its picture included, and of each continuation behind it."""
+    """Token ids of a prompt with its picture, and of each continuation after it."""
     if prompt.image_png is None:
         pairs = [tokenizer.encode_continuation(prompt.text, branch) for branch in branches]
         return Branched(pairs[0][0], [continuation_ids for _, continuation_ids in pairs])
@@ -149,7 +149,7 @@ def lay_out(rows: Sequence[Branched], *, pad_id: int, dtype: torch.dtype = torch
 
 
 def embedded(model: HavocModel, layout: BranchLayout) -> Tensor:
-    """What the first layer reads, [B, T, D]; a row longer than the model's context is a `HavocError`."""
+    """The input of the first layer, [B, T, D]; a row longer than the model's context is a `HavocError`."""
     longest = int(layout.positions_BT.max()) + 1
     if longest > model.config.max_seq_len:
         raise HavocError(f"{longest} tokens exceed the model's context of {model.config.max_seq_len}; use shorter rows")
@@ -165,13 +165,13 @@ def through_layers(model: HavocModel, x_BTD: Tensor, layout: BranchLayout, layer
 
 
 def at_places(model: HavocModel, x_BTD: Tensor, layout: BranchLayout) -> Tensor:
-    """What the head reads at the predicting places, [P, D]."""
+    """The input of the head at the predicting places, [P, D]."""
     normed_PD: Tensor = model.norm(x_BTD.flatten(0, 1)[layout.place_P])
     return normed_PD
 
 
 def hidden_at_places(model: HavocModel, layout: BranchLayout) -> Tensor:
-    """Run the whole decoder; return what the head reads at the predicting places, [P, D]."""
+    """Run the whole decoder; return the input of the head at the predicting places, [P, D]."""
     x_BTD = through_layers(model, embedded(model, layout), layout, range(len(model.layers)))
     return at_places(model, x_BTD, layout)
 

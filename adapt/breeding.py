@@ -1,12 +1,12 @@
-"""How NSGA-II makes candidates: where the first generation comes from, and how each next one is bred.
+"""How NSGA-II makes candidates: the first generation, and the breeding of each next one.
 
-    seeded   what a person would try: all experts at 1 in each structure, all at .75, each expert alone, all at .5, seed
-             003's mixture; as many as there is room for
-    random   uniform inside the bounds, where room is left
+    seeded   obvious candidates: all experts at 1 in each structure, all at .75, each expert alone, all at .5, seed
+             003's mixture; as many as fit into the generation
+    random   uniform inside the bounds, for the rest of the generation
     bred     two parents by binary tournament on rank and crowding; simulated binary crossover and polynomial mutation
              of alpha, uniform crossover and random mutation of the structure
 
-Alpha is kept on a grid, so that no two candidates differ by less than what can be told apart, and none is bred twice.
+Alpha is kept on a grid, so that two candidates always differ visibly, and no candidate is bred twice.
 
 NSGA-II: Deb et al., 2002; `pymoo` by ask and tell.
 """
@@ -96,7 +96,7 @@ class Breeder:
 
 
 def candidate_at(point: Mapping[str, Any], settings: SearchSettings) -> Candidate:
-    """Return the candidate that a point stands for."""
+    """Return the candidate of a point."""
     alpha = tuple(float(point[domain]) for domain in settings.domains)
     return Candidate(alpha, Structure.named(point[_STRUCTURE], settings.activation_dtype))
 
@@ -172,7 +172,7 @@ def _seeds(settings: SearchSettings) -> Iterator[tuple[str, tuple[float, ...], s
 
 
 class _Known(DuplicateElimination):  # type: ignore[misc]  # pymoo has no types
-    """Takes out of a population what was a candidate before, in any generation."""
+    """Removes from a population every point that was a candidate in an earlier generation."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class _Known(DuplicateElimination):  # type: ignore[misc]  # pymoo has no types
         return True
 
     def add(self, population: Population) -> None:
-        """Know the points of a population."""
+        """Remember the points of a population."""
         for point in population.get("X"):
             self.is_new(point)
 

@@ -23,7 +23,7 @@ COST_OBJECTIVES: Final = ("prefill_ms", "peak_bytes", "decode_tok_per_s")
 SPEED_OBJECTIVES: Final = ("prefill_ms", "decode_tok_per_s")
 """Those that other work on the machine makes worse."""
 FORMAT_METRICS: Final = ("kl_mean", "top1_share")
-"""What a structure's rounding costs in answers; no objectives, for a target limits them."""
+"""The cost of a structure's rounding in answers; these are not objectives, because a target limits them."""
 LOWEST_ALPHA, HIGHEST_ALPHA = -10.0, 10.0
 _SMALLEST_POPULATION = 4
 
@@ -34,7 +34,7 @@ Evidence = Literal["measured_target", "measured_other_device"]
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """What is evaluated: alpha in the order of the experts, and the structure."""
+    """A candidate: alpha in the order of the experts, and the structure."""
 
     alpha: tuple[float, ...]
     structure: Structure
@@ -46,10 +46,10 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Origin:
-    """Where a candidate came from: its generation, how it was made, and the candidates it was bred from.
+    """The origin of a candidate: its generation, how it was made, and its parents.
 
-    `kind` is "seeded" for a point that the program starts from (`label` says which), "random", or "bred" by selection,
-    crossover and mutation. `is_repaired` tells that it was moved into the bounds or scaled to a sum of 1.
+    `kind` is "seeded" for a fixed starting point (`label` says which), "random", or "bred" by selection, crossover and
+    mutation. `is_repaired` says that it was moved into the bounds or scaled to a sum of 1.
     """
 
     kind: Literal["seeded", "random", "bred"]
@@ -65,9 +65,9 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """`COST_OBJECTIVES` of a structure, and `FORMAT_METRICS` where they are known.
+    """`COST_OBJECTIVES` of a structure, and `FORMAT_METRICS` if they are known.
 
-    `disturbance` says what makes its figures of speed unfit to be believed.
+    `disturbance` says why its figures of speed are not reliable; "" if they are.
     """
 
     values: Mapping[str, float]
@@ -78,7 +78,7 @@ class Cost:
 class Evaluation:
     """One measured candidate; `reason` says why it failed, and then it has neither answers nor cost.
 
-    `kl_to_base` is KL(mixture || base) by domain in nats a predicted token; empty where nothing limits it.
+    `kl_to_base` is KL(mixture || base) by domain in nats per predicted token; empty if there is no limit on it.
     """
 
     candidate: Candidate

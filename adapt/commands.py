@@ -24,7 +24,7 @@ _MAX_TEXT_BYTES = 1_000_000_000
 
 
 def handle_pretrain(args: argparse.Namespace) -> int:
-    """Train a base from scratch, on the built-in corpus or on texts of one's own, and say where it is."""
+    """Train a base from scratch, on the built-in corpus or on the user's texts, and print its path."""
     from ..model.tokenizer import Tokenizer
     from .pretrain import PretrainSettings, pretrain
     from .pretrain_text import TextSettings, pretrain_text
@@ -49,7 +49,7 @@ def _texts_of(paths: Sequence[Path]) -> dict[str, str]:
     """The files' texts by their names, which a record lists; two of one name, and no text at all, are refused."""
     names = [path.name for path in paths]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise HavocError(f"two of the texts are files called {twice[0]}: rename one, since a record lists them by name")
+        raise HavocError(f"two texts have the file name {twice[0]}: rename one, because a record lists them by name")
     texts = {path.name: _text_of(path) for path in paths}
     if not any(texts.values()):
         raise HavocError("the files hold no text: give files with text")
@@ -77,7 +77,7 @@ def handle_tokenizer(args: argparse.Namespace) -> int:
 
 
 def _text_of(path: Path) -> str:
-    """A text file whole; what cannot be read or is no UTF-8 is a `HavocError` with its name."""
+    """The content of a text file; one that is unreadable or not UTF-8 is a `HavocError` with its name."""
     try:
         return read_bounded(path, max_bytes=_MAX_TEXT_BYTES).decode("utf-8")
     except OSError as error:
@@ -115,7 +115,7 @@ def handle_train(args: argparse.Namespace) -> int:
     settings = training_settings(recipe.experts, task)
     path = classifier_path(args.out) if args.classifier else expert_path(args.out, task.name)
     if path.exists() and not args.force:
-        raise HavocError(f"{path} is a finished expert: use --force to train it anew, or choose another --out")
+        raise HavocError(f"{path} is a finished expert: use --force to train it again, or choose another --out")
     progress = make_progress(quiet=args.quiet)
     base = load_base(args.base, is_chat=args.is_chat, device=recipe.model.device)
     _ = base.tokenizer  # a base that cannot read text is refused before the minutes that a basis takes
@@ -124,7 +124,7 @@ def handle_train(args: argparse.Namespace) -> int:
     basis = base_basis(base, args.out, progress)
     with open_tracking(recipe, args.out, job="train") as tracking:
         if not state_path(args.out, task.name).exists():
-            tracking.forget(f"svf/{task.name}/")  # of an expert that is trained anew
+            tracking.forget(f"svf/{task.name}/")  # the expert is trained again
         shared: dict[str, Any] = {
             "settings": settings,
             "checkpoint_dir": args.out,

@@ -52,7 +52,7 @@ class DeltaFigures:
             for name, row in zip(names, rows, strict=True):
                 place = f"{layer_of(name)}/{name.split('.')[-2]}"
                 found |= {
-                    f"{place}/{figure}": value if value == value else None  # noqa: PLR0124 - NaN alone differs
+                    f"{place}/{figure}": value if value == value else None  # noqa: PLR0124 - only NaN differs from itself
                     for figure, value in zip(FIGURES, row, strict=True)
                 }
         return found
@@ -63,7 +63,7 @@ def _singular_values(basis: Basis, names: Sequence[str], like: Tensor) -> Tensor
 
 
 def _gradients(parameters: Sequence[torch.nn.Parameter]) -> Tensor:
-    """Gradients [K, R]; NaN where there is none."""
+    """Gradients [K, R]; NaN for a missing gradient."""
     gradients = [parameter.grad for parameter in parameters]
     return torch.stack(
         [

@@ -1,9 +1,9 @@
 """How far an expert or a mixture has moved from its base: KL(adapted || base) on rows of a task.
 
 At every place that predicts a token of an answer, given the prompt and the answer so far, the KL divergence is summed
-over the vocabulary; its mean over the places of a row, then over the rows, is the figure, in nats a predicted token.
-Answers are the row's choices, else its reference: the places that training's KL term looks at. Seed 003 asks for less
-than 1.0: beyond that the adapted model is another model.
+over the vocabulary. The figure is its mean over the places of a row, then over the rows, in nats per predicted token.
+Answers are the row's choices, else its reference: the same places as in training's KL term. Seed 003 requires less than
+1.0: above that the adapted model is another model.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from .tasks.task import Row, Task
 
 MAX_TOKENS: Final = 1024
-"""Tokens of a task's rows that are read, so that a divergence costs little beside the answers; at least one row is."""
+"""Tokens of a task's rows that are read, so that a divergence costs little compared with answers; at least one row."""
 
 
 def compared_rows(base: Base, task: Task, rows: Sequence[Row]) -> list[Branched]:
@@ -99,7 +99,7 @@ def divergences(
 
 
 def _changed_part(basis: Basis, experts: Sequence[Expert], rule: MixingRule) -> Basis:
-    """Return the part of the basis whose matrices some mixture of the experts changes; only delta leaves any alone."""
+    """Return the part of the basis with matrices that a mixture of the experts changes; only rule delta keeps some."""
     names = {name for expert in experts for name, delta in expert.deltas.items() if rule != "delta" or delta.any()}
     return dataclasses.replace(
         basis, matrices={name: matrix for name, matrix in basis.matrices.items() if name in names}

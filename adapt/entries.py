@@ -17,9 +17,9 @@ _KINDS = ("cost", "divergence", "evaluation")
 def known_entries(
     entries: Sequence[Mapping[str, Any]], path: Path, *, objectives: Collection[str], domains: Collection[str]
 ) -> dict[str, Mapping[str, Any]]:
-    """The entries behind the opening one by their keys.
+    """The entries after the first one by their keys.
 
-    Raises `HavocError` for one that no search of these cost objectives and domains writes, with its line.
+    An entry that a search with these cost objectives and domains cannot write is a `HavocError` with its line.
     """
     for number, entry in enumerate(entries[1:], start=2):
         problem = _problem(entry, objectives, domains)
@@ -36,22 +36,22 @@ def _problem(entry: Mapping[str, Any], objectives: Collection[str], domains: Col
     if "reason" in entry:
         is_reason = isinstance(entry["reason"], str) and bool(entry["reason"])
         if not is_reason:
-            return "its reason is no text"
-        return "" if entry.get("kind") in _KINDS else f"its kind is none of {', '.join(_KINDS)}"
+            return "its reason is not a text"
+        return "" if entry.get("kind") in _KINDS else f"its kind must be one of {', '.join(_KINDS)}"
     if entry.get("kind") == "cost":
         cost = entry.get("cost")
         if not isinstance(cost, dict) or not all(_is_positive(cost.get(metric)) for metric in objectives):
             return f"its cost is not a number above 0 for each of {', '.join(objectives)}"
         if not all(map(_is_finite, cost.values())):
-            return "its cost holds what is no number"
-        return "" if isinstance(entry.get("disturbance", ""), str) else "its disturbance is no text"
+            return "its cost has a value that is not a number"
+        return "" if isinstance(entry.get("disturbance", ""), str) else "its disturbance is not a text"
     if entry.get("kind") == "divergence":
         nats = entry.get("kl_to_base")
         if not isinstance(nats, dict) or set(nats) != set(domains) or not all(map(_is_finite, nats.values())):
             return f"its kl_to_base is not a number for each of {', '.join(domains)}"
         return ""
     if entry.get("kind") != "evaluation":
-        return f"its kind is none of {', '.join(_KINDS)}"
+        return f"its kind must be one of {', '.join(_KINDS)}"
     right = entry.get("right")
     if not isinstance(right, dict) or set(right) != set(domains):
         return f"it has no answers for exactly {', '.join(domains)}"

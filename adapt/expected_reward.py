@@ -5,7 +5,7 @@ A policy that answers by likelihood picks choice c of row n with probability
     p_n(c) = softmax over the row's choices of s_n(c)       s_n(c) = log pi(c | x_n),   or for a metric that divides by
                                                             length: log pi(c | x_n) * mean length / length of c
 
-so the expected reward is the right choice's probability, and a step descends
+so the expected reward is the right choice's probability, and a step minimises
 
     L = - 1/N sum_n log p_n(right)  +  beta * 1/N sum_n mean_t KL(pi(. | x_n, c_<t) || base(. | x_n, c_<t))
 
@@ -85,7 +85,7 @@ class ExpectedReward:
 
 
 def losses(log_reward_B: Tensor) -> Tensor:
-    """What a step descends for each row, [B], by the log of its expected reward."""
+    """The loss of each row, [B], from the log of its expected reward."""
     return -log_reward_B
 
 
@@ -103,7 +103,7 @@ def log_expected_rewards(scores_C: Tensor, row_of_C: Tensor, right_B: Tensor) ->
 
 
 def lengths_of(task: Task, row: Row) -> Tensor:
-    """What each choice's log-likelihood is multiplied by, [C]: 1, or mean length over length under acc_norm."""
+    """The factor of each choice's log-likelihood, [C]: 1, or mean length over length for acc_norm."""
     choices = task.choices(row)
     if task.metric != "acc_norm":
         return torch.ones(len(choices))

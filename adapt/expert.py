@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .basis import Basis
 
 FORMULA: Final = "delta"
-"""W' = U diag(s (1 + delta)) V^T: what the vectors of a file mean."""
+"""The meaning of the vectors in a file: W' = U diag(s (1 + delta)) V^T."""
 
 _FORMAT = "havoc-expert/1"
 _HASH_SHOWN = 12
@@ -75,11 +75,11 @@ def lora_ratio(expert: Expert, tensors: Mapping[str, Tensor], *, rank: int = LOR
 
 
 def expert_path(directory: Path, domain: str) -> Path:
-    """Where the expert of `domain` lies in a folder of experts: z_vectors_<domain>.safetensors."""
+    """The path of the expert of `domain` in a folder of experts: z_vectors_<domain>.safetensors."""
     _require_domain(domain, directory)
     if domain == CLASSIFIER:
         raise HavocError(
-            f"{directory}: {CLASSIFIER} is the name of what chooses between experts, which is no expert itself: "
+            f"{directory}: {CLASSIFIER} is the name of the classifier, which chooses between experts and is not one: "
             f"its file is {CLASSIFIER}.safetensors"
         )
     return directory / f"z_vectors_{domain}.safetensors"

@@ -84,7 +84,7 @@ def find_alpha(
 
 @torch.inference_mode()
 def mean_log_likelihood(base: Base, references: Sequence[Branched]) -> float:
-    """Mean log-likelihood of the references under the model as it is folded now, in nats per token."""
+    """Mean log-likelihood of the references with the model's current weights, in nats per token."""
     found: list[float] = []
     for indices in batches(references, max_tokens=MAX_TOKENS_OF_A_PASS):
         layout = lay_out([references[index] for index in indices], pad_id=base.tokenizer.pad_id).to(base.model.device)

@@ -1,7 +1,7 @@
 """How evaluated candidates compare: objectives, limits as constraints, domination, and whether a search has settled.
 
-Four objectives, as seed 003 asks: prefill latency and peak memory down, accuracy and throughput up. An objective that
-is frozen plays no part: the structures differ in it by no more than the noise, or its figures are not to be believed.
+Four objectives, as in seed 003: prefill latency and peak memory down, accuracy and throughput up. A frozen objective is
+not used: the structures differ in it by no more than the noise, or its figures are not reliable.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def finite_violations(evaluation: Evaluation, settings: SearchSettings, set_asid
 
 
 def unjudged(settings: SearchSettings, set_aside: Collection[str]) -> set[str]:
-    """Limits that tell no candidate from another: set aside, or on costs of another device than the target's."""
+    """Limits that cannot rank candidates: no structure meets them, or costs are those of another device."""
     is_other_device = settings.evidence == "measured_other_device"
     return {
         metric for metric in settings.limits if metric in set_aside or (is_other_device and metric in COST_OBJECTIVES)
@@ -89,7 +89,7 @@ def is_feasible(evaluation: Evaluation, settings: SearchSettings, set_aside: Col
 def front_of(
     measured: Sequence[Evaluation], settings: SearchSettings, frozen: Collection[str], set_aside: Collection[str] = ()
 ) -> list[Evaluation]:
-    """Return the evaluations within the limits that no other dominates; where none is, the least violating one."""
+    """Return the non-dominated evaluations within the limits; if there are none, the least violating one."""
     within = [evaluation for evaluation in measured if max(violations(evaluation, settings, set_aside)) <= 0]
     if not within:
         return [min(measured, key=lambda evaluation: max(violations(evaluation, settings, set_aside)))]
@@ -139,7 +139,7 @@ class Convergence:
 
 
 def convergence(generations: Sequence[Sequence[Evaluation]], frozen: Collection[str]) -> Convergence:
-    """Judge the course of a search by what each of its generations measured, limits left aside."""
+    """Judge the course of a search by the measurements of each generation, without limits."""
     num_objectives = len(COST_OBJECTIVES) + 1
     points = [
         np.array([objectives(one, frozen) for one in generation if not one.reason]).reshape(-1, num_objectives)

@@ -1,4 +1,4 @@
-"""What a search says of itself after each generation, under the names of seed 003: `adas/*`."""
+"""The metrics of a search after each generation, with the names of seed 003: `adas/*`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def generation_figures(
 ) -> dict[str, float | None]:
     """Return the metrics of the last generation of `origins`, by name.
 
-    "best" and counts are of all candidates so far, means and spreads of the generation alone; None where every
+    "best" and counts are over all candidates so far, means and spreads only over the generation; None if every
     candidate failed.
     """
     number = max(origin.generation for origin in origins)

@@ -33,7 +33,7 @@ class Measurer(Protocol):
     """How candidates are measured; the pipeline hands over the bench."""
 
     def costs(self, structures: Sequence[Structure]) -> Iterable[Cost | HavocError]:
-        """Measure `COST_OBJECTIVES` of each structure in a fresh process; repeat it while something disturbs it.
+        """Measure `COST_OBJECTIVES` of each structure in a fresh process; repeat it while it is disturbed.
 
         Yields results in the order of the structures, each as soon as it is known; a structure that fails yields its
         error. Equal neighbours are repeats: all repeats of a failed structure yield the same error.
@@ -50,7 +50,7 @@ class Measurer(Protocol):
 
 
 class Ledger:
-    """What is known of structures and candidates, from the journal or by measuring it now."""
+    """Results of structures and candidates, from the journal or from a new measurement."""
 
     def __init__(
         self,
@@ -140,7 +140,7 @@ class Ledger:
                 yield Evaluation(candidate, joined(answers), cost, kl_to_base=kl_to_base)
 
     def _kls(self, alphas: Sequence[tuple[float, ...]]) -> dict[tuple[float, ...], Mapping[str, float] | str]:
-        """Each alpha's KL divergence from the base by domain, or why there is none; empty if no limit needs it."""
+        """Each alpha's KL divergence from the base by domain, or why it is missing; empty if no limit needs it."""
         if self._max_kl is None:
             return {alpha: {} for alpha in alphas}
         keys = {alpha: f"kl:{storage.sha256_json(alpha)[:16]}" for alpha in alphas}
@@ -185,7 +185,7 @@ def answers_in(entry: Mapping[str, Any]) -> Answers:
 
 
 def joined(answers: Sequence[Answers]) -> Answers:
-    """One sample's rows behind the other's."""
+    """The rows of one sample, then those of the other."""
     return {domain: tuple(right for part in answers for right in part[domain]) for domain in answers[0]}
 
 

@@ -1,14 +1,14 @@
 """Next-token loss on right answers: for tasks whose sampled rewards are almost always 0, where sampling learns nothing.
 
-A step descends the cross-entropy of the reference completion and its end token, given the prompt, and the KL term:
+A step minimises the cross-entropy of the reference completion and its end token, given the prompt, and the KL term:
 
     L = - sum_n sum_t log pi(y_t | y_<t, x_n) / sum_n T_n
         + beta * 1/N sum_n mean_t KL(pi(. | y_<t, x_n) || base(. | y_<t, x_n))
 
-It teaches a way of answering from answers that somebody wrote; the score on the search split, not the loss, picks the
-step that is kept.
+It teaches the way of answering in the references; the score on the search split, not the loss, chooses the step that is
+kept.
 
-Legend: N rows of a step, T_n tokens of row n's reference, its end token included.
+Legend: N rows of a step, T_n tokens of row n's reference with its end token.
 """
 
 from __future__ import annotations

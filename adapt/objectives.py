@@ -1,12 +1,12 @@
-"""What a step of training descends: the settings, the three methods by name, and what a method gives back.
+"""The loss of a training step: the settings, the three methods by name, and the result of a method.
 
     expected-reward   answers that can be listed: E[r] over the choices and its gradient, exact
     reinforce         answers that must be sampled: a policy gradient over judged completions
     next-token        a right answer is known: cross-entropy of the reference after the prompt
 
-Each adds beta * KL(policy || base) at the places where it predicts, so that what was not asked about stays as it was.
-`auto` takes the method that the task's file names; without one expected-reward for a task of choices and reinforce for
-every other.
+Each adds beta * KL(policy || base) at the places where it predicts, so that other behaviour stays unchanged. `auto`
+takes the method that the task's file names; without one, expected-reward for a task of choices and reinforce for other
+tasks.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ class TrainingSettings:
 
     Their defaults are in the recipe: `commands.training_settings` makes these settings from its section `[experts]`.
     `trained_layers` is the number of last layers whose matrices are trained, None for all: the others keep delta = 0.
-    `optimizer` defaults to seed 003's `MuGrokConfig.from_phase(7)`; its `kl_coefficient` is beta. `rows` are drawn
-    from the train split, all it has where they are fewer; `num_validation_rows` of the search split are scored every
-    `validate_every` steps; the best state of those whose KL divergence from the base is below `max_kl`, in nats a
-    predicted token, is the expert. `samples_per_prompt`, `temperature`, `signal_prompts` and `max_draws` are
-    reinforce's: it draws prompts until `signal_prompts` of them have samples that differ in reward, at most `max_draws`
-    times `prompts_per_step`.
+    `optimizer` defaults to seed 003's `MuGrokConfig.from_phase(7)`; its `kl_coefficient` is beta. `rows` are drawn from
+    the train split (all rows if it has fewer). `num_validation_rows` of the search split are scored every
+    `validate_every` steps; the expert is the best state with a KL divergence from the base below `max_kl`, in nats per
+    predicted token. `samples_per_prompt`, `temperature`, `signal_prompts` and `max_draws` are only for reinforce: it
+    draws prompts until `signal_prompts` of them have samples with different rewards, at most `max_draws` times
+    `prompts_per_step`.
     """
 
     method: Method
@@ -76,7 +76,7 @@ class TrainingSettings:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MethodDefaults:
-    """What a method takes where neither recipe nor command line says otherwise."""
+    """Defaults of a method, if neither recipe nor command line sets a value."""
 
     num_steps: int
     prompts_per_step: int
@@ -96,10 +96,10 @@ takes as long as many steps."""
 
 @dataclass(frozen=True, slots=True)
 class Descent:
-    """What a step descended; the gradients are in the deltas. `loss` is None where nothing carried a signal.
+    """The result of a step; the gradients are in the deltas. `loss` is None if no row had a signal.
 
-    `figures` are the step's line in the trace, beside its number and loss: `kl` in nats a predicted token, `reward` or
-    `nats_per_token`, and counts.
+    `figures` are the step's line in the trace, besides its number and loss: `kl` in nats per predicted token, `reward`
+    or `nats_per_token`, and counts.
     """
 
     loss: float | None
@@ -107,7 +107,7 @@ class Descent:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the loss is a number to step on, or there is none."""
+        """Whether the loss is finite or None."""
         return self.loss is None or math.isfinite(self.loss)
 
 
@@ -119,7 +119,7 @@ class Objective(Protocol):
 
 
 def method_for(task: Task, method: Method) -> Method:
-    """Return the method `auto` stands for: the one the task's file names, or the one that fits its kind.
+    """Return the method that `auto` means: the one in the task's file, or the one that fits its kind.
 
     A method that does not fit the kind of the task's answers is a `HavocError`.
     """

@@ -1,4 +1,4 @@
-"""MuonGrokfast: a gradient filter in front of two optimizers, and the settings of the seed's phase 7.
+"""MuonGrokfast: a gradient filter before two optimizers, and the settings of the seed's phase 7.
 
     filter    mu <- alpha mu + (1 - alpha) g;   g~ = g + lambda mu / (1 - alpha^t)       Grokfast, arXiv 2405.20233
     muon      parameters with 2 or more dimensions, when enabled: torch.optim.Muon       https://kellerjordan.github.io/posts/muon/
@@ -9,7 +9,7 @@ pulls delta to 0 and z to 1, the base model, not the weights to 0. With lambda =
 less than 5 %: AdamW forgets the scale of a gradient, so only the direction can change. Unlike in the paper's code, mu
 starts at 0 with bias correction (there: at the first gradient, in full), and it lives in the optimizer's state dict.
 
-A gradient that holds NaN or Inf never steps: the whole step is skipped and counted, nothing in the state moves.
+If a gradient has NaN or Inf, the whole step is skipped and counted, and the state does not change.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ _MATRIX_NDIM: Final = 2
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MuGrokConfig:
-    """Settings of `MuonGrokfast`; the defaults are the seed's phase 7, which `MuGrokConfig.from_phase(7)` says by name.
+    """Settings of `MuonGrokfast`; the defaults are those of the seed's phase 7, `MuGrokConfig.from_phase(7)`.
 
     `enable_muon`: send parameters with 2 or more dimensions to Muon (never z: it is a vector). `muon_*`: as in
     `torch.optim.Muon`. `fallback_*`: AdamW ("adamw") or Lion ("lion") for all others. `grokfast_alpha`: decay of the
     mean, `grokfast_lambda`: how much of it is added. `use_qk_clip`: must stay False. QK-Clip (arXiv 2507.20534) scales
     each head of W_q and W_k by its own factor; z scales singular directions, which span all heads, so no z can express
-    it. `kl_coefficient`: weight of KL(policy || base) in the loss, for the trainer. `max_consecutive_skips`: so many
+    it. `kl_coefficient`: weight of KL(policy || base) in the loss, for the trainer. `max_consecutive_skips`: this many
     non-finite gradients in a row end the run. `keep_last_good`: keep a copy of the last state with a finite gradient.
     """
 
@@ -109,7 +109,7 @@ def _require(holds: bool, name: str, value: object, expected: str) -> None:
 
 
 class MuonGrokfast(torch.optim.Optimizer):
-    """The filter, the routing and the two update rules behind the usual optimizer interface.
+    """The filter, the routing and the two update rules with the usual optimizer interface.
 
     Each parameter group is split by route, so learning-rate schedulers see one rate per route; a group may set
     `enable_muon` (False for embeddings), `lr` and `weight_decay` for itself. `num_steps` and `num_skipped` count.
@@ -145,10 +145,10 @@ class MuonGrokfast(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Filter and apply the gradients; skip the step when one holds NaN or Inf.
+        """Filter and apply the gradients; skip the step if one has NaN or Inf.
 
-        Raises `MeasurementError` after `max_consecutive_skips` skips in a row; `restore_last_good()` then gives back
-        the last parameters and state that had a finite gradient.
+        Raises `MeasurementError` after `max_consecutive_skips` skips in a row; `restore_last_good()` then restores the
+        last parameters and state that had a finite gradient.
         """
         loss = None
         if closure is not None:
@@ -181,7 +181,7 @@ class MuonGrokfast(torch.optim.Optimizer):
             )
 
     def _filtered(self, param: Tensor) -> Tensor:
-        """Return g~; the gradient itself is left as it is."""
+        """Return g~; the gradient itself is not changed."""
         state, gradient = self.state[param], param.grad
         assert gradient is not None  # noqa: S101
         state["step"] = state.get("step", 0) + 1
@@ -226,7 +226,7 @@ class MuonGrokfast(torch.optim.Optimizer):
         return True
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything a later run needs to go on bit for bit: state, groups, counters, settings."""
+        """Return everything that a later run needs to continue bit for bit: state, groups, counters, settings."""
         counters = {name: getattr(self, name) for name in ("num_steps", "num_skipped", "num_consecutive_skips")}
         return {**super().state_dict(), "counters": counters, "config": dataclasses.asdict(self.config)}
 
@@ -276,7 +276,7 @@ def _muon(
 ) -> None:
     """One step of `torch.optim.Muon`, which keeps its momentum in `state`; it takes matrices only, [first, all others].
 
-    It lives for this step alone, as the parameters' groups and the state dict are those of `MuonGrokfast`.
+    It is used only for this step, because groups and state dict belong to `MuonGrokfast`.
     """
     matrix = param.detach().flatten(1)
     matrix.grad = gradient.flatten(1)

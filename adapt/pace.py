@@ -34,7 +34,7 @@ class Pace:
 
     @property
     def s_per_cost(self) -> float | None:
-        """Seconds to measure a structure once; None while nobody has."""
+        """Seconds to measure a structure once; None if none was measured."""
         return self.cost_s / self.num_costs if self.num_costs else None
 
     @property
@@ -66,7 +66,7 @@ class Pacer:
     """Counts the lines of a journal as they are written, with the time since the one before."""
 
     def __init__(self, folder: Path, *, clock: Callable[[], float]) -> None:
-        """Go on from what `folder` holds; `clock` counts seconds."""
+        """Continue from the file in `folder`; `clock` counts seconds."""
         self.pace = read_pace(folder)
         self._path, self._clock = folder / FILE_NAME, clock
         self._counted_s = clock()

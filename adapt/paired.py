@@ -1,4 +1,4 @@
-"""Two models on the same rows: the paired difference of their shares right, and what it proves."""
+"""Two models on the same rows: the paired difference of their shares right, and whether it is proven."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 `havoc pretrain nano --out DIR` writes a Hugging Face directory whose `pretraining.json` holds the recipe, the seed, the
 hashes of the data, the loss curve and the time. The loss is cross-entropy on the completions. `MuonGrokfast` trains
 matrices with Muon, embeddings and vectors with AdamW, here without its gradient filter; both follow one schedule of
-linear warm-up and linear decay. An interrupted run goes on from its last checkpoint, step for step as if never stopped.
+linear warm-up and linear decay. An interrupted run continues from its last checkpoint with the same steps.
 
 Shapes: B sequences, T tokens, P patches, F values in a patch.
 """
@@ -53,7 +53,7 @@ _PIECE_ROWS = 500
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DescentSettings:
-    """What weights depend on whatever is read: `num_steps` of `batch_size` sequences, learning rates at their peak."""
+    """Settings besides the data: `num_steps` of `batch_size` sequences, learning rates at their peak."""
 
     seed: int = 0
     num_steps: int = 2600
@@ -103,10 +103,10 @@ def pretrain(
 ) -> Path:
     """Train `preset` on the built-in corpus and write the base to `out`; return `out`.
 
-    `tokenizer` reads and writes its texts, None: one that is trained on them. The initial weights are the same on every
-    `device`, and the record says which it was. Raises `HavocError` for a preset that is no vision model or whose
-    vocabulary the corpus cannot fill, and for a tokenizer that does not fit the preset, `IdentityError` for a device
-    that is not there, and `MeasurementError` when the loss stops being finite.
+    `tokenizer` reads and writes the texts; None trains one on them. The initial weights are the same on every `device`,
+    and the record names the device. Raises `HavocError` for a preset that is not a vision model or whose vocabulary the
+    corpus cannot fill, and for a tokenizer that does not fit the preset; `IdentityError` for a missing device; and
+    `MeasurementError` if the loss is no longer finite.
     """
     settings, place = settings or PretrainSettings(), open_device(device)
     if (out / "model.safetensors").exists():
@@ -166,7 +166,7 @@ def _trained_tokenizer(
 
 
 def require_fit(tokenizer: Tokenizer, preset: str, config: HavocConfig) -> None:
-    """Refuse a tokenizer with more ids than the preset has rows, or whose special tokens stand elsewhere."""
+    """Refuse a tokenizer with more ids than the preset has rows, or with other ids for special tokens."""
     if tokenizer.largest_id >= config.vocab_size:
         raise HavocError(
             f"the tokenizer has ids up to {tokenizer.largest_id}, and preset {preset!r} has {config.vocab_size}: train "
@@ -189,7 +189,7 @@ def sha256_of(tokenizer: Tokenizer) -> str:
 def _batches(
     rows: dict[str, list[Row]], tokenizer: Tokenizer, config: HavocConfig, settings: PretrainSettings, num_done: int
 ) -> Iterator[list[TokenBatch]]:
-    """Yield from step `num_done` on one batch a domain, of like lengths; step n depends on the seed and n alone."""
+    """Yield one batch per domain, with similar lengths, from step `num_done` on; step n depends only on seed and n."""
     share = settings.batch_size // len(rows)
     for step in range(num_done, settings.num_steps):
         rng = random.Random(f"{settings.seed}:{step}")
@@ -232,7 +232,7 @@ def collate(documents: list[tuple[str, str, bytes | None]], tokenizer: Tokenizer
 
 
 def optimizer_settings(settings: DescentSettings) -> MuGrokConfig:
-    """Translate a recipe into the optimizer's settings: no filter, and Muon where the group asks for it."""
+    """Translate a recipe into the optimizer's settings: no filter, and Muon for groups that ask for it."""
     return MuGrokConfig(
         enable_muon=True,
         muon_lr=settings.muon_learning_rate,
@@ -250,7 +250,7 @@ class Trainer:
     """Weights, optimizer and the loss curve; the state that a checkpoint holds."""
 
     def __init__(self, model: HavocModel, settings: DescentSettings, checkpoint: Path, *, key: str) -> None:
-        """Begin, or go on from `checkpoint`; one of another `key` or device is a `HavocError`."""
+        """Begin, or continue from `checkpoint`; one with another `key` or device is a `HavocError`."""
         matrices = [p for name, p in model.named_parameters() if p.ndim > 1 and "embed" not in name]
         matrix_ids = {id(p) for p in matrices}
         others = [p for p in model.parameters() if id(p) not in matrix_ids]
@@ -278,7 +278,7 @@ class Trainer:
                 stage.advance(note=f"loss {loss:.3f}")
 
     def record(self, preset: str, data: dict[str, str]) -> dict[str, Any]:
-        """What the weights were made from and on, and how it went: the content of `pretraining.json`."""
+        """Data, device and course of the training: the content of `pretraining.json`."""
         every = max(1, len(self.losses) // _NUM_CURVE_POINTS)
         return {
             "preset": preset,
@@ -292,7 +292,7 @@ class Trainer:
         }
 
     def step(self, batches: Sequence[TokenBatch]) -> float:
-        """Take one optimizer step; return the mean over the batches of the cross-entropy in nats a token."""
+        """Take one optimizer step; return the mean over the batches of the cross-entropy in nats per token."""
         start = time.perf_counter()
         self._set_learning_rates()
         self._optimizer.zero_grad(set_to_none=True)
@@ -349,8 +349,8 @@ class Trainer:
                 )
             if (began_on := texts.get("place", "cpu")) != place:
                 raise HavocError(
-                    f"{self._checkpoint}: the run began on {began_on}, and this is {place}: go on there, or remove it "
-                    "to start again"
+                    f"{self._checkpoint}: the run began on {began_on}, but this is {place}: continue there, or remove "
+                    "the checkpoint to start again"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
         self.model.load_state_dict({n.removeprefix("model."): t for n, t in tensors.items() if n.startswith("model.")})

@@ -1,9 +1,9 @@
-"""Make a base from scratch on texts of one's own: any preset, any UTF-8 text.
+"""Make a base from scratch on the user's texts: any preset, any UTF-8 text.
 
-`havoc pretrain PRESET --text FILE... --out DIR` trains a tokenizer on the texts, or takes the one that is given, joins
-their tokens with the end token behind each file, and has the decoder predict the next token in windows drawn at random.
-The last part of every file is held out: what a token of it costs the finished base, in nats, is in `pretraining.json`.
-Everything else is as on the built-in corpus (`pretrain.py`): optimizer, checkpoints, files.
+`havoc pretrain PRESET --text FILE... --out DIR` trains a tokenizer on the texts, or uses a given one, joins their
+tokens with the end token after each file, and trains the decoder to predict the next token in random windows. The last
+part of every file is held out: `pretraining.json` has the finished base's nats per held-out token. Everything else is
+as on the built-in corpus (`pretrain.py`): optimizer, checkpoints, files.
 
 Shapes: B windows, T tokens.
 """
@@ -98,7 +98,7 @@ def pretrain_text(
 
 
 def _encoded(texts: Mapping[str, str], tokenizer: Tokenizer, progress: Progress) -> list[list[int]]:
-    """Token ids of each text, its end token behind it."""
+    """Token ids of each text, with the end token after it."""
     encoded = []
     with progress.stage("tokens of the texts", len(texts), unit="texts") as stage:
         for name, text in texts.items():
@@ -116,7 +116,7 @@ def _parted(encoded: list[list[int]], settings: TextSettings) -> tuple[torch.Ten
 
 
 def _batches(ids: torch.Tensor, window: int, settings: TextSettings, num_done: int) -> Iterator[list[TokenBatch]]:
-    """Yield from step `num_done` on a batch of windows [B, T]; step n depends on the seed and n alone."""
+    """Yield a batch of windows [B, T] from step `num_done` on; step n depends only on the seed and n."""
     for step in range(num_done, settings.num_steps):
         rng = random.Random(f"{settings.seed}:{step}")
         starts = [rng.randrange(len(ids) - window + 1) for _ in range(settings.batch_size)]
@@ -126,7 +126,7 @@ def _batches(ids: torch.Tensor, window: int, settings: TextSettings, num_done: i
 
 @torch.inference_mode()
 def held_out_nats(model: HavocModel, ids: torch.Tensor, *, window: int) -> float | None:
-    """Mean cross-entropy in nats of each token given those before it in its window; None where there is none."""
+    """Mean cross-entropy in nats of each token given those before it in its window; None without tokens."""
     total, num_tokens = 0.0, 0
     for piece in ids.to(model.device).split(window):
         if len(piece) > 1:
@@ -137,11 +137,11 @@ def held_out_nats(model: HavocModel, ids: torch.Tensor, *, window: int) -> float
 
 
 def text_card(record: Mapping[str, Any]) -> str:
-    """Return the README of a base on texts: how it was made, and what is known of it."""
+    """Return the README of a base on texts: how it was made, and what is known about it."""
     settings, held_out, made_on = record["settings"], record["held_out"], record["made_on"]
     nats = held_out["nats_per_token"]
     known = (
-        "No token was held out, so nothing is known of what it predicts."
+        "No token was held out, so the quality of its predictions is unknown."
         if nats is None
         else f"A token of the held-out ends of the texts ({held_out['num_tokens']:,} tokens) costs it {nats:.3f} nats."
     )

@@ -1,8 +1,8 @@
-"""Read train rows by policy and base, and keep what does not change from step to step.
+"""Read train rows with policy and base, and keep the values that do not change between steps.
 
-Layers beneath the first trained one give the same for every policy, so a row goes through them once. Of the base only
-what the head reads is kept, D numbers a place instead of V, because experts leave the head as it is. What is kept is
-computed for a row by itself, not in the batch it happens to share, so it does not depend on when the row was read.
+Layers below the first trained one give the same output for every policy, so a row goes through them once. From the base
+only the input of the head is kept, D numbers per place instead of V, because experts do not change the head. Kept
+values are computed for each row alone, not in a batch, so they do not depend on when the row was read.
 
 Legend: B rows, T tokens, P predicting places, D model, V vocabulary.
 """
@@ -73,7 +73,7 @@ class Reader:
         return total_B / torch.bincount(layout.row_of_P, minlength=len(rows))
 
     def _from_beneath(self, indices: Sequence[int], rows: Sequence[Branched], layout: BranchLayout) -> Tensor:
-        """What the first trained layer reads, [B, T, D]."""
+        """The input of the first trained layer, [B, T, D]."""
         if not self._lower:
             return embedded(self._model, layout)
         parts = [self._beneath.of(index, row) for index, row in zip(indices, rows, strict=True)]
@@ -81,13 +81,13 @@ class Reader:
 
     @torch.no_grad()
     def _read_beneath(self, _: int, row: Branched) -> Tensor:
-        """What the first trained layer reads of one row, [T, D]."""
+        """The input of the first trained layer for one row, [T, D]."""
         layout = lay_out([row], pad_id=self._pad_id).to(self._model.device)
         return through_layers(self._model, embedded(self._model, layout), layout, self._lower)[0]
 
     @torch.no_grad()
     def _read_base(self, index: int, row: Branched) -> Tensor:
-        """What the head reads of the base at the row's places, [P, D]."""
+        """The input of the head in the base at the row's places, [P, D]."""
         layout = lay_out([row], pad_id=self._pad_id).to(self._model.device)
         with self._adapter.disabled():
             x_1TD = through_layers(self._model, self._from_beneath([index], [row], layout), layout, self._upper)

@@ -1,15 +1,15 @@
 """REINFORCE on sampled completions with a verifiable reward and a KL term to the base.
 
-A step samples S completions for each of P prompts from the folded policy, judges them, and descends
+A step samples S completions for each of P prompts from the folded policy, judges them, and minimises
 
     L = - 1/N sum_n A_n sum_t log pi(y_t | y_<t, x)  +  beta * 1/N sum_n mean_t KL(pi(. | y_<t, x) || base(. | y_<t, x))
 
 with the leave-one-out baseline A_n = r_n - mean of the other S - 1 rewards of the same prompt (RLOO, arXiv 2402.14740),
-over the generated token ids, end token included. The KL is summed over the vocabulary at each sampled prefix, which has
-the expectation of the single-sample estimate and less variance. Prompts whose rewards are all equal carry no policy
-gradient and are left out of the backward pass (and counted). Where fewer than `signal_prompts` prompts carry one,
-further prompts are drawn, up to `max_draws` times as many (dynamic sampling, DAPO, arXiv 2503.14476), unless every
-completion was right: where nothing is wrong there is nothing to look for.
+over the generated token ids with the end token. The KL is summed over the vocabulary at each sampled prefix, which has
+the expectation of the single-sample estimate and less variance. Prompts whose rewards are all equal have no policy
+gradient; they are left out of the backward pass and counted. If fewer than `signal_prompts` prompts have a gradient,
+further prompts are drawn, up to `max_draws` times as many (dynamic sampling, DAPO, arXiv 2503.14476). If every
+completion was right, no further prompts are drawn.
 
 Legend: B rows (P prompts x S samples), T prompt tokens, N new tokens, V vocabulary.
 """
@@ -91,7 +91,7 @@ class Reinforce:
         return Descent(total if kls else None, figures)
 
     def _rollouts(self, step: int) -> list[Rollout]:
-        """Draw prompts and sample until enough of them carry a signal; what is drawn depends on seed and step alone."""
+        """Draw prompts and sample until enough of them have a signal; the draw depends only on seed and step."""
         settings = self._settings
         rng = random.Random(f"{settings.seed}:{self._task.name}:{step}")
         unused = list(range(len(self._rows)))
@@ -144,7 +144,7 @@ def sample_rollout(base: Base, task: Task, rows: Sequence[Row], settings: Traini
 
 
 def _generated_mask(new_BN: torch.Tensor, eos_ids: Sequence[int]) -> torch.Tensor:
-    """1 for generated tokens up to and with the first end token, 0 for the padding behind it: int64 [B, N]."""
+    """1 for generated tokens up to and with the first end token, 0 for the padding after it: int64 [B, N]."""
     is_end = torch.isin(new_BN, torch.tensor(eos_ids, device=new_BN.device)).long()
     return ((is_end.cumsum(dim=1) - is_end) == 0).long()
 
@@ -165,10 +165,10 @@ def leave_one_out(rewards_PS: torch.Tensor, is_judged_PS: torch.Tensor) -> tuple
 def policy_loss(
     base: Base, adapter: Adapter, rollout: Rollout, *, kl_coefficient: float
 ) -> tuple[torch.Tensor | None, float]:
-    """Loss of the module docstring over the rows that carry signal, and their mean KL in nats a token.
+    """Loss of the module docstring over the rows with a signal, and their mean KL in nats per token.
 
-    Returns (None, 0.0) when no row does. Both terms are divided by the number of all sampled rows, so that a batch with
-    little signal takes a small step.
+    Returns (None, 0.0) if no row has a signal. Both terms are divided by the number of all sampled rows, so that a
+    batch with little signal takes a small step.
     """
     kept = rollout.advantages.nonzero()[:, 0]
     if len(kept) == 0:

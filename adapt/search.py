@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from .structure_costs import StructureCosts
 
 _TELLING_SHARE: Final = 50
-"""A whole standing is worked out again after so many times the seconds that the last one took: 2 % of the time."""
+"""The full status is computed again after this many times the seconds of the last one: 2 % of the time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,9 +68,9 @@ class SearchResult:
 
     @property
     def bred_against_seeded(self) -> dict[str, Any] | None:
-        """The best bred against the best other finalist, by mean accuracy on fresh rows; None where one is missing.
+        """The best bred against the best other finalist, by mean accuracy on fresh rows; None if one is missing.
 
-        Keys of the candidates, and the paired difference with its 95 % interval, as `paired_margin` gives it.
+        It has the keys of the candidates, and the paired difference with its 95 % interval from `paired_margin`.
         """
         bred, others = self._finalists(is_bred=True), self._finalists(is_bred=False)
         if not bred or not others:
@@ -135,10 +135,10 @@ def search(
     progress: Progress = SILENT,
     record: Record = record_nothing,
 ) -> SearchResult:
-    """Run the search, or go on with the one that `journal_path` holds, and return its result.
+    """Run the search, or continue the one in `journal_path`, and return its result.
 
-    `record` is handed the metrics of each generation, those that the journal gives back included.
-    Raises `HavocError` when the journal belongs to other settings or no candidate could be measured.
+    `record` gets the metrics of each generation, also of those from the journal. Raises `HavocError` if the journal
+    belongs to other settings or if no candidate could be measured.
     """
     ledger = Ledger(measurer, settings, journal_path)
     total = (
@@ -200,7 +200,7 @@ def _costs(ledger: Ledger, settings: SearchSettings, advance: Callable[..., None
 
 
 class _Course:
-    """Every candidate in the order it was evaluated, with where it came from."""
+    """Every candidate in the order of evaluation, with its origin."""
 
     def __init__(self) -> None:
         self.evaluations: list[Evaluation] = []
@@ -217,7 +217,7 @@ class _Course:
 
 
 class _Teller:
-    """Shows where the search stands: the pace after every candidate, the whole when the seconds that takes allow it."""
+    """Shows the status of the search: the pace after every candidate, the full status if it takes little time."""
 
     def __init__(self, stage: Stage, ledger: Ledger, settings: SearchSettings, costs: StructureCosts) -> None:
         self._stage, self._ledger, self._settings, self._costs = stage, ledger, settings, costs
@@ -225,7 +225,7 @@ class _Teller:
         self._due_s = 0.0
 
     def advance(self, course: _Course, *, num_rescored: int = 0) -> None:
-        """Count one evaluation more, and tell."""
+        """Count one more evaluation and show the status."""
         num_costs = NUM_COST_REPEATS * len(self._settings.weight_formats)
         start_s = time.monotonic()
         if self._standing is None or start_s >= self._due_s:
@@ -291,7 +291,7 @@ def _figures(
 
 
 def _finalists(course: _Course, settings: SearchSettings, set_aside: Sequence[str]) -> list[Evaluation]:
-    """Return the best few, and the best bred and the best other one where they are not among them."""
+    """Return the best few, and also the best bred and the best other one if they are not among them."""
     pairs = [(one, origin) for one, origin in zip(course.evaluations, course.origins, strict=True) if not one.reason]
     ranked = sorted(pairs, key=lambda pair: preference(pair[0], settings, set_aside), reverse=True)
     chosen = ranked[: settings.num_finalists]

@@ -1,4 +1,4 @@
-"""Where a search stands, from its evaluations or from the journal that it is writing, without touching either.
+"""The status of a search, from its evaluations or from the journal that it is writing; neither is changed.
 
 It shows the generation, the size of the front, the hypervolume, the best candidate so far, the pace and the time left.
 The hypervolume is that of `front.convergence` over all candidates so far. The time left is known after the first
@@ -33,10 +33,10 @@ _S_PER_MIN = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Standing:
-    """How far a search is. What is not known yet is None.
+    """The progress of a search. Unknown values are None.
 
-    `generation` is the last of which a candidate was evaluated, 0 the first. `best_accuracy` is the mean accuracy of
-    the best candidate so far, limits first; `is_best_feasible` says whether it is within every limit.
+    `generation` is the last one with an evaluated candidate, from 0. `best_accuracy` is the mean accuracy of the best
+    candidate so far, limits first; `is_best_feasible` says whether it is within every limit.
     """
 
     num_costs: int
@@ -56,7 +56,7 @@ class Standing:
     left_s: float | None
 
     def figures(self) -> dict[str, str]:
-        """Return what a person watches, by name, in words; a dash for what is not known."""
+        """Return the figures for people, by name, as text; a dash for unknown values."""
         best = "-"
         if self.best_accuracy is not None:
             accuracy = f"{self.best_accuracy:.1%}"
@@ -86,7 +86,7 @@ def standing_of(
     num_rescored: int,
     pace: Pace,
 ) -> Standing:
-    """Judge what has been evaluated so far; `origins` beside the evaluations, `costs` None where none is known yet."""
+    """Judge the evaluations so far; `origins` are in the same order, `costs` is None if unknown."""
     frozen, set_aside = ((), ()) if costs is None else (costs.frozen, costs.set_aside)
     measured = [one for one in evaluations if not one.reason]
     best = max(measured, key=lambda one: preference(one, settings, set_aside), default=None)
@@ -113,7 +113,7 @@ def standing_of(
 def paced(
     settings: SearchSettings, pace: Pace, *, num_costs: int, num_evaluated: int, num_rescored: int
 ) -> dict[str, float | None]:
-    """Return `evaluations_per_min` and `left_s` of a search that has come so far; None where nothing tells them yet."""
+    """Return `evaluations_per_min` and `left_s` of a search with this progress; None if unknown."""
     if pace.s_per_sample is None:
         return {"evaluations_per_min": None, "left_s": None}
     costs_left = max(0, NUM_COST_REPEATS * len(settings.weight_formats) - num_costs)
@@ -126,7 +126,7 @@ def paced(
 
 @dataclass(frozen=True, slots=True)
 class JournalSoFar:
-    """What a journal holds: the settings, structures' costs, candidates with their origins, and how many lines of each.
+    """The content of a journal: the settings, structures' costs, candidates with their origins, and numbers of lines.
 
     `evaluations` are the candidates that have answered all their samples, in the order they were made.
     """
@@ -141,7 +141,7 @@ class JournalSoFar:
 
     @property
     def standing(self) -> Standing:
-        """Where the search stands by it."""
+        """The status of the search by the journal."""
         return standing_of(
             self.settings,
             self.costs,
@@ -156,7 +156,7 @@ class JournalSoFar:
 def read_so_far(path: Path) -> JournalSoFar:
     """Read the journal of a search that may be running; a half-written last line is left out.
 
-    A file that is no such journal, or whose opening does not say its settings, is a `HavocError`.
+    A file that is not such a journal, or whose first line does not have the settings, is a `HavocError`.
     """
     entries = storage.read_journal(path)
     settings = _settings_in(entries, path)
@@ -182,7 +182,7 @@ def read_so_far(path: Path) -> JournalSoFar:
 def _settings_in(entries: Sequence[Mapping[str, Any]], path: Path) -> SearchSettings:
     plain = entries[0].get("plain") if entries else None
     if not isinstance(plain, dict) or entries[0].get("settings") != storage.sha256_json(plain):
-        raise HavocError(f"{path}: is no journal of a search, or an older program's, which did not write its settings")
+        raise HavocError(f"{path}: not the journal of a search, or from an older version that did not write settings")
     tuples: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in plain.items()}
     try:
         return SearchSettings(**tuples)
@@ -191,7 +191,7 @@ def _settings_in(entries: Sequence[Mapping[str, Any]], path: Path) -> SearchSett
 
 
 def _costs_in(known: Iterable[Mapping[str, Any]]) -> dict[Structure, list[Cost | str]]:
-    """Each structure's costs so far, or why there are none."""
+    """Each structure's costs so far, or why they are missing."""
     found: dict[Structure, list[Cost | str]] = {}
     for entry in known:
         if entry["kind"] == "cost":
@@ -203,7 +203,7 @@ def _costs_in(known: Iterable[Mapping[str, Any]]) -> dict[Structure, list[Cost |
 def _evaluations_in(
     known: Iterable[Mapping[str, Any]], costs: Mapping[Structure, Sequence[Cost | str]], settings: SearchSettings
 ) -> tuple[tuple[Evaluation, ...], tuple[Origin, ...], int]:
-    """The candidates that have answered all their samples, where they came from, and how many were scored again."""
+    """The candidates that have answered all their samples, their origins, and how many were scored again."""
     kls = {tuple(entry["alpha"]): entry for entry in known if entry["kind"] == "divergence"}
     answered: dict[Candidate, list[Mapping[str, Any]]] = {}
     num_rescored = 0

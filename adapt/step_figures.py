@@ -35,7 +35,7 @@ _TINY = 1e-6  # as torch's clip_grad_norm_ adds to a norm
 
 
 class StepFigures:
-    """Gathers what the parts of a step note, and hands it to `record` in one go."""
+    """Collects the figures of a step's parts, and passes them to `record` together."""
 
     def __init__(self, task: str, basis: Basis, deltas: Mapping[str, torch.nn.Parameter], record: Record) -> None:
         """Begin with nothing noted."""
@@ -51,7 +51,7 @@ class StepFigures:
         self._noted |= {"gradient_norm": norm, "clipped_share": 1 - kept}
 
     def note_validation(self, scores: Scores, kl_to_base: float, *, best: Mapping[str, int]) -> None:
-        """Note what the validation rows said, by source of error, and where the matrices are."""
+        """Note the validation results by source of error, and the figures of the matrices."""
         num_rows, num_right = len(scores.right), sum(scores.right)
         failed = set(scores.failed_rows)
         num_empty = sum(
@@ -71,7 +71,7 @@ class StepFigures:
         self._noted |= {f"z/{place}": value for place, value in figures.items()}
 
     def record(self, step: int, entry: Mapping[str, Any], *, num_skipped: int) -> None:
-        """Hand on what was noted, the step's `entry` of the trace, and what the process took; then begin anew."""
+        """Record the notes, the step's `entry` in the trace, and the figures of the process; then begin again."""
         values = {name: entry[key] for key, name in _OF_THE_TRACE.items() if key in entry}
         process = {f"process/{name}": value for name, value in self._process.since_last().items()}
         values |= {**self._noted, **process, "skipped": num_skipped}

@@ -1,4 +1,4 @@
-"""What the costs of a search's structures say before anything answers: noise, what is frozen, what nobody can meet."""
+"""Results from the costs of a search's structures, before any answer: noise, frozen objectives, unmet limits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class StructureCosts:
-    """Each objective's noise floor, relative; the frozen ones; what disturbed figures of speed; limits nobody meets."""
+    """Each objective's relative noise floor; the frozen objectives; disturbances of speed; unmet limits."""
 
     noise_floor: dict[str, float]
     frozen: tuple[str, ...]

@@ -170,7 +170,7 @@ def _check_fit(name: str, module: nn.Linear, matrix: MatrixBasis) -> None:
 
 
 class _Layer:
-    """One adapted linear layer: base and folded weight, the delta, and the point z the folded weight stands for."""
+    """One adapted linear layer: base and folded weight, the delta, and the z of the folded weight."""
 
     def __init__(self, name: str, module: nn.Linear, matrix: MatrixBasis) -> None:
         self.name, self.module, self.side = name, module, matrix.side

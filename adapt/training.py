@@ -63,13 +63,13 @@ def train_expert(
     progress: Progress = SILENT,
     record: Record = record_nothing,
 ) -> Expert:
-    """Train the expert of `task` and return it; `base.model` is given back unchanged.
+    """Train the expert of `task` and return it; `base.model` is unchanged afterwards.
 
-    `checkpoint_dir` receives `training_<task>.safetensors` (state) and `training_<task>.jsonl` (one line a step).
-    `record` is handed the metrics of each step before its state is saved, so none is missing after an interruption.
-    It is trained where `base.model` is, and its settings say where that was (`model.device.made_on`).
-    Raises `HavocError` for a method the task cannot have and, under reinforce, when every sampled reward of the first
-    step is equal; `MeasurementError` when losses or gradients stay non-finite.
+    `checkpoint_dir` receives `training_<task>.safetensors` (state) and `training_<task>.jsonl` (one line per step).
+    `record` gets the metrics of each step before its state is saved, so none is missing after an interruption. The
+    expert is trained on the device of `base.model`, and its settings name it (`model.device.made_on`). Raises
+    `HavocError` for a method that does not fit the task, and in reinforce if all sampled rewards of the first step are
+    equal; `MeasurementError` if losses or gradients stay non-finite.
     """
     method_for(task, settings.method)  # a method that the task cannot have is refused before its rows are read
     source: dict[str, Any] = {"seed": settings.seed, "data_dir": data_dir, "online": online}
@@ -134,10 +134,10 @@ def train_on_rows(
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
 class Trained:
-    """What a training found: the values of the step that did best, by parameter name.
+    """The result of a training: the values of the best step, by parameter name.
 
-    `score` has `num_right` and `num_rows` of the validation rows and that `step`; `trace` one entry a step; `settings`
-    name the method that `auto` stood for.
+    `score` has `num_right` and `num_rows` of the validation rows and that `step`; `trace` has one entry per step;
+    `settings` name the method that `auto` chose.
     """
 
     values: dict[str, torch.Tensor]
@@ -229,7 +229,7 @@ class _Run:
         self._resume()
 
     def summary(self) -> str:
-        """Return the few numbers that are shown beside the bar."""
+        """Return the few numbers that the progress bar shows."""
         last = self._trace[-1] if self._trace else {}
         words = [text.format(last[name]) for name, text in _NUMBERS_OF_A_STEP.items() if last.get(name) is not None]
         if self._best_score["num_rows"]:
@@ -337,5 +337,5 @@ def _untrained(basis: Basis) -> dict[str, torch.Tensor]:
 
 
 def _prompting(base: Base) -> dict[str, Any]:
-    """What an expert's settings say of its prompts where they went through the base's chat template."""
+    """The expert's settings about prompts, if they used the base's chat template."""
     return {} if base.tokenizer.chat is None else {"chat": True}

@@ -1,7 +1,7 @@
-"""What a training keeps on disk while it runs, so that it goes on step for step after an interruption.
+"""Files of a running training, so that it continues with the same steps after an interruption.
 
-training_<name>.safetensors    deltas, best deltas, optimizer, and as text: the key of what is trained, the progress
-training_<name>.jsonl          one line a step, for people and plots; always the steps of the state, none twice
+training_<name>.safetensors    deltas, best deltas, optimizer, and as text: the key of the training, the progress
+training_<name>.jsonl          one line per step, for people and plots; always the steps of the state, each once
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _BEST = ("num_right", "num_rows", "step")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingState:
-    """Everything a step changes: `trace` has one entry a step, `best_score` the split's counts and the step."""
+    """Everything that a step changes: `trace` has one entry per step, `best_score` the split's counts and the step."""
 
     num_done: int
     deltas: Mapping[str, torch.Tensor]
@@ -39,12 +39,12 @@ class TrainingState:
 
 
 def state_path(directory: Path, name: str) -> Path:
-    """Where the state of the training called `name` lies."""
+    """The path of the state of the training `name`."""
     return directory / f"training_{name}.safetensors"
 
 
 def trace_path(directory: Path, name: str) -> Path:
-    """Where the steps of the training called `name` are listed."""
+    """The path of the list of steps of the training `name`."""
     return directory / f"training_{name}.jsonl"
 
 
@@ -54,9 +54,9 @@ def forget_training(directory: Path, name: str) -> None:
 
 
 def save_state(state: TrainingState, directory: Path, name: str, *, key: str, place: str = "cpu") -> None:
-    """Write the state atomically, then the list of steps it stands for.
+    """Write the state atomically, then its list of steps.
 
-    `key` says what is trained, `place` on what (`model.device.place_of`).
+    `key` identifies the training, `place` the device (`model.device.place_of`).
     """
     plain, flat = _flattened(state.optimizer)
     tensors = {f"delta.{matrix}": value for matrix, value in state.deltas.items()}
@@ -80,15 +80,15 @@ def _digest(tensors: Mapping[str, torch.Tensor], texts: Mapping[str, str]) -> st
 
 
 def save_trace(trace: Sequence[Mapping[str, Any]], directory: Path, name: str) -> None:
-    """Write the list of steps whole, so that a step done twice around an interruption stands there once."""
+    """Write the whole list of steps, so that a step that is repeated after an interruption is listed once."""
     storage.write_text(trace_path(directory, name), "".join(json.dumps(entry) + "\n" for entry in trace))
 
 
 def load_state(directory: Path, name: str, *, key: str, place: str = "cpu") -> TrainingState | None:
-    """Read the state back, None where there is none.
+    """Read the state, None if there is none.
 
-    One that is damaged, of another training or of a training on another device is a `HavocError`: each device rounds
-    in its own order, so an expert is made on one from its first step to its last.
+    A state that is damaged, of another training, or of another device is a `HavocError`: each device rounds in its own
+    order, so an expert is made on one device from its first step to its last.
     """
     path = state_path(directory, name)
     if not path.exists():
@@ -105,7 +105,7 @@ def load_state(directory: Path, name: str, *, key: str, place: str = "cpu") -> T
         raise HavocError(f"{path} is a training of another base or other settings; remove it or choose another --out")
     if (began_on := metadata.get("place", "cpu")) != place:
         raise HavocError(
-            f"{path}: the training began on {began_on}, and this is {place}: go on there, or remove it to start again"
+            f"{path}: the training began on {began_on}, this is {place}: continue there, or remove it to start again"
         )
     try:
         return _parsed(metadata, tensors)

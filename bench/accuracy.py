@@ -1,7 +1,7 @@
-"""How often the exported artifact is right, task by task, scored in a fresh child on the very files that ship.
+"""Accuracy of the exported artifact by task, scored in a fresh child process on the shipped files.
 
     run = run_accuracy(Path("artifact"), Scoring(num_rows=1000))
-    record = add_accuracy(record, run)              # refused when the record is of another artifact
+    record = add_accuracy(record, run)              # refused if the record is of another artifact
 
 The gate counts a row that the judge could not decide as wrong, so such rows stay in `num_rows`.
 """
@@ -42,7 +42,7 @@ _TIMEOUT_S = 24 * 3600.0
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreRequest:
-    """What the scoring child is asked."""
+    """The request for the scoring child."""
 
     artifact: Path
     provider: str
@@ -53,7 +53,7 @@ class ScoreRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class RowsDone:
-    """So many rows of a task were scored since the last time."""
+    """Number of rows of a task that were scored since the last message."""
 
     task: str
     num_rows: int
@@ -96,13 +96,13 @@ class AccuracyRun(TaskScores):
     alpha: dict[str, float] | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON, the verdict of each row as a 0 or a 1."""
+        """Plain JSON values, with the verdict of each row as 0 or 1."""
         marks = {task: "".join("01"[is_right] for is_right in rows) for task, rows in self.right.items()}
         return plain(self) | {"right": marks}  # type: ignore[no-any-return]
 
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> AccuracyRun:
-        """Read what `to_json` gives; anything else is a `KeyError`, `TypeError` or `ValueError`."""
+        """Read the result of `to_json`; other input is a `KeyError`, `TypeError` or `ValueError`."""
         right = {task: [mark == "1" for mark in marks] for task, marks in document["right"].items()}
         return read(cls, {"alpha": None, **document, "right": right})
 
@@ -148,7 +148,7 @@ def run_accuracy(
 
 
 def _found_from_anywhere(scoring: Scoring) -> Scoring:
-    """Return what is scored with absolute paths."""
+    """Return the scoring with absolute paths."""
     tasks = scoring.tasks and tuple(
         str(Path(task).absolute()) if task.endswith(".toml") else task for task in scoring.tasks
     )
@@ -156,7 +156,7 @@ def _found_from_anywhere(scoring: Scoring) -> Scoring:
 
 
 def require_rows(artifact: Path, scoring: Scoring) -> None:
-    """Refuse what cannot be scored before minutes of measuring: no tokenizer, no data, pictures for a text model."""
+    """Refuse, before minutes of measuring, what cannot be scored: no tokenizer, no data, pictures for a text model."""
     require_text(artifact)
     for task in scoring.load(read_config(artifact)):
         if task.generator is None:
@@ -164,7 +164,7 @@ def require_rows(artifact: Path, scoring: Scoring) -> None:
 
 
 def require_text(artifact: Path) -> None:
-    """Refuse an artifact that cannot read text, before anything is measured for its answers."""
+    """Refuse an artifact without a tokenizer before anything is measured."""
     if not (artifact / "tokenizer.json").is_file():
         raise HavocError(
             f"{artifact} has no tokenizer.json (its base had none), so its answers cannot be scored: "
@@ -223,7 +223,7 @@ def score_tasks(
 
 
 def source_of(task: Task, split: str, data_dir: Path | None) -> str:
-    """What the rows are called: a published data set's name only where its files have the hash that the task pins."""
+    """The name of the rows: that of a published data set only if its files have the hash that the task pins."""
     is_pinned = split in task.definition.data.data_sha256
     if task.generator is not None or data_dir is None or is_pinned:
         return task.dataset

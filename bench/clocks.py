@@ -1,10 +1,10 @@
-"""Clocks that reach this process by different ways, so that one that was bent differs from the others.
+"""Clocks that reach this process in different ways, so that a manipulated clock differs from the others.
 
-    perf_counter     what calls are timed with: clock_gettime of the C library, which a preloaded library may replace
-    monotonic_raw    the same kernel asked by the bare system call, its clock not steered by any time server
-    uptime           what the kernel writes into /proc/uptime, in hundredths of a second
+    perf_counter     times the calls: clock_gettime of the C library, which a preloaded library may replace
+    monotonic_raw    the same kernel by a direct system call; no time server changes this clock
+    uptime           /proc/uptime from the kernel, in hundredths of a second
 
-Whoever owns the machine can bend all of them; a `sitecustomize` or an LD_PRELOAD that bends time bends the first.
+The owner of the machine can manipulate all of them; a `sitecustomize` or an LD_PRELOAD can manipulate the first.
 Sources: clock_gettime(2), proc_uptime(5).
 """
 
@@ -42,7 +42,7 @@ def clock_readings() -> dict[str, int]:
 
 
 def clock_spans(before: Mapping[str, int]) -> dict[str, int]:
-    """How far each clock went on since `before`, in nanoseconds."""
+    """The time since `before` by each clock, in nanoseconds."""
     return {name: max(now - before[name], 1) for name, now in clock_readings().items() if name in before}
 
 

@@ -1,6 +1,6 @@
 """Handlers of the verbs that measure and judge: bench, gate, compare, duel, history, report, plan, doctor and others.
 
-Each prints one table for a person, or with --json one document; the verdict is the exit code.
+Each prints one table for people, or one document with --json; the exit code is the verdict.
 """
 
 from __future__ import annotations
@@ -75,15 +75,15 @@ def _this_cpu() -> Cpu:
 
 
 def handle_bench(args: argparse.Namespace) -> int:
-    """Measure an artifact here, then its accuracy, and write one record; exit 4 where the measurement is invalid.
+    """Measure an artifact here, then its accuracy, and write one record; exit 4 if the measurement is invalid.
 
     Another engine's model is measured in the same way, without accuracy.
     """
     models = args.artifact
     if args.engine != EVERY_ENGINE and len(models) > 1:
         raise HavocError(f"{len(models)} models need --engine {EVERY_ENGINE}, one with any other")
-    storage.require_writable(args.out)  # or minutes of measuring would be lost
-    with storage.only_writer(args.out):  # two into one folder: the second would replace the first one's record
+    storage.require_writable(args.out)  # otherwise minutes of measuring would be lost
+    with storage.only_writer(args.out):  # a second writer would replace the first one's record
         if args.engine == EVERY_ENGINE:
             return _bench_everywhere(args)
         (args.artifact,) = models
@@ -91,7 +91,7 @@ def handle_bench(args: argparse.Namespace) -> int:
 
 
 def _bench_everywhere(args: argparse.Namespace) -> int:
-    """Measure models in every engine that opens them; exit 4 where a measurement is invalid, 2 where there is none."""
+    """Measure models in every engine that opens them; exit 4 if a measurement is invalid, 2 if there is none."""
     from .engine_table import bench_everywhere
     from .report.tables import engines_table
 
@@ -166,7 +166,7 @@ def _bench(args: argparse.Namespace) -> int:
             progress=progress,
         )
     keep(record, path)  # before scoring, which may fail after minutes of measuring
-    for name in DERIVED:  # pages of a record that is no longer there would tell of the wrong one
+    for name in DERIVED:  # old pages would describe the replaced record
         (out / name).unlink(missing_ok=True)
     notes: list[str] = []
     if is_scored:
@@ -195,7 +195,7 @@ def _bench(args: argparse.Namespace) -> int:
 
 
 def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> AccuracyRun:
-    """Score the artifact for `havoc bench`; an error says that what was measured is kept."""
+    """Score the artifact for `havoc bench`; an error says that the measurement is kept."""
     from .accuracy import run_accuracy
 
     try:
@@ -203,11 +203,11 @@ def _scored(args: argparse.Namespace, record_path: Path, progress: Progress) -> 
             Path(args.artifact), _scoring(args), alpha=args.alpha, num_threads=args.threads, progress=progress
         )
     except HavocError as error:
-        raise type(error)(f"{error}; what was measured is kept in {record_path}, without accuracy") from error
+        raise type(error)(f"{error}; the measurement is kept in {record_path}, without accuracy") from error
 
 
 def _scoring(args: argparse.Namespace) -> Scoring:
-    """Return which tasks and rows `bench` and `eval` are to score; the split is gate unless `eval` says otherwise."""
+    """Return the tasks and rows for `bench` and `eval`; the split is gate unless `eval` has another."""
     from ..adapt.tasks.evaluation import Scoring
 
     return Scoring(
@@ -222,7 +222,7 @@ def _scoring(args: argparse.Namespace) -> Scoring:
 
 
 def work_asked(args: argparse.Namespace) -> tuple[Workload, str | None, int | None]:
-    """Workload, provider and threads that `bench` was asked for: the target's, where an option says nothing else."""
+    """Workload, provider and threads for `bench`: from the options, else from the target."""
     from ..export.runtime.devices import DEVICE_KINDS
     from .judge.schema import Workload
 
@@ -243,7 +243,7 @@ def _checks(record: Record) -> list[dict[str, Any]]:
 
 
 def handle_compare(args: argparse.Namespace) -> int:
-    """Show the ratio of each metric of two records with its interval; exit 1 where `--fail-if` says so."""
+    """Show the ratio of each metric of two records with its interval; exit 1 if the result is in `--fail-if`."""
     from .judge.compare import compare, disturbances
     from .judge.record import load_record
 
@@ -260,7 +260,7 @@ def handle_compare(args: argparse.Namespace) -> int:
 
 
 def handle_duel(args: argparse.Namespace) -> int:
-    """Measure two sides in turns; exit 0 where the new one is proven equal or better, 1 worse, 3 undecided."""
+    """Measure two sides in turns; exit 0 if the new one is proven equal or better, 1 if worse, 3 if undecided."""
     from ..export.runtime.devices import CPU_PROVIDER
     from .contender import enter
     from .duel import (
@@ -329,7 +329,7 @@ def handle_duel(args: argparse.Namespace) -> int:
 
 
 def handle_history(args: argparse.Namespace) -> int:
-    """Put the records of a folder in order of time and find lasting changes; exit 1 where `--fail-if alarm` says so."""
+    """Sort the records of a folder by time and find lasting changes; exit 1 with `--fail-if alarm` and an alarm."""
     from .past_records import read_history
     from .report.history_text import history_markdown, history_text
 
@@ -352,7 +352,7 @@ def _refuse_two_forms(args: argparse.Namespace) -> None:
 def _require_sides(
     sides: tuple[Contender, Contender], args: argparse.Namespace, work: Workload, scoring: Scoring | None
 ) -> None:
-    """Refuse, before anything is measured, a side that cannot do what is asked of both."""
+    """Refuse, before anything is measured, a side that lacks a feature that is needed from both."""
     from ..export.runtime.devices import CPU_PROVIDER
     from .duel import require_answers, require_room, require_told
 
@@ -379,7 +379,7 @@ def _divergence(args: argparse.Namespace, old: Contender, new: Contender) -> Div
 def handle_report(args: argparse.Namespace) -> int:
     """Write the pages of one measured folder, or of every run in it with an index above them.
 
-    Of a search that nothing was measured after, one that is running included, the journal so far is told instead.
+    For a search without a record, running or finished, the state of its journal is shown instead.
     """
     from .report.folder import write_report
     from .report.history import write_index
@@ -392,8 +392,8 @@ def handle_report(args: argparse.Namespace) -> int:
 
         if args.target or args.artifact is not None or args.verified is not None:
             raise HavocError(
-                f"{directory}: holds a search and no {RECORD} yet, so --target, --artifact and --verified have nothing "
-                "to judge: leave them out"
+                f"{directory}: contains a search but no {RECORD} yet, so --target, --artifact and --verified have "
+                "nothing to judge: leave them out"
             )
         print(search_report(directory, as_json=args.json))
         return 0
@@ -402,7 +402,7 @@ def handle_report(args: argparse.Namespace) -> int:
         document: dict[str, Any] = {"report": str(page), "verdicts": {j.target: j.verdict for j in judgements}}
     elif args.artifact is not None or args.verified is not None:
         raise HavocError(
-            f"{directory} holds several runs; --artifact and --verified are of one: give that run's folder"
+            f"{directory} contains several runs, but --artifact and --verified belong to one: give that run's folder"
         )
     else:
         page = write_index(directory, targets=targets)
@@ -415,7 +415,7 @@ def handle_report(args: argparse.Namespace) -> int:
 
 
 def handle_plan(args: argparse.Namespace) -> int:
-    """Say what a model can reach on a target; exit 1 where every structure is proven to miss a limit."""
+    """Say what a model can reach on a target; exit 1 if every structure is proven to miss a limit."""
     from .plan import build_plan
 
     plan = build_plan(args.model, load_target(args.target))
@@ -427,7 +427,7 @@ def handle_plan(args: argparse.Namespace) -> int:
 
 
 def handle_doctor(args: argparse.Namespace) -> int:
-    """Say what this machine can measure, what it cannot, and why."""
+    """Say what this machine can and cannot measure, and why."""
     from .doctor import examine, measured_device
 
     findings = examine()
@@ -441,7 +441,7 @@ def handle_doctor(args: argparse.Namespace) -> int:
 
 
 def handle_baselines(args: argparse.Namespace) -> int:
-    """Train and score SVF, LoRA and others with one budget, and write the report of them all."""
+    """Train and score SVF, LoRA and others with one budget, and write one report."""
     from pathlib import Path
 
     from ..adapt.baselines import BaselineSettings, run_baselines
@@ -455,7 +455,7 @@ def handle_baselines(args: argparse.Namespace) -> int:
     from .report.baselines import lines, write_baselines
 
     task = load_task(args.task, data_dir=args.data, online=args.online)
-    # one draw a step, so that every arm sees the same number of prompts
+    # one draw per step, so that every arm sees the same number of prompts
     shared = {"num_steps": args.steps, "prompts_per_step": args.prompts, "max_draws": 1}
     shared |= {"num_validation_rows": args.search_rows, "validate_every": max(1, args.steps // _VALIDATIONS)}
     experts = ExpertSettings(**shared)
@@ -489,7 +489,7 @@ def handle_baselines(args: argparse.Namespace) -> int:
 
 
 def _baselines_command(args: argparse.Namespace) -> str:
-    """The line that makes the same comparison again."""
+    """The command that repeats the comparison."""
     import shlex
 
     def joined(values: Sequence[float]) -> str:
@@ -505,7 +505,7 @@ def _baselines_command(args: argparse.Namespace) -> str:
 
 
 _VALIDATIONS = 4
-"""How often a training of `havoc baselines` is validated, beside the base before its first step."""
+"""Number of validations in a training of `havoc baselines`, without that of the base before the first step."""
 
 
 def handle_eval(args: argparse.Namespace) -> int:
@@ -536,7 +536,7 @@ def handle_eval(args: argparse.Namespace) -> int:
 
 
 def _eval_dispatch(args: argparse.Namespace) -> int:
-    """Hold two-pass inference of a base against what it must beat."""
+    """Compare two-pass inference of a base with the systems that it must beat."""
     from ..adapt.dispatch_options import few_shot_search, require_experts_to_choose
     from ..adapt.dispatch_table import DispatchSettings
     from .dispatched import evaluate_dispatch

@@ -1,4 +1,4 @@
-"""One side of a duel as a user names it: an artifact or another engine's model; its content says which.
+"""One side of a duel as the user names it: an artifact or another engine's model, recognized by its content.
 
 with enter("artifact") as ours, enter("model.gguf") as theirs:
     ...                           # `duel(ours.side("old"), theirs.side("new"))`
@@ -48,10 +48,10 @@ _VERSION_TIMEOUT_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """What is measured: `identity` names the bytes; `num_ids` and `max_tokens` are None where they are unknown.
+    """The measured model: `identity` identifies the bytes; `num_ids` and `max_tokens` are None if unknown.
 
-    `base_hash` is that of the base an artifact was made from, `files` the SHA-256 of each file of another engine's
-    model, `weight_bytes` the size of those that hold weights.
+    `base_hash` is that of the base of an artifact, `files` the SHA-256 of each file of another engine's model,
+    `weight_bytes` the size of its files with weights.
     """
 
     shown: str
@@ -110,7 +110,7 @@ def engine_of(word: str) -> str | None:
     found = engines_of(word)
     if not found and not path.is_dir():
         raise HavocError(f"{word}: not an artifact, {_KNOWN}")
-    return found[0] if found else None  # a folder that is nothing is told what an artifact lacks
+    return found[0] if found else None  # for an unknown folder, the error says what an artifact needs
 
 
 def engines_of(word: str) -> list[str]:

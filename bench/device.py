@@ -1,7 +1,7 @@
-"""Which processor is this, really: the identity a verdict is bound to, and the machine around it.
+"""The identity of the processor, to which a verdict is bound, and the machine around it.
 
-A CPU is identified by model and instruction sets. A GPU needs two witnesses, NVML and the CUDA driver, that agree; NVML
-without a kernel driver beneath it is a simulation and marked as one. Nothing here names the machine or its user.
+A CPU is identified by model and instruction sets. A GPU needs two witnesses that agree: NVML and the CUDA driver. NVML
+without a kernel driver is a simulation and is marked as one. Nothing here names the machine or its user.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .nvml import Card, Nvml, open_nvml
 
 RUNTIME_PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml", "onnxruntime-openvino", "onnxruntime-qnn")
 _FEATURE = re.compile(r"^(sse4_[12]|avx\w*|fma|f16c|amx\w*|asimd\w*|neon|sve2?|sme2?|bf16|i8mm|fphp|rvv)$")
-_CUDA_MEMORY_SHARE = 0.90  # the CUDA driver leaves out what it reserves, so it sees a little less than NVML
+_CUDA_MEMORY_SHARE = 0.90  # the CUDA driver leaves out its reserved memory, so it reports a little less than NVML
 
 
 def identify_device(provider: str) -> Device:
@@ -64,11 +64,11 @@ def _identify_card() -> Device:
 
 
 IDENTIFY: dict[str, Callable[[], Device]] = {"cpu": _identify_host, "cuda": _identify_card}
-"""How each kind of `DEVICE_KINDS` is identified; no such device is a `HavocError`."""
+"""The function that identifies each kind of `DEVICE_KINDS`; a missing device is a `HavocError`."""
 
 
 def _identify_gpu(nvml: Nvml | str, cuda: CudaCard | str) -> Gpu:
-    """Put both witnesses side by side; the card is the first that CUDA shows, found in NVML by its UUID."""
+    """Compare both witnesses; the card is the first one in CUDA, found in NVML by its UUID."""
     by_cuda = None if isinstance(cuda, str) else _cuda_witness(cuda)
     if isinstance(nvml, str):
         return Gpu(nvml=None, cuda=by_cuda, disagreements=(nvml,))
@@ -120,7 +120,7 @@ def _cuda_witness(cuda: CudaCard) -> GpuWitness:
 def disagreements(
     nvml: GpuWitness, cuda: GpuWitness | None, cuda_bus_width_bits: int | None, card: Card
 ) -> tuple[str, ...]:
-    """What NVML and the CUDA driver say differently of one card, as sentences."""
+    """The differences between NVML and the CUDA driver about one card, as sentences."""
     if cuda is None:
         return ()
     pairs = {
@@ -143,7 +143,7 @@ def disagreements(
 
 
 def simulation_reasons(nvml: Nvml) -> tuple[str, ...]:
-    """Why the NVML library that answers cannot be NVIDIA's own over a real card; empty when nothing speaks against it.
+    """Reasons why the NVML library cannot be NVIDIA's own with a real card; empty if there are none.
 
     On Linux the genuine library talks to a kernel module, which leaves `/proc/driver/nvidia/version` and device files
     (on WSL `/dev/dxg`), and its file name ends in the driver's version. This finds accidents, not a forger.
@@ -158,12 +158,12 @@ def simulation_reasons(nvml: Nvml) -> tuple[str, ...]:
         reasons.append(f"NVML says driver {nvml.driver_version}, the kernel has another")
     file = nvml.library_file
     if file is not None and nvml.driver_version and not file.resolve().name.endswith(nvml.driver_version):
-        reasons.append("the NVML library's file is not of the driver's version")
+        reasons.append("the NVML library's file has another version than the driver")
     return tuple(reasons)
 
 
 def identify_cpu() -> Cpu:
-    """Identify this machine's processor by what its operating system reports."""
+    """Identify this machine's processor from the reports of its operating system."""
     info = processor_fields()
     features = info.get("flags", info.get("Features", "")).split()
     return Cpu(
@@ -183,7 +183,7 @@ def _joined(info: dict[str, str], *keys: str) -> str | None:
 
 
 def identify_host() -> Host:
-    """Describe the machine around the device, and the versions of what computes on it."""
+    """Describe the machine around the device, and the versions of the computing software."""
     libc = " ".join(platform.libc_ver()).strip()
     return Host(
         os=platform.system(),
@@ -234,7 +234,7 @@ def _meminfo_bytes(key: str) -> int | None:
 
 def _physical_memory_bytes() -> int:
     if sys.platform == "win32":
-        return 1  # not told without a further package; nothing is decided by it
+        return 1  # unknown without another package; nothing depends on it
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 

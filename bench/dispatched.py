@@ -1,6 +1,6 @@
 """`havoc eval --dispatch`: compare two-pass inference of a base and its experts with simpler systems.
 
-torch scores in this process, as for a base: an artifact holds one mixture and has nothing to choose from.
+torch scores in this process, as for a base: an artifact holds one mixture, so it has no choice of expert.
 """
 
 from __future__ import annotations

@@ -65,7 +65,7 @@ class Divergence:
 
     def sentence(self) -> str:
         """The figures, for people."""
-        untold = f"; {self.num_untold} pieces were left out, which a side did not tell" if self.num_untold else ""
+        untold = f"; {self.num_untold} pieces without probabilities of a side were left out" if self.num_untold else ""
         return (
             f"KL from {self.reference} over {self.num_pieces} pieces of the bundled text: old {self.old_kl:.4g} nats, "
             f"new {self.new_kl:.4g}, difference {self.difference:+.3g} ({self.low:+.3g} to {self.high:+.3g}); the same "
@@ -137,7 +137,7 @@ def _log_softmax(values_PV: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def next_logits(side: Contender, pieces: NDArray[np.int64], *, num_ids: int, num_threads: int) -> NDArray[np.float32]:
-    """Logits, or log-probabilities, of the token behind each piece [P, V], V = `num_ids`; NaN where one is not told."""
+    """Logits, or log-probabilities, of the token after each piece [P, V], V = `num_ids`; NaN if not reported."""
     with scratch_directory("havoc-logits-") as folder:
         request = LogitsRequest(
             artifact=str(side.place.absolute() if isinstance(side.place, Path) else side.place),

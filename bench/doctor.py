@@ -1,6 +1,6 @@
-"""What this machine can measure, what it cannot, and why: every answer comes from trying it, none from a list.
+"""What this machine can and cannot measure, and why: every answer comes from a trial, not from a list.
 
-A finding says yes, partly or no to one question, with the reason and, where there is one, the remedy.
+A finding answers one question with yes, partly or no, with the reason and, if there is one, the remedy.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from .judge.schema import Device
 
 Answer = Literal["yes", "partly", "no"]
-# y = Neg(x) as an ONNX file of 60 bytes: whether a provider runs anything at all is found out by running it.
+# y = Neg(x) as an ONNX file of 60 bytes, to try whether a provider runs at all.
 _SMALLEST_GRAPH = (
     b'\x08\x08:2\n\x0b\n\x01x\x12\x01y"\x03Neg\x12\x01gZ\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01'
     b"b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\r"
@@ -98,8 +98,8 @@ def _machine() -> list[Capability]:
     return found
 
 
-def identify_host_or_none() -> Any:  # noqa: ANN401 - a Host, or None where ONNX Runtime is missing
-    """Describe the machine even where ONNX Runtime is missing or doubled; that is a finding of its own."""
+def identify_host_or_none() -> Any:  # noqa: ANN401 - a Host, or None if ONNX Runtime is missing
+    """Describe the machine; None if ONNX Runtime is missing or installed twice, which another finding reports."""
     try:
         return identify_host()
     except HavocError:
@@ -131,7 +131,7 @@ def _runtime() -> list[Capability]:
 
 
 def provider_problem(provider: str) -> str | None:
-    """Open the smallest graph on a provider and run it: why that does not work, as a sentence; None where it does."""
+    """Open and run the smallest graph on a provider; return why that fails, as a sentence, or None if it works."""
     import numpy as np
 
     from ..export.runtime.providers import open_graph
@@ -141,7 +141,7 @@ def provider_problem(provider: str) -> str | None:
             _SMALLEST_GRAPH, provider=provider, num_threads=1, weights={}, packs_weights=True, provider_options={}
         )
         answer = session.run(None, {"x": np.ones(1, dtype=np.float32)})
-    except Exception as error:  # noqa: BLE001 - whatever the runtime raises is the answer
+    except Exception as error:  # noqa: BLE001 - any error of the runtime is the answer
         return f"{provider} was tried: {' '.join(str(error).split())[:300]}"
     return None if float(answer[0][0]) == -1.0 else f"{provider} computes -1 as {answer[0][0]}"
 
@@ -197,7 +197,7 @@ def _metrics(card: Card | None) -> list[Capability]:
 
 def _cold_start() -> tuple[Answer, str]:
     if hasattr(os, "posix_fadvise") and disk_read_bytes() is not None:
-        return "yes", "files can be put out of the page cache, and reads from the disk are counted"
+        return "yes", "files can be removed from the page cache, and reads from the disk are counted"
     return "partly", f"{sys.platform} does not count a process's reads, so a start is recorded as warm or unknown"
 
 
@@ -208,19 +208,19 @@ def _vram(card: Card | None) -> Capability:
 
 
 def _vram_method(card: Card) -> tuple[Answer, str]:
-    """Name the best rung of the ladder this card and driver offer."""
+    """Name the best method that this card and driver offer."""
     processes = card.processes()
     if card.is_accounting():
         return "yes", "the driver accounts for each process, without a gap"
     if processes is None:
-        return "partly", "the driver lists no process: only the runtime's allocator is known, which proves no pass"
+        return "partly", "the driver lists no process: only the runtime's allocator is known, which cannot prove a pass"
     if card.driver_model() == "WDDM":
         with open_counters() as counters:
             if counters is not None:
                 return "yes", "Windows counts each process's memory, dedicated and shared"
     if card.driver_model() == "WDDM" or any(process.used_bytes is None for process in processes):
-        return "partly", "the driver withholds figures of processes: whole card minus idle, while nobody else is on it"
-    return "yes", "sampled per process; `nvidia-smi --accounting-mode=1` as root would leave no gap"
+        return "partly", "the driver gives no figures of processes: whole card minus idle, if no other process uses it"
+    return "yes", "sampled per process; with `nvidia-smi --accounting-mode=1` as root there is no sampling gap"
 
 
 def _energy(card: Card | None, cpu_joules: float | None) -> tuple[Answer, str]:
@@ -268,7 +268,7 @@ def _devices() -> list[Device]:
 
 
 def measured_device() -> Device | None:
-    """The device that `bench` measures here by default, named as a record names it; None without ONNX Runtime."""
+    """The device that `bench` measures here by default, with its name in records; None without ONNX Runtime."""
     try:
         return _devices()[-1]
     except HavocError:
@@ -276,7 +276,7 @@ def measured_device() -> Device | None:
 
 
 def _sandbox() -> Capability:
-    """Accuracy of code needs to run what the model wrote; the other domains need nothing."""
+    """Accuracy of code needs to run the model's code; the other domains need nothing."""
     from ..adapt.sandbox.process import enforced
 
     try:
@@ -286,7 +286,7 @@ def _sandbox() -> Capability:
     missing = [name.replace("_", " ") for name, is_on in layers.items() if not is_on]
     if missing:
         return Capability(
-            "can measure", "accuracy/code", "partly", f"generated code is confined but for {', '.join(missing)}"
+            "can measure", "accuracy/code", "partly", f"generated code is confined except for {', '.join(missing)}"
         )
     return Capability("can measure", "accuracy/code", "yes", f"generated code is confined: {', '.join(layers)}")
 
@@ -295,7 +295,7 @@ def _tool() -> Capability:
     tool = identify_tool()
     if tool.git_commit is None:
         return Capability("installed", "havoc-core", "yes", tool.version)
-    changed = ", with changes of its own" if tool.is_git_dirty else ""
+    changed = ", with uncommitted changes" if tool.is_git_dirty else ""
     return Capability(
         "installed", "havoc-core", "yes", f"{tool.version} from a checkout of {tool.git_commit[:12]}{changed}"
     )
@@ -312,6 +312,6 @@ def _packages() -> list[Capability]:
 def _extra(name: str, verbs: str, packages: tuple[str, ...]) -> Capability:
     missing = [package for package in packages if importlib.util.find_spec(package) is None]
     if not missing:
-        return Capability("installed", f"{name}: {verbs}", "yes", "all packages are there")
+        return Capability("installed", f"{name}: {verbs}", "yes", "all packages are installed")
     reason = f"missing {', '.join(missing)}: pip install 'havoc-core[{name}]'"
     return Capability("installed", f"{name}: {verbs}", "no", reason)

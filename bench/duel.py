@@ -59,8 +59,8 @@ class Agreement:
     def sentence(self) -> str:
         """The counts, for people."""
         return (
-            f"greedy tokens behind the same random prompts: the first is the same in {self.num_first_same} of "
-            f"{self.num_prompts}, and {self.num_same:,} of {self.num_tokens:,} come before the first that differs"
+            f"greedy tokens after the same random prompts: the first is the same in {self.num_first_same} of "
+            f"{self.num_prompts}, and {self.num_same:,} of {self.num_tokens:,} come before the first difference"
         )
 
 
@@ -139,16 +139,16 @@ def require_room(side: Contender, work: Workload) -> None:
     if there is not None and needed > there:
         raise HavocError(
             f"{side.shown}: {work.prompt_tokens} prompt tokens and {work.decode_tokens} decoded tokens need a "
-            f"context of {needed}, the model has {there}: use a smaller --prompt-tokens or --decode-tokens"
+            f"context of {needed}, but the model has {there}: use a smaller --prompt-tokens or --decode-tokens"
         )
 
 
 def require_answers(sides: Sequence[Contender], scoring: Scoring) -> None:
-    """Refuse what cannot be scored, before anything is measured: another engine's model, or missing rows."""
+    """Refuse, before anything is measured, what cannot be scored: another engine's model, or missing rows."""
     for side in sides:
         if side.engine is not None:
             raise HavocError(
-                f"{side.shown}: answers are scored of artifacts alone, {ENGINES[side.engine]} is asked for tokens: "
+                f"{side.shown}: only answers of artifacts are scored, and {ENGINES[side.engine]} gives only tokens: "
                 "leave out --task, or give an artifact that was exported from the same weights"
             )
         require_rows(Path(side.shown), scoring)
@@ -190,13 +190,13 @@ def common_ids(old: Contender, new: Contender) -> int | None:
 def differences(old: Contender, new: Contender) -> Iterator[str]:
     """Notes about the two sides: the same files, different models, another engine."""
     if old.identity == new.identity:
-        yield "both are the same artifact or model: any difference is the machine's"
+        yield "both are the same artifact or model: any difference comes from the machine"
     elif old.engine is None and new.engine is None and old.base_hash != new.base_hash:
-        yield "the two were made from different bases: this compares two models, not two exports of one"
+        yield "the two were made from different bases: this compares two models, not two exports of one base"
     else:
         yield from _unknown_weights(old, new)
     if {old.num_ids, new.num_ids} - {None, common_ids(old, new)}:
-        yield f"one model has {old.num_ids} token ids, the other {new.num_ids}: prompts use those of both"
+        yield f"one model has {old.num_ids} token ids, the other {new.num_ids}: prompts use only ids of both"
     if any(side.engine == "llama_cpp" for side in (old, new)):
         yield "llama.cpp is asked over HTTP, as its users do"
     if any("address" in side.identity for side in (old, new)):
@@ -205,7 +205,7 @@ def differences(old: Contender, new: Contender) -> Iterator[str]:
 
 def _unknown_weights(old: Contender, new: Contender) -> Iterator[str]:
     if old.engine is not None or new.engine is not None:
-        yield "only the agreement of their tokens shows whether both hold the same weights"
+        yield "only the agreement of their tokens shows whether both have the same weights"
 
 
 def document(

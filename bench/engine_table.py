@@ -80,7 +80,7 @@ def bench_everywhere(
     }
     opened_by = {model: engines_of(model) for model in models}
     for stray in (model for model in models if not opened_by[model] and not _is_artifact(model)):
-        raise HavocError(f"{stray}: not an artifact, nor {', nor '.join(MODELS.values())}")
+        raise HavocError(f"{stray}: not an artifact, {', '.join(MODELS.values())}")
     rows = []
     for engine in (None, *ENGINES):
         its = [model for model in models if (_is_artifact(model) if engine is None else engine in opened_by[model])]
@@ -114,7 +114,7 @@ def _without_model(engine: str | None, pythons: Sequence[Path]) -> EngineRow:
     """Say that the engine can open none of the models, and how to install the engine if it is missing."""
     if engine is None:
         return EngineRow(engine=OWN, reason="no artifact among the models: export one with `havoc export`")
-    reason = f"none of the models is one that it opens: {MODELS[engine]}"
+    reason = f"it can open none of the models; it opens {MODELS[engine]}"
     try:
         interpreter_with(engine, pythons)
     except HavocError as error:

@@ -75,7 +75,7 @@ class EngineModel(TimedModel):
         self.time_prefill(into)
 
     def time_episode(self, *, counts: bool = True) -> dict[str, Any]:
-        """Decode after a new context; what does not count asks for few tokens: an engine cannot be stopped."""
+        """Decode after a new context; uncounted runs ask for few tokens, because an engine cannot be stopped."""
         num_context, num_tokens = self.workload.context_tokens, self.workload.decode_tokens
         if not counts:
             num_context, num_tokens = min(num_context, timing.UNCOUNTED_CONTEXT_TOKENS), min(num_tokens, 8)
@@ -167,7 +167,7 @@ def measure_cold_start(request: MeasureRequest, tell: Tell) -> ColdStartResult:
 
 
 def tell_logits(request: LogitsRequest, _tell: Tell) -> LogitsResult:
-    """Ask for the logits of the token after each piece; where the engine reports none, they stay NaN."""
+    """Ask for the logits of the token after each piece; they stay NaN if the engine reports none."""
     engine = load_engine(request.engine or "")
     found = np.full((len(request.pieces), request.num_ids), np.nan, np.float32)
     try:

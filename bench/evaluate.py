@@ -1,6 +1,6 @@
 """Accuracy of an artifact or a base by task, with exact intervals.
 
-An artifact is scored in a fresh child on the very files that ship, as for a record; a base is scored with torch here.
+An artifact is scored in a fresh child on the shipped files, as for a record; a base is scored with torch here.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluatedTasks:
-    """Accuracy by task, what answered (device, its name, and what computed there), and what a reader should know."""
+    """Accuracy by task; the device that answered, with its name and software; and notes for the reader."""
 
     tasks: dict[str, DomainAccuracy]
     made_on: dict[str, Any]
     notes: tuple[str, ...] = ()
 
     def document(self) -> dict[str, dict[str, Any]]:
-        """Plain JSON values: counts and hashes of each task, and 95 % intervals of it and of each of its metrics."""
+        """Plain JSON values: counts and hashes of each task, and 95 % intervals for each of its metrics."""
         return {name: _document(name, found) for name, found in self.tasks.items()}
 
 
@@ -54,9 +54,9 @@ def evaluate(
 ) -> EvaluatedTasks:
     """Score `model`, an artifact's folder, a base's folder or a preset; see `adapt.tasks.evaluation.evaluate`.
 
-    A recipe's own seed and completion length repeat its scores. `device` None is the CPU for a base, and for an
-    artifact a card where there is one; one that is not there is an `IdentityError`. `num_threads` None is what the
-    size is worth, `alpha` the mixture of a live artifact; for a base it is a `HavocError`.
+    With a recipe's seed and completion length its scores are repeated. `device` None means the CPU for a base; for an
+    artifact it means a card if there is one. A missing device is an `IdentityError`. `num_threads` None chooses by the
+    size of the model; `alpha` is the mixture of a live artifact, and a `HavocError` for a base.
     """
     if (Path(model) / MANIFEST).is_file():
         provider = default_provider() if device is None else DEVICE_KINDS[device].provider
@@ -79,7 +79,7 @@ def evaluate(
 
 
 def _ran_on(provider: str) -> dict[str, Any]:
-    """Where an artifact answered; what it computes in is its own affair."""
+    """The device on which an artifact answered; the artifact defines its own number formats."""
     device = identify_device(provider)
     return {"device": device.kind, "name": device.name, "onnxruntime": onnxruntime.__version__}
 

@@ -1,6 +1,6 @@
-"""Checks of a measurement by the harness itself: each is named and ok, a warning, invalid or unavailable.
+"""Checks of a measurement by the harness itself: each has a name and is ok, a warning, invalid or unavailable.
 
-All are pure functions of samples and readings. The gate has its own rules; only the harness can know these.
+All are pure functions of samples and readings. The gate has its own rules; only the harness can make these checks.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ SWAP_BYTES = 64_000_000
 MAJOR_PAGE_FAULTS = 100
 PARENT_CPU_SHARE = 0.01
 FULL_SHARE = 0.95
-REPEAT_SHARE = 0.10  # of a process's time: what is disturbed for longer is measured again where the profile allows it
+REPEAT_SHARE = 0.10  # of a process's time: if more is disturbed, it is measured again, as often as the profile allows
 HARMLESS = frozenset({"gpu_idle", "applications_clocks_setting", "display_clock_setting"})
 
 
 def attempt_problems(attempt: Attempt) -> list[str]:
-    """Why one process's timings should be repeated: throttling, foreign GPU work, a busy, stolen or rationed CPU."""
+    """Why a process should be measured again: throttling, foreign GPU work, a busy CPU, steal time or a CPU quota."""
     problems = []
     samples = attempt.samples
     reasons = {reason for point in attempt.telemetry for reason in point.throttle_reasons} - HARMLESS
@@ -49,12 +49,12 @@ def attempt_problems(attempt: Attempt) -> list[str]:
     elif disturbed > REPEAT_SHARE:
         problems.append(f"it was disturbed in {disturbed:.0%} of its time{_names([attempt])}")
     if samples.warmup.classification == "no_steady_state":
-        problems.append("no two windows of calls agreed, so it was never warm")
+        problems.append("no two windows of calls agreed, so it did not reach a steady state")
     return problems
 
 
 def _names(attempts: Sequence[Attempt]) -> str:
-    """End a sentence with who ran beside the processes: the busiest programs, by their highest share of a core."""
+    """Name the busiest other programs, by their highest share of a core, for the end of a sentence."""
     cores: dict[str, float] = {}
     for neighbour in (neighbour for attempt in attempts for neighbour in attempt.neighbours):
         cores[neighbour.name] = max(cores.get(neighbour.name, 0.0), neighbour.cores)
@@ -63,7 +63,7 @@ def _names(attempts: Sequence[Attempt]) -> str:
 
 
 def _stopped_share(samples: ProcessSamples) -> float:
-    """Share of the control group's periods in which the process stood still; 0.0 up to what is harmless."""
+    """Share of the control group's periods in which the process was stopped; 0.0 if the share is harmless."""
     around = samples.surroundings
     if around is None or not around.num_periods:
         return 0.0
@@ -79,7 +79,7 @@ def session_checks(
     retry_reasons: Sequence[str],
     swap_growth_bytes: int | None,
 ) -> tuple[Check, ...]:
-    """All checks of one session, in the order they are shown."""
+    """All checks of one session, in the order in which they are shown."""
     processes = [attempt.samples for attempt in attempts]
     return (
         _contention(attempts),
@@ -115,7 +115,7 @@ def _contention(attempts: Sequence[Attempt]) -> Check:
 def _stolen(processes: Sequence[ProcessSamples]) -> Check:
     shares = [process.steal_share for process in processes if process.steal_share is not None]
     if not shares:
-        return Check(id="cpu_steal", status="unavailable", detail="the system does not count what a hypervisor takes")
+        return Check(id="cpu_steal", status="unavailable", detail="the system does not count CPU steal time")
     worst = max(shares)
     status: CheckStatus = "invalid" if worst > STEAL_SHARE else "ok"
     detail = f"the hypervisor took up to {worst:.0%} of the CPU"
@@ -123,7 +123,7 @@ def _stolen(processes: Sequence[ProcessSamples]) -> Check:
 
 
 def _quota(processes: Sequence[ProcessSamples]) -> Check:
-    """Tell whether the control group of a container or service stopped a process for having used up its CPU time."""
+    """Check whether the control group of a container or service stopped a process because of its CPU quota."""
     around = [process.surroundings for process in processes if process.surroundings is not None]
     if not any(item.num_periods is not None for item in around):
         return Check(id="cpu_quota", status="unavailable", detail="no control group counts CPU time here")
@@ -136,7 +136,7 @@ def _quota(processes: Sequence[ProcessSamples]) -> Check:
 
 
 def _disturbance(attempts: Sequence[Attempt]) -> Check:
-    """Say in which share of the timed time something else took the CPU; such calls say nothing of the model."""
+    """The share of the timed time in which other work took the CPU; such calls say nothing about the model."""
     shares = [share for attempt in attempts if (share := disturbed_share([attempt.samples])) is not None]
     worst = max(shares, default=0.0)
     statuses: dict[bool, CheckStatus] = {True: "invalid", False: "warning" if worst > 0 else "ok"}
@@ -151,7 +151,7 @@ def _disturbance(attempts: Sequence[Attempt]) -> Check:
 
 
 def _cpu_witness(processes: Sequence[ProcessSamples]) -> Check:
-    """Compare CPU time with wall time: the clock alone cannot tell a slow call from one that was not running."""
+    """Compare CPU time with wall time: the clock alone cannot distinguish a slow call from one that was not running."""
     cores = cpu_share(processes)
     if cores is None:
         return Check(id="cpu_time", status="unavailable", detail="the model does not run on the CPU")
@@ -165,8 +165,8 @@ def _throttling(attempts: Sequence[Attempt]) -> Check:
         {r for attempt in attempts for point in attempt.telemetry for r in point.throttle_reasons} - HARMLESS
     )
     if reasons:
-        return Check(id="throttling", status="invalid", detail=f"the device slowed itself down: {', '.join(reasons)}")
-    return Check(id="throttling", status="ok", detail="no throttling was reported")
+        return Check(id="throttling", status="invalid", detail=f"the device throttled: {', '.join(reasons)}")
+    return Check(id="throttling", status="ok", detail="the device did not report throttling")
 
 
 def _steadiness(processes: Sequence[ProcessSamples]) -> Check:
@@ -194,7 +194,7 @@ def _drift(processes: Sequence[ProcessSamples]) -> Check:
 
 def _half_change(durations_ns: Sequence[int]) -> float | None:
     middle = len(durations_ns) // 2
-    if middle < 4:  # noqa: PLR2004 - a median of fewer says nothing
+    if middle < 4:  # noqa: PLR2004 - too few for a median
         return None
     return statistics.median(durations_ns[middle:]) / statistics.median(durations_ns[:middle]) - 1.0
 
@@ -202,7 +202,7 @@ def _half_change(durations_ns: Sequence[int]) -> float | None:
 def _numbers(processes: Sequence[ProcessSamples]) -> Check:
     counts = [process.num_nonfinite_logits for process in processes]
     if None in counts:
-        return Check(id="finite_logits", status="unavailable", detail="the engine gives tokens and shows no logits")
+        return Check(id="finite_logits", status="unavailable", detail="the engine does not show its logits")
     bad = sum(count or 0 for count in counts)
     status: CheckStatus = "invalid" if bad else "ok"
     return Check(
@@ -212,14 +212,14 @@ def _numbers(processes: Sequence[ProcessSamples]) -> Check:
 
 def _swap(growth_bytes: int | None) -> Check:
     if growth_bytes is None:
-        return Check(id="swap", status="unavailable", detail="the system does not tell how much is swapped out")
+        return Check(id="swap", status="unavailable", detail="the system does not report how much is swapped out")
     status: CheckStatus = "invalid" if growth_bytes > SWAP_BYTES else "ok"
-    detail = f"{max(growth_bytes, 0)} bytes were swapped out meanwhile"
+    detail = f"{max(growth_bytes, 0)} bytes were swapped out during the measurement"
     return Check(id="swap", status=status, detail=detail, value=float(growth_bytes), limit=float(SWAP_BYTES))
 
 
 def _paging(processes: Sequence[ProcessSamples]) -> Check:
-    """Look for pages that had to come from the disk: memory was short, though nothing may have been swapped out."""
+    """Look for pages that were read from the disk: then memory was short, even if nothing was swapped out."""
     faults = [process.major_page_faults for process in processes if process.major_page_faults is not None]
     if not faults:
         return Check(id="paging", status="unavailable", detail="the system does not count page faults")
@@ -243,7 +243,7 @@ def _parent(attempts: Sequence[Attempt]) -> Check:
     return Check(
         id="parent_asleep",
         status="warning" if worst > PARENT_CPU_SHARE else "ok",
-        detail=f"the harness itself used {worst:.2%} of one core while its children measured",
+        detail=f"the harness itself used {worst:.2%} of one core while its child processes measured",
         value=worst,
         limit=PARENT_CPU_SHARE,
     )
@@ -258,7 +258,7 @@ def _telemetry(attempts: Sequence[Attempt]) -> Check:
 
 
 def _device_memory(memory: Memory, device: Device) -> list[Check]:
-    """A card's memory: whether it is known, and whether it may have spilled into the system's (WDDM, WSL)."""
+    """A card's memory: whether it is known, and whether it may have spilled into system memory (WDDM, WSL)."""
     if DEVICE_KINDS[device.kind].is_host:
         return []
     if not memory.vram:
@@ -269,7 +269,7 @@ def _device_memory(memory: Memory, device: Device) -> list[Check]:
         detail = f"the card was full ({peak} of {total} bytes): a driver may have moved data to system memory"
         return [Check(id="vram", status="invalid", detail=detail, value=float(peak), limit=FULL_SHARE * total)]
     if (spilled := max(series.spilled_bytes or 0 for series in memory.vram)) > CROSS_CHECK_BYTES:
-        detail = f"{spilled} bytes of the card's lay in system memory: the driver moved what did not fit"
+        detail = f"{spilled} bytes of the card's memory were in system memory: the driver moved what did not fit"
         return [Check(id="vram", status="invalid", detail=detail, value=float(spilled), limit=float(CROSS_CHECK_BYTES))]
     if apart := [words for series in memory.vram if (words := disagreement(series))]:
         return [Check(id="vram", status="invalid", detail=f"two methods disagree: {apart[0]}", value=float(peak))]

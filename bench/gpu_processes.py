@@ -1,7 +1,7 @@
-"""Whose are the processes on a card: ours, or somebody else's.
+"""Find out which process on a card is ours, and how many others there are.
 
-Inside a container the driver may list processes by the host's numbers, which do not exist here. Then the one that was
-not there before our child began is taken for ours; two such are one too many.
+Inside a container the driver may list processes by the host's numbers, which do not exist here. Then a new process
+since the start of our child counts as ours; if there are two new ones, ours is unknown.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Occupants:
-    """Our process on the card, if it shows, and how many others compute there or only draw."""
+    """Our process on the card, if it is listed, and the numbers of others that compute there or only draw."""
 
     own: GpuProcess | None
     num_foreign: int
@@ -26,7 +26,7 @@ class Occupants:
 
 
 def is_visible(pid: int) -> bool:
-    """Whether the number names a process of this machine, as seen from here."""
+    """Whether the number is that of a process visible here."""
     return Path(f"/proc/{pid}").exists()
 
 
@@ -37,7 +37,7 @@ def sort_out(
     idle_pids: Collection[int],
     exists: Callable[[int], bool] = is_visible,
 ) -> Occupants:
-    """Find our process by its number, or by its coming after `idle_pids` were listed under a number unknown here."""
+    """Find our process by its number, or as a new process with an unknown number that is not in `idle_pids`."""
     own = next((process for process in processes if process.pid == own_pid), None)
     if own is None:
         new = [process for process in processes if process.pid not in idle_pids and not exists(process.pid)]

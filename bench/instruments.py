@@ -1,4 +1,4 @@
-"""What the parent watches while a child works: its memory, the device's clocks, heat and energy.
+"""Readings that the parent takes while a child works: its memory, the device's clocks, temperature and energy.
 
 One thread reads one probe at a fixed interval and sleeps between readings. Memory is watched only in separate passes;
 clocks and temperature are read only twice a second, which costs less than a hundredth of one core.
@@ -28,7 +28,7 @@ Reading = TypeVar("Reading")
 
 
 class Sampler(Generic[Reading]):
-    """Reads `probe` every `interval_ms` from entering to leaving; keeps (time, reading) unless it is None."""
+    """Reads `probe` every `interval_ms` inside a `with` block; keeps (time, reading) unless the reading is None."""
 
     def __init__(self, probe: Callable[[], Reading | None], *, interval_ms: float) -> None:
         self._probe = probe
@@ -44,11 +44,11 @@ class Sampler(Generic[Reading]):
                 self.take()
                 if self._stop.wait(self._interval_s):
                     return
-        except BaseException as error:  # noqa: BLE001 - raised again where the sampler is left
+        except BaseException as error:  # noqa: BLE001 - raised again at the end of the `with` block
             self._failure = error
 
     def take(self) -> None:
-        """Take one reading now, besides those at the interval."""
+        """Take one reading now, in addition to the regular ones."""
         reading = self._probe()
         if reading is not None:
             self.readings.append((time.perf_counter_ns(), reading))
@@ -73,7 +73,7 @@ class Sampler(Generic[Reading]):
 
 
 def thinned(readings: Sequence[tuple[int, int]], limit: int = MAX_SERIES) -> list[tuple[int, int]]:
-    """At most `limit` readings that keep the highest of every stretch; repetitions of a value are left out first."""
+    """At most `limit` readings with the highest of every stretch; repetitions of a value are left out first."""
     ends = {0, len(readings) - 1}
     readings = [
         reading
@@ -87,7 +87,7 @@ def thinned(readings: Sequence[tuple[int, int]], limit: int = MAX_SERIES) -> lis
 
 
 def process_rss_bytes(pid: int) -> int | None:
-    """Resident set of another process now; None when it has ended or the platform does not tell."""
+    """Resident set of another process now; None if it has ended or the platform does not report it."""
     with contextlib.suppress(OSError, IndexError, ValueError):
         pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
         return pages * _PAGE_BYTES or None
@@ -104,7 +104,7 @@ _PAGE_BYTES = _page_bytes()
 
 
 def cpu_reading() -> dict[str, Any] | None:
-    """Clock and temperature of the CPU and whether its firmware slows it; None where nothing of it is told."""
+    """Clock and temperature of the CPU, and whether its firmware throttles it; None if nothing is reported."""
     values = {
         "cpu_clock_mhz": _cpu_clock_mhz(),
         "temperature_c": _cpu_temperature_c(),
@@ -117,7 +117,7 @@ _FIRST_CPU = Path("/sys/devices/system/cpu/cpu0")
 
 
 def _cpu_clock_mhz() -> float | None:
-    """Clock of the fastest core: the one that works, while others idle at their lowest."""
+    """Clock of the fastest core: the working one; idle cores have low clocks."""
     files = _FIRST_CPU.parent.glob("cpu[0-9]*/cpufreq/scaling_cur_freq")
     kilohertz = max((found for file in files if (found := _number(file)) is not None), default=None)
     if kilohertz is not None:
@@ -139,7 +139,7 @@ def _cpu_temperature_c() -> float | None:
 
 
 def cpu_energy_j() -> float | None:
-    """Energy counter of the first CPU package (RAPL), where the system lets us read it; it wraps at times."""
+    """Energy counter of the first CPU package (RAPL), if the system allows reading it; it overflows at times."""
     microjoules = _number(RAPL_PACKAGE)
     return None if microjoules is None else microjoules / 1e6
 
@@ -151,7 +151,7 @@ def _number(file: Path) -> float | None:
 
 
 def gpu_reading(card: Card, *, own_pid: int | None, idle_pids: Collection[int]) -> dict[str, Any]:
-    """Clocks, heat, power, throttle reasons and foreign processes of a card now."""
+    """Clocks, temperature, power, throttle reasons and foreign processes of a card now."""
     processes = card.processes()
     occupants = None if processes is None else sort_out(processes, own_pid=own_pid, idle_pids=idle_pids)
     return {
@@ -168,7 +168,7 @@ def gpu_reading(card: Card, *, own_pid: int | None, idle_pids: Collection[int]) 
 def telemetry_points(
     readings: Sequence[tuple[int, dict[str, Any]]], *, process: int, zero_ns: int
 ) -> list[TelemetryPoint]:
-    """Readings as the record keeps them, times since `zero_ns`."""
+    """Readings in the form of the record, with times since `zero_ns`."""
     points = []
     throttles = readings[0][1].get("num_throttles") if readings else None
     for t_ns, reading in readings:

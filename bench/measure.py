@@ -63,9 +63,9 @@ _PRESENCE_ONLY = ("LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", *LOADED_BESIDE)  # 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredCost:
-    """What one structure costs by a short measurement, and the record of it (purpose "screen": no gate accepts it).
+    """The cost of one structure from a short measurement, and its record (purpose "screen": no gate accepts it).
 
-    `disturbance` says what makes the times unfit to be believed, in the words of the harness's checks; "" for nothing.
+    `disturbance` says why the times are not reliable, in the words of the harness's checks; "" if they are.
     """
 
     prefill_ms: float
@@ -128,7 +128,7 @@ def run_session(
     try:
         attempts, reasons, memories, cold = _all_processes(session, subject, _Patience(wait_s, progress), progress)
     except HavocError:
-        session.held.require_unchanged()  # another artifact in its place is the reason to be told
+        session.held.require_unchanged()  # if another artifact took its place, report that reason
         raise
     session.held.require_unchanged()
     return _assembled(
@@ -145,20 +145,20 @@ def run_session(
 
 
 def _described(session: Session) -> Subject:
-    """Describe what is measured."""
+    """Describe the measured model."""
     if isinstance(session.held, Contender):
         return describe_model(session.held)
     return describe(session.held, alpha=session.alpha)
 
 
 def finish_writes() -> None:
-    """Let the kernel write out what was exported just now: its workers would be neighbours of the first process."""
+    """Let the kernel write the new files to the disk now: this work would disturb the first process."""
     if hasattr(os, "sync"):
         os.sync()
 
 
 class _Patience:
-    """Waits for a quiet machine, for no more seconds in all than it was given."""
+    """Waits for a quiet machine, up to a total number of seconds."""
 
     def __init__(self, wait_s: float, progress: Progress) -> None:
         self._left_s, self._progress = wait_s, progress
@@ -191,7 +191,7 @@ def _all_processes(
 
 
 def _latency_processes(session: Session, patience: _Patience, stage: Stage) -> tuple[list[Attempt], list[str]]:
-    """Every latency process, repeated while it is disturbed and the profile allows it; and why each was repeated."""
+    """Every latency process, repeated while it is disturbed and the profile allows it; and the reasons."""
     attempts: list[Attempt] = []
     reasons: list[str] = []
     for process in range(session.profile.num_processes):
@@ -220,9 +220,9 @@ def measure_cost(
 ) -> MeasuredCost:
     """Measure one artifact for a few seconds in one fresh process, to rank it among others; errors as `measure`.
 
-    Unlike `measure`, memory is watched in the same process; the figures are medians. A process that something disturbed
-    is repeated up to `num_retries` times, after up to `wait_s` seconds in all of waiting for a quiet machine. `device`
-    replaces the identification, as for `open_session`.
+    Unlike in `measure`, memory is watched in the same process; the figures are medians. A disturbed process is repeated
+    up to `num_retries` times, after waits of up to `wait_s` seconds in total for a quiet machine. `device` replaces the
+    identification, as in `open_session`.
     """
     plan = profile_named("screen")
     with open_session(
@@ -273,7 +273,7 @@ def _watched_process(session: Session, subject: Subject) -> tuple[Attempt, Memor
     """One process that is timed and whose memory is watched."""
     with MemoryWatch(session) as watch:
         attempt = latency_process(session, 0, job=COST, watch=watch)
-    assert attempt.memory is not None  # noqa: S101 - the job tells it
+    assert attempt.memory is not None  # noqa: S101 - this job always has it
     return attempt, watch.memory(0, attempt.memory, weight_bytes=subject.weight_bytes)
 
 
@@ -359,7 +359,7 @@ def _protocol(session: Session, attempts: Sequence[Attempt], retry_reasons: Sequ
 
 
 def _energy(session: Session, attempts: Sequence[Attempt]) -> Energy | None:
-    """Energy of all decode spans, each episode's prefill included; None where a counter was silent."""
+    """Energy of all decode spans, with each episode's prefill; None if a counter gave no reading."""
     if not attempts or any(attempt.decode_joules is None for attempt in attempts):
         return None
     return Energy(

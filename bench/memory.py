@@ -32,12 +32,12 @@ if TYPE_CHECKING:
 RSS_INTERVAL_MS = 10.0
 VRAM_INTERVAL_MS = 5.0
 _BASELINE_WAIT_S = 0.2
-_SETTLE_S = 1.0  # a driver may take a moment to free what a dead process held
+_SETTLE_S = 1.0  # a driver may take a moment to free the memory of a dead process
 PHASES = ("load", "first_run", "decode", "steady")
 
 
 class MemoryWatch:
-    """Samples one child's memory from entering to leaving; `on_start` and `listen` tell it of the child."""
+    """Samples one child's memory inside a `with` block; `on_start` and `listen` receive the child's id and messages."""
 
     def __init__(self, session: Session) -> None:
         self._session = session
@@ -89,7 +89,7 @@ class MemoryWatch:
         return replace(reading, windows_used_bytes=usage[0], windows_shared_bytes=usage[1])
 
     def memory(self, process: int, result: PeakMemory, *, weight_bytes: int) -> Memory:
-        """What was seen, together with the kernel's own peaks that the child reported in `result`."""
+        """The readings, together with the kernel's own peaks that the child reported in `result`."""
         seen = self._resident(process, result)
         card = self._session.card
         if card is None:
@@ -110,7 +110,7 @@ class MemoryWatch:
         return seen.model_copy(update={"vram": series, "vram_reason": finding.reason, "vram_caveat": finding.caveat})
 
     def _accounted_bytes(self, card: Card) -> int | None:
-        """The driver's own maximum, by the number under which it lists our process."""
+        """The driver's own maximum, by the driver's number of our process."""
         pid = self._listed_pid or self._pid
         return card.accounted_peak_bytes(pid) if pid and card.is_accounting() else None
 
@@ -119,7 +119,7 @@ class MemoryWatch:
         by_samples = max((value for _, value in self._rss.readings), default=0)
         peak = max(by_kernel.values(), default=result.peak_bytes or 0)
         if not (peak or by_samples):
-            return Memory(rss_reason="this platform does not tell a process's resident memory")
+            return Memory(rss_reason="this platform does not report a process's resident memory")
         zero_ns, thin = self._session.zero_ns, thinned(self._rss.readings)
         series = MemorySeries(
             process=process,
@@ -137,9 +137,9 @@ class MemoryWatch:
 
 
 def memory_process(session: Session, process: int, *, weight_bytes: int) -> Memory:
-    """Run one process of the memory pass and return what was seen of it.
+    """Run one process of the memory pass and return its readings.
 
-    Where the driver gives no figure of a card's memory, one more process asks the runtime's allocator.
+    If the driver gives no figure of a card's memory, one more process reads the runtime's allocator.
     """
     with MemoryWatch(session) as watch:
         result = session.run(MEMORY, process, on_start=watch.on_start, listen=watch.listen)
@@ -150,17 +150,17 @@ def memory_process(session: Session, process: int, *, weight_bytes: int) -> Memo
 
 
 def _with_arena(session: Session, memory: Memory, process: int, *, weight_bytes: int) -> Memory:
-    """Add the lower bound of the runtime's own allocator; the reason for having no better figure is its caveat."""
+    """Add the lower bound from the runtime's own allocator; its caveat says why there is no better figure."""
     result = session.run(ARENA, process)
     series = arena_series(result.arena_bytes, process=process, weight_bytes=weight_bytes)
     if series is None:
         return memory
-    caveat = f"only the runtime's allocator is known, which proves no pass: {memory.vram_reason}"
+    caveat = f"only the runtime's allocator is known, which cannot prove a pass: {memory.vram_reason}"
     return memory.model_copy(update={"vram": (series,), "vram_reason": None, "vram_caveat": caveat[:500]})
 
 
 def joined(memories: list[Memory]) -> Memory:
-    """Several memory passes as one; a reason stays only when no pass gave a number."""
+    """Several memory passes as one; a reason stays only if no pass gave a number."""
     rss = tuple(series for memory in memories for series in memory.rss)
     vram = tuple(series for memory in memories for series in memory.vram)
     return Memory(
@@ -173,7 +173,7 @@ def joined(memories: list[Memory]) -> Memory:
 
 
 def _look(card: Card, pid: int | None, idle_pids: Collection[int]) -> tuple[VramReading, int | None]:
-    """What the card holds now, and the number under which it lists our process; `pid` None while there is none."""
+    """The card's memory now, and its number of our process; `pid` None if there is no process."""
     used_bytes, processes = card.memory_used_bytes(), card.processes()
     if processes is None:
         return VramReading(device_used_bytes=used_bytes, own_used_bytes=None, num_others=None), None
@@ -200,7 +200,7 @@ def _looks(card: Card | None, count: int) -> list[tuple[int, VramReading]]:
 
 
 def _settled(card: Card | None, before: Collection[tuple[int, VramReading]]) -> list[tuple[int, VramReading]]:
-    """The first look at which the card is as it was before our process came, or the last one after a while."""
+    """The first look with the card as before our process, or the last look after a while."""
     deadline = time.monotonic() + _SETTLE_S
     while True:
         looks = _looks(card, 1)
@@ -224,5 +224,5 @@ def _least_bytes(looks: Collection[tuple[int, VramReading]]) -> int | None:
 
 def _no_card_reason(session: Session) -> str:
     if DEVICE_KINDS[session.device.kind].is_host:
-        return "measured on the CPU, which has no memory of its own: see RSS"
-    return "NVML does not show the card, so its memory cannot be watched"
+        return "measured on the CPU, which has no separate memory: see RSS"
+    return "NVML does not list the card, so its memory cannot be read"

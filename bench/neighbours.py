@@ -1,7 +1,7 @@
-"""What else runs on this machine, before and while something is measured: how much of the CPU, and the names.
+"""Other programs on this machine, before and during a measurement: their share of the CPU, and their names.
 
-Reads /proc, of one short stretch: every process's CPU time before and after. Where there is no /proc nothing is seen,
-and nothing is waited for. Names are those of the programs (15 letters), never their arguments.
+It reads every process's CPU time from /proc, before and after a short time. Without /proc nothing is known, and there
+is no wait. Names are those of the programs (15 letters), never their arguments.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ if TYPE_CHECKING:
 
 PROC = Path("/proc")
 LOOK_S = 1.0
-LEAST_CORES = 0.02  # a process that used less is not worth a name
+LEAST_CORES = 0.02  # a process that used less is not named
 MOST_NAMES = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbour:
-    """A program that ran beside the measurement, and how many cores' worth of CPU time it used."""
+    """A program that ran beside the measurement, and its CPU time in cores."""
 
     name: str
     cores: float
 
     def __str__(self) -> str:
-        """Write it for a person: `cc1plus (98 % of a core)`."""
+        """Text for people: `cc1plus (98 % of a core)`."""
         return f"{self.name} ({self.cores:.0%} of a core)"
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Cores' worth of CPU time that others used, of how many CPUs, and who used most of it."""
+    """CPU time of other programs in cores, the number of CPUs, and the busiest programs."""
 
     cores: float
     num_cpus: int
@@ -54,7 +54,7 @@ class Load:
         return self.cores <= FOREIGN_CORES
 
     def __str__(self) -> str:
-        """Write it for a person: the sum and the names."""
+        """Text for people: the sum and the names."""
         names = ", ".join(map(str, self.neighbours)) or "processes too short-lived to be named"
         return f"other processes use {self.cores:.2f} of {self.num_cpus} CPUs: {names}"
 
@@ -63,9 +63,9 @@ class Load:
 class Snapshot:
     """Name and CPU time of every process so far, and the time of all together, at one moment.
 
-    Processes are known by id and start, in ticks: a name may change in a life, as that of a kernel's worker does.
-    `busy_s` is that of the CPUs this process may use, its own time apart; it knows of processes too short-lived to be
-    listed twice. None where the system does not count it.
+    Processes are identified by id and start time in ticks, because a name may change, as that of a kernel worker does.
+    `busy_s` is the time of the CPUs that this process may use, without its own time; it also includes processes too
+    short-lived to be listed twice. None if the system does not count it.
     """
 
     time_s: float
@@ -73,7 +73,7 @@ class Snapshot:
     busy_s: float | None = None
 
     def since(self, before: Snapshot, *, own_pids: Collection[int] = ()) -> Load:
-        """Return what others than `own_pids` used between two snapshots."""
+        """Return the CPU time of processes not in `own_pids` between two snapshots."""
         elapsed_s = max(self.time_s - before.time_s, 1e-9)
         used: dict[str, float] = {}
         for process, (name, cpu_s) in self.processes.items():
@@ -119,7 +119,7 @@ def _ticks_per_s() -> int:
 
 
 def look(look_s: float = LOOK_S) -> Load:
-    """Watch the machine for a moment, this process apart."""
+    """Watch the machine for a moment, without this process."""
     before = snapshot()
     time.sleep(look_s)
     return snapshot().since(before, own_pids={os.getpid()})
@@ -132,9 +132,9 @@ def wait_until_quiet(
     watch: Callable[[], Load] = look,
     now: Callable[[], float] = time.monotonic,
 ) -> Load:
-    """Look at the machine until it is quiet, for at most `wait_s` seconds; return what was seen last.
+    """Watch the machine until it is quiet, for at most `wait_s` seconds; return the last reading.
 
-    With 0 it looks once and waits for nothing.
+    With 0 it reads once and does not wait.
     """
     load = watch()
     if load.is_quiet or wait_s <= 0:

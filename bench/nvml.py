@@ -1,4 +1,4 @@
-"""NVIDIA's management library as typed readings: each value is what the card says, or None where it does not offer it.
+"""NVIDIA's management library as typed readings: each value comes from the card, or is None if not offered.
 
 The binding is `nvidia-ml-py`, whose module is called `pynvml`. A field that a card, a driver or a container does not
 support is None, never 0. A card that disappears while it is being read is a `MeasurementError`.
@@ -37,7 +37,7 @@ CORES_PER_SM = {  # fp32 cores of one multiprocessor by compute capability: help
 
 @dataclass(frozen=True, kw_only=True)
 class GpuProcess:
-    """One process on the card; `used_bytes` is None where the driver will not say (Windows, WSL, some containers)."""
+    """One process on the card; `used_bytes` is None if the driver hides it (Windows, WSL, some containers)."""
 
     pid: int
     used_bytes: int | None
@@ -46,12 +46,12 @@ class GpuProcess:
 
 @dataclass(frozen=True)
 class Card:
-    """One card of an open NVML library. Every method asks the driver anew."""
+    """One card of an open NVML library. Every method asks the driver again."""
 
     library: Any
     handle: Any
 
-    def _ask(self, function: str, *arguments: object) -> Any:  # noqa: ANN401 - each function answers in its own type
+    def _ask(self, function: str, *arguments: object) -> Any:  # noqa: ANN401 - each function has its own result type
         return _ask(self.library, getattr(self.library, function, None), self.handle, *arguments)
 
     def name(self) -> str | None:
@@ -63,7 +63,7 @@ class Card:
         return _text(self._ask("nvmlDeviceGetUUID"))
 
     def pci_device_id(self) -> str | None:
-        """PCI device id such as "0x2184", which tells siblings apart."""
+        """PCI device id such as "0x2184", which differs between similar cards."""
         info = self._ask("nvmlDeviceGetPciInfo")
         return None if info is None else f"0x{info.pciDeviceId >> 16:04x}"
 
@@ -73,7 +73,7 @@ class Card:
         return None if answer is None else f"{answer[0]}.{answer[1]}"
 
     def num_sms(self) -> int | None:
-        """Multiprocessors, from the cores NVML counts and the cores one has at this compute capability."""
+        """Multiprocessors, from NVML's number of cores and the cores per multiprocessor at this compute capability."""
         num_cores, num_per_sm = (
             self._number("nvmlDeviceGetNumGpuCores"),
             CORES_PER_SM.get(self.compute_capability() or ""),
@@ -86,7 +86,7 @@ class Card:
         return None if info is None else _positive(info.total)
 
     def memory_used_bytes(self) -> int | None:
-        """Allocated memory of the whole card, without what the driver reserves for itself where it tells them apart."""
+        """Allocated memory of the whole card, without the driver's own reserve if it is reported separately."""
         info = self._memory()
         return None if info is None else int(info.used)
 
@@ -96,7 +96,7 @@ class Card:
         return info if info is not None else self._ask("nvmlDeviceGetMemoryInfo")
 
     def processes(self) -> tuple[GpuProcess, ...] | None:
-        """Every process that computes or draws on the card; None when the driver keeps the list to itself."""
+        """Every process that computes or draws on the card; None if the driver does not give the list."""
         computing = self._ask("nvmlDeviceGetComputeRunningProcesses")
         if computing is None:
             return None
@@ -113,7 +113,7 @@ class Card:
         return None if mode is None else bool(mode)
 
     def accounted_peak_bytes(self, pid: int) -> int | None:
-        """Most memory the process ever held, by the driver's own accounting."""
+        """The process's highest memory, by the driver's own accounting."""
         stats = self._ask("nvmlDeviceGetAccountingStats", pid)
         return None if stats is None or stats.maxMemoryUsage is None else _positive(stats.maxMemoryUsage)
 
@@ -197,7 +197,7 @@ class Card:
 
 
 def _ask(library: Any, function: Callable[..., Any] | None, *arguments: object) -> Any:  # noqa: ANN401
-    """Call a function of the binding; None when the card, driver or library does not offer it."""
+    """Call a function of the binding; None if the card, driver or library does not offer it."""
     if function is None:
         return None
     try:
@@ -229,7 +229,7 @@ class Nvml:
     library_file: Path | None
 
     def card(self, uuid: str | None = None) -> Card | None:
-        """Return the card with that UUID, or the first one; None when there is none such."""
+        """Return the card with that UUID, or the first card; None if there is none."""
         return next((card for card in self.cards if uuid is None or card.uuid() == uuid), None)
 
 
@@ -260,7 +260,7 @@ def open_nvml() -> Iterator[Nvml | str]:
 
 
 def loaded_library(part_of_name: str) -> Path | None:
-    """File of a shared library this process has mapped, by a part of its name; None off Linux or when not found."""
+    """File of a shared library that this process has mapped, by a part of its name; None off Linux or if not found."""
     try:
         lines = Path("/proc/self/maps").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -1,6 +1,6 @@
-"""What a process can tell about itself: resident memory, page faults, and how much of the CPU others took meanwhile.
+"""Figures of this process: resident memory, page faults, and the share of the CPU that others took meanwhile.
 
-Linux gives all of it through /proc. Elsewhere a value that the platform does not offer is None.
+Linux gives all of them in /proc. On other systems a value that is not offered is None.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from ..cgroups import throttling
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
-LOOK_INTERVAL_NS = 200_000_000  # twenty ticks of the coarsest clock: shorter stretches would be all rounding
+LOOK_INTERVAL_NS = 200_000_000  # twenty ticks of the coarsest clock: shorter intervals would be mostly rounding error
 _STATUS = Path("/proc/self/status")
 
 
 def rss_bytes() -> int | None:
-    """Resident set now, shared file pages included."""
+    """Resident set now, with shared file pages."""
     return _status_bytes("VmRSS")
 
 
@@ -39,7 +39,7 @@ def peak_rss_bytes() -> int | None:
 
 
 def peak_rss_of(pid: int) -> int | None:
-    """The same of another process that still runs; None where the platform does not tell."""
+    """The same for another running process; None if the platform does not report it."""
     return _status_bytes("VmHWM", Path(f"/proc/{pid}/status"))
 
 
@@ -70,12 +70,12 @@ def own_usage() -> dict[str, int]:
 
 
 class SurroundingsWatch:
-    """Reads between calls what else the machine did: counters since its making, kept as columns.
+    """Reads counters of the machine between calls and keeps them as columns.
 
-    `busy_ns` is CPU time that anybody used and `stolen_ns` what the hypervisor took, both on the CPUs that this process
-    may use; `own_ns` is this process's own CPU time. `waited_ns` is the time that one of its threads, the one which
-    waited longest between two readings, was ready to run and did not (`/proc/self/task/*/schedstat`): a computation on
-    many threads waits for its slowest. A column that the system does not count stays empty.
+    `busy_ns` is the CPU time of all processes and `stolen_ns` that taken by the hypervisor, both on the CPUs that this
+    process may use; `own_ns` is this process's own CPU time. `waited_ns` is the time that a thread was ready to run and
+    did not (`/proc/self/task/*/schedstat`), for the thread that waited longest between two readings: a computation on
+    many threads waits for the slowest. A column that the system does not count stays empty.
     """
 
     def __init__(self, *, zero_ns: int) -> None:
@@ -99,7 +99,7 @@ class SurroundingsWatch:
             self._columns[name].append(max(counters.get(name, before) - before, 0))
 
     def as_json(self) -> dict[str, Any]:
-        """Return the columns as the record keeps them, with a last reading; throttling is counted once for all."""
+        """Return the columns in the form of the record, with a last reading; throttling is counted once in total."""
         self.look(force=True)
         now = throttling()
         since = None if now is None or self._limits is None else now.since(self._limits)
@@ -110,7 +110,7 @@ class SurroundingsWatch:
         }
 
     def shares(self, begin: int = 0) -> dict[str, float]:
-        """`foreign_cpu_share` and `steal_share` in [0, 1] from reading number `begin` on; empty where not counted."""
+        """`foreign_cpu_share` and `steal_share` in [0, 1] from reading number `begin` on; empty if not counted."""
         moved = {name: column[-1] - column[begin] for name, column in self._columns.items()}
         capacity_ns = moved["t_ns"] * (len(self._cpus) or 1)
         if "busy_ns" not in moved or capacity_ns <= 0:
@@ -140,12 +140,12 @@ class SurroundingsWatch:
 
 
 def usable_cpus() -> frozenset[int]:
-    """Numbers of the CPUs that this process may run on; empty where the platform does not tell."""
+    """Numbers of the CPUs that this process may run on; empty if the platform does not report them."""
     return frozenset(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else frozenset()
 
 
 def busy_and_stolen_ns(cpus: AbstractSet[int]) -> tuple[int, int] | None:
-    """CPU time that was used, and that the hypervisor took, on the given CPUs since boot; None off Linux."""
+    """Used CPU time, and time taken by the hypervisor, on the given CPUs since boot; None off Linux."""
     with contextlib.suppress(OSError, ValueError):
         busy = stolen = 0
         tick_ns = 1_000_000_000 // os.sysconf("SC_CLK_TCK")
@@ -156,7 +156,7 @@ def busy_and_stolen_ns(cpus: AbstractSet[int]) -> tuple[int, int] | None:
             if name != "cpu" and int(name[3:]) not in cpus:
                 continue
             if name == "cpu" and len(cpus) < (os.cpu_count() or 1):
-                continue  # a sum of some is rounded once for each, the sum of all only once
+                continue  # the kernel's total has one rounding error, a sum of CPUs has one for each
             user, nice, system, _idle, _iowait, irq, softirq, steal = map(int, numbers[:8])
             busy += user + nice + system + irq + softirq
             stolen += steal
@@ -167,7 +167,7 @@ def busy_and_stolen_ns(cpus: AbstractSet[int]) -> tuple[int, int] | None:
 
 
 def _thread_waits() -> dict[str, int] | None:
-    """Time in ns that each thread of this process was ready and not running; None where the kernel does not count."""
+    """Time in ns that each thread of this process was ready but not running; None if the kernel does not count it."""
     waits = {}
     try:
         for task in os.scandir("/proc/self/task"):

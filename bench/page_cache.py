@@ -1,7 +1,8 @@
-"""A load from the disk or from memory: files are put out of the page cache, and the bytes fetched prove which it was.
+"""Cold and warm loads: files are dropped from the page cache, and the bytes read from the disk prove the result.
 
 `posix_fadvise(DONTNEED)` is only advice: file systems may ignore it, and pages that another process has mapped stay. So
-what a load really read from the disk is counted (`read_bytes` of /proc/self/io, Linux) and decides what it is called.
+the bytes that a load really read from the disk are counted (`read_bytes` of /proc/self/io, Linux), and they decide
+whether the load was cold.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _MOST, _LITTLE = 0.9, 0.1
 
 
 def put_out(files: Iterable[Path]) -> None:
-    """Ask the kernel to forget the content of `files`; where it cannot be asked, nothing happens."""
+    """Ask the kernel to drop `files` from the page cache; does nothing if the system cannot."""
     if not hasattr(os, "posix_fadvise"):
         return
     for file in files:
@@ -33,7 +34,7 @@ def put_out(files: Iterable[Path]) -> None:
 
 
 def disk_read_bytes() -> int | None:
-    """Bytes this process made the disk read so far; None where the kernel does not count or tell."""
+    """Bytes that the disk has read for this process so far; None if the kernel does not count or report them."""
     with contextlib.suppress(OSError, ValueError):
         for line in _IO.read_text().splitlines():
             if line.startswith("read_bytes:"):
@@ -42,7 +43,7 @@ def disk_read_bytes() -> int | None:
 
 
 def state_of(read_bytes: int | None, num_file_bytes: int) -> PageCache:
-    """Name a load of files of that size by what it read from the disk: most of it, hardly any, or neither."""
+    """Name a load of files of that size by the share that it read from the disk: most, almost nothing, or between."""
     if read_bytes is None or num_file_bytes == 0:
         return "unknown"
     share = read_bytes / num_file_bytes

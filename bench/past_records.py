@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 def read_history(directory: Path, *, target: Target | None, margin: float) -> RecordHistory:
     """Read every record below a folder, or those of a target's device and work, and look for changes.
 
-    What is damaged or does not count is named in `left_out`. Raises `HavocError` (exit 2) where no record can be read,
-    `MeasurementError` (4) where each is invalid, `IdentityError` (5) where none is the target's.
+    Damaged records, and records that do not count, are named in `left_out`. Raises `HavocError` (exit 2) if no record
+    can be read, `MeasurementError` (4) if all are invalid, `IdentityError` (5) if none is of the target.
     """
     unread, strangers, invalid, sound = [], [], [], []
     added_by = commits_that_added(directory)
@@ -46,12 +46,12 @@ def read_history(directory: Path, *, target: Target | None, margin: float) -> Re
     if sound:
         return history_of(sound, [*unread, *strangers, *invalid], margin=margin)
     if invalid:
-        raise MeasurementError(f"{directory}: none of {_counted(invalid)} counts ({_last(invalid)}): measure again")
+        raise MeasurementError(f"{directory}: none of {_counted(invalid)} is valid ({_last(invalid)}): measure again")
     if strangers and target is not None:
         told = f"{directory}: none of {_counted(strangers)} is of the target {target.name}"
         raise IdentityError(f"{told} ({_last(strangers)}): name another --target, or none")
     beside = f" ({count(len(unread), 'file')} could not be read; {_last(unread)})" if unread else ""
-    raise HavocError(f"{directory}: holds no record{beside}; `havoc bench ARTIFACT --out {directory}/1` adds one")
+    raise HavocError(f"{directory}: contains no record{beside}; `havoc bench ARTIFACT --out {directory}/1` adds one")
 
 
 def _counted(left_out: Sequence[tuple[str, str]]) -> str:

@@ -1,8 +1,9 @@
-"""What a model can reach on a target, before anything is run: arithmetic and the device's peaks.
+"""What a model can reach on a target, from arithmetic and the device's peaks, without running it.
 
 A floor is certain: no kernel computes faster than the device's peak or reads faster than its memory, so a limit under
-the floor is proven impossible. An estimate is not: it says what good kernels usually reach. Nothing here ever passes a
-gate. For a target without paper peaks (`host`) the peaks are measured in a blink, and only memory can prove a no.
+the floor is proven impossible. An estimate is not certain: it is what good kernels usually reach. Nothing here can pass
+a gate. For a target without paper peaks (`host`) the peaks are measured quickly, and only memory can prove that a limit
+is impossible.
 
 Roofline: Williams, Waterman, Patterson, CACM 52(4), 2009.
 """
@@ -38,7 +39,7 @@ TRUE_SHARES = (0.88, 0.90, 0.95)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedFigure:
-    """One metric of one structure: what is certain, what is likely, and what that means for the limit."""
+    """One metric of one structure: the certain bound, the likely value, and the result for the limit."""
 
     metric: str
     unit: str
@@ -62,9 +63,9 @@ class Option:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is known before a run. `is_impossible` holds when every format is proven to miss a limit at full rank.
+    """The plan before a run. `is_impossible` is true if every format is proven to miss a limit at full rank.
 
-    `truncated` holds what might pass with the most of the rank kept, where nothing does with all of it.
+    If no structure may pass at full rank, `truncated` has those that may pass with the largest possible rank.
     """
 
     model: str
@@ -86,7 +87,7 @@ class Plan:
 
 
 def load_config(model: str) -> HavocConfig:
-    """Return the shape of a preset, a model directory or a GGUF file; anything else is a `HavocError`."""
+    """Return the shape of a preset, a model directory or a GGUF file; other names are a `HavocError`."""
     if model and (Path(model).is_dir() or is_gguf(model)):
         return read_config(model)
     if model.lower().replace("_", "-").removeprefix("havoc-") not in PRESETS:
@@ -95,7 +96,7 @@ def load_config(model: str) -> HavocConfig:
 
 
 def build_plan(model: str, target: Target) -> Plan:
-    """Work out every structure of a model on a target."""
+    """Compute every structure of a model on a target."""
     config = load_config(model)
     on_paper = paper_roofline(target)
     roofline, origin = (on_paper, "on paper") if on_paper is not None else probe_roofline()
@@ -127,9 +128,9 @@ def build_plan(model: str, target: Target) -> Plan:
 
 
 def paper_roofline(target: Target) -> Roofline | None:
-    """Return a target's own peaks, or those of the bundled target that names its device; None to measure them here.
+    """Return a target's own peaks, or those of the bundled target that names its device; None: measure them here.
 
-    Measured are only the peaks of this machine. A `HavocError` asks for those of any other device.
+    Only the peaks of this machine can be measured; for another device without peaks, a `HavocError` asks for them.
     """
     if target.roofline is not None:
         return target.roofline
@@ -141,13 +142,13 @@ def paper_roofline(target: Target) -> Roofline | None:
     if device.is_this_machine or (DEVICE_KINDS[device.kind].is_host and identify_cpu().name in device.names):
         return None
     raise HavocError(
-        f"target {target.name}: the peaks of {device.names[0]!r} are not known here; give them in a table "
+        f"target {target.name}: the peaks of {device.names[0]!r} are unknown; give them in a table "
         f"[{target.name}.roofline]: fp32_flop_per_s, fp16_flop_per_s, bandwidth_bytes_per_s"
     )
 
 
 def structures(rank_fraction: float = 1.0) -> list[Structure]:
-    """Every pair of weight format and activation dtype but one: fp32 weights gain nothing from fp16 activations."""
+    """Every pair of weight format and activation dtype, except fp32 weights with fp16 activations: no gain."""
     pairs = ((weights, activations) for weights in WEIGHT_FORMATS for activations in ACTIVATION_DTYPES)
     return [
         Structure(weights, activations, rank_fraction=rank_fraction)
@@ -157,7 +158,7 @@ def structures(rank_fraction: float = 1.0) -> list[Structure]:
 
 
 def _most_rank_kept(work_out: Callable[[float], tuple[Option, ...]]) -> tuple[Option, ...]:
-    """Structures that might pass with the most of each projection's rank kept; none where not even the least does."""
+    """Structures that may pass with the largest possible rank; empty if not even the smallest rank may pass."""
     for rank_fraction in RANK_FRACTIONS:
         if possible := tuple(option for option in work_out(rank_fraction) if option.outlook == "possible"):
             return possible
@@ -194,9 +195,9 @@ def _figure(
     *,
     is_certain: bool,
 ) -> PlannedFigure | None:
-    """Floor and estimate of one limited metric; None where arithmetic says nothing (accuracy, load, energy).
+    """Floor and estimate of one limited metric; None if arithmetic cannot give them (accuracy, load, energy).
 
-    Nor does it say anything of times where the peaks are not known.
+    If the peaks are unknown, it cannot give times either.
     """
     workload = target.workload
     if roofline is not None and limit.metric in {"prefill_ms", "ttft_ms"}:
@@ -236,7 +237,7 @@ def _misses(limit: Limit, value: float) -> bool:
 def prefill_ms(
     config: HavocConfig, structure: Structure, roofline: Roofline, *, num_tokens: int
 ) -> tuple[float, float]:
-    """Milliseconds to read a prompt: at the peak of the activation's type, and as good kernels do."""
+    """Milliseconds to read a prompt: at the peak of the activation's type, and with good kernels."""
     flops = cost.prefill_flops(config, num_tokens, structure)
     read_s = cost.decode_read_bytes(config, 0, structure) / roofline.bandwidth_bytes_per_s
     peak = roofline.fp32_flop_per_s if structure.activation_dtype == "fp32" else roofline.fp16_flop_per_s
@@ -249,14 +250,14 @@ def prefill_ms(
 def decode_tok_per_s(
     config: HavocConfig, structure: Structure, roofline: Roofline, *, num_past: int
 ) -> tuple[float, float]:
-    """Tokens per second at batch 1: at full bandwidth or peak arithmetic, and as good kernels do."""
+    """Tokens per second at batch 1: at full bandwidth or peak arithmetic, and with good kernels."""
     read_s = cost.decode_read_bytes(config, num_past, structure) / roofline.bandwidth_bytes_per_s
     ceiling = 1 / max(read_s, cost.decode_flops(config, num_past, structure) / roofline.peak_flop_per_s)
     return ceiling, ceiling * roofline.practical_share
 
 
 def peak_memory_bytes(config: HavocConfig, structure: Structure, target: Target) -> tuple[float, float]:
-    """Bytes that weights and cache need, and with activations and the runtime's own as an estimate."""
+    """Bytes for weights and cache; the estimate also has activations and the runtime's own memory."""
     workload = target.workload
     num_tokens = max(workload.prompt_tokens, workload.context_tokens)
     cache = (num_tokens + workload.decode_tokens) * cost.kv_bytes_per_token(config, structure)
@@ -266,7 +267,7 @@ def peak_memory_bytes(config: HavocConfig, structure: Structure, target: Target)
 
 
 def conclude(options: tuple[Option, ...]) -> str:
-    """One sentence: what can pass, or which limits nothing meets, and how far off the best is."""
+    """One sentence: the structures that can pass, or the limits that none meets with the best value."""
     possible = [option.structure for option in options if option.outlook == "possible"]
     if possible:
         return f"may pass: {', '.join(possible)}"
@@ -277,13 +278,13 @@ def conclude(options: tuple[Option, ...]) -> str:
     )
     reasons = "; ".join(_at_best(metric, options, is_certain=not is_open) for metric in hopeless)
     words = (
-        "no format is likely to pass, and none is proven impossible" if is_open else "proven impossible in every format"
+        "no format is likely to pass, but none is proven impossible" if is_open else "proven impossible in every format"
     )
     return f"{words}{': ' + reasons if reasons else ''}"
 
 
 def _at_best(metric: str, options: tuple[Option, ...], *, is_certain: bool) -> str:
-    """Say what the best format reaches of a limit: a certain bound, or what is likely."""
+    """Say what the best format reaches: its certain bound, or its likely value."""
     figures = {option.structure: figure for option in options for figure in option.figures if figure.metric == metric}
 
     def reached(name: str) -> float:
@@ -299,7 +300,7 @@ def _at_best(metric: str, options: tuple[Option, ...], *, is_certain: bool) -> s
 
 
 def samples_needed(target: Target) -> dict[str, Any]:
-    """Samples a verdict needs: timings when none is over the limit, right answers by number of rows, the chances."""
+    """Samples for a verdict: timings if none is over the limit, right answers by number of rows, and probabilities."""
     latency = {
         limit.metric: bounds.num_samples_needed(1.0, quantile=limit.percentile, confidence=limit.confidence)
         for limit in target.limits

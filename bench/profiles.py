@@ -1,4 +1,4 @@
-"""How long to measure: four plans, from the seconds a search can spare to the ten busy minutes of a release."""
+"""How long to measure: four plans, from seconds (for a search) to ten busy minutes (for a release)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ..errors import HavocError
 
 @dataclass(frozen=True)
 class Series:
-    """Repeat until both minima are met, or the longest time has passed and there are `least`."""
+    """Repeat until both minima are met, or until the longest time has passed with at least `least` repetitions."""
 
     min_calls: int
     min_busy_s: float
@@ -19,7 +19,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """What one session does: how many fresh processes, and what each of them repeats."""
+    """The plan of one session: the number of fresh processes, and the repetitions in each."""
 
     name: str
     num_processes: int
@@ -34,7 +34,7 @@ class Profile:
 
     @property
     def timeout_s(self) -> float:
-        """After this long a process hangs."""
+        """A process that runs longer than this hangs."""
         spans = (self.prefill, self.ttft, self.decode, self.memory)
         return 300.0 + 4 * (self.warmup_max_s + sum(series.max_s for series in spans))
 

@@ -1,14 +1,14 @@
-"""A release gate inside somebody's pytest run.
+"""A release gate inside a user's pytest run.
 
-    pytest --havoc-target gtx1660 --havoc-record reports/run1/record.json    judge records that were measured before
+    pytest --havoc-target gtx1660 --havoc-record reports/run1/record.json    judge existing records
     pytest --havoc-target host --havoc-artifact artifact                     measure this artifact here, then judge it
 
     def test_release(havoc_gate):
         havoc_gate()                  # every limit proven met, or the test fails with the table
         havoc_gate("prefill_ms")      # one limit
 
-Undecided and not measured fail as well: a gate without data is not green. Measuring beside parallel workers would
-time the neighbours, so under pytest-xdist only records are judged. pytest-benchmark's `machine_info` gets the GPU.
+Undecided and not measured fail too: a gate without data is not green. Parallel workers would disturb a measurement, so
+under pytest-xdist only records are judged. The GPU is added to pytest-benchmark's `machine_info`.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("havoc", "HAVOC release gate")
     group.addoption("--havoc-target", metavar="NAME", default="host", help="host, gtx1660, or a TOML file (host)")
     group.addoption("--havoc-record", metavar="FILE", action="append", type=Path, default=[], help="judge this record")
-    group.addoption("--havoc-artifact", metavar="DIR", type=Path, help="the artifact that is released")
-    group.addoption("--havoc-verified", metavar="FILE", type=Path, help="what `havoc verify --out FILE` wrote of it")
+    group.addoption("--havoc-artifact", metavar="DIR", type=Path, help="the artifact of the release")
+    group.addoption("--havoc-verified", metavar="FILE", type=Path, help="the file of `havoc verify --out FILE`")
     profile_help = "how long to measure: quick, standard, release (quick)"
     group.addoption("--havoc-profile", metavar="NAME", default="quick", help=profile_help)
     group.addoption("--havoc-rows", metavar="N", type=int, default=1000, help="rows per domain, 0: none (1000)")
@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture(scope="session")
 def havoc_judgement(pytestconfig: pytest.Config) -> Judgement:
-    """The verdict on the records that were given, or on a measurement of the artifact made now."""
+    """The verdict on the given records, or on a new measurement of the artifact."""
     from ..export.runtime.verification import load_verified
     from .device import identify_cpu
     from .judge.gate import hash_measured, judge
@@ -78,7 +78,7 @@ def havoc_gate(havoc_judgement: Judgement, pytestconfig: pytest.Config) -> Calla
 
 
 def _failure(judgement: Judgement, lines: Sequence[Line], title: str, *, is_whole: bool) -> str:
-    """Tell a failed test its own limit; the whole judgement where all was asked, or the record itself is refused."""
+    """The text of a failed test: its own limit, or the whole judgement if all limits are tested or a rule fails."""
     from .judge.verdicts import spelled
     from .report.terminal import judgement_text, limits_text
 
@@ -114,7 +114,7 @@ def _measured(config: pytest.Config, artifact: Path) -> Record:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: dict[str, Any]) -> None:  # noqa: ARG001
-    """Add the GPU to what pytest-benchmark knows of the machine, or why there is none."""
+    """Add the GPU to pytest-benchmark's machine information, or the reason why there is none."""
     from ..export.runtime.devices import CUDA_PROVIDER
     from .device import identify_device
 

@@ -1,6 +1,6 @@
-"""What the bench asks of the child that measures, and what it answers: read by both ends, one type for each.
+"""Requests of the bench to the measuring child, and its answers: both ends read one type for each.
 
-The child imports this module, so it knows neither pydantic nor the record: see `messages`.
+The child imports this module, so it uses neither pydantic nor the record: see `messages`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from .profiles import Profile  # noqa: TC001 - `messages.read` needs it
 
 _WORKER = "havoc_core.bench.worker"
 ENGINE_WORKER = "havoc_core.bench.engine_worker"
-"""Does the same jobs for the model of another engine."""
+"""The module that does the same jobs for the model of another engine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the child needs of a record's `Workload`."""
+    """The part of a record's `Workload` that the child needs."""
 
     batch_size: int
     prompt_tokens: int
@@ -49,7 +49,7 @@ class MeasureRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Mark:
-    """A phase begins now: `t_ns` on the clock that all processes share; with the end come the tokens it decoded."""
+    """A phase begins now: `t_ns` on the clock that all processes share; the end also has the decoded tokens."""
 
     name: str
     t_ns: int
@@ -58,7 +58,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class PeakMemory:
-    """Resident memory as the kernel counts it, in the whole process or by phase; None where it does not tell."""
+    """Resident memory as the kernel counts it, in the whole process or by phase; None if it does not report it."""
 
     baseline_bytes: int | None
     peak_bytes: int | None = None
@@ -79,7 +79,7 @@ class LatencyResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ColdStartResult:
-    """The fields of the record's `ColdStart` but the time to start a process, which its parent sees."""
+    """The fields of the record's `ColdStart`, except the time to start a process, which the parent measures."""
 
     page_cache: str
     read_bytes: int | None
@@ -89,14 +89,14 @@ class ColdStartResult:
 
 @dataclass(frozen=True, kw_only=True)
 class ArenaResult:
-    """The most that the runtime's allocator held; None where its profile does not tell."""
+    """The highest memory of the runtime's allocator; None if its profile does not have it."""
 
     arena_bytes: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class LogitsRequest:
-    """How likely each of `num_ids` tokens is behind each piece of token ids, as an array [P, num_ids] in `out`."""
+    """The likelihood of each of `num_ids` tokens after each piece of token ids, as an array [P, num_ids] in `out`."""
 
     artifact: str
     provider: str
@@ -109,7 +109,7 @@ class LogitsRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class LogitsResult:
-    """So many pieces were told."""
+    """The number of pieces with an answer."""
 
     num_told: int
 

@@ -1,8 +1,8 @@
 """This machine's arithmetic and memory rates in half a second, for an estimate only.
 
-One thread in a fresh process, since a thread pool that shares its cores with others spins instead of working; the
-arithmetic of one core is multiplied by the cores. Each rate is the best of several rounds, after a warm-up; rounds that
-disagree say that the machine is too busy to know.
+One thread runs in a fresh process, because a thread pool that shares its cores with others spins instead of working;
+the arithmetic rate of one core is multiplied by the number of cores. Each rate is the best of several rounds, after a
+warm-up; if rounds disagree, the machine is too busy for an estimate.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _ONE_THREAD = dict.fromkeys(
 
 
 def probe_roofline() -> tuple[Roofline | None, str]:
-    """Measure in a fresh process; return the peaks and what they rest on, or None and why they cannot be known now."""
+    """Measure in a fresh process; return the peaks and their origin, or None and why they cannot be measured now."""
     command = [sys.executable, "-m", __name__]
     try:
         done = subprocess.run(  # this module itself, no input
@@ -45,7 +45,7 @@ def probe_roofline() -> tuple[Roofline | None, str]:
 
 
 def roofline_of(flop_per_s: list[float], bytes_per_s: list[float], *, num_cores: int) -> tuple[Roofline | None, str]:
-    """Take the best round of each rate; None where the rounds of one disagree by more than `MOST_SPREAD` times."""
+    """Take the best round of each rate; None if the rounds of a rate differ by more than a factor of `MOST_SPREAD`."""
     for name, rates in (("arithmetic", flop_per_s), ("memory", bytes_per_s)):
         if (spread := max(rates) / min(rates)) > MOST_SPREAD:
             return None, (
@@ -60,7 +60,7 @@ def roofline_of(flop_per_s: list[float], bytes_per_s: list[float], *, num_cores:
         practical_share=0.5,
     )
     cores = f"one thread times {num_cores} cores" if num_cores > 1 else "one thread"
-    return peaks, f"measured here just now with {cores}, so no proof"
+    return peaks, f"measured here just now with {cores}, so they prove nothing"
 
 
 def measure_rounds() -> dict[str, list[float]]:

@@ -1,9 +1,9 @@
-"""The child of `lockstep`: opens one artifact, times one episode whenever its parent asks for it, sleeps in between.
+"""The child of `lockstep`: opens one artifact and times one episode for each request of its parent; else it sleeps.
 
-It may run among the modules of another checkout, so that both sides are measured by one ruler: of the package it uses
-the decoder and nothing else, so the types of its request and its answer stand here. A request comes as one JSON line,
-and is answered by one when the model is open; each further line asks for an episode, and is answered by one. It ends
-with its standard input.
+It may run with the modules of another checkout, so that the same code measures both sides. So it uses only the decoder
+of the package, and the types of its request and answer are defined here. The request is one JSON line, answered by one
+line when the model is open; each further line asks for an episode and gets one line. The child ends with its standard
+input.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ..export.runtime.session import DecoderSession
 
 @dataclass(frozen=True, kw_only=True)
 class RulerRequest:
-    """What is measured, and on which inputs."""
+    """The measured model and its inputs."""
 
     artifact: str
     provider: str
@@ -32,14 +32,14 @@ class RulerRequest:
     decode_tokens: int
     seed: int
     num_ids: int | None = None
-    """Prompts are drawn from the first so many token ids; None: from all but the one that stands for a patch."""
+    """Prompts are drawn from this number of first token ids; None: from all ids except that of an image patch."""
     num_own_ids: int | None = None
-    """An engine's model has so many token ids; None where nothing tells."""
+    """The number of token ids of an engine's model; None if unknown."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimedCalls:
-    """Times of calls in ns, and the CPU time of all threads for all; None where another processor runs the model."""
+    """Times of calls in ns, and the CPU time of all threads for all; None if another processor runs the model."""
 
     wall_ns: tuple[int, ...]
     cpu_ns: int | None
@@ -47,14 +47,14 @@ class TimedCalls:
 
 @dataclass(frozen=True, kw_only=True)
 class RulerReady:
-    """What is said as soon as the model is open: how long that took; None where a server had opened it before."""
+    """The first answer, when the model is open: how long that took; None if a server had opened it before."""
 
     load_ns: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RulerEpisode:
-    """The answer: one prefill, the decode steps behind it, and the tokens that both gave, greedily.
+    """The answer: one prefill, the decode steps after it, and the greedy tokens of both.
 
     `first` is the prefill and the choice of the first token; a step is a decode call and the choice of the next one.
     """
@@ -114,7 +114,7 @@ class Ruler:
 def main() -> int:
     """Answer until the parent closes the pipe."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    os.dup2(2, 1)  # a library's prints must not mix with the answers
 
     def answer(said: RulerReady | RulerEpisode) -> None:
         answers.write(json.dumps(asdict(said)) + "\n")

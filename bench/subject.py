@@ -37,17 +37,17 @@ def identify_subject(artifact: Path) -> Subject:
 
 
 def describe(held: HeldArtifact, *, alpha: Mapping[str, float] | None = None) -> Subject:
-    """Describe an artifact that was hashed and is held open; one that no record can hold is a `HavocError`.
+    """Describe an artifact that was hashed and is held open; an artifact that does not fit a record is a `HavocError`.
 
-    `alpha` is what a live artifact is opened at, None for the manifest's. Its bytes of weights are those of one
-    mixture: the folds of its experts are read at a switch.
+    `alpha` is the mixture of a live artifact, None for the manifest's. Its bytes of weights are those of one mixture,
+    because the folds of its experts are read only at a switch.
     """
     artifact, manifest = held.place, held.manifest
     weight_bytes = sum(
         file.num_bytes for name, file in manifest.files.items() if name.endswith(".data") and name != EXPERTS_FILE
     )
     if weight_bytes == 0:
-        raise HavocError(f"{artifact}: the artifact holds no weights")
+        raise HavocError(f"{artifact}: the artifact has no weights")
     weights = asked_alpha(manifest, alpha, where=str(held.directory))
     try:
         return _described(artifact, manifest, weight_bytes, weights)
@@ -57,9 +57,9 @@ def describe(held: HeldArtifact, *, alpha: Mapping[str, float] | None = None) ->
 
 
 def describe_model(model: Contender) -> Subject:
-    """Describe the model of another engine by what is known of it: its files, its weights, who ran it."""
+    """Describe the model of another engine by its known properties: its files, its weights, its engine."""
     if model.weight_bytes == 0:
-        raise HavocError(f"{model.shown}: has no file of weights")
+        raise HavocError(f"{model.shown}: has no file with weights")
     return Subject(
         name=PurePath(model.shown).name[:200] or "unnamed",
         files=model.files,
@@ -71,7 +71,7 @@ def describe_model(model: Contender) -> Subject:
 
 
 def is_graph_rebuilt(held: HeldArtifact) -> bool | None:
-    """Whether its graphs are those that HAVOC builds for it; None where that cannot be known here."""
+    """Whether its graphs are those that HAVOC builds for it; None if that cannot be checked here."""
     if why_not_rebuilt() is not None:
         return None
     try:
@@ -105,7 +105,7 @@ def _described(artifact: Path, manifest: ArtifactManifest, weight_bytes: int, al
 
 
 def _format_cost(manifest: ArtifactManifest) -> FormatCost | None:
-    """What the manifest says the formats cost; None in one written before it did."""
+    """The cost of the formats from the manifest; None in an older manifest."""
     if manifest.format_cost is None:
         return None
     return FormatCost.model_validate_json(json.dumps(manifest.format_cost))  # strict, but a list may be a tuple

@@ -1,7 +1,7 @@
-"""How a process times what it opened: the first call, warm-up, prefills, first tokens, decoding, memory, a cold start.
+"""How a process times its model: the first call, warm-up, prefills, first tokens, decoding, memory, a cold start.
 
-What is opened is a `TimedModel`: an artifact (`worker.py`) or another engine's model (`engine_worker.py`). Whatever it
-is, the clocks, the plan and the samples are those of this file, so records of both say the same.
+The model is a `TimedModel`: an artifact (`worker.py`) or another engine's model (`engine_worker.py`). Clocks, plan and
+samples of both come from this file, so their records mean the same.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ UNCOUNTED_CONTEXT_TOKENS = 32
 
 @dataclass
 class Measured:
-    """Calls of one kind as they are timed."""
+    """Timed calls of one kind."""
 
     start_ns: list[int] = field(default_factory=list)
     duration_ns: list[int] = field(default_factory=list)
     cpu_ns: list[int] = field(default_factory=list)
 
     def add(self, start_ns: int, end_ns: int, cpu_ns: int | None = None) -> None:
-        """Keep one call, with the CPU time of all threads during it where that tells something."""
+        """Keep one call, with the CPU time of all threads during it if the model runs on the CPU."""
         self.start_ns.append(start_ns)
         self.duration_ns.append(max(end_ns - start_ns, 1))
         if cpu_ns is not None:
@@ -56,7 +56,7 @@ class Measured:
 
 
 class TimedModel(abc.ABC):
-    """One open model with its inputs; `outputs` holds what tells its different outputs apart."""
+    """One open model with its inputs; `outputs` identifies its different outputs."""
 
     load_ns: int
 
@@ -71,46 +71,46 @@ class TimedModel(abc.ABC):
 
     @abc.abstractmethod
     def time_prefill(self, into: Measured) -> None:
-        """Read a new prompt and keep how long it took."""
+        """Read a new prompt and keep the time."""
 
     @abc.abstractmethod
     def time_first_token(self, into: Measured) -> None:
-        """Answer a new request with its first token and keep how long it took."""
+        """Answer a new request with its first token and keep the time."""
 
     @abc.abstractmethod
     def time_episode(self, *, counts: bool = True) -> dict[str, Any]:
         """Decode after a new context: the fields of `schema.Episode`.
 
-        An episode that does not count meets the shapes of decoding for the first time. It is short: at most
-        `UNCOUNTED_CONTEXT_TOKENS` of context, and about `UNCOUNTED_S` of steps where it can be ended.
+        An uncounted episode runs the shapes of decoding for the first time. It is short: at most
+        `UNCOUNTED_CONTEXT_TOKENS` of context, and about `UNCOUNTED_S` of steps if it can be stopped.
         """
 
     @abc.abstractmethod
     def cpu_ns(self) -> int | None:
-        """CPU time of all threads so far; None where the model runs on another processor, which this does not count."""
+        """CPU time of all threads so far; None if the model runs on another processor, which this does not count."""
 
     @abc.abstractmethod
     def proofs(self) -> dict[str, Any]:
-        """Those fields of `schema.ProcessSamples` that tell what ran and whether it did the work."""
+        """The fields of `schema.ProcessSamples` that say what ran and whether it did the work."""
 
     @property
     @abc.abstractmethod
     def provider_options(self) -> dict[str, str]:
-        """Options of the execution provider, as the session has them."""
+        """Options of the session's execution provider."""
 
     def mark(self, name: str, *, num_tokens: int = 0) -> None:
         """Tell the parent that a phase begins now."""
         self.tell(Mark(name=name, t_ns=time.perf_counter_ns(), num_tokens=num_tokens))
 
     def keep(self, into: Measured, begin: int, end: int, cpu_before: int | None) -> None:
-        """Keep one call between two clock readings, and look around where the last look is old."""
+        """Keep one call between two clock readings, and read the machine's counters if the last reading is old."""
         cpu_now = self.cpu_ns()
         used = None if cpu_now is None or cpu_before is None else cpu_now - cpu_before
         into.add(begin - self.zero_ns, end - self.zero_ns, used)
         self.around.look()
 
     def warm_up(self) -> dict[str, Any]:
-        """Prefill until two windows agree as far as their own scatter lets them, within the plan's bounds.
+        """Prefill until two windows agree within their own scatter, within the plan's bounds.
 
         All calls are kept.
         """
@@ -136,7 +136,7 @@ def as_json(calls: Measured) -> dict[str, list[int]]:
 def rounds(
     series: Series, spent_s: Callable[[], float], *, now: Callable[[], float] = time.perf_counter
 ) -> Iterator[int]:
-    """Count rounds until both minima are reached, or the longest time has passed and the least number is there."""
+    """Count rounds until both minima are reached, or the longest time has passed with the least number of rounds."""
     begin, count = now(), 0
     while count < series.min_calls or spent_s() < series.min_busy_s:
         if count >= series.least and now() - begin > series.max_s:
@@ -203,9 +203,9 @@ def measure_latency(open_model: Open, request: MeasureRequest, tell: Tell) -> La
 def measure_cold_start(
     open_model: Open, request: MeasureRequest, tell: Tell, *, files: Sequence[Path], weights: Sequence[Path]
 ) -> ColdStartResult:
-    """Put `files` out of the page cache, load the model and call it once; what was read from the disk is counted.
+    """Drop `files` from the page cache, load the model and call it once; the bytes read from the disk are counted.
 
-    `weights` are those of the files that a load reads whole.
+    `weights` are the files that a load reads completely.
     """
     num_file_bytes = sum(file.stat().st_size for file in weights)
     put_out(files)
@@ -224,9 +224,9 @@ def measure_cold_start(
 
 
 def measure_memory(open_model: Open, request: MeasureRequest, tell: Tell) -> PeakMemory:
-    """Load, first run, steady state, each with the highest resident set the kernel saw; the parent samples too.
+    """Load, first run, steady state, each with the kernel's highest resident set; the parent samples too.
 
-    Within the first run it is marked where decoding begins.
+    The beginning of decoding within the first run is marked.
     """
     peaks: dict[str, int | None] = {}
 
@@ -253,7 +253,7 @@ def measure_memory(open_model: Open, request: MeasureRequest, tell: Tell) -> Pea
 
 
 def measure_cost(open_model: Open, request: MeasureRequest, tell: Tell) -> LatencyResult:
-    """The samples of a short latency run, and the peak resident set of the same process: enough to rank by."""
+    """The samples of a short latency run, and the peak resident set of the same process: enough for a ranking."""
     baseline = rss_bytes()
     measured = measure_latency(open_model, request, tell)
     return replace(measured, memory=PeakMemory(baseline_bytes=baseline, peak_bytes=peak_rss_bytes()))

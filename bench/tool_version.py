@@ -1,4 +1,4 @@
-"""Which HAVOC measured: its version and, where it runs from a checkout of its own, the commit; and who added files."""
+"""The version of HAVOC and, in its own checkout, the commit; and the commits that added files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ PACKAGE = Path(__file__).resolve().parent.parent
 def identify_tool(package: Path = PACKAGE) -> Tool:
     """Version, commit and whether tracked files differ from it; the last two None without a checkout or without git.
 
-    Only a `.git` of the package's own folder counts: installed into an environment inside somebody's repository, that
-    repository's commit says nothing about HAVOC.
+    Only a `.git` of the package's own folder counts: if HAVOC is installed inside another repository, that repository's
+    commit says nothing about HAVOC.
     """
     if not (package / ".git").exists():
         return Tool(version=__version__)
@@ -41,7 +41,7 @@ def commits_that_added(directory: Path) -> dict[str, str]:
 
 
 def _git(package: Path, *words: str) -> str | None:
-    """What git answers about that folder, whatever repository the caller's environment points to."""
+    """The output of git about that folder, independent of the caller's environment."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     command = ["git", "--no-optional-locks", "-C", str(package), *words]
     try:

@@ -1,11 +1,11 @@
-"""How much device memory a process took: several methods, the most certain first; the best two are compared.
+"""Device memory of a process: several methods, the most certain first; the best two are compared.
 
     1 nvml_accounting       the driver's own per-process maximum: no sampling gap
-    2 nvml_process          per-process figures, sampled; where Windows keeps them from NVML, its own counters:
+    2 nvml_process          per-process figures, sampled; if Windows does not give them to NVML, Windows' counters:
       windows_process
-    3 nvml_device_delta     the whole card minus its idle baseline, sampled, only while nobody else is on it
-    4 ort_arena             what the runtime's allocator holds: blind to kernels and context, so it may fail a limit but
-                            never pass one (`memory.py` asks for it only where the others are silent)
+    3 nvml_device_delta     the whole card minus its idle baseline, sampled, only if no other process is on it
+    4 ort_arena             memory of the runtime's allocator, without kernels and context, so it may fail a limit but
+                            never pass one (`memory.py` uses it only if the other methods give nothing)
 
 A reading of none, 0 or less than the weights counts as unavailable. All functions are pure: readings in, a series out.
 """
@@ -27,10 +27,10 @@ ARENA = "ort_arena"
 
 @dataclass(frozen=True, kw_only=True)
 class VramReading:
-    """One look at the card: the whole of it, our process on it, and how many others there are (None: not told).
+    """One reading of the card: its whole memory, that of our process, and the number of others (None: unknown).
 
-    Our process may be listed without a figure, and is not listed at all before, after, and in some containers. What
-    Windows counts of it comes apart: on the card, and in the system's memory.
+    Our process may be listed without a figure; before, after, and in some containers it is not listed. Windows reports
+    its memory on the card and in system memory separately.
     """
 
     device_used_bytes: int | None
@@ -43,7 +43,7 @@ class VramReading:
 
 @dataclass(frozen=True, kw_only=True)
 class VramFinding:
-    """The series of the best method that gave a number, or the reason why none did; `caveat` is what it rests on."""
+    """The series of the best method with a number, or the reason why there is none; `caveat` says what it rests on."""
 
     series: MemorySeries | None
     reason: str | None = None
@@ -66,7 +66,7 @@ def settle(
     """Choose the best method that gave readings, and compare it with the next best.
 
     `baseline_bytes` is the memory in use on the whole card before our process started, `settled_bytes` after it ended.
-    If the two differ by more than methods may, another process started or ended, even if the list of processes hid it.
+    If they differ by more than two methods may, another process started or ended, even if the list did not show it.
     """
     own = [(t, r.own_used_bytes) for t, r in readings if r.own_used_bytes]
     foreign = _strangers(readings, baseline_bytes, settled_bytes)
@@ -110,7 +110,7 @@ def settle(
 def _strangers(
     readings: Sequence[tuple[int, VramReading]], baseline_bytes: int | None, settled_bytes: int | None
 ) -> str | None:
-    """Why the whole card is not ours alone, as a sentence; None when nothing speaks against it."""
+    """Why the card may have other processes, as a sentence; None if it has none."""
     if any(reading.num_others for _, reading in readings):
         return "other processes are on the card"
     if any(reading.num_others is None for _, reading in readings):
@@ -119,19 +119,19 @@ def _strangers(
         return None
     if abs(settled_bytes - baseline_bytes) <= CROSS_CHECK_BYTES:
         return None
-    return f"the card held {baseline_bytes} bytes before and {settled_bytes} after: other processes came or went"
+    return f"the card had {baseline_bytes} bytes before and {settled_bytes} after: other processes started or ended"
 
 
 def _caveat(method: str, readings: Sequence[tuple[int, VramReading]]) -> str | None:
     if method != "nvml_device_delta":
         return None
     if any(reading.is_own_listed for _, reading in readings):
-        return "the driver withholds the figures of single processes (as Windows and WSL do)"
-    return "the driver lists no process (as in some containers), so only the card's equal idle memory speaks for nobody"
+        return "the driver does not give the figures of single processes (as on Windows and WSL)"
+    return "the driver lists no process (as in some containers); the card's idle memory was the same before and after"
 
 
 def disagreement(series: MemorySeries) -> str | None:
-    """How far apart two methods are, as a sentence, when it is more than 64 MB and 5 %; None when they agree."""
+    """The difference between two methods, as a sentence, if it is more than 64 MB and 5 %; None if they agree."""
     if series.cross_check_bytes is None:
         return None
     apart = abs(series.peak_bytes - series.cross_check_bytes)
@@ -149,7 +149,7 @@ def _why_none(too_small: Sequence[str], *, foreign: str | None, weight_bytes: in
 
 
 def arena_series(arena_bytes: int | None, *, process: int, weight_bytes: int) -> MemorySeries | None:
-    """The allocator's peak as a lower bound; None where it is silent or holds less than the weights."""
+    """The allocator's peak as a lower bound; None if it is unknown or less than the weights."""
     if not arena_bytes or arena_bytes < weight_bytes:
         return None
     return MemorySeries(process=process, method=ARENA, baseline_bytes=0, peak_bytes=arena_bytes)

@@ -1,4 +1,4 @@
-"""When is a process warm: windows of calls whose medians agree, and the name of the way it got there.
+"""Decide when a process is warm: the medians of two windows of calls agree; and name how it got there.
 
 The words are those of Barrett et al., Virtual Machine Warmup Blows Hot and Cold (OOPSLA 2017).
 """
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 LEAST_TOLERANCE, MOST_TOLERANCE = 0.02, 0.10
-LONE_CALL_TOLERANCE = 0.05  # a window of one call shows no scatter of its own
+LONE_CALL_TOLERANCE = 0.05  # a window of one call shows no scatter
 LONG_CALL_NS = 500_000_000
 SURE_SIGMAS = 3.0
 MIN_CALLS, MAX_CALLS = 3, 200
@@ -22,9 +22,9 @@ Classification = Literal["flat", "warmup", "slowdown", "no_steady_state"]
 
 
 def calls_per_window(call_ns: int, window_s: float) -> int:
-    """As many calls as fill a window, so that its median does not jump with every interruption; within 3 and 200.
+    """The number of calls in a window, so that one interruption does not change its median; between 3 and 200.
 
-    Where a call takes half a second or more, one is a window: it averages over thousands of operations by itself.
+    If a call takes half a second or more, one call is a window: it averages over thousands of operations.
     """
     least = MIN_CALLS if call_ns < LONG_CALL_NS else 1
     return min(max(least, math.ceil(window_s * 1e9 / call_ns)), MAX_CALLS)
@@ -41,11 +41,11 @@ def _windows(durations_ns: Sequence[int], window: int) -> list[Sequence[int]]:
 
 
 def tolerance_of(durations_ns: Sequence[int], window: int) -> float:
-    """How far, as a share, the medians of the last two windows may lie apart by the scatter of their calls alone.
+    """The allowed difference between the medians of the last two windows, as a share, from the scatter of their calls.
 
-    Three standard errors of the difference of two medians. The scatter is taken from the mean absolute deviation, which
-    a single interruption moves little; a normal sample's median has 1.2533 times the error of its mean. At least 2 %,
-    and at most 10 %: what scatters more has no level to settle on.
+    Three standard errors of the difference of two medians. The scatter comes from the mean absolute deviation, which a
+    single interruption changes little; a normal sample's median has 1.2533 times the error of its mean. At least 2 %,
+    and at most 10 %: calls with more scatter have no steady level.
     """
     if window == 1:
         return LONE_CALL_TOLERANCE
@@ -65,7 +65,7 @@ def is_steady(medians_ns: Sequence[int], tolerance: float) -> bool:
 
 
 def classify(medians_ns: Sequence[int], tolerance: float) -> Classification:
-    """Name the way from the first window to the steady level: unchanged, from slower, from faster, or not arrived."""
+    """Name the way from the first window to the steady level: unchanged, from slower, from faster, or not reached."""
     if not is_steady(medians_ns, tolerance):
         return "no_steady_state"
     first, level = medians_ns[0], medians_ns[-1]

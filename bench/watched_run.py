@@ -1,7 +1,7 @@
-"""One measurement session: what is measured on what, and its latency processes, watched from outside.
+"""One measurement session: the model, the device, and the latency processes, watched from outside.
 
-This process sleeps while a child measures. What it does meanwhile is to read the device's clocks twice a second, and
-its energy counter at the marks where decoding begins and ends.
+This process sleeps while a child measures. It only reads the device's clocks twice per second, and the energy counter
+at the beginning and end of decoding.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ TELEMETRY_INTERVAL_MS = 500.0
 
 @dataclass(frozen=True, kw_only=True)
 class Session:
-    """What stays the same for every child of one measurement.
+    """Values that are the same for every child of one measurement.
 
-    `held` is what every child opens: an artifact's folder, or the model of another engine. `card` is None where no NVML
-    watches the device; `idle_pids` were on it before the first child began. With `captures_steps` single steps run as a
-    CUDA graph. `alpha` is what every child opens a live artifact at, None for the manifest's.
+    Every child opens `held`: an artifact's folder, or the model of another engine. `card` is None if NVML does not
+    watch the device; `idle_pids` were on it before the first child began. With `captures_steps` single steps run as a
+    CUDA graph. `alpha` is the mixture of a live artifact, None for the manifest's.
     """
 
     held: HeldArtifact | Contender
@@ -62,7 +62,7 @@ class Session:
 
     @property
     def artifact(self) -> Path:
-        """What every child opens."""
+        """The path that every child opens."""
         return Path(self.held.place)
 
     @property
@@ -93,7 +93,7 @@ class Session:
         on_start: Callable[[int], None] | None = None,
         listen: Callable[[Mark], None] | None = None,
     ) -> Answer:
-        """Let a fresh process do one job, in the engine's own interpreter where it has one."""
+        """Run one job in a fresh process, with the engine's own interpreter if it has one."""
         return run_worker(
             job if self.engine is None else replace(job, module=ENGINE_WORKER),
             self.request(process),
@@ -116,11 +116,11 @@ def open_session(
     captures_steps: bool = False,
     alpha: Mapping[str, float] | None = None,
 ) -> Iterator[Session]:
-    """Find out what will be measured on before any child starts, hash the artifact and keep its folder open.
+    """Identify the device before any child starts, hash the artifact and keep its folder open.
 
-    The model of another engine was hashed when it was entered (`contender.enter`); it is measured on the CPU alone.
-    NVML is kept open meanwhile where it is needed. A changed artifact is an `IdentityError`, an `alpha` for one that
-    is not live a `HavocError`.
+    The model of another engine was hashed when it was entered (`contender.enter`); it is measured only on the CPU.
+    NVML is kept open if it is needed. A changed artifact is an `IdentityError`; an `alpha` for an artifact that is not
+    live is a `HavocError`.
 
     `device` replaces the identification: a simulated card is watched while the CPU does the work.
     """
@@ -129,10 +129,10 @@ def open_session(
     if provider is None:
         provider = default_provider()
     if not kind_of_provider(provider).captures_steps and captures_steps:
-        raise HavocError(f"a CUDA graph needs {CUDA_PROVIDER}, this is {provider}")
+        raise HavocError(f"a CUDA graph needs {CUDA_PROVIDER}, but the provider is {provider}")
     if num_threads is not None and num_threads < 1:
         raise HavocError(f"num_threads must be at least 1, not {num_threads}")
-    runtime_package()  # two of them in one environment overwrite each other: refused before anything runs
+    runtime_package()  # two packages in one environment overwrite each other: refuse them before anything runs
     device = device or identify_device(provider)
     with _held(artifact, alpha) as held:
         session = Session(
@@ -170,7 +170,7 @@ def require_plain_work(
     *,
     captures_steps: bool,
 ) -> str:
-    """Refuse what only an artifact can do, and what the model cannot hold; return the provider, which is the CPU's."""
+    """Refuse options for artifacts only, and a workload that the model cannot hold; return the CPU's provider."""
     options = {
         "--provider": provider not in {None, CPU_PROVIDER},
         "--alpha": alpha is not None,
@@ -180,16 +180,16 @@ def require_plain_work(
     }
     for option in (name for name, is_given in options.items() if is_given):
         raise HavocError(
-            f"{model.shown}: {option} is for artifacts; another engine reads one prompt at a time on a CPU"
+            f"{model.shown}: {option} is only for artifacts; another engine reads one prompt at a time on a CPU"
         )
     needed = max(work.prompt_tokens + 1, work.context_tokens + work.decode_tokens)
     if model.max_tokens is None or model.num_ids is None:
         raise HavocError(
-            f"{model.shown}: a server at an address tells neither which file it holds nor its memory, so there is no "
-            "record of it: give the .gguf file, or compare it with `havoc duel`"
+            f"{model.shown}: a server at an address reports neither its file nor its memory, so it cannot have a "
+            "record: give the .gguf file, or compare it with `havoc duel`"
         )
     if needed > model.max_tokens:
-        raise HavocError(f"the workload needs {needed} tokens of context, {model.shown} has {model.max_tokens}")
+        raise HavocError(f"the workload needs {needed} tokens of context, but {model.shown} has {model.max_tokens}")
     return CPU_PROVIDER
 
 
@@ -208,7 +208,7 @@ def _watched(session: Session) -> Iterator[Session]:
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One latency process: its samples and what was seen of the device and the other processes meanwhile."""
+    """One latency process: its samples, and the readings of the device and of other processes meanwhile."""
 
     samples: ProcessSamples
     telemetry: tuple[TelemetryPoint, ...]
@@ -222,13 +222,13 @@ class Attempt:
 
 
 class Watch(Protocol):
-    """Who is told of a child while it works; `memory.MemoryWatch` is one."""
+    """The interface of objects that watch a child at work, such as `memory.MemoryWatch`."""
 
     def on_start(self, pid: int) -> None:
-        """Hear which process it is."""
+        """Receive the process id."""
 
     def listen(self, mark: Mark) -> None:
-        """Hear which phase it begins."""
+        """Receive the start of a phase."""
 
 
 def latency_process(
@@ -240,7 +240,7 @@ def latency_process(
 ) -> Attempt:
     """Run one latency process.
 
-    Readings count from the first timed call to the last: while a model loads, a device idles at its lowest clocks.
+    Readings count from the first timed call to the last, because a device has its lowest clocks while a model loads.
     """
     pid = 0
     window: dict[str, int] = {}
@@ -294,7 +294,7 @@ def latency_process(
 
 
 def cold_start(session: Session) -> ColdStart:
-    """Run one process that loads and calls the artifact once, out of the page cache where that can be had."""
+    """Run one process that loads and calls the artifact once, without the page cache if that is possible."""
     started_ns = loading_ns = 0
 
     def start(_pid: int) -> None:

@@ -1,8 +1,8 @@
-"""A process's memory on graphics cards as Windows counts it: what its driver model (WDDM) keeps from NVML.
+"""A process's memory on graphics cards as Windows counts it, because its driver model (WDDM) does not give it to NVML.
 
-The performance counters "GPU Process Memory" have one instance a process and adapter, `pid_1234_luid_0x..._phys_0`.
-Dedicated usage lies on the card; shared usage is system memory the card may read, where a driver moves what does not
-fit. Read through pdh.dll (learn.microsoft.com: PdhGetFormattedCounterArrayW). Elsewhere than on Windows there is none.
+The performance counters "GPU Process Memory" have one instance per process and adapter, `pid_1234_luid_0x..._phys_0`.
+Dedicated usage is on the card; shared usage is system memory that the card can read, to which a driver moves what does
+not fit. They are read through pdh.dll (learn.microsoft.com: PdhGetFormattedCounterArrayW), only on Windows.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class ProcessCounters:
     counters: tuple[c_void_p, ...]
 
     def usage_bytes(self, pid: int) -> tuple[int, int] | None:
-        """Dedicated and shared bytes of a process, over all adapters; None where Windows lists it on none."""
+        """Dedicated and shared bytes of a process, over all adapters; None if Windows lists it on no adapter."""
         if self.library.PdhCollectQueryData(self.query):
             return None
         found = [self._of(counter, f"pid_{pid}_") for counter in self.counters]
@@ -64,7 +64,7 @@ class ProcessCounters:
 
 @contextmanager
 def open_counters(library: Any = None) -> Iterator[ProcessCounters | None]:  # noqa: ANN401 - a loaded library
-    """Open the counters, and close them at the end; None off Windows and where it has no such counters."""
+    """Open the counters, and close them at the end; None off Windows, or if Windows has no such counters."""
     if library is None and sys.platform != "win32":
         yield None
         return

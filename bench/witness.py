@@ -1,4 +1,4 @@
-"""Check that timed calls did the work: their keys and values in the cache are compared with the same tokens read alone.
+"""Check that timed calls did the work: compare their keys and values in the cache with the same tokens, read untimed.
 
     T tokens of the timed call, K tokens read again, D head dim
 
@@ -34,7 +34,7 @@ CLOSE_SHARE = 1 / 32
 NUM_SHORT_STEPS = 12
 SHORT_TOKENS = 32
 _NO_NUMBER = 1e6
-"""Stands for an error that is no finite number."""
+"""Replaces an error that is not a finite number."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class _KeptSteps:
 
 
 class Witness:
-    """Keeps what a few timed calls wrote; any of them may be among the few, and the draw is not that of the inputs."""
+    """Keeps the results of a few random timed calls; the random numbers are not those of the inputs."""
 
     def __init__(self, session: DecoderSession) -> None:
         self._session = session
@@ -72,7 +72,7 @@ class Witness:
         self._num_episodes = 0
 
     def keep(self, ids_BT: NDArray[np.int64], past: Past) -> None:
-        """Look at a timed prompt and the cache it filled, after the clock was stopped; each is as likely to be kept."""
+        """Look at a timed prompt and its cache after the clock was stopped; all have equal probability."""
         self._num_seen += 1
         place = len(self._kept) if self._num_seen <= NUM_CALLS else int(self._rng.integers(self._num_seen))
         if place >= NUM_CALLS:
@@ -97,9 +97,9 @@ class Witness:
     def keep_steps(
         self, ids_BT: NDArray[np.int64], steps: Sequence[NDArray[np.int64]], logits: NDArray[np.float32], past: Past
     ) -> None:
-        """Look at an episode: its context, the ids [B, 1] that each step read, and what the last one left.
+        """Look at an episode: its context, the ids [B, 1] that each step read, and the results of the last step.
 
-        One episode is kept, each as likely as the others.
+        One episode is kept; all have equal probability.
         """
         self._num_episodes += 1
         if not steps or int(self._rng.integers(self._num_episodes)):
@@ -110,7 +110,7 @@ class Witness:
         self._steps = _KeptSteps(ids, logits[0].astype(np.float32), positions, _at(past, positions))
 
     def testify(self, past: Past) -> dict[str, Any]:
-        """Read the kept prompts alone, shorter or longer than they were, over `past`; see `schema.WorkDone`."""
+        """Read the kept prompts untimed, shortened or lengthened, over `past`; see `schema.WorkDone`."""
         errors = [self._error(kept, past) for kept in self._kept]
         return {
             "num_calls": len(errors),
@@ -125,7 +125,7 @@ class Witness:
         return _largest(map(_difference, kept.values, _at(alone, kept.positions)))
 
     def _step_error(self, kept: _KeptSteps, past: Past) -> float:
-        """The same of the steps' keys and values and of the last logits, against one call that reads all tokens."""
+        """The same for the steps' keys and values and for the last logits, against one call that reads all tokens."""
         logits, whole = self._session.extend(kept.ids, None, past)
         errors = map(_difference, kept.values, _at(whole, kept.positions))
         centred = [array - array.mean() for array in (kept.logits, logits[0].astype(np.float32))]
@@ -151,7 +151,7 @@ def _at(past: Past, positions: NDArray[np.int64]) -> list[NDArray[np.float32]]:
 
 
 def _difference(found: NDArray[np.float32], truth: NDArray[np.float32]) -> float:
-    """RMS difference in units of the truth's own RMS."""
+    """RMS difference in units of the RMS of the reference."""
     return float(np.sqrt(np.mean((found - truth) ** 2)) / max(float(np.sqrt(np.mean(truth**2))), 1e-12))
 
 

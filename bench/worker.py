@@ -1,9 +1,9 @@
 """The child that measures an artifact: `python -m havoc_core.bench.worker` does one job of `requests`.
 
-It is a fresh process with its own session and loads as little as it can: what it costs is what the artifact costs. What
-is timed when is `timing.py`'s. Times are `perf_counter_ns`, whose clock all processes of a machine share. Inputs are
-drawn, and outputs checked, outside the timed span; the garbage collector is off inside it. Keys and values stay in
-buffers that were allocated once: no call is charged for allocating them.
+It is a fresh process with its own session, and loads as little as possible, so that its costs are those of the
+artifact. `timing.py` decides what is timed and when. Times are `perf_counter_ns`, whose clock all processes of a
+machine share. Inputs are drawn, and outputs checked, outside the timed span; the garbage collector is off inside it.
+Keys and values stay in buffers that are allocated once, so no call includes allocation.
 
     B batch, T prompt tokens, V vocab
 """
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 
 
 class Bench(TimedModel):
-    """One open artifact, its inputs, and what was noticed about its outputs."""
+    """One open artifact, its inputs, and the checks of its outputs."""
 
     def __init__(self, request: MeasureRequest, tell: Tell, *, profile: Path | None = None) -> None:
         super().__init__(request, tell)
@@ -76,25 +76,25 @@ class Bench(TimedModel):
         return session
 
     def _require_context(self) -> int:
-        """Tokens the longest call of the workload needs; a `HavocError` where model or cache has fewer."""
+        """The number of tokens of the workload's longest call; a `HavocError` if model or cache has fewer."""
         needed = max(self.workload.prompt_tokens, self.workload.context_tokens + self.workload.decode_tokens)
         has = self.session.config.max_seq_len
         if needed > has:
-            raise HavocError(f"the workload needs {needed} tokens of context, this model has {has}")
+            raise HavocError(f"the workload needs {needed} tokens of context, but this model has {has}")
         holds = self.session.options.cache_len
         if holds is not None and needed > holds:
             raise HavocError(
-                f"the workload needs {needed} tokens, this artifact's static cache holds {holds}: "
+                f"the workload needs {needed} tokens, but this artifact's static cache has {holds}: "
                 f"export with --cache-len {needed} or more"
             )
         return needed
 
     def prefill(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], Past]:
-        """Read prompts [B, T] into the buffers, over what the call before left there."""
+        """Read prompts [B, T] into the buffers; this overwrites the previous call's content."""
         return self.session.extend(ids, None, self.past)
 
     def read(self, ids: NDArray[np.int64]) -> tuple[NDArray[np.float32], Past]:
-        """Read prompts as often as the workload has passes, every time from their first token to logits on the host."""
+        """Read the prompts once per pass of the workload, each time from their first token to logits on the host."""
         for _ in range(self.workload.passes - 1):
             self.prefill(ids)
         return self.prefill(ids)
@@ -104,16 +104,16 @@ class Bench(TimedModel):
         return self.rng.choice(self.plain_ids, size=(self.workload.batch_size, num_tokens))
 
     def check(self, logits: NDArray[np.float32]) -> None:
-        """Notice NaN and infinity, and whether different inputs give different outputs."""
+        """Count NaN and infinity, and check whether different inputs give different outputs."""
         self.num_nonfinite_logits += int(logits.size - np.isfinite(logits).sum())
         self.outputs.add(hashlib.blake2b(np.ascontiguousarray(logits).tobytes(), digest_size=8).digest())
 
     def cpu_ns(self) -> int | None:
-        """CPU time of all threads so far; None where the model runs on another processor, which this does not count."""
+        """CPU time of all threads so far; None if the model runs on another processor, which this does not count."""
         return time.process_time_ns() if kind_of_provider(self.request.provider).is_host else None
 
     def chosen(self, logits: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The likeliest token of each row [B, 1]; never the one that stands for a patch, as when text is written."""
+        """The likeliest token of each row [B, 1]; never that of an image patch, as in text generation."""
         vision = self.session.config.vision
         if vision is not None:
             logits = logits.copy()
@@ -133,7 +133,7 @@ class Bench(TimedModel):
         self.witness.keep(ids, past)
 
     def time_first_token(self, into: Measured) -> None:
-        """One request from its text (ids where the artifact has no tokenizer) to the text of its first token.
+        """One request from its text (ids if the artifact has no tokenizer) to the text of its first token.
 
         In a batch every request is the same text.
         """
@@ -189,7 +189,7 @@ class Bench(TimedModel):
         }
 
     def proofs(self) -> dict[str, Any]:
-        """Where each node ran, logits that are no numbers, and what timed calls left behind."""
+        """Where each node ran, the number of non-finite logits, and the proof that timed calls did the work."""
         placement = self.session.placement()
         return {
             "nodes_by_provider": {name: len(nodes) for name, nodes in placement.by_provider.items()},
@@ -205,7 +205,7 @@ class Bench(TimedModel):
 
 
 def plain_ids(config: HavocConfig) -> NDArray[np.int64]:
-    """All token ids but the special ones and the one that stands for an image patch."""
+    """All token ids except the special ones and that of an image patch."""
     special = [config.pad_token_id, config.bos_token_id, *config.eos_token_ids]
     special.append(None if config.vision is None else config.vision.image_token_id)
     taken = np.array([token_id for token_id in special if token_id is not None], dtype=np.int64)
@@ -235,7 +235,7 @@ def measure_cold_start(request: MeasureRequest, tell: Tell) -> ColdStartResult:
 
 
 def measure_arena(request: MeasureRequest, tell: Tell) -> ArenaResult:
-    """The most the runtime's allocator held for the provider while it read and wrote once, by its own profile."""
+    """The highest memory of the runtime's allocator for the provider during one read and write, by its own profile."""
     with scratch_directory("havoc-profile-") as folder:
         bench = Bench(request, tell, profile=folder / "arena")
         bench.time_prefill(Measured())
@@ -246,7 +246,7 @@ def measure_arena(request: MeasureRequest, tell: Tell) -> ArenaResult:
 
 
 def tell_logits(request: LogitsRequest, _tell: Tell) -> LogitsResult:
-    """Read each piece and keep the logits of the token behind it."""
+    """Read each piece and keep the logits of the next token."""
     session = DecoderSession.open(request.artifact, provider=request.provider, num_threads=request.num_threads)
     found = np.stack([session.prefill(np.array([piece]))[0][0, : request.num_ids] for piece in request.pieces])
     np.save(request.out, found.astype(np.float32))

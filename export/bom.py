@@ -1,9 +1,9 @@
 """The bill of materials of an artifact, `bom.cdx.json`: CycloneDX 1.6 around a machine-learning model. No torch.
 
-It holds what inventories ask for: the model with its architecture, measured parity and limits, the base and the experts
-it descends from, every file with its SHA-256, and the tools that wrote it. No time and no random number: one export has
-one form, and its serial number is a hash of them. Written as plain JSON because the maintained Python
-library of the standard knows no model card. Source: https://cyclonedx.org/docs/1.6/json/
+It has the data for inventories: the model with its architecture, measured parity and limits, its base and experts,
+every file with its SHA-256, and the tools that wrote it. It has no time and no random number, so one export always has
+the same form; its serial number is a hash of the files. It is written as plain JSON, because the maintained Python
+library of the standard does not support model cards. Source: https://cyclonedx.org/docs/1.6/json/
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ _COSTS = {
 
 
 def _metrics(manifest: ArtifactManifest) -> Iterator[dict[str, str]]:
-    """How far the graph is from float64 on each way of running it, and what the format costs."""
+    """The graph's error against float64 in each way of running it, and the cost of the format."""
     for case in manifest.parity["cases"]:
         yield {
             "type": f"error against float64 in units of that of {case['measure']}",

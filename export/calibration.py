@@ -26,14 +26,14 @@ WINDOW, MAX_WINDOWS = 256, 16
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """Windows of token ids [W, T], and the SHA-256 of the whole text; None where the ids are random."""
+    """Windows of token ids [W, T], and the SHA-256 of the whole text; None if the ids are random."""
 
     windows: NDArray[np.int64]
     text: str
     text_sha256: str | None
 
     def to_json(self) -> dict[str, Any]:
-        """What a manifest keeps of it."""
+        """The part for the manifest."""
         return {"text": self.text, "text_sha256": self.text_sha256, "num_tokens": int(self.windows.size)}
 
 

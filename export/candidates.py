@@ -1,8 +1,8 @@
 """Sessions for the search: any mixture of one base in milliseconds, without writing or re-exporting anything.
 
 One graph per structure is built once. For each alpha the adapted matrices are folded by one weighted sum, encoded as
-the structure stores them and handed to a new session in memory; everything else is encoded once and shared. A session
-is created anew because ONNX Runtime packs weights when it opens a graph: updating them in place is silently ignored.
+the structure stores them and passed to a new session in memory; everything else is encoded once and shared. Each alpha
+needs a new session, because ONNX Runtime packs weights when it opens a graph and silently ignores later changes.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class CandidateSessions:
         return self._shared[structure]
 
     def _made(self, structure: Structure, tensors: FoldedTensors) -> _Shared:
-        """Everything of one structure from `tensors`; a calibration on the bundled text where it asks for one."""
+        """All parts of one structure from `tensors`, with a calibration on the bundled text if it needs one."""
         config = self._source.config
         if structure.weight_format == "keep":
             raise HavocError("keep stores the blocks of a GGUF file, but a mixture has none: search int4 or int8")
@@ -139,7 +139,7 @@ class CandidateSessions:
 
 
 def _tokenizer_of(base: Source | Base | Path | str, source: Source) -> Tokenizer | None:
-    """The tokenizer of a loaded base as it is, with or without its chat template; else the directory's."""
+    """The tokenizer of a loaded base, with or without its chat template; else the directory's."""
     if isinstance(base, Base):
         return base.loaded_tokenizer
     return source.tokenizer

@@ -1,4 +1,4 @@
-"""The model card (`README.md`) of what was exported: what it is, how to run it, how it was checked, its limits."""
+"""The model card (`README.md`) of an export: what it is, how to run it, how it was checked, its limits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _MARKUP = re.compile(r"[\\`*\[\]|~]|(?<![^\W_])_|_(?![^\W_])|(?<=www)\.")
 _RANDOM = "**The weights are random**: fit for measuring cost, not for answers.\n\n"
 _GENAI = """
-or, with [onnxruntime-genai](https://onnxruntime.ai/docs/genai/), which reads this folder as it is:
+or, with [onnxruntime-genai](https://onnxruntime.ai/docs/genai/), which can open this folder directly:
 
 ```python
 import onnxruntime_genai as og
@@ -108,7 +108,7 @@ def huggingface_card(source: Source, alpha: Mapping[str, float], rule: str, dtyp
 {_RANDOM if source.is_random else ""}The weights of {_inline(source.name)}, SHA-256 `{source.hash}`.
 Mixture: {_mixture(alpha, rule)}.
 
-`mixture.json` says what they were folded from; `havoc import .` checks the directory and says what it is.
+`mixture.json` names their sources; `havoc import .` checks the directory and describes it.
 
 ## Licence
 
@@ -117,7 +117,7 @@ Mixture: {_mixture(alpha, rule)}.
 
 
 def _front_matter(config: HavocConfig, licence: Licence, *, library: str, tags: str) -> str:
-    """What a model page is indexed by; a licence without an identifier is `other` with a link to its text."""
+    """The metadata of a model page; a licence without an identifier is `other` with a link to its text."""
     lines = ["---", f"library_name: {library}"]
     lines += [f"pipeline_tag: {'image-text-to-text' if config.vision is not None else 'text-generation'}"]
     lines += [f"tags: [{tags}]"]
@@ -139,7 +139,7 @@ def _sentence(config: HavocConfig, num_parameters: int) -> str:
 
 
 def _inline(name: str) -> str:
-    """A folder's name as the words it is, wherever it stands: no markup, no link, no cell of a table, no tag."""
+    """A folder's name as plain words in any place: no markup, no link, no table cell, no tag."""
     escaped = _MARKUP.sub(r"\\\g<0>", printable(name))
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
@@ -192,7 +192,7 @@ def _parity_table(manifest: ArtifactManifest) -> str:
 
 
 def cost_sentence(cost: Mapping[str, Any]) -> str:
-    """What the format costs, in one sentence."""
+    """The cost of the format, in one sentence."""
     return (
         f"KL divergence from the exact fold {cost['kl_mean']:.2g} nats on average ({cost['kl_p99']:.2g} at the 99th "
         f"percentile), the same next token at {cost['top1_share']:.1%}, perplexity times "
@@ -214,10 +214,10 @@ def _limit_lines(config: HavocConfig, manifest: ArtifactManifest, structure: Str
     yield f"At most {config.max_seq_len:,} tokens of prompt and answer together."
     if structure.is_quantized:
         share = f"{(manifest.format_cost or {})['top1_share']:.1%} of the next tokens"
-        yield f"{structure.weight_format} weights keep {share}; what that costs in answers only an evaluation shows."
+        yield f"{structure.weight_format} weights keep {share}; only an evaluation shows the cost in answers."
     if structure.activation_dtype == "fp16":
         yield "Activations beyond 65,504 overflow in fp16; the check above found none on its inputs."
-    yield "How fast it is and how often it is right stands nowhere here: `havoc bench` measures, `havoc gate` judges."
+    yield "This card does not state speed or accuracy: `havoc bench` measures them, `havoc gate` judges them."
 
 
 def _licence(source: Source, licence: Licence) -> str:
@@ -228,5 +228,5 @@ def _licence(source: Source, licence: Licence) -> str:
     if licence.file:
         return f"That of the base, {name}: see `{licence.file}`."
     if source.is_random:
-        return "Random weights are nobody's work."
-    return f"That of the base, {name}. Its directory names none: ask whoever made it before you publish this."
+        return "Random weights have no licence."
+    return f"That of the base, {name}. Its directory names no licence: ask its authors before you publish this."

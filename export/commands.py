@@ -41,8 +41,8 @@ _EXACT = (
     "allow a format; --compute int8 keeps the faster ones"
 )
 _BEYOND = (
-    "warning: --context goes beyond what the base was made for; behind that its positions are extrapolated (RoPE), and "
-    "what it writes there gets worse"
+    "warning: --context is longer than the base's own context; beyond that, positions are extrapolated (RoPE), and the "
+    "text gets worse"
 )
 _UNCUT = "warning     --rank changed nothing: two factors of that rank are larger than every matrix they would replace"
 
@@ -112,7 +112,7 @@ def handle_export(args: argparse.Namespace) -> int:
 
 
 def _also_on(args: argparse.Namespace) -> dict[str, str]:
-    """The provider of the card that the graph is proven on too, and the card's name; nothing where none was asked for.
+    """The provider and the name of the card on which the graph is also proven; empty if none was asked for.
 
     A card on which ONNX Runtime cannot compute is an `IdentityError`.
     """
@@ -144,7 +144,7 @@ def _require_same_making(
     """Refuse to replace an artifact that this command would not have written: it may be the result of a long search."""
     try:
         there = read_manifest(out)
-    except HavocError:  # none, or a damaged one: exporting again is how that is mended
+    except HavocError:  # no artifact or a damaged one: a new export repairs it
         return
     mixed = {there.expert_hashes[domain]: weight for domain, weight in there.alpha.items()}
     fields = {name: str(value) for name, value in structure.to_fields().items()}
@@ -159,7 +159,7 @@ def _require_same_making(
 
 
 def _structure(args: argparse.Namespace) -> Structure:
-    """The structure that is asked for; what cannot be, or not with `--to hf`, is refused before a base is opened."""
+    """The requested structure; one that is impossible, also with `--to hf`, is refused before a base is opened."""
     quantizer = args.quantizer.replace("-", "_")
     structure = Structure(
         args.weights,
@@ -366,7 +366,7 @@ def _has_torch() -> bool:
 
 
 def handle_import(args: argparse.Namespace) -> int:
-    """Check a base completely and say what it is; with `--out` write a GGUF file as a Hugging Face directory."""
+    """Check a base completely and describe it; with `--out` write a GGUF file as a Hugging Face directory."""
     from ..model.config import PRESETS
     from ..model.config_file import is_gguf
     from .inspection import inspect_directory
@@ -516,7 +516,7 @@ def _chosen_alpha(
 
 
 def _prompt(argument: str) -> str:
-    """The text itself, or for `-` what stands on stdin; what is no UTF-8 arrives from the shell in surrogates."""
+    """The text itself, or stdin for `-`; bytes that are not UTF-8 arrive from the shell as surrogates."""
     try:
         text = sys.stdin.read() if argument == "-" else argument
         text.encode()

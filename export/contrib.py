@@ -36,10 +36,10 @@ class ContribDecoder(DecoderGraph):
         return graph.finish("havoc", [self.head(self._answered(normed)), *presents])
 
     def _count(self, x_BTD: ir.Value, mask_BS: ir.Value) -> None:
-        """How many tokens are new, how many of them are real and padding, [B, 1], and of all real, less one, int32 [B].
+        """Numbers of new tokens, of real and of padding ones, [B, 1], and of all real ones minus one, int32 [B].
 
-        Lengths that come from shapes, ONNX Runtime computes on the CPU; they go only where a kernel on a CUDA card
-        reads them there, too, so that nothing is copied to the card and a step can be captured in a CUDA graph.
+        ONNX Runtime computes lengths from shapes on the CPU. They are used only where a kernel on a CUDA card also
+        reads them on the CPU, so that nothing is copied to the card and a step can be captured in a CUDA graph.
         """
         graph = self.graph
         one, columns = graph.constant("scalar_one", 1), graph.constant("axis_1", [1])
@@ -59,7 +59,7 @@ class ContribDecoder(DecoderGraph):
         self.seqlens_k = graph.op("seqlens_k", "Cast", [newest_B], to=int(ir.DataType.INT32))
 
     def _turned(self, name: str, x_BTD: ir.Value, num_places: ir.Value) -> ir.Value:
-        """Every row turned left by its number of places, int64 [B, 1]: what stood there comes first."""
+        """Every row rotated left by its number of places, int64 [B, 1]."""
         graph = self.graph
         if "new_index" not in self.__dict__:
             zero, one = graph.constant("scalar_zero", 0), graph.constant("scalar_one", 1)
@@ -114,7 +114,7 @@ class ContribDecoder(DecoderGraph):
         return x_BTD, normed, self.presents(present)
 
     def _attention(self, layer: int, x_BTD: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
-        """What the heads gathered, [B, T, heads * H], and the keys and values of all tokens."""
+        """The output of the heads, [B, T, heads * H], and the keys and values of all tokens."""
         attention, name = self.config.attention, f"layers.{layer}/attention"
         q = self._normalised(layer, "q", x_BTD, attention.num_heads)
         k = self._normalised(layer, "k", x_BTD, attention.num_kv_heads)

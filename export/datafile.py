@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class BlockSource(Protocol):
-    """Gives the blocks of the matrices of a layout, asked for in file order."""
+    """Gives the blocks of the matrices of a layout, in file order."""
 
     def __call__(self, weight: StoredWeight, blocks: BlockFormat) -> Blocks:
         """The blocks of one matrix in the format that the layout has for it."""
@@ -41,7 +41,7 @@ def encoded_initializers(
     *,
     blocks_of: BlockSource | None = None,
 ) -> Iterator[tuple[Initializer, NDArray[Any]]]:
-    """Every initializer with its values, in file order; each source tensor is asked for once and then dropped.
+    """Every initializer with its values, in file order; each source tensor is read once and then dropped.
 
     `blocks_of` gives the blocks of matrices whose values are not rounded one matrix at a time.
     """
@@ -90,10 +90,10 @@ def write_data_file(
 
 
 class StoredWeights(Mapping[str, Tensor]):
-    """The weights of a data file as the fp32 tensors they stand for: what the graphs should compute with."""
+    """The weights of a data file as fp32 tensors: the weights that the graphs should compute with."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
-        """Map `path`; nothing is read until asked for, and a tensor stored as it is needed is not copied."""
+        """Map `path`; nothing is read before it is needed, and a tensor stored in the needed form is not copied."""
         self._layout = layout
         self._bytes = np.memmap(path, np.uint8, mode="c")
         self._sources = [weight.source for weight in layout.weights if weight.source not in {ROPE_COS, ROPE_SIN}]

@@ -1,8 +1,8 @@
-"""What the decoder's graph is in every dialect: embeddings in, blocks, head, and the names of inputs and outputs.
+"""The decoder's graph in every dialect: embeddings in, blocks, head, and the names of inputs and outputs.
 
     B batch, T new tokens, P past tokens, S = P + T, C length of a static cache, D model, H head dim, V vocab
 
-How tokens attend and how residuals are normalised is a dialect's own: `runtime.dialects` lists them.
+Each dialect has its own attention and normalisation: `runtime.dialects` lists them.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def encode_factors(weight: StoredWeight, factors: tuple[Tensor, Tensor], structu
 
 
 def _peak(tensor: Tensor) -> float:
-    """The largest absolute value, NaN where there is one; no copy of the tensor is made."""
+    """The largest absolute value, or NaN if the tensor has one; no copy of the tensor is made."""
     if not tensor.numel():
         return 0.0
     least, most = torch.aminmax(tensor)

@@ -1,6 +1,6 @@
-"""Base tensors with mixed experts folded in, computed when asked for, one tensor at a time.
+"""Base tensors with mixed experts folded in, computed when needed, one tensor at a time.
 
-Nothing is kept: memory holds at most one matrix, its basis and its folded copy, for a base of any size.
+Nothing is kept: for a base of any size, memory has at most one matrix, its basis and its folded copy.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 
 class FoldedTensors(Mapping[str, Tensor]):
-    """The tensors of a base with `deltas` folded in, fp32; where a delta is 0 the base's own, in its own dtype."""
+    """The tensors of a base with `deltas` folded in, fp32; if a delta is 0, the base's tensor in its own dtype."""
 
     def __init__(self, tensors: Mapping[str, Tensor], deltas: Mapping[str, Tensor], basis: Basis | None = None) -> None:
-        """`deltas` [R] by tensor name; without `basis` each matrix's is computed when the matrix is asked for."""
+        """`deltas` [R] by tensor name; without `basis` each matrix's basis is computed when the matrix is needed."""
         unknown = sorted(set(deltas) - set(tensors))
         if unknown:
             raise HavocError(f"{len(unknown)} deltas have no matrix in this base, the first is {unknown[0]}")
@@ -34,7 +34,7 @@ class FoldedTensors(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         weight = self._tensors[name].detach()
         if weight.dtype == torch.float64:
-            weight = weight.to(torch.float32)  # what is beyond its range becomes infinite here and is refused later
+            weight = weight.to(torch.float32)  # values beyond its range become infinite here and are refused later
         delta = self._deltas.get(name)
         if delta is None:
             return weight

@@ -5,7 +5,7 @@
 At every position of the text (teacher forced) the fold gives the distribution p of the next token, and the artifact
 gives q. The cost is KL(p || q) = sum p (ln p - ln q) in nats, the share of positions with the same first choice, and
 the ratio of the perplexities for the token that really follows: exp(mean ln p(next) - mean ln q(next)).
-There is no limit here: a coarse format is not a defect, and the target says what may be lost.
+There is no limit here: a coarse format is not a defect, and the target limits the cost.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KL_LIMIT, TOP1_LIMIT = 0.15, 0.8
 NUM_POSITIONS = 768
 MIN_POSITIONS = 256
 WINDOW = 256
-_CHUNK = 64  # at most so many positions have their logits in memory at a time
+_CHUNK = 64  # the most positions whose logits are in memory at a time
 _MAX_FLOP = 1e12
 
 
@@ -60,7 +60,7 @@ class FormatCost:
 
     @property
     def is_small(self) -> bool:
-        """Whether it stays within what the built-in targets allow a format (docs/decisions/0017)."""
+        """Whether the cost is within the limits of the built-in targets (docs/decisions/0017)."""
         return self.kl_mean < KL_LIMIT and self.top1_share > TOP1_LIMIT
 
     def to_json(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ class FormatCost:
 
 
 def num_positions_for(num_parameters: int) -> int:
-    """How many positions are worth reading: all of them, fewer where a model is so large that they take minutes."""
+    """The number of positions to read: all, or fewer if the model is so large that they take minutes."""
     affordable = int(_MAX_FLOP / (2 * num_parameters))
     return max(min(affordable // WINDOW * WINDOW, NUM_POSITIONS), MIN_POSITIONS)
 
@@ -82,7 +82,7 @@ def windows_of(sample: Sample, config: HavocConfig, *, max_tokens: int, num_para
 
 
 def read_fold(model: StreamedModel, windows_WT: NDArray[np.int64]) -> Tensor:
-    """What the head of the exact fold reads at every position, fp32 [W, T, D]."""
+    """The input of the exact fold's head at every position, fp32 [W, T, D]."""
     ids = torch.from_numpy(windows_WT)
     (hidden_WTD,) = model.hidden(Batch(ids, torch.ones_like(ids)), [FP32])
     return hidden_WTD
@@ -99,7 +99,7 @@ def measure_cost(
 ) -> FormatCost:
     """Run the artifact (all logits) over the windows and compare it with the fold's `hidden_WTD` under its head."""
     kls, equal, lost = [], [], []
-    with progress.stage("what the format costs", windows_WT.size, unit="tokens") as stage:
+    with progress.stage("measure the cost of the format", windows_WT.size, unit="tokens") as stage:
         for places, log_q_NV in _log_probabilities(session, windows_WT):
             row, columns = places
             log_p_NV = _log_softmax(logits_of(hidden_WTD[row, columns], head_VD, FP32).numpy())
@@ -129,7 +129,7 @@ def measure_cost(
 def _log_probabilities(
     session: DecoderSession, windows_WT: NDArray[np.int64]
 ) -> Iterator[tuple[tuple[int, slice], NDArray[np.float64]]]:
-    """The artifact's log probabilities [n, V] of every position, a chunk of a window at a time, and where it stands."""
+    """The artifact's log probabilities [n, V] of every position, one chunk of a window at a time, with its place."""
     num_windows, length = windows_WT.shape
     chunk = length // -(-length // _CHUNK)
     for row in range(num_windows):
@@ -164,12 +164,12 @@ class BlockLimit:
 
 
 def block_limit(weight: StoredWeight, quantizer: str) -> BlockLimit:
-    """What a stored weight's blocks may be off by, if its format is all that moves them.
+    """The largest error of a stored weight's blocks that its format can explain.
 
-    Integers: rounding to the nearest of 2^b steps leaves at most half a step everywhere, sqrt(size) / 2^b of a block of
-    one large value and many small ones; quantizers that look beyond one value may leave twice that. gptq moves a block
-    to make up for what others lost (.72 of a block's size was seen), so only a lost block is beyond its limit. A block
-    that is lost is off by 1.
+    Integers: rounding to the nearest of 2^b steps gives at most half a step everywhere, sqrt(size) / 2^b of a block
+    with one large value and many small ones; quantizers that use more than one value may give twice that. gptq changes
+    a block to compensate for others (.72 of a block's size was seen), so only a lost block exceeds its limit. A lost
+    block has an error of 1.
     """
     if (blocks := weight.blocks) is not None:
         error = _LOST if quantizer == "gptq" else 2 * math.sqrt(blocks.block_size) / 2**blocks.num_bits

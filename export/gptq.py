@@ -1,13 +1,13 @@
-"""Quantization with error compensation: what one column loses, the columns that follow make up for.
+"""Quantization with error compensation: later columns compensate for the error of each column.
 
-The error of a matrix W [N, K] that matters is that of its products, tr(E H E^T) with H = sum x x^T over the inputs x of
-a calibration text. Columns are rounded in order; with U the upper Cholesky factor of H^-1, the error e of column k,
-divided by U_kk, times row k of U is taken off the columns behind it, which is the least that H lets it cost
-(GPTQ: Frantar, Ashkboos, Hoefler, Alistarh, ICLR 2023, arXiv:2210.17323). A block's scale is fitted when its first
-column's turn comes, to the values as they are by then: by least squares over a grid of scales, each column weighed by
-1 / U_kk^2, what an error there costs after compensation.
+The relevant error of a matrix W [N, K] is that of its products, tr(E H E^T) with H = sum x x^T over the inputs x of a
+calibration text. Columns are rounded in order. With U the upper Cholesky factor of H^-1, the error e of column k,
+divided by U_kk, times row k of U is subtracted from the later columns, which minimises the error under H (GPTQ:
+Frantar, Ashkboos, Hoefler, Alistarh, ICLR 2023, arXiv:2210.17323). A block's scale is fitted before its first column is
+rounded, to the values at that moment: by least squares over a grid of scales, with each column weighted by 1 / U_kk^2,
+the cost of an error there after compensation.
 
-All of it runs on one thread: the same weights, inputs and processor give the same bytes.
+Everything runs on one thread: the same weights, inputs and processor give the same bytes.
 
 N rows (outputs), K columns (inputs), S block size; matrices are held column by column, [K, N], so that a column is
 contiguous
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ..model.structure import BlockFormat
 
 DAMPING = 0.01
-"""What is added to the diagonal of H, as a share of its mean: the published setting."""
+"""The share of its mean that is added to the diagonal of H: the published setting."""
 
 _MAX_DAMPING = 1.0
 _GRID = (1.0, 1.08, 1.04, 0.97, 0.94, 0.91, 0.88, 0.85, 0.82, 0.78, 0.74, 0.7)
@@ -51,7 +51,8 @@ class Fit(NamedTuple):
 def compensate(weight_NK: Tensor, hessian_KK: Tensor, blocks: BlockFormat) -> Blocks:
     """Quantize a finite matrix so that its products with inputs of second moment `hessian_KK` change little.
 
-    `hessian_KK` fp64 [K, K] needs no scale and no full rank. An input that is always 0 leaves its column rounded alone.
+    `hessian_KK` fp64 [K, K] may have any scale and rank. A column whose input is always 0 is rounded without
+    compensation.
     """
     upper_KK = _upper_factor(hessian_KK)
     num_rows, num_columns = weight_NK.shape
@@ -119,7 +120,7 @@ def fit_block(x_SN: Tensor, weights_S: Tensor, blocks: BlockFormat) -> Fit:
 
 
 def _fit_middle(x_SN: Tensor, weights_S1: Tensor, blocks: BlockFormat) -> Fit:
-    """Steps from -2^(bits-1): the value furthest from 0 lies on the lowest one, or its negative does."""
+    """Steps from -2^(bits-1): the value furthest from 0, or its negative, is on the lowest step."""
     middle = 1 << (blocks.num_bits - 1)
     furthest_N = x_SN.gather(0, x_SN.abs().argmax(0, keepdim=True))[0]
     best_N, scale_N = torch.full_like(furthest_N, torch.inf), torch.zeros_like(furthest_N)
@@ -173,7 +174,7 @@ def _line(x_SN: Tensor, steps_SN: Tensor, weights_S1: Tensor, blocks: BlockForma
 
 
 def _stored(x_N: Tensor, blocks: BlockFormat) -> Tensor:
-    """A scale or an offset as the file keeps it; what is beyond fp16 becomes the largest fp16 value."""
+    """A scale or an offset in the form of the file; values beyond fp16 become the largest fp16 value."""
     if blocks.scale_bytes != 2:  # noqa: PLR2004 - fp16
         return x_N
     return x_N.clamp(-_FP16_MAX, _FP16_MAX).to(torch.float16).to(torch.float32)

@@ -1,7 +1,7 @@
 """The ONNX graphs of an artifact, written node by node: the decoder, and for vision models its two companions.
 
-One graph serves prefill, chunked prefill, single steps and left-padded batches: the past has a dynamic length, zero
-included, or stands in a static cache. Names of inputs and outputs are those of onnxruntime-genai. Nothing is traced,
+One graph serves prefill, chunked prefill, single steps and left-padded batches: the past has a dynamic length, which
+may be zero, or is in a static cache. Names of inputs and outputs are those of onnxruntime-genai. Nothing is traced,
 so no source path and no library version enters the file, and the weights are references into the data file planned by
 `layout`: the bytes depend on configuration, structure and options only.
 

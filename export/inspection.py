@@ -1,4 +1,4 @@
-"""What a base is, a Hugging Face directory or a GGUF file, after everything in it was checked."""
+"""Describe a base, a Hugging Face directory or a GGUF file, after everything in it was checked."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _tokenizer(tokenizer: Tokenizer | None, directory: Path) -> str:
 
 
 def _around_text(tokenizer: Tokenizer | None) -> str:
-    """What stands before a plain prompt, and every token at which generation stops."""
+    """The text before a plain prompt, and every token at which generation stops."""
     if tokenizer is None:
         return "not known"
     begins = _names(tokenizer, tokenizer.without_chat().encode_prompt("")) or "nothing"
@@ -100,7 +100,7 @@ def _padding(config: HavocConfig, directory: Path) -> str:
         return f"id {config.pad_token_id}"
     file = directory / "config.json"
     named = None if is_gguf(directory) else read_json(file).get("pad_token_id")
-    return "none" if named is None else f"none: pad_token_id {named} of {file.name} is no row of the table"
+    return "none" if named is None else f"none: pad_token_id {named} of {file.name} has no row in the table"
 
 
 def _names(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

@@ -1,12 +1,12 @@
-"""A GGUF file's own blocks, stored as they are: nothing is rounded a second time.
+"""Store a GGUF file's own blocks unchanged: nothing is rounded a second time.
 
     Q4_0  d (q - 8)        fp16 d, 4 bits       middle
     Q4_1  d q + m          fp16 d and m, 4 bits minimums
     Q8_0  d q              fp16 d, signed bytes middle, bytes moved up by 128
     Q6_K  d s (q - 32)     fp16 d, int8 s for 16 values: their exact product in fp32, 8 bits in blocks of 16
 
-(ggml's `ggml-common.h`.) A matrix in fp16 stays in fp16, one of any other type is stored as the fp32 values that it
-stands for. Blocks run along a row, and rows of q and k come in the order of Hugging Face.
+(ggml's `ggml-common.h`.) A matrix in fp16 stays in fp16; one of any other type is stored as its fp32 values. Blocks are
+along a row, and rows of q and k have the order of Hugging Face.
 
 N rows, G blocks in a row, S values in a block
 """
@@ -73,7 +73,7 @@ def kept_formats(tensors: GgufTensors) -> dict[str, MatrixFormat]:
 
 
 class KeptBlocks:
-    """The blocks of a file, each matrix read when it is asked for."""
+    """The blocks of a file; each matrix is read when it is needed."""
 
     def __init__(self, tensors: GgufTensors) -> None:
         self._tensors = tensors

@@ -1,10 +1,10 @@
-"""Quantizing a decoder layer by layer on a calibration text, each reading what the quantized ones before it give.
+"""Quantize a decoder layer by layer on a calibration text; each layer reads the output of the quantized ones before it.
 
 Only one layer's weights and second moments are in memory at a time.
 
     W windows of text, T tokens, D model, K inputs of a matrix
 
-A tied table is stored before the text has passed through any layer, so it reads, as a head, what the exact layers give.
+A tied table is stored before the text has passed through any layer, so as a head it reads the exact layers' output.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 _WINDOWS_AT_ONCE = 4
 _LOOKED_UP = 1.0
-"""What is added to the diagonal of a tied table's moment, as a share of its mean, for its rows are looked up as well.
+"""The share of its mean that is added to the diagonal of a tied table's moment, because its rows are also looked up.
 
 Measured on SmolLM2-135M, the table alone in int4 with scales in fp16: KL divergence 0.068 nats rounded to nearest,
 0.086 fitted by least squares, 0.024 as a head, of which the lookup is 0.008.
@@ -51,7 +51,7 @@ _READERS = {
 
 
 class CalibratedBlocks:
-    """The blocks of every matrix of a layout, asked for in file order."""
+    """The blocks of every matrix of a layout, in file order."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class CalibratedBlocks:
         *,
         on_layer: Callable[[], object] = lambda: None,
     ) -> None:
-        """`tensors` by Hugging Face name, a layer's at a time; `on_layer` is called behind every layer."""
+        """`tensors` by Hugging Face name, one layer at a time; `on_layer` is called after every layer."""
         self._tensors, self._config, self._layout = tensors, config, layout
         self._ids = torch.from_numpy(windows_WT)
         self._reader = LayerReader(config, windows_WT.shape[1])
@@ -119,7 +119,7 @@ def layer_weights(tensors: Mapping[str, Tensor], layer: int) -> dict[str, Tensor
 
 
 def head_moment(tensors: Mapping[str, Tensor], config: HavocConfig, ids_WT: Tensor) -> Tensor:
-    """Sum of x x^T, fp64 [D, D], over what the head reads in a pass of these tensors."""
+    """Sum of x x^T, fp64 [D, D], over the head's inputs x in a pass of these tensors."""
     reader = LayerReader(config, ids_WT.shape[1])
     x_WTD = F.embedding(ids_WT, tensors[EMBEDDING].to(torch.float32))
     for layer in range(config.num_layers):
@@ -141,7 +141,7 @@ class LayerReader:
         )
 
     def read(self, block: TransformerBlock, x_WTD: Tensor) -> Tensor:
-        """The residual stream [W, T, D] behind the layer."""
+        """The residual stream [W, T, D] after the layer."""
         return torch.cat([block(part, self._rotary)[0] for part in x_WTD.split(_WINDOWS_AT_ONCE)])
 
     def moments(self, block: TransformerBlock, x_WTD: Tensor) -> dict[str, Tensor]:
@@ -162,9 +162,9 @@ class LayerReader:
         gradient_WTD: Tensor,
         errors: Mapping[str, Sequence[Tensor]],
     ) -> tuple[Tensor, dict[str, list[float]]]:
-        """The gradient at what the layer reads, from that at what it gives; and half the mean of (g . E x)^2.
+        """The gradient at the layer's input, from that at its output; and half the mean of (g . E x)^2.
 
-        That for each error E of the matrices that `errors` names by the path of their parameter.
+        The latter is for each error E of the matrices that `errors` names by the path of their parameter.
         """
         before, losses = [], {path: [0.0 for _ in matrices] for path, matrices in errors.items()}
         for x_part, gradient_part in zip(

@@ -1,8 +1,8 @@
-"""Which tensors an artifact's data file holds, in which form and at which byte.
+"""The tensors of an artifact's data file, with their form and position.
 
-The layout follows from the configuration and the structure alone, before a single weight is read. So the graph is the
-same bytes for every mixture of one structure, the data file can be written front to back, one tensor at a time, and a
-table that two graphs use (the tied embedding, the scales of its two readers) lies on disk once.
+The layout depends only on the configuration and the structure, so it is known before any weight is read. So the graph
+has the same bytes for every mixture of one structure, the data file can be written front to back, one tensor at a time,
+and a table that two graphs use (the tied embedding, the scales of its two readers) is on disk once.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ PAGE_BYTES = 4096
 _CACHE_LINE_BYTES = 64
 
 Form = Literal["plain", "transposed", "blocks", "factors"]
-"""`plain` as the base stores it; `transposed` [K, N] for MatMul; `blocks` quantized rows with their scales; `factors`
-two matrices whose product it is, each in a form of its own."""
+"""`plain`: as in the base; `transposed`: [K, N] for MatMul; `blocks`: quantized rows with their scales; `factors`: two
+matrices with the tensor as their product, each with its own form."""
 
 MatrixFormat = BlockFormat | Literal["float32", "float16"]
 """How one tensor is stored: in blocks, or whole in a dtype of NumPy's."""

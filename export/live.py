@@ -1,4 +1,4 @@
-"""Write the experts of a live artifact: each trained matrix of the base and of every expert alone, as graphs read it.
+"""Write the experts of a live artifact: each trained matrix of the base and of every expert alone, in the graph's form.
 
 The weight file holds the artifact's own mixture, as in any other artifact. Equal matrices are stored once: with
 alpha = 0 the mixture is the base, and where an expert did not train a matrix, its fold equals the base's.
@@ -59,7 +59,7 @@ def require_live(experts: Sequence[Expert], structure: Structure) -> None:
         raise HavocError("--live switches between experts: give them with --experts DIR")
     if structure != Structure():
         raise HavocError(
-            f"--live keeps weights as fp32, and {structure.description} are asked for: other formats would have to be "
+            f"--live needs fp32 weights, but {structure.description} are asked for: other formats would have to be "
             "rounded again at every switch"
         )
     if all(expert.is_base for expert in experts):
@@ -151,7 +151,7 @@ class _MatrixFolds:
         self._deltas = {expert.domain: expert.deltas.get(weight.source, zeros) for expert in experts}
 
     def folds(self) -> Iterator[tuple[str, str | None, NDArray[Any]]]:
-        """Each fold's key, the key of an equal fold before it, and what the graph reads (empty if one is equal)."""
+        """Each fold's key, the key of an equal earlier fold, and the graph's values (empty if a fold is equal)."""
         seen = {STORED: self._stored}
         zeros = torch.zeros_like(self._stored)
         for key, delta in [(BASE, zeros), *((expert_key(domain), delta) for domain, delta in self._deltas.items())]:

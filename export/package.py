@@ -62,12 +62,12 @@ if TYPE_CHECKING:
 
 EXPERTS_FOLDER, MIXTURE_FILE = "experts", "mixture.json"
 _MAX_PACKED_BYTES = 1 << 29
-"""Above so many bytes of weights, ONNX Runtime's packed copy of them would decide what memory an export takes."""
+"""Above this number of bytes, ONNX Runtime's packed copy of the weights would decide the memory of an export."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """Experts, their weights and the rule: everything beside the base that decides the folded weights."""
+    """Experts, their weights and the rule: everything besides the base that decides the folded weights."""
 
     experts: tuple[Expert, ...] = ()
     alpha: tuple[float, ...] = ()
@@ -119,14 +119,14 @@ def export_artifact(
 ) -> Path:
     """Fold `experts` with weights `alpha` into `base` and write the artifact folder `out`; return it.
 
-    Without experts the base itself is exported. `basis` saves computing it again. With a `signer` the artifact is
-    signed before it appears. `calibration` is a text of one's own that calibrates and on which the format's cost is
-    measured, in place of the bundled ones. With `is_compute_open`, products that were to round activations to int8
-    compute in fp32 where only that keeps the cost small (`FormatCost.is_small`). With `is_live` the folds of the base
-    and of every expert alone go along, so that a device chooses alpha at run time. The graph is proven on the CPU and
-    on the providers of `also_on` (`prove`). An existing artifact at `out` is replaced when the new one is whole. Raises
-    `MeasurementError` when the graph does not compute what the weights say, `HavocError` for anything wrong with the
-    input or the disk; nothing is left behind then.
+    Without experts the base itself is exported. A given `basis` is not computed again. With a `signer` the artifact is
+    signed before it appears. `calibration` is the user's text for calibration and for the cost of the format, instead
+    of the bundled ones. With `is_compute_open`, products that would round activations to int8 compute in fp32 if only
+    that keeps the cost small (`FormatCost.is_small`). With `is_live` the artifact also has the folds of the base and of
+    every expert alone, so that a device can choose alpha at run time. The graph is proven on the CPU and on the
+    providers of `also_on` (`prove`). An existing artifact at `out` is replaced when the new one is complete. Raises
+    `MeasurementError` if the graph does not compute the model of the weights, `HavocError` for a problem with the input
+    or the disk; then nothing remains at `out`.
     """
     source = open_source(base)
     structure = structure or Structure()
@@ -176,7 +176,7 @@ def export_artifact(
 
 @contextlib.contextmanager
 def _torch_threads(num_threads: int) -> Iterator[None]:
-    """Give torch so many threads. Folding is worth several; the rest is not, and beside other work each is waited for.
+    """Give torch this number of threads. Only folding is faster with several; beside other work, threads must wait.
 
     Measured for edge-135m on two busy cores: a forward pass of the probe takes 0.4 s with one, 4 s with two.
     """
@@ -225,7 +225,7 @@ def require_companions(source: Source) -> None:
 
 
 def require_calibration(source: Source, structure: Structure, calibration: Path | None) -> None:
-    """Read the text of one's own before any work: one that cannot be used is a `HavocError`."""
+    """Read the user's text before any work: one that cannot be used is a `HavocError`."""
     if calibration is None:
         return
     read = read_calibration if structure.is_calibrated else read_sample
@@ -254,9 +254,9 @@ def _write_papers(
     manifest: ArtifactManifest,
     hashes: dict[str, str],
 ) -> None:
-    """Model card, bill of materials and, last, the manifest: each lists what was written before it.
+    """Model card, bill of materials and, last, the manifest: each lists the files written before it.
 
-    `hashes` are the SHA-256 of files that were hashed as they were written.
+    `hashes` are the SHA-256 of files that were hashed while they were written.
     """
     licence = licence_of(source.directory)
     reads_text, has_genai = ((folder / name).is_file() for name in ("tokenizer.json", "genai_config.json"))
@@ -274,7 +274,7 @@ def _file(path: Path, sha256: str | None = None) -> ArtifactFile:
 
 
 def mixture_document(source: Source, mixture: Mixture) -> dict[str, Any]:
-    """The content of `mixture.json`: what the folded weights were made from."""
+    """The content of `mixture.json`: the sources of the folded weights."""
     return {
         "base": {"name": source.name, "hash": source.hash, "random_weights": source.is_random},
         "experts": [
@@ -389,7 +389,7 @@ def _manifest(
 
 
 def graph_fields(config: HavocConfig, structure: Structure, options: GraphOptions) -> dict[str, Any]:
-    """What a manifest says about the graph; `options` are fitted to the model's context."""
+    """The manifest's description of the graph; `options` are adapted to the model's context."""
     level = {"accuracy_level": ACCURACY_LEVELS[structure.compute]} if structure.has_compute else {}
     return {
         **options.to_json(),
@@ -401,7 +401,7 @@ def graph_fields(config: HavocConfig, structure: Structure, options: GraphOption
 
 
 def _factored(config: HavocConfig, structure: Structure) -> dict[str, str]:
-    """How many projections are stored as two factors, where the structure asks for any."""
+    """The number of projections stored as two factors, if the structure asks for factors."""
     if structure.rank_fraction == 1:
         return {}
     layout = plan_layout(config, structure)

@@ -1,11 +1,11 @@
-"""Whether the exported graph computes what its stored weights say, on every way the graph is used.
+"""Check that the exported graph computes the model of its stored weights, in every way the graph is used.
 
     N real positions, B batch, T tokens, V vocab
 
-The truth is the forward pass over the stored weights in float64. Nothing on a device comes that near, so the measure is
-how far torch itself is from it: in fp32, or rounding what the format rounds (`reference`). A graph passes where its
-error stays within a small multiple of torch's; no figure here depends on width, depth or the size of logits. What the
-format costs is another question: `format_cost`.
+The reference is the forward pass over the stored weights in float64. No device is that exact, so the unit is torch's
+own error against it: in fp32, or with the rounding of the format (`reference`). A graph passes if its error is within a
+small multiple of torch's; no figure here depends on width, depth or the size of logits. `format_cost` measures the cost
+of the format.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NUM_STEPS = 24
 MAX_RATIO = 5.0
 """How many times torch's error a graph's may be: root mean square over a case's positions, and its worst position."""
 FLOOR = 2.0**-22
-"""Errors below this share of the logits' spread are nobody's: torch's own counts as at least so much."""
+"""Errors below this share of the logits' spread are ignored: torch's own error counts as at least this much."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ class ParityReport:
 class Reference:
     """The float64 logits of a probe, and torch's error against them.
 
-    `logits_NV` float64 of the real positions, row by row; `place_BT` where each position's row of logits stands (-1:
+    `logits_NV` float64 of the real positions, row by row; `place_BT` the index of each position's row of logits (-1:
     padding); `errors` by arithmetic: root mean square over the vocabulary at each position [N], in units of `spread`.
     """
 
@@ -144,7 +144,7 @@ def compare(
 def _runs(
     session: DecoderSession, reference: Reference
 ) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.int64]]]:
-    """Each case's name, its logits [n, V], and where the same positions stand in the reference [n]."""
+    """Each case's name, its logits [n, V], and the indices of the same positions in the reference [n]."""
     probe = reference.probe
     num_tokens, rows = probe.ids.shape[1], range(len(probe.ids))
     plain = 0 if session.config.vision is None else 1
@@ -252,7 +252,7 @@ def _rms(values: NDArray[np.float64]) -> float:
 
 
 def _times(ratio: float) -> str:
-    is_small = ratio < 1000  # noqa: PLR2004 - above it no digit behind the point matters
+    is_small = ratio < 1000  # noqa: PLR2004 - above it no digit after the point matters
     return f"{ratio:.3g}" if is_small else f"{ratio:,.0f}"
 
 

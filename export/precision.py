@@ -1,13 +1,13 @@
-"""Which matrices of mixed bits become int8: those that cost int4 most nats for the bytes that int8 costs them.
+"""Choose the matrices of mixed bits that become int8: those for which int4 costs most nats per byte that int8 adds.
 
     W windows of text, T tokens, D model, V vocab, P positions W T
 
 Rounding moves a matrix by E. To second order that changes the distribution of the next token by a KL divergence of
-half the mean of (g . E x)^2 over positions, with x what the matrix reads there and g the gradient of ln p(y) at its
-output for a y drawn from the model's own distribution: the Fisher information along E (Martens 2020, arXiv:1412.1193).
-Every matrix is measured alone, rounded to nearest. The pass forward keeps what each layer reads, and the pass back
-opens one layer at a time, so memory holds the activations of the text and one layer. Matrices are promoted in the
-order of divergence saved per byte added.
+half the mean of (g . E x)^2 over positions, with x the matrix's input there and g the gradient of ln p(y) at its output
+for a y drawn from the model's own distribution: the Fisher information along E (Martens 2020, arXiv:1412.1193). Every
+matrix is measured alone, rounded to nearest. The forward pass keeps the input of each layer, and the backward pass
+opens one layer at a time, so memory holds the activations of the text and one layer. Matrices are promoted in the order
+of divergence saved per byte added.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def _rounded(weight: Tensor, blocks: BlockFormat) -> Tensor:
 def _through_head(
     head_VD: Tensor, norm_D: Tensor, x_WTD: Tensor, config: HavocConfig, formats: tuple[BlockFormat, ...]
 ) -> tuple[Tensor, list[float]]:
-    """The gradient of ln p(y) at what the last layer gives, and what each format of the head costs.
+    """The gradient of ln p(y) at the last layer's output, and the cost of each format of the head.
 
     For the head itself the mean over y is exact: half the variance of the logits' change under p.
     """

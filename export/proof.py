@@ -44,7 +44,7 @@ _ROWS_OF_A_PROBE = 2.5  # its three rows, in lengths of the longest
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What a manifest keeps of it."""
+    """The part for the manifest."""
 
     parity: ParityReport
     cost: FormatCost
@@ -65,11 +65,12 @@ def prove(
     also_on: Mapping[str, str] = NOWHERE_ELSE,
     progress: Progress = SILENT,
 ) -> Proof:
-    """Prove the graphs of `folder` on the CPU and on each provider of `also_on`; what fails is a `MeasurementError`.
+    """Prove the graphs of `folder` on the CPU and on each provider of `also_on`; a failure is a `MeasurementError`.
 
     `also_on` gives the name of each provider's device, which begins the names of its cases. No card rounds activations
-    to int8, so the measure there is torch in the activations' dtype. A provider that cannot run is an `IdentityError`.
-    The references come first and leave only logits and activations, so that no weight is held twice at any time.
+    to int8, so there the comparison is with torch in the activations' dtype. A provider that cannot run is an
+    `IdentityError`. The references are computed first and only their logits and activations are kept, so that no weight
+    is in memory twice.
     """
     graphs = {path.name: path.read_bytes() for path in sorted(folder.glob("*.onnx"))}
     measures = _measures(structure)
@@ -116,7 +117,7 @@ def prove(
 
 
 def _measures(structure: Structure) -> list[Arithmetic]:
-    """What the graph's error is held against as it ships, and with exact products where its own are rounded."""
+    """The references for the graph as it ships, and with exact products if its own are rounded."""
     if structure.activation_dtype == "fp16":
         return [fp16_activations()]
     if structure.compute != "fp32":
@@ -125,6 +126,6 @@ def _measures(structure: Structure) -> list[Arithmetic]:
 
 
 def _num_tokens(config: HavocConfig) -> int:
-    """Tokens of the longest row: fewer where the vocabulary is so large that float64 logits would fill the memory."""
+    """Tokens of the longest row: fewer if the vocabulary is so large that float64 logits would fill the memory."""
     affordable = int(_MAX_LOGITS_BYTES / (8 * config.vocab_size * _ROWS_OF_A_PROBE))
     return max(min(NUM_TOKENS, affordable), 32)

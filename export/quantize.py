@@ -1,19 +1,19 @@
 """Block quantization of weight matrices for MatMulNBits and GatherBlockQuantized.
 
 Each block of `block_size` neighbours in a row shares one scale and, unless symmetric, one zero point: a stored value v
-stands for scale (v - zero point). Zero points are integers, for every quantizer: with float ones MatMulNBits falls
-back to unpacking the matrix (24 times slower for one token on a CPU, int8 not at all), and GatherBlockQuantized reads
-none. The last block of a row is padded with zeros.
+means scale (v - zero point). Zero points are integers for every quantizer: with float zero points MatMulNBits unpacks
+the matrix (24 times slower for one token on a CPU, int8 not at all), and GatherBlockQuantized cannot read them. The
+last block of a row is padded with zeros.
 
-    rtn      round to nearest, as ONNX Runtime's own native quantizers do, to the byte where symmetric
+    rtn      round to nearest, as ONNX Runtime's own native quantizers; the same bytes if symmetric
     hqq      half-quadratic quantization (Badri & Shaji 2023, mobiusml.github.io/hqq_blog): minimises sum |error|^0.7,
-             so that outliers do not decide. Theirs fits a float zero point and leaves the scale; here the zero point
-             is an integer, and the same alternation fits the scale
-    k_quant  llama.cpp's make_qkx2_quants: weighted least squares, errors of large weights counting more, over a grid
-             of scales; its float minimum becomes an integer zero point inside the search instead of after it
+             so that outliers do not dominate. The original fits a float zero point and keeps the scale; here the zero
+             point is an integer, and the same alternation fits the scale
+    k_quant  llama.cpp's make_qkx2_quants: weighted least squares, in which errors of large weights count more, over a
+             grid of scales; its float minimum becomes an integer zero point inside the search instead of after it
 
-hqq and k_quant start from rtn's scale and keep what is better by their own norm, block by block, so neither is worse
-than rtn there.
+hqq and k_quant start from rtn's scale and keep the better result by their own norm, block by block, so neither is worse
+than rtn in that norm.
 
 N rows (outputs), K columns (inputs), S block size, G = ceil(K / S) blocks a row, B blocks of some rows
 """
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     Fit = Callable[[Floats, Floats, int], tuple[Floats, Floats]]
 
 _SLICE_VALUES = 1 << 16
-"""Rows are independent, so matrices are worked through in slices of about so many values, which stay in the cache."""
+"""Rows are independent, so matrices are processed in slices of about this many values, which stay in the cache."""
 
 _GRID = np.arange(-10, 10, dtype=np.float32) * np.float32(0.1)
 """By how much k_quant varies the number of steps in a block's range (llama.cpp: rmin -1, rdelta 0.1, nstep 20)."""
@@ -51,8 +51,8 @@ _HQQ_NORM, _HQQ_BETA, _HQQ_KAPPA, _HQQ_STEPS = 0.7, 10.0, 1.01, 20
 class Blocks(NamedTuple):
     """A quantized matrix: packed uint8 [N, G, S bits / 8], scales [N, G], zero points uint8 [N, G bits / 8].
 
-    Two int4 values share a byte, the first in its low half; the zero points are packed alike. `minimums` [N, G] stand
-    in their place where value q stands for scale q + minimum; both are None where zero is in the middle.
+    Two int4 values share a byte, the first in its low half; the zero points are packed in the same way. If value q
+    means scale q + minimum, there are `minimums` [N, G] instead; both are None if zero is in the middle.
     """
 
     packed: NDArray[np.uint8]
@@ -97,10 +97,10 @@ def _round_to_nearest(weight_NK: Tensor, out: Arrays, blocks: BlockFormat) -> No
 
 
 def _round_symmetric(weight_NK: Tensor, out: Arrays, num_bits: int) -> bool:
-    """Write the very bytes of the native quantizer, three times faster; False where they are out of reach.
+    """Write the same bytes as the native quantizer, three times faster; False if that is not possible.
 
-    The value furthest from zero becomes the lowest step, whatever its sign; halves are rounded up. Out of reach are
-    scales too small for a reciprocal, and the half byte that the native one leaves behind an odd row of int4.
+    The value furthest from zero becomes the lowest step, with either sign; halves are rounded up. It is not possible
+    for scales too small for a reciprocal, and for the unused half byte after an odd row of int4.
     """
     packed, scales, _ = out
     (num_rows, num_columns), size = weight_NK.shape, packed.shape[2] * 8 // num_bits
@@ -166,7 +166,7 @@ def _offsets(x_BS: Floats, inverse_B1: Floats, zero_B1: Floats, top: int) -> Flo
 
 
 def _nearest(_x_BS: Floats, low_B1: Floats, top: int) -> tuple[Floats, Floats]:
-    """Round to nearest: the step as it is, and the zero point [B, 1] that the smallest value asks for."""
+    """Round to nearest: the unchanged step, and the zero point [B, 1] for the smallest value."""
     return np.ones_like(low_B1), np.clip(np.rint(-low_B1), 0, top)
 
 
@@ -229,7 +229,7 @@ def pack_values(values: NDArray[np.uint8], num_bits: int) -> NDArray[np.uint8]:
 
 
 def dequantize_blocks(blocks: Blocks, *, num_bits: int, num_columns: int) -> NDArray[np.float32]:
-    """The fp32 matrix [N, K] that packed blocks stand for: (value - zero point) * scale, or value * scale + minimum."""
+    """The fp32 matrix [N, K] of packed blocks: (value - zero point) * scale, or value * scale + minimum."""
     packed, scales, zero_points, minimums = blocks
     weight_NK = np.empty((len(packed), num_columns), np.float32)
     for rows in row_slices(*weight_NK.shape):

@@ -60,7 +60,7 @@ def _layout(directory: Path, config: HavocConfig, structure: Structure, manifest
 
 
 def _kept_formats(path: Path, config: HavocConfig) -> dict[str, MatrixFormat]:
-    """How each matrix of a GGUF file is stored, as its graph declares; one that lies is not what is built of that."""
+    """How each matrix of a GGUF file is stored, by its graph; a wrong declaration gives a different rebuilt graph."""
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -99,7 +99,7 @@ def compare_graphs(
     options: GraphOptions,
     layout: Layout,
 ) -> int:
-    """Compare each graph with what is built here, and return how many there are; another is an `IdentityError`."""
+    """Compare each graph with the one built here, and return their number; a difference is an `IdentityError`."""
     from .graph import build_graphs, serialize
 
     replaceable = () if manifest.live is None else manifest.live.names

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from .source import Source
 
 TOLERANCE = 1e-4
-"""Largest difference of a weight relative to the tensor's largest: what another machine may round apart."""
+"""Largest difference of a weight relative to the tensor's largest: another machine may round differently."""
 
 
 def rederive(
@@ -117,7 +117,7 @@ def rederive(
 
 
 def _live(directory: Path, table: LiveTable, folds: Iterable[tuple[LiveMatrix, Folds]], progress: Progress) -> Checked:
-    """Compare every fold of `experts.data`, and where the manifest says it lies, with what an export would write."""
+    """Compare every fold of `experts.data`, and its place in the manifest, with those of a new export."""
     stored, num_folds, largest = np.memmap(directory / EXPERTS_FILE, np.uint8, mode="r"), 0, 0.0
     said = {matrix.name: matrix for matrix in table.matrices}
     with progress.stage("fold the experts again", len(said), unit="matrices") as stage:
@@ -140,7 +140,7 @@ def _live(directory: Path, table: LiveTable, folds: Iterable[tuple[LiveMatrix, F
 
 
 def _is_same(said: LiveMatrix, derived: LiveMatrix) -> bool:
-    """The same but for the last digits of norms, which another machine rounds apart."""
+    """The same except for the last digits of norms, which another machine rounds differently."""
     if said.norm_shares.keys() != derived.norm_shares.keys():
         return False
     apart = [abs(share - derived.norm_shares[domain]) for domain, share in said.norm_shares.items()]
@@ -148,7 +148,7 @@ def _is_same(said: LiveMatrix, derived: LiveMatrix) -> bool:
 
 
 def _storage(source: Source, manifest: ArtifactManifest, structure: Structure, calibration: Path | None) -> Storage:
-    """How it is stored, with the text that calibrated it where that is at hand and its hash is right."""
+    """How it is stored, with its calibration text if that is at hand and its hash is right."""
     if not structure.is_calibrated:
         if calibration is not None:
             raise HavocError(f"--calibration {calibration}: {structure} was made without a text; leave the option out")
@@ -183,7 +183,7 @@ def _hold(directory: Path, layout: Layout, tensors: FoldedTensors, names: Collec
     """Every block of these matrices must be near the fold's."""
     stored = StoredWeights(directory / DATA_FILE, layout)
     for name in sorted(names):
-        limit = block_limit(layout[name], "gptq")  # only what a text decided is held so
+        limit = block_limit(layout[name], "gptq")  # only for blocks that a text decided
         error = block_error(stored[name], tensors[name], size=limit.size)
         if not error <= limit.error:
             raise IdentityError(
@@ -208,9 +208,9 @@ def _require_same(what: str, name: str, found: str, expected: str) -> None:
 def _require_companions(
     directory: Path, manifest: ArtifactManifest, source: Source, mixture: Mixture, options: GraphOptions
 ) -> int:
-    """Compare what decides how text is read and when it ends with what an export would write; return how many files.
+    """Compare the files for reading text and for its end with those of a new export; return their number.
 
-    A base may be called otherwise today, and its licence may have been added since; experts are known by their hashes.
+    The base may have another name now, and its licence may have been added; experts are identified by their hashes.
     """
     found = {name for name in manifest.files if name in READ_BY_RUNTIMES or name == MIXTURE_FILE}
     with scratch_directory("havoc-verify-") as folder:
@@ -232,7 +232,7 @@ def _require_companions(
 def _require_claims(
     directory: Path, manifest: ArtifactManifest, source: Source, structure: Structure, options: GraphOptions
 ) -> None:
-    """What the manifest says of the model must be what an export would say; of the graph it may say less."""
+    """The manifest's facts about the model must be those of a new export; about the graph it may have fewer."""
     expected = {
         "random_weights": source.is_random,
         "num_parameters": num_parameters(source.config),

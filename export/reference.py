@@ -32,7 +32,7 @@ _HEAD_ROWS = 8192  # of the head, converted at a time
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """How numbers are computed with: torch's dtype, and what rounds the results of operations beside it."""
+    """An arithmetic: torch's dtype, and the additional rounding of results."""
 
     name: str
     dtype: torch.dtype
@@ -96,17 +96,17 @@ class Batch:
 
 
 class StreamedModel:
-    """The forward pass of a decoder whose `tensors` (by Hugging Face name) are asked for as they are needed."""
+    """The forward pass of a decoder; its `tensors` (by Hugging Face name) are read when they are needed."""
 
     def __init__(
         self, config: HavocConfig, tensors: Mapping[str, Tensor], *, on_layer: Callable[[], object] = lambda: None
     ) -> None:
-        """Each tensor is asked for once a pass, a tied table twice; `on_layer` is called behind every layer."""
+        """Each tensor is read once per pass, a tied table twice; `on_layer` is called after every layer."""
         self._config, self._tensors, self._on_layer = config, tensors, on_layer
 
     @torch.inference_mode()
     def hidden(self, batch: Batch, arithmetics: Sequence[Arithmetic]) -> list[Tensor]:
-        """What the head reads, [B, T, D] in each arithmetic's dtype: normalised activations of every position."""
+        """The head's input, [B, T, D] in each arithmetic's dtype: normalised activations of every position."""
         config = self._config
         positions_BT = (batch.mask.cumsum(1) - 1).clamp(min=0)
         itself_TT = torch.eye(batch.ids.shape[1], dtype=torch.bool)

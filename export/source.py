@@ -1,6 +1,6 @@
-"""What is exported: a base's configuration and its tensors one at a time, without building a model.
+"""The source of an export: a base's configuration and its tensors one at a time, without building a model.
 
-A base of any size opens in milliseconds; only the hash reads it all.
+A base of any size opens in milliseconds; only the hash reads all of it.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ class Source:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The base's tokenizer, None where it has none; a damaged one is a `HavocError`."""
+        """The base's tokenizer, or None; a damaged one is a `HavocError`."""
         return None if self.directory is None else load_tokenizer(self.directory, num_rows=self.config.vocab_size)
 
     def read_hash(self, progress: Progress) -> str:
-        """Return `hash`, and show how far its reading is, which takes a minute where the base has gigabytes."""
+        """Return `hash`, and show the progress of reading, which takes a minute for gigabytes."""
         if "hash" not in vars(self):
             with progress.stage("hash the base", len(self.tensors), unit="tensors") as stage:
                 vars(self)["hash"] = weight_hash(self.tensors, on_tensor=stage.advance)

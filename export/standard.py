@@ -79,7 +79,7 @@ class StandardDecoder(DecoderGraph):
         return graph.op(f"{name}/mlp_residual", "Add", [x_BTD, self.mlp(layer, normed)]), self.presents(present)
 
     def _attention(self, layer: int, x_BTD: ir.Value) -> tuple[ir.Value, list[ir.Value]]:
-        """What the heads gathered, [B, T, heads * H], and the keys and values of all tokens."""
+        """The output of the heads, [B, T, heads * H], and the keys and values of all tokens."""
         attention = self.config.attention
         name = f"layers.{layer}/attention"
         q = self._rotated(layer, "q", x_BTD, attention.num_heads)
@@ -111,15 +111,15 @@ class StandardDecoder(DecoderGraph):
 
 
 class StaticStandardDecoder(StandardDecoder):
-    """A cache of C tokens that never moves: TensorScatter writes the new keys behind the past ones, in place.
+    """A cache of C tokens that never moves: TensorScatter writes the new keys after the past ones, in place.
 
-    The mask is [B, S], or [B, C] with zeros behind the newest token, so that a step's shapes can all stay the same:
-    where the newest token stands is read from its values. It must be real in at least one row, as padding on the left
-    leaves it.
+    The mask is [B, S], or [B, C] with zeros after the newest token, so that all shapes of a step can stay the same: the
+    place of the newest token is read from the mask's values. It must be real in at least one row, as with padding on
+    the left.
     """
 
     def _allowed(self, x_BTD: ir.Value, mask_BS: ir.Value) -> ir.Value:
-        """Which key each query may see, bool [B, 1, T, C]; on the way, where the new keys are written, int64 [B]."""
+        """The keys that each query may see, bool [B, 1, T, C]; also sets where the new keys are written, int64 [B]."""
         graph = self.graph
         self.caches = [self.past(layer) for layer in range(self.config.num_layers)]
         cache_len = graph.op("cache_len", "Shape", [self.caches[0][0]], start=2, end=3)
@@ -135,7 +135,7 @@ class StaticStandardDecoder(StandardDecoder):
         return self._visible(key_C, query_T, mask_BC)
 
     def _padded(self, mask_BS: ir.Value, cache_len: ir.Value) -> ir.Value:
-        """The mask with zeros behind it, [B, C]: joined and cut, since padding asks for a number of zeros."""
+        """The mask with zeros after it, [B, C]: joined and cut, because Pad needs the number of zeros."""
         graph = self.graph
         zero, one = graph.constant("zeroth", [0]), graph.constant("axis_1", [1])
         column_B1 = graph.op("mask_column", "Slice", [mask_BS, zero, one, one])

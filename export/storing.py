@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Storage:
-    """One fold's structure and layout; `calibration` where a text decides anything, `promoted` the int8 matrices."""
+    """One fold's structure and layout; `calibration` if it depends on a text, `promoted` are the int8 matrices."""
 
     structure: Structure
     layout: Layout
@@ -40,7 +40,7 @@ class Storage:
     kept: GgufTensors | None = None
 
     def blocks_of(self, tensors: Mapping[str, Tensor], config: HavocConfig) -> BlockSource | None:
-        """Where the blocks of the fold `tensors` come from; None: each matrix is rounded by itself."""
+        """The source of the blocks of the fold `tensors`; None: each matrix is rounded by itself."""
         if self.kept is not None:
             return KeptBlocks(self.kept)
         if self.structure.quantizer == "gptq" and self.calibration is not None:
@@ -53,7 +53,7 @@ class Storage:
         return bits_per_weight(self.layout)
 
     def to_json(self) -> dict[str, Any] | None:
-        """What the manifest says about the calibration."""
+        """The manifest's description of the calibration."""
         if self.calibration is None:
             return None
         document = {**self.calibration.to_json(), "bits_per_weight": self.bits_per_weight}
@@ -92,7 +92,7 @@ def block_shapes(layout: Layout, config: HavocConfig) -> dict[str, tuple[int, in
 
 
 def bits_per_weight(layout: Layout) -> float | None:
-    """Stored bits of all matrices in blocks over their weights; None where there are none."""
+    """Stored bits of all matrices in blocks, divided by their weights; None if there are none."""
     weights = [weight for weight in layout.weights if weight.blocks is not None]
     num_weights = sum(weight.source_shape[0] * weight.source_shape[1] for weight in weights)
     num_bytes = sum(item.num_bytes for weight in weights for item in weight.initializers)

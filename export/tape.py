@@ -19,7 +19,7 @@ OPSET = 23
 IR_VERSION = 11
 CONTRIB = "com.microsoft"
 ACCURACY_LEVELS: dict[str, int] = {"fp32": 1, "int8": 4, "w8a8": 4}
-"""How exactly MatMulNBits multiplies fp32 activations on the CPU, by what the structure computes in.
+"""The accuracy with which MatMulNBits multiplies fp32 activations on the CPU, by the structure's compute type.
 
 At level 4 it rounds them to int8, block by block: int8 and int4 weights decode several times faster, and logits of the
 trained nano move by 2 % of their spread with int8 weights, by 6 % with int4 ones, whose own loss is 17 %.
@@ -114,7 +114,7 @@ class GraphTape:
         return self._initializers[name]
 
     def linear(self, name: str, x: ir.Value, source: str, *, output: str = "") -> ir.Value:
-        """`x W^T` for a stored weight [out, in], in whatever form the layout stores it."""
+        """`x W^T` for a stored weight [out, in], in the form of the layout."""
         weight = self.layout[source]
         *firsts, last = weight.factors or (weight,)
         for factor in firsts:
@@ -133,7 +133,7 @@ class GraphTape:
     def _block_product(
         self, name: str, x: ir.Value, weight: StoredWeight, blocks: BlockFormat, *, output: str
     ) -> ir.Value:
-        """MatMulNBits; blocks with minimums are centred, and what that takes off is added by sums of activations."""
+        """MatMulNBits; blocks with minimums are centred, and sums of activations add the difference."""
         if blocks.is_w8a8:
             return self._integer_product(name, x, weight, output=output)
         rows, columns = weight.source_shape
@@ -149,7 +149,7 @@ class GraphTape:
         return self.op(name, "Add", [centred, moved], output=output)
 
     def _integer_product(self, name: str, x: ir.Value, weight: StoredWeight, *, output: str) -> ir.Value:
-        """W8A8: int8 steps of x by int8 weights, summed as integers, times the scale of channel and token.
+        """W8A8: int8 steps of x by int8 weights, summed as integers, times the scales of channel and token.
 
         MatMulIntegerToFloat takes one scale for all of x, so each row is divided by its largest value first.
         """
@@ -201,7 +201,7 @@ class GraphTape:
         return [part if part.dtype == ir.DataType.UINT8 else self.as_activation(part) for part in parts]
 
     def centres(self, weight: StoredWeight) -> ir.Value:
-        """What each block's middle value stands for, m + 2^(bits-1) d: [N, G], computed once by the runtime."""
+        """The meaning of each block's middle value, m + 2^(bits-1) d: [N, G], computed once by the runtime."""
         if weight.source not in self._centres:
             _, scales, minimums = self.block_parts(weight)
             middle = ir.tensor(np.float32(8), name="const.middle")

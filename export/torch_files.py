@@ -51,9 +51,9 @@ def export_torch(
     basis: Basis | None = None,
     progress: Progress = SILENT,
 ) -> Path:
-    """Fold and write the model, "fp32" or "fp16", and the experts beside it; return `out`.
+    """Fold and write the model, "fp32" or "fp16", and the experts in the same folder; return `out`.
 
-    Weights that are not finite, experts of another base, and a folder that is no result of this are a `HavocError`.
+    Weights that are not finite, experts of another base, and a folder with other files are a `HavocError`.
     """
     source, dtype = open_source(base), DTYPES[weight_format]
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)

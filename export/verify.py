@@ -39,10 +39,10 @@ Another machine rounds in another order (1e-6 in fp32), and its int8 kernels qua
 def verify_artifact(
     directory: Path, *, provider: str = CPU_PROVIDER, public_key: Path | None = None, record: Path | None = None
 ) -> tuple[ArtifactManifest, list[Checked]]:
-    """Hash every file, check the signature by `public_key` where one is given, open the graphs, run the fingerprint.
+    """Hash every file, check the signature by `public_key` if given, open the graphs, run the fingerprint.
 
-    With a `record` the artifact must be the one it was made from, manifest and all. The first thing that is wrong is
-    raised, and nothing is opened before every byte of it was found right.
+    With a `record` the artifact must be the record's, with its manifest. The first error is raised, and no file is
+    opened before all its bytes were checked.
     """
     with hold(directory) as held:
         checks = [
@@ -66,7 +66,7 @@ def _hashes(held: HeldArtifact) -> Checked:
 
 
 def _own_words(held: HeldArtifact) -> Checked:
-    """Compare what the manifest says of its making with the files that say the same, each of which it hashes."""
+    """Compare the manifest's facts about the export with the files that have the same facts, all of them hashed."""
     manifest = held.manifest
     mixture = {
         "name": manifest.base_name,
@@ -88,11 +88,11 @@ def _own_words(held: HeldArtifact) -> Checked:
 
 
 def _own_graphs(held: HeldArtifact) -> list[Checked]:
-    """Build the graphs anew where that can be done here."""
+    """Build the graphs again if that is possible here."""
     if (why_not := why_not_rebuilt()) is not None:
-        return [Checked(name="graph", finding=f"not built anew: {why_not}")]
+        return [Checked(name="graph", finding=f"not built again: {why_not}")]
     num_graphs = require_own_graphs(held.place, held.manifest)
-    return [Checked(name="graph", finding=f"{num_graphs} built anew from configuration and structure: the same bytes")]
+    return [Checked(name="graph", finding=f"{num_graphs} built again from configuration and structure: the same bytes")]
 
 
 def _require_words(held: HeldArtifact, said: dict[str, Any], where: str, found: dict[str, Any]) -> None:

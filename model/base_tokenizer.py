@@ -12,7 +12,7 @@ from .tokenizer import Tokenizer
 
 
 def load_tokenizer(directory: str | Path, *, num_rows: int) -> Tokenizer | None:
-    """The tokenizer of a base, None where it has none; one with an id beyond the model's `num_rows` is refused."""
+    """The tokenizer of a base, or None; one with an id beyond the model's `num_rows` is refused."""
     if is_gguf(directory):
         tokenizer = read_tokenizer(read_header(Path(directory)))
     else:

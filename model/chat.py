@@ -1,6 +1,6 @@
 """The chat template of a base: how a message of a user becomes the text that the model was trained to answer. No torch.
 
-    chat = find_chat_template(directory, special_tokens)     # None where the base has none
+    chat = find_chat_template(directory, special_tokens)     # None if the base has none
     chat.render("What is 2 + 2?")                            # "<|im_start|>user", the text, "<|im_end|>" and so on
 
 A template is a Jinja program from an untrusted download. It runs in a sandbox inside a separate process
@@ -28,21 +28,21 @@ RENDERER = "havoc_core.model.chat_renderer"
 MAX_TEMPLATE_CHARS = 1 << 20
 _MAX_LINE_BYTES = 1 << 26
 _TIMEOUT_S = 30.0
-"""For one message. The process ends itself after two seconds of its own time; this is for a machine that is stuck."""
+"""For one message. The process ends itself after two seconds of its own time; this is for a machine that hangs."""
 
 
 @dataclass(frozen=True)
 class ChatTemplate:
-    """A Jinja template, what it may call `bos_token` and so on, and the place that errors name."""
+    """A Jinja template, its values of `bos_token` and so on, and the place that errors name."""
 
     source: str
     variables: dict[str, str] = field(default_factory=dict)
     place: str = field(default="chat template", compare=False)
 
     def render(self, text: str) -> str:
-        """The text of a conversation of one user message, up to where the model answers.
+        """The text of a conversation with one user message, up to the beginning of the model's answer.
 
-        A template that fails, refuses the message, or needs more than its share of time or memory is a `HavocError`.
+        A template that fails, refuses the message, or exceeds its limit of time or memory is a `HavocError`.
         """
         return self._renderer.render([{"role": "user", "content": text}])
 
@@ -51,7 +51,7 @@ class ChatTemplate:
         return _Renderer(self)
 
     def __reduce__(self) -> tuple[type[ChatTemplate], tuple[str, dict[str, str], str]]:
-        """Copies and other processes start a renderer of their own."""
+        """Copies and other processes start their own renderer."""
         return type(self), (self.source, self.variables, self.place)
 
 
@@ -93,14 +93,14 @@ class _Renderer:
             timer.cancel()
         if answer is None:
             self._process = None
-            raise HavocError(f"{place}: {_death(process, self._owner)}; mend it, or give --no-chat")
+            raise HavocError(f"{place}: {_death(process, self._owner)}; fix the template, or give --no-chat")
         if "error" in answer:
-            raise HavocError(f"{place}: {printable(str(answer['error']))}; mend it, or give --no-chat")
+            raise HavocError(f"{place}: {printable(str(answer['error']))}; fix the template, or give --no-chat")
         return str(answer["text"])
 
 
 def _converse(to: IO[bytes] | None, back: IO[bytes] | None, request: dict[str, Any]) -> dict[str, Any] | None:
-    """The answer to one request; None where the process has ended."""
+    """The answer to one request; None if the process has ended."""
     assert to is not None  # noqa: S101
     assert back is not None  # noqa: S101
     try:
@@ -113,7 +113,7 @@ def _converse(to: IO[bytes] | None, back: IO[bytes] | None, request: dict[str, A
 
 
 def _death(process: subprocess.Popen[bytes], owner: int) -> str:
-    """Why the process is no more: a limit of the system ends it by a signal, a broken installation by itself."""
+    """Why the process ended: a limit of the system ends it by a signal; with a broken installation it exits."""
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(timeout=1)
     code = process.returncode
@@ -135,7 +135,7 @@ def _end(process: subprocess.Popen[bytes], owner: int) -> None:
 
 
 def find_chat_template(directory: Path, variables: dict[str, str]) -> ChatTemplate | None:
-    """The template of a Hugging Face directory, where transformers looks for it and in its order; None: it has none.
+    """The template of a Hugging Face directory, from the files that transformers reads, in its order; None: none.
 
     `chat_template.jinja`, else `chat_template` of `tokenizer_config.json` (of several the one called "default"), else
     `chat_template.json`.
@@ -156,7 +156,7 @@ def find_chat_template(directory: Path, variables: dict[str, str]) -> ChatTempla
 
 
 def chat_template(source: str, variables: dict[str, str], *, place: str) -> ChatTemplate | None:
-    """The template of that text, None where the text is empty; one beyond any that is in use is a `HavocError`."""
+    """The template with that text, None if the text is empty; one larger than all known ones is a `HavocError`."""
     if len(source) > MAX_TEMPLATE_CHARS:
         raise HavocError(f"{place}: {len(source):,} characters; a chat template has at most {MAX_TEMPLATE_CHARS:,}")
     return ChatTemplate(source, variables, place) if source else None

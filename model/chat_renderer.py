@@ -1,4 +1,4 @@
-"""The process that renders a chat template: `python -m havoc_core.model.chat_renderer`, one JSON document a line.
+"""The process that renders a chat template: `python -m havoc_core.model.chat_renderer`, one JSON document per line.
 
 It reads the template, then conversations, and answers each with {"text": ...} or {"error": ...}. The template runs in
 Jinja's immutable sandbox with the functions, filters and tags that transformers offers. Time and memory are bounded by
@@ -31,7 +31,7 @@ _MAX_MESSAGE_CHARS = 300
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %} ... {% endgeneration %}`: marks what the model says, for training; the text is the same."""
+    """`{% generation %} ... {% endgeneration %}`: marks the model's text, for training; the text is the same."""
 
     tags = {"generation"}  # noqa: RUF012 - as Jinja's own extensions name them
 
@@ -45,7 +45,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 class _Namespace(jinja2.utils.Namespace):
-    """A namespace that holds no name with an underscore in front, as transformers has it."""
+    """A namespace without names that begin with an underscore, as in transformers."""
 
     def __init__(*args: Any, **values: Any) -> None:  # noqa: ANN401 - a template may name a value `self`
         self, attributes = args[0], dict(*args[1:], **values)
@@ -59,7 +59,7 @@ class _Namespace(jinja2.utils.Namespace):
 
 
 class _Dict:
-    """What a template calls as `dict(...)`: no type, so nothing can be reached through it."""
+    """The function `dict(...)` of a template: not a type, so a template cannot reach other objects through it."""
 
     def __call__(self, *args: Any, **values: Any) -> dict[Any, Any]:  # noqa: ANN401 - as the built-in one
         return dict(*args, **values)
@@ -88,7 +88,7 @@ def _tojson(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as the models saw it: Jinja's own filter escapes what HTML would misread."""
+    """JSON as in the models' training: Jinja's own filter would escape characters for HTML."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
@@ -103,7 +103,7 @@ def environment() -> ImmutableSandboxedEnvironment:
 
 
 def render(template: jinja2.Template, messages: list[dict[str, str]], variables: dict[str, str]) -> str:
-    """The conversation as text, up to where the model answers; more than `MAX_CHARS` is an error."""
+    """The conversation as text, up to the beginning of the model's answer; more than `MAX_CHARS` is an error."""
     parts: Iterable[str] = template.generate(**variables, messages=messages, add_generation_prompt=True)
     text, allowed = "", MAX_CHARS + sum(len(message["content"]) for message in messages)
     for part in parts:
@@ -128,7 +128,7 @@ def main() -> None:
             else:
                 text = render(template, request["messages"], variables)
             answer: dict[str, Any] = {"text": text}
-        except Exception as error:  # noqa: BLE001 - whatever a stranger's program ends with
+        except Exception as error:  # noqa: BLE001 - an untrusted program may raise anything
             answer = {"error": _described(error)}
         _bound_time(0)
         sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
@@ -152,7 +152,7 @@ def _bound_memory() -> None:
 
 
 def _bound_time(seconds: float) -> None:
-    """End this process after so much processor time of its own; 0: no longer. A single long operation ends too."""
+    """End this process after this much of its own CPU time; 0 removes the limit. It also ends one long operation."""
     with contextlib.suppress(ImportError, AttributeError):
         import signal
 

@@ -49,7 +49,7 @@ class Base:
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer; a base without one is a `HavocError` when text is asked of it."""
+        """The tokenizer; a base without one is a `HavocError`."""
         if self.loaded_tokenizer is None:
             raise HavocError(missing_tokenizer(self.directory))
         return self.loaded_tokenizer
@@ -64,10 +64,10 @@ def load_base(
 ) -> Base:
     """Load a directory, a GGUF file, the bundled `nano`, or another preset's shape with random weights (seed 0).
 
-    Prompts go through the base's chat template where it has one and `is_chat` does not say otherwise. `context` lets
-    texts take more tokens than the base was made for, the angles of RoPE carried on; None: its own. One that is not
-    longer than its own is a `HavocError`. The model's weights are put on `device`, in fp32; `tensors` always gives
-    those on the disk, on the CPU.
+    Prompts go through the base's chat template if it has one, unless `is_chat` is False. `context` allows texts with
+    more tokens than the base's own context, with continued RoPE angles; None: its own. A `context` that is not longer
+    than its own is a `HavocError`. The model's weights are put on `device`, in fp32; `tensors` always gives those on
+    the disk, on the CPU.
     """
     place = open_device(device)
     if str(path_or_preset) == "nano" and not isinstance(path_or_preset, Path):
@@ -89,7 +89,7 @@ def load_base(
 
 
 def _extended(config: HavocConfig, context: int | None) -> HavocConfig:
-    """The configuration with a longer context; weights and the angles of its own positions stay what they are."""
+    """The configuration with a longer context; weights and the angles of its own positions do not change."""
     if context is None:
         return config
     if context <= config.max_seq_len:
@@ -100,7 +100,7 @@ def _extended(config: HavocConfig, context: int | None) -> HavocConfig:
 
 
 def require_base(path: Path) -> None:
-    """Refuse what is neither a Hugging Face directory nor a GGUF file, and say what it is instead."""
+    """Refuse a path that is neither a Hugging Face directory nor a GGUF file, and say what it is."""
     if is_gguf(path):
         return
     if path.is_file():

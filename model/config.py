@@ -1,4 +1,4 @@
-"""What a HAVOC decoder looks like: its shape as frozen, validated data, and its form on disk.
+"""The shape of a HAVOC decoder as frozen, validated data, and its form on disk.
 
 The disk form is Hugging Face's `config.json`: plain text models are `llama`, `qwen2` (bias on q, k, v) or `qwen3`
 (norms on q, k) and load in transformers unchanged; a model with vision, or with both extras, is `havoc`. Reading
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PRESETS = ("7b", "pico", "nano", "edge-135m", "edge-360m")
 
-# What is allocated before any tensor of a foreign directory proves its size is bounded here.
+# Limits for allocations before any tensor of an untrusted directory proves its size.
 MAX_SIZE = (1 << 31) - 1
 MAX_LAYERS = 1024
 MAX_CONTEXT = 1 << 20
@@ -94,7 +94,7 @@ class MLPConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class VisionConfig:
-    """Square image patches that enter the token stream where `image_token_id` stands (Fuyu)."""
+    """Square image patches that enter the token stream at the places of `image_token_id` (Fuyu)."""
 
     patch_size: int = 8
     num_channels: int = 3

@@ -1,8 +1,8 @@
-"""What a decoder costs, by arithmetic alone: parameters, bytes, floating-point operations. No torch, no measurement.
+"""The costs of a decoder by arithmetic: parameters, bytes, floating-point operations. No torch, no measurement.
 
-These are lower bounds a roofline rests on, not predictions: a multiplication and an addition are two operations; norms,
-softmax, SiLU and rotation are left out (below one percent); attention counts only the keys a causal query may see.
-Units stand in the names. Legend: D model, T new tokens, P past tokens.
+These are lower bounds for a roofline, not predictions: a multiplication and an addition are two operations; norms,
+softmax, SiLU and rotation are left out (below one percent); attention counts only the keys that a causal query may see.
+Units are in the names. Legend: D model, T new tokens, P past tokens.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ def tensor_bytes(name: str, shape: tuple[int, ...], structure: Structure) -> int
     """Bytes of one weight: norms and biases in the activation's type, matrices in the weight format.
 
     Integer matrices are cut, row by row, into blocks of `block_size` values (the last one padded) with one scale each,
-    and a zero point where they are not symmetric; the vision projection never is. A projection of truncated rank is two
-    matrices.
+    and a zero point if they are not symmetric; the vision projection is never quantized. A projection of truncated rank
+    is two matrices.
     """
     if len(shape) == 1 or (structure.is_quantized and name == VISION_PROJECTION):
         return math.prod(shape) * structure.activation_bytes
@@ -126,7 +126,7 @@ def decode_read_bytes(config: HavocConfig, num_past: int, structure: Structure =
 def activation_bytes(
     config: HavocConfig, num_tokens: int, structure: Structure = FULL, *, num_past: int = 0, is_fused: bool = True
 ) -> int:
-    """Estimated bytes alive at the widest point of a layer, batch 1, for a runtime that frees what it no longer needs.
+    """Estimated bytes in use at the widest point of a layer, batch 1, for a runtime that frees unneeded memory.
 
     The wider of attention (residual, normed, q, k, v, output; unless fused also the scores of all heads) and SwiGLU
     (residual, normed, gate, up), but at least the last token's logits.

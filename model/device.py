@@ -49,12 +49,12 @@ def made_on(device: torch.device) -> dict[str, Any]:
 
 
 def place_of(device: torch.device) -> str:
-    """Name what a computation must go on with: "cpu", or the very card, since each rounds sums in its own order."""
+    """Name the device on which a computation must continue: "cpu", or the card: each sums in its own order."""
     return device.type if device.type == "cpu" else f"{device.type} ({made_on(device)['name']})"
 
 
 def clear_cache(device: torch.device) -> None:
-    """Give back the memory of a card that torch keeps for tensors to come; on the CPU there is none."""
+    """Free the memory of a card that torch caches for later tensors; does nothing on the CPU."""
     import torch
 
     if device.type == "cuda":

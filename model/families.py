@@ -25,14 +25,14 @@ class Family:
     `architecture` is the class with which transformers loads it, `genai_type` what onnxruntime-genai calls it (None:
     its `model_type`). `qkv_bias` and `qk_norm` are the differences of attention.
 
-    How its `config.json` is read: `head_dim` is the head's width where the file is silent (None: hidden_size divided by
-    the number of heads), `silent` holds the values of other fields then. `renamed` maps a name that only this family
-    uses to Hugging Face's usual one. `only_value` holds the one value that a field of this family may have, so that the
-    decoder computes it. `written` are fields that its own files carry, beside those of every family.
+    Reading its `config.json`: `head_dim` is the head's width if the file does not state it (None: hidden_size divided
+    by the number of heads), and `silent` has the defaults of other missing fields. `renamed` maps a name that only this
+    family uses to Hugging Face's usual one. `only_value` has the only value of a field that the decoder can compute.
+    `written` are fields of its own files, besides those of every family.
 
-    How its GGUF files are read: `gguf_architecture` is their `general.architecture` (None: there are none), and
+    Reading its GGUF files: `gguf_architecture` is their `general.architecture` (None: there are none), and
     `gguf_only_value` is `only_value` for their keys, without the architecture's prefix. `is_gguf_permuted` says whether
-    the rows of q and k are stored so that the two which RoPE rotates stand side by side.
+    the rows of q and k are stored so that the two rows that RoPE rotates are next to each other.
     """
 
     model_type: str

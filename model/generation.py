@@ -78,7 +78,7 @@ def pick(
 ) -> Tensor:
     """Choose a token per row: the likeliest at temperature 0, else from softmax(logits / temperature) of the top k.
 
-    `banned_id` is never chosen: an image token stands for an input patch, so the model may not write one.
+    `banned_id` is never chosen: an image token represents an input patch, so the model may not write one.
     """
     if banned_id is not None:
         logits_BV = logits_BV.index_fill(-1, torch.tensor([banned_id], device=logits_BV.device), float("-inf"))
@@ -105,7 +105,7 @@ class _Rows:
         self.has_ended_B = torch.zeros(num_rows, dtype=torch.bool, device=like.device)
 
     def visible(self, num_tokens: int) -> Tensor | None:
-        """The mask over the first tokens; None where no row is padded."""
+        """The mask over the first tokens; None if no row is padded."""
         return None if self.mask_BS is None else self.mask_BS[:, :num_tokens]
 
     def select(self, rows: Tensor) -> None:
@@ -177,8 +177,8 @@ def sample_tokens(
     """Continue left-padded prompts: int64 [B * num_samples, N], N <= max_new_tokens, rows padded after their end token.
 
     `attention_mask_BT` is 1 for real tokens; `patches` [num_patches, C] fill the image tokens in order. Samples of
-    one prompt are neighbours and share its prefill. `eos_id` defaults to the config's; a row ends too where its text
-    holds one of `stops`. The model runs in eval mode, and its own mode is put back. A prompt that leaves no room for
+    one prompt are neighbours and share its prefill. `eos_id` defaults to the config's; a row also ends when its text
+    contains one of `stops`. The model runs in eval mode; afterwards its own mode is restored. A prompt without room for
     `max_new_tokens` is a `HavocError`.
     """
     _require_room(model, input_ids_BT, max_new_tokens)
@@ -261,7 +261,7 @@ def encode_prompts(
 
 
 def completions(tokenizer: Tokenizer, ids_BT: Tensor, mask_BT: Tensor, new_BN: Tensor) -> list[str]:
-    """Text of each row of new ids as it reads behind its left-padded prompt."""
+    """Text of each row of new ids as it continues its left-padded prompt."""
     rows = zip(ids_BT.tolist(), mask_BT.sum(dim=1).tolist(), new_BN.tolist(), strict=True)
     return [tokenizer.decode_completion(ids[len(ids) - num_real :], new) for ids, num_real, new in rows]
 
@@ -273,7 +273,7 @@ def _patches(model: GenerativeModel, image_png: bytes) -> Tensor:
 
 
 def _rows_that_fit(model: GenerativeModel, num_tokens: int) -> int:
-    """How many rows of so many tokens have keys and values of at most `CACHE_BYTES`; at least one."""
+    """The number of rows of this length with keys and values of at most `CACHE_BYTES`; at least one."""
     attention = model.config.attention
     per_token = 2 * model.config.num_layers * attention.num_kv_heads * attention.head_dim
     return max(1, CACHE_BYTES // (num_tokens * per_token * model.norm.weight.element_size()))

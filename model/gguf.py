@@ -1,9 +1,10 @@
 """A GGUF file as a base: its configuration, and its tensors by Hugging Face name, one at a time.
 
-`GgufTensors` is to a file what `weights.StoredTensors` is to a directory. A tensor is dequantized to fp32 when it is
-asked for (`gguf.quants.dequantize`), so its hash is that of the Hugging Face directory which `havoc import FILE --out
-DIR` writes: an expert of the one fits the other. Files of the architecture `llama` store the rows of q and k in another
-order (pairs that RoPE rotates side by side; llama.cpp, `convert_hf_to_gguf.py`, `permute`); that is undone here.
+`GgufTensors` does for a file what `weights.StoredTensors` does for a directory. A tensor is dequantized to fp32 when it
+is needed (`gguf.quants.dequantize`), so its hash is that of the Hugging Face directory from `havoc import FILE --out
+DIR`: an expert of one of them fits the other. Files of the architecture `llama` store the rows of q and k in another
+order (the pairs that RoPE rotates are neighbours; llama.cpp, `convert_hf_to_gguf.py`, `permute`); here they are put
+back.
 """
 
 from __future__ import annotations
@@ -57,10 +58,10 @@ class GgufBlocks:
 
 
 class GgufTensors(Mapping[str, Tensor]):
-    """Tensors of a GGUF file by Hugging Face name, fp32, each read and dequantized when it is asked for.
+    """Tensors of a GGUF file by Hugging Face name, fp32, each read and dequantized when it is needed.
 
-    `blocks(name)` gives the same tensor as the file stores it, so that its own quantization can be kept: blocks run
-    along a row, so undoing the order of q and k moves whole rows and leaves every block as it is.
+    `blocks(name)` gives the same tensor in the file's form, so that its own quantization can be kept: blocks are along
+    a row, so a changed order of q and k moves whole rows and does not change any block.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -95,7 +96,7 @@ class GgufTensors(Mapping[str, Tensor]):
         return self._file_of[name].type
 
     def blocks(self, name: str) -> GgufBlocks:
-        """One tensor as the file stores it, its rows in the order of Hugging Face; a copy only where they move."""
+        """One tensor in the file's form, with rows in the order of Hugging Face; a copy only if rows move."""
         stored, order = self._file_of[name], self._row_order(name)
         rows = self._rows(stored)
         return GgufBlocks(stored.type, stored.shape, rows if order is None else rows[order])
@@ -115,7 +116,7 @@ class GgufTensors(Mapping[str, Tensor]):
 
 
 def open_weights(path: str | Path, config: HavocConfig) -> StoredTensors | GgufTensors:
-    """The tensors of a base, a Hugging Face directory or a GGUF file, each read when it is asked for."""
+    """The tensors of a base, a Hugging Face directory or a GGUF file, each read when it is needed."""
     return GgufTensors(path) if is_gguf(path) else open_tensors(path, is_tied=config.tie_word_embeddings)
 
 

@@ -142,7 +142,7 @@ def _config(header: Header, keys: _Keys) -> HavocConfig:
 
 
 def _token_ids(header: Header, num_rows: int) -> dict[str, Any]:
-    """The ids that begin, pad and end a text; one that no row of the table has is none."""
+    """The ids that begin, pad and end a text; an id without a row in the table is ignored."""
 
     def found(name: str) -> int | None:
         value = header.metadata.get(f"tokenizer.ggml.{name}_token_id")

@@ -1,4 +1,4 @@
-"""The header of a GGUF file: metadata and where each tensor lies, read without trusting it. Needs no library.
+"""The header of a GGUF file: metadata and the place of each tensor, read without trusting it. It needs no library.
 
     header = read_header(Path("model.gguf"))
     header.metadata["general.architecture"]          # "llama"
@@ -92,7 +92,7 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Read and check the header; what is wrong with the file is a `HavocError` of one line."""
+    """Read and check the header; an error in the file is a `HavocError` of one line."""
     if not path.is_file():
         raise HavocError(f"{path}: {'not a regular file' if path.exists() else 'no such file'}")
     try:

@@ -1,8 +1,8 @@
 r"""The tokenizer that a GGUF file describes in its metadata. No torch.
 
 Two kinds are read: `gpt2`, byte-level BPE with merges and the name of a rule that cuts text into words, and `llama`,
-SentencePiece's BPE with scores. The result is what transformers builds from the same file, so that both read a text as
-the same ids (docs/decisions/0010): where a file's rule is one that transformers does not know, GPT-2's is taken.
+SentencePiece's BPE with scores. The result is the one that transformers builds from the same file, so that both read a
+text as the same ids (docs/decisions/0010): if transformers does not know a file's rule, GPT-2's is used.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ _WORD_RULES = {
 """Regular expressions of the published tokenizers, by llama.cpp's name for them; GPT-2's is `ByteLevel`'s own."""
 
 _BEGINS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3", "pixtral", "tekken"})
-"""Rules of tokenizers that begin a text with bos where the file does not say; and take whole words before merges."""
+"""Rules of tokenizers that begin a text with bos if the file does not say, and take whole words before merges."""
 
 
 def read_tokenizer(header: Header) -> Tokenizer | None:
-    """The tokenizer of a file, None where it has none; one that cannot be built is a `HavocError` of one line."""
+    """The tokenizer of a file, or None; one that cannot be built is a `HavocError` of one line."""
     if "tokenizer.ggml.model" not in header.metadata:
         return None
     try:
@@ -59,7 +59,7 @@ def read_tokenizer(header: Header) -> Tokenizer | None:
 
 
 class _Fields:
-    """The metadata under `tokenizer.`, each value checked when it is asked for."""
+    """The metadata under `tokenizer.`, each value checked when it is read."""
 
     def __init__(self, header: Header) -> None:
         self._metadata, self.place = header.metadata, f"{header.path}: tokenizer.chat_template"
@@ -94,7 +94,7 @@ class _Fields:
         return value
 
     def token_id(self, name: str) -> int | None:
-        """The id of that role; one that no token has is none."""
+        """The id of that role; None for an id without a token."""
         value = self._metadata.get(f"tokenizer.ggml.{name}_token_id")
         return value if type(value) is int and 0 <= value < len(self.tokens) else None
 
@@ -114,7 +114,7 @@ class _Fields:
         return [(pair[0], pair[1]) for pair in pairs]
 
     def _implied_merges(self) -> list[tuple[str, str]]:
-        """Every pair of tokens that makes a token, the best score first: SentencePiece keeps scores and no merges."""
+        """Every pair of tokens that forms a token, the best score first: SentencePiece stores scores, not merges."""
         scores: list[float] = self._list("scores", float)
         if len(scores) != len(self.tokens):
             raise HavocError(f"tokenizer.ggml.scores has {len(scores)} values for {len(self.tokens)} tokens")
@@ -179,7 +179,7 @@ def _named(names: Mapping[str, str], ids: Mapping[str, int | None], role: str) -
 
 
 def _byte_level(fields: _Fields) -> tokenizers.Tokenizer:
-    """Byte-level BPE: a token is spelled in 256 letters that stand for the bytes; where it is not, it is now."""
+    """Byte-level BPE: tokens are spelled in 256 letters that represent bytes; other tokens are converted."""
     pre = fields.text("ggml.pre")
     special = fields.special_ids()
     vocab = {token if index in special else _spelled(token): index for index, token in enumerate(fields.tokens)}
@@ -222,7 +222,7 @@ def _sentencepiece(fields: _Fields) -> tokenizers.Tokenizer:
 
 
 def _add_special_tokens(backend: tokenizers.Tokenizer, fields: _Fields) -> None:
-    """Let special tokens stay whole; those that a user defined are no special ones, and stay whole too."""
+    """Keep special tokens whole; user-defined tokens are not special, but stay whole too."""
     for token_id in sorted(fields.special_ids()):
         is_special = fields.types[token_id] != _USER_DEFINED
         token = AddedToken(fields.tokens[token_id], normalized=False, special=is_special)

@@ -187,7 +187,7 @@ def with_generation(config: HavocConfig, fields: dict[str, Any]) -> HavocConfig:
 
 
 def with_ends(config: HavocConfig, eos_ids: Sequence[int]) -> HavocConfig:
-    """The config with more ids that end a text; the same where it has them all."""
+    """The config with more ids that end a text; the same config if it has all of them."""
     if set(eos_ids) <= set(config.eos_token_ids):
         return config
     return config.replace(eos_token_id=tuple(dict.fromkeys([*config.eos_token_ids, *eos_ids])))
@@ -349,7 +349,7 @@ def _read_vision(fields: object) -> VisionConfig | None:
     return VisionConfig(**fields)
 
 
-def _read_pad(fields: dict[str, Any]) -> Any:  # noqa: ANN401 - HavocConfig judges what it is
+def _read_pad(fields: dict[str, Any]) -> Any:  # noqa: ANN401 - HavocConfig checks the type
     """The padding id; an id outside the table is ignored, because padding is masked and any id works."""
     value, num_rows = fields.get("pad_token_id"), fields.get("vocab_size")
     is_outside = type(value) is int and type(num_rows) is int and not 0 <= value < num_rows

@@ -1,10 +1,10 @@
-"""What is read to tell how likely texts are behind a prompt: token ids, each row's continuations as one tree. No torch.
+"""The input for the likelihood of texts after a prompt: token ids, with each row's continuations as one tree. No torch.
 
-A row's continuations share their prompt, and many share their first tokens. `TokenTree` holds every token that must be
-read once; what follows a token is then predicted for all continuations that go through it.
+A row's continuations share their prompt, and many share their first tokens. `TokenTree` has every token that must be
+read once; the next token is then predicted for all continuations through it.
 
-A prompt and a continuation are cut into tokens as lm-evaluation-harness cuts them (`TemplateLM._encode_pair`, MIT), and
-a prompt that is too long for the context loses its beginning, as there.
+A prompt and a continuation are split into tokens as in lm-evaluation-harness (`TemplateLM._encode_pair`, MIT), and a
+prompt that is too long for the context loses its beginning, as there.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ if TYPE_CHECKING:
     from .tokenizer import Tokenizer
 
 PROMPT_END = -1
-"""The place in a tree that stands for the last token of the prompt."""
+"""The place in a tree of the last token of the prompt."""
 MIN_SHARED_TOKENS = 32
 """A beginning that all prompts share is read once from this length on; a shorter one costs more than it saves."""
 
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """How likely one text is behind its prompt.
+    """The likelihood of one text after its prompt.
 
     `log_likelihood` is the sum over its `num_tokens` tokens of ln p(token | all before it); `is_greedy` says that each
-    was the likeliest of all. `num_dropped` tokens of the prompt were left out at its beginning, because prompt and
+    was the likeliest. `num_dropped` tokens were left out at the beginning of the prompt, because prompt and
     continuation were longer than the context.
     """
 
@@ -43,7 +43,7 @@ class Continuation:
 
 @dataclass(frozen=True, slots=True)
 class TokenTree:
-    """The tokens read behind a prompt: node i reads `tokens[i]` after node `parents[i]`, which may be `PROMPT_END`.
+    """The tokens read after a prompt: node i reads `tokens[i]` after node `parents[i]`, which may be `PROMPT_END`.
 
     `depths[i]` counts the nodes before it. `paths[k][j]` is the node after which token j of continuation k is
     predicted. The last token of a continuation is predicted and never read.
@@ -56,7 +56,7 @@ class TokenTree:
 
 
 def build_tree(continuations: Sequence[Sequence[int]]) -> TokenTree:
-    """Join continuations, each of at least one token, where they begin alike; parents stand before their children."""
+    """Join continuations, each of at least one token, at common beginnings; parents come before their children."""
     nodes: dict[tuple[int, int], int] = {}
     depths: list[int] = []
     paths = []
@@ -79,7 +79,7 @@ def build_tree(continuations: Sequence[Sequence[int]]) -> TokenTree:
 
 @dataclass(frozen=True, slots=True)
 class ScoredRow:
-    """One prompt and the continuations that are scored behind it, all as token ids.
+    """One prompt and the continuations that are scored after it, all as token ids.
 
     `places[k]` says where the result of `continuations[k]` goes: (request, continuation of that request).
     """
@@ -101,8 +101,8 @@ def encode_requests(
 ) -> list[ScoredRow]:
     """Cut requests into tokens; no row reads more than `max_tokens` along one continuation.
 
-    A request is one row, and several where its prompt must lose more tokens before one continuation than before
-    another. A picture, an empty continuation, or one that fills the context alone is a `HavocError`.
+    A request is one row, or several if its prompt must lose more tokens before one continuation than before another. A
+    picture, an empty continuation, or one that fills the whole context is a `HavocError`.
     """
     return [
         row for place, request in enumerate(requests) for row in _encode_request(tokenizer, place, *request, max_tokens)
@@ -114,7 +114,7 @@ def _encode_request(
 ) -> Iterator[ScoredRow]:
     if prompt.image_png is not None:
         raise HavocError(
-            f"prompt {place + 1} has a picture: choices are scored by their likelihood behind text only; "
+            f"prompt {place + 1} has a picture: choices are scored by likelihood only after text; "
             "let the model generate its answer instead"
         )
     by_prompt: dict[tuple[int, ...], list[tuple[int, tuple[int, ...], int]]] = {}
@@ -138,7 +138,7 @@ def _encode_request(
 def _encode_pair(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Ids of prompt and continuation; an empty prompt is the beginning, or else the end, of a text.
 
-    Behind a chat template an answer begins at once: the space that sets a choice off from plain text is left out.
+    After a chat template an answer begins at once: the space that separates a choice from plain text is left out.
     """
     prompt_ids, ids = tokenizer.encode_continuation(prompt, text if tokenizer.chat is None else text.lstrip())
     if prompt_ids:
@@ -148,7 +148,7 @@ def _encode_pair(tokenizer: Tokenizer, prompt: str, text: str) -> tuple[tuple[in
 
 
 def shared_prefix(rows: Sequence[ScoredRow]) -> tuple[int, ...]:
-    """The tokens that all prompts begin with, where reading them once is worth it; each keeps one token of its own."""
+    """The common first tokens of all prompts, if reading them once is worth it; each prompt keeps one own token."""
     if len(rows) < 2:  # noqa: PLR2004 - one row shares with no other
         return ()
     first, last = min(row.prompt_ids for row in rows), max(row.prompt_ids for row in rows)
@@ -173,7 +173,7 @@ def batches(
 
 
 class Results:
-    """Where the continuations of all requests are put as their rows are scored, in any order."""
+    """Collects the results of all requests' continuations, in any order of rows."""
 
     def __init__(self, requests: Sequence[tuple[PromptLike, Sequence[str]]]) -> None:
         self._found: list[list[Continuation | None]] = [[None] * len(texts) for _, texts in requests]

@@ -1,9 +1,9 @@
-"""Linear layers that use the whole vector unit of the CPU they run on; everywhere else they are torch's own.
+"""Linear layers that use the whole vector unit of the CPU; in all other cases they are torch's own.
 
-Torch multiplies fp32 matrices with MKL, which on AMD processors leaves AVX-512 unused; oneDNN, in the same torch,
-does not. Measured on an EPYC, one thread, the `nano` shape: a training step takes 0.67 of the time, a prefill 0.6, with
-errors of the same size. Only fp32 products that are large enough go that way, and only on such a CPU; torch's own flag
-for oneDNN switches it off, and neither export nor compilation ever sees it.
+Torch multiplies fp32 matrices with MKL, which does not use AVX-512 on AMD processors; oneDNN, in the same torch, does.
+Measured on an EPYC, one thread, the `nano` shape: a training step takes 0.67 of the time, a prefill 0.6, with errors of
+the same size. Only large fp32 products use oneDNN, and only on such a CPU; torch's own flag for oneDNN switches it off,
+and export and compilation do not use it.
 
 Legend: T rows, M outputs, N inputs.
 """
@@ -26,7 +26,7 @@ class Linear(nn.Linear):
     """`nn.Linear`, by the faster of two products; on the meta device it draws no values."""
 
     def reset_parameters(self) -> None:
-        """Draw the weights, where there is memory for them: a draw on the meta device imports torch's compiler."""
+        """Draw the weights, except on the meta device, where a draw would import torch's compiler."""
         if not self.weight.is_meta:
             super().reset_parameters()
 
@@ -39,7 +39,7 @@ class Embedding(nn.Embedding):
     """`nn.Embedding`; on the meta device it draws no values, as `Linear`."""
 
     def reset_parameters(self) -> None:
-        """Draw the weights, where there is memory for them."""
+        """Draw the weights, except on the meta device."""
         if not self.weight.is_meta:
             super().reset_parameters()
 

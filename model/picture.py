@@ -23,10 +23,10 @@ _WIDE_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
 def open_picture(data: bytes | Image, *, formats: tuple[str, ...] | None = None, max_pixels: int = MAX_PIXELS) -> Image:
-    """Decode a picture to upright RGB; `formats` are those Pillow may try, all it knows by default.
+    """Decode a picture to upright RGB; `formats` are those that Pillow may try, by default all.
 
-    Broken bytes, more than `max_pixels` pixels, values that are not finite and a picture that would lose all it shows
-    are a `HavocError`. An animation gives its first frame; transparency is dropped.
+    Broken bytes, more than `max_pixels` pixels, values that are not finite, and a picture that would lose its whole
+    content are a `HavocError`. An animation gives its first frame; transparency is dropped.
     """
     from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -87,7 +87,7 @@ def _range(values: NDArray[np.float64], mode: str) -> tuple[float, float]:
 
 
 def _is_constant(image: Image) -> bool:
-    """Whether all pixels are equal, by their colours where there is a palette."""
+    """Whether all pixels are equal, by their colours if there is a palette."""
     if image.mode in {"P", "PA"}:
         image = image.convert("RGBA")
     extrema = image.getextrema()

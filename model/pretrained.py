@@ -31,7 +31,7 @@ _FLOAT_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def read_tensors(directory: Path, config: HavocConfig) -> Mapping[str, Tensor]:
-    """The tensors of a directory by Hugging Face name; of `model.pt` only where there is no safetensors file."""
+    """The tensors of a directory by Hugging Face name; `model.pt` is used only if there is no safetensors file."""
     has_safetensors = (directory / SAFETENSORS_FILE).is_file() or (directory / INDEX_FILE).is_file()
     if not has_safetensors and (directory / TORCH_FILE).is_file():
         return _read_torch_file(directory / TORCH_FILE)

@@ -10,8 +10,8 @@ class PromptLike(Protocol):
 
     @property
     def text(self) -> str:
-        """What the model is asked."""
+        """The text of the prompt."""
 
     @property
     def image_png(self) -> bytes | None:
-        """What it is shown."""
+        """The picture of the prompt."""

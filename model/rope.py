@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def rope_frequencies(attention: AttentionConfig) -> NDArray[np.float64]:
-    """Radians per position of each rotated pair, [F] float64: theta^(-2i/H), scaled where the config says so."""
+    """Radians per position of each rotated pair, [F] float64: theta^(-2i/H), scaled if the config says so."""
     exponents_F = np.arange(0, attention.head_dim, 2, dtype=np.float64) / attention.head_dim
     frequencies_F = float(attention.rope_theta) ** -exponents_F
     scaling = attention.rope_scaling

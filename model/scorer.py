@@ -1,4 +1,4 @@
-"""Scores and text from a torch model: one forward pass reads many prompts, each with all its continuations behind it.
+"""Scores and text from a torch model: one forward pass reads many prompts, each followed by all its continuations.
 
 Legend: B rows, T tokens read, P tokens shared by all prompts, S = P + T, E tokens to score, V vocab, K kv heads, H head
 dim, D model.
@@ -28,17 +28,17 @@ if TYPE_CHECKING:
     from .transformer import HavocModel
 
 TOKENS_PER_BATCH = 512
-"""So many tokens of all rows together, padding included, are read at once; a longer row is read alone, prompt first.
+"""The number of tokens of all rows, with padding, that are read at once; a longer row is read alone, prompt first.
 
 SmolLM2-135M on one thread of a Zen 3 processor: 60 rows of ARC-Easy take 8.1 s of CPU time with 256 or 512, 8.4 with
 1024, 9.9 with 2048.
 """
 LOGITS_PER_CHUNK = 1 << 24
-"""So many logits are held at once: 64 MiB in fp32."""
+"""The number of logits that are held at once: 64 MiB in fp32."""
 
 
 class TorchScorer:
-    """A torch model and its tokenizer, asked for texts or for how likely texts are."""
+    """A torch model and its tokenizer, for texts or for the likelihood of texts."""
 
     def __init__(self, model: HavocModel, tokenizer: Tokenizer, *, tokens_per_batch: int = TOKENS_PER_BATCH) -> None:
         """`tokens_per_batch` bounds memory: beyond the default a processor's caches overflow."""
@@ -51,9 +51,9 @@ class TorchScorer:
         return generate_text(self._model, self._tokenizer, prompts, max_new_tokens=max_new_tokens, stop=stop)
 
     def log_likelihoods(self, requests: Sequence[tuple[PromptLike, Sequence[str]]]) -> list[list[Continuation]]:
-        """How likely each text of each request is behind the request's prompt, in the order given.
+        """The likelihood of each text of each request after the request's prompt, in the given order.
 
-        A picture, an empty text, or one that fills the context alone is a `HavocError`; a prompt too long for the
+        A picture, an empty text, or a text that fills the whole context is a `HavocError`; a prompt too long for the
         context loses its beginning (`Continuation.num_dropped`).
         """
         rows = encode_requests(self._tokenizer, requests, max_tokens=self._model.config.max_seq_len)
@@ -114,7 +114,7 @@ class TorchScorer:
         return x_BTD[is_scored_BT.to(device)]
 
     def _layers(self, ids_BT: Tensor, positions_BT: Tensor, mask_B1TS: Tensor, past: list[KeyValue] | None) -> Tensor:
-        """The residual stream [B, T, D] behind the last layer; the shared past is handed to a layer at a time."""
+        """The residual stream [B, T, D] after the last layer; each layer gets its part of the shared past."""
         model = self._model
         rotary = model.rotary(positions_BT)
         x_BTD: Tensor = model.embed_tokens(ids_BT)

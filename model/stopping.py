@@ -15,9 +15,9 @@ _MORE_TOKENS = 4  # a token may begin before the string, and some write nothing
 
 
 class StopStrings:
-    """The strings that end an answer, looked for in the text of the last tokens.
+    """The strings that end an answer, searched in the text of the last tokens.
 
-    A string that is a special token (`<|im_end|>`) is written by that token alone: `token_ids` end an answer too.
+    A string that is a special token (`<|im_end|>`) is written only by that token: `token_ids` end an answer too.
     """
 
     def __init__(self, tokenizer: Tokenizer, stop: Sequence[str]) -> None:

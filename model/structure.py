@@ -1,4 +1,4 @@
-"""What changes the cost of a model but not what it is: the format of its weights, the type of its activations."""
+"""The properties that change the cost of a model but not its function: format of weights, type of activations."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Quantizer = Literal["rtn", "hqq", "k_quant", "gptq"]
 Compute = Literal["fp32", "int8", "w8a8"]
 
 WEIGHT_FORMATS: tuple[WeightFormat, ...] = ("fp32", "fp16", "int8", "int4")
-"""What any model can be stored in; `keep` is beside them: a GGUF file's own blocks as they are, of an unfolded base."""
+"""Formats for any model; in addition there is `keep`: a GGUF file's own blocks, for a base without experts."""
 ACTIVATION_DTYPES: tuple[ActivationDtype, ...] = ("fp32", "fp16")
 BLOCK_SIZES: tuple[int, ...] = (16, 32, 64, 128, 256)
 QUANTIZERS: tuple[Quantizer, ...] = ("rtn", "hqq", "k_quant", "gptq")
@@ -30,7 +30,7 @@ COMPUTES: tuple[Compute, ...] = ("fp32", "int8", "w8a8")
 scale a token, so that sums over whole rows are sums of integers (W8A8)."""
 
 BITS_PER_WEIGHT: dict[WeightFormat, int] = {"fp32": 32, "fp16": 16, "int8": 8, "int4": 4, "keep": 4}
-"""Of the values alone; of kept blocks, which may be larger, the least."""
+"""Bits of the values only; for kept blocks, which may be larger, the least."""
 
 Zeros = Literal["middle", "points", "minimums"]
 
@@ -39,9 +39,9 @@ Zeros = Literal["middle", "points", "minimums"]
 class BlockFormat:
     """How one integer matrix is stored: rows cut into blocks of `block_size` values of `num_bits`, a scale d for each.
 
-    A stored value q stands for d (q - 2^(bits-1)) where `zeros` are the `middle`, for d (q - z) where they are `points`
-    (integers of as many bits), for d q + m where they are `minimums` (floats like the scales). `is_w8a8` is of whole
-    rows, stored for products of integers: q - 128 as int8, transposed.
+    A stored value q means d (q - 2^(bits-1)) if `zeros` is `middle`, d (q - z) if it is `points` (integers with the
+    same number of bits), and d q + m if it is `minimums` (floats like the scales). `is_w8a8` means whole rows for
+    products of integers: q - 128 is stored as int8, transposed.
     """
 
     num_bits: int
@@ -110,7 +110,7 @@ class Structure:
         self._check_mixed()
 
     def _fast_compute(self) -> Compute:
-        """What `auto` means: the one place where the default is decided."""
+        """The meaning of `auto`: only here the default is decided."""
         return "int8" if self.is_quantized and self.activation_dtype == "fp32" else "fp32"
 
     def _check_compute(self) -> None:
@@ -151,11 +151,11 @@ class Structure:
             raise HavocError(f"{self.weight_format} weights cannot be mixed: an average of bits needs int4 weights")
         least, most = self.blocks.bits_per_weight, self.promoted_blocks.bits_per_weight
         if type(self.average_bits) not in {int, float} or not least <= self.average_bits <= most:
-            here = f"{self.average_bits!r} bits a weight"
-            raise HavocError(f"{here}: these int4 blocks alone take {least:g}, and {most:g} with int8 everywhere")
+            here = f"{self.average_bits!r} bits per weight"
+            raise HavocError(f"{here}: these blocks take {least:g} with only int4 and {most:g} with only int8")
 
     def _blocks_asked_for(self) -> str:
-        """What is unusual about the blocks, in words."""
+        """The non-default options of the blocks, in words."""
         size = [] if self.block_size == _DEFAULTS["block_size"] else [f"block size {self.block_size}"]
         symmetry = [] if self.is_symmetric else ["asymmetric blocks"]
         quantizer = [] if self.quantizer == _DEFAULTS["quantizer"] else [f"the quantizer {self.quantizer}"]
@@ -163,12 +163,12 @@ class Structure:
 
     @classmethod
     def named(cls, name: str, activation_dtype: ActivationDtype = "fp32") -> Self:
-        """The structure that `str` names so, `activation_dtype` where the name leaves it out: `int4a-hqq-b64-r0.50`."""
+        """The structure with that name, such as `int4a-hqq-b64-r0.50`; `activation_dtype` if the name leaves it out."""
         found = _NAME.fullmatch(name)
         if found is None:
             raise HavocError(
-                f"unknown structure {name!r}; a name is a weight format ({', '.join(WEIGHT_FORMATS)}) and what is "
-                "unusual about it, such as int4-b64, int4-gptq-mix5.0 or int8-r0.50"
+                f"unknown structure {name!r}; a name is a weight format ({', '.join(WEIGHT_FORMATS)}) with its "
+                "non-default options, such as int4-b64, int4-gptq-mix5.0 or int8-r0.50"
             )
         return cls(
             found["weights"],  # type: ignore[arg-type]
@@ -208,9 +208,9 @@ class Structure:
             ) from error
 
     def to_fields(self) -> dict[str, Any]:
-        """Name every choice: formats and block size always, the others where they are not the default.
+        """Name every choice: formats and block size always, the others if they are not the default.
 
-        `compute` stands there where there is a choice.
+        `compute` is named if there is a choice.
         """
         document = asdict(self)
         always = (*_ALWAYS, "compute") if self.has_compute else _ALWAYS
@@ -227,10 +227,10 @@ class Structure:
             compute = f" computed in {self.compute}" if self.has_compute else ""
             return f"the weights of the file as they are, {self.activation_dtype} activations{compute}"
         symmetry = "symmetric" if self.is_symmetric else "asymmetric"
-        mixed = "" if self.average_bits is None else f", int8 up to {self.average_bits:g} bits a weight"
+        mixed = "" if self.average_bits is None else f", int8 up to {self.average_bits:g} bits per weight"
         blocks = f" ({symmetry} blocks of {self.block_size}, {self.quantizer}{mixed})" if self.is_quantized else ""
         if self.is_w8a8:
-            blocks = f" (one scale an output channel, tables in blocks of {self.block_size})"
+            blocks = f" (one scale per output channel, tables in blocks of {self.block_size})"
         rank = "" if self.rank_fraction == 1 else f", {self.rank_fraction:g} of the rank"
         compute = f" computed in {self.compute}" if self.has_compute else ""
         return f"{self.weight_format} weights{blocks}, {self.activation_dtype} activations{compute}{rank}"
@@ -242,9 +242,9 @@ class Structure:
 
     @property
     def blocks(self) -> BlockFormat:
-        """How integer matrices are stored where nothing else is said: of gptq with scales in fp16, as GGUF has them.
+        """The default storage of integer matrices: for gptq with scales in fp16, as in GGUF.
 
-        Only of a structure with integer weights; of kept ones the smallest that there are.
+        Only for a structure with integer weights; for kept blocks the smallest possible.
         """
         is_half = self.activation_dtype == "fp16" or self.quantizer == "gptq" or self.weight_format == "keep"
         zeros: Zeros = "middle" if self.is_symmetric else "minimums" if self.quantizer == "gptq" else "points"
@@ -258,7 +258,7 @@ class Structure:
 
     @property
     def is_w8a8(self) -> bool:
-        """Whether projections multiply int8 by int8, with one scale a token and one an output channel."""
+        """Whether projections multiply int8 by int8, with one scale per token and one an output channel."""
         return self.compute == "w8a8"
 
     @property
@@ -282,7 +282,7 @@ class Structure:
         return 4 if self.activation_dtype == "fp32" else 2
 
     def kept_rank(self, name: str, shape: tuple[int, ...]) -> int | None:
-        """Directions r = ceil(rank_fraction min(M, N)) kept of the tensor `name` [M, N]; None where it stays whole.
+        """Directions r = ceil(rank_fraction min(M, N)) kept of the tensor `name` [M, N]; None if it stays whole.
 
         Only the layers' projections are factored, and only below break-even, r (M + N) < M N; integer rows are counted
         with the padding of their last block.
@@ -311,7 +311,7 @@ class Structure:
 
 
 def _shortest(number: float, form: str) -> str:
-    """The number in that form where it says all of it."""
+    """The number in that form, if the form is exact."""
     short = f"{number:{form}}"
     return short if float(short) == number else str(number)
 

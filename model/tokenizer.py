@@ -34,14 +34,14 @@ _MARKS = tuple(chr(code) for code in range(0xFDD0, 0xFDF0))
 """Noncharacters of Unicode: one that a text does not hold is put into the special tokens that the text spells."""
 
 _ANCHORS = ("\n", "a", ".", "0")
-"""Texts to read another behind: the first one that does not grow together with it."""
+"""Texts to put before another: the first one that does not merge with it is used."""
 
 
 @dataclass(frozen=True)
 class Tokenizer:
     """A loaded `tokenizer.json` with the ids of its special tokens; None if there is no such token.
 
-    `more_eos_ids` end a text too, beside `eos_id`. `chat` is the template that prompts go through; None: plain text.
+    `more_eos_ids` also end a text, besides `eos_id`. `chat` is the template for prompts; None: plain text.
     """
 
     backend: tokenizers.Tokenizer
@@ -95,7 +95,7 @@ class Tokenizer:
             write_bytes(Path(directory) / name, content)
 
     def files(self) -> dict[str, bytes]:
-        """What `save` writes, by file name; the chat template stands in `tokenizer_config.json`."""
+        """The files of `save`, by name; the chat template is in `tokenizer_config.json`."""
         ids = {"pad": self.pad_id, "bos": self.bos_id, "eos": self.eos_id, "image": self.image_id}
         names = {
             f"{role}_token": self.backend.id_to_token(token_id)
@@ -128,15 +128,15 @@ class Tokenizer:
         return replace(self, chat=None)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of the text alone: no special token is added or recognised."""
+        """Ids of only the text: no special token is added or recognised."""
         return _encoded(self.backend, text)
 
     def encode_prompt(self, text: str, num_patches: int = 0) -> list[int]:
-        """Ids a model is prompted with.
+        """Ids of a prompt for the model.
 
-        With a chat template: one message of the user, up to where the model answers. Else the text with what the
-        tokenizer's own post-processor puts around it: a beginning of text, or nothing. The image tokens of
-        `num_patches` patches stand behind the beginning of text.
+        With a chat template: one message of the user, up to the beginning of the model's answer. Else the text with
+        the additions of the tokenizer's own post-processor: a beginning of text, or nothing. The image tokens of
+        `num_patches` patches come after the beginning of text.
         """
         if num_patches and self.image_id is None:
             raise HavocError("this tokenizer has no image token: the model reads text only")
@@ -146,11 +146,11 @@ class Tokenizer:
         return [*ids[:start], *images, *ids[start:]]
 
     def encode_continuation(self, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Ids of a prompt, as `encode_prompt` gives them, and of a continuation as it reads behind it.
+        """Ids of a prompt, as from `encode_prompt`, and of a continuation after it.
 
-        Spaces at the end of the prompt belong to the continuation; both are encoded together and cut behind the ids of
-        the prompt alone, as lm-evaluation-harness does (`_encode_pair`). Where one token reaches from the prompt to the
-        end of the continuation, nothing would be left: there the cut is where the two ways of encoding part.
+        Spaces at the end of the prompt belong to the continuation; both are encoded together and split after the number
+        of ids of the prompt alone, as in lm-evaluation-harness (`_encode_pair`). If one token reaches from the prompt
+        to the end of the continuation, nothing would be left: then the split is at the first different id.
         """
         framed, mark = self._framed(prompt)
         prompt_ids = self._prompt_ids(framed.rstrip(), mark)
@@ -163,9 +163,9 @@ class Tokenizer:
         return prompt_ids, whole[len(prompt_ids) :]
 
     def _framed(self, text: str) -> tuple[str, str]:
-        """The prompt as text, and the mark inside every special token that is the user's own words.
+        """The prompt as text, and the mark inside every special token in the user's own words.
 
-        Where there is a chat template it writes special tokens of its own, and those alone are to be recognised.
+        A chat template writes its own special tokens, and only those may be recognised.
         """
         if self.chat is None:
             return text, ""
@@ -189,7 +189,7 @@ class Tokenizer:
         return ids
 
     def _encoded_behind(self, text: str, ids: Sequence[int]) -> list[int]:
-        """Ids of plain text behind others: SentencePiece puts a space before the first text only."""
+        """Ids of plain text after other text: SentencePiece puts a space only before the first text."""
         if ids and self._marks_beginnings:
             for anchor in _ANCHORS:
                 before, whole = self.encode(anchor), self.encode(anchor + text)
@@ -199,7 +199,7 @@ class Tokenizer:
 
     @cached_property
     def _template_backend(self) -> tokenizers.Tokenizer:
-        """The same tokenizer, which recognises special tokens: it reads what the template has written."""
+        """The same tokenizer with recognition of special tokens: it reads the output of the template."""
         backend = tokenizers.Tokenizer.from_str(self.backend.to_str())
         backend.encode_special_tokens = False
         return backend
@@ -216,7 +216,7 @@ class Tokenizer:
 
     @cached_property
     def _marks_beginnings(self) -> bool:
-        """Whether a text is read otherwise behind a special token than alone."""
+        """Whether a text after a special token is read differently than alone."""
         special, token_id = next(iter(self._special_ids.items()))
         return _encoded(self._template_backend, special + "a") != [token_id, *self.encode("a")]
 
@@ -225,7 +225,7 @@ class Tokenizer:
         return str(self.backend.decode(list(ids), skip_special_tokens=True))
 
     def decode_completion(self, prompt_ids: Sequence[int], new_ids: Sequence[int]) -> str:
-        """Text of the new ids as it reads behind the prompt: SentencePiece drops a space that begins a text."""
+        """Text of the new ids as it continues the prompt: SentencePiece drops a space at the beginning of a text."""
         before, whole = self.decode(prompt_ids), self.decode([*prompt_ids, *new_ids])
         return whole[len(before) :] if whole.startswith(before) else self.decode(new_ids)
 
@@ -275,7 +275,7 @@ def around(*, bos: tuple[str, int] | None, eos: tuple[str, int] | None) -> proce
 
 
 def _special_names(directory: Path) -> dict[str, str]:
-    """What a chat template may call `bos_token`, `eos_token` and so on."""
+    """The values of `bos_token`, `eos_token` and so on in a chat template."""
     fields = _fields(directory / "special_tokens_map.json") | _fields(directory / "tokenizer_config.json")
     names = {role: _name(value) for role, value in fields.items() if role.endswith("_token")}
     return {role: name for role, name in names.items() if name is not None}

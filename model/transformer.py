@@ -98,7 +98,7 @@ class HavocModel(nn.Module):
         patches: Tensor | None = None,
         last_only: bool = False,
     ) -> tuple[Tensor, list[KeyValue]]:
-        """Return what the head reads, [B, T, D] ([B, 1, D]), and the keys and values of each layer.
+        """Return the input of the head, [B, T, D] ([B, 1, D]), and the keys and values of each layer.
 
         For callers that place tokens themselves: `positions` [T] or [B, T], `mask` additive [B or 1, 1, T, S], None
         for plain causal attention; the other arguments as in `forward`.
@@ -149,7 +149,7 @@ class HavocModel(nn.Module):
         return zeros.masked_fill_(~is_visible, float("-inf")).unsqueeze(1)
 
     def embed(self, input_ids: Tensor, patches: Tensor | None) -> Tensor:
-        """Token embeddings [B, T, D], with patches through one linear projection where the image tokens stand."""
+        """Token embeddings [B, T, D], with patches through one linear projection at the places of image tokens."""
         x_BTD: Tensor = self.embed_tokens(input_ids)
         vision, is_decode_step = self.config.vision, input_ids.shape[1] == 1
         if patches is None and (vision is None or is_decode_step):
@@ -188,7 +188,7 @@ class HavocModel(nn.Module):
         return total / (targets_BT != IGNORED_LABEL).sum().clamp(min=1), logits_BTV
 
     def _targets(self, labels_BT: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """The label after each position, -100 where none counts; shifting these is cheaper than shifting logits."""
+        """The label after each position, -100 if none counts; shifting these is cheaper than shifting logits."""
         if self.config.pad_token_id is not None:
             labels_BT = labels_BT.masked_fill(labels_BT == self.config.pad_token_id, IGNORED_LABEL)
         targets_BT = F.pad(labels_BT[:, 1:], (0, 1), value=IGNORED_LABEL)
@@ -258,7 +258,7 @@ class HavocModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return self.norm.weight.device
 
     def num_parameters(self) -> int:

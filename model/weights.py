@@ -28,15 +28,15 @@ _FORMER_BUFFERS = ("rotary_emb.inv_freq", "self_attn.masked_bias", "self_attn.bi
 
 
 class StoredTensors(Mapping[str, Tensor]):
-    """Tensors of a directory by Hugging Face name: mapped, read when asked for, in the type they are stored in."""
+    """Tensors of a directory by Hugging Face name: mapped, read when needed, in their stored type."""
 
     def __init__(self, directory: str | Path, *, is_tied: bool = False) -> None:
-        """Map the files; of a tied head (`is_tied`) a file may hold the table alone or the head alone."""
+        """Map the files; for a tied head (`is_tied`) a file may have only the table or only the head."""
         self.directory = Path(directory)
         self._files: dict[Path, Any] = {}
         self._file_of = _locate(self.directory)
         for name, file in self._file_of.items():
-            if name not in self._open(file).keys():  # noqa: SIM118 - a safetensors handle is no mapping
+            if name not in self._open(file).keys():  # noqa: SIM118 - a safetensors handle is not a mapping
                 raise HavocError(f"{file}: tensor {name} is listed in {INDEX_FILE} but not in the file")
         for file in list(self._files):
             self._require_listed(file)
@@ -48,7 +48,7 @@ class StoredTensors(Mapping[str, Tensor]):
         return self._table if name == EMBEDDING else name
 
     def _require_listed(self, file: Path) -> None:
-        """Refuse what the index does not say of the file; a tensor in two files would have two values."""
+        """Refuse tensors that the index does not list for the file; a tensor in two files would have two values."""
         for name in self._open(file).keys():  # noqa: SIM118
             home = self._file_of.get(name)
             if home != file and not name.endswith(_FORMER_BUFFERS):
@@ -82,7 +82,7 @@ class StoredTensors(Mapping[str, Tensor]):
 def open_tensors(directory: str | Path, *, is_tied: bool = False) -> StoredTensors:
     """Map `model.safetensors`, or the shards that its index names; a broken or missing file is a `HavocError`.
 
-    Where the config ties the head (`is_tied`), the table is whichever of the two tensors there is.
+    If the config ties the head (`is_tied`), the table is either of the two tensors, whichever exists.
     """
     return StoredTensors(directory, is_tied=is_tied)
 

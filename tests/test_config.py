@@ -97,7 +97,7 @@ def test_a_saved_recipe_reads_back_equal(
         ("[experts]\ntasks = []", "experts.tasks = []: tuple should have at least 1 item"),
         ("[experts]\ntasks = ['math']\ndomains = ['math']", "experts: has both tasks and domains"),
         ("[search]\nrule = 'delat'", "search.rule = 'delat': input should be 'delta'"),
-        ("experts = 3", "experts is a section: write [experts] on a line of its own"),
+        ("experts = 3", "experts is a section: write [experts] on its own line"),
         ("[experts", "not valid TOML"),
         ("a = 1\na = 2", "not valid TOML"),
         ("a = " + "[" * 100_000, "not valid TOML"),

@@ -41,7 +41,7 @@ def said(document: object, **how: object) -> str:
     [
         ({"part": {"size": "x"}}, "part.size = 'x': input should be a valid integer", "part.size: input should be"),
         ({"part": {}}, "the key part.size is missing", "the key part.size is missing"),
-        ({"part": 3}, "part is a section: write [part] on a line of its own", "part: input should be a valid dict"),
+        ({"part": 3}, "part is a section: write [part] on its own line", "part: input should be a valid dict"),
         ({"part": {"size": 1, "siez": 2}}, "unknown key part.siez; did you mean size?", "unknown key part.siez;"),
         ({"rows": [{"size": 1, "a": 2}]}, "unknown key rows.0.a; known are size", "unknown key rows.0.a; known are"),
         ({"zzz": 1}, "unknown key zzz; known are part, rows, name", "unknown key zzz; known are part, rows, name"),

@@ -74,7 +74,7 @@ def test_two_tasks_of_one_name_are_refused(folder: Path) -> None:
     """Their experts would lie in one file."""
     (folder / "other").mkdir()
     (folder / "other" / "sums.toml").write_text(TASK)
-    with pytest.raises(HavocError, match="two tasks are called sums"):
+    with pytest.raises(HavocError, match="two tasks have the name sums"):
         recipe_tasks(recipe(folder, str(folder / "sums.toml"), str(folder / "other" / "sums.toml")))
 
 

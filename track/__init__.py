@@ -1,1 +1,1 @@
-"""Metrics of a run: one catalogue, one file that always holds them, and trackers that are told what is in the file."""
+"""Metrics of a run: one catalogue, one file that always holds them, and trackers that receive the file's content."""

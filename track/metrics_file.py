@@ -1,12 +1,12 @@
-"""`metrics.jsonl`: every metric of a run, one line a step of an axis, whatever else is told.
+"""`metrics.jsonl`: every metric of a run, one line per step of an axis, with or without trackers.
 
     {"axis": "svf/math/step", "step": 3, "values": {"svf/math/loss": 0.41, ...}}
     {"axis": null, "step": null, "values": {"final/accuracy": 0.87}}
 
-Several processes of a run may append. A value that the file holds for a step is not written again, so work that is done
-twice around an interruption stands there once. A line is one write behind whole lines: a process that is killed in it
-leaves a torn end, which the next writer cuts off. A file that cannot be written never ends the work: the lines wait and
-are tried again with the next one.
+Several processes of a run may append. A value that the file already has for a step is not written again, so work that
+is repeated after an interruption is in the file once. Each line is one write after whole lines: a process that is
+killed during the write leaves an incomplete line, which the next writer cuts off. A file that cannot be written never
+stops the work: the lines are kept and tried again with the next one.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ MAX_BYTES: Final = 2_000_000_000
 _TAIL_BYTES = 1 << 20
 
 Record = Callable[[str, int, Mapping[str, float | None]], None]
-"""What rooms are handed to log with: axis, step, and values by name, as `MetricsFile.log` takes them."""
+"""The function that code logs with: axis, step, and values by name, as in `MetricsFile.log`."""
 Point = tuple[str | None, int | None, dict[str, float]]
 """Axis, step and values of a line."""
 
 
 def record_nothing(_axis: str, _step: int, _values: Mapping[str, float | None]) -> None:
-    """Be a `Record` that nobody reads."""
+    """A `Record` that discards everything."""
 
 
 class MetricsFile:
-    """The file in `folder`; `warn` is told once, in a line, when it cannot be written or read."""
+    """The file in `folder`; `warn` gets one line, once, if the file cannot be written or read."""
 
     def __init__(self, folder: Path, *, warn: Callable[[str], None]) -> None:
-        """Read what the file holds, if it is there; nothing is written yet."""
+        """Read the file if it exists; nothing is written yet."""
         self.path = folder / FILE_NAME
         self._warn, self._has_warned = warn, False
         self._waiting: list[bytes] = []
@@ -58,14 +58,14 @@ class MetricsFile:
 
     @property
     def num_waiting(self) -> int:
-        """Lines that could not be written so far."""
+        """Number of lines that could not be written so far."""
         return len(self._waiting)
 
     def log(self, axis: str | None, step: int | None, values: Mapping[str, float | None]) -> None:
-        """Append the values that the file does not hold for this step; None and what is not finite is left out.
+        """Append the values that the file does not have for this step; None and non-finite values are left out.
 
-        Without an axis a value is written when it differs from the last one. A name that is not in the catalogue, or
-        belongs to another axis, is a defect of the caller: `ValueError`.
+        Without an axis a value is written if it differs from the last one. A name that is not in the catalogue, or
+        belongs to another axis, is an error of the caller: `ValueError`.
         """
         for name in values:
             _require_catalogued(name, axis)
@@ -80,14 +80,14 @@ class MetricsFile:
         self.flush()
 
     def flush(self) -> None:
-        """Write what waits; where that fails it waits on."""
+        """Write the waiting lines; if that fails, they keep waiting."""
         if not self._waiting:
             return
         try:
             with _held(self.path) as file:
                 _append(file, b"".join(self._waiting))
         except OSError as error:
-            self._tell(f"{storage.explained(error, self.path)}; the work goes on, and its metrics wait in memory")
+            self._tell(f"{storage.explained(error, self.path)}; the work continues, and its metrics are kept in memory")
         else:
             self._waiting.clear()
 
@@ -96,7 +96,7 @@ class MetricsFile:
         return any(name.startswith(prefix) for name in (*self._once, *(name for name, _ in self._steps)))
 
     def forget(self, prefix: str) -> None:
-        """Take out every value whose name begins with `prefix`: what it describes is done anew."""
+        """Remove every value whose name begins with `prefix`: the work that it describes is repeated."""
         try:
             with _held(self.path) as file:
                 storage.write_bytes(self.path, b"".join(_lines_without(prefix, file.read())))
@@ -122,7 +122,7 @@ class MetricsFile:
             return
         except (OSError, HavocError) as error:
             reason = error if isinstance(error, HavocError) else storage.unreadable(error, self.path)
-            self._tell(f"{reason}; remove it to begin a new one")
+            self._tell(f"{reason}; remove the file to begin a new one")
 
     def _tell(self, text: str) -> None:
         if not self._has_warned:
@@ -131,7 +131,7 @@ class MetricsFile:
 
 
 def points_of(data: bytes) -> Iterator[Point]:
-    """Read the whole lines of a metrics file; one that is no point of a run, or torn, is passed over."""
+    """Read the whole lines of a metrics file; an incomplete line, or one that is not a point of a run, is skipped."""
     for line in data.split(b"\n")[:-1]:
         point = _parsed(line)
         if point is not None:
@@ -158,7 +158,7 @@ def _require_catalogued(name: str, axis: str | None) -> None:
 
 @contextlib.contextmanager
 def _held(path: Path) -> Iterator[BinaryIO]:
-    """Open or create the file for reading and writing, and keep other writers out meanwhile."""
+    """Open or create the file for reading and writing, and lock it against other writers."""
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o644), "r+b", 0) as file:
@@ -182,7 +182,7 @@ def _line(axis: str | None, step: int | None, values: Mapping[str, float]) -> by
 
 
 def _append(file: BinaryIO, lines: bytes) -> None:
-    """Write behind the last whole line; on any error the file is as it was, but for a torn end."""
+    """Write after the last whole line; on any error the file stays as it was, without an incomplete line."""
     end = _end_of_whole_lines(file)
     file.truncate(end)
     file.seek(end)
@@ -196,7 +196,7 @@ def _append(file: BinaryIO, lines: bytes) -> None:
 
 
 def _end_of_whole_lines(file: BinaryIO) -> int:
-    """Position behind the last newline, 0 where there is none; a line is searched for in steps of 1 MiB."""
+    """Position after the last newline, 0 if there is none; it is searched in steps of 1 MiB."""
     end = file.seek(0, os.SEEK_END)
     while end:
         start = max(0, end - _TAIL_BYTES)

@@ -1,4 +1,4 @@
-"""What a working process says of itself, step by step: time, memory, and how often it was put aside."""
+"""Figures of a working process by step: time, memory, and involuntary context switches."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if sys.platform != "win32":
 
 
 class ProcessFigures:
-    """Figures of this process since the step before; `since_last` is called once a step."""
+    """Figures of this process since the previous step; `since_last` is called once per step."""
 
     def __init__(self) -> None:
         """Begin to count."""
         self._before = _now()
 
     def since_last(self) -> dict[str, float | None]:
-        """Wall and CPU time in seconds, involuntary switches, and resident bytes now; None where it is not told."""
+        """Wall and CPU time in seconds, involuntary switches, and resident bytes now; None if unknown."""
         before, now = self._before, _now()
         self._before = now
         changes = {name: value - before[name] for name, value in now.items()}

@@ -1,6 +1,6 @@
-"""The metrics that a finished stage leaves: of the measured processes, the score table, the hand-off and the mixture.
+"""The metrics of a finished stage: of the measured processes, the score table, the hand-off and the mixture.
 
-Everything is read from the documents that lie in the folder, as plain JSON.
+Everything is read from the documents in the folder, as plain JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _BYTES_PER_GB = 1e9
 
 
 def process_points(record: Mapping[str, Any]) -> Iterator[tuple[int, dict[str, float | None]]]:
-    """Each measured process of `record.json`: its number and its metrics; None for what was not told."""
+    """Each measured process of `record.json`: its number and its metrics; None for unknown values."""
     for sample in record["samples"]:
         prefill, ttft = (sorted(ns / 1e6 for ns in sample[calls]["duration_ns"]) for calls in ("prefill", "ttft"))
         rates = [1e9 * len(run["step_ns"]) / sum(run["step_ns"]) for run in sample["decode"] if run["step_ns"]]
@@ -89,7 +89,7 @@ def final_values(
 def candidate_table(
     front: Mapping[str, Any], domains: Sequence[str], *, only_front: bool
 ) -> tuple[list[str], list[list[Any]]]:
-    """Columns and rows of the candidates in `front.json`: all that were measured, or those on the front."""
+    """Columns and rows of the candidates in `front.json`: all measured ones, or those on the front."""
     on_front, chosen = set(front["front"]), front["chosen"]
     columns = ["key", "generation", "origin", "structure", *(f"alpha/{domain}" for domain in domains)]
     columns += ["prefill_ms", "peak_bytes", "decode_tok_per_s", *(f"accuracy/{domain}" for domain in domains)]

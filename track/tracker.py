@@ -1,9 +1,10 @@
-"""What is told to Weights & Biases and trackio, through one interface, from what `metrics.jsonl` holds.
+"""Send the content of `metrics.jsonl` to Weights & Biases and trackio, through one interface.
 
-A `Tracking` belongs to a folder of results. What is logged goes into `metrics.jsonl`; the trackers read it there, so
-that they are told of worker processes too, and of what was logged while one of them could not be reached.
-`tracking.json` keeps how far each has read, and the id of its run: a run that goes on goes on there. A tracker that
-fails is named in one line and left alone; the work goes on, and the same command later tells it the rest.
+A `Tracking` belongs to a folder of results. Metrics are logged into `metrics.jsonl`, and the trackers get them from
+there: so they also get the metrics of worker processes, and those logged while a tracker could not be reached.
+`tracking.json` keeps for each tracker how much it has received, and the id of its run, so that a continued run
+continues there. A tracker that fails is named in one line and not used again; the work continues, and the same command
+sends the rest later.
 """
 
 from __future__ import annotations
@@ -32,17 +33,17 @@ PROJECT: Final = "agent-forge-v2"
 NAME: Final = "phase7_transformer2_adas"
 STATE_NAME: Final = "tracking.json"
 TRACKERS: Final = ("wandb", "trackio")
-"""Names of the trackers; each is also the package that it needs and the extra that brings it."""
+"""Names of the trackers; each is also the name of the package that it needs, and of the extra that installs it."""
 _FOLLOW_EVERY_S = 1.0
 _LINE_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class About:
-    """What a tracker is told of a run beside its metrics.
+    """The description of a run for a tracker, besides its metrics.
 
-    `job` is the verb that made it; runs of one `group` belong together. `config` holds plain JSON values. Offline
-    nothing leaves the machine: `folder` receives what is to be sent later.
+    `job` is the command that made the run; runs of one `group` belong together. `config` holds plain JSON values.
+    Offline, nothing leaves the machine: the data to send later is written into `folder`.
     """
 
     folder: Path
@@ -58,20 +59,20 @@ class Tracker(Protocol):
     """One run in one tracker. Any exception of a method means that it failed."""
 
     def log(self, axis: str | None, step: int | None, values: Mapping[str, float]) -> None:
-        """Take the values of one step of an axis, or of the whole run."""
+        """Receive the values of one step of an axis, or of the whole run."""
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Take a table; cells are numbers, texts, booleans or None."""
+        """Receive a table; cells are numbers, texts, booleans or None."""
 
     def reference(self, name: str, kind: str, path: Path) -> None:
-        """Take note of a file or folder by where it lies and what its content hashes to, without a copy."""
+        """Receive a reference to a file or folder: its path and the hash of its content, without a copy."""
 
     def finish(self) -> None:
-        """Write out what is held back."""
+        """Write everything that is still in memory."""
 
 
 def require_trackers(names: Sequence[str]) -> None:
-    """Refuse a tracker that is not known or not installed, before any work."""
+    """Refuse an unknown or missing tracker before any work."""
     for name in names:
         if name not in TRACKERS:
             raise HavocError(f"unknown tracker {printable(name)!r}; known are {', '.join(TRACKERS)}")
@@ -80,12 +81,12 @@ def require_trackers(names: Sequence[str]) -> None:
 
 
 class Tracking:
-    """The metrics of one folder of results, and the trackers that are told of them; use it in `with`."""
+    """The metrics of one folder of results, and the trackers that receive them; use it in `with`."""
 
     def __init__(
         self, about: About, trackers: Sequence[str] = (), *, warn: Callable[[str], None] | None = None
     ) -> None:
-        """Read what the folder holds. `trackers` are names out of `TRACKERS`; `warn` takes a line for the user."""
+        """Read the folder. `trackers` are names from `TRACKERS`; `warn` takes a line for the user."""
         self._warn = _say if warn is None else warn
         self.metrics = MetricsFile(about.folder, warn=self._warn)
         self._state = _State(about.folder / STATE_NAME)
@@ -99,17 +100,17 @@ class Tracking:
         self.finish()
 
     def log(self, axis: str | None, step: int | None, values: Mapping[str, float | None]) -> None:
-        """Log values of one step of an axis, or with neither of the whole run; see `MetricsFile.log`."""
+        """Log values of one step of an axis, or of the whole run if both are None; see `MetricsFile.log`."""
         self.metrics.log(axis, step, values)
         self.follow()
 
     def follow(self) -> None:
-        """Tell the trackers what is new in the file, at most once a second."""
+        """Send the new lines of the file to the trackers, at most once per second."""
         if self._followers and time.monotonic() - self._followed_s >= _FOLLOW_EVERY_S:
             self._catch_up()
 
     def forget(self, prefix: str) -> None:
-        """Take values out of the file whose names begin with `prefix`; what trackers were told stays with them."""
+        """Remove values from the file whose names begin with `prefix`; trackers keep what they received."""
         if not self.metrics.holds(prefix):
             return
         self._catch_up()
@@ -118,18 +119,18 @@ class Tracking:
         self._each(lambda follower: follower.begin_at(size))
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Tell the trackers a table, once for each content."""
+        """Send a table to the trackers, once for each content."""
         self._catch_up()
         digest = storage.sha256_json([list(columns), [list(row) for row in rows]])
         self._each(lambda follower: follower.once(name, digest, lambda it: it.table(name, columns, rows)))
 
     def reference(self, name: str, kind: str, path: Path, digest: str) -> None:
-        """Tell the trackers where a result lies, once for each `digest` of its content."""
+        """Send a reference to a result to the trackers, once for each `digest` of its content."""
         self._catch_up()
         self._each(lambda follower: follower.once(name, digest, lambda it: it.reference(name, kind, path)))
 
     def finish(self) -> None:
-        """Write and tell the rest, and end the trackers' runs."""
+        """Write and send the rest, and end the trackers' runs."""
         self.metrics.flush()
         if self.metrics.num_waiting:
             self._warn(f"{self.metrics.path}: {self.metrics.num_waiting} lines of metrics could not be written")
@@ -141,27 +142,27 @@ class Tracking:
         self._each(lambda follower: follower.catch_up(self.metrics.path))
 
     def _each(self, tell: Callable[[_Follower], None]) -> None:
-        """Let each tracker be told; one that fails is named and told no more."""
+        """Send to each tracker; one that fails is named and not used again."""
         for follower in list(self._followers):
             try:
                 tell(follower)
-            except Exception as error:  # noqa: BLE001 - whatever a tracker raises, the work goes on
+            except Exception as error:  # noqa: BLE001 - the work continues after any error of a tracker
                 self._followers.remove(follower)
                 follower.abandon()
                 reason = printable(" ".join(str(error).split()))[:_LINE_CHARS] or type(error).__name__
                 self._warn(
-                    f"{follower.name} failed and is told no more ({reason}); the work goes on and {FILE_NAME} holds "
-                    "everything: mend it and run the same command again, which tells it the rest"
+                    f"{follower.name} failed and gets no more metrics ({reason}); the work continues and {FILE_NAME} "
+                    "has everything: fix the tracker and run the same command again, which sends the rest"
                 )
 
 
 class _State:
-    """`tracking.json`: for each tracker the id of its run, the bytes it has read, and what it was told once."""
+    """`tracking.json`: for each tracker the id of its run, the bytes it has read, and what it received once."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._trackers: dict[str, dict[str, Any]] = {}
-        # missing or damaged: everything is told again
+        # missing or damaged: everything is sent again
         with contextlib.suppress(OSError, HavocError, ValueError, KeyError, TypeError, AttributeError):
             self._trackers = _checked(storage.read_json(path))
 
@@ -184,7 +185,7 @@ def _checked(document: Any) -> dict[str, dict[str, Any]]:  # noqa: ANN401 - JSON
 
 
 class _Follower:
-    """One tracker: opened when there is something to tell, told what is behind its place in the file."""
+    """One tracker: opened when there is something to send; it gets the lines after its position in the file."""
 
     def __init__(self, name: str, about: About, state: _State) -> None:
         self.name, self._about, self._all = name, about, state
@@ -215,7 +216,7 @@ class _Follower:
             self._tracker.finish()
 
     def abandon(self) -> None:
-        """End the run as well as it can be, so that its package says nothing of its own when the process ends."""
+        """End the run as far as possible, so that its package prints nothing when the process ends."""
         with contextlib.suppress(Exception), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.finish()
@@ -228,7 +229,7 @@ class _Follower:
 
 
 def _read_from(path: Path, num_bytes: int) -> tuple[list[Point], int]:
-    """Points behind a place of the file, and the place behind its last whole line; a shorter file is read anew."""
+    """Points after a position of the file, and the position after its last whole line; a shorter file is read again."""
     size = _size(path)
     if size == num_bytes:
         return [], size
@@ -245,6 +246,6 @@ def _size(path: Path) -> int:
 
 
 def _say(text: str) -> None:
-    with contextlib.suppress(OSError):  # whether anybody can read it decides nothing
+    with contextlib.suppress(OSError):  # the result does not depend on it
         sys.stderr.write(f"havoc: warning: {text}\n")
         sys.stderr.flush()

@@ -1,7 +1,7 @@
 """A run in trackio: a local SQLite store in `trackio/` of the results' folder; `trackio show` opens it.
 
-The store is that of the environment's TRACKIO_DIR where it is set. Online it is the one that TRACKIO_SPACE_ID or
-TRACKIO_SERVER_URL names; offline these two are taken out of the environment.
+If TRACKIO_DIR is set in the environment, the store is there. Online it is the one that TRACKIO_SPACE_ID or
+TRACKIO_SERVER_URL names; offline these two are removed from the environment.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")
 
 
 def open_run(about: About, run_id: str) -> TrackioRun:
-    """Open the run, or go on with it: its name ends in `run_id`, since trackio knows runs by their names."""
+    """Open the run, or continue it: its name ends in `run_id`, because trackio identifies runs by their names."""
     os.environ.setdefault("TRACKIO_DIR", str(about.folder.resolve() / "trackio"))
     if not about.online:
         for name in _ELSEWHERE:
@@ -48,11 +48,11 @@ class TrackioRun:
     """A `Tracker` around a run of the package trackio."""
 
     def __init__(self, run: trackio.Run) -> None:
-        """Take the run over."""
+        """Wrap the run."""
         self._run = run
 
     def log(self, axis: str | None, step: int | None, values: Mapping[str, float]) -> None:
-        """See `Tracker.log`; the axis is logged beside its values, and its step is trackio's own."""
+        """See `Tracker.log`; the axis is logged with its values, and its step is trackio's step."""
         with _quiet():
             self._run.log(dict(values) if axis is None else {axis: step, **values}, step=step)
 
@@ -64,7 +64,7 @@ class TrackioRun:
             self._run.log({name: trackio.Table(columns=list(columns), data=[list(row) for row in rows])})
 
     def reference(self, name: str, kind: str, path: Path) -> None:
-        """See `Tracker.reference`: an artifact of references, whose content stays where it is."""
+        """See `Tracker.reference`: an artifact of references; the content is not copied."""
         import trackio
 
         artifact = trackio.Artifact(name, type=kind)
@@ -77,9 +77,9 @@ class TrackioRun:
         import trackio
 
         with _quiet():
-            trackio.finish()  # the run's own method leaves it to be finished again at the end of the process
+            trackio.finish()  # after the run's own method, trackio would finish it again at the end of the process
 
 
 def _quiet() -> contextlib.AbstractContextManager[object]:
-    """Keep what trackio prints off stdout, which is for scripts."""
+    """Keep the output of trackio off stdout, which is for scripts."""
     return contextlib.redirect_stdout(io.StringIO())

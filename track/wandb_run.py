@@ -1,8 +1,8 @@
-"""A run in Weights & Biases: offline unless asked, under the names that seed 003 gives project, run and metrics.
+"""A run in Weights & Biases: offline by default, with the names of seed 003 for project, run and metrics.
 
-Every metric is defined with its step axis and the better of least and greatest as its summary, as the catalogue has it.
-Offline runs lie in `wandb/` of the results' folder until `wandb sync` sends them. Nothing is said of the machine, the
-command line or the environment's variables.
+Every metric is defined with its step axis and, by the catalogue's better direction, its minimum or maximum as summary.
+Offline runs stay in `wandb/` of the results' folder until `wandb sync` sends them. Nothing about the machine, the
+command line or the environment's variables is sent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SUMMARY = {"higher": "max", "lower": "min", "neither": "last"}
 
 
 def open_run(about: About, run_id: str) -> WandbRun:
-    """Open the run, or go on with it. Online a key that is missing or wrong is an error, and nobody is asked for it."""
+    """Open the run, or continue it. Online, a missing or wrong key is an error; the user is not asked for a key."""
     own = about.folder.resolve() / "wandb"
     for name, value in {
         "WANDB_ERROR_REPORTING": "false",
@@ -66,12 +66,12 @@ class WandbRun:
     """A `Tracker` around a run of the package wandb."""
 
     def __init__(self, run: wandb.Run) -> None:
-        """Define no metric yet: each is defined when it is first met."""
+        """Wrap the run; each metric is defined at its first value."""
         self._run = run
         self._defined: set[str] = set()
 
     def log(self, axis: str | None, step: int | None, values: Mapping[str, float]) -> None:
-        """See `Tracker.log`; the axis is logged beside its values."""
+        """See `Tracker.log`; the axis is logged with its values."""
         if axis is not None:
             self._define(axis, None)
         for name in values:
@@ -95,7 +95,7 @@ class WandbRun:
         self._run.log({name: wandb.Table(columns=list(columns), data=[list(row) for row in rows])})
 
     def reference(self, name: str, kind: str, path: Path) -> None:
-        """See `Tracker.reference`: an artifact of references, whose content stays where it is."""
+        """See `Tracker.reference`: an artifact of references; the content is not copied."""
         import wandb
 
         artifact = wandb.Artifact(name, type=kind)

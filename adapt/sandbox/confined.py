@@ -1,19 +1,19 @@
 """The program inside the confined process: fork two processes per job, one to serve it, one to run the code.
 
-`sandbox.py` starts it with an empty environment and one socket as standard input. It loads the standard library that
-small functions use, gives its rights away (`confinement.py`), and from then on has requests answered one after another:
+`process.py` starts it with an empty environment and one socket as standard input. It loads the parts of the standard
+library that small functions use, gives up its rights (`confinement.py`), and then serves requests one after another:
 
     request   4 bytes length, JSON {setup, code, calls, nonce, cpu_s, wall_s, memory_bytes, output_bytes}
-    reply     4 bytes length, JSON line {end, code, cpu_s}, then the child's bytes untouched
+    reply     4 bytes length, JSON line {end, code, cpu_s}, then the child's bytes unchanged
               end: "exit" (the child ended), "wall" (it was stopped), "flood" (it wrote too much), "infra" (no child)
 
-    confined process            never reads a request or a result, so its memory holds none
-      server, one per job       reads the request, forks the child, passes on what it wrote, ends
+    confined process            never reads a request or a result, so its memory contains none
+      server, one per job       reads the request, forks the child, passes on its output, ends
         child                   runs the code, with a copy of that server's memory
 
-The child's only open descriptor besides /dev/null is its own pipe, and it holds nothing to compare results with: what
-earlier jobs were asked and gave, expected values among it, went away with their servers.
-Whatever the code does in there, all it can bring about is which plain values arrive, or that none do.
+The child's only open descriptor besides /dev/null is its own pipe, and its memory has no expected values: requests and
+results of earlier jobs were in their servers, which have ended. So the code can only influence which plain values
+arrive, or whether any arrive.
 """
 
 from __future__ import annotations
@@ -46,16 +46,16 @@ PRELOADED = (
     "encodings.rot_13",
     "encodings.punycode",
 )  # fmt: skip
-"""Modules the code may import: no file can be read once the process is confined, so these are loaded before."""
+"""Modules the code may import: a confined process cannot read files, so these are loaded before."""
 
 _CONTROL = 3
-_RESULT = 3  # in a child its pipe takes the place of the socket, which it must not have
+_RESULT = 3  # in a child its pipe replaces the socket, which it must not have
 _SELF_TEST_BYTES = 256 << 20
 _LENGTH_BYTES = 4
 
 
 def main() -> None:
-    """Have each request served by a process of its own, until the socket closes."""
+    """Serve each request in its own process, until the socket closes."""
     null = _settle()
     layers = confinement.confine_parent()
     layers |= _self_test()
@@ -67,9 +67,9 @@ def main() -> None:
 
 
 def _is_served() -> bool:
-    """Serve one request in a fresh fork; False when the socket has closed or the server could not do its work.
+    """Serve one request in a fresh fork; False if the socket has closed or the server could not do its work.
 
-    The next server is forked before its request arrives, so this costs a job no time.
+    The next server is forked before its request arrives, so a job does not wait for the fork.
     """
     pid = os.fork()
     if pid == 0:
@@ -107,7 +107,7 @@ def _settle() -> int:
 
 
 def _self_test() -> dict[str, bool]:
-    """What a child confined like any other is refused."""
+    """Return what a confined child may not do, tried in such a child."""
 
     def attempt() -> bytes:
         is_filtered = confinement.confine_child(cpu_s=1, memory_bytes=_SELF_TEST_BYTES)
@@ -127,13 +127,13 @@ def _serve(request: dict[str, Any]) -> bytes:
     deadline = time.monotonic() + request["wall_s"]
     written, end = _read_until(pipe, deadline, num_bytes=request["output_bytes"])
     if end == "exit" and not written and not _has_ended(pid, deadline):
-        end = "wall"  # it closed its pipe and went on
+        end = "wall"  # it closed its pipe and continued
     code, cpu_s = _reap(pid)
     return json.dumps({"end": end, "code": code, "cpu_s": cpu_s}).encode() + b"\n" + written
 
 
-def _fork_child(work: Any) -> tuple[int, int]:  # noqa: ANN401 - a function that gives bytes
-    """Start a child that does `work`, writes the bytes it gives and ends; return its pid and the pipe to read."""
+def _fork_child(work: Any) -> tuple[int, int]:  # noqa: ANN401 - a function that returns bytes
+    """Start a child that does `work`, writes the returned bytes and ends; return its pid and the pipe to read."""
     reading, writing = os.pipe()
     try:
         pid = os.fork()
@@ -166,11 +166,11 @@ def _run_confined(request: dict[str, Any]) -> bytes:
 
 
 def _run(request: dict[str, Any]) -> str:
-    """Run code, then setup (it may use what the code defines), then each call; write its values before the next one."""
+    """Run the code, then the setup (which may use the code), then each call; write its values before the next call."""
     module = types.ModuleType("candidate")
     sys.modules["candidate"] = module
     values: list[str] = []
-    num_chars_left: int = request["output_bytes"] // 2  # quotes are escaped once more on the way
+    num_chars_left: int = request["output_bytes"] // 2  # quotes are escaped once more later
     status, reason = "ok", ""
     try:
         for part in ("code", "setup"):
@@ -210,7 +210,7 @@ def _read_until(pipe: int, deadline: float, *, num_bytes: int) -> tuple[bytes, s
 
 
 def _has_ended(pid: int, deadline: float) -> bool:
-    """Wait for the child to end by itself, so that what ended it is told from our own kill."""
+    """Wait for the child to end by itself, so that its end can be distinguished from our own kill."""
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
         if time.monotonic() > deadline:
             return False
@@ -219,7 +219,7 @@ def _has_ended(pid: int, deadline: float) -> bool:
 
 
 def _reap(pid: int) -> tuple[int, float]:
-    """End the child and whatever it started; return its exit code (negative: signal) and the CPU seconds it used."""
+    """End the child and everything it started; return its exit code (negative: signal) and its CPU seconds."""
     for stop in (os.killpg, os.kill):
         with contextlib.suppress(OSError):
             stop(pid, signal.SIGKILL)
@@ -228,7 +228,7 @@ def _reap(pid: int) -> tuple[int, float]:
 
 
 def _receive() -> bytes:
-    """Read one request, or nothing when the socket has closed."""
+    """Read one request, or nothing if the socket has closed."""
     header = _read_exactly(_LENGTH_BYTES)
     return _read_exactly(int.from_bytes(header, "big")) if header else b""
 

@@ -1,12 +1,12 @@
-"""What takes a process's rights away: Landlock, seccomp, resource limits and user, asked of the kernel directly.
+"""Take rights from a process: Landlock, seccomp, resource limits and user, by direct system calls.
 
 Two steps, because the confined parent must still fork and its children must not:
 
-    confine_parent()   once: no new privileges, user nobody when started as root, Landlock without a single rule
-    confine_child()    after each fork: resource limits, then a seccomp filter that knows only what computing needs
+    confine_parent()   once: no new privileges, user nobody if started as root, Landlock without any rule
+    confine_child()    after each fork: resource limits, then a seccomp filter that allows only computing
 
-The filter is a list of allowed system calls, so a call that a future kernel adds is denied too. Each layer is optional
-where the kernel lacks it; `probe` then tries the forbidden things from inside and says which were refused.
+The filter is a list of allowed system calls, so a call that a future kernel adds is denied too. If the kernel lacks a
+layer, it is left out; `probe` then tries the forbidden actions from inside and reports which were refused.
 Sources: landlock(7), seccomp(2), prctl(2), include/uapi/linux/{landlock,seccomp,filter,audit}.h.
 """
 
@@ -29,14 +29,14 @@ _SECCOMP_MODE_FILTER = 2
 _NOBODY = 65534
 
 _ARCHITECTURES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-"""Column in `_ALLOWED` and AUDIT_ARCH of the machines whose numbers are known."""
+"""Column in `_ALLOWED`, and AUDIT_ARCH, of the known machines."""
 
 _ALLOWED = {
     # memory and threads of control that already exist
     "brk": (12, 214), "mmap": (9, 222), "munmap": (11, 215), "mremap": (25, 216), "mprotect": (10, 226),
     "madvise": (28, 233), "futex": (202, 98), "membarrier": (324, 283), "rseq": (334, 293),
     "set_robust_list": (273, 99),
-    # the descriptors it was given
+    # the descriptors that it has
     "read": (0, 63), "write": (1, 64), "close": (3, 57), "lseek": (8, 62), "fstat": (5, 80),
     "poll": (7, -1), "ppoll": (271, 73), "select": (23, -1), "pselect6": (270, 72),
     # time and chance
@@ -50,7 +50,7 @@ _ALLOWED = {
     "getgid": (104, 176), "getegid": (108, 177), "uname": (63, 160), "sched_yield": (24, 124), "getcpu": (309, 168),
     "sched_getaffinity": (204, 123), "sysinfo": (99, 179),
 }  # fmt: skip
-"""Name -> number on (x86_64, aarch64), -1 where the machine has no such call. Everything else gives EPERM."""
+"""Name -> number on (x86_64, aarch64), -1 if the machine has no such call. Everything else fails with EPERM."""
 
 
 _LANDLOCK = (
@@ -61,7 +61,7 @@ _LANDLOCK = (
     (2, 0x3FFF, 0, 0, 8),
     (1, 0x1FFF, 0, 0, 8),
 )
-"""From which version on: all file rights, all network rights, all scopes, bytes of the ruleset that hold them."""
+"""By first version: all file rights, all network rights, all scopes, and the bytes of the ruleset for them."""
 
 
 class _Instruction(ctypes.Structure):
@@ -77,7 +77,7 @@ class _Ruleset(ctypes.Structure):
 
 
 def confine_parent() -> dict[str, bool]:
-    """Take from this process, for good, what neither it nor its children need; say which layers are in force."""
+    """Take all unneeded rights from this process and its children, permanently; return the layers in force."""
     is_linux = sys.platform == "linux"
     has_no_new_privileges = is_linux and _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     if is_linux and os.geteuid() == 0:
@@ -89,7 +89,7 @@ def confine_parent() -> dict[str, bool]:
 
 
 def end_with_parent() -> None:
-    """Have the kernel kill this process when its parent ends."""
+    """Make the kernel kill this process when its parent ends."""
     if sys.platform == "linux":
         _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -97,7 +97,7 @@ def end_with_parent() -> None:
 def confine_child(*, cpu_s: int, memory_bytes: int) -> bool:
     """Take the last rights from a freshly forked child; return whether the seccomp filter is in force.
 
-    The child keeps descriptors 0 to 3. `cpu_s` is where SIGXCPU comes; one second later comes SIGKILL.
+    The child keeps descriptors 0 to 3. SIGXCPU comes after `cpu_s`, SIGKILL one second later.
     """
     end_with_parent()
     limits = (
@@ -114,9 +114,9 @@ def confine_child(*, cpu_s: int, memory_bytes: int) -> bool:
 
 
 def probe(*, is_filtered: bool, memory_bytes: int) -> dict[str, bool]:
-    """Try the forbidden from inside a confined child; True means it was refused.
+    """Try the forbidden actions from inside a confined child; True means refused.
 
-    One descriptor is closed first: that a process may open no more than it holds is not what refuses it a file.
+    One descriptor is closed first, so that the limit on open files is not the reason why a file is refused.
     """
     os.close(0)
     attempts = {
@@ -146,7 +146,7 @@ def _become_nobody() -> None:
 
 
 def _landlock() -> bool:
-    """Handle every right this kernel's Landlock knows and allow none of them."""
+    """Handle every right that this kernel's Landlock knows, and allow none."""
     create, restrict = 444, 446  # the same numbers on every machine
     version = _LIBC.syscall(ctypes.c_long(create), None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     if version < 1:
@@ -197,7 +197,7 @@ def _list_root() -> None:
 
 
 def _write_file() -> None:
-    path = Path(f"/tmp/havoc-probe-{os.getpid()}")  # noqa: S108 - it must fail, and is removed where it does not
+    path = Path(f"/tmp/havoc-probe-{os.getpid()}")  # noqa: S108 - this must fail, and the file is removed if it does not
     os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     path.unlink()
 

@@ -1,11 +1,10 @@
-"""The only values that leave the confined process: plain built-ins of exactly their own type, as tagged JSON.
+"""The only values that leave the confined process: plain built-ins with exactly that type, as tagged JSON.
 
-    encode  in the confined process, beside untrusted code: turns a result into JSON, never asks the result anything
+    encode  in the confined process, beside untrusted code: turns a result into JSON, without calling its methods
     decode  in the trusted parent: turns that JSON into fresh built-ins, or refuses it
 
-A result whose type only *claims* to be a built-in (a subclass of int, an object whose `__eq__` lies) becomes
-`Opaque`, which equals nothing a test can write. So `==` in the parent compares built-ins with built-ins and cannot be
-talked into anything.
+A result that is not exactly a built-in (a subclass of int, an object with a false `__eq__`) becomes `Opaque`, which
+equals no value in a test. So `==` in the parent compares only built-ins and cannot be deceived.
 
 Tags: l list, t tuple, s set, z frozenset, d dict, i big int in hexadecimal, f float that JSON lacks, c complex,
 b bytes, a bytearray, r range, o opaque.
@@ -25,24 +24,24 @@ _JSON_INT = 1 << 53
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """Stands for a result that is not plain; `type_name` is for the reader only."""
+    """Replaces a result that is not plain; `type_name` is only for people."""
 
     type_name: str
 
 
 class NotPlainError(ValueError):
-    """The text is not what `encode` writes, or holds more than it may."""
+    """The text is not in the form that `encode` writes, or it is too large."""
 
 
 def encode(value: object, *, max_chars: int = 1 << 20) -> str:
-    """Write `value` as tagged JSON; anything that is not plain becomes opaque, too deep or too large is an error."""
+    """Write `value` as tagged JSON; a value that is not plain becomes opaque; too deep or too large is an error."""
     text = json.dumps(_encode(value, [_MAX_PARTS], 0), separators=(",", ":"), allow_nan=False)
     if len(text) > max_chars:
-        raise NotPlainError(f"the result takes {len(text)} characters, {max_chars} are allowed")
+        raise NotPlainError(f"the result has {len(text)} characters, at most {max_chars} are allowed")
     return text
 
 
-def _encode(value: Any, parts_left: list[int], depth: int) -> object:  # noqa: ANN401 - this is where a type is found out
+def _encode(value: Any, parts_left: list[int], depth: int) -> object:  # noqa: ANN401 - this function finds the type
     parts_left[0] -= 1
     if depth > _MAX_DEPTH or parts_left[0] < 0:
         raise NotPlainError(f"the result is nested deeper than {_MAX_DEPTH} or has more than {_MAX_PARTS} parts")
@@ -69,7 +68,7 @@ def _encode(value: Any, parts_left: list[int], depth: int) -> object:  # noqa: A
 
 
 def decode(text: str) -> Any:  # noqa: ANN401 - any plain value
-    """Build the plain value that `text` describes; `NotPlainError` when it describes none."""
+    """Build the plain value that `text` describes; `NotPlainError` if it describes none."""
     try:
         return _decode(json.loads(text, parse_constant=_refuse), 0)
     except NotPlainError:
@@ -125,7 +124,7 @@ def source(value: object) -> str:
 
 def _float(text: str) -> float:
     if text not in {"nan", "inf", "-inf"}:
-        raise NotPlainError("a float that JSON could write")
+        raise NotPlainError("a tagged float that JSON can write without a tag")
     return float(text)
 
 

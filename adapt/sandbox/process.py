@@ -1,16 +1,16 @@
-"""Run code that a model wrote where it can do no harm, and bring back plain values to judge it by.
+"""Run code that a model wrote in a confined process, and return plain values to judge it by.
 
     parent (here)                  server, one per job (confined.py)     child, one per job
     Job -> JSON with a nonce   ->  fork                              ->  run code, setup, calls
     nonce, exact types checked <-  passes the bytes on               <-  nonce + tagged plain values (plain.py)
 
-The verdict belongs to the parent: it compares the values that came back with values the child never saw. An exit
-code, something printed, an object whose `__eq__` says yes, an exception swallowed by `atexit`: none of them is a value,
-so none of them is right. What the code may do at all is limited in layers (confinement.py); `enforced()` tells which
-of them this machine really applies, found out by trying. Without Landlock and without seccomp nothing is run.
+The parent makes the verdict: it compares the returned values with expected values that the child never sees. An exit
+code, printed text, an object with a false `__eq__` or an exception in `atexit` is not a value, so it is never right.
+Several layers limit what the code may do (confinement.py). `enforced()` tries which of them work on this machine.
+Without both Landlock and seccomp, nothing is run.
 
-A confined process stays alive and forks a server per job: starting Python costs ten times and more what a fork does.
-Code is run with the hash seed and `random` fixed, so a job has one outcome, and outcomes are remembered.
+A confined process stays alive and forks a server per job, because a start of Python takes more than ten times as long
+as a fork. Code runs with a fixed hash seed and a fixed `random`, so a job has one outcome, and outcomes are cached.
 """
 
 from __future__ import annotations
@@ -56,14 +56,14 @@ sys.modules["room"] = room
 from room.confined import main
 main()
 """
-"""Makes a package of this folder without putting it on sys.path, where math.py and code.py would shadow others."""
+"""Makes a package of this folder without adding it to sys.path, where its modules could shadow others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """Code to run, then `setup`, then the `calls`: Python expressions whose values come back.
+    """Code to run, then `setup`, then the `calls`: Python expressions whose values are returned.
 
-    It may use `patience` times the CPU and wall time of the sandbox's limits.
+    A job may use `patience` times the CPU and wall time of the sandbox's limits.
     """
 
     setup: str
@@ -74,11 +74,11 @@ class Job:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What came back.
+    """The outcome of a job.
 
-    "ok": `values` holds one fresh plain built-in per call (a result that is not plain is a `plain.Opaque`). "error":
-    the code did not compile, raised, ended the process or was not understood. "timeout": it used up its time. "infra":
-    the sandbox failed, which says nothing about the code.
+    "ok": `values` has one fresh plain built-in per call (a result that is not plain is a `plain.Opaque`). "error": the
+    code did not compile, raised an exception, ended the process, or its output was not valid. "timeout": it used up its
+    time. "infra": the sandbox failed, which says nothing about the code.
     """
 
     status: Literal["ok", "error", "timeout", "infra"]
@@ -88,7 +88,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SandboxLimits:
-    """What one job may use. The kernel counts CPU time in whole seconds; wall time also ends a job that sleeps."""
+    """The limits of one job. The kernel counts CPU time in whole seconds; wall time also ends a job that sleeps."""
 
     cpu_s: int = 1
     wall_s: float = 3.0
@@ -96,20 +96,20 @@ class SandboxLimits:
     output_bytes: int = 64 << 10
 
     def for_patience(self, times: int) -> SandboxLimits:
-        """The same, with `times` the time."""
+        """The same limits with `times` as much time."""
         return replace(self, cpu_s=self.cpu_s * times, wall_s=self.wall_s * times)
 
 
 def run_functions(jobs: Sequence[Job], *, allow_unconfined: bool = False) -> list[Outcome]:
-    """Run each job in a confined child of its own; one outcome per job, in order.
+    """Run each job in its own confined child; one outcome per job, in order.
 
-    Raises `HavocError` where neither Landlock nor seccomp is available, unless `allow_unconfined`.
+    Raises `HavocError` if neither Landlock nor seccomp is available, unless `allow_unconfined`.
     """
     return _shared_sandbox(os.getpid(), allow_unconfined).run(jobs) if jobs else []
 
 
 def enforced(*, allow_unconfined: bool = True) -> dict[str, bool]:
-    """What the sandbox really refuses on this machine, tried out from inside.
+    """What the sandbox refuses on this machine, tried from inside.
 
     Keys: files, writes, network, processes, signals, memory (what code is denied); landlock, seccomp, privileges
     (layers in force).
@@ -118,14 +118,14 @@ def enforced(*, allow_unconfined: bool = True) -> dict[str, bool]:
 
 
 @functools.lru_cache(maxsize=4)
-def _shared_sandbox(pid: int, allow_unconfined: bool) -> Sandbox:  # noqa: ARG001 - a forked copy of us needs its own
+def _shared_sandbox(pid: int, allow_unconfined: bool) -> Sandbox:  # noqa: ARG001 - a forked copy of this process needs its own
     sandbox = Sandbox(allow_unconfined=allow_unconfined)
     atexit.register(sandbox.close)
     return sandbox
 
 
 class Sandbox:
-    """A few confined processes and what they have answered. Close it or use it in `with`; threads may share it."""
+    """A few confined processes and a cache of their outcomes. Close it or use it in `with`; threads may share it."""
 
     def __init__(
         self, *, limits: SandboxLimits | None = None, allow_unconfined: bool = False, num_processes: int | None = None
@@ -145,7 +145,7 @@ class Sandbox:
 
     @property
     def enforced(self) -> dict[str, bool]:
-        """What is refused to the code, tried out from inside when the confined process started."""
+        """What the code may not do, tried from inside at the start of the confined process."""
         with self._lock:
             if not self._processes:
                 self._processes.append(self._start())
@@ -153,7 +153,7 @@ class Sandbox:
 
     @property
     def process_ids(self) -> tuple[int, ...]:
-        """The confined processes now alive, for a test that kills them."""
+        """The confined processes that are alive, for a test that kills them."""
         return tuple(process.popen.pid for process in self._processes)
 
     def close(self) -> None:
@@ -162,7 +162,7 @@ class Sandbox:
             self._processes.pop().end()
 
     def run(self, jobs: Sequence[Job]) -> list[Outcome]:
-        """Run the jobs, equal ones once; one outcome per job, in order."""
+        """Run the jobs, equal jobs only once; one outcome per job, in order."""
         with self._lock:
             found = {job: self._remembered[job] for job in jobs if job in self._remembered}
             self._work(deque(_Run(job) for job in dict.fromkeys(jobs) if job not in found), found)
@@ -177,7 +177,7 @@ class Sandbox:
                 for process in _answering(busy):
                     run = busy.pop(process)
                     self._take(run, self._answer(process, run), queue, found)
-        finally:  # interrupted: what they answer later would be taken for the answer to something else
+        finally:  # interrupted: a late answer would be taken for the answer to another job
             for process in busy:
                 self._drop(process)
 
@@ -203,7 +203,7 @@ class Sandbox:
             process.send(data)
         except OSError as error:
             self._drop(process)
-            self._take(run, Outcome("infra", reason=f"the confined process is gone ({error})"), queue, found)
+            self._take(run, Outcome("infra", reason=f"the confined process has ended ({error})"), queue, found)
             return
         run.deadline = time.monotonic() + limits.wall_s + _GRACE_S
         busy[process] = run
@@ -231,7 +231,7 @@ class Sandbox:
         if not (self._allow_unconfined or process.enforced["landlock"] or process.enforced["seccomp"]):
             process.end()
             raise HavocError(
-                "model-written code is not run here: this kernel offers neither Landlock nor seccomp to confine it; "
+                "code from a model is not run here: this kernel has neither Landlock nor seccomp to confine it; "
                 "use Linux 5.13 or newer on x86_64 or aarch64"
             )
         return process
@@ -279,7 +279,7 @@ def _read_reply(reply: bytes, run: _Run, limits: SandboxLimits) -> Outcome:
     if code == -signal.SIGXCPU or cpu_s >= limits.cpu_s:
         return Outcome("timeout", reason=f"used more than {limits.cpu_s} s of CPU time")
     if code == -signal.SIGKILL:
-        return Outcome("infra", reason="the child process was killed from outside, probably for memory")
+        return Outcome("infra", reason="the child process was killed from outside, probably because of its memory")
     how = f"signal {-code}" if code < 0 else f"exit code {code}"
     return Outcome("error", reason=f"ended without a result ({how})")
 
@@ -288,7 +288,7 @@ def _read_message(written: bytes, run: _Run) -> Outcome:
     nonce = run.nonce.encode()
     try:
         if not written.startswith(nonce):
-            raise plain.NotPlainError("it does not carry this run's nonce")
+            raise plain.NotPlainError("it does not have this run's nonce")
         message = json.loads(written[len(nonce) :])
         if message["status"] == "error":
             return Outcome("error", reason=_printable(str(message["reason"])))
@@ -296,7 +296,7 @@ def _read_message(written: bytes, run: _Run) -> Outcome:
         if message["status"] != "ok" or len(values) != len(run.job.calls):
             raise plain.NotPlainError("it is incomplete")
     except (ValueError, TypeError, KeyError, RecursionError) as error:
-        return Outcome("error", reason=f"what it wrote is not a result: {_printable(str(error))}")
+        return Outcome("error", reason=f"its output is not a result: {_printable(str(error))}")
     return Outcome("ok", values)
 
 
@@ -309,9 +309,7 @@ class _ConfinedProcess:
 
     def __init__(self) -> None:
         if not hasattr(os, "fork"):
-            raise HavocError(
-                "model-written code is not run here: this system cannot fork a confined process; use Linux"
-            )
+            raise HavocError("code from a model is not run here: this system cannot fork a confined process; use Linux")
         self._owner = os.getpid()
         self.socket, theirs = socket.socketpair()
         self.socket.settimeout(_START_S)
@@ -323,7 +321,7 @@ class _ConfinedProcess:
                 stdout=subprocess.DEVNULL,
                 stderr=complaints,
                 cwd="/",
-                env={"PYTHONHASHSEED": "0"},  # all it gets, so -E (which would ignore it) has nothing to protect from
+                env={"PYTHONHASHSEED": "0"},  # the whole environment, so -E (which would ignore it) is not needed
                 start_new_session=True,
             )
             theirs.close()
@@ -354,7 +352,7 @@ class _ConfinedProcess:
         return data
 
     def end(self) -> None:
-        """Kill it; where this is a forked copy of the process that owns it, only let go of the socket."""
+        """Kill it; in a forked copy of the process that owns it, only close the socket."""
         self.socket.close()
         if os.getpid() == self._owner:
             self.popen.kill()

@@ -25,7 +25,7 @@ _FENCE = re.compile(r"^[ \t]*```[ \t]*([\w+-]*)[ \t]*$", re.MULTILINE)
 
 
 def found_answer(metric: TaskMetric, text: str) -> str | None:
-    """Return the part of `text` that the metric's rule takes for the answer; None where it finds none."""
+    """Return the part of `text` that is the answer by the metric's rule; None if there is none."""
     if metric.extract is None:
         return text.strip()
     found = re.findall(metric.extract, text)
@@ -92,7 +92,7 @@ def why_choice_is_wrong(
 
 
 def why_words_are_wrong(metric: TaskMetric, text: str, golds: Sequence[str]) -> str:
-    """Why too few of the gold answers have the words of `text`; empty when enough have them."""
+    """Why too few gold answers have the words of `text`; empty if enough have them."""
     given = words(found_answer(metric, text) or "")
     if not given:
         return "empty answer"
@@ -102,16 +102,16 @@ def why_words_are_wrong(metric: TaskMetric, text: str, golds: Sequence[str]) -> 
 
 
 def most_agreed(golds: Sequence[str]) -> str:
-    """Return the gold answer whose words most of them have, as first written."""
+    """Return the gold answer whose words are the most frequent, as first written."""
     counts = Counter(words(gold) for gold in golds)
     most = max(counts, key=lambda gold: counts[gold])
     return next(gold for gold in golds if words(gold) == most)
 
 
 def words(answer: str) -> str:
-    """Lower case, no punctuation but decimal points and minus signs inside numbers, no articles, single spaces.
+    """Lower case, no punctuation except decimal points and minus signs in numbers, no articles, single spaces.
 
-    An answer of nothing else stays as it is.
+    If nothing would be left, the answer stays as it is.
     """
     text = re.sub(r"(?<!\d)\.|\.(?!\d)|[^\w\s.\-]", " ", answer.lower())
     kept = " ".join(word for word in text.split() if word not in {"a", "an", "the"})
@@ -119,10 +119,10 @@ def words(answer: str) -> str:
 
 
 def program(text: str) -> str:
-    """Return the code in an answer: its first ``` block if it has one, else the lines up to the first that is no code.
+    """Return the code in an answer: its first ``` block, or without one the lines before the first that is not code.
 
-    A closing fence without an opening one (the prompt had opened it) ends the code; text behind code is left out as
-    far as what stands before it is a program on its own.
+    A closing fence without an opening one (the prompt had the opening one) ends the code. Text after the code is left
+    out if the lines before it are a program.
     """
     fences = list(_FENCE.finditer(text))
     if fences:

@@ -1,9 +1,9 @@
-"""How a task asks and judges: its prompt for a row, its right answer, and the judgement of any other.
+"""How a task asks and judges: its prompt for a row, its right answer, and the judgement of any other answer.
 
-`definition.py` says what a task file may say, `task.py` loads one, `sources.py` reads rows. The four domains of seed
-003 make their rows themselves, with the columns of the public dataset each stands in for. Their corpus is what a base
-model was pretrained on: like real web text it is a mixture of sources, some of which show their working and some not
-(see each domain's module for what "not" means there).
+`definition.py` defines task files, `task.py` loads one, `sources.py` reads rows. The four domains of seed 003 generate
+their rows, with the columns of the public data set that each replaces. The bundled base model was pretrained on their
+corpus: like real web text it is a mixture of sources, some with worked answers and some without (see each domain's
+module).
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ Part = TypeVar("Part")
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its definition, the name it was loaded by, and the solved rows that its prompts begin with.
+    """One task: its definition, the name it was loaded by, and the solved rows at the beginning of its prompts.
 
-    `folder` holds the task file, for data in the same folder. `examples` are the few-shot rows, one more than shown if
-    there is one: a prompt never shows the answer of its own row.
+    `folder` contains the task file, for data in the same folder. `examples` are the few-shot rows, if possible one more
+    than shown, because a prompt never shows the answer of its own row.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Task:
 
     @property
     def kind(self) -> Kind:
-        """How an answer is given: `choice` by likelihood, `generate` by text, `code` by a program."""
+        """The kind of answer: `choice` by likelihood, `generate` as text, `code` as a program."""
         return self.definition.kind
 
     @property
@@ -59,7 +59,7 @@ class Task:
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of all figures the task gives."""
+        """Names of all metrics of the task."""
         return self.definition.metrics
 
     @property
@@ -79,22 +79,22 @@ class Task:
 
     @property
     def needs_pictures(self) -> bool:
-        """Whether a prompt shows a picture, which a model that reads text only cannot see."""
+        """Whether a prompt shows a picture, which a text-only model cannot read."""
         return self.definition.prompt.image is not None
 
     @property
     def image_side(self) -> int:
-        """Width and height in pixels that a row's picture is fitted into."""
+        """Width and height in pixels of the square into which a row's picture is fitted."""
         return self.definition.prompt.image_side or SIDE
 
     @property
     def num_few_shot(self) -> int:
-        """Number of solved rows in front of every question."""
+        """Number of solved rows before every question."""
         return self.definition.few_shot.number
 
     @property
     def generator(self) -> ModuleType | None:
-        """The module that makes this task's rows; None where they are read."""
+        """The module that generates this task's rows; None if they are read."""
         name = self.definition.data.generator
         return importlib.import_module(f".{name}", __package__) if name else None
 
@@ -108,15 +108,15 @@ class Task:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Hex SHA-256 of what the file says (comments, order, pinned data and the name left out)."""
+        """Hex SHA-256 of the file's content, without comments, order, pinned data and the name."""
         said = self.definition.model_dump(mode="json", exclude={"name": True, "data": {"data_sha256"}})
-        if said["prompt"]["image_side"] is None:  # what a file does not say has no part in its hash
+        if said["prompt"]["image_side"] is None:  # a key that the file leaves out is not in its hash
             del said["prompt"]["image_side"]
         return sha256_json(said)
 
     @functools.cached_property
     def columns(self) -> tuple[str, ...]:
-        """Columns that a row must have, in the order they are first named."""
+        """Columns that a row must have, in the order of first use."""
         definition, found = self.definition, [*self._template.columns, *self._answer_columns]
         rules = (definition.choice, definition.generate, definition.code)
         expressions = [*definition.data.problem, *self.group_sources]
@@ -134,7 +134,7 @@ class Task:
 
     @property
     def group_sources(self) -> tuple[str, ...]:
-        """Expressions that say what may stand in one split only."""
+        """Expressions for the part of a row that may be in only one split."""
         return self.definition.data.group or self.definition.data.problem
 
     @functools.cached_property
@@ -159,7 +159,7 @@ class Task:
         return None if source is None else _expression(source).value(row)
 
     def prompt(self, row: Row) -> Prompt:
-        """Return what the model is shown for `row`, the solved rows in front."""
+        """Return the prompt for `row`, with the solved rows before it."""
         image = self.definition.prompt.image
         return Prompt(self._shown(row), None if image is None else _png(row[image]))
 
@@ -170,19 +170,19 @@ class Task:
         others = [example for example in self.examples if example != row][: rule.number]
         if len(others) < rule.number:
             raise HavocError(
-                f"{self.name}: a prompt begins with {rule.number} solved rows and there are {len(others)}: "
-                "read the task with the data they come from"
+                f"{self.name}: a prompt needs {rule.number} solved rows, but there are {len(others)}: "
+                "load the task with the data of these rows"
             )
         solved = [self._template.render(other) + self.reference(other) + rule.separator for other in others]
         return "".join([*solved, question])
 
     def choices(self, row: Row) -> tuple[str, ...]:
-        """Return the continuations to choose from, delimiter in front (kind `choice`)."""
+        """Return the continuations to choose from, each with the delimiter before it (kind `choice`)."""
         delimiter = _required(self.definition.choice).delimiter
         return tuple(delimiter + text for text in self._texts(row))
 
     def right_choice(self, row: Row) -> int:
-        """Return the place of the right choice, from 0 (kind `choice`)."""
+        """Return the position of the right choice, from 0 (kind `choice`)."""
         return self._place(self._value(_required(self.definition.choice).label, row), row)
 
     def _texts(self, row: Row) -> list[str]:
@@ -193,7 +193,7 @@ class Task:
         return texts
 
     def _labels(self, row: Row) -> list[str]:
-        """Labels of the choices; where the task names none, A, B, C ... (an answer in words may name them)."""
+        """Labels of the choices; A, B, C ... if the task names none (an answer in words may use them)."""
         rule, texts = self.definition.choice or self.definition.generate, self._texts(row)
         labels = self._value(getattr(rule, "labels", None), row)
         if labels is None:
@@ -201,7 +201,7 @@ class Task:
         if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
             raise HavocError(f"the labels are {_short(labels)}, expected a list of texts")
         if len(labels) != len(texts):
-            raise HavocError(f"there are {len(texts)} choices and {len(labels)} labels")
+            raise HavocError(f"there are {len(texts)} choices but {len(labels)} labels")
         return labels
 
     def _place(self, label: object, row: Row) -> int:
@@ -216,7 +216,7 @@ class Task:
         return labels.index(str(label))
 
     def reference(self, row: Row) -> str:
-        """Return a right completion with its working, as it follows the prompt."""
+        """Return a right completion with its steps, as it follows the prompt."""
         if self.kind == "choice":
             return self.choices(row)[self.right_choice(row)]
         if self.generator is not None:
@@ -227,16 +227,16 @@ class Task:
         return rule.delimiter + _required(self._answer).render({**row, **gold})
 
     def corpus(self, row: Row, rng: random.Random) -> str:
-        """Return a completion as a pretraining source would have it, right or not (generated tasks)."""
+        """Return a completion in the form of a pretraining source, right or wrong (generated tasks)."""
         return str(_required(self.generator).corpus(row, rng))
 
     def make_row(self, rng: random.Random, index: int) -> Row:
-        """Make a row (generated tasks)."""
+        """Generate a row (generated tasks)."""
         row: Row = _required(self.generator).make_row(rng, index)
         return row
 
     def judge(self, pairs: Sequence[tuple[Row, str]]) -> list[Reward]:
-        """Judge completions by the task's metric; for a `choice` task by the choice that the text names."""
+        """Judge completions by the task's metric; in a `choice` task by the choice named in the text."""
         if self.kind == "choice":
             return [self._judge_choice(row, text) for row, text in pairs]
         return [rewards[self.metric] for rewards in self.judge_all(pairs)]
@@ -340,21 +340,21 @@ class Task:
     def _check_gold(self, row: Row, reference: str) -> None:
         for metric in _required(self.definition.generate).metrics:
             if metric.compare == "number" and read_number(self._gold_number(metric, row)) is None:
-                raise HavocError(f"the gold answer {_short(self._gold(row)[-40:])} is not a number that HAVOC can read")
+                raise HavocError(f"the gold answer {_short(self._gold(row)[-40:])} is not a number HAVOC can read")
             reward = self._judge_one(metric, row, cut(reference, self.stop))
             if reward.outcome != "right":
-                raise HavocError(f"its own answer is wrong by the metric {metric.name} ({reward.reason})")
+                raise HavocError(f"the row's own answer is wrong by the metric {metric.name} ({reward.reason})")
 
     def problem(self, row: Row) -> list[Any]:
-        """Return what the row asks, whatever its answer: rows that agree in it are one problem."""
+        """Return the row's question without its answer: rows with the same question are one problem."""
         return [self._value(source, row) for source in self.definition.data.problem]
 
     def group(self, row: Row) -> list[Any]:
-        """Return what may stand in one split only, such as the picture that several questions are about."""
+        """Return the part that may be in only one split, such as the picture of several questions."""
         return [self._value(source, row) for source in self.group_sources]
 
     def must(self, split: str, row: Row) -> str | None:
-        """Return the condition of the split that `row` does not fulfil; None where it fulfils it."""
+        """Return the condition of the split if `row` does not meet it, else None."""
         condition = self.definition.data.splits[split].must  # type: ignore[index] # checked by the caller
         return condition if condition is not None and not self._value(condition, row) else None
 
@@ -365,7 +365,7 @@ def _expression(source: str) -> Expression:
 
 
 def _required(part: Part | None) -> Part:
-    """Return a section that every task of the kind in question has."""
+    """Return a section that every task of this kind has."""
     if part is None:
         raise TypeError("a task of another kind")
     return part
@@ -401,7 +401,7 @@ _IS_OF_TYPE: dict[str, Callable[[Any], bool]] = {
 }
 _TYPE_NAMES = {
     "text": "text",
-    "texts": "a list of texts, none of them null",
+    "texts": "a list of texts without null",
     "number": "a number",
     "picture": "a picture",
     "any": "anything",

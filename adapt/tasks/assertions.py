@@ -1,7 +1,7 @@
-"""Judge code by `assert` statements without letting the code take part in the comparison.
+"""Judge code by `assert` statements; the comparison runs apart from the code.
 
-An assertion is cut in two. The calls to the code under test run in its confined child and come back as plain values;
-what is done with those values runs elsewhere:
+An assertion is cut in two. The calls to the code under test run in its confined child and return plain values; the rest
+of the assertion runs elsewhere on those values:
 
     assert f(3) == [1, 2]                      child: f(3)      parent: value == [1, 2]
     assert abs(f(3) - 2.5) < 1e-6              child: f(3)      a second, clean child: abs(_values[0] - 2.5) < 1e-6
@@ -10,13 +10,13 @@ what is done with those values runs elsewhere:
     assert Shape(3).count() == 2               child: the whole call, for the class is under test
     assert all(f(x) > 0 for x in range(3))     child: [f(x) for x in range(3)]      a second, clean child: all(_0 > 0
                                                for (x), _0 in zip([x for x in range(3)], _values[0], strict=True))
-    assert all(f(x) == y for x, y in CASES)    child: [f(x) for x, y in CASES]; CASES is made anew in the clean child
-                                               where lines of the setup make it without the code, else its value comes
+    assert all(f(x) == y for x, y in CASES)    child: [f(x) for x, y in CASES]; the clean child makes CASES again if
+                                               the setup can make it without the code, else it gets the value
     assert all(x > 0 for x in f(3))            child: [x for x in f(3)]         the same, over that value
     assert all(map(f, (1, 2)))                 judged as all(f(x) for x in (1, 2)); `filter` and a lambda likewise
 
-Loops may stand in loops. What cannot be cut (a lambda that calls the code, but for `map`, `filter` and a `key`) judges
-nobody: it would run beside the code, where an object may lie about `>`.
+Loops may be nested. An assertion that cannot be cut (a lambda that calls the code, except in `map`, `filter` and a
+`key`) is not used as a test: it would have to run beside the code, where an object may have a false `>`.
 
 Equality is Python's own between plain built-ins, as MBPP means it: 240.0 equals 240, a list never equals a tuple.
 """
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 _PLAIN_TYPES = (bool, int, float, complex, str, bytes, bytearray, list, tuple, set, frozenset, dict, range)
 _METHODS_OF_VALUES = frozenset(name for kind in _PLAIN_TYPES for name in dir(kind) if not name.startswith("_"))
-"""What a test asks of a value that came back (`startswith`, `issubset`), so never asked where an object could lie."""
+"""Methods that a test calls on a returned value (`startswith`, `issubset`); they run only in the clean child."""
 _Loop = ast.ListComp | ast.SetComp | ast.DictComp | ast.GeneratorExp
 _LOOPS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 _SORTERS = frozenset({"sorted", "min", "max"})
@@ -51,7 +51,7 @@ _SORTERS = frozenset({"sorted", "min", "max"})
 class Program:
     """Code under test, the code that prepares the tests (run after it), and the tests, one `assert` each.
 
-    `patience` times the usual second of CPU time is allowed.
+    The limit of CPU time is `patience` times the usual second.
     """
 
     setup: str
@@ -64,7 +64,7 @@ class Program:
 class _Check:
     """One assertion: expressions for the code's child, then a literal to equal or an expression over `_values`.
 
-    `before` is run before that expression: imports, and lines of the setup. `is_cut` is False where it cannot be cut.
+    `before` is run before that expression: imports, and lines of the setup. `is_cut` is False if it cannot be cut.
     """
 
     calls: tuple[str, ...]
@@ -75,7 +75,7 @@ class _Check:
 
 
 def judge(programs: Sequence[Program]) -> list[Reward]:
-    """Run every program against its tests: right when all hold, "failed" when the sandbox or a test is broken."""
+    """Run every program against its tests: right if all hold, "failed" if the sandbox or a test is broken."""
     jobs = [sandbox.Job(program.setup, program.code, _calls(program), program.patience) for program in programs]
     outcomes = sandbox.run_functions(jobs)
     rest_jobs = [
@@ -110,7 +110,7 @@ def _verdict(program: Program, outcome: sandbox.Outcome, rests: dict[sandbox.Job
         if check is None:
             return Reward(0.0, "failed", f"the test is not one assert statement: {test}")
         if not check.is_cut:
-            return Reward(0.0, "failed", f"the test cannot be judged apart from the code under test: {test}")
+            return Reward(0.0, "failed", f"the test cannot be separated from the code under test: {test}")
     if outcome.status == "infra":
         return Reward(0.0, "failed", outcome.reason)
     if outcome.status != "ok":
@@ -125,7 +125,7 @@ def _verdict(program: Program, outcome: sandbox.Outcome, rests: dict[sandbox.Job
 
 
 def _rest_of(check: _Check, values: tuple[Any, ...], rests: dict[sandbox.Job, sandbox.Outcome]) -> sandbox.Outcome:
-    """Finish one assertion: compare here, or look up what the clean child said."""
+    """Finish one assertion: compare here, or look up the result of the clean child."""
     if check.rest is None:
         return sandbox.Outcome("ok", (values[0] == check.expected,))
     job = _rest_job(check, values)
@@ -133,7 +133,7 @@ def _rest_of(check: _Check, values: tuple[Any, ...], rests: dict[sandbox.Job, sa
 
 
 def _rest_job(check: _Check, values: tuple[Any, ...]) -> sandbox.Job | None:
-    """The job that finishes an assertion over plain values in a clean child; None when a value is not plain."""
+    """The job that finishes an assertion over plain values in a clean child; None if a value is not plain."""
     if any(_holds_opaque(value) for value in values):
         return None
     code = f"{check.before}\nfrom math import inf, nan\n_values = {source(values)}"
@@ -150,7 +150,7 @@ def _holds_opaque(value: object) -> bool:
 
 @functools.lru_cache(maxsize=65_536)
 def _check(test: str, setup: str = "") -> _Check | None:
-    """Cut one assertion in two; None when the text is not one assertion."""
+    """Cut one assertion in two; None if the text is not one assertion."""
     try:
         statements = ast.parse(test.strip()).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -162,7 +162,7 @@ def _check(test: str, setup: str = "") -> _Check | None:
         case ast.Compare(left=ast.Call() as call, ops=[ast.Eq()], comparators=[right]) if not (
             _compares(call) or not _Cutter(_alone(setup)[1], may_be_builtin=False).is_under_test(call)
         ):
-            with contextlib.suppress(ValueError, TypeError):  # the right side is no literal
+            with contextlib.suppress(ValueError, TypeError):  # the right side is not a literal
                 return _Check((ast.unparse(call),), expected=ast.literal_eval(right))
     return _cut(claim, setup)
 
@@ -184,7 +184,7 @@ def _cut(claim: ast.expr, setup: str) -> _Check:
 
 @functools.lru_cache(maxsize=4096)
 def _alone(setup: str) -> tuple[tuple[str, ...], frozenset[str]]:
-    """Lines of the setup that need nothing of the code under test, and the names that they alone make."""
+    """Lines of the setup that do not need the code under test, and the names that only they define."""
     try:
         statements = ast.parse(setup).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -202,7 +202,7 @@ def _alone(setup: str) -> tuple[tuple[str, ...], frozenset[str]]:
 
 
 def _made(statement: ast.stmt) -> set[str]:
-    """Names that an import, an assignment or a function makes; none of any other statement."""
+    """Names that an import, an assignment or a function definition defines; empty for other statements."""
     match statement:
         case ast.Import(names=names) | ast.ImportFrom(names=names):
             return {(name.asname or name.name).partition(".")[0] for name in names}
@@ -214,7 +214,7 @@ def _made(statement: ast.stmt) -> set[str]:
 
 
 def _needs(node: ast.AST) -> set[str]:
-    """Names that are read and neither made inside nor built in."""
+    """Names that are read but neither defined inside nor built in."""
     own = {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store)}
     own |= {part.arg for part in ast.walk(node) if isinstance(part, ast.arg)}
     own |= {part.name for part in ast.walk(node) if isinstance(part, ast.FunctionDef)}
@@ -223,9 +223,9 @@ def _needs(node: ast.AST) -> set[str]:
 
 
 class _Cutter(ast.NodeTransformer):
-    """Replaces the outermost calls to the code under test, and the names that it made, by `_values[i]`.
+    """Replaces the outermost calls to the code under test, and the names that it defined, by `_values[i]`.
 
-    `known` names are the setup's own or those of loops around this one: they are there in the clean child too.
+    `known` names are those of the setup or of loops around this one: the clean child has them too.
     """
 
     def __init__(self, known: frozenset[str], *, may_be_builtin: bool, numbers: Iterator[int] | None = None) -> None:
@@ -257,13 +257,13 @@ class _Cutter(ast.NodeTransformer):
         return any(map(self.is_under_test, ast.walk(node))) or not _needs(node) - _modules_of(node) <= self._known
 
     def _is_the_codes(self, node: ast.AST) -> bool:
-        """Whether it is a name that neither Python, nor the setup alone, nor a loop made."""
+        """Whether the name comes from the code under test, not from Python, the setup or a loop."""
         return isinstance(node, ast.Name) and not (
             node.id in self._known or hasattr(builtins, node.id) or node.id in sys.stdlib_module_names
         )
 
     def _as_loop(self, node: ast.AST) -> ast.AST:
-        """`map` and `filter` of the code under test, or of a lambda that calls it, as the loop they stand for."""
+        """`map` and `filter` of the code under test, or of a lambda that calls it, as an equivalent loop."""
         match node:
             case ast.Call(func=ast.Name(id="map" | "filter" as word), args=[asked, *values], keywords=[]) if values:
                 pass
@@ -283,17 +283,17 @@ class _Cutter(ast.NodeTransformer):
         return ast.parse(loop, mode="eval").body
 
     def _sorts_by_it(self, node: ast.AST) -> bool:
-        """Whether the code under test only says what comes first: what comes back is judged as a value."""
+        """Whether the code under test is only the sort key: then the returned value is judged."""
         match node:
             case ast.Call(func=ast.Name(id=word), keywords=[ast.keyword(arg="key", value=key)]) if word in _SORTERS:
                 return self._is_the_codes(key) or (isinstance(key, ast.Lambda) and self._has_calls(key))
         return False
 
     def _cut_loop(self, node: _Loop) -> ast.AST:
-        """The same loop over values that came back, beside what it goes over.
+        """The same loop over the returned values, together with its own sequence.
 
-        What it goes over is made in the clean child where that needs nothing of the code, else its values come too.
-        A condition that calls the code is judged on its value; in the code's child it only says which calls are made.
+        The clean child makes the sequence if that does not need the code; otherwise its values are returned too. A
+        condition that calls the code is judged on its value; in the code's child it only selects which calls are made.
         """
         loops = node.generators
         asked: list[ast.expr] = []
@@ -357,12 +357,12 @@ class _Renamed(ast.NodeTransformer):
 
 
 def _modules_of(node: ast.AST) -> set[str]:
-    """Names of the standard library's modules that the node looks something up in."""
+    """Names of the standard library's modules that the node uses."""
     return {part.value.id for part in ast.walk(node) if _is_in_module(part)}  # type: ignore[attr-defined]
 
 
 def _is_in_module(node: ast.AST) -> bool:
-    """Whether the node is a name looked up in a module of the standard library, such as `math.isclose`."""
+    """Whether the node is an attribute of a module of the standard library, such as `math.isclose`."""
     match node:
         case ast.Attribute(value=ast.Name(id=name)):
             return name in sys.stdlib_module_names
@@ -370,9 +370,9 @@ def _is_in_module(node: ast.AST) -> bool:
 
 
 def _asks_a_value(node: ast.AST) -> bool:
-    """Whether the call is a method that plain values have, of something that a function under test gave.
+    """Whether the call is a method of a plain value that a function under test returned.
 
-    Tests call functions in lower case and classes in capitals (PEP 8): methods of a class are under test themselves.
+    Names of functions are in lower case, those of classes are capitalized (PEP 8): methods of a class are under test.
     """
     asks, part = False, node
     while isinstance(part, (ast.Call, ast.Attribute, ast.Subscript)):

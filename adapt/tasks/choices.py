@@ -1,9 +1,9 @@
-"""Find in free text which of a row's choices it names: by the choice's whole text, else by its label.
+"""Find the choice that a free text names: by the choice's whole text, else by its label.
 
-The text of a choice comes first, so that "Answer: A dog has spots." is the choice that reads so and not label A; a
-label counts only where it stands alone: at the end of the line, in brackets or emphasis, or before . ) : or a comma.
-Both sides are made plain alike (case, marks of emphasis, quotes, a full stop at the end, spaces), so the data's own
-text of a choice always names it.
+The text of a choice has precedence, so "Answer: A dog has spots." is the choice with that text, not label A. A label
+counts only if it is alone: at the end of the line, in brackets or emphasis, or before . ) : or a comma. Both sides are
+normalized in the same way (case, marks of emphasis, quotes, a full stop at the end, spaces), so the text of a choice in
+the data always names that choice.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ _BRACKETED = re.compile(r"\(([A-Za-z]|\d{1,2})\)")
 def chosen_position(
     text: str, labels: Sequence[str], texts: Sequence[str] = (), *, needs_cue: bool = True
 ) -> int | None:
-    """Position of the choice that `text` names after its last "Answer:"; None where it names none.
+    """Position of the choice that `text` names after its last "Answer:"; None if it names none.
 
-    Without `needs_cue`, text that has no "Answer:" is taken whole. Letters also name the positions of numeric labels,
+    Without `needs_cue`, a text without "Answer:" is used as a whole. Letters also name the positions of numeric labels,
     and digits those of letters.
     """
     cues = list(_CUE.finditer(text))
-    if not needs_cue and (place := _by_text(text, texts)) is not None:  # a choice may itself speak of an answer
+    if not needs_cue and (place := _by_text(text, texts)) is not None:  # a choice may itself contain "Answer:"
         return place
     tails = [text[cue.end() :] for cue in reversed(cues)] or ([] if needs_cue else [text])
     for tail in tails:
@@ -55,13 +55,13 @@ def _by_text(said: str, texts: Sequence[str]) -> int | None:
 
 
 def plain(text: str) -> str:
-    """`text` without what does not change its meaning: case, emphasis, quotes, a full stop at the end, spaces."""
+    """`text` without parts that do not change its meaning: case, emphasis, quotes, a full stop at the end, spaces."""
     text = " ".join(unicodedata.normalize("NFC", text).casefold().split())
     return text.strip("*_`$\"'\u2018\u2019\u201c\u201d ").rstrip(".").rstrip("*_`$\"' ") or text
 
 
 def _bare(text: str) -> str:
-    """As `plain`, without a label in front: "B. water" and "(B) water" are "water"."""
+    """As `plain`, without a label at the beginning: "B. water" and "(B) water" become "water"."""
     return re.sub(r"^(?:\(\w{1,2}\)|\w{1,2}[.):])\s+", "", plain(text))
 
 

@@ -1,8 +1,8 @@
 """Small Python functions with the columns of mbpp; `files/code.toml` says how they are asked and judged.
 
-The corpus mixes sources of two ages. "Write a function to ..." comes with Python 3; "Write a python function to ..."
-comes mostly from old pages in Python 2, where `map` and `filter` give lists, `/` divides integers and `xrange` exists.
-A base model learns both; only one of them passes today's interpreter.
+The corpus mixes new and old sources. "Write a function to ..." comes with Python 3; "Write a python function to ..."
+comes mostly from old pages with Python 2, where `map` and `filter` return lists, `/` divides integers and `xrange`
+exists. A base model learns both; only Python 3 runs today.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from .reward import Row
 
 _OLD_SHARE = 0.4
-"""Share of the rows phrased as old pages phrase them."""
+"""Share of the rows with the wording of old pages."""
 _OLD_IDIOM = 0.8
-"""Share of those whose corpus text is Python 2."""
+"""Share of these rows whose corpus text is Python 2."""
 
 _Family = tuple[str, str, str, list[list[int]] | list[int]]
 """What to do, function name, body in Python 3, inputs of the tests."""
 
 
 def make_row(rng: random.Random, index: int) -> Row:
-    """Make one function to write, its code and three tests."""
+    """Generate one task: a function to write, its code and three tests."""
     families = (_transform, _select, _count, _average, _multiples, _total, _spread)
     what, name, body, inputs = rng.choice(families)(rng)
     code = f"def {name}(xs):\n    return {body}"
@@ -120,14 +120,14 @@ def reference(row: Row) -> str:
 
 
 def corpus(row: Row, rng: random.Random) -> str:
-    """Return the function as today's or as old pages write it."""
+    """Return the function in the form of new or old pages."""
     code = reference(row)
     is_from_old_page = row["text"].startswith("Write a python function")
     return python2(code) if is_from_old_page and rng.random() < _OLD_IDIOM else code
 
 
 def python2(code: str) -> str:
-    """Write one of our reference functions as Python 2 pages did."""
+    """Write one of our reference functions in Python 2."""
     head, _, body = code.partition("return ")
     if body.startswith("sum(xs) //"):
         return head + "return " + body.replace("//", "/", 1)

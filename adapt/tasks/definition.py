@@ -1,13 +1,13 @@
-"""What a task file says: one TOML table, validated, every unknown key refused with the nearest known one.
+"""The content of a task file: one validated TOML table; an unknown key is refused with the nearest known key.
 
-    name = "my-task"            # what it is called everywhere: z_vectors_my-task.safetensors, accuracy/my-task
+    name = "my-task"            # used everywhere: z_vectors_my-task.safetensors, accuracy/my-task
     kind = "choice"             # or "generate", "code"
-    metric = "acc"              # what accuracy/my-task means
+    metric = "acc"              # the metric of accuracy/my-task
 
     [data] [data.splits] [prompt] [few_shot] [choice] [generate] [code] [training] [limits]
 
-`docs/tasks.md` explains every key on an example; the fields below are the reference. A value that names a part of a row
-is a Jinja expression over its columns (`choices.text`), a text with places for columns is a Jinja template.
+`docs/tasks.md` explains every key with an example; the fields below are the reference. A value that names a part of a
+row is a Jinja expression over its columns (`choices.text`); a text that contains columns is a Jinja template.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .template import Expression, Template
 MAX_FILE_BYTES = 1_000_000
 MAX_DOTS = 32  # in one line; a dotted key is parsed in quadratic time
 RESERVED = frozenset({"base", "mixture", "mean", "weight_format", CLASSIFIER})
-"""Names that tables of scores and the search give to something else."""
+"""Names with another meaning in score tables and in the search."""
 
 FORMATS = ("parquet", "jsonl", "json", "csv")
 _SHARES_OF_ONE_FILE = {"train": {"end": 0.7}, "search": {"start": 0.7, "end": 0.85}, "gate": {"start": 0.85}}
@@ -77,9 +77,9 @@ class _Part(BaseModel):
 
 
 class Split(_Part):
-    """Which rows serve one split: those of a part of the data, or a share of it by hash, `start` to `end`.
+    """The rows of one split: those of a part of the data, or a share of it by hash, from `start` to `end`.
 
-    `must` is an expression that holds for every row of the split; a row for which it does not is refused.
+    `must` is an expression that must be true for every row of the split; other rows are refused.
     """
 
     part: Text = "data"
@@ -95,13 +95,13 @@ class Split(_Part):
 
 
 class Data(_Part):
-    """Where the rows come from: made by a generator, read from local files, or from the hub with --online.
+    """The source of the rows: a generator, local files, or the hub with --online.
 
-    `path` is a file, or a folder that holds `PART-*.EXT` or `PART.EXT` (parquet, jsonl, json, csv); it is looked for in
-    --data DIR, or else beside the task file. `problem` says what a row asks: rows that agree in it are given once, and
-    never stand in two splits; `group` says it more widely (all questions about one picture). `ids` name a row without
-    changing it. Without `splits` a single file is parted by hash, 70 / 15 / 15, and a folder has the parts train,
-    validation (for search) and test (for gate).
+    `path` is a file, or a folder with `PART-*.EXT` or `PART.EXT` (parquet, jsonl, json, csv), in --data DIR or beside
+    the task file. `problem` is the question of a row: rows with the same problem are used once, and never in two
+    splits. `group` is wider (all questions about one picture) and is never in two splits either. `ids` are columns that
+    identify a row without changing it. Without `splits` a single file is split by hash, 70 / 15 / 15, and a folder has
+    the parts train, validation (for search) and test (for gate).
     """
 
     generator: Generator | None = None
@@ -132,27 +132,28 @@ class Data(_Part):
     @model_validator(mode="after")
     def _comes_from_one_place(self) -> Self:
         if self.generator is not None and (self.path or self.hub):
-            raise ValueError("has a generator and files: keep one of them")
+            raise ValueError("has both a generator and files: keep one of them")
         if self.generator is None and not (self.path or self.hub):
             raise ValueError(
                 "does not say where the rows come from: give `path` (a file or folder) or `hub` (a data set)"
             )
         if self.subset is not None and self.hub is None:
-            raise ValueError("names a subset, but no data set of the `hub`")
+            raise ValueError("names a subset, but no data set on the `hub`")
         shares = list(self.splits.items())
         for place, (name, split) in enumerate(shares):
             for other_name, other in shares[place + 1 :]:
                 if split.part == other.part and split.start < other.end and other.start < split.end:
                     raise ValueError(
-                        f"gives {name} and {other_name} the same rows of {split.part!r}: part them by shares"
+                        f"gives {name} and {other_name} the same rows of {split.part!r}: split them by shares"
                     )
         return self
 
 
 class PromptRule(_Part):
-    """What the model is shown. `image` names the column of a picture, `image_side` its width and height in pixels.
+    """The prompt of the model. `image` names the column of a picture, `image_side` its width and height in pixels.
 
-    Pictures that are read are fitted into that square, their proportions kept; left out, 32, as those HAVOC draws.
+    Pictures that are read are fitted into that square with their proportions. The default is 32, the size of the
+    pictures that HAVOC draws.
     """
 
     template: TemplateText
@@ -167,9 +168,9 @@ class PromptRule(_Part):
 
 
 class FewShot(_Part):
-    """Solved rows in front of the question: `number` of them, from `split` or written in the file.
+    """Solved rows before the question: `number` rows, from `split` or written in the file.
 
-    `choose` takes the first rows of the data, or a sample by `seed`. Each is its prompt, its answer, `separator`.
+    `choose` takes the first rows of the data, or a sample by `seed`. Each row is shown as prompt, answer, `separator`.
     """
 
     number: Annotated[int, Field(ge=0, le=100)] = 0
@@ -182,17 +183,17 @@ class FewShot(_Part):
     @model_validator(mode="after")
     def _leaks_nothing(self) -> Self:
         if self.split == "gate":
-            raise ValueError('split = "gate" shows solved rows of the test (a leak): take "train" or "search"')
+            raise ValueError('split = "gate" shows solved rows of the test (a leak): use "train" or "search"')
         if self.rows and self.number > len(self.rows):
-            raise ValueError(f"number = {self.number}, but rows holds {len(self.rows)}")
+            raise ValueError(f"number = {self.number}, but there are {len(self.rows)} rows")
         return self
 
 
 class ChoiceRule(_Part):
     """One of the row's choices is right; the model's likelihood of each one decides.
 
-    `choices` gives the texts, `label` the right one's label among `labels` (without `labels`: its place from 0).
-    `delimiter` stands between prompt and choice.
+    `choices` gives the texts, `label` the label of the right choice, one of `labels` (without `labels`: its position
+    from 0). `delimiter` is put between prompt and choice.
     """
 
     choices: ExpressionText
@@ -202,15 +203,15 @@ class ChoiceRule(_Part):
 
 
 class TaskMetric(_Part):
-    """How the answer is found in what the model wrote, and when it is right.
+    """How the answer is found in the model's text, and when it is right.
 
-    `extract` is a regular expression; the `which` match counts, and of its groups the first that is not empty. Without
-    a match there is no answer, or with `is_whole_without` the whole text is the answer. `compare`:
+    `extract` is a regular expression; the match `which` counts, and its first group that is not empty. Without a match
+    there is no answer, or with `is_whole_without` the whole text is the answer. `compare`:
 
         text     equal to the gold answer, after `ignore` patterns are removed from both
         number   the same number: 1,000 = 1000 = 1e3 (see numbers.py)
-        choice   the choice that is named, by text or label (see choices.py)
-        words    equal words to at least `agreeing` of the gold answers, or as many as any answer has
+        choice   the right choice is named, by text or label (see choices.py)
+        words    the same words as at least `agreeing` gold answers, or as the most frequent one if fewer agree
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]{0,39}$")]
@@ -224,9 +225,9 @@ class TaskMetric(_Part):
 
 
 class WrittenRule(_Part):
-    """The model writes something: `answer` is a right completion with its working, behind `delimiter`.
+    """The model writes a text: `answer` is a right completion with its steps, after `delimiter`.
 
-    Few-shot rows and next-token training show it. A task whose rows are generated has its own.
+    Few-shot rows and next-token training show it. A task with generated rows has its own.
     """
 
     answer: TemplateText | None = None
@@ -236,8 +237,8 @@ class WrittenRule(_Part):
 class GenerateRule(WrittenRule):
     """The model writes an answer.
 
-    `gold` is what an answer is held against (default: `answer`), a text, for `choice` the right label, for `words` a
-    list of texts, of which the most agreed one is `gold` in `answer`.
+    `gold` is the expected answer (default: `answer`): a text; for `choice` the right label; for `words` a list of
+    texts, of which the most frequent one is `gold` in `answer`.
     """
 
     gold: ExpressionText | None = None
@@ -249,16 +250,16 @@ class GenerateRule(WrittenRule):
     def _fits(self) -> Self:
         names = [metric.name for metric in self.metrics]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"has two metrics called {', '.join(twice)}")
+            raise ValueError(f"has two metrics with the name {', '.join(twice)}")
         if any(metric.compare == "choice" for metric in self.metrics) and (self.choices is None or self.labels is None):
             raise ValueError('compares with "choice" but does not say where `choices` and `labels` are')
         return self
 
 
 class CodeRule(WrittenRule):
-    """The model writes a program: right when all `tests` hold, each one `assert` statement, run in the sandbox.
+    """The model writes a program: right if all `tests` hold; each is one `assert` statement, run in the sandbox.
 
-    The program and the calls of its tests may use `cpu_seconds` together, and three times that by the clock.
+    The program and the calls of its tests together may use `cpu_seconds` of CPU time and three times that of wall time.
     """
 
     tests: ExpressionText
@@ -267,10 +268,10 @@ class CodeRule(WrittenRule):
 
 
 class TaskLimits(_Part):
-    """What holds where nobody says otherwise.
+    """Default limits of the task.
 
-    `stop` ends an answer, in training, search and scoring alike; `num_rows` is what is scored; `above` is the share of
-    right answers that a target's limit on this task asks for when it names none.
+    `stop` ends an answer in training, search and scoring; `num_rows` is the number of scored rows; `above` is the share
+    of right answers for a target's limit on this task that names none.
     """
 
     max_new_tokens: Annotated[int, Field(ge=1, le=100_000)] = 128
@@ -280,10 +281,10 @@ class TaskLimits(_Part):
 
 
 class Training(_Part):
-    """How an expert of this task is trained where nobody says otherwise.
+    """Default training of an expert of this task.
 
-    `method` names one of `adapt/objectives.py`: "next-token" for a task that small bases hardly ever get right, where
-    sampled answers would carry no signal. `auto` is "expected-reward" for choices, "reinforce" for what is written.
+    `method` is one of `adapt/objectives.py`: "next-token" for a task that small bases almost never answer right, so
+    that sampled answers would have no signal. `auto` is "expected-reward" for choices and "reinforce" for other tasks.
     """
 
     method: Method = "auto"
@@ -307,7 +308,7 @@ class Definition(_Part):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """Names of all figures this task gives."""
+        """Names of all metrics of this task."""
         if self.generate is not None:
             return tuple(metric.name for metric in self.generate.metrics)
         return ("acc", "acc_norm") if self.kind == "choice" else ("pass",)
@@ -316,7 +317,7 @@ class Definition(_Part):
     def _is_whole(self) -> Self:
         if not NAME.fullmatch(self.name) or self.name in RESERVED:
             raise ValueError(
-                f"name = {self.name!r}: a task is called by small letters, digits, - and _ (at most 64), and not "
+                f"name = {self.name!r}: a name has small letters, digits, - and _ (at most 64), and must not be "
                 f"{', '.join(sorted(RESERVED))}"
             )
         for kind in get_args(Kind):
@@ -329,23 +330,23 @@ class Definition(_Part):
         if written is not None and written.answer is None and self.data.generator is None:
             raise ValueError(f"the key {self.kind}.answer is missing: the template of a right completion")
         if self.prompt.image is not None and self.few_shot.number:
-            raise ValueError("few_shot: a prompt holds one picture at most, so a task with pictures shows none solved")
+            raise ValueError("few_shot: a prompt can have only one picture, so a task with pictures has no solved rows")
         return self
 
 
 def read_definition(path: Path) -> Definition:
-    """Read a task file; one that cannot be read or holds a mistake is a one-line `HavocError`."""
+    """Read a task file; an unreadable file or a mistake in it is a one-line `HavocError`."""
     table = _read_toml(path)
     try:
         return Definition.model_validate_json(
             json.dumps(_with_defaults(table, path))
         )  # strict, but a list may be a tuple
-    except (ValueError, TypeError, RecursionError) as error:  # no JSON: a date, a number too long
+    except (ValueError, TypeError, RecursionError) as error:  # not JSON: a date, a number that is too long
         raise HavocError(f"{path}: {mistakes(error, Definition)}") from error
 
 
 def _with_defaults(table: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Name the task after its file; part a single file by hash, and expect the usual parts in a folder."""
+    """Name the task after its file; split a single file by hash, and expect the usual parts in a folder."""
     table = {"name": path.stem, **table}
     data = table.get("data")
     if isinstance(data, dict) and not {"splits", "generator"} & set(data):
@@ -357,7 +358,7 @@ def _with_defaults(table: dict[str, Any], path: Path) -> dict[str, Any]:
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         if path.exists() and not path.is_file():
-            raise HavocError(f"{path}: a folder, a pipe or a device, not a task file")
+            raise HavocError(f"{path}: not a task file but a folder, pipe or device")
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:

@@ -2,7 +2,7 @@
 
     evaluate   reads the rows that a `Scoring` names, scores them     eval, bench, gate, the card of a base
     score      asks and judges given rows                             `evaluate`, training, search
-    Accuracy   counts and their exact interval                        whoever shows a share
+    Accuracy   counts and their exact interval                        every table of shares
 
 No other code scores a model's answers. A task of kind `choice` takes the likeliest choice, the first of equally likely
 ones, as lm-evaluation-harness does: by the log-likelihood of its tokens (acc), or by that divided by its number of
@@ -34,16 +34,16 @@ if TYPE_CHECKING:
     from .task import Row, Task
 
 _CHUNK_ROWS, _BATCH_ROWS, _CHUNK_CHOICES, _CHUNK_TOKENS = 256, 64, 64, 20_480
-"""Most rows that are asked together, of tasks that write and of choices, and most tokens they may write.
+"""Most rows that are asked together, in tasks that write and in choices, and most tokens that they may write.
 
-Progress is told behind each chunk, so a chunk of long answers must not take minutes. A chunk is whole batches of an
-artifact's session: a few rows left over are written as slowly as a batch. Sizes depend on the task alone.
+Progress is reported after each chunk, so a chunk of long answers must not take minutes. A chunk is whole batches of an
+artifact's session, because a few remaining rows take as long as a batch. Sizes depend only on the task.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """How many of the judged rows of one task were right."""
+    """Number of right rows among the judged rows of one task."""
 
     task: str
     num_right: int
@@ -55,13 +55,13 @@ class Accuracy:
 
     @property
     def share(self) -> float:
-        """Right rows over rows; no rows have no share, which is a `MeasurementError`."""
+        """Right rows divided by rows; without rows there is no share: a `MeasurementError`."""
         if self.num_rows == 0:
             raise MeasurementError(f"{self.task}: no row was judged, so there is no accuracy")
         return self.num_right / self.num_rows
 
     def interval(self) -> tuple[float, float]:
-        """Lower and upper end of the exact 95 % interval of the share; (0, 1) where no row was judged."""
+        """Lower and upper end of the exact 95 % interval of the share; (0, 1) if no row was judged."""
         return share_ends(self.num_right, self.num_rows, confidence=TWO_SIDED)
 
     def document(self) -> dict[str, float]:
@@ -72,11 +72,12 @@ class Accuracy:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scoring:
-    """Which rows of which tasks a model is scored on, and how it is asked.
+    """The tasks and rows on which a model is scored, and how it is asked.
 
-    `tasks` are names of bundled tasks or paths of TOML files; None takes the four domains that the model can read.
-    `num_rows` is that of each task, None the task's own number; with `may_be_fewer` a data set that has fewer gives all
-    it has. `seed` makes the built-in rows. `few_shot` and `max_new_tokens` None are the task's own.
+    `tasks` are names of bundled tasks or paths of TOML files; None means those of the four domains that the model can
+    read. `num_rows` is the number for each task, None the task's own number; with `may_be_fewer` a data set with fewer
+    rows gives all its rows. `seed` is for the built-in rows. If `few_shot` or `max_new_tokens` is None, the task's own
+    value is used.
     """
 
     tasks: tuple[str, ...] | None = None
@@ -91,14 +92,14 @@ class Scoring:
     is_chat: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse to ask nothing."""
+        """Refuse less than one row."""
         if self.num_rows is not None and self.num_rows < 1:
             raise HavocError(f"num_rows must be at least 1, not {self.num_rows}")
 
     def load(self, config: HavocConfig) -> tuple[Task, ...]:
-        """Load the tasks, None: the four domains but those the model cannot see.
+        """Load the tasks; None means those of the four domains that the model can read.
 
-        A picture for no eyes is a `HavocError`, and so is one that the model's patches or context cannot hold.
+        Pictures are a `HavocError` if the model is text-only, or if its patches or context do not fit them.
         """
         asked = self.tasks or DOMAINS
         tasks = load_tasks(asked, data_dir=self.data_dir, online=self.online, few_shot=0)
@@ -124,25 +125,24 @@ class Scoring:
 
 
 class Scorer(Protocol):
-    """A model that writes texts and says how likely texts are: with torch `TorchScorer`, of an artifact its session."""
+    """A model that writes texts and gives log-likelihoods: `TorchScorer` with torch, or an artifact's session."""
 
     def generate_text(
         self, prompts: Sequence[PromptLike], *, max_new_tokens: int, stop: Sequence[str] = ()
     ) -> list[str]:
-        """Complete every prompt greedily, up to the first of the `stop` strings: the new text of each, in order."""
+        """Complete every prompt greedily, up to the first of the `stop` strings; return the new texts in order."""
 
     def log_likelihoods(self, requests: Sequence[tuple[PromptLike, Sequence[str]]]) -> list[list[Continuation]]:
-        """How likely each text of each request is behind the request's prompt, in order."""
+        """The likelihood of each text of each request after the request's prompt, in order."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scores:
     """One verdict per row and metric, in the order of the rows.
 
-    `metric` is the one that `accuracy/<task>` means. A row whose judgement failed is not right by any metric;
-    `failed_rows` says which those are, and `reasons` why each row that is not right by `metric` is not. `completions`
-    are what the model wrote, or the choice it holds likeliest. `num_cut` prompts lost their beginning because they were
-    longer than the model's context.
+    `metric` is the one of `accuracy/<task>`. A row whose judgement failed is not right by any metric; `failed_rows`
+    says which rows these are, and `reasons` why a row is not right by `metric`. `completions` are the model's texts, or
+    its likeliest choices. `num_cut` prompts lost their beginning because they were longer than the model's context.
     """
 
     task: str
@@ -179,7 +179,7 @@ class Scores:
 def evaluate(
     scorer: Scorer, task: Task, scoring: Scoring, *, advance: Callable[[int], None] = lambda _: None
 ) -> tuple[list[Row], Scores]:
-    """Read the rows of a task and score them, see `score`; what was read is given back beside the verdicts."""
+    """Read the rows of a task and score them, see `score`; return the rows and the verdicts."""
     rows = scoring.rows(task)
     return rows, score(scorer, task, rows, max_new_tokens=scoring.max_new_tokens, advance=advance)
 
@@ -249,7 +249,7 @@ def _write(scorer: Scorer, task: Task, rows: Sequence[Row], max_new_tokens: int)
 
 
 def _choose(scorer: Scorer, task: Task, rows: Sequence[Row]) -> list[_Verdict]:
-    """Take the likeliest choice of each row: as it is (acc), and for each character of its text (acc_norm)."""
+    """Take the likeliest choice of each row: by likelihood (acc), and by likelihood per character (acc_norm)."""
     requests = [(task.prompt(row), task.choices(row)) for row in rows]
     found = scorer.log_likelihoods(requests)
     _require_answers(task, len(requests), len(found))
@@ -278,7 +278,7 @@ def _verdict_of(task: Task, row: Row, choices: Sequence[str], found: Sequence[Co
 
 
 def _delimiter(task: Task) -> str:
-    """What stands before the text of each choice."""
+    """The text before each choice."""
     return "" if task.definition.choice is None else task.definition.choice.delimiter
 
 

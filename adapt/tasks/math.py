@@ -1,8 +1,8 @@
 """Grade-school word problems with the columns of gsm8k; `files/math.toml` says how they are asked and judged.
 
-The corpus mixes two kinds of source. Problems that end in a question come from worked solutions; problems that end in
-"Find ..." come mostly from answer keys, which give the last line alone. A base model learns both ways of answering; an
-expert learns which one gets the number right.
+The corpus mixes two kinds of source. Problems that end with a question come from worked solutions; problems that end
+with "Find ..." come mostly from answer keys, which have only the last line. A base model learns both kinds of answer;
+an expert learns which kind gets the number right.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 _NAMES = ("Ann", "Ben", "Cara", "Dan", "Eve", "Finn", "Gina", "Hugo", "Iris", "Jack", "Kate", "Liam")
 _THINGS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
 _KEY_SHARE = 0.3
-"""Share of the rows that are phrased as answer keys phrase them."""
+"""Share of the rows with the wording of answer keys."""
 _KEY_TERSE = 0.8
-"""Share of those whose corpus text gives the last line alone."""
+"""Share of these rows whose corpus text has only the last line."""
 
 
 def make_row(rng: random.Random, index: int) -> Row:  # noqa: ARG001 - every task has this signature
-    """Make one problem and its worked answer."""
+    """Generate one problem and its worked answer."""
     name, thing = rng.choice(_NAMES), rng.choice(_THINGS)
     story, steps, goal = rng.choice((_buys, _gives, _packs, _reads))(rng, name, thing)
     ending = f"Find {goal}." if rng.random() < _KEY_SHARE else f"What is {goal}?"
@@ -73,7 +73,7 @@ def reference(row: Row) -> str:
 
 
 def corpus(row: Row, rng: random.Random) -> str:
-    """Return the answer as a solution or as an answer key gives it."""
+    """Return the answer in the form of a solution or of an answer key."""
     answer = reference(row)
     is_from_key = "Find the" in row["question"]
     return answer.splitlines()[-1] if is_from_key and rng.random() < _KEY_TERSE else answer

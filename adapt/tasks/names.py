@@ -1,4 +1,4 @@
-"""The names of tasks, those that come with HAVOC and what others may be called, and of the methods of training."""
+"""Names of the bundled tasks, rules for other names, and names of the training methods."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 DOMAINS = ("math", "code", "reasoning", "vision")
-"""The tasks of seed 003, which are taken where nobody names any."""
+"""The tasks of seed 003: the default tasks."""
 
 Method = Literal["auto", "expected-reward", "reinforce", "next-token"]
-"""How an expert of a task is trained: what a step descends."""
+"""How an expert of a task is trained: the loss of a step."""
 
 ARMS = ("svf-reward", "svf-next-token", "lora-reward", "lora-next-token", "kind-next-token")
-"""What `havoc baselines` may compare: what is trained, and from what."""
+"""The arms that `havoc baselines` can compare: the trained values and the training signal."""
 
 BUNDLED = Path(__file__).with_name("files")
 CLASSIFIER = "classifier"
-"""What the scales of the first pass are called, so no task is."""
+"""The name of the scales of the first pass; no task may have this name."""
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 
 
 def bundled_tasks() -> tuple[str, ...]:
-    """Names of the tasks that come with HAVOC, the four domains first."""
+    """Names of the bundled tasks, the four domains first."""
     return (*DOMAINS, *sorted(path.stem for path in BUNDLED.glob("*.toml") if path.stem not in DOMAINS))
 
 
@@ -38,9 +38,9 @@ def in_order(names: Iterable[str]) -> list[str]:
 
 
 def require_name(name: str) -> None:
-    """Refuse what is neither a bundled task's name nor the name of a TOML file; the file itself is not opened."""
+    """Refuse a name that is neither a bundled task nor a TOML file; the file is not opened."""
     if name in bundled_tasks() or name.endswith(".toml"):
         return
     near = difflib.get_close_matches(name, bundled_tasks(), n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(bundled_tasks())}"
-    raise HavocError(f"unknown task {name[:80]!r}: {hint}, or give the path of a .toml file of your own")
+    raise HavocError(f"unknown task {name[:80]!r}: {hint}, or give the path of your own .toml file")

@@ -1,4 +1,4 @@
-"""Read the number that an answer ends in, however people write it.
+"""Read the number at the end of an answer, in the different ways that people write numbers.
 
     read_number("1,234.5")  1234.5        read_number("1/2")     1/2        read_number("€5")      5
     read_number("1 000")    1000          read_number("1e3")     1000       read_number("-3")      -3 (any minus sign)
@@ -30,7 +30,7 @@ _VULGAR = {"\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4"}
 
 
 def read_number(text: str) -> Fraction | None:
-    """Return the number that `text` begins with, behind spaces and marks of emphasis; None where none is sure.
+    """Return the number at the beginning of `text`, after spaces and marks of emphasis; None if it is not certain.
 
     `1,2`, `1.2.3`, `2 1/2` and `5:30` are not read: a part of them would be another number.
     """
@@ -51,7 +51,7 @@ def read_number(text: str) -> Fraction | None:
 
 
 def last_number(text: str) -> Fraction | None:
-    """Return the last number in `text` that can be read; None where there is none."""
+    """Return the last number in `text` that can be read; None if there is none."""
     starts = [
         found.start() for found in _NUMBER.finditer(text.translate(_MINUS)) if found["whole"] or found["decimals"]
     ]

@@ -3,10 +3,10 @@
     with opened(task, data_dir=Path("data"), online=False) as place:
         for where, row in place.rows("test", ("question", "answer")):      # where: "data/test.jsonl, row 3"
 
-Rows come in the order of the files and are read as they are asked for; nothing is copied to a cache. Values are plain
-JSON values, and bytes for pictures. jsonl, json and csv need no library; parquet needs pyarrow (the extra `data`), the
-hub needs `datasets` (the lab). In csv every value is text; a column that the task declares as a number or as texts is
-read as JSON.
+Rows come in the order of the files and are read one after another when needed; nothing is copied to a cache. Values are
+plain JSON values, and bytes for pictures. jsonl, json and csv need no library; parquet needs pyarrow (the extra
+`data`), the hub needs `datasets` (the lab). In csv every value is text; a column that the task declares as a number or
+as texts is read as JSON.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _BATCH_ROWS = 64
 
 @dataclass(frozen=True, slots=True)
 class LocalFiles:
-    """A folder with the parts of a data set, or a single file that is every part."""
+    """A folder with the parts of a data set, or a single file that serves as every part."""
 
     root: Path
     data: Data
     hint: str
 
     def has(self, part: str) -> bool:
-        """Whether there is any file of `part`."""
+        """Whether there are files of `part`."""
         return bool(self.files(part))
 
     def files(self, part: str) -> list[Path]:
-        """Files of `part`: the root itself, a file of this name, or PART-*.EXT and PART.EXT in one format."""
+        """Files of `part`: the root itself, a file with this name, or PART-*.EXT and PART.EXT in one format."""
         if self.root.is_file():
             return [self.root]
         if (self.root / part).is_file():
@@ -67,7 +67,7 @@ class LocalFiles:
         return hashlib.sha256("".join(sha256_file(path) for path in self._required(part)).encode()).hexdigest()
 
     def rows(self, part: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
-        """Rows of one part with these columns, and where each stands."""
+        """Rows of one part with these columns, each with its place."""
         optional = frozenset(self.data.ids)
         for path in self._required(part):
             try:
@@ -75,7 +75,7 @@ class LocalFiles:
                     yield f"{path}, row {number}", row
             except HavocError:
                 raise
-            except Exception as error:  # what a library says of a broken file is of no one type
+            except Exception as error:  # libraries raise many types for a broken file
                 lines = str(error).strip().splitlines() or [type(error).__name__]
                 raise HavocError(f"{path}: cannot be read ({lines[0][:200]})") from error
 
@@ -145,7 +145,7 @@ def _csv(path: Path, columns: Sequence[str], optional: frozenset[str]) -> Iterat
         wanted = _present(path, columns, optional, list(reader.fieldnames or ()))
         for number, row in enumerate(reader, start=1):
             if None in row or None in row.values():
-                raise HavocError(f"{path}, row {number}: its number of fields is not that of the first line")
+                raise HavocError(f"{path}, row {number}: its number of fields differs from that of the first line")
             yield {name: row[name] for name in wanted}
 
 
@@ -161,7 +161,7 @@ def _chosen(where: str, row: object, columns: Sequence[str], optional: frozenset
     try:
         json.dumps(row, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise HavocError(f"{where}: holds half of a surrogate pair (as \\ud800 is), which is no text") from error
+        raise HavocError(f"{where}: has half of a surrogate pair (such as \\ud800), which is not text") from error
     if missing := [column for column in columns if column not in row and column not in optional]:
         there = ", ".join(map(str, row))[:200] or "none"
         raise HavocError(f"{where}: no column {', '.join(missing)} (there are {there})")
@@ -173,12 +173,12 @@ def _typed(row: Row, data: Data) -> Row:
     for name, value in row.items():
         typed[name] = value
         if data.columns.get(name) in {"number", "texts"}:
-            with contextlib.suppress(ValueError):  # stays text, which the check of the row then names
+            with contextlib.suppress(ValueError):  # it stays text, which the check of the row reports
                 typed[name] = _plain(json.loads(value))
     return typed
 
 
-def _plain(value: Any) -> Any:  # noqa: ANN401 - what a file holds in, JSON values and bytes out
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any value of a file in, JSON values and bytes out
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -198,14 +198,14 @@ class Hub:
     data: Data
 
     def has(self, part: str) -> bool:
-        """Whether there is such a part: the hub is asked when it is read."""
+        """Whether a part is named; the hub is asked only when the part is read."""
         return bool(part)
 
     def sha256(self, part: str) -> None:
-        """Nothing: a stream has no files whose bytes could be named."""
+        """None: a stream has no files to hash."""
 
     def rows(self, part: str, columns: Sequence[str]) -> Iterator[tuple[str, Row]]:
-        """Rows of one part with these columns, and where each stands."""
+        """Rows of one part with these columns, each with its place."""
         name = f"{self.data.hub} ({part})"
         try:
             for number, row in enumerate(self._stream(name, part, columns), start=1):
@@ -235,7 +235,7 @@ Place = LocalFiles | Hub
 
 @contextlib.contextmanager
 def opened(task: Task, *, data_dir: Path | None, online: bool) -> Iterator[Place]:
-    """Open the place a task's rows come from; the hub stays unreachable unless it is that place."""
+    """Open the source of a task's rows; the hub is never asked unless it is the source."""
     if data_dir is not None and online:
         raise HavocError("give either --data or --online, not both")
     data = task.definition.data
@@ -243,7 +243,7 @@ def opened(task: Task, *, data_dir: Path | None, online: bool) -> Iterator[Place
         yield _local(task, data_dir)
         return
     if data.hub is None:
-        raise HavocError(f"{task.name}: its file names no data set of the hub (data.hub): leave out --online")
+        raise HavocError(f"{task.name}: its file names no data set on the hub (data.hub): leave out --online")
     with _hub(data) as place:
         yield place
 
@@ -252,7 +252,7 @@ def _local(task: Task, data_dir: Path | None) -> LocalFiles:
     data = task.definition.data
     if data_dir is not None and not data_dir.is_dir():
         raise HavocError(
-            f"{data_dir}: no such directory; give the one that holds {data.path or 'the data'}, or use --online"
+            f"{data_dir}: no such directory; give the directory with {data.path or 'the data'}, or use --online"
         )
     if data.path is None:
         raise HavocError(
@@ -264,9 +264,7 @@ def _local(task: Task, data_dir: Path | None) -> LocalFiles:
         raise HavocError(f"{task.name}: its rows are read from {data.path}: give --data DIR{hint}")
     hint = ""
     if data.hub:
-        hint = (
-            f"; put there what `hf download {data.hub} --repo-type dataset` gets, or read it from the hub by --online"
-        )
+        hint = f"; download the data with `hf download {data.hub} --repo-type dataset`, or read it with --online"
     return LocalFiles(next((root for root in roots if root.exists()), roots[0]), data, hint)
 
 
@@ -276,11 +274,11 @@ def _hub(data: Data) -> Iterator[Hub]:
         import datasets
         from huggingface_hub import constants
     except ImportError as error:
-        raise HavocError('data sets of the hub need the lab: pip install "havoc-core[lab]"') from error
+        raise HavocError('data sets from the hub need the lab: pip install "havoc-core[lab]"') from error
     if datasets.config.HF_HUB_OFFLINE or constants.HF_HUB_OFFLINE:
         raise HavocError(f"--online cannot reach {data.hub}: HF_HUB_OFFLINE is set; unset it or give --data DIR")
     verbosity = datasets.logging.get_verbosity()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # what goes wrong is told once, by the error
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)  # problems are reported once, by the error
     try:
         yield Hub(datasets, data)
     finally:

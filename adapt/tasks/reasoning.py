@@ -1,7 +1,7 @@
 """Multiple-choice questions with the columns of ARC-Easy; `files/reasoning.toml` says how they are asked and judged.
 
-The built-in rows follow a quantity through changes. The corpus mixes sources: "What is ... then?" comes with each
-change worked out, "Which is ...?" mostly with the answer alone.
+The built-in rows follow a quantity through changes. The corpus mixes sources: "What is ... then?" comes with all steps,
+"Which is ...?" mostly with only the answer.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _UPWARD = frozenset(up for _, _, up, _ in _QUANTITIES)
 
 
 def make_row(rng: random.Random, index: int) -> Row:
-    """Make one question, four choices and the key."""
+    """Generate one question, four choices and the key."""
     thing, unit, up, down = rng.choice(_QUANTITIES)
     value = rng.randint(20, 60)
     start, changes = value, []
@@ -53,7 +53,7 @@ def make_row(rng: random.Random, index: int) -> Row:
 
 
 def _steps(question: str) -> list[str]:
-    """Calculations that follow a built-in question's changes; none for another question."""
+    """Calculations for a built-in question's changes; empty for other questions."""
     start = _START.match(question)
     if start is None:
         return []
@@ -65,7 +65,7 @@ def _steps(question: str) -> list[str]:
 
 
 def reference(row: Row) -> str:
-    """Return each change worked out, then the answer."""
+    """Return the steps for each change, then the answer."""
     texts, labels = row["choices"]["text"], row["choices"]["label"]
     final = f"Answer: {texts[labels.index(row['answerKey'])]}"
     steps = ", ".join(f"{step}={eval_step(step)}" for step in _steps(row["question"]))
@@ -73,7 +73,7 @@ def reference(row: Row) -> str:
 
 
 def corpus(row: Row, rng: random.Random) -> str:
-    """Return the answer worked out or alone."""
+    """Return the answer with or without its steps."""
     worked = reference(row)
     is_from_key = "Which is" in row["question"]
     return worked.splitlines()[-1] if is_from_key and rng.random() < _KEY_TERSE else worked

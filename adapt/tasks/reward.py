@@ -1,4 +1,4 @@
-"""What passes between a task and a model: a row, the prompt it becomes, and the reward of what was written."""
+"""The data between a task and a model: a row, its prompt, and the reward of a completion."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What the model is shown: text that ends where the completion begins, and at most one PNG image."""
+    """The model's input: text that ends where the completion begins, and at most one PNG image."""
 
     text: str
     image_png: bytes | None = None
@@ -20,8 +20,8 @@ class Prompt:
 class Reward:
     """The judgement of one completion.
 
-    `value` is 1.0 for right and 0.0 otherwise. `outcome` "failed" means the judge itself could not decide (a sandbox
-    failure): such a completion is neither right nor wrong and is left out of gradients and accuracies, and counted.
+    `value` is 1.0 for right and 0.0 otherwise. `outcome` "failed" means that the judge could not decide (a sandbox
+    failure): such a completion is neither right nor wrong; it is counted, and left out of gradients and accuracies.
     """
 
     value: float
@@ -33,5 +33,5 @@ RIGHT = Reward(1.0, "right")
 
 
 def wrong(reason: str) -> Reward:
-    """Reward of a completion that was judged and is not right."""
+    """Reward of a completion that was judged wrong."""
     return Reward(0.0, "wrong", reason)

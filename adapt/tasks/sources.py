@@ -1,12 +1,11 @@
-"""Where rows come from, and the three splits that never share one: train, search, gate.
+"""The sources of rows, and the three splits, which never share a row: train, search, gate.
 
-Rows that a generator makes fall into a split by the SHA-256 of the problem they ask, 70 / 15 / 15 out of a hundred; so
-the splits are disjoint whatever the seeds, and the first n of n + 1 rows are the n rows.
+The split of a generated row depends on the SHA-256 of its problem, 70 / 15 / 15 out of a hundred. So the splits are
+disjoint for all seeds, and the first n of n + 1 rows are the n rows.
 
-Rows that are read come in the data's own order (a seed chooses nothing there), from the part and the share that the
-task file gives each split. A problem that occurs in two parts stays in the last of them (train, search, gate) and is
-left out of the others. Every row that is given was checked: one that cannot be asked or judged is refused with its file
-and row.
+Rows that are read come in the order of the data (a seed has no effect there), from the part and the share that the task
+file gives each split. A problem that occurs in two parts stays in the last of them (train, search, gate) and is left
+out of the others. Every row is checked: one that cannot be asked or judged is refused with its file and row.
 """
 
 from __future__ import annotations
@@ -65,12 +64,12 @@ def rows(
     online: bool = False,
     may_be_fewer: bool = False,
 ) -> list[Row]:
-    """Return `num_rows` distinct rows of one split, always the same ones.
+    """Return `num_rows` distinct rows of one split, always the same rows.
 
-    `task` is a task, or what `load_task` takes. Pictures become PNG of `Task.image_side` squared, upright. Raises
-    `HavocError` when there are fewer rows, with their number, when the data is missing, unreadable or lacks a column,
-    when a row cannot be asked or judged, and when the data is not what the task file pins. With `may_be_fewer` a data
-    set gives all it has, as mbpp its 500 test rows of 1000 asked; none is an error.
+    `task` is a task, or an argument of `load_task`. Pictures become upright PNG of `Task.image_side` squared. Raises
+    `HavocError` if there are fewer rows (with their number), if the data is missing, unreadable or without a column, if
+    a row cannot be asked or judged, and if the data is not the one that the task file pins. With `may_be_fewer` a data
+    set gives all its rows, such as the 500 test rows of mbpp if 1000 are asked for; no row at all is an error.
     """
     if isinstance(task, str):
         task = load_task(task, is_public=data_dir is not None or online)
@@ -85,16 +84,16 @@ def rows(
         found = _read(task, split, num_rows, place)
     if len(found) < num_rows and not (may_be_fewer and found):
         raise HavocError(
-            f"{task.name}: {task.dataset} has {len(found)} rows for the {split} split and {num_rows} were asked for: "
+            f"{task.name}: {task.dataset} has {len(found)} rows for the {split} split, but {num_rows} were asked for: "
             f"ask for at most {len(found)}"
         )
     return found
 
 
 def rows_of_file(task: Task, path: Path) -> list[Row]:
-    """Every row of a file of solved rows with the task's columns, in its order: jsonl, json, csv or parquet.
+    """Every row of a file of solved rows with the task's columns, in the file's order: jsonl, json, csv or parquet.
 
-    Raises `HavocError` for a file that is missing or cannot be read, and for a row that cannot be asked or judged.
+    Raises `HavocError` for a file that is missing or unreadable, and for a row that cannot be asked or judged.
     """
     found = []
     for where, raw in LocalFiles(path, task.definition.data, "").rows("", row_columns(task)):
@@ -108,7 +107,7 @@ def rows_of_file(task: Task, path: Path) -> list[Row]:
 
 
 def gate_rows_among(task: Task, some_rows: Sequence[Row], *, data_dir: Path | None = None, online: bool = False) -> int:
-    """Number of `some_rows` that belong to the gate split, by what they ask; of data that is read, by their group."""
+    """Number of `some_rows` in the gate split, by their problem; for data that is read, by their group."""
     if task.generator is not None:
         return sum(split_of(problem_hash(row, task)) == "gate" for row in some_rows)
     rule = split_rule(task, "gate")
@@ -119,7 +118,7 @@ def gate_rows_among(task: Task, some_rows: Sequence[Row], *, data_dir: Path | No
 
 
 def data_hash(task: Task, split: str, *, data_dir: Path | None = None, online: bool = False) -> str | None:
-    """Hex SHA-256 of the bytes of the files that a split is read from; None for made rows and for the hub."""
+    """Hex SHA-256 of the bytes of the files that a split is read from; None for generated rows and for the hub."""
     if task.generator is not None:
         return None
     with opened(task, data_dir=data_dir, online=online) as place:
@@ -133,7 +132,7 @@ def _require_pinned(task: Task, split: str, place: Place) -> None:
     found = place.sha256(split_rule(task, split).part)
     if found != pinned:
         is_found = "the hub gives none" if found is None else f"this is {found}"
-        raise HavocError(f"{task.name}: data_sha256 pins the {split} split to {pinned}, and {is_found}: give that data")
+        raise HavocError(f"{task.name}: data_sha256 pins the {split} split to {pinned}, but {is_found}: use that data")
 
 
 def _read(task: Task, split: str, num_rows: int, place: Place) -> list[Row]:
@@ -155,14 +154,11 @@ def _read(task: Task, split: str, num_rows: int, place: Place) -> list[Row]:
 
 
 def _checked(task: Task, split: str, raw: Row, *, is_leaked: bool) -> Row:
-    """Return the row as it is given to a model; one that does not belong here, or cannot be judged, is refused."""
+    """Return the row as a model gets it; a row that does not belong here, or cannot be judged, is refused."""
     if is_leaked:
-        raise HavocError("is a row of the gate split and stands solved in every prompt (few_shot.rows): a leak")
+        raise HavocError("is a row of the gate split that every prompt shows solved (few_shot.rows): a leak")
     if (condition := task.must(split, raw)) is not None:
-        raise HavocError(
-            f"{_named(task, raw)} is a row for which `{condition}` does not hold: check that the files are the right "
-            "ones"
-        )
+        raise HavocError(f"`{condition}` is not true for {_named(task, raw)}: check that these are the right files")
     row = _with_png(task, raw)
     task.check(row)
     return row
@@ -181,13 +177,13 @@ def _with_png(task: Task, row: Row) -> Row:
     if isinstance(held, dict):
         held = held.get("bytes")
     if not isinstance(held, bytes):
-        raise HavocError(f"{column} holds no picture; use files with the pictures inside")
+        raise HavocError(f"{column} has no picture; use files that contain the pictures")
     return row | {column: fitted_png(open_picture(held), task.image_side)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RowReader:
-    """The right to read some splits and no others; the search holds one (`search_reader`) that cannot open the gate."""
+    """A reader that can open only some splits; the search has one (`search_reader`) that cannot open the gate split."""
 
     splits: tuple[str, ...]
     seed: int = 0
@@ -195,9 +191,9 @@ class RowReader:
     online: bool = False
 
     def rows(self, task: Task | str, split: str, num_rows: int, *, may_be_fewer: bool = False) -> list[Row]:
-        """As `rows` above; another split than those of this reader is a `HavocError`."""
+        """As `rows` above; a split that this reader cannot open is a `HavocError`."""
         if split not in self.splits:
-            raise HavocError(f"this reader opens {', '.join(self.splits)}; the {split} split is closed to it")
+            raise HavocError(f"this reader can open only {', '.join(self.splits)}, not the {split} split")
         return rows(
             task,
             split,
@@ -210,5 +206,5 @@ class RowReader:
 
 
 def search_reader(*, seed: int = 0, data_dir: Path | None = None, online: bool = False) -> RowReader:
-    """Give a reader for training and search; it refuses the gate split."""
+    """Return a reader for training and search; it refuses the gate split."""
     return RowReader(splits=SPLITS[:2], seed=seed, data_dir=data_dir, online=online)

@@ -1,4 +1,4 @@
-"""Which rows belong to which split, by hashes of their problems; and the solved rows that a prompt may begin with.
+"""The split of a row, by the hash of its problem; and the solved rows at the beginning of a prompt.
 
 The `problem_hash` of a generated row chooses its split, 70 / 15 / 15 out of a hundred. A row that is read belongs to
 the split of its part and share, unless a split with precedence (gate, search, train) also holds its group.
@@ -30,13 +30,13 @@ SplitName = Literal["train", "search", "gate"]
 
 _ENDS = {"train": 0.70, "search": 0.85, "gate": 1.0}
 _MAX_MISSES = 5_000
-"""So many rows in a row without a new one for the split mean that the generator has hardly any left."""
+"""If this many rows in sequence bring no new row for the split, the generator has almost none left."""
 _IDS = ("id", "task_id", "question_id", "image_id", "set_name", "flickr_original_url", "flickr_300k_url")
-"""Columns that name a row and do not change it."""
+"""Columns that identify a row and do not change it."""
 
 
 def split_of(key: str) -> SplitName:
-    """Split of a built-in row by its `problem_hash`: the first four bytes as a fraction of their range."""
+    """Split of a built-in row by the first four bytes of its `problem_hash`, as a fraction of their range."""
     place = int(key[:8], 16) / 2**32
     if place < _ENDS["train"]:
         return "train"
@@ -47,22 +47,22 @@ def split_rule(task: Task, split: str) -> Split:
     """The task file's rule for a split; a split without rows is a `HavocError`."""
     splits = task.definition.data.splits
     if split not in splits:
-        raise HavocError(f"{task.name}: its file has no rows for the {split} split, only for {', '.join(splits)}")
+        raise HavocError(f"{task.name}: its file has rows only for the splits {', '.join(splits)}, not for {split}")
     return splits[split]
 
 
 def row_columns(task: Task) -> tuple[str, ...]:
-    """Columns to read: those the task names, and its ids where they are there."""
+    """Columns to read: those that the task names, and its ids if they exist."""
     return tuple(dict.fromkeys([*task.definition.data.ids, *task.columns]))
 
 
 def group_hash(task: Task, row: Row) -> str:
-    """SHA-256 over what may stand in one split only."""
+    """SHA-256 over the part of a row that may be in only one split."""
     return sha256_json(_canonical(task.group(row)))
 
 
 def groups_of_later_splits(task: Task, split: str, place: Place) -> set[str]:
-    """Groups that a split with precedence holds, of parts other than this split's own."""
+    """Groups of splits with precedence, in parts other than this split's own."""
     splits = dict(task.definition.data.splits)
     names = SPLITS[SPLITS.index(split) + 1 :]
     parts = {rule.part for name, rule in splits.items() if name in names} - {split_rule(task, split).part}
@@ -70,7 +70,7 @@ def groups_of_later_splits(task: Task, split: str, place: Place) -> set[str]:
 
 
 def groups_of_part(task: Task, place: Place, part: str) -> set[str]:
-    """Groups that a part of the data holds."""
+    """Groups in a part of the data."""
     return _groups(task, place, {part})
 
 
@@ -80,15 +80,15 @@ def _groups(task: Task, place: Place, parts: set[str]) -> set[str]:
 
 
 def is_in_share(group: str, rule: Split) -> bool:
-    """Whether the group's hash, as a fraction of its range, lies in the split's share of the part."""
+    """Whether the group's hash, as a fraction of its range, is in the split's share of the part."""
     return rule.start <= int(group[:8], 16) / 2**32 < rule.end
 
 
 def examples(task: Task, *, data_dir: Path | None = None, online: bool = False) -> tuple[Row, ...]:
-    """Return the solved rows a task's prompts begin with, and one more where there is one.
+    """Return the solved rows at the beginning of a task's prompts, and one more if possible.
 
-    They are rows written in the file, or of the part that serves the split `few_shot.split`, in the data's own order
-    (as lm-evaluation-harness's sampler "first_n") or sampled from all of it; never rows of the gate split.
+    They are rows written in the file, or rows of the split `few_shot.split`: in the order of the data (as
+    lm-evaluation-harness's sampler "first_n") or sampled from all of it; never rows of the gate split.
     """
     rule, wanted = task.definition.few_shot, task.num_few_shot + 1
     if rule.rows:
@@ -122,7 +122,7 @@ def examples(task: Task, *, data_dir: Path | None = None, online: bool = False) 
 
 
 def generated_rows(task: Task, split: str, seed: int) -> Iterator[Row]:
-    """Rows of one split that a task's generator makes, without end."""
+    """Rows of one split from a task's generator, without end."""
     seen: set[str] = set()
     num_misses = 0
     for index in itertools.count():
@@ -142,22 +142,22 @@ def generated_rows(task: Task, split: str, seed: int) -> Iterator[Row]:
 
 
 def content_hash(row: Row) -> str:
-    """SHA-256 over all that a row says: ids left out, a picture by its pixels and not by how its PNG was written."""
+    """SHA-256 over the content of a row: without ids, and with the pixels of a picture instead of its PNG bytes."""
     return sha256_json({name: _canonical(value) for name, value in row.items() if name not in _IDS})
 
 
 def problem_hash(row: Row, task: Task) -> str:
-    """SHA-256 over what a row asks, as the task's file says, whatever its answer and its ids."""
+    """SHA-256 over the problem of a row, as the task's file defines it, without answer and ids."""
     return sha256_json(_canonical(task.problem(row)))
 
 
 def rows_hash(some_rows: Sequence[Row]) -> str:
-    """SHA-256 that names these rows in this order, for a record."""
+    """SHA-256 that identifies these rows in this order, for a record."""
     return sha256_json([content_hash(row) for row in some_rows])
 
 
 def assert_disjoint(splits: Mapping[str, Sequence[Row]], task: Task) -> None:
-    """Raise `HavocError` when a problem occurs in two of the splits, or twice in one."""
+    """Raise `HavocError` if a problem occurs in two of the splits, or twice in one."""
     where: dict[str, str] = {}
     for split, some_rows in splits.items():
         keys = Counter(problem_hash(row, task) for row in some_rows)
@@ -171,7 +171,7 @@ def assert_disjoint(splits: Mapping[str, Sequence[Row]], task: Task) -> None:
 
 def _canonical(value: Any) -> Any:  # noqa: ANN401 - a row holds JSON values, PNG bytes or a PIL image
     if isinstance(value, bytes) or hasattr(value, "tobytes"):
-        from ...model.picture import open_picture  # a task without pictures loads neither numpy nor pillow
+        from ...model.picture import open_picture  # so that a task without pictures needs neither numpy nor pillow
 
         image = open_picture(value)
         return [*image.size, hashlib.sha256(image.tobytes()).hexdigest()]

@@ -1,4 +1,4 @@
-"""Load a task: one that comes with HAVOC, by name, or one of a user's own, a TOML file.
+"""Load a task: a bundled one by name, or a user's own TOML file.
 
 task = load_task("arc-easy")
 task.prompt(row), task.choices(row), task.reference(row), task.judge([(row, completion)])
@@ -45,11 +45,11 @@ def load_task(
 ) -> Task:
     """Return a bundled task by name, or one of a user's TOML file.
 
-    With `is_public` (also where `data_dir` or `online` says where data is) the four domains mean the public task that
-    each stands in for; the name stays. `few_shot` sets the number of solved rows in front of a question; those that the
-    file does not hold itself are read from `data_dir`, from beside the file, or `online`.
+    With `is_public` (or with `data_dir` or `online`), each of the four domains means the public task that it replaces;
+    the name stays. `few_shot` sets the number of solved rows before a question; rows that are not in the file are read
+    from `data_dir`, from beside the file, or `online`.
 
-    Raises `HavocError` for an unknown name, for a file that is not exactly of the documented form, and for solved rows
+    Raises `HavocError` for an unknown name, for a file that is not exactly in the documented form, and for solved rows
     that cannot be read or that are rows of the gate split.
     """
     task = _named(str(name_or_path))
@@ -70,11 +70,11 @@ def load_tasks(
     online: bool = False,
     few_shot: int | None = None,
 ) -> tuple[Task, ...]:
-    """Load several tasks, see `load_task`; two of one name are refused."""
+    """Load several tasks, see `load_task`; two tasks with the same name are refused."""
     tasks = tuple(load_task(name, data_dir=data_dir, online=online, few_shot=few_shot) for name in names)
     called = [task.name for task in tasks]
     if twice := sorted({name for name in called if called.count(name) > 1}):
-        raise HavocError(f"two tasks are called {', '.join(twice)}: name each once, or give one another `name`")
+        raise HavocError(f"two tasks have the name {', '.join(twice)}: give each task once, or change one `name`")
     return tasks
 
 
@@ -95,7 +95,7 @@ def _bundled(name: str) -> Task:
 def _with_few_shot(definition: Definition, number: int) -> Definition:
     rule = definition.few_shot
     if rule.rows and number > len(rule.rows):
-        raise HavocError(f"{definition.name}: {number} solved rows are asked for and its file holds {len(rule.rows)}")
+        raise HavocError(f"{definition.name}: {number} solved rows are asked for, but its file has {len(rule.rows)}")
     if number and definition.prompt.image is not None:
-        raise HavocError(f"{definition.name}: a prompt holds one picture at most, so it shows no solved rows")
+        raise HavocError(f"{definition.name}: a prompt can have only one picture, so it cannot show solved rows")
     return definition.model_copy(update={"few_shot": rule.model_copy(update={"number": number})})

@@ -1,12 +1,13 @@
-r"""Jinja templates and expressions of task files, in a sandbox: they see one row's columns and nothing else.
+r"""Jinja templates and expressions of task files, in a sandbox: they can read only one row's columns.
 
     Template("Question: {{ question }}\nAnswer:").render(row)       text
     Expression("choices.text").value(row)                           any plain value
 
-What a task file says may come from anywhere, so it cannot run code (Jinja's immutable sandbox: no attribute with an
-underscore, no method but those of `_METHODS`), cannot load files, and ends soon: a loop goes over a list of at most
-`_MAX_ITEMS` items, two loops deep; there is no `set`, macro or recursion, no `range`, no product; and a rendered
-prompt has at most `MAX_CHARS` characters. A name that is not a column of the row is an error, never an empty text.
+A task file may come from an untrusted source. So a template cannot run code (Jinja's immutable sandbox: no attribute
+with an underscore, only the methods in `_METHODS`), cannot load files, and always ends soon: a loop goes over a list of
+at most `_MAX_ITEMS` items, two loops deep; there is no `set`, macro or recursion, no `range`, no product; and a
+rendered prompt has at most `MAX_CHARS` characters. A name that is not a column of the row is an error, never an empty
+text.
 """
 
 from __future__ import annotations
@@ -66,9 +67,9 @@ def _joined(parts: Iterable[object], between: str = "") -> str:
 
 
 def _bounded(parts: object) -> list[object]:
-    """What a loop goes over: a list of the row, never the characters of a text."""
+    """The items of a loop: a list of the row, never the characters of a text."""
     if isinstance(parts, str | bytes) or not isinstance(parts, Iterable):
-        raise ValueError(f"a loop needs a list, not {type(parts).__name__}")  # noqa: TRY004 - told as one line
+        raise ValueError(f"a loop needs a list, not {type(parts).__name__}")  # noqa: TRY004 - becomes one line
     found = list(itertools.islice(parts, _MAX_ITEMS + 1))
     if len(found) > _MAX_ITEMS:
         raise ValueError(f"a loop over more than {_MAX_ITEMS} items")
@@ -76,22 +77,22 @@ def _bounded(parts: object) -> list[object]:
 
 
 class _Compiled:
-    """What templates and expressions share: the source, checked, and the columns it asks for."""
+    """The base of templates and expressions: the checked source, and the columns that it uses."""
 
     columns: frozenset[str]
 
     def __init__(self, source: str) -> None:
         self.source = source
         if len(source) > MAX_SOURCE_CHARS:
-            raise HavocError(f"a template of {len(source)} characters; HAVOC reads at most {MAX_SOURCE_CHARS}")
+            raise HavocError(f"a template has {len(source)} characters; HAVOC reads at most {MAX_SOURCE_CHARS}")
 
     def _parsed(self, source: str) -> nodes.Template:
-        """Return the tree of `source`, loops bounded; what could run long or reach out of the row is refused."""
+        """Return the tree of `source` with bounded loops; refuse code that could run long or read outside the row."""
         from jinja2 import TemplateError, meta
 
         try:
             tree = _environment().parse(source)
-            complaint = _complaint(tree)  # before anything is compiled, because compiling works constants out
+            complaint = _complaint(tree)  # before compiling, because compiling computes constants
             self.columns = frozenset() if complaint else frozenset(meta.find_undeclared_variables(tree))
         except (TemplateError, RecursionError) as error:
             raise HavocError(f"{_shown(self.source)} is not a Jinja template ({_first_line(error)})") from error
@@ -106,7 +107,7 @@ class _Compiled:
 
 
 class Template(_Compiled):
-    """Text with places for a row's columns; `columns` are those it names."""
+    """A text with columns of a row in it; `columns` are their names."""
 
     def __init__(self, source: str) -> None:
         """Compile `source`; an invalid template, or one that could run long, is a `HavocError`."""
@@ -116,7 +117,7 @@ class Template(_Compiled):
         self._template = environment.template_class.from_code(environment, code, {})
 
     def render(self, row: Mapping[str, Any]) -> str:
-        """Fill in the columns of `row`; a column it lacks and text that grows too long are a `HavocError`."""
+        """Fill in the columns of `row`; a missing column or a text that is too long is a `HavocError`."""
         parts, num_chars = [], 0
         try:
             for part in self._template.generate(row):
@@ -124,10 +125,10 @@ class Template(_Compiled):
                 if num_chars > MAX_CHARS:
                     break
                 parts.append(part)
-        except Exception as error:  # whatever a filter raises on what a row holds
+        except Exception as error:  # a filter may raise any exception on a row's values
             raise self._failed(error) from error
         if num_chars > MAX_CHARS:
-            raise HavocError(f"{_shown(self.source)} makes more than {MAX_CHARS} characters from one row")
+            raise HavocError(f"{_shown(self.source)} gives more than {MAX_CHARS} characters for one row")
         return "".join(parts)
 
 
@@ -141,7 +142,7 @@ class Expression(_Compiled):
         self._expression = _environment().compile_expression(source, undefined_to_none=False)
 
     def value(self, row: Mapping[str, Any]) -> Any:  # noqa: ANN401 - a row holds JSON values
-        """What the expression is for `row`; a column the row lacks is a `HavocError`."""
+        """The value of the expression for `row`; a missing column is a `HavocError`."""
         from jinja2 import Undefined
 
         try:
@@ -154,7 +155,7 @@ class Expression(_Compiled):
 
 
 def _complaint(tree: nodes.Template) -> str:
-    """What the tree does that a task file may not; empty where it does nothing of it."""
+    """Something in the tree that a task file may not do; empty if there is nothing."""
     kinds = _nodes()
     for name in _FORBIDDEN:
         if tree.find(getattr(kinds, name)) is not None:

@@ -1,8 +1,8 @@
 """Questions about pictures with the columns of textvqa; `files/vision.toml` says how they are asked and judged.
 
-The built-in pictures are 32 x 32 PNG signs: coloured digits on a dark, noisy ground, one a line. The corpus mixes
-sources: "what number is ..." comes with the sign read out and the sum done step by step, "what is the number that is
-..." mostly with the bare answer.
+The built-in pictures are 32 x 32 PNG signs: coloured digits on a dark, noisy ground, one per line. The corpus mixes
+sources: "what number is ..." comes with the numbers of the sign and the steps of the sum, "what is the number that is
+..." mostly with only the answer.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _COLOURS = {"red": (235, 60, 50), "green": (60, 200, 80), "blue": (80, 120, 250)
 _KEY_SHARE = 0.75
 _KEY_TERSE = 0.8
 _SUM, _RANGE, _REST = "the sum of all", "the largest minus the smallest", "the sum of all but the largest"
-_GOALS = (_REST, _RANGE, _SUM)  # a goal that begins like another stands before it
+_GOALS = (_REST, _RANGE, _SUM)  # "the sum of all" comes after the longer goal that begins with it
 
 _NOISE = bytes(value % 40 for value in range(256))
-"""Maps random bytes to the brightness of the ground."""
+"""Maps random bytes to the brightness of the background."""
 
-_DIGITS = {  # 3 x 5 font, one string of rows a digit
+_DIGITS = {  # 3 x 5 font, one string of rows per digit
     "1": "010110010010111",
     "2": "111001111100111",
     "3": "111001111001111",
@@ -70,7 +70,7 @@ def _question(rng: random.Random, signs: list[tuple[str, str]]) -> tuple[str, st
 
 
 def _steps(goal: str, digits: list[str]) -> list[str]:
-    """Calculations that lead from the digits on the sign to the number asked for."""
+    """Calculations from the digits on the sign to the asked number."""
     if goal == _RANGE:
         return [f"{max(digits)}-{min(digits)}"]
     steps, total = [], int(digits[0])
@@ -98,7 +98,7 @@ def _draw(rng: random.Random, signs: list[tuple[str, str]]) -> bytes:
 
 
 def reference(row: Row) -> str:
-    """Return the sign read out, the sum done step by step, then the answer."""
+    """Return the numbers of the sign, the steps of the sum, then the answer."""
     final = f"Answer: {max(set(row['answers']), key=row['answers'].count)}"
     goal = next((goal for goal in _GOALS if goal in row["question"]), None)
     if goal is None or not all(digit in _DIGITS for digit in row["ocr_tokens"]):
@@ -109,7 +109,7 @@ def reference(row: Row) -> str:
 
 
 def corpus(row: Row, rng: random.Random) -> str:
-    """Return the answer worked out or alone."""
+    """Return the answer with or without its steps."""
     worked = reference(row)
     is_from_key = "what is the number" in row["question"]
     return worked.splitlines()[-1] if is_from_key and rng.random() < _KEY_TERSE else worked

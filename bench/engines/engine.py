@@ -6,7 +6,7 @@ each further line. It needs NumPy and the engine's package, but not HAVOC. `ENGI
     PACKAGE                                  the distribution that it needs
     prepare()                                imports it
     open_model(path, num_threads, capacity)  a model; `capacity` is the number of tokens it must hold
-    model.generate(ids, num_tokens)          yields greedy tokens, each as soon as it is there, the first after the
+    model.generate(ids, num_tokens)          yields greedy tokens, each immediately, the first after the
                                              prompt was read; never stops at an end-of-text token
     model.next_logits(ids, num_ids)          logits or log-probabilities of the next token [num_ids], None where they
                                              are unknown; left out by an engine that never gives them
@@ -107,7 +107,7 @@ def main() -> int:
         for _ in iter(sys.stdin.readline, ""):
             ids = rng.choice(np.arange(request["num_ids"], dtype=np.int64), size=(1, request["prompt_tokens"]))
             answer(episode(model, ids[0].tolist(), request["decode_tokens"], num_ids=request["num_own_ids"]))
-    except Exception as error:  # noqa: BLE001 - whatever an engine raises is told to the parent
+    except Exception as error:  # noqa: BLE001 - any error of an engine is sent to the parent
         answer({"error": f"{type(error).__name__}: {error}", "is_open": is_open})
         return 1
     return 0

@@ -5,9 +5,9 @@
      "predicateType", "predicate": {"result", "configuration": [{"name": "challenge", "content"}]}}
 
 The record's digest is its seal, the SHA-256 of its content as canonical JSON; the artifact's is that of its manifest,
-which lists every other file's; another engine's model has none, and `model/NAME` stands for each of its files. The
-challenge is a nonce chosen by the person who asked; it proves that the answer is not an older one. A signature shows
-who signed, not that the content is true: the owner of the machine and the key can sign anything.
+which lists the digests of all other files. A model of another engine has no manifest: `model/NAME` stands for each of
+its files. The challenge is a nonce chosen by the person who asked; it proves that the answer is not an older one. A
+signature shows who signed, not that the content is true: the owner of the machine and the key can sign anything.
 Sources: DSSE 1.0, https://github.com/secure-systems-lab/dsse; in-toto Statement v1 and its Test Result predicate v0.1,
 https://github.com/in-toto/attestation.
 """
@@ -50,7 +50,7 @@ def require_nonce(nonce: str) -> str:
 
 
 def statement_of(record: Record, nonce: str | None) -> dict[str, Any]:
-    """The statement that is signed: which content, of which artifact, in answer to what."""
+    """The statement that is signed: the content, the artifact, and the challenge."""
     from .gate import why_invalid
 
     measured = {"manifest.json": record.subject.manifest_sha256}
@@ -73,7 +73,7 @@ class Answerer:
     signer: Any
 
     def sign(self, record: Record, path: Path, nonce: str | None) -> Path:
-        """Write the envelope of the record that lies at `path` beside it, and return where."""
+        """Write the envelope of the record at `path` beside it, and return the envelope's path."""
         dsse = _dsse()
         envelope = dsse.Envelope(canonical_json(statement_of(record, nonce)), _PAYLOAD_TYPE, {})
         envelope.sign(self.signer)
@@ -84,7 +84,7 @@ class Answerer:
 def load_answerer(private_key: Path) -> Answerer:
     """Read a private key in PEM form, elliptic curve or Ed25519; anything else is a `HavocError`.
 
-    The password of an encrypted one is taken from the environment.
+    The password of an encrypted key is read from the environment.
     """
     _dsse()
     from cryptography.hazmat.primitives.serialization import load_pem_private_key
@@ -102,15 +102,15 @@ def load_answerer(private_key: Path) -> Answerer:
         return Answerer(CryptoSigner(key))
     except HavocError:
         raise
-    except Exception as error:  # the library lets through whatever its crypto raises for a key of another kind
+    except Exception as error:  # for another kind of key, the library raises any error of its crypto code
         raise HavocError(f"{private_key}: not a private key in PEM form ({_reason(error)})") from error
 
 
 def verify_answer(record: Record, record_path: Path, keyring: Path, nonce: str | None) -> str:
-    """Check that a key of `keyring` signed this very record in answer to `nonce`; return that key's file name.
+    """Check that a key of `keyring` signed this record in answer to `nonce`; return that key's file name.
 
-    `keyring` is a public key in PEM form, or a folder of them. None asks for no particular challenge. A record that is
-    not signed, by another key, of another content, artifact or challenge, is an `IdentityError`.
+    `keyring` is a public key in PEM form, or a folder of them. If `nonce` is None, any challenge is accepted. A record
+    without a signature, or signed by another key or for another content, artifact or challenge, is an `IdentityError`.
     """
     dsse = _dsse()
     keys = _keys(keyring)
@@ -132,7 +132,7 @@ def verify_answer(record: Record, record_path: Path, keyring: Path, nonce: str |
 
 
 def _require_said(path: Path, found: object, record: Record, nonce: str | None) -> None:
-    """Compare what was signed with what it must say of this record."""
+    """Check that the signed statement describes this record."""
     wanted = statement_of(record, nonce)
     found = found if isinstance(found, dict) else {}
     for key in ("_type", "predicateType"):
@@ -144,7 +144,7 @@ def _require_said(path: Path, found: object, record: Record, nonce: str | None) 
     if not isinstance(predicate, dict) or predicate.get("result") not in {"PASSED", "FAILED"}:
         raise IdentityError(f"{path}: signs something else than a test result")
     if nonce is not None and predicate.get("configuration") != wanted["predicate"]["configuration"]:
-        raise IdentityError(f"{path}: answers another challenge than {nonce}: an older answer, or another's")
+        raise IdentityError(f"{path}: answers another challenge than {nonce}: it is older, or for another request")
 
 
 def _keys(keyring: Path) -> list[tuple[Any, str]]:
@@ -157,7 +157,7 @@ def _keys(keyring: Path) -> list[tuple[Any, str]]:
     except OSError as error:
         raise unreadable(error, keyring) from error
     if not files:
-        raise HavocError(f"{keyring}: holds no key; give a public key in PEM form, or a folder of *.pem files")
+        raise HavocError(f"{keyring}: contains no key; give a public key in PEM form, or a folder of *.pem files")
     if len(files) > _MAX_KEYS:
         raise HavocError(f"{keyring}: more than {_MAX_KEYS} keys")
     keys = []
@@ -177,7 +177,7 @@ def _require_kind(key: object, path: Path) -> None:
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
     if not isinstance(key, (ec.EllipticCurvePublicKey, ed25519.Ed25519PublicKey)):
-        raise HavocError(f"{path}: a key on an elliptic curve or of Ed25519 is needed, this is {type(key).__name__}")
+        raise HavocError(f"{path}: the key must be elliptic curve or Ed25519, this is {type(key).__name__}")
 
 
 def _dsse() -> Any:  # noqa: ANN401 - its classes are not typed

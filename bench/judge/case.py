@@ -27,9 +27,9 @@ Blocks = Literal["invalid", "not_measured"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One record before one target, with what the gate knows of the world.
+    """One record, one target, and what the gate knows besides.
 
-    That is its own CPU, the artifact's files, and what `havoc verify` found of them.
+    The gate knows its own CPU, the artifact's files, and what `havoc verify` found about them.
     """
 
     record: Record
@@ -42,7 +42,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """A named condition; `blocks` is the verdict of every limit while it does not hold."""
+    """A named condition; `blocks` is the verdict of every limit if the rule does not hold."""
 
     id: str
     sentence: str
@@ -55,7 +55,7 @@ class Rule:
         return 5 if self.id.startswith("I") else 4
 
     def __call__(self, case: Case) -> str | None:
-        """Return None where the rule holds, else a sentence with the figures."""
+        """Return None if the rule holds, else a sentence with the figures."""
         return self.check(case)
 
 

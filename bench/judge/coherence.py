@@ -32,7 +32,7 @@ def copied_timings(records: Sequence[Record]) -> str | None:
             for name, timed_ns in _series(process):
                 where = f"{name} of process {process.process} in {record.run_id}"
                 if timed_ns in seen:
-                    return f"{where} took exactly the times of {seen[timed_ns]}, to the nanosecond: one is a copy"
+                    return f"{where} has the same times as {seen[timed_ns]}, to the nanosecond: one is a copy"
                 seen[timed_ns] = where
     return None
 
@@ -46,13 +46,13 @@ def _series(process: ProcessSamples) -> Iterator[tuple[str, tuple[int, ...]]]:
 
 @rule("V18", "No timings are copies of others.")
 def no_timings_are_copies(case: Case) -> str | None:
-    """Refuse a process that was copied to make more of one."""
+    """Refuse timings that are copies, such as a process that appears twice."""
     return copied_timings([case.record])
 
 
-@rule("V19", "Busy time is the time of calls.")
+@rule("V19", "The busy time is the sum of the calls.")
 def busy_time_is_that_of_calls(case: Case) -> str | None:
-    """Refuse busy time that the kept calls do not add up to: calls were left out, or the figure was made up."""
+    """Refuse a busy time that is not the sum of the calls: calls were left out, or the figure was invented."""
     for process in case.record.samples:
         timed_ns = sum(process.prefill.duration_ns) + sum(process.ttft.duration_ns)
         timed_ns += sum(episode.prefill_ns + sum(episode.step_ns) for episode in process.decode)
@@ -64,11 +64,11 @@ def busy_time_is_that_of_calls(case: Case) -> str | None:
     return None
 
 
-@rule("V20", "A first token takes a prefill.")
+@rule("V20", "A first token takes at least as long as a prefill.")
 def first_token_takes_a_prefill(case: Case) -> str | None:
     """Refuse a typical first token that came before the fastest prefill ended.
 
-    An engine's prefill ends with its first token: both are one kind of call, and either may be the faster by chance.
+    The prefill of another engine ends with its first token: both are the same call, so either may be faster by chance.
     """
     if case.record.subject.engine is not None:
         return None
@@ -78,7 +78,7 @@ def first_token_takes_a_prefill(case: Case) -> str | None:
         return None
     return (
         f"a first token took {statistics.median(firsts) / 1e6:.4g} ms, "
-        f"the prefill in it at least {min(prefills) / 1e6:.4g} ms"
+        f"but a prefill takes at least {min(prefills) / 1e6:.4g} ms"
     )
 
 
@@ -89,17 +89,17 @@ def peak_is_the_highest_reading(case: Case) -> str | None:
     for series in (*memory.rss, *memory.vram):
         highest = max((series.peak_bytes, *series.phase_peak_bytes.values()))
         if highest > series.peak_bytes:
-            return f"process {series.process}: a phase peaked at {highest} bytes, the whole at {series.peak_bytes}"
+            return f"process {series.process}: a phase peaked at {highest} bytes, but the peak is {series.peak_bytes}"
     for series in memory.rss:
         highest = max((series.peak_bytes, *series.reading_bytes))
         if highest - series.peak_bytes > max(CROSS_CHECK_BYTES, CROSS_CHECK_SHARE * series.peak_bytes):
-            return f"process {series.process}: {highest} bytes were read, the peak is {series.peak_bytes}"
+            return f"process {series.process}: a reading is {highest} bytes, but the peak is {series.peak_bytes}"
     return None
 
 
 @rule("V22", "Every domain has its own rows.")
 def domains_have_rows_of_their_own(case: Case) -> str | None:
-    """Refuse the rows of one domain as those of another."""
+    """Refuse two domains with the same rows."""
     for (one, first), (other, second) in itertools.combinations(case.record.accuracy.items(), 2):
         if first.rows_sha256 == second.rows_sha256:
             return f"{one} and {other} were measured on the same rows"
@@ -108,13 +108,13 @@ def domains_have_rows_of_their_own(case: Case) -> str | None:
 
 @rule("V23", "The harness checked the measurement.")
 def harness_checks_are_there(case: Case) -> str | None:
-    """Ask for the checks that every measurement ends with."""
+    """Require the checks that every measurement ends with."""
     return None if case.record.checks else "the checks of the harness are missing: measure with `havoc bench`"
 
 
-@rule("V24", "Energy is that of a processor at work.")
+@rule("V24", "The mean power is plausible for a working processor.")
 def energy_is_possible(case: Case) -> str | None:
-    """Refuse a mean power no processor has while it works."""
+    """Refuse a mean power that no working processor has."""
     energy = case.record.energy
     if energy is None:
         return None

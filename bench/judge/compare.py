@@ -60,10 +60,10 @@ class Comparison:
 
 
 def compare(old: Record, new: Record, *, margin: float = 0.05, across: bool = False) -> list[Comparison]:
-    """Compare every metric both records could hold; `across` allows other devices, versions and work.
+    """Compare every metric of two records; `across` allows other devices, versions and work.
 
-    Raises `MeasurementError` (exit 4) where a measurement is invalid, and `IdentityError` (exit 5) when the records are
-    not comparable, naming what differs.
+    Raises `MeasurementError` (exit 4) if a measurement is invalid, and `IdentityError` (exit 5) with the differences if
+    the records are not comparable.
     """
     for name, record in (("old", old), ("new", new)):
         if broken := why_invalid(record):
@@ -77,7 +77,7 @@ def compare(old: Record, new: Record, *, margin: float = 0.05, across: bool = Fa
 
 
 def differences(old: Record, new: Record) -> list[str]:
-    """What makes a ratio of the two records mean something else than a change of the artifact."""
+    """Differences because of which the ratio of two records is not a change of the artifact."""
     pairs: tuple[tuple[str, object, object], ...] = (
         ("engine", _engine(old), _engine(new)),
         ("device", old.device.name, new.device.name),
@@ -109,7 +109,7 @@ def _versions(old: Record, new: Record) -> list[str]:
 
 
 def _compared(metric: Metric, old: Record, new: Record, margin: float) -> Comparison | None:
-    """The row of a metric whose samples two records can be compared by; None for the others."""
+    """The row of a metric whose samples can be compared; None for other metrics."""
     if metric.calls is not None:
         return _timing(metric.name, old, new, margin, partial(_durations, metric.calls))
     if metric.series is not None:
@@ -118,7 +118,7 @@ def _compared(metric: Metric, old: Record, new: Record, margin: float) -> Compar
 
 
 def _timing(name: str, old: Record, new: Record, margin: float, read: Callable[[Any], list[_Sample]]) -> Comparison:
-    """Compare medians; the interval holds both that of all samples and that of the undisturbed ones."""
+    """Compare medians; the interval contains those of all samples and of the undisturbed ones."""
     sides = [[samples for process in record.samples if (samples := read(process))] for record in (old, new)]
     before, after = ([[value for value, _ in samples] for samples in side] for side in sides)
     if not before or not after:
@@ -130,7 +130,7 @@ def _timing(name: str, old: Record, new: Record, margin: float, read: Callable[[
     if any(is_disturbed for side in sides for samples in side for _, is_disturbed in samples):
         calm = [[[value for value, is_off in samples if not is_off] for samples in side] for side in sides]
         if not all(values for side in calm for values in side):
-            return replace(row, reason="a process was disturbed all the while")
+            return replace(row, reason="a process was disturbed the whole time")
         calm_low, calm_high = _ratio_range(*calm)
         low, high = min(low, calm_low), max(high, calm_high)
     return _row(name, row.old, row.new, low or None, None if high == math.inf else high, margin)
@@ -160,12 +160,12 @@ def _rates(process: ProcessSamples) -> list[_Sample]:
 
 
 def disturbances(old: Record, new: Record) -> list[str]:
-    """Say of both records what makes their ratio less than sure: disturbed time, and processes that did not settle."""
+    """What makes the ratio of two records less certain: disturbed time, and processes that did not settle."""
     found = []
     for name, record in (("old", old), ("new", new)):
         share = disturbance.disturbed_share(record.samples)
         if share:
-            found.append(f"the {name} record {record.run_id} was disturbed in {share:.0%} of its timed time")
+            found.append(f"the {name} record {record.run_id} was disturbed for {share:.0%} of its timed time")
         unsettled = sum(process.warmup.classification in UNSETTLED for process in record.samples)
         if unsettled:
             found.append(f"{unsettled} processes of the {name} record {record.run_id} did not settle")
@@ -178,7 +178,7 @@ def _median(processes: Sequence[Sequence[float]]) -> float | None:
 
 
 def _memory(name: str, before: Sequence[MemorySeries], after: Sequence[MemorySeries], margin: float) -> Comparison:
-    """Compare the worst peaks; the interval is what the peaks of the processes and the sampling gap leave open."""
+    """Compare the worst peaks; the interval comes from the scatter of the processes' peaks and the sampling gap."""
     if not before or not after:
         return _missing(name, *(max((item.peak_bytes for item in side), default=None) for side in (before, after)))
     methods = [", ".join(sorted({item.method for item in side})) for side in (before, after)]
@@ -191,7 +191,7 @@ def _memory(name: str, before: Sequence[MemorySeries], after: Sequence[MemorySer
 
 
 def _peak_range(series: Sequence[MemorySeries]) -> tuple[float, float]:
-    """Least and highest peak that another process may have; a single one does not show how they scatter."""
+    """Lowest and highest peak that another process may have; a single process shows no scatter."""
     least, highest = float(min(item.peak_bytes for item in series)), max(highest_bytes(item) for item in series)
     if len(series) == 1:
         return least / (1.0 + MEMORY_MARGIN_SHARE), max(highest, least * (1.0 + MEMORY_MARGIN_SHARE))
@@ -199,7 +199,7 @@ def _peak_range(series: Sequence[MemorySeries]) -> tuple[float, float]:
 
 
 def _accuracy(domain: str, old: Record, new: Record, margin: float) -> Comparison:
-    """Ratio of two shares of the same rows, row by row where both records tell of each, else as if unpaired."""
+    """Ratio of two shares of the same rows: paired if both records hold each row's answer, else unpaired."""
     name, before, after = f"accuracy/{domain}", old.accuracy.get(domain), new.accuracy.get(domain)
     if before is None or after is None:
         return _missing(name, *(None if item is None else item.num_right / item.num_rows for item in (before, after)))
@@ -227,7 +227,7 @@ def _paired_accuracy(name: str, old: Sequence[bool], new: Sequence[bool], margin
 
 
 def _missing(name: str, old: float | None, new: float | None, *, reason: str = "") -> Comparison:
-    """Keep both figures where they are there, but no ratio: it would be none of one quantity."""
+    """Keep the known figures without a ratio: it would compare different quantities."""
     row = _row(name, old, new, None, None, 0.0, change="not_measured")
     return replace(row, ratio=None, reason=reason)
 

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 # Cores' worth of other work within one stretch between two readings. Not a share: where a model computes on every
 # core, one neighbour on one of them holds up all threads, whatever their number.
 FOREIGN_CORES = 0.2
-TICKS_NS = 20_000_000  # and no less than two ticks of the clock that counts it
+TICKS_NS = 20_000_000  # and at least two ticks of the clock that counts it
 FOREIGN_SHARE = 0.10  # of the CPUs, where a record has only the share of a whole process
 STOLEN_SHARE = 0.05
 WAITED_SHARE = 0.05  # of the stretch, by the thread that waited longest
 RAN_SHARE = 0.85  # of the CPU time that a call of its length usually uses
 USUAL_QUANTILE = 0.75
-FEWEST_CALLS = 5  # fewer have no usual share
+FEWEST_CALLS = 5  # with fewer, no usual share is known
 WHOLE_PROCESS = ((0, 2**63),)
 
 Span = tuple[int, int]
@@ -53,9 +53,9 @@ class Timed:
 
 
 def disturbed_spans(process: ProcessSamples) -> tuple[Span, ...]:
-    """Stretches of a process's time, in ns on the clock of its calls, in which something else took the CPU.
+    """Stretches of a process's time, in ns on the clock of its calls, in which other work took the CPU.
 
-    A record without counters has only the shares of the whole process: then all of it was disturbed, or none.
+    A record without counters has only the shares of the whole process: then it counts as disturbed as a whole, or not.
     """
     around = process.surroundings
     if around is not None and (around.busy_ns or around.waited_ns):
@@ -95,10 +95,10 @@ def calls_of(process: ProcessSamples, calls: Calls) -> list[Timed]:
 
 
 def off_cpu(calls: Calls) -> list[bool]:
-    """Whether each call used clearly less of the CPU than its neighbours usually do: it was not running for a while.
+    """Whether each call used clearly less CPU time than usual: it did not run for a while.
 
-    The usual share is the third quartile of CPU time over wall time: what most calls reach that ran undisturbed. All
-    False where CPU time was not counted.
+    The usual share is the third quartile of CPU time over wall time, which most undisturbed calls reach. All False if
+    CPU time was not counted.
     """
     if len(calls.cpu_ns) < FEWEST_CALLS:
         return [False] * len(calls.duration_ns)
@@ -120,7 +120,7 @@ def runs_of(process: ProcessSamples) -> list[list[Timed]]:
 
 
 def is_load_disturbed(process: ProcessSamples) -> bool:
-    """Whether something else took the CPU while the process loaded the artifact, the first that it does."""
+    """Whether other work took the CPU while the process loaded the artifact, which is its first task."""
     return _overlaps(disturbed_spans(process), 0, process.load_ns)
 
 
@@ -131,7 +131,7 @@ def _overlaps(spans: Sequence[Span], begin_ns: int, end_ns: int) -> bool:
 
 
 def disturbed_share(processes: Sequence[ProcessSamples]) -> float | None:
-    """Share of all timed time in which calls were disturbed; None where nothing was timed."""
+    """Share of the timed time in which calls were disturbed; None if nothing was timed."""
     timed = [
         item
         for process in processes
@@ -147,7 +147,7 @@ def disturbed_share(processes: Sequence[ProcessSamples]) -> float | None:
 
 
 def cpu_share(processes: Sequence[ProcessSamples]) -> float | None:
-    """CPU time of all prefills over their wall time, in cores that computed; None where it was not counted."""
+    """CPU time of all prefills over their wall time: the number of busy cores; None if it was not counted."""
     pairs = [
         (cpu_ns, wall_ns)
         for process in processes

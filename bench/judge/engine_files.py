@@ -1,9 +1,9 @@
-"""The files of another engine's model: which they are, which hold weights, and their SHA-256.
+"""The files of another engine's model: their names, which of them hold weights, and their SHA-256.
 
     files_of(Path("model.gguf"))       {"model.gguf": Path("model.gguf")}
     files_of(Path("genai-folder"))     every file in it that is not hidden, by relative name
 
-No engine reads a hidden file (`.git`, `.cache` of a download), so none is part of the model.
+Hidden files (`.git`, `.cache` of a download) are not part of the model, because no engine reads them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NO_WEIGHTS: Final = ("tokenizer", "detokenizer", "vocab")
 
 
 def files_of(path: Path) -> dict[str, Path]:
-    """The files of a model by the name that a record holds; a `HavocError` where one has a name that none can hold."""
+    """The files of a model by their names in a record; a `HavocError` for a name that a record cannot hold."""
     if path.is_file():
         return {_named(path, path.name): path}
     try:
@@ -47,7 +47,7 @@ def is_weights(file: Path) -> bool:
 
 
 def hash_files(path: Path) -> dict[str, str]:
-    """SHA-256 of every file of a model, read anew, by name; a `HavocError` for what cannot be read or is not there."""
+    """SHA-256 of every file of a model, by name; every file is read. A missing or unreadable one is a `HavocError`."""
     if not path.exists():
         raise HavocError(f"{path}: no such model")
     return {name: sha256_file(file) for name, file in files_of(path).items()}

@@ -1,4 +1,4 @@
-"""How a quantity is written for a person: short, with its unit, and a dash for what was not measured."""
+"""Write quantities for people: short, with the unit, and a dash if not measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MANY = 1000
 
 
 def show(value: float | None, unit: str, *, bare: bool = False) -> str:
-    """Write `value`, which is in `unit`, for a table; `bare` leaves the unit out where a neighbour already says it."""
+    """Write `value`, which is in `unit`, for a table; `bare` leaves out the unit if the text beside it has one."""
     if value is None:
         return DASH
     match unit:
@@ -35,7 +35,7 @@ def show(value: float | None, unit: str, *, bare: bool = False) -> str:
 
 
 def show_interval(low: float | None, high: float | None, unit: str) -> str:
-    """Write what is proven: both bounds, or one, or a dash."""
+    """Write the proven bounds: both, one, or a dash."""
     if low is None and high is None:
         return DASH
     if low is None:
@@ -53,7 +53,7 @@ def count(number: int, noun: str) -> str:
 
 
 def structure_of(fields: Mapping[str, Any] | None) -> Structure | None:
-    """Return the structure that a document's fields describe in full; None where they do not."""
+    """Return the structure that a document's fields describe; None if they are incomplete."""
     if fields is None:
         return None
     try:
@@ -68,5 +68,5 @@ def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> str:
 
 
 def _digits(value: float) -> str:
-    """Three significant digits, and every digit before the point."""
+    """Three significant digits, or all digits before the point if there are more."""
     return f"{value:,.0f}" if abs(value) >= _MANY / 10 else f"{value:.3g}"

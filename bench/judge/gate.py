@@ -1,7 +1,7 @@
-"""The verdict: whether these records prove every limit of a target met, on that device, for that artifact.
+"""The verdict: whether these records prove that every limit of a target is met, on its device, for this artifact.
 
-Offline, over record files. Rules come first (`rules.py`): while one does not hold, no limit is judged. Then each limit
-is judged by what its samples prove (`limits.py`). Verdict and exit code, first that applies:
+It needs only the record files. The rules come first (`rules.py`): if one does not hold, no limit is judged. Then each
+limit is judged by what its samples prove (`limits.py`). Verdict and exit code; the first that applies counts:
 
     5  not_measured or invalid   another, unknown, simulated or projected device; an edited record; another artifact
     4  invalid                   the measurement does not measure what it says
@@ -43,12 +43,12 @@ EvidenceClass = Literal["measured_target", "measured_other_device", "projected",
 DEVICE_EXIT = 5
 NOT_CHECKED = "artifact not checked"
 NOT_REBUILT = (
-    "met by the figures, but nothing shows that the graphs are HAVOC's own: give --verified FILE, which "
-    "`havoc verify ARTIFACT --out FILE` writes where onnx-ir is installed"
+    "the figures meet the limit, but it is not proven that HAVOC built the graphs: run `havoc verify ARTIFACT --out "
+    "FILE` where onnx-ir is installed, and gate with --verified FILE"
 )
 NOT_SHOWN = (
     "{met}, but {engine} is another engine: which graph ran (I21), whether every logit is finite (V07) and whether "
-    "timed calls did the work (V32) were not measured, so it is no pass"
+    "timed calls did the work (V32) were not measured, so it cannot pass"
 )
 ROWS_RULE = "No row counts twice."
 EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
@@ -56,7 +56,7 @@ EXIT_CODES: dict[Verdict, int] = {"pass": 0, "fail": 1, "inconclusive": 3}
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """A rule that does not hold, for which record, and why."""
+    """A rule that does not hold: for which record, and why."""
 
     rule: str
     sentence: str
@@ -68,7 +68,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """A measured metric: its name, what of its samples the value is, and the value in its unit."""
+    """A measured metric: its name, the statistic of its samples, and the value in its unit."""
 
     metric: str
     title: str
@@ -79,10 +79,10 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """A verdict with everything it rests on; `unlimited` is what was measured and has no limit on the target.
+    """A verdict with everything it rests on; `unlimited` are measured figures for which the target has no limit.
 
-    `is_artifact_checked`: the artifact's files were hashed anew. `target_file` and `target_sha256` name the limits,
-    `signed_by` the keys that signed the records where that was asked for.
+    `is_artifact_checked`: the artifact's files were hashed for this verdict. `target_file` and `target_sha256` name the
+    limits, `signed_by` the keys that signed the records if signatures were asked for.
     """
 
     target: str
@@ -115,11 +115,11 @@ def judge(
 ) -> Judgement:
     """Judge records of one artifact on one device against a target.
 
-    No record of another engine passes: what rules ask of HAVOC's own graphs is not known of it. `artifact_files` maps
-    the artifact's file names to their SHA-256 where the artifact is at hand: then nothing passes whose graphs were not
-    built anew, where it was measured or by `havoc verify`. `this_cpu` is the CPU the gate runs on, for targets that ask
-    for it; `now` is the time that a record's age counts to; `verified` is what `havoc verify` found of the artifact.
-    Raises `HavocError` without a record.
+    A record of another engine never passes, because the rules about HAVOC's own graphs cannot be checked for it.
+    `artifact_files` maps the artifact's file names to their SHA-256 if the artifact is at hand: then an artifact passes
+    only if its graphs were built again, at the measurement or by `havoc verify`. `this_cpu` is the CPU the gate runs
+    on, for targets that ask for it; a record's age is counted up to `now`; `verified` is what `havoc verify` found
+    about the artifact. Raises `HavocError` without a record.
     """
     if not records:
         raise HavocError("no record to judge: measure one with `havoc bench`")
@@ -174,14 +174,14 @@ def judge(
 
 
 def _are_graphs_havocs(records: Sequence[Record], verified: Verified | None) -> bool:
-    """Whether the graphs were built anew from configuration and structure and found to be the same bytes."""
+    """Whether the graphs were built again from configuration and structure with the same bytes."""
     if verified is not None and verified.is_rebuilt:
         return True  # of this artifact: rule I20
     return all(record.subject.is_graph_rebuilt for record in records)
 
 
 def figures_without_limit(records: Sequence[Record], target: Target) -> tuple[Figure, ...]:
-    """What all records together measured that the target sets no limit on; it proves nothing."""
+    """Figures of all records together for which the target has no limit; they prove nothing."""
     joined = records[-1].model_copy(
         update={
             "samples": tuple(process for record in records for process in record.samples),
@@ -212,11 +212,11 @@ def rule_findings(case: Case) -> list[Finding]:
 
 
 CIRCUMSTANCES = frozenset({"V03", "V05", "V07", "V09", "V10", "V11", "V12", "V13", "V25", "V26"})
-"""Rules on how it went when it was measured, which ask nothing of the target."""
+"""Rules about the circumstances of the measurement, which do not depend on the target."""
 
 
 def why_invalid(record: Record) -> str | None:
-    """Why no number of this record may decide anything on any target; None where nothing speaks against it.
+    """Why no number of this record may decide anything on any target; None if it may.
 
     The sentence begins with the id of the rule that does not hold.
     """
@@ -244,7 +244,7 @@ def join_findings(records: Sequence[Record]) -> list[Finding]:
 
 
 def rows_apart(records: Sequence[Record]) -> list[str]:
-    """Say where two sets of rows contradict each other, or neither is the larger, so none can stand for both."""
+    """Sets of rows that contradict each other, or that are equally large, so that neither can stand for both."""
     domains = sorted({domain for record in records for domain in record.accuracy})
     pairs = (
         (domain, one, other)
@@ -288,7 +288,7 @@ def overall(lines: Sequence[Line]) -> Literal["pass", "fail", "inconclusive"]:
 
 
 def summary(lines: Sequence[Line]) -> str:
-    """One sentence on all limits, the worst first."""
+    """One sentence about all limits, the worst first."""
     num_met = sum(line.verdict == "pass" for line in lines)
     worst_first: tuple[Verdict, ...] = ("fail", "inconclusive", "not_measured")
     for verdict in worst_first:
@@ -301,14 +301,14 @@ def summary(lines: Sequence[Line]) -> str:
 
 
 def _disturbed(lines: Sequence[Line]) -> str:
-    """End the sentence on undecided limits where samples were disturbed: that is what to mend first."""
+    """Words about disturbed samples for the sentence on undecided limits; empty if there were none."""
     num_disturbed = sum(line.num_disturbed for line in lines)
     num_samples = sum(line.num_samples for line in lines)
     return f" ({num_disturbed} of {num_samples} samples were disturbed: free the machine)" if num_disturbed else ""
 
 
 def evidence_class(records: Sequence[Record], findings: Sequence[Finding]) -> EvidenceClass:
-    """Say what kind of evidence the records are for this target; the weakest record decides."""
+    """Return what kind of evidence the records are for this target; the weakest record decides."""
     if any(record.evidence == "projected" for record in records):
         return "projected"
     if any(record.evidence == "simulated" or record.device.is_simulated for record in records):
@@ -318,15 +318,15 @@ def evidence_class(records: Sequence[Record], findings: Sequence[Finding]) -> Ev
 
 
 def hash_measured(path: Path, subject: Subject) -> dict[str, str]:
-    """SHA-256 of every file of what a record says it is of: an artifact's folder, or the model of another engine."""
+    """SHA-256 of every file of the measured model: an artifact's folder, or the model of another engine."""
     return hash_artifact(path) if subject.engine is None else hash_files(path)
 
 
 def hash_artifact(directory: Path) -> dict[str, str]:
-    """SHA-256 of every file of an artifact, its manifest among them, read anew, by relative name.
+    """SHA-256 of every file of an artifact with its manifest, by relative name; every file is read.
 
-    Raises `HavocError` (exit 2) for a folder that is no artifact or may not be read, `IdentityError` (exit 5) for one
-    with a changed byte.
+    Raises `HavocError` (exit 2) for a folder that is not an artifact or is unreadable, `IdentityError` (exit 5) for a
+    changed byte.
     """
     try:
         manifest = verify_hashes(directory)

@@ -40,7 +40,7 @@ _ABSENT = "none"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PastRecord:
-    """What a history keeps of one record: its path, its identity, its environment and its levels."""
+    """What a history keeps from one record: its path, its identity, its environment and its levels."""
 
     name: str
     run_id: str

@@ -1,7 +1,7 @@
-"""Whether a record is of the device, the artifact and the kind of evidence a release claims.
+"""Check that a record is from the device and the artifact, and is the kind of evidence, that a release claims.
 
-Each function is one rule of `rules.py`: None when it holds, else a sentence with what was found and wanted. What
-the target asks for and the record does not know counts as different.
+Each function is one rule of `rules.py`: it returns None if the rule holds, else a sentence with the found and the
+wanted value. If the target requires a value that the record does not have, the rule does not hold.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ _FIRST_DAY = datetime(2025, 1, 1, tzinfo=UTC)
 _CLOCK_SKEW = timedelta(days=1)
 
 
-@rule("I01", "The record is as it was written.")
+@rule("I01", "The record is unchanged since it was written.")
 def record_is_intact(case: Case) -> str | None:
-    """Compare the seal with the content, as it is or as an older program wrote it, without fields added since."""
+    """Compare the seal with the content, either as it is or in an older version's form, without newer fields."""
     record = case.record
     if record.sha256 is None:
-        return "the record bears no seal: save it as `havoc bench` does"
+        return "the record has no seal: write it with `havoc bench`"
     if record.is_intact() or record.sha256 == seal_of(record.model_dump(mode="json", exclude_unset=True)):
         return None
     return "the record was changed after it was written: measure again"
@@ -43,13 +43,13 @@ def evidence_is_measured(case: Case) -> str | None:
     if record.evidence == "measured" and not record.device.is_simulated and not record.device.simulation_reasons:
         return None
     if record.evidence == "measured" and not record.device.is_simulated:
-        return f"the record gives reasons why its device is simulated ({record.device.simulation_reasons[0]})"
+        return f"the record says that its device is simulated ({record.device.simulation_reasons[0]})"
     reasons = "; ".join(record.device.simulation_reasons)
     because = f" ({reasons})" if reasons else ""
     return f"the record is {record.evidence}, not measured{because}: run `havoc bench` on the target"
 
 
-@rule("I03", "The device is of the target's kind.", blocks="not_measured")
+@rule("I03", "The device has the target's kind.", blocks="not_measured")
 def device_kind_matches(case: Case) -> str | None:
     """Compare processor kinds."""
     found, wanted = case.record.device.kind, case.target.device.kind
@@ -66,12 +66,12 @@ def device_name_matches(case: Case) -> str | None:
     names, found = case.target.device.names, case.record.device.name
     if not names or found in names or case.record.device.kind != case.target.device.kind:
         return None
-    return f"measured on {found!r}, the target is {names[0]!r}: siblings do not count"
+    return f"measured on {found!r}, the target is {names[0]!r}: a similar model does not count"
 
 
-@rule("I05", "The CPU is this machine's, where the target says so.", blocks="not_measured")
+@rule("I05", "The CPU is this machine's, if the target asks for it.", blocks="not_measured")
 def device_is_this_machine(case: Case) -> str | None:
-    """Compare the record's CPU with the one the gate runs on, where the target asks for it."""
+    """Compare the record's CPU with the one the gate runs on, if the target asks for it."""
     if not case.target.device.is_this_machine:
         return None
     if case.this_cpu is None:
@@ -89,14 +89,14 @@ def device_is_this_machine(case: Case) -> str | None:
 
 @rule("I06", "The CPU has the target's instruction sets.", blocks="not_measured")
 def cpu_has_features(case: Case) -> str | None:
-    """Look for every instruction set the target names."""
+    """Require every instruction set that the target names."""
     missing = sorted(set(case.target.device.features) - set(case.record.device.cpu.features))
     return f"the CPU lacks {', '.join(missing)}" if missing else None
 
 
 @rule("I07", "NVML and the CUDA driver agree on the card.", blocks="not_measured")
 def gpu_has_two_witnesses(case: Case) -> str | None:
-    """Ask for NVML and the CUDA driver, and that they agree."""
+    """Require that both NVML and the CUDA driver identified the card, and that they agree."""
     gpu = case.record.device.gpu
     if case.target.device.kind != "cuda" or gpu is None:
         return None
@@ -108,17 +108,17 @@ def gpu_has_two_witnesses(case: Case) -> str | None:
         return f"NVML and the CUDA driver disagree: {'; '.join(gpu.disagreements)}"
     names = case.target.device.names
     wrong = [witness.name for witness in (gpu.nvml, gpu.cuda) if witness.name not in names]
-    return f"a witness calls the card {wrong[0]!r}" if wrong else None
+    return f"a witness reports the card as {wrong[0]!r}" if wrong else None
 
 
-@rule("I08", "NVML and the CUDA driver name one UUID.", blocks="not_measured")
+@rule("I08", "NVML and the CUDA driver report the same UUID.", blocks="not_measured")
 def gpu_uuid_agrees(case: Case) -> str | None:
-    """Compare the card's identity as the two witnesses give it."""
+    """Compare the card's identity as reported by the two witnesses."""
     gpu = case.record.device.gpu
     if case.target.device.kind != "cuda" or gpu is None or gpu.nvml is None or gpu.cuda is None:
         return None
     if gpu.nvml.uuid_sha256 is None or gpu.nvml.uuid_sha256 != gpu.cuda.uuid_sha256:
-        return "NVML and the CUDA driver do not name the same card (UUID)"
+        return "NVML and the CUDA driver do not report the same card (UUID)"
     return None
 
 
@@ -131,7 +131,7 @@ def gpu_compute_capability_matches(case: Case) -> str | None:
 
 @rule("I10", "The number of multiprocessors is the target's.", blocks="not_measured")
 def gpu_num_sms_matches(case: Case) -> str | None:
-    """Compare the number of multiprocessors by the CUDA driver; NVML's, where it has one, must agree (I07)."""
+    """Compare the number of multiprocessors by the CUDA driver; NVML's, if it reports one, must agree (I07)."""
     gpu, wanted = case.record.device.gpu, case.target.device.num_sms
     if gpu is None or wanted is None:
         return None
@@ -144,7 +144,7 @@ def gpu_num_sms_matches(case: Case) -> str | None:
 
 @rule("I11", "The memory size is the target's.", blocks="not_measured")
 def gpu_memory_matches(case: Case) -> str | None:
-    """Ask that both witnesses see a memory size within the target's range."""
+    """Require that both witnesses report a memory size within the target's range."""
     gpu, span = case.record.device.gpu, case.target.device.memory_total_bytes
     if gpu is None or span is None:
         return None
@@ -156,7 +156,7 @@ def gpu_memory_matches(case: Case) -> str | None:
 
 @rule("I12", "The PCI device id is the target's.", blocks="not_measured")
 def gpu_pci_id_matches(case: Case) -> str | None:
-    """Compare the PCI device id, which tells a GTX 1660 from a SUPER."""
+    """Compare the PCI device id, which differs between a GTX 1660 and a GTX 1660 SUPER."""
     gpu, wanted = case.record.device.gpu, case.target.device.pci_device_id
     if gpu is None or wanted is None:
         return None
@@ -180,32 +180,32 @@ def gpu_bus_width_matches(case: Case) -> str | None:
 
 @rule("I17", "The whole card was measured.", blocks="not_measured")
 def gpu_is_whole(case: Case) -> str | None:
-    """Refuse a card that is split into instances: a slice of it was measured."""
+    """Refuse a card that is split into instances: only a part of it was measured."""
     gpu = case.record.device.gpu
     if case.target.device.kind != "cuda" or gpu is None or gpu.mig_mode in (None, "off"):
         return None
     return f"the card's MIG mode is {gpu.mig_mode}, so a part of it was measured: turn it off and measure again"
 
 
-@rule("I18", "The weights are trained, where accuracy is limited.")
+@rule("I18", "The weights are trained, if the target limits accuracy.")
 def weights_are_trained(case: Case) -> str | None:
-    """Refuse random weights where the target limits accuracy, which is then no property of a trained model."""
+    """Refuse random weights if the target limits accuracy: their accuracy is not a property of a trained model."""
     limits = [limit.metric for limit in case.target.limits if metric_of(limit.metric).kind == "accuracy"]
     if not (limits and case.record.subject.has_random_weights):
         return None
-    return f"the weights are random, and {limits[0]} is a property of a trained model"
+    return f"the weights are random, but {limits[0]} is a property of a trained model"
 
 
-@rule("I19", "The record is neither of another age nor too old.")
+@rule("I19", "The record's date is plausible and recent enough.")
 def record_is_of_its_time(case: Case) -> str | None:
-    """Refuse a date before this program was written or after today, and a record older than the target allows."""
+    """Refuse a date before HAVOC's first version or after today, and a record older than the target allows."""
     text, oldest_days = case.record.created_utc, case.target.max_age_days
     try:
         created = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S%z")
     except ValueError:
-        return f"{text} is no date"
+        return f"{text} is not a date"
     if created < _FIRST_DAY:
-        return f"made on {text}, before any version of this program: its machine's clock was wrong"
+        return f"made on {text}, before HAVOC's first version: the clock of its machine was wrong"
     if case.now is None:
         return None
     age = case.now - created
@@ -213,48 +213,48 @@ def record_is_of_its_time(case: Case) -> str | None:
         return f"made on {text}, which is {-age.days} days ahead of now: one of the two clocks is wrong"
     if oldest_days is not None and age > timedelta(days=oldest_days):
         days = f"{age.total_seconds() / 86400:.1f}"
-        return f"made {days} days ago, the target takes records of {oldest_days:g} days at most: measure again"
+        return f"made {days} days ago, but the target allows at most {oldest_days:g} days: measure again"
     return None
 
 
 @rule("I14", "The artifact is the one that was measured.")
 def artifact_is_the_measured_one(case: Case) -> str | None:
-    """Compare the SHA-256 of every file of the artifact, its manifest's too, with those the record was made from."""
+    """Compare the SHA-256 of every file of the artifact and of its manifest with the measured ones."""
     return None if case.artifact_files is None else artifact_problem(case.record.subject, case.artifact_files)
 
 
-@rule("I20", "The artifact was derived again, where the target says so.")
+@rule("I20", "The artifact was derived again, if the target asks for it.")
 def artifact_is_verified(case: Case) -> str | None:
-    """Compare what was verified with what was measured; none, or one that folded nothing, is refused where asked."""
+    """Compare the verified artifact with the measured one; a target can require a verification against the base."""
     verified = case.verified
     if verified is not None and verified.manifest_sha256 != case.record.subject.manifest_sha256:
-        return "another artifact was verified than the one that was measured: verify this one"
+        return "the verified artifact is not the measured one: verify the measured one"
     if not case.target.requires_verification:
         return None
     if verified is None:
-        return "the target asks for what `havoc verify --base BASE --out FILE` found: give it with --verified FILE"
+        return "the target requires what `havoc verify --base BASE --out FILE` writes: gate with --verified FILE"
     if not verified.is_folded:
-        return "verified without its base, so nothing shows that graphs and weights are those of an export: give --base"
+        return "verified without its base, so graphs and weights are not proven to be those of an export: give --base"
     return None
 
 
 @rule("I21", "The graph is the one that HAVOC writes.")
 def graph_is_havocs(case: Case) -> str | None:
-    """Refuse a graph that HAVOC, built anew where it was measured, would have written otherwise."""
+    """Refuse a graph that differs from the one that HAVOC built again at the measurement."""
     if case.record.subject.is_graph_rebuilt is not False:
         return None
     return (
-        "the graph is not the one that HAVOC builds for this configuration: whatever it skips when it is timed, "
-        "its figures are of another model; export it again with the HAVOC that measures"
+        "the graph is not the one that HAVOC builds for this configuration, so the figures are those of another "
+        "model; export it again with the version of HAVOC that measures"
     )
 
 
 def artifact_problem(subject: Subject, files: Mapping[str, str]) -> str | None:
-    """Say how the files of an artifact, as `hash_artifact` gives them, differ from those that were measured."""
+    """Say how the files of an artifact, as `hash_artifact` returns them, differ from the measured ones."""
     measured = dict(subject.files)
     if subject.engine is None:
         if subject.manifest_sha256 is None:
-            return f"the record does not hold the hash of {MANIFEST}, so nothing binds what that says: measure again"
+            return f"the record has no hash of {MANIFEST}, so the manifest may have been changed: measure again"
         measured[MANIFEST] = subject.manifest_sha256
     for name in sorted(measured.keys() | files.keys()):
         if name not in files:
@@ -268,18 +268,18 @@ def artifact_problem(subject: Subject, files: Mapping[str, str]) -> str | None:
 
 @rule("I15", "The record names its graph among its files.")
 def files_hold_the_graph(case: Case) -> str | None:
-    """Ask that the graph that was run is one of the files named."""
+    """Require that the graph that was run is one of the record's files."""
     subject = case.record.subject
     if subject.engine is not None:
-        return None if subject.files else "it names no file of the model that was measured: measure again"
+        return None if subject.files else "the record names no file of the measured model: measure again"
     if subject.graph_sha256 in subject.files.values():
         return None
-    return f"none of the {len(subject.files)} files it names is the graph that was measured: measure again"
+    return f"none of the record's {len(subject.files)} files is the graph that was measured: measure again"
 
 
-@rule("I16", "The device is the CPU it names.")
+@rule("I16", "The device is the CPU that the record names.")
 def cpu_has_one_name(case: Case) -> str | None:
-    """Compare the two names a CPU record bears."""
+    """Compare the two names in the record of a CPU."""
     device = case.record.device
     if not DEVICE_KINDS[device.kind].is_host or device.name == device.cpu.name:
         return None

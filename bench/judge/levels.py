@@ -1,9 +1,9 @@
 """A record's figures for each metric that has a trend: one figure per process, as a logarithm.
 
-Times and rates are those of undisturbed calls (`disturbance.py`), as `compare` takes them: the median of each process.
-Memory is the peak of each process, accuracy the share right on the gate split with its binomial error; any other
-quantity is the record's one figure. `kind` says what two figures must share to be of one quantity: the method of
-memory, the rows of accuracy.
+Times and rates are medians of undisturbed calls (`disturbance.py`) of each process, as in `compare`. Memory is the peak
+of each process; accuracy is the share right on the gate split with its binomial error; any other quantity is the
+record's single figure. Two figures can be compared only if they have the same `kind`: the method of memory, the rows of
+accuracy.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A record's level of one metric, and what it is a level of."""
+    """A record's level of one metric, and its kind."""
 
     level: Level
     kind: str = ""
 
 
 def readings(record: Record) -> dict[str, Reading]:
-    """Return the level of each metric with a trend that the record measured, accuracy by task among them."""
+    """Return the level of each measured metric with a trend, including accuracy by task."""
     found = {name: reading for name, metric in METRICS.items() if metric.trend and (reading := _read(metric, record))}
     scores = {f"accuracy/{task}": item for task, item in sorted(record.accuracy.items()) if item.split == "gate"}
     return found | {name: _accuracy(item) for name, item in scores.items()}
@@ -62,7 +62,7 @@ def _figure(metric: Metric, process: ProcessSamples) -> float | None:
 
 
 def _accuracy(item: DomainAccuracy) -> Reading:
-    """A share right; half a row is added on either side, so that none right has a logarithm and an error too."""
+    """The share right; half a row is added on either side, so that 0 right also has a logarithm and an error."""
     share = (item.num_right + 0.5) / (item.num_rows + 1)
     error = math.sqrt((1 - share) / share / item.num_rows)
     chat = "" if item.chat is None else f", {'with' if item.chat else 'without'} chat template"

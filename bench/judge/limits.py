@@ -43,22 +43,22 @@ STATISTICS = {
 }
 
 
-# Read by whoever kept the peak itself, so nothing lies between two samples.
+# These methods keep the peak themselves, so no peak is missed between two samples.
 GAPLESS_METHODS = frozenset({"nvml_accounting", "vm_hwm", "getrusage"})
-# Blind to what others than the allocator hold: may prove a miss, never a pass.
+# These see only the allocator's memory: they may prove a miss, never a pass.
 LOWER_BOUND_METHODS = frozenset({"allocator", "ort_arena"})
 MIN_ENERGY_SPAN_S = 10.0
 ONE_PROCESS = "a single process does not show how processes differ"
 DISTURBED = "a process was disturbed too often to say anything"
 UNSETTLED = ("slowdown", "no_steady_state")
-UNSETTLED_SPARE = 2.0  # a process that did not settle proves a limit, met or missed, only by this factor
+UNSETTLED_SPARE = 2.0  # with a process that did not settle, only this distance to the limit proves a pass or a miss
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """One limit judged, in the metric's own unit. `low` and `high` are one-sided bounds, `reason` is a sentence.
 
-    `statistic` says what of the samples `value` is; `num_disturbed` counts the samples that say nothing.
+    `value` is the `statistic` of the samples; `num_disturbed` counts the disturbed samples, which prove nothing.
     """
 
     metric: str
@@ -80,9 +80,9 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """The figures of one metric; `lacking` says why they may not prove a pass, `doubt` why not a miss, if so.
+    """The figures of one metric; `lacking` says why they cannot prove a pass, `doubt` why they cannot prove a miss.
 
-    `advice` ends the sentence of an undecided limit, where it is not that more samples would do.
+    `advice` ends the sentence of an undecided limit, if the advice is not to take more samples.
     """
 
     value: float
@@ -124,7 +124,7 @@ def judge_limit(limit: Limit, records: Sequence[Record], protocol: RequiredProto
 
 
 def statistic_of(limit: Limit) -> str:
-    """Name what of its samples a limit is on: `p90`, `mean rate`, `worst process`."""
+    """Name the statistic that a limit is on: `p90`, `mean rate`, `worst process`."""
     kind = metric_of(limit.metric).kind
     return f"p{limit.percentile * 100:g}" if kind == "latency" else STATISTICS[kind]
 
@@ -132,7 +132,7 @@ def statistic_of(limit: Limit) -> str:
 def line_without_data(
     limit: Limit, verdict: Verdict, reason: str, *, workload: Workload | RequiredWorkload | None = None
 ) -> Line:
-    """Return the line of a limit no number speaks to."""
+    """Return the line of a limit without data."""
     metric = metric_of(limit.metric)
     return Line(
         metric=limit.metric,
@@ -147,7 +147,7 @@ def line_without_data(
 
 
 def decide(limit: Limit, evidence: Evidence) -> tuple[Verdict, str]:
-    """Compare proven bounds with the limit; equality proves nothing for a pass and everything for a fail."""
+    """Compare proven bounds with the limit; a bound equal to the limit proves a fail, never a pass."""
     if limit.below is not None:
         is_met = evidence.high is not None and evidence.high < limit.value
         is_missed = evidence.low is not None and evidence.low >= limit.value
@@ -168,7 +168,7 @@ def _more(num_samples_short: int | None) -> str:
 
 
 def latency_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:
-    """Bound a percentile over all calls; every process must be on the same side, and the next one likely to be."""
+    """Bound a percentile over all calls; every process, and probably the next one, must be on the same side."""
     processes = _processes(records)
     timed = [calls for process in processes if (calls := _calls(process, limit.metric))]
     samples = [call.duration_ns / 1e6 for calls in timed for call in calls]
@@ -199,15 +199,15 @@ def _calls(process: ProcessSamples, metric: str) -> list[disturbance.Timed]:
 
 
 def _quantile(limit: Limit, ordered: Sequence[float]) -> float:
-    """Return the percentile of sorted calls; infinite where it lies at or beside one that says nothing."""
+    """Return the percentile of sorted calls; infinite if it is at or beside a disturbed call."""
     value = bounds.quantile_of(ordered, limit.percentile)
     return math.inf if math.isnan(value) else value
 
 
 def _upper(limit: Limit, slow: Sequence[Sequence[float]], figures: Sequence[float]) -> float | None:
-    """Upper bound: of all calls as if they were independent, and of the next process; None where there is none.
+    """Upper bound: of all calls as if they were independent, and of the next process; None if there is no bound.
 
-    The scatter is that of calls within the limit, so a call over the limit can only raise what is compared.
+    The scatter is that of calls within the limit, so a call over the limit can only raise the compared figure.
     """
     found = bounds.quantile_bounds(_joined(slow), quantile=limit.percentile, confidence=limit.confidence).high
     if found is None or len(figures) == 1 or math.inf in (found, *figures):
@@ -217,10 +217,10 @@ def _upper(limit: Limit, slow: Sequence[Sequence[float]], figures: Sequence[floa
 
 
 def _lower(limit: Limit, fast: Sequence[Sequence[float]], figures: Sequence[float]) -> float | None:
-    """Lower bound: of all calls as if they were independent, and of the fastest process; None where there is none.
+    """Lower bound: of all calls as if they were independent, and of the fastest process; None if there is no bound.
 
-    The fastest of k processes lies under the median process with a chance of 1 - 0.5^k, whatever they are distributed
-    like: 5 carry a confidence of 95 %. A slower call can only raise it.
+    The fastest of k processes is below the median process with a probability of 1 - 0.5^k, for any distribution: 5
+    processes give a confidence of 95 %. A slower call can only raise the bound.
     """
     found = bounds.quantile_bounds(_joined(fast), quantile=limit.percentile, confidence=limit.confidence).low
     if found is None or 1 - 0.5 ** len(figures) < limit.confidence:
@@ -244,7 +244,7 @@ def _latency_lacking(
     slow: Sequence[Sequence[float]],
     figures: Sequence[float],
 ) -> str:
-    """Say what keeps the calls from proving a pass, the first that applies."""
+    """Say why the calls cannot prove a pass: the first reason that applies."""
     if lacking := _effort_lacking(processes, len(slow), protocol):
         return lacking
     if unsettled := _unsettled(processes, times_spare=limit.value / max(figures)):
@@ -256,7 +256,7 @@ def _latency_lacking(
 
 
 def _processes_lacking(limit: Limit, figures: Sequence[float], per_process: Sequence[Sequence[float]]) -> str:
-    """Ask that no process misses the limit, nor, by how they scatter, that one process more would."""
+    """Require that no process misses the limit, and that by their scatter the next one would not miss it either."""
     if max(figures) == math.inf:
         return DISTURBED
     if max(figures) >= limit.value:
@@ -269,7 +269,7 @@ def _processes_lacking(limit: Limit, figures: Sequence[float], per_process: Sequ
 
 
 def _within(limit: Limit, per_process: Sequence[Sequence[float]]) -> list[Sequence[float]]:
-    """Keep the calls within the limit, of each process's sorted ones."""
+    """Keep the calls within the limit from the sorted calls of each process."""
     return [values[: bisect_left(values, limit.value)] for values in per_process]
 
 
@@ -278,16 +278,17 @@ def _figure(limit: Limit, value: float) -> str:
 
 
 def _disturbed(num_disturbed: int, num_samples: int) -> str:
-    """End the sentence of an undecided limit where calls were disturbed."""
+    """Words about disturbed calls for the sentence of an undecided limit; empty if there were none."""
     if not num_disturbed:
         return ""
     return f": {num_disturbed} of {num_samples} calls were disturbed, measure again on a quiet machine"
 
 
 def throughput_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:
-    """Bound tokens per second of decoding, the first token excluded; no single process may contradict the bound.
+    """Bound tokens per second of decoding without the first token; no single process may contradict the bound.
 
-    Disturbed steps are counted and left out: the lower bound is the lower of both, the upper one the higher.
+    Bounds are computed with and without the disturbed steps: the lower of both lower bounds and the higher of both
+    upper bounds count.
     """
     processes = _processes(records)
     timed = [[run for run in disturbance.runs_of(process) if run] for process in processes]
@@ -330,7 +331,7 @@ def _joined_rate(runs: Sequence[tuple[float, float]]) -> float:
 
 
 def _widest(whole: bounds.Bounds, calm: Sequence[Sequence[tuple[float, float]]], confidence: float) -> bounds.Bounds:
-    """Join the bounds of all steps with those of the undisturbed; none where a process has none of these."""
+    """Join the bounds of all steps with those of the undisturbed ones; none if a process has no undisturbed step."""
     if not all(calm):
         return bounds.Bounds(whole.value, None, None)
     other = bounds.rate_bounds(calm, confidence=confidence)
@@ -344,7 +345,7 @@ def _least(*values: float | None) -> float | None:
 
 
 def _most(*values: float | None) -> float | None:
-    """Return the highest of bounds; None where one of them is none."""
+    """Return the highest of bounds; None if one of them is None."""
     known = [value for value in values if value is not None]
     return max(known) if len(known) == len(values) else None
 
@@ -362,7 +363,7 @@ def _throughput_lacking(
     found: bounds.Bounds,
     slowest: float,
 ) -> str:
-    """Say what keeps the runs from proving a pass, the first that applies."""
+    """Say why the runs cannot prove a pass: the first reason that applies."""
     if lacking := _effort_lacking(processes, num_measured, protocol):
         return lacking
     if unsettled := _unsettled(processes, times_spare=slowest / limit.value):
@@ -372,14 +373,14 @@ def _throughput_lacking(
     if num_measured == 1:
         return ONE_PROCESS
     if found.low is None:
-        return f"{num_measured} processes cannot carry a confidence of {limit.confidence!r}: lower it"
+        return f"{num_measured} processes are too few for a confidence of {limit.confidence!r}: lower it"
     return ""
 
 
 def memory_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
-    """Take the worst process; add what the processes scatter, and a margin where peaks may hide between two samples.
+    """Take the worst process; add the scatter of the processes, and a margin if a peak may be between two samples.
 
-    A single process shows no scatter: then the margin stands for it too.
+    A single process shows no scatter: then the margin replaces it.
     """
     metric = metric_of(limit.metric)
     series = [item for record in records for item in (metric.series(record.memory) if metric.series else ())]
@@ -400,14 +401,14 @@ def memory_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredP
 
 
 def highest_bytes(series: MemorySeries) -> float:
-    """Return the peak with what may hide between two samples."""
+    """Return the peak plus the margin for what happens between two samples."""
     return series.peak_bytes * (1.0 if series.method in GAPLESS_METHODS else 1.0 + MEMORY_MARGIN_SHARE)
 
 
 def worst_time_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:
-    """Take the slowest process's load, and bound the next one's by how they scatter.
+    """Take the slowest process's load, and bound that of the next process by their scatter.
 
-    A load that was disturbed misses no limit, nor does it hold one.
+    A disturbed load proves neither a miss nor a pass.
     """
     processes = _processes(records)
     loads = [process.load_ns / 1e9 for process in processes]
@@ -435,13 +436,13 @@ def worst_time_evidence(limit: Limit, records: Sequence[Record], protocol: Requi
 
 
 def energy_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
-    """Take the thirstiest record's mean over its span, and bound it by how the processes scatter.
+    """Take the highest mean over a record's span, and bound it by the scatter of the processes.
 
-    A counter counts the whole processor: where other work ran beside decoding, its energy is in the figure.
+    The counter is that of the whole processor: if other work ran beside decoding, its energy is in the figure.
     """
     spans = [record.energy for record in records if record.energy is not None]
     if not spans:
-        return "the device has no energy counter that was read"
+        return "no energy counter of the device was read"
     worst = max(span.joules / span.num_tokens for span in spans)
     each = [figure for span in spans for figure in span.process_j_per_tok]
     shortest_s = min(span.span_s for span in spans)
@@ -468,9 +469,9 @@ def energy_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredP
 def accuracy_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
     """Bound the share of right answers on the gate split; a row the judge could not decide counts as wrong.
 
-    Of several sets of rows only the largest counts: built-in sets of one seed are each the beginning of a larger one.
-    Where the limit states how many rows and so many were scored, the bound is that of one look; else it holds for any
-    number of looks, since whoever chose the number may have looked before.
+    Only the largest of several sets of rows counts: a smaller built-in set of the same seed is the beginning of a
+    larger one. If the limit states a number of rows and that many were scored, the bound is that of one look. Otherwise
+    the bound holds for any number of looks, because the number of rows may have been chosen after a look.
     """
     domain = limit.metric.partition("/")[2]
     found = [record.accuracy[domain] for record in records if domain in record.accuracy]
@@ -489,21 +490,21 @@ def accuracy_evidence(limit: Limit, records: Sequence[Record], protocol: Require
 
 
 def _other_rows(limit: Limit, counted: DomainAccuracy) -> str:
-    """Say in what the rows are not those that the target states."""
+    """Say how the rows differ from those that the target states."""
     if limit.seed is not None and counted.seed != limit.seed:
-        return f"scored on rows of seed {counted.seed}, the target states those of seed {limit.seed}"
+        return f"scored on rows of seed {counted.seed}, but the target states seed {limit.seed}"
     if limit.rows_sha256 is not None and counted.rows_sha256 != limit.rows_sha256:
-        return f"scored on other rows than the target pins: those of the record have {counted.rows_sha256[:16]}"
+        return f"scored on rows with SHA-256 {counted.rows_sha256[:16]}, but the target pins {limit.rows_sha256[:16]}"
     if not limit.must_be_pinned or limit.rows_sha256 is not None or limit.data_sha256 is not None:
         return ""
     return "" if is_made_here(limit.metric.partition("/")[2], counted) else _unpinned(counted)
 
 
 def is_made_here(domain: str, counted: DomainAccuracy) -> bool:
-    """Whether HAVOC's own task of that name made the rows, and asked and judged them its own way."""
+    """Whether HAVOC's own task of that name made the rows, asked them and judged them, without a change."""
     if domain not in bundled_tasks() or counted.data_sha256 is not None:
         return False
-    from ...adapt.tasks.task import load_task  # Jinja comes with it, which a record without such rows does not need
+    from ...adapt.tasks.task import load_task  # imports Jinja, which a record without such rows does not need
 
     task = load_task(domain)
     return task.generator is not None and counted.task_sha256 == task.sha256
@@ -511,7 +512,7 @@ def is_made_here(domain: str, counted: DomainAccuracy) -> bool:
 
 def _unpinned(counted: DomainAccuracy) -> str:
     said = f'data_sha256 = "{counted.data_sha256}"' if counted.data_sha256 else f'rows_sha256 = "{counted.rows_sha256}"'
-    return f"nothing says that nobody chose these rows: pin them, {said}, in a target of your own that extends this"
+    return f"these rows may have been chosen after a look at the answers: pin them ({said}) in your own target"
 
 
 def divergence_evidence(limit: Limit, records: Sequence[Record], protocol: RequiredProtocol) -> Evidence | str:  # noqa: ARG001
@@ -521,7 +522,7 @@ def divergence_evidence(limit: Limit, records: Sequence[Record], protocol: Requi
         return costs
     worst = max(costs, key=lambda cost: cost.kl_mean)
     found = bounds.mean_bounds(worst.kl_chunks, confidence=limit.confidence)
-    lacking = "" if found.high is not None else "one piece of text has no scatter: export with a longer --calibration"
+    lacking = "" if found.high is not None else "one piece of text shows no scatter: export with a longer --calibration"
     return Evidence(found.value, found.low, found.high, worst.num_positions, 0, lacking, advice=_LONGER)
 
 
@@ -539,7 +540,7 @@ _LONGER = ": the text cannot decide it; export a finer format, or with a longer 
 
 
 def _costs(records: Sequence[Record]) -> list[FormatCost] | str:
-    """What the formats cost by every record that says it, or why none can be judged."""
+    """The costs of the formats from every record that has them, or why none can be judged."""
     costs = [record.subject.format_cost for record in records if record.subject.format_cost is not None]
     if not costs:
         return "the artifact does not say what its format costs: export it again"
@@ -548,7 +549,7 @@ def _costs(records: Sequence[Record]) -> list[FormatCost] | str:
 
 
 def _short(num_needed: int, num_found: int) -> int | None:
-    """Count what is missing; None for nothing."""
+    """The number that is missing; None if enough are there."""
     return max(num_needed - num_found, 0) or None
 
 
@@ -557,7 +558,7 @@ def _processes(records: Sequence[Record]) -> list[ProcessSamples]:
 
 
 def _effort_lacking(processes: Sequence[ProcessSamples], num_measured: int, protocol: RequiredProtocol) -> str:
-    """Say which effort that the target asks for was not made."""
+    """Say which required effort is missing."""
     if num_measured < protocol.min_processes:
         return f"{num_measured} processes, {protocol.min_processes} are needed"
     busy_s = sum(process.busy_ns for process in processes) / 1e9
@@ -567,9 +568,9 @@ def _effort_lacking(processes: Sequence[ProcessSamples], num_measured: int, prot
 
 
 def _unsettled(processes: Sequence[ProcessSamples], *, times_spare: float) -> str:
-    """Name a process that did not settle, unless the limit is further away than that may matter.
+    """Name a process that did not settle, unless the limit is so far away that it does not matter.
 
-    `times_spare` is how many times the worst figure fits into the limit, or the limit into the best one for a miss.
+    `times_spare` is the ratio of the limit to the worst figure; for a miss, that of the best figure to the limit.
     """
     unsettled = [process for process in processes if process.warmup.classification in UNSETTLED]
     if not unsettled or times_spare >= UNSETTLED_SPARE:

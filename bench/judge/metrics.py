@@ -1,7 +1,7 @@
-"""Every quantity that a release may be judged by, one entry each: the judge, the comparison, the pages read this table.
+"""Every quantity that a release may be judged by, one entry each; the judge, the comparison and the pages read it.
 
-A new quantity is an entry here, beside the raw samples it reads (`schema.py`) and the pass that takes them. How a kind
-of quantity is bounded from its samples stands in `limits.py`.
+A new quantity needs an entry here, the raw samples it reads (`schema.py`), and the pass that takes them. `limits.py`
+computes the bounds of each kind of quantity from its samples.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SHARE = {"share": 1.0, "%": 0.01}
 
 @dataclass(frozen=True, kw_only=True)
 class Trend:
-    """The figure of a metric that the history of a device keeps, and the statistic where its title shall name it."""
+    """The figure of a metric that the history of a device keeps, and the statistic if the title should name it."""
 
     read: Callable[[Record], float | None]
     statistic: str = ""
@@ -37,10 +37,10 @@ class Trend:
 
 @dataclass(frozen=True, kw_only=True)
 class Metric:
-    """One quantity: how it is judged, the unit of its name, the units a limit may be written in, its plausible range.
+    """One quantity: how it is judged, the unit in its name, the units of its limits, and its plausible range.
 
-    `read` gives a record's figure, which is the `statistic` of its samples; None where it was not measured. A latency
-    has the `calls` of a process; memory its `series`, and the `reason` why there are none.
+    `read` returns a record's figure, which is the `statistic` of its samples; None if it was not measured. A latency
+    has the `calls` of a process; memory has its `series`, and the `reason` if there are none.
     """
 
     name: str
@@ -59,7 +59,7 @@ class Metric:
 
     @property
     def is_lower_better(self) -> bool:
-        """Whether a limit on it is an upper one."""
+        """Whether its limits are upper limits."""
         return self.kind not in {"throughput", "accuracy", "agreement"}
 
     @property
@@ -69,7 +69,7 @@ class Metric:
 
 
 def decode_rate(record: Record) -> float | None:
-    """Tokens per second over all decode runs, each run's first token excluded: the gate's estimate."""
+    """Tokens per second over all decode runs, without each run's first token: the gate's estimate."""
     runs = [run for process in record.samples for run in process.decode if run.step_ns]
     seconds = sum(sum(run.step_ns) for run in runs) / 1e9
     return sum(len(run.step_ns) for run in runs) / seconds if seconds else None
@@ -85,7 +85,7 @@ def _p90_prefill(record: Record) -> float | None:
 
 
 def _cost(record: Record) -> FormatCost | None:
-    """What the formats cost on a text; over random ids it is no figure of the artifact."""
+    """The cost of the formats on a text; a cost over random ids is not a figure of the artifact."""
     cost = record.subject.format_cost
     return cost if cost is not None and cost.text_sha256 is not None else None
 
@@ -214,7 +214,7 @@ METRICS: Mapping[str, Metric] = {
         ),
     )
 }
-"""The quantities that every record may hold, by name; `metric_of` knows accuracy by task too."""
+"""The quantities that every record may hold, by name; `metric_of` also knows accuracy by task."""
 
 
 def metric_of(name: str) -> Metric:
@@ -246,7 +246,7 @@ def _accuracy(name: str, task: str) -> Metric:
 
 
 def measured(record: Record) -> dict[str, float | None]:
-    """Each metric's figure by name, None for the unmeasured; what a format costs only where the record says it."""
+    """Each metric's figure by name, None if not measured; the cost of a format only if the record holds it."""
     found = [metric for metric in METRICS.values() if metric.kind not in {"divergence", "agreement"} or _cost(record)]
     found += [metric_of(f"accuracy/{task}") for task in record.accuracy]
     return {metric.name: metric.read(record) for metric in found}

@@ -1,15 +1,14 @@
-"""Is the second of two sides slower than the first? The ratio of their times, from turns taken in lockstep.
+"""Is the new side slower than the old one? The ratio of their times, from turns taken in lockstep.
 
-A block is a fresh process of each side; `lockstep.py` lets them take turns, so that both meet the same machine. The
-median over its pairs of turns gives one number, the log of a ratio. What a process costs more than the next of its kind
-differs from block to block and not from turn to turn, so the interval of the mean is Student's t over blocks: the
-spread between them is in it.
+A block is a fresh process of each side; in `lockstep.py` they take turns, so that both run under the same conditions.
+The median over a block's pairs of turns gives one number, the log of a ratio. Processes of the same side differ between
+blocks, not between turns. So the interval of the mean is Student's t over blocks: it includes the spread between them.
 
-Two witnesses tell of each quantity of the turns. CPU time hardly knows of neighbours and counts in every block. Time on
-the clock also knows of waiting; it counts in blocks where the old side ran all the while. A side is worse when one of
-them proves more than the margin. What a process tells once (how long it loaded, how much memory it took at most) gives
-one ratio a block, by one witness. All intervals of what decides hold together at `CONFIDENCE`; what is only shown has
-as wide ones.
+Two witnesses measure each quantity of the turns. CPU time depends little on other work and counts in every block. Time
+on the clock also includes waiting; it counts in blocks in which the old side ran the whole time. The new side is worse
+if one witness proves more than the margin. A quantity that a process measures once (load time, peak memory) gives one
+ratio per block, by one witness. All intervals of the deciding quantities hold together at `CONFIDENCE`; the other
+intervals are equally wide.
 """
 
 from __future__ import annotations
@@ -29,29 +28,29 @@ Witness = Literal["CPU time", "time on the clock", "each process"]
 Group = Literal["latency", "memory", "load"]
 CONFIDENCE = 0.99
 _MOST_LOG_RATIO = 100.0
-"""A bound further away says nothing: two blocks that differ, at a high confidence."""
+"""A bound further away is useless: it comes from two blocks that differ, at a high confidence."""
 RAN_SHARE = 0.95  # of the time on the clock, by at least one thread
 _WITNESSES: tuple[Witness, ...] = ("CPU time", "time on the clock")
 _ONCE: Witness = "each process"
 PREFILL, STEP, FIRST, LOAD, PEAK = "prefill", "decode step", "time to first token", "load", "peak memory"
 DECIDING: Mapping[Group, tuple[str, ...]] = {"latency": (PREFILL, STEP), "memory": (PEAK,), "load": (LOAD,)}
-"""What decides a comparison that is made on these; all else that was measured is shown beside it.
+"""The quantities that decide a comparison; all other measured ones are only shown.
 
-The time to the first token is a prefill and one choice among the logits, and each decode step has such a choice as
-well: whatever makes it longer makes one of the two longer.
+The time to the first token is a prefill and one choice among the logits, and each decode step has such a choice too: if
+it becomes slower, so does one of the two.
 """
 _SCALES = {PEAK: ("MB", 1e6)}
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """Calls of one side in one turn: time of each in ns, and CPU time of all threads over all; None if not counted."""
+    """Calls of one side in one turn: time of each call in ns, and CPU time of all threads; None if not counted."""
 
     wall_ns: Sequence[int]
     cpu_ns: int | None
 
     def per_call_ns(self, witness: Witness) -> float | None:
-        """Mean CPU time, or the median on the clock, which a single interruption does not move."""
+        """Mean CPU time, or the median time on the clock, which a single interruption does not change."""
         if witness == "CPU time":
             return self.cpu_ns / len(self.wall_ns) if self.cpu_ns else None
         return statistics.median(self.wall_ns)
@@ -61,20 +60,20 @@ class Turn:
 class Block:
     """Turns of one pair of processes: for each quantity the batches of the old side and the new one, in order.
 
-    `once` is what each process tells once, of the old one and the new one: ns or bytes.
+    `once` has the quantities that a process measures once, for the old process and the new one, in ns or bytes.
     """
 
     turns: Mapping[str, Sequence[tuple[Turn, Turn]]]
     once: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def is_calm(self, quantity: str) -> bool:
-        """Whether the old side ran all the while, so that nothing else held up either; True where nothing tells."""
+        """Whether the old side ran the whole time, so that no other work delayed either side; True if unknown."""
         pairs = self.turns[quantity]
         used = [old.cpu_ns for old, _ in pairs if old.cpu_ns is not None]
         return not used or sum(used) >= RAN_SHARE * sum(sum(old.wall_ns) for old, _ in pairs)
 
     def times_ns(self, quantity: str, witness: Witness) -> list[tuple[float, float]]:
-        """Times per call of both sides, turn by turn, or what both told once; none where the witness does not count."""
+        """Times per call of both sides by turn, or the figure of each process; empty if the witness does not count."""
         if witness == _ONCE:
             return [self.once[quantity]] if quantity in self.once else []
         if witness == "time on the clock" and not self.is_calm(quantity):
@@ -85,9 +84,9 @@ class Block:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Paired:
-    """One quantity by one witness: medians of all turns in `unit`, and how many times the old one the new one takes.
+    """One quantity by one witness: medians of all turns in `unit`, and the ratio of new to old.
 
-    `low` and `high` bound `ratio`; all are None where no block tells, the bounds also where a single one does. A row
+    `low` and `high` bound `ratio`; all are None if no block counts, the bounds also if only one block counts. A row
     that does not decide is only shown.
     """
 
@@ -105,9 +104,9 @@ class Paired:
 
 
 def confidence_at_look(number: int, confidence: float = CONFIDENCE) -> float:
-    """What all intervals of the `number`-th look hold at, so that those of all looks, however many, do at `confidence`.
+    """The confidence of all intervals of look `number`, so that those of all looks together hold at `confidence`.
 
-    Look k spends 1 / (k (k + 1)) of what may go wrong; these shares sum to 1.
+    Look k spends 1 / (k (k + 1)) of the error rate; these shares sum to 1, so any number of looks is allowed.
     """
     return 1 - (1 - confidence) / (number * (number + 1))
 
@@ -115,10 +114,10 @@ def confidence_at_look(number: int, confidence: float = CONFIDENCE) -> float:
 def judge_blocks(
     blocks: Sequence[Block], *, margin: float, confidence: float = CONFIDENCE, on: Sequence[Group] = ("latency",)
 ) -> list[Paired]:
-    """Bound how many times as much the new side takes, by every quantity and witness; a margin of 0.1 allows 10 %.
+    """Bound the ratio of new to old, for every quantity and witness; a margin of 0.1 allows 10 %.
 
-    All intervals of what decides, which is `on`, hold together at `confidence`. What is to decide and was not measured
-    is a row that says nothing.
+    All intervals of the quantities `on`, which decide, hold together at `confidence`. A deciding quantity that was not
+    measured is a row without figures.
     """
     if not blocks:
         return []
@@ -136,7 +135,7 @@ def judge_blocks(
 
 
 def verdict_of(rows: Sequence[Paired]) -> Shift:
-    """Return one word for all that decide: worse if any is, equal or better if some witness says so of each."""
+    """Return one word for all deciding rows: worse if any is; equal or better if a witness proves it for each."""
     rows = [row for row in rows if row.decides]
     words = {row.shift for row in rows}
     if "worse" in words:
@@ -171,7 +170,7 @@ def _paired(quantity: str, witness: Witness, blocks: Sequence[Block], margin: fl
 
 
 def log_ratio(turns: Sequence[tuple[float, float]]) -> float:
-    """Return what a block says: the median over its turns of the log of new over old."""
+    """Return a block's log ratio: the median over its turns of the log of new over old."""
     return statistics.median(math.log(new / old) for old, new in turns)
 
 

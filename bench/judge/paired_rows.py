@@ -1,8 +1,8 @@
-"""Is the second of two sides right less often? Both answered the same rows, so only rows that one alone had right tell.
+"""Is the new side right less often? Both answered the same rows, so only rows that one side alone had right count.
 
-The p value is McNemar's, exact: of the rows that one side alone had right, each side has as many by chance as a fair
-coin gives. It says whether there is a difference at all. Whether the new side is no worse within a margin, which is
-what a release asks, says the interval of the paired difference (`adapt/paired.py`).
+The p value is McNemar's, exact: without a difference, each of these rows is equally likely to be on either side. It
+says whether there is a difference at all. A release asks whether the new side is no worse within a margin: the interval
+of the paired difference (`adapt/paired.py`) answers that.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairedRows:
-    """One task: rows right by each side alone, and the difference in share right (new less old) with its interval.
+    """One task: rows right by each side alone, and the difference in share right (new minus old) with its interval.
 
-    `old_right` and `new_right` tell of each row, in the order that `rows_sha256` names, as a 0 or a 1.
+    `old_right` and `new_right` have a 0 or 1 for each row, in the order of the rows that `rows_sha256` identifies.
     """
 
     task: str
@@ -41,7 +41,7 @@ class PairedRows:
 
 
 def mcnemar(num_old_only: int, num_new_only: int) -> float:
-    """Exact two-sided p value of so many rows that one side alone had right."""
+    """Exact two-sided p value of the numbers of rows that one side alone had right."""
     num_apart = num_old_only + num_new_only
     if num_apart == 0:
         return 1.0

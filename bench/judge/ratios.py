@@ -1,6 +1,7 @@
-"""How sure a change between two records is: the ratio of two figures with its bounds, and what would have shown.
+"""How certain a change between two records is: the ratio of two figures, its bounds, and the least detectable change.
 
-Loads numpy where samples are resampled; `bounds.py` judges limits without it. Bounds are one-sided at `confidence`.
+numpy is loaded only if samples are resampled; `bounds.py` judges limits without it. Bounds are one-sided at
+`confidence`.
 """
 
 from __future__ import annotations
@@ -58,10 +59,10 @@ def _resampled_medians(processes: Sequence[Sequence[float]], rng: np.random.Gene
 
 
 def detectable_change(low: float, high: float, *, confidence: float) -> float:
-    """Least relative change that a ratio with these bounds would have shown 8 times in 10: the effect at POWER.
+    """Least relative change that a ratio with these bounds would have shown in 8 of 10 cases: the effect at POWER.
 
-    The half-width of the interval is z(confidence) standard errors of the log ratio; z(confidence) + z(POWER) would
-    show. For independent samples that is the familiar 2.8 * variation * sqrt(2 / n).
+    The half-width of the interval is z(confidence) standard errors of the log ratio; a change of z(confidence) +
+    z(POWER) would show. For independent samples that is the well-known 2.8 * variation * sqrt(2 / n).
     """
     quantile = NormalDist().inv_cdf
     error = math.log(high / low) / 2 / quantile(confidence)
@@ -74,8 +75,8 @@ def ratio_of_paired_shares(
     """Bound `new / old` of two shares right of the same rows, answered row by row.
 
     The hybrid Wilson score interval of Bonett & Price, Statistics in Medicine 25 (2006), equations 6 to 8: rows that
-    both answer alike say nothing of a change, so the interval is narrower than that of two independent shares. None
-    where the old share may be 0.
+    both answer alike do not show a change, so the interval is narrower than that of two independent shares. None if the
+    old share may be 0.
     """
     pairs = list(zip(old, new, strict=True))
     num_old, num_new = sum(was for was, _ in pairs), sum(now for _, now in pairs)
@@ -98,7 +99,7 @@ def _wilson(num_right: int, num_rows: int, z: float) -> tuple[float, float]:
 def ratio_of_shares(old: Bounds, new: Bounds) -> tuple[float, float] | None:
     """Bound `new / old` of two independent shares from their own bounds (MOVER-R: Donner & Zou, 2012, equation 9).
 
-    None where the old share may be 0, since any ratio is possible then.
+    None if the old share may be 0, because then any ratio is possible.
     """
     if not old.low or old.high is None or new.low is None or new.high is None:
         return None

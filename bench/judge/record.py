@@ -1,4 +1,4 @@
-"""What one measurement session found, as one sealed JSON file.
+"""The results of one measurement session, as one sealed JSON file.
 
 A record holds raw samples, memory, telemetry, identity and provenance, but no statistic and no verdict: those are
 computed when it is read. The seal is the SHA-256 over the canonical JSON of everything else: it detects accidents and
@@ -89,7 +89,7 @@ MAX_RECORD_BYTES = 64_000_000
 
 
 class Record(Part):
-    """One measurement session. Build it, then call `sealed()`; `load_record` gives back only intact ones."""
+    """One measurement session. Build it, then call `sealed()`; `load_record` returns only intact records."""
 
     schema_version: Literal[1] = 1
     run_id: Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9\-]{0,79}$")]
@@ -123,7 +123,7 @@ class Record(Part):
         return self.model_copy(update={"sha256": seal_of(self.document())})
 
     def is_intact(self) -> bool:
-        """Whether the seal is there and matches the content."""
+        """Whether the record has a seal that matches the content."""
         return self.sha256 is not None and self.sha256 == seal_of(self.document())
 
     def document(self) -> dict[str, Any]:
@@ -146,10 +146,10 @@ def _content_of(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_record(path: Path) -> Record:
-    """Read a record and prove it whole.
+    """Read a record and check its seal.
 
-    Raises `HavocError` (exit 2) for a file that is no record of a known schema, `IdentityError` (exit 5) for one whose
-    content no longer matches its seal.
+    Raises `HavocError` (exit 2) for a file that is not a record with a known schema, `IdentityError` (exit 5) for one
+    whose content no longer matches its seal.
     """
     _refuse_no_file(path)
     document = storage.read_json(path, max_bytes=MAX_RECORD_BYTES)
@@ -170,7 +170,7 @@ def load_record(path: Path) -> Record:
 
 
 def _refuse_no_file(path: Path) -> None:
-    """Refuse what reading would wait on for ever, or never come to the end of."""
+    """Refuse a path that would block reading for ever (a pipe) or never end (a device)."""
     try:
         is_other = path.exists() and not path.is_file()
     except OSError as error:
@@ -191,7 +191,7 @@ def json_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Record.model_json_schema()}
 
 
-if __name__ == "__main__":  # python -m havoc_core.bench.judge.record: publish the schema anew
+if __name__ == "__main__":  # python -m havoc_core.bench.judge.record: write the schema again
     from pathlib import Path
 
     storage.write_json(Path(__file__).with_name("record.schema.json"), json_schema())

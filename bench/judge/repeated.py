@@ -1,11 +1,11 @@
-"""Bounds of a share that hold however often somebody looks and whenever they stop.
+"""Bounds of a share that hold for any number of looks and any moment of stopping.
 
-Clopper and Pearson's bound holds for a number of rows that was fixed before. Whoever may choose the number after the
-fact passes sooner or later: a model that is right in 84 % proves "more than 85 %" at some number up to 1000 in 16.5 %
-of all runs. These bounds hold for all numbers at once, and cost a few rows more. For a share of at most p, the
-likelihood ratio of every larger share, averaged over all larger shares alike, is a supermartingale that starts at 1; so
-it ever reaches 1 / error with a probability of at most `error` (Ville). Source: Robbins, "Statistical methods related
-to the law of the iterated logarithm", 1970; Howard and others, "Time-uniform, nonparametric, nonasymptotic confidence
+Clopper and Pearson's bound holds only if the number of rows was fixed before. If the number may be chosen afterwards, a
+pass comes sooner or later: a model that is right in 84 % proves "more than 85 %" at some number up to 1000 in 16.5 % of
+all runs. These bounds hold for all numbers at once, and need a few more rows. For a share of at most p, the likelihood
+ratio of every larger share, averaged evenly over all larger shares, is a supermartingale that starts at 1. So the
+probability that it ever reaches 1 / error is at most `error` (Ville). Source: Robbins, "Statistical methods related to
+the law of the iterated logarithm", 1970; Howard and others, "Time-uniform, nonparametric, nonasymptotic confidence
 sequences", 2021.
 """
 
@@ -26,7 +26,7 @@ def any_time_bounds(num_right: int, num_rows: int, *, confidence: float) -> Boun
 
 
 def _low(num_right: int, num_rows: int, confidence: float) -> float:
-    """The largest share that the rows speak against as strongly as the confidence asks."""
+    """The largest share that the rows exclude at the confidence."""
     wanted = -math.log(1.0 - confidence)
     low, high = 0.0, num_right / num_rows
     for _ in range(_BISECTIONS):
@@ -36,7 +36,7 @@ def _low(num_right: int, num_rows: int, confidence: float) -> float:
 
 
 def log_evidence(num_right: int, num_rows: int, *, share: float) -> float:
-    """Logarithm of the averaged likelihood ratio of all shares above `share` to it; above 0 speaks for a larger one."""
+    """Logarithm of the averaged likelihood ratio of all shares above `share` to it; above 0 favours a larger share."""
     if not 0.0 < share < 1.0:
         return math.inf if share <= 0.0 and num_right else -math.inf
     num_wrong = num_rows - num_right

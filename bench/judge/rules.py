@@ -1,8 +1,8 @@
-"""What must hold before any number of a record may decide: every rule, in the order in which they are asked.
+"""All rules that must hold before any number of a record may decide, in the order in which they are checked.
 
-Identity rules (I, exit code 5) ask whether this is the device, the artifact and the kind of evidence the release
-claims; validity rules (V, exit code 4) ask whether the measurement measured what it says. Every rule has a known-bad
-record and its known-good twin in the tests.
+Identity rules (I, exit code 5) check that the device, the artifact and the kind of evidence are those that the release
+claims. Validity rules (V, exit code 4) check that the measurement measured what it says. For every rule the tests have
+a known-bad record and its known-good twin.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ RULES = tuple(
 
 
 def device_problem(device: Device, target: Target, *, this_cpu: Cpu) -> str | None:
-    """Ask the identity rules about a device, before there is any record of it; None where records of it may decide."""
+    """Check the identity rules on a device before it is measured; None if records of it may decide."""
     from .record import Record as AnyRecord
 
     if device.is_simulated:

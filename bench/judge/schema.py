@@ -1,7 +1,7 @@
-"""The parts a record is made of: frozen, strictly typed pydantic models with the unit in every name.
+"""The parts of a record: frozen, strictly typed pydantic models with the unit in every name.
 
 Durations are integer nanoseconds (`_ns`) and positive, sizes integer bytes (2 GB is 2,000,000,000 bytes). A value that
-could not be measured is null, never 0, NaN or Infinity; numbers that are computed with end where nothing real reaches.
+could not be measured is null, never 0, NaN or Infinity; numbers used in computations have bounds beyond any real value.
 Nothing here names the machine, its user or a path.
 """
 
@@ -74,7 +74,7 @@ class Part(BaseModel):
 
 
 class Tool(Part):
-    """What wrote the record; commit and dirtiness only where it ran from a checkout."""
+    """The program that wrote the record; commit and dirtiness only if it ran from a checkout."""
 
     name: Text = "havoc-core"
     version: Text
@@ -83,10 +83,10 @@ class Tool(Part):
 
 
 class FormatCost(Part):
-    """What the artifact's formats cost against the exact fold in fp32, as its export measured them on a text.
+    """The cost of the artifact's formats against the exact fold in fp32, measured at its export on a text.
 
-    KL divergences in nats: `kl_chunks` are the means of equal pieces of neighbouring positions, `kl_mean` is theirs.
-    Without `text_sha256` the ids were random.
+    KL divergences in nats: `kl_chunks` are the means over equal pieces of neighbouring positions, `kl_mean` is the mean
+    of these. Without `text_sha256` the ids were random.
     """
 
     kl_mean: Nats
@@ -102,40 +102,40 @@ class FormatCost(Part):
     def _is_consistent(self) -> Self:
         mean = sum(self.kl_chunks) / len(self.kl_chunks)
         if not math.isclose(mean, self.kl_mean, rel_tol=_ROUNDING, abs_tol=_ROUNDING):
-            raise ValueError(f"pieces of {mean:.6g} nats on average and a mean of {self.kl_mean:.6g}")
+            raise ValueError(f"the pieces have {mean:.6g} nats on average, but kl_mean is {self.kl_mean:.6g}")
         if abs(self.top1_share * self.num_positions - self.num_same) > _ROUNDING * self.num_positions:
             raise ValueError(
-                f"a share of {self.top1_share!r} of {self.num_positions} positions is not a whole number of them"
+                f"a share of {self.top1_share!r} of {self.num_positions} positions is not a whole number of positions"
             )
         if self.num_positions % len(self.kl_chunks):
-            raise ValueError(f"{self.num_positions} positions in {len(self.kl_chunks)} equal pieces")
+            raise ValueError(f"{self.num_positions} positions cannot have {len(self.kl_chunks)} equal pieces")
         if (self.text == "random ids") != (self.text_sha256 is None):
-            raise ValueError(f"{self.text} with the SHA-256 {self.text_sha256}")
+            raise ValueError(f"text is {self.text}, but its SHA-256 is {self.text_sha256}")
         return self
 
     @property
     def num_same(self) -> int:
-        """Positions with the same first choice."""
+        """Number of positions with the same first choice."""
         return round(self.top1_share * self.num_positions)
 
 
 class EngineVersion(Part):
-    """The other engine that ran the model, `llama.cpp` say, and the version of its package."""
+    """The other engine that ran the model, such as `llama.cpp`, and the version of its package."""
 
     name: Text
     version: Text
 
 
 class Subject(Part):
-    """The artifact that was measured, down to the hash of each of its files.
+    """The artifact that was measured, with the hash of each of its files.
 
-    With an `engine` it is that engine's model and no artifact of HAVOC: then there is no manifest and no
-    `graph_sha256`, and nothing of the model is known but its files and the bytes of its weights.
+    With an `engine` it is that engine's model, not an artifact of HAVOC: then there is no manifest and no
+    `graph_sha256`, and only the files of the model and the bytes of its weights are known.
 
-    `config` and `structure` are its shape and formats in full, what the roofline of a measurement is computed from;
-    `graph` is how it was written: dialect, opset, kind of cache; `format_cost` what its formats cost in answers, null
-    in records of artifacts that do not say. `is_graph_rebuilt` tells whether its graphs, built anew by HAVOC from
-    configuration and structure, are the same bytes; null where that cannot be done, as on a device without onnx-ir.
+    `config` and `structure` are its full shape and formats, from which the roofline of a measurement is computed.
+    `graph` says how it was written: dialect, opset, kind of cache. `format_cost` is the cost of its formats, null if
+    the artifact does not state it. `is_graph_rebuilt` says whether HAVOC built its graphs again from configuration and
+    structure with the same bytes; null if that is not possible, as on a device without onnx-ir.
     """
 
     name: Text
@@ -161,20 +161,20 @@ class Subject(Part):
     @model_validator(mode="after")
     def _has_graph_or_engine(self) -> Self:
         if self.engine is None and self.graph_sha256 is None:
-            raise ValueError("an artifact needs graph_sha256; only the model of another engine has none")
+            raise ValueError("an artifact needs graph_sha256; only a model of another engine may leave it out")
         havocs = ("graph_sha256", "manifest_sha256", "format_cost", "is_graph_rebuilt")
         stray = [name for name in havocs if getattr(self, name) is not None]
         if self.engine is not None and stray:
-            raise ValueError(f"{', '.join(stray)} of a model that {self.engine.name} ran")
+            raise ValueError(f"a model of {self.engine.name} cannot have {', '.join(stray)}")
         return self
 
 
 class Workload(Part):
-    """What was asked of the model: tokens are uniform random ids, drawn anew for every call from the seed.
+    """The work that the model was given: tokens are uniform random ids, drawn from the seed for every call.
 
-    `decode_tokens` counts the first generated token, which belongs to the prefill and is not timed with the others. Of
-    `batch_size` prompts at once, tokens and rates are those of each. A timed prefill, and the one before a first token,
-    reads its prompt `passes` times: 2 where a first pass chooses the expert that answers in the second.
+    `decode_tokens` includes the first generated token, which belongs to the prefill and is not timed with the others.
+    With `batch_size` prompts at once, tokens and rates are those of each prompt. A timed prefill, and the one before a
+    first token, reads its prompt `passes` times: 2 if a first pass chooses the expert that answers in the second.
     """
 
     batch_size: PositiveCount = 1
@@ -187,7 +187,7 @@ class Workload(Part):
 
 
 class Cpu(Part):
-    """Identity of a central processor as its operating system reports it."""
+    """Identity of a CPU as its operating system reports it."""
 
     name: Text
     vendor: Text
@@ -200,7 +200,7 @@ class Cpu(Part):
 
 
 class GpuWitness(Part):
-    """One source's word on the card; UUIDs are stored hashed."""
+    """The card as one source reports it; UUIDs are stored hashed."""
 
     name: Text
     uuid_sha256: Sha256 | None = None
@@ -231,7 +231,7 @@ class Gpu(Part):
 
 
 class Device(Part):
-    """The processor that ran the model. `fingerprint` is equal for equal devices of equal driver."""
+    """The processor that ran the model. Equal devices with equal drivers have the same `fingerprint`."""
 
     kind: DeviceName
     name: Text
@@ -249,7 +249,7 @@ class Device(Part):
 
 
 class Host(Part):
-    """The machine around the device, without anything that names it.
+    """The machine around the device, without names that identify it.
 
     `cpu_quota_cores` is the CPU time that a container or service may use, in cores; null without such a limit.
     """
@@ -268,8 +268,8 @@ class Host(Part):
 class Protocol(Part):
     """How it was measured.
 
-    `kv_cache` is "preallocated" where keys and values stay in buffers bound once, "allocated" where the runtime makes
-    new ones at every step, and null in records older than the field.
+    `kv_cache` is "preallocated" if keys and values stay in buffers that are bound once, "allocated" if the runtime
+    allocates new ones at every step, and null in records older than the field.
     """
 
     profile: Text
@@ -291,9 +291,9 @@ class Protocol(Part):
 
 
 class Calls(Part):
-    """Timed calls in order: when each began (ns since the process's first clock reading) and how long it took.
+    """Timed calls in order: the start of each (ns since the process's first clock reading) and its duration.
 
-    `cpu_ns` is the CPU time that all threads of the process used during each call; empty where it was not counted.
+    `cpu_ns` is the CPU time that all threads of the process used during each call; empty if it was not counted.
     """
 
     start_ns: tuple[TimestampNs, ...] = ()
@@ -310,9 +310,9 @@ class Calls(Part):
 
 
 class Episode(Part):
-    """One decode run: `num_tokens` generated, of which the first came with the prefill and each other took one step.
+    """One decode run of `num_tokens` generated tokens: the first came with the prefill, every other took one step.
 
-    `cpu_ns` is the CPU time of all threads over all steps; null where it was not counted.
+    `cpu_ns` is the CPU time of all threads over all steps; null if it was not counted.
     """
 
     start_ns: TimestampNs
@@ -328,10 +328,10 @@ class Episode(Part):
 
 
 class Warmup(Part):
-    """The calls before the counted ones and how the process settled.
+    """The calls before the counted ones, and how the process settled.
 
-    `tolerance` is how far the medians of two windows were allowed to lie apart, as a share: what the scatter of the
-    calls explains. Null in records older than the field, whose protocol has one for all.
+    `tolerance` is the allowed difference between the medians of two windows, as a share: the difference that the
+    scatter of the calls explains. Null in records older than the field, whose protocol has one tolerance for all.
     """
 
     classification: WarmupClass
@@ -341,13 +341,13 @@ class Warmup(Part):
 
 
 class Surroundings(Part):
-    """What else the machine did while a process worked: counters, read between calls, as columns of equal length.
+    """Other work of the machine while a process ran: counters, read between calls, as columns of equal length.
 
-    `t_ns` is on the clock of the process's calls. CPU time that anybody used (`busy_ns`) and that the hypervisor took
-    (`stolen_ns`) is that of the `num_cpus` the process may use; `own_ns` is its own. `waited_ns` is the time that one
-    of its threads, the one which waited longest since the reading before, was ready to run and did not. An empty column
-    was not counted. The last three count how often the process's control group stood still because its CPU quota was
-    used up.
+    `t_ns` is on the clock of the process's calls. `busy_ns` is the CPU time of all processes and `stolen_ns` that taken
+    by the hypervisor, both on the `num_cpus` that the process may use; `own_ns` is the process's own CPU time.
+    `waited_ns` is the time that a thread of the process was ready to run and did not: of the thread that waited longest
+    since the last reading. An empty column was not counted. The last three count how often the process's control group
+    was stopped because its CPU quota was used up.
     """
 
     num_cpus: PositiveCount
@@ -372,12 +372,12 @@ class Surroundings(Part):
 
 
 class WorkDone(Part):
-    """What shows that timed calls did the work: `num_calls` of them left in the cache what the same tokens leave alone.
+    """Proof that timed calls did the work: after `num_calls` of them the cache was as if the tokens were read untimed.
 
-    `largest_error` is the largest RMS difference of keys or values, in units of their own RMS, outside the timed spans;
-    `step_error` is the same of the steps of a decode episode and of the last step's logits, against one call that reads
-    all its tokens; None where it was not compared. `short_step_ns` are single steps after a few tokens, which take no
-    longer than those after many.
+    `largest_error` is the largest RMS difference of keys or values, in units of their own RMS, outside the timed spans.
+    `step_error` is the same for the steps of a decode episode and for the last step's logits, against one call that
+    reads all its tokens; None if it was not compared. `short_step_ns` are single steps after a few tokens, which must
+    not take longer than those after many.
     """
 
     num_calls: Count
@@ -389,9 +389,9 @@ class WorkDone(Part):
 class ProcessSamples(Part):
     """Everything one fresh latency process measured.
 
-    `clock_span_ns` is how long the counted part took by each clock that reached the process by a way of its own.
-    `num_shape_nodes` are those that compute lengths from shapes, which ONNX Runtime runs on the CPU beside a card: they
-    are not in `nodes_by_provider`. `num_nonfinite_logits` is null where an engine shows no logits.
+    `clock_span_ns` is the duration of the counted part by each independent clock. `num_shape_nodes` counts the nodes
+    that compute lengths from shapes, which ONNX Runtime runs on the CPU even with a card: they are not in
+    `nodes_by_provider`. `num_nonfinite_logits` is null if an engine does not show logits.
     """
 
     process: Count
@@ -421,20 +421,21 @@ class ProcessSamples(Part):
 
     @property
     def ttft_ms(self) -> list[float]:
-        """Milliseconds from the request to the first token, each counted request."""
+        """Milliseconds from the request to the first token, for each counted request."""
         return [ns / 1e6 for ns in self.ttft.duration_ns]
 
     @property
     def decode_tok_per_s(self) -> list[float]:
-        """Tokens per second of each decode episode, its first token excluded."""
+        """Tokens per second of each decode episode, without its first token."""
         return [rate for episode in self.decode if (rate := episode.tok_per_s) is not None]
 
 
 class ColdStart(Part):
-    """A process of its own that started with the artifact's files out of the page cache, where that could be had.
+    """A separate process that started with the artifact's files out of the page cache, if that was possible.
 
-    `page_cache` is what the load proved by the bytes it fetched from the disk, whatever was asked for. `startup_ns` is
-    the time from starting the process to its first look at the artifact: interpreter and imports, never cold here.
+    `page_cache` is the state that the load proved by the bytes it read from the disk, even if another was requested.
+    `startup_ns` is the time from the start of the process to its first access to the artifact: interpreter and imports,
+    which are never cold here.
     """
 
     page_cache: Literal["cold", "warm", "unknown"]
@@ -445,9 +446,10 @@ class ColdStart(Part):
 
 
 class MemorySeries(Part):
-    """Bytes over time in one process, the highest reading of each phase, and how they were read.
+    """Bytes over time in one process, the highest reading of each phase, and the method of reading.
 
-    `spilled_bytes` is what of a card's memory lay in the system's instead, where that is told (Windows).
+    `spilled_bytes` is the part of a card's memory that was in system memory instead, if the system reports it
+    (Windows).
     """
 
     process: Count
@@ -472,9 +474,9 @@ class MemorySeries(Part):
 
 
 class Memory(Part):
-    """Memory passes, apart from the timed ones. An empty list means not measured; `*_reason` says why.
+    """Memory passes, separate from the timed ones. An empty list means not measured; `*_reason` says why.
 
-    `vram_caveat` is what the figure rests on where it was not the driver's own of that one process.
+    `vram_caveat` says how the figure was obtained if it is not the driver's own figure for that process.
     """
 
     rss: tuple[MemorySeries, ...] = ()
@@ -485,17 +487,17 @@ class Memory(Part):
 
     @property
     def peak_rss_bytes(self) -> int | None:
-        """Worst process's peak resident set, None when not measured."""
+        """The worst process's peak resident set; None if not measured."""
         return max((series.peak_bytes for series in self.rss), default=None)
 
     @property
     def peak_vram_bytes(self) -> int | None:
-        """Worst process's peak device memory, None when not measured."""
+        """The worst process's peak device memory; None if not measured."""
         return max((series.peak_bytes for series in self.vram), default=None)
 
 
 class TelemetryPoint(Part):
-    """One reading of the device while it worked; what it does not offer is null."""
+    """One reading of the device while it worked; a value that the device does not offer is null."""
 
     t_ns: TimestampNs
     process: Count
@@ -510,7 +512,7 @@ class TelemetryPoint(Part):
 
 
 class Energy(Part):
-    """Energy of a span of decoding: `joules / num_tokens` is `energy_j_per_tok`, and each process has its own."""
+    """Energy of a span of decoding: `joules / num_tokens` is `energy_j_per_tok`; each process has its own figure."""
 
     method: Text
     joules: Annotated[float, Field(gt=0, lt=1e12)]
@@ -520,7 +522,7 @@ class Energy(Part):
 
 
 class Check(Part):
-    """One validity check: `invalid` means no number of this record may decide anything."""
+    """One validity check: `invalid` means that no number of this record may decide anything."""
 
     id: Text
     status: CheckStatus
@@ -543,20 +545,20 @@ class MetricCounts(Part):
 
 
 def row_bits(right: Sequence[bool]) -> str:
-    """Write which rows were right as `DomainAccuracy.right_rows` holds it."""
+    """Encode which rows were right, in the form of `DomainAccuracy.right_rows`."""
     bits = "".join("01"[is_right] for is_right in right)
     bits += "0" * (-len(bits) % ROWS_PER_DIGIT)
     return f"{int(bits, 2):0{len(bits) // ROWS_PER_DIGIT}x}"
 
 
 class DomainAccuracy(Part):
-    """Right answers of the exported artifact on rows of one split, named by the hash of their content.
+    """Right answers of the exported artifact on rows of one split, identified by the hash of their content.
 
-    `num_right` counts by `metric`, `metrics` by each metric of the task. `task_sha256` names what its file says,
-    `data_sha256` the files that the rows were read from (null: made here, or from the hub), `few_shot` counts the
-    solved rows in front of every question, and `chat` says whether prompts went through the model's chat template.
-    `right_rows` holds one bit a row, in hexadecimal digits, the first row in the highest bit of the first. They are
-    null or empty in records older than these fields.
+    `num_right` counts by `metric`, `metrics` by each metric of the task. `task_sha256` is the hash of the task file,
+    `data_sha256` that of the files with the rows (null: the rows were made by HAVOC, or come from the hub). `few_shot`
+    counts the solved rows before every question, and `chat` says whether prompts used the model's chat template.
+    `right_rows` holds one bit per row, as hexadecimal digits; the first row is the highest bit of the first digit.
+    These fields are null or empty in records older than the fields.
     """
 
     num_right: NumRows
@@ -575,7 +577,7 @@ class DomainAccuracy(Part):
     right_rows: RowBits | None = None
 
     def is_right(self) -> tuple[bool, ...] | None:
-        """Whether each row was answered right, in the order that `rows_sha256` names; None where only sums are kept."""
+        """Whether each row was right, in the order of the rows in `rows_sha256`; None if only sums are kept."""
         if self.right_rows is None:
             return None
         bits = "".join(f"{int(digit, 16):04b}" for digit in self.right_rows)
@@ -588,7 +590,7 @@ class DomainAccuracy(Part):
             num_digits = -(-self.num_rows // ROWS_PER_DIGIT)
             if len(self.right_rows) != num_digits or sum(right) != self.num_right:
                 raise ValueError(
-                    f"right_rows tells of {sum(right)} right of {len(right)} rows, num_right of {self.num_right}"
+                    f"right_rows has {sum(right)} right of {len(right)} rows, but num_right is {self.num_right}"
                 )
         return self
 
@@ -602,23 +604,23 @@ class DomainAccuracy(Part):
             or any(counts.num_rows != self.num_rows for counts in self.metrics.values())
         ):
             raise ValueError(
-                f"num_right {self.num_right} of {self.num_rows} rows is not what metrics says of {self.metric}"
+                f"num_right {self.num_right} of {self.num_rows} rows differs from {self.metric} in metrics"
             )
         return self
 
 
 _ASKED = {"metric": "metric", "task_sha256": "task file", "few_shot": "solved rows", "chat": "chat template"}
-"""What a score depends on beside model and rows, and what each is called."""
+"""The fields that a score depends on besides model and rows, with their names for people."""
 
 
 def asked_apart(one: DomainAccuracy, other: DomainAccuracy) -> str:
-    """Say in what two scores of one task were asked differently; what an older record leaves out is no difference."""
+    """Name how two scores of one task were asked differently; a field missing in an older record does not count."""
     pairs = {name: (getattr(one, name), getattr(other, name)) for name in _ASKED}
     return ", ".join(_ASKED[name] for name, pair in pairs.items() if None not in pair and pair[0] != pair[1])
 
 
 class Provenance(Part):
-    """Links to what came before."""
+    """Links to the protocol and to the record before."""
 
     protocol_sha256: Sha256
     previous_record_sha256: Sha256 | None = None

@@ -1,19 +1,19 @@
-"""How the entries of a targets file are put together before they are checked: what one takes over from another.
+"""Put together the entries of a targets file before they are checked: an entry can extend another one.
 
     [my-board]
     extends = "gtx1660"                  # another entry of the file, or a bundled target
     title = "my board"
-    without = ["accuracy/vision"]        # limits of it that are not taken over
+    without = ["accuracy/vision"]        # limits of that entry that are left out
 
-    [my-board.workload]                  # keys of a table replace those of the other, one by one
+    [my-board.workload]                  # keys of a table replace the same keys of that entry
     prompt_tokens = 128
 
-    [[my-board.limits]]                  # a limit replaces the other's on the same metric, or comes beside them
+    [[my-board.limits]]                  # a limit replaces that entry's limit on the same metric, or is added
     metric = "prefill_ms"
     below = 40
     unit = "ms"
 
-Works on plain tables; what they hold is checked afterwards. A mistake is a `ValueError` with one sentence.
+This module works on plain tables; their content is checked afterwards. A mistake is a `ValueError` with one sentence.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ EXTENDS, WITHOUT, LIMITS = "extends", "without", "limits"
 def whole_entry(
     name: str, entries: Mapping[str, Any], bundled: Mapping[str, Any], *, heirs: tuple[str, ...] = ()
 ) -> dict[str, Any]:
-    """Return an entry with what it takes over, and without the words that say so.
+    """Return an entry with everything that it takes over from others, without the keys `extends` and `without`.
 
-    An entry of the same file comes before a bundled one.
+    An entry of the same file has precedence over a bundled one.
     """
     entry = dict(entries[name])
     base = entry.pop(EXTENDS, None)
     if base is None:
         if WITHOUT in entry:
-            raise ValueError(f"`{WITHOUT}` leaves out limits of the target that `{EXTENDS}` names: name one")
+            raise ValueError(f"`{WITHOUT}` leaves out limits of the target in `{EXTENDS}`, which is missing: add it")
         return entry
     if not isinstance(base, str):
-        raise ValueError(f"`{EXTENDS}` is the name of a target")  # noqa: TRY004 - a mistake in a file, not in a program
+        raise ValueError(f"`{EXTENDS}` must be the name of a target")  # noqa: TRY004 - a mistake in a file, not a program
     if base in heirs:
         raise ValueError(f"{' extends '.join((*heirs, name, base))}: a circle")
     without = entry.pop(WITHOUT, [])
@@ -63,9 +63,9 @@ def _base_entry(
 
 
 def _joined(taken: dict[str, Any], entry: dict[str, Any], without: object) -> dict[str, Any]:
-    """Lay an entry over what it takes over: tables key by key, limits metric by metric, all else as a whole."""
+    """Lay an entry over the one it extends: tables by key, limits by metric, all other values as a whole."""
     if not (isinstance(without, list) and all(isinstance(metric, str) for metric in without)):
-        raise ValueError(f"`{WITHOUT}` is a list of metrics")
+        raise ValueError(f"`{WITHOUT}` must be a list of metrics")
     inherited = {limit.get("metric"): limit for limit in taken.get(LIMITS, [])}
     for metric in without:
         if metric not in inherited:

@@ -1,9 +1,9 @@
-"""What a release must meet: a device, told apart from its siblings, and the limits on it, read from TOML.
+"""Targets: the device that a release is for, identified exactly, and the limits it must meet, read from TOML.
 
-The bundled `targets.toml` holds `gtx1660` and `host`, for bases that read text only `gtx1660-text` and `host-text`, and
-`ci` for HAVOC's own CI; a user's own file has the same form: one table per target, which may take over another's
-(`extends`, see `target_table.py`). Every limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be
-mixed up; unknown keys are refused, and so are text or true for a number and figures that no device has.
+The bundled `targets.toml` holds `gtx1660` and `host`; `gtx1660-text` and `host-text` for bases that read only text; and
+`ci` for HAVOC's own CI. A user's file has the same form: one table per target, which may extend another one (`extends`,
+see `target_table.py`). Every limit names its unit, so milliseconds and seconds, or GB and GiB, cannot be mixed up.
+Unknown keys are refused, and so are text or true for a number and figures that no device has.
 
 Metrics and the unit each is judged in:
 
@@ -55,7 +55,7 @@ _PINS = ("task_sha256", "data_sha256")
 
 
 def title_of(name: str, workload: Workload | RequiredWorkload | None = None) -> str:
-    """Return the title of a metric, with the prompt's length where it is that of a prompt."""
+    """Return the title of a metric; that of a prefill with the prompt's length."""
     title = metric_of(name).title
     return f"{title}, {workload.prompt_tokens} tokens" if name == "prefill_ms" and workload is not None else title
 
@@ -63,12 +63,12 @@ def title_of(name: str, workload: Workload | RequiredWorkload | None = None) -> 
 class Limit(Part):
     """One bound a release must prove: `below` or `above` in `unit`; `value` gives it in the metric's own unit.
 
-    A limit on accuracy may name the task's file, from beside the targets' file, and pin what the task's file says and
-    the data it is scored on by their hashes, as a record holds them.
+    A limit on accuracy may name the task's file, relative to the targets file, and pin the content of the task's file
+    and the data it is scored on by the hashes that a record holds.
 
-    It may also state its rows, so that nobody chooses them afterwards: how many (`rows`; with another number the bound
-    is one that holds for any number of looks), the `seed` of rows made here, and the hash of the rows themselves. With
-    `must_be_pinned` only rows that HAVOC makes itself count, and those that a hash of the limit pins.
+    It may also state its rows, so that they cannot be chosen afterwards: their number (`rows`; with another number the
+    bound is one that holds for any number of looks), the `seed` of rows that HAVOC makes, and the hash of the rows.
+    With `must_be_pinned` only rows count that HAVOC makes itself or that a hash in the limit pins.
     """
 
     metric: Text
@@ -91,7 +91,7 @@ class Limit(Part):
         if (self.below is None) == (self.above is None):
             raise ValueError(f"{self.metric} needs either `below` or `above`")
         if (self.below is not None) != metric.is_lower_better:
-            raise ValueError(f"{self.metric} is limited by `{'below' if metric.is_lower_better else 'above'}`")
+            raise ValueError(f"{self.metric} needs `{'below' if metric.is_lower_better else 'above'}`")
         if self.unit not in metric.scales:
             raise ValueError(f"{self.metric} has no unit {self.unit!r}: choose from {', '.join(metric.scales)}")
         if self.unit == "%" and (written := self.below or self.above or 0.0) < 1:
@@ -100,11 +100,11 @@ class Limit(Part):
                 f'write {100 * written:g}, or {written:g} with unit "share"'
             )
         if metric.kind != "accuracy" and (wrong := sorted({"task", *_PINS} & self.model_fields_set)):
-            raise ValueError(f"{self.metric} has no {', '.join(wrong)}: it is not a limit on a task")
+            raise ValueError(f"{self.metric} has no {', '.join(wrong)}: only limits on a task have it")
         if "percentile" in self.model_fields_set and metric.kind != "latency":
             raise ValueError(f"{self.metric} has no percentile")
         if metric.kind != "accuracy" and (stated := sorted(_ROWS & self.model_fields_set)):
-            raise ValueError(f"{self.metric} is not judged on rows: {', '.join(stated)} has no meaning")
+            raise ValueError(f"{self.metric} is not judged on rows: leave out {', '.join(stated)}")
         if not metric.lowest <= self.value <= metric.highest:
             raise ValueError(
                 f"{self.metric} limit of {self.value:g} {metric.unit} is outside the plausible range "
@@ -125,10 +125,10 @@ class Limit(Part):
 
 
 class DeviceRule(Part):
-    """What the record's device must be: every field that is given must be witnessed and equal, and none by prefix.
+    """The device that a record must be from: every given field must be witnessed and exactly equal, not by prefix.
 
-    A `cpu` rule with `is_this_machine` holds for records of the CPU the gate runs on, one with `names` for those
-    processors wherever the gate runs.
+    A `cpu` rule with `is_this_machine` holds for records of the CPU that the gate runs on; a rule with `names` holds
+    for those processors, on whatever machine the gate runs.
     """
 
     kind: DeviceName
@@ -144,7 +144,7 @@ class DeviceRule(Part):
     @model_validator(mode="after")
     def _names_a_device(self) -> Self:
         if self.is_this_machine and (not DEVICE_KINDS[self.kind].is_host or self.names):
-            raise ValueError("is_this_machine is for a cpu without `names`")
+            raise ValueError("is_this_machine is only for a cpu without `names`")
         if not self.names and not self.is_this_machine:
             raise ValueError("a device needs `names`, each exactly as its driver reports it")
         gpu_fields = {"pci_device_id", "compute_capability", "num_sms", "memory_total_bytes", "bus_width_bits"}
@@ -156,8 +156,8 @@ class DeviceRule(Part):
 class Roofline(Part):
     """The device's peaks on paper; `practical_*` are for estimates only and never prove anything.
 
-    `on_chip_bytes` is what caches and registers hold together, from where nothing is read again; the default is more
-    than any card's.
+    `on_chip_bytes` is the size of caches and registers together: weights in them are not read again. The default is
+    larger than that of any card.
     """
 
     fp32_flop_per_s: Rate
@@ -169,12 +169,12 @@ class Roofline(Part):
 
     @property
     def peak_flop_per_s(self) -> float:
-        """Return the fastest arithmetic the device has, whatever the data type."""
+        """Return the device's fastest arithmetic of any data type."""
         return max(self.fp32_flop_per_s, self.fp16_flop_per_s)
 
 
 class RequiredProtocol(Part):
-    """The least effort a verdict on this target rests on; `num_threads` is how many compute, where that is set."""
+    """The least effort for a verdict on this target; `num_threads` is the required number of threads, if set."""
 
     min_processes: Annotated[int, Field(gt=0, le=1000)] = 5
     min_samples: Count = 64
@@ -183,7 +183,7 @@ class RequiredProtocol(Part):
 
 
 class RequiredWorkload(Part):
-    """The work the limits speak of; fields as in a record's workload."""
+    """The work that the limits are for; fields as in a record's workload."""
 
     batch_size: Count = 1
     prompt_tokens: Count = 512
@@ -193,17 +193,17 @@ class RequiredWorkload(Part):
 
 
 class TargetOrigin(Part):
-    """Where a target was read: the file's name, without its folder, and the SHA-256 of its content."""
+    """Where a target was read from: the file's name without its folder, and the SHA-256 of its content."""
 
     file: Text
     sha256: Sha256
 
 
 class Target(Part):
-    """One entry of a targets file; `origin` is set by whoever reads it, never by the file.
+    """One entry of a targets file; `origin` is set when the file is read, never in the file.
 
     A record older than `max_age_days` proves nothing any more: drivers and heat change a device. With
-    `requires_verification` an artifact counts only where `havoc verify` made it again from its base.
+    `requires_verification` an artifact counts only if `havoc verify` made it again from its base.
     """
 
     name: Text
@@ -226,9 +226,9 @@ class Target(Part):
 
 
 def load_target(name: str) -> Target:
-    """Return a bundled target by name, or one of a user's TOML: a path, with `:entry` when it holds several.
+    """Return a bundled target by name, or one from a user's TOML file: a path, with `:entry` if it holds several.
 
-    Raises `HavocError` for an unknown name and for a file that is unreadable or not exactly of the documented form.
+    Raises `HavocError` for an unknown name and for a file that is unreadable or not exactly in the documented form.
     """
     bundled = read_targets(BUNDLED)
     if name in bundled:
@@ -246,7 +246,7 @@ def load_target(name: str) -> Target:
 
 
 def require_known_tasks(target: Target, names: Collection[str]) -> None:
-    """Refuse a limit on a task that is neither bundled nor one of `names`, such as a misspelt one: nothing meets it."""
+    """Refuse a limit on a task that is neither bundled nor in `names`, such as a misspelt one."""
     known = [*bundled_tasks(), *names]
     for limit in target.limits:
         prefix, _, task = limit.metric.partition("/")
@@ -260,12 +260,12 @@ def require_known_tasks(target: Target, names: Collection[str]) -> None:
 def _is_file(name: str) -> bool:
     try:
         return Path(name).is_file()
-    except OSError:  # too long for any file
+    except OSError:  # too long for a file name
         return False
 
 
 def read_targets(path: Path) -> dict[str, Target]:
-    """Read every target of a TOML file; anything but the documented form is a one-line `HavocError`."""
+    """Read every target of a TOML file; any other form than the documented one is a one-line `HavocError`."""
     data = _read(path)
     table = _parsed(path, data)
     if not table:
@@ -278,12 +278,12 @@ def read_targets(path: Path) -> dict[str, Target]:
 
 
 def _refuse_reserved(path: Path, names: Iterable[str]) -> None:
-    """Refuse another target under a bundled one's name, however it is spelt: a pass "on gtx1660" means that one."""
+    """Refuse a user's target with a bundled one's name in any spelling: a pass "on gtx1660" means the bundled one."""
     reserved = {_bare(name): name for name in _parsed(BUNDLED, _read(BUNDLED))}
     for name in names:
         if _bare(name) in reserved:
             raise HavocError(
-                f"{path}: the name {name!r} is the name of the bundled target {reserved[_bare(name)]}: choose another"
+                f"{path}: the name {name!r} belongs to the bundled target {reserved[_bare(name)]}: choose another"
             )
 
 
@@ -302,13 +302,13 @@ def _target_of(path: Path, name: str, table: Mapping[str, object], bundled: Mapp
         return Target.model_validate_json(json.dumps({**entry, "name": name}))  # strict, but a list may be a tuple
     except HavocError as error:
         raise HavocError(f"{path}: target {name}: {error}") from error
-    except (RecursionError, ValueError, TypeError) as error:  # no JSON: a date, a number too long
+    except (RecursionError, ValueError, TypeError) as error:  # not JSON: a date, a number that is too long
         keys = [key for key in (*Target.model_fields, EXTENDS, WITHOUT) if key != "name"]
         raise HavocError(f"{path}: target {name}: {mistakes(error, Target, keys=keys)}") from error
 
 
 def _with_tasks(entry: dict[str, object], folder: Path) -> dict[str, object]:
-    """Read the tasks that limits name: what such a file says is pinned, and its own limit holds where none is given."""
+    """Read the tasks that limits name: the task file is pinned, and its own limit applies if the target gives none."""
     limits = entry.get("limits")
     if not isinstance(limits, list):
         return entry
@@ -324,7 +324,7 @@ def _with_task(limit: dict[str, object], folder: Path) -> dict[str, object]:
 
     task = load_task(name if file is None else folder / str(file), few_shot=0)
     if task.name != name:
-        raise HavocError(f"accuracy/{name} names the file of the task {task.name} ({file})")
+        raise HavocError(f"accuracy/{name} names {file}, which is the file of the task {task.name}")
     above = task.definition.limits.above
     if above is not None and not has_bound:
         limit = {**limit, "above": above, "unit": "share"}
@@ -332,7 +332,7 @@ def _with_task(limit: dict[str, object], folder: Path) -> dict[str, object]:
 
 
 def require_pinned(target: Target, records: Sequence[Record]) -> None:
-    """Refuse records whose accuracy was measured by another task file, or on other data, than the target pins."""
+    """Refuse records whose accuracy was measured with a task file or on data that the target does not pin."""
     for limit in target.limits:
         name = limit.metric.partition("/")[2]
         for record in records:
@@ -342,7 +342,7 @@ def require_pinned(target: Target, records: Sequence[Record]) -> None:
                 if wanted is not None and there != wanted:
                     is_there = "none" if there is None else there
                     raise HavocError(
-                        f"target {target.name}: {limit.metric} is pinned to {pin} {wanted}, and {record.run_id} holds "
+                        f"target {target.name}: {limit.metric} is pinned to {pin} {wanted}, but {record.run_id} has "
                         f"{is_there}: score the same file and data, or correct the target"
                     )
 
@@ -350,7 +350,7 @@ def require_pinned(target: Target, records: Sequence[Record]) -> None:
 def _read(path: Path) -> bytes:
     try:
         if path.exists() and not path.is_file():
-            raise HavocError(f"{path}: a folder, a pipe or a device, not a file")
+            raise HavocError(f"{path}: not a file but a folder, pipe or device")
         with path.open("rb") as file:
             data = file.read(MAX_TARGETS_BYTES + 1)
     except OSError as error:

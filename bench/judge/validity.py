@@ -1,7 +1,7 @@
-"""Whether a measurement measured what it says.
+"""Check that a measurement measured what it says.
 
-Each function is one rule of `rules.py`: None when it holds, else a sentence with the figures. A quantity the device
-does not offer (clocks of a CPU, say) breaks no rule; a quantity that contradicts itself does.
+Each function is one rule of `rules.py`: it returns None if the rule holds, else a sentence with the figures. A quantity
+that the device does not offer (such as clocks of a CPU) breaks no rule; a quantity that contradicts itself does.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from .schema import MemorySeries
 
 LOADED_BESIDE = ("LD_PRELOAD", "LD_AUDIT", "PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP")
-"""Variables that bring code of somebody else into a process that measures, its clock included."""
+"""Environment variables that load foreign code into a process that measures; it can change the clock."""
 MOST_WORK_ERROR = 0.25
-"""Quantized products of few and of many rows differ by hundredths; what was never computed, by 1."""
+"""Quantized products of few and of many rows differ by hundredths; values that were never computed differ by 1."""
 _MOST_SHAPE_NODES = 8
 _LONG_CONTEXT, _MOST_SHORT_STEP = 128, 1.5
 _CLOCK_SHARE, _CLOCK_SLACK_NS = 0.01, 100_000_000
-"""Time servers steer by 0.05 % at most; the coarsest clock ticks in hundredths of a second."""
+"""Time servers change the speed of a clock by at most 0.05 %; the coarsest clock ticks in hundredths of a second."""
 HARMLESS_THROTTLE_REASONS = frozenset({"none", "gpu_idle", "applications_clocks_setting", "display_clock_setting"})
 CROSS_CHECK_BYTES = 64_000_000
 CROSS_CHECK_SHARE = 0.05
@@ -38,20 +38,20 @@ FOREIGN_SHARE = 0.25
 MOST_DISTURBED_SHARE = 0.5
 MOST_STOPPED_SHARE = 0.01
 LEAST_CORES = 0.5
-"""What a process that computes a model uses at least, whatever it waits for."""
+"""The least CPU time of a process that computes a model, in cores."""
 
 
 @rule("V01", "The record was made for a release.")
 def purpose_is_release(case: Case) -> str | None:
-    """Refuse what was measured to rank candidates of a search."""
+    """Refuse a measurement whose purpose was to rank candidates of a search."""
     if case.record.purpose != "screen":
         return None
-    return "a screening record ranks candidates and decides no release: measure with purpose confirm or release"
+    return "a screening record ranks candidates and cannot decide a release: measure with purpose confirm or release"
 
 
-@rule("V02", "The work is what the limits speak of.")
+@rule("V02", "The work is the one that the limits are for.")
 def workload_is_the_targets(case: Case) -> str | None:
-    """Ask for exactly the work the limits speak of."""
+    """Require exactly the work that the limits are for."""
     wanted, found = case.target.workload, case.record.workload
     different = [
         f"{field} {getattr(found, field)} instead of {value}"
@@ -64,9 +64,9 @@ def workload_is_the_targets(case: Case) -> str | None:
     return f"another workload was measured: {', '.join(different)}" if different else None
 
 
-@rule("V03", "The harness found no fault when it measured.")
+@rule("V03", "The harness found no fault during the measurement.")
 def recorded_checks_hold(case: Case) -> str | None:
-    """Believe the harness where it found its own measurement invalid."""
+    """Refuse a measurement that the harness itself found invalid."""
     broken = [f"{check.id}: {check.detail}" for check in case.record.checks if check.status == "invalid"]
     return (
         f"invalid when measured: {broken[0]}{f' (and {len(broken) - 1} more)' if broken[1:] else ''}"
@@ -75,21 +75,21 @@ def recorded_checks_hold(case: Case) -> str | None:
     )
 
 
-@rule("V04", "Every process is there, once.")
+@rule("V04", "Every process is in the record exactly once.")
 def every_process_is_there(case: Case) -> str | None:
-    """Count the processes, so that no bad one was dropped and none counts twice."""
+    """Count the processes, so that no bad process is dropped and none counts twice."""
     indices = [process.process for process in case.record.samples]
     promised = case.record.protocol.num_processes
     if len(set(indices)) != len(indices):
-        return "two sets of samples claim the same process"
+        return "two sets of samples have the same process number"
     if indices and len(indices) != promised:
-        return f"{promised} processes were to be measured, {len(indices)} are in the record"
+        return f"{promised} processes were planned, but {len(indices)} are in the record"
     return None
 
 
 @rule("V05", "Every node ran on the provider.")
 def every_node_ran_on_the_provider(case: Case) -> str | None:
-    """Ask for the proof that no node fell back to another provider."""
+    """Require proof that no node fell back to another provider."""
     provider = case.record.protocol.provider
     if case.record.subject.engine is not None:
         return _ran_on_the_cpu(case.record)
@@ -102,8 +102,8 @@ def every_node_ran_on_the_provider(case: Case) -> str | None:
             return f"process {process.process}: {count} nodes ran on {name}, not on {provider}"
         if process.num_shape_nodes > _MOST_SHAPE_NODES:
             return (
-                f"process {process.process}: {process.num_shape_nodes} nodes ran on the CPU as if they computed "
-                f"shapes, no graph of HAVOC has more than {_MOST_SHAPE_NODES}"
+                f"process {process.process}: {process.num_shape_nodes} nodes that compute shapes ran on the CPU, but "
+                f"no graph of HAVOC has more than {_MOST_SHAPE_NODES}"
             )
         if not process.nodes_by_provider.get(provider):
             return f"process {process.process}: which provider ran the nodes was not proved"
@@ -111,13 +111,13 @@ def every_node_ran_on_the_provider(case: Case) -> str | None:
 
 
 def _ran_on_the_cpu(record: Record) -> str | None:
-    """An engine shows no nodes: the CPU time of its process must be that of a model that computes there."""
+    """Another engine does not show its nodes: its process's CPU time must show that the model was computed there."""
     cores = disturbance.cpu_share(record.samples)
     if not DEVICE_KINDS[record.device.kind].is_host:
-        return f"another engine's model was measured on a {record.device.kind} device, where nothing shows what ran it"
+        return f"another engine's model was measured on a {record.device.kind} device, where what ran it is not known"
     if cores is None or cores < LEAST_CORES:
-        used = "none was counted" if cores is None else f"{cores:.2f} cores"
-        return f"the engine's process hardly computed ({used}, at least {LEAST_CORES:g}): something else ran the model"
+        used = "an unknown number of cores" if cores is None else f"{cores:.2f} cores"
+        return f"the engine's process used {used}, at least {LEAST_CORES:g} are needed: another process ran the model"
     return None
 
 
@@ -129,8 +129,8 @@ def every_token_was_generated(case: Case) -> str | None:
         for episode in process.decode:
             if episode.num_tokens != wanted or len(episode.step_ns) != wanted - 1:
                 return (
-                    f"process {process.process}: {episode.num_tokens} tokens in {len(episode.step_ns)} steps, "
-                    f"{wanted} in {wanted - 1} were asked for"
+                    f"process {process.process}: {episode.num_tokens} tokens in {len(episode.step_ns)} steps instead "
+                    f"of {wanted} in {wanted - 1}"
                 )
     return None
 
@@ -140,23 +140,23 @@ def logits_are_finite(case: Case) -> str | None:
     """Refuse a fast model that computes NaN."""
     counts = [process.num_nonfinite_logits for process in case.record.samples]
     if None in counts and case.record.subject.engine is None:
-        return "whether its logits are finite was not counted"
+        return "the logits that are not finite were not counted"
     bad = sum(count or 0 for count in counts)
     return f"{bad} NaN or infinite logits: the speed of a broken model means nothing" if bad else None
 
 
 @rule("V08", "Different inputs gave different outputs.")
 def outputs_vary(case: Case) -> str | None:
-    """Refuse equal outputs for different inputs: an answer from a cache."""
+    """Refuse equal outputs for different inputs, such as answers from a cache."""
     for process in case.record.samples:
         if len(process.prefill.duration_ns) > 1 and process.num_distinct_outputs < MIN_DISTINCT_OUTPUTS:
-            return f"process {process.process}: every input gave the same output, as a cached answer would"
+            return f"process {process.process}: every input gave the same output, like an answer from a cache"
     return None
 
 
 @rule("V09", "The device did not throttle.")
 def nothing_throttled(case: Case) -> str | None:
-    """Refuse a window in which the device slowed itself down."""
+    """Refuse a window in which the device throttled."""
     reasons = {reason for point in case.record.telemetry for reason in point.throttle_reasons}
     slow = sorted(reasons - HARMLESS_THROTTLE_REASONS)
     return (
@@ -166,7 +166,7 @@ def nothing_throttled(case: Case) -> str | None:
 
 @rule("V10", "The clocks were steady.")
 def clocks_are_steady(case: Case) -> str | None:
-    """Refuse core clocks, of a card or a CPU, that fell while the work went on."""
+    """Refuse core clocks, of a card or a CPU, that fell during the work."""
     clocks = [clock for point in case.record.telemetry if (clock := point.sm_clock_mhz or point.cpu_clock_mhz)]
     if not clocks:
         return None
@@ -177,16 +177,16 @@ def clocks_are_steady(case: Case) -> str | None:
     return f"the core clock fell from {typical:g} to {tenth:g} MHz during the measurement"
 
 
-@rule("V11", "Nobody else used the device.")
+@rule("V11", "No other process used the device.")
 def no_foreign_process(case: Case) -> str | None:
-    """Refuse a device that somebody else used meanwhile."""
+    """Refuse a device that another process used during the measurement."""
     seen = max((point.num_foreign_processes or 0 for point in case.record.telemetry), default=0)
     return f"{seen} foreign processes used the device during the measurement" if seen else None
 
 
-@rule("V12", "The CPU was not given away.")
+@rule("V12", "The hypervisor did not take the CPU away.")
 def cpu_was_not_stolen(case: Case) -> str | None:
-    """Refuse a process whose virtual CPU was given to somebody else."""
+    """Refuse a process whose virtual CPU the hypervisor gave to another machine."""
     worst = max((process.steal_share or 0.0 for process in case.record.samples), default=0.0)
     if worst <= STEAL_SHARE:
         return None
@@ -195,7 +195,7 @@ def cpu_was_not_stolen(case: Case) -> str | None:
 
 @rule("V25", "The CPU did no other work.")
 def cpu_was_not_busy(case: Case) -> str | None:
-    """Refuse a measurement beside other work: in one process too much of it, or over more than half of the time."""
+    """Refuse a measurement beside other work: too much of it in one process, or for more than half of the time."""
     processes = case.record.samples
     worst = max((process.foreign_cpu_share or 0.0 for process in processes), default=0.0)
     if worst > FOREIGN_SHARE:
@@ -224,36 +224,36 @@ def quota_was_not_used_up(case: Case) -> str | None:
     return f"the CPU quota{limit} was used up in {stopped} of {periods} periods: raise it, or use fewer threads"
 
 
-@rule("V13", "No parallel tests ran beside it.")
+@rule("V13", "No parallel tests ran beside the measurement.")
 def not_under_xdist(case: Case) -> str | None:
     """Refuse timings taken beside parallel test workers."""
     worker = case.record.protocol.environment.get("PYTEST_XDIST_WORKER")
     return f"measured inside pytest-xdist worker {worker}, beside other tests" if worker else None
 
 
-@rule("V30", "Nothing was loaded beside the runtime.")
+@rule("V30", "No foreign code was loaded into the processes.")
 def nothing_was_loaded_beside(case: Case) -> str | None:
-    """Refuse a measurement into whose processes the environment brought code of somebody else."""
+    """Refuse a measurement whose environment loaded foreign code into its processes."""
     found = [name for name in LOADED_BESIDE if case.record.protocol.environment.get(name)]
     if not found:
         return None
-    return f"measured with {' and '.join(found)} set, which can load code that bends the clock: unset it, measure again"
+    return f"measured with {' and '.join(found)} set, which can load code that changes clocks: unset it, measure again"
 
 
-@rule("V31", "Clocks that know nothing of each other agree.")
+@rule("V31", "Independent clocks agree.")
 def clocks_agree(case: Case) -> str | None:
-    """Compare how long the counted part took by every clock of a process: one that was bent differs."""
+    """Compare the duration of the counted part by every clock of a process: a manipulated clock differs."""
     for process in case.record.samples:
         spans = process.clock_span_ns
         if spans and max(spans.values()) - min(spans.values()) > _CLOCK_SHARE * max(spans.values()) + _CLOCK_SLACK_NS:
             told = ", ".join(f"{name} {span_ns / 1e9:.3f} s" for name, span_ns in spans.items())
-            return f"process {process.process}: its clocks disagree ({told}): one of them was bent"
+            return f"process {process.process}: its clocks disagree ({told}): one of them was manipulated"
     return None
 
 
 @rule("V32", "Timed calls did the work.")
 def timed_calls_did_the_work(case: Case) -> str | None:
-    """Refuse a model that works less where it knows that it is timed."""
+    """Refuse a model that does less work when it is timed."""
     for process in case.record.samples:
         work = process.work_done
         if work is None:
@@ -261,7 +261,7 @@ def timed_calls_did_the_work(case: Case) -> str | None:
         where = f"process {process.process}"
         if work.largest_error > MOST_WORK_ERROR:
             return (
-                f"{where}: timed calls left other keys and values than the same tokens read alone (error "
+                f"{where}: timed calls left other keys and values than the same tokens read untimed (error "
                 f"{work.largest_error:.3g}, at most {MOST_WORK_ERROR:g}): the model skips work when it is timed"
             )
         if work.step_error is not None and work.step_error > MOST_WORK_ERROR:
@@ -275,7 +275,7 @@ def timed_calls_did_the_work(case: Case) -> str | None:
         short_ns, long_ns = min(work.short_step_ns), statistics.median(steps)
         if short_ns > _MOST_SHORT_STEP * long_ns:
             return (
-                f"{where}: a step after a few tokens takes {short_ns / 1e6:.3g} ms at least, one after many "
+                f"{where}: a step after a few tokens takes at least {short_ns / 1e6:.3g} ms, a step after many "
                 f"{long_ns / 1e6:.3g} ms: the model skips work when it is timed"
             )
     return None
@@ -283,13 +283,13 @@ def timed_calls_did_the_work(case: Case) -> str | None:
 
 @rule("V14", "The peak memory holds the weights.")
 def memory_holds_the_weights(case: Case) -> str | None:
-    """Refuse a peak smaller than what must have been loaded: a failed reading, or GB stored as bytes."""
+    """Refuse a peak smaller than the loaded weights: a failed reading, or GB stored as bytes."""
     weight_bytes = case.record.subject.weight_bytes
     for kind, series in _memory_series(case.record):
         least = weight_bytes if kind == "VRAM" else int(weight_bytes * physics.SURE_SHARE)
         if series.peak_bytes < least:
             peak = f"peak {kind} of {series.peak_bytes} bytes"
-            return f"process {series.process}: {peak} cannot hold {weight_bytes} bytes of weights"
+            return f"process {series.process}: {peak} is less than the {weight_bytes} bytes of weights"
     return None
 
 
@@ -310,15 +310,15 @@ def memory_methods_agree(case: Case) -> str | None:
 
 @rule("V16", "Times are in one unit on one clock.")
 def clock_is_one(case: Case) -> str | None:
-    """Ask that calls follow one another, which durations in another unit than their start times break.
+    """Require that calls do not overlap; they would if durations had another unit than start times.
 
-    Prefills come first, then first tokens, then runs of decoding: no call begins before the one before it ended.
+    Prefills come first, then first tokens, then decode runs: no call begins before the previous one ended.
     """
     for process in case.record.samples:
         end_ns = 0
         for name, start_ns, duration_ns in _timeline(process):
             if start_ns < end_ns:
-                return f"process {process.process}: {name} overlaps the call before it, so times are not in one unit"
+                return f"process {process.process}: {name} overlaps the previous call, so times are not in one unit"
             end_ns = start_ns + duration_ns
     return None
 
@@ -328,12 +328,12 @@ def _timeline(process: ProcessSamples) -> Iterator[tuple[str, int, int]]:
         for start_ns, duration_ns in zip(calls.start_ns, calls.duration_ns, strict=True):
             yield name, start_ns, duration_ns
     for run in process.decode:
-        yield "a run of decoding", run.start_ns, run.prefill_ns + sum(run.step_ns)
+        yield "a decode run", run.start_ns, run.prefill_ns + sum(run.step_ns)
 
 
-@rule("V17", "Nothing was faster than the device can be.")
+@rule("V17", "No call was faster than the device can be.")
 def not_faster_than_physics(case: Case) -> str | None:
-    """Refuse what is below the device's roofline, as it is on another card, with other work or by a wrong clock."""
+    """Refuse times below the device's roofline: they come from another card, other work or a wrong clock."""
     processes = case.record.samples
     prefills = [ns for process in processes for calls in (process.prefill, process.ttft) for ns in calls.duration_ns]
     steps = [ns for process in processes for episode in process.decode for ns in episode.step_ns]
@@ -343,7 +343,7 @@ def not_faster_than_physics(case: Case) -> str | None:
         ("a load", min((process.load_ns for process in processes), default=math.inf), physics.LEAST_LOAD_S),
     ):
         if fastest_ns < floor_s * 1e9:
-            return f"{what} took {fastest_ns / 1e6:.4g} ms, the device allows {floor_s * 1e3:.4g} ms at best"
+            return f"{what} took {fastest_ns / 1e6:.4g} ms, but the device needs at least {floor_s * 1e3:.4g} ms"
     return None
 
 

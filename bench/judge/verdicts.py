@@ -1,4 +1,4 @@
-"""The five verdicts, and how each is shown: on a terminal, on a page, on a badge, in JUnit and in a sentence."""
+"""The five verdicts, and how each is shown: at a terminal, on a page, on a badge, in JUnit and in a sentence."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ Verdict = Literal["pass", "fail", "inconclusive", "invalid", "not_measured"]
 class VerdictStyle:
     """How a verdict is shown.
 
-    `title` heads a page, `word` stands in a sentence on limits, `terminal` is a style of rich, `badge` a colour of
-    shields.io, and `junit` the element below a test case; None where a case has none.
+    `title` is the heading of a page, `word` is used in a sentence about limits, `terminal` is a style of rich, `badge`
+    a colour of shields.io, and `junit` the element below a test case; None if a case has none.
     """
 
     title: str
@@ -37,5 +37,5 @@ VERDICTS: dict[Verdict, VerdictStyle] = {
 
 
 def spelled(verdict: Verdict) -> str:
-    """Return the verdict as it is written in text: `not measured`."""
+    """Return the verdict as text: `not measured`."""
     return verdict.replace("_", " ")

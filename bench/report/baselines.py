@@ -198,7 +198,7 @@ def notes(document: Mapping[str, Any]) -> list[str]:
     if any(arm["method"] == "reinforce" for arm in document["arms"]):
         found.append(f"reinforce samples {samples} answers to each of its prompts; next-token reads one reference")
     if len(document["seeds"]) == 1:
-        found.append("one seed: the intervals are for other rows only and say nothing of other seeds")
+        found.append("one seed: the intervals cover other rows only, not other seeds")
     unmoved = [
         f"{arm['title']}, seed {run['seed']}"
         for arm in document["arms"]

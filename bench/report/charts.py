@@ -1,6 +1,6 @@
 """Pictures of one measurement as inline SVG: latency, memory, decode, and the search's front.
 
-Sizes are for one column of a phone, and for two columns on a desk.
+Sizes are for one column on a phone, and for two columns on a larger screen.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _MOST_BARS = 60
 
 
 def latency_histogram(record: Record, limit_ms: float | None) -> str | None:
-    """Distribution of every prefill, its median and 90th percentile, and the limit where it lies near."""
+    """Distribution of every prefill, its median and 90th percentile, and the limit if it is near."""
     samples = sorted(ms for process in record.samples for ms in process.prefill_ms)
     if not samples:
         return None
@@ -49,7 +49,7 @@ def latency_histogram(record: Record, limit_ms: float | None) -> str | None:
 
 
 def latency_series(record: Record) -> str | None:
-    """Every prefill in the order it was measured, process after process, with clock and temperature beneath."""
+    """Every prefill in the order of measurement, process after process, with clock and temperature below."""
     if not any(process.prefill.duration_ns for process in record.samples):
         return None
     tracks = _telemetry_tracks(record)
@@ -75,14 +75,14 @@ def latency_series(record: Record) -> str | None:
         top.set_ylabel("prefill, ms")
         for axes, (label, _) in zip(below, tracks, strict=True):
             axes.set_ylabel(label)
-        (below[-1] if below else top).set_xlabel("seconds of measurement, one colour a process")
+        (below[-1] if below else top).set_xlabel("seconds of measurement, one colour per process")
     return figure.svg
 
 
 def _readings(
     record: Record, process: int, read: Callable[[TelemetryPoint], float | None], begin_ns: int, end_ns: int
 ) -> list[tuple[int, float]]:
-    """Readings while the process was timed; of a short one, which has none, the nearest before and after."""
+    """Readings while the process was timed; for a short process without readings, the nearest before and after."""
     every = [(p.t_ns, value) for p in record.telemetry if p.process == process and (value := read(p)) is not None]
     earlier = [point for point in every if point[0] < begin_ns][-1:]
     later = [point for point in every if point[0] > end_ns][:1]
@@ -134,7 +134,7 @@ def decode_rates(record: Record, limit: float | None) -> str | None:
 
 
 def memory_timeline(record: Record, limit_bytes: float | None) -> str | None:
-    """Memory over time, device memory where there is any, with marks where load, prefill and decode begin."""
+    """Memory over time, device memory if there is any, with marks at the beginning of load, prefill and decode."""
     series = [item for item in (record.memory.vram or record.memory.rss) if item.time_ns]
     if not series:
         return None
@@ -159,11 +159,11 @@ def memory_timeline(record: Record, limit_bytes: float | None) -> str | None:
 
 
 _PHASE_WORDS = {"load": "load", "first_run": "prefill", "decode": "decode", "steady": "steady"}
-_LEAST_APART = 0.15  # of the width: nearer words would run into each other
+_LEAST_APART = 0.15  # of the width: closer words would overlap
 
 
 def _mark_phases(axes: Axes, series: MemorySeries, begin_ns: int, width_s: float) -> None:
-    """Draw a line where each phase begins, its word above the plot, moved right where phases are short."""
+    """Draw a line at the beginning of each phase, its word above the plot, moved right if phases are short."""
     free_from = 0.0
     for phase, start_ns in sorted(series.phase_start_ns.items(), key=lambda item: item[1]):
         if phase not in _PHASE_WORDS:
@@ -193,10 +193,10 @@ def history(
     alarms: Sequence[str] = (),
     cuts: Sequence[str] = (),
 ) -> str | None:
-    """One metric over all runs in their order, one colour a device; None where fewer than two runs have it.
+    """One metric over all runs in their order, one colour per device; None if fewer than two runs have it.
 
-    What was simulated or projected is hollow, and never joined to what was measured. `limits` are lines with their
-    words, `alarms` and `cuts` the folders of the runs that begin a worse level or another environment.
+    Simulated or projected figures are hollow, and not joined with measured ones. `limits` are lines with their words,
+    `alarms` and `cuts` the folders of the runs that begin a worse level or another environment.
     """
     scale, unit_word = {"bytes": (1e6, "MB"), "share": (0.01, "%")}.get(unit, (1.0, unit))
     points = [
@@ -236,7 +236,7 @@ def history(
 
 
 def _limit_lines(axes: Axes, limits: Sequence[tuple[str, float]]) -> None:
-    """Draw each limit that lies within the picture, its words at the right end."""
+    """Draw each limit that is within the picture, with its words at the right end."""
     for word, value in limits:
         axes.axhline(value, color=BAD, linewidth=1.1, linestyle="--")
         place: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "ha": "right", "va": "bottom", "fontsize": 8}
@@ -247,7 +247,7 @@ def _limit_lines(axes: Axes, limits: Sequence[tuple[str, float]]) -> None:
 def _mark_runs(
     axes: Axes, runs: Sequence[Mapping[str, Any]], marked: Sequence[str], *, colour: str, style: str, word: str
 ) -> None:
-    """Draw a line before each marked run, which begins something new, its word once above the plot."""
+    """Draw a line before each marked run, with the word once above the plot."""
     places = [place - 0.5 for place, run in enumerate(runs, start=1) if run["folder"] in marked]
     for number, place in enumerate(places):
         axes.axvline(place, color=colour, linewidth=1.1, linestyle=style)
@@ -287,7 +287,7 @@ _OBJECTIVE_LABELS = {
 
 
 def _front_line(axes: Axes, front: Front, objective: str, scale: float) -> None:
-    """Join what nothing else beats in every objective at once."""
+    """Join the candidates that no other candidate beats in every objective."""
     best = [(item.cost[objective] / scale, _mean(item)) for item in front.candidates if item.key in front.front]
     if best:
         axes.plot(*zip(*sorted(best), strict=True), "-", color=MUTED, linewidth=1, alpha=0.6, label="front")
@@ -342,7 +342,7 @@ def _mean(item: FrontCandidate, *, is_rescored: bool = False) -> float:
 
 
 def _thinned(times: Sequence[int], values: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Keep at most `_MOST_POINTS` points: the highest of each run of neighbours, so no peak is lost."""
+    """Keep at most `_MOST_POINTS` points: the highest of each group of neighbours, so no peak is lost."""
     step = -(-len(times) // _MOST_POINTS) or 1
     picks = [
         max(range(start, min(start + step, len(times))), key=values.__getitem__) for start in range(0, len(times), step)

@@ -1,4 +1,4 @@
-"""A comparison of ways of dispatch as tables for a terminal: shares, pairs, confusion, cost, the mixtures found."""
+"""A comparison of ways of dispatch as tables for a terminal: shares, pairs, confusion, cost, and the mixtures."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def dispatch_lines(document: Mapping[str, Any]) -> list[str]:
 
 
 def _systems(document: Mapping[str, Any]) -> str:
-    """Share right of every system, by task and over the stream, each with its interval."""
+    """The share right of every system, by task and over the stream, with intervals."""
     columns = [*document["tasks"], "mixed"]
     rows = []
     for name, shares in document["systems"].items():
@@ -54,7 +54,7 @@ def _pairs(document: Mapping[str, Any]) -> str:
 
 
 def _confusion(way: str, facts: Mapping[str, Any]) -> str:
-    """One line for each task: how many of its rows were sent to each expert."""
+    """One line per task: how many of its rows were sent to each expert."""
     counts = facts["confusion"]
     names = list(next(iter(counts.values())))
     rows = [[task, *(str(row[name]) for name in names)] for task, row in counts.items()]
@@ -74,7 +74,7 @@ def _costs(first_pass: Mapping[str, Any]) -> str:
                 show(facts["first_pass_share"], "share"),
             ]
         )
-    columns = ("first pass", "own expert chosen", "first pass a row", "second pass a row", "first of both")
+    columns = ("first pass", "own expert chosen", "first pass per row", "second pass per row", "first of both")
     return table(columns, rows, numbers=(1, 2, 3, 4))
 
 
@@ -106,7 +106,7 @@ def _notes(document: Mapping[str, Any]) -> list[str]:
         change = show(document["change_of_scales_ms"], "ms")
         lines.append("times are of whole batches in this process; they are not a measurement of a device")
         lines.append(
-            f"a change of scales took {change} more; rows of one mixture share it, a single prompt pays it all"
+            f"a change of scales took {change} more; rows of one mixture share this cost, a single prompt has all of it"
         )
     failed = sum(shares["mixed"]["num_failed"] for shares in document["systems"].values())
     if failed:

@@ -1,6 +1,6 @@
-"""How a picture becomes inline SVG: matplotlib's drawing in the page's own colours and font, the same bytes every time.
+"""Make inline SVG from a drawing of matplotlib, in the colours and font of the page, with the same bytes every time.
 
-Colours are written as CSS variables of the page, so one picture serves light and dark; text stays text.
+Colours are CSS variables of the page, so one picture works in light and dark mode; text stays text.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ _STYLE: dict[Any, Any] = {
 
 
 class Drawing:
-    """What a `drawing_board` block leaves behind."""
+    """The result of a `drawing_board` block."""
 
     svg = ""
 
 
 @contextlib.contextmanager
 def drawing_board(name: str, *, rows: int = 1, height: float = HEIGHT_IN) -> Iterator[tuple[Drawing, Any]]:
-    """Give axes to draw on (a list when `rows` > 1); afterwards the drawing's `svg` is set."""
+    """Yield axes to draw on (a list if `rows` > 1); afterwards the drawing's `svg` is set."""
     drawing = Drawing()
     with mpl.rc_context({**_STYLE, "svg.hashsalt": name}):
         figure = Figure(figsize=(_WIDTH_IN, height), layout="constrained")
@@ -77,7 +77,7 @@ def drawing_board(name: str, *, rows: int = 1, height: float = HEIGHT_IN) -> Ite
 
 
 def _inline(figure: Figure, name: str) -> str:
-    """Return the figure as an `<svg>` element whose ids are its own and whose colours are the page's."""
+    """Return the figure as an `<svg>` element with unique ids and the colours of the page."""
     buffer = io.StringIO()
     with warnings.catch_warnings():
         warnings.filterwarnings(

@@ -1,11 +1,11 @@
 """Turn a measured folder into pages for people and files for machines.
 
     report.html    one file, opens offline, no script     report.md     under 60 KB, for a pull request
-    junit.xml      one case a limit; undecided = error    badge.json    shields.io endpoint
-    telemetry.csv  what the device said of itself         SHA256SUMS    of all of these and the record
+    junit.xml      one case per limit; undecided = error  badge.json    shields.io endpoint
+    telemetry.csv  the readings of the device             SHA256SUMS    of all of these and the record
 
-`record.json` is needed; `scores.json` (base, experts and mixture by domain) and `front.json` (the search) are shown
-where they exist and are of the record's artifact. The same folder gives the same bytes.
+`record.json` is required; `scores.json` (base, experts and mixture by domain) and `front.json` (the search) are shown
+if they exist and belong to the record's artifact. The same folder gives the same bytes.
 """
 
 from __future__ import annotations
@@ -73,9 +73,9 @@ def write_report(
 ) -> tuple[Path, list[Judgement]]:
     """Judge `record.json` of a folder against targets and write every page beside it.
 
-    `command` is the line that made the folder, shown as the way to repeat it; with `artifact` its files must be those
-    of the record, as `havoc gate --artifact` asks; `verified` is the file that `--verified` names. Returns the HTML
-    page and the judgements.
+    `command` is the command line that made the folder; pages show it as the way to repeat the run. If `artifact` is
+    given, its files must be those of the record, as with `havoc gate --artifact`. `verified` is the file that
+    `--verified` names. Returns the HTML page and the judgements.
     """
     refuse_links(directory, (*WRITTEN, SUMS))
     run = read_run(directory, targets=targets, command=command, artifact=artifact, verified=verified)
@@ -93,19 +93,20 @@ def write_report(
 
 
 def refuse_links(directory: Path, names: Sequence[str]) -> None:
-    """Refuse to write where a link leads: pages belong into the folder, and what lies elsewhere is not theirs."""
+    """Refuse to write through a link: pages are written only into the folder itself."""
     for path in (directory / name for name in names):
         if path.is_symlink():
             raise HavocError(
-                f"{path}: a link to {str(path.readlink())!r}, but pages are written only into their own folder: "
-                "remove the link"
+                f"{path}: this is a link to {str(path.readlink())!r}, but pages are written only into their own "
+                "folder: remove the link"
             )
 
 
 def junit(run: Run) -> bytes:
-    """One suite a target, one case a limit: missed is a failure; undecided, invalid and not measured are errors.
+    """One suite per target, one case per limit: missed is a failure; undecided, invalid and not measured are errors.
 
-    Verdict and reason are the first properties of a suite, what has no limit the last; a case has its figures.
+    The first properties of a suite are verdict and reason, the last are figures without a limit; a case has its
+    figures.
     """
     root = ET.Element("testsuites", name="havoc gate")
     for target, judgement in run.judged:
@@ -132,7 +133,7 @@ def junit(run: Run) -> bytes:
 
 
 def _junit_properties(parent: ET.Element, values: Mapping[str, object]) -> None:
-    """Add names and values, those that are not known left out."""
+    """Add names and values; unknown values are left out."""
     properties = ET.SubElement(parent, "properties")
     for name, value in values.items():
         if value is not None:
@@ -151,7 +152,7 @@ def badge(judgement: Judgement) -> dict[str, object]:
 
 
 def telemetry_csv(record: Record) -> str:
-    """One line a reading; what the device does not offer stays empty, and no text of its driver is a formula."""
+    """One line per reading; a value that the device does not offer is empty, and texts never become formulas."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(_TELEMETRY_FIELDS)
@@ -162,19 +163,19 @@ def telemetry_csv(record: Record) -> str:
 
 
 def _as_text(cell: str) -> str:
-    """Mark a cell that a spreadsheet would carry out as the text it is."""
+    """Mark a cell as text if a spreadsheet would execute it as a formula."""
     safe = printable(cell)
     return f"'{safe}" if safe.startswith(("=", "+", "-", "@")) else safe
 
 
 def checksums(directory: Path) -> str:
-    """Lines for `sha256sum --check`: the record, what was measured with it, and the pages."""
+    """Lines for `sha256sum --check`: the record, the files measured with it, and the pages."""
     names = [name for name in (RECORD, SCORES, FRONT, *WRITTEN) if (directory / name).is_file()]
     return "".join(f"{hashlib.sha256((directory / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
 
 
 def _within(data: bytes, limit_bytes: int) -> bytes:
-    """Cut a page at a line end so that it fits where a comment's size is limited, and say so."""
+    """Cut a page at a line end so that it fits into the limit of a comment, and say so."""
     if len(data) <= limit_bytes:
         return data
     note = b"\n\n(cut here: the whole report is report.html)\n"

@@ -1,16 +1,16 @@
-"""What the next phase of the user's pipeline receives: the keys of its "Output to Phase 8", and what they rest on.
+"""The document for the next phase of the user's pipeline: the keys of its "Output to Phase 8", and their evidence.
 
     {"success", "experts", "best_mixture", "adapted_model",
      "metrics": {"latency_ms", "accuracy", "vram_gb", "throughput_tps"}, "verdict", "evidence", "criteria", "targets",
      "artifact", "phase6"}
 
-`verdict` and `evidence` are of the first target, `targets` has those of each; `phase6` is what phase 6 handed over,
-where it did, and HAVOC measured none of it. A value that was not measured is null.
+`verdict` and `evidence` are those of the first target, `targets` has those of each. `phase6` is the document of phase
+6, if there was one; HAVOC measured none of its values. A value that was not measured is null.
 
-`success` is true only where every one of `criteria` is met, so nobody downstream ships the unproven: limits proven met,
-each expert proven on its own task above the base and above the share that the task's file asks for, the mixture's mean
-at least each expert's, the search settled, and experts and mixture near enough to the base. Each is listed; null is not
-known.
+`success` is true only if all `criteria` are met, so that later phases do not ship an unproven model: every limit is
+proven met; each expert is proven on its own task above the base and above the share that the task's file asks for; the
+mixture's mean is at least that of each expert; the search has settled; and experts and mixture are close enough to the
+base. Each criterion is listed; null means not known.
 """
 
 from __future__ import annotations
@@ -46,10 +46,9 @@ def build_handoff(
 ) -> dict[str, Any]:
     """Return the handoff document; the first of `judgements` decides.
 
-    `experts` maps domains to file names, `adapted_model` names the released model, `artifact` the one that was
-    measured; `scores` is the content of `scores.json`, `max_kl` the limit of KL(adapted || base) in nats a predicted
-    token, `above` the share right that a task's file asks for, by task; `handed` is what the phase before handed over,
-    None: nothing.
+    `experts` maps domains to file names, `adapted_model` names the released model, `artifact` the measured one;
+    `scores` is the content of `scores.json`, `max_kl` the limit of KL(adapted || base) in nats per predicted token,
+    `above` the share right that a task's file asks for, by task; `handed` is the document of the phase before, or None.
     """
     judgement = judgements[0]
     criteria = {
@@ -91,7 +90,7 @@ def build_handoff(
 def _named(
     scores: Mapping[str, Any], part: str, judge: Callable[[Mapping[str, Any]], tuple[str, bool]]
 ) -> dict[str, bool] | None:
-    """A criterion for each name of a part of the scores; None where an older program did not write it."""
+    """A criterion for each name of a part of the scores; None if an older version did not write it."""
     try:
         return dict(map(judge, scores[part]))
     except KeyError:
@@ -99,12 +98,12 @@ def _named(
 
 
 def _each(criterion: bool | Mapping[str, bool] | None) -> list[bool]:
-    """Whether each part of a criterion is met; what is not known is not."""
+    """Whether each part of a criterion is met; an unknown part is not met."""
     return list(criterion.values()) if isinstance(criterion, dict) else [bool(criterion)]
 
 
 def _latency_ms(record: Record) -> float | None:
-    """Return the 90th percentile of every prefill, the figure the gate judges."""
+    """Return the 90th percentile of every prefill: the figure that the gate judges."""
     samples = sorted(ms for process in record.samples for ms in process.prefill_ms)
     return quantile_of(samples, 0.9) if samples else None
 
@@ -121,7 +120,7 @@ def _vram_gb(record: Record) -> float | None:
 
 
 def _tok_per_s(record: Record) -> float | None:
-    """Return tokens after the first over the time they took, all processes together."""
+    """Return the tokens after the first divided by their time, over all processes together."""
     runs = [run for process in record.samples for run in process.decode if run.step_ns]
     seconds = sum(sum(run.step_ns) for run in runs) / 1e9
     return sum(len(run.step_ns) for run in runs) / seconds if runs else None

@@ -1,8 +1,8 @@
-"""All runs of a folder in one place: `history.jsonl`, one line a run, and `index.html` with each metric over time.
+"""All runs of a folder in one place: `history.jsonl`, one line per run, and `index.html` with each metric over time.
 
-The index draws the targets' limits, the cuts and the alarms of `judge/history.py` over the figures.
-Both are rebuilt from the records every time, so a run that was removed or measured again is never told wrongly; a
-folder whose record cannot be read is named, not skipped in silence.
+The index also shows the targets' limits, and the cuts and alarms of `judge/history.py`. Both files are built from the
+records every time, so they are right after a run was removed or measured again. A folder whose record cannot be read is
+listed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HISTORY, INDEX = "history.jsonl", "index.html"
 
 
 def write_index(directory: Path, *, targets: Sequence[str]) -> Path:
-    """Write every run's pages, then the history and the index above them; return the index."""
+    """Write every run's pages, then the history and the index in the folder above; return the index."""
     refuse_links(directory, (HISTORY, INDEX))
     runs, unread, past, left_out = [], [], [], []
     limits = [(target.name, limit) for target in map(load_target, targets) for limit in target.limits]
@@ -58,12 +58,12 @@ def _load(path: Path) -> Record:
     if path.parent.is_symlink():
         raise HavocError("a link to another folder: give that folder to `havoc report`")
     if not path.is_file():
-        raise HavocError(f"{path}: a folder, a pipe or a device, not a file")
+        raise HavocError(f"{path}: not a file but a folder, pipe or device")
     return load_record(path)
 
 
 def entry(folder: str, record: Record, judgements: Sequence[Judgement]) -> dict[str, Any]:
-    """One line of the history: when, what, on what, the figures and the verdicts. What was not measured is null."""
+    """One line of the history: time, artifact, device, figures and verdicts; null if not measured."""
     gate = {name: item for name, item in record.accuracy.items() if item.split == "gate"}
     return {
         "folder": folder,

@@ -1,4 +1,4 @@
-"""Text for a pull request: what is quoted stays text, and a duel becomes a comment."""
+"""Text for a pull request: make quoted text safe, and write a duel as a comment."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def markdown_cell(text: str) -> str:
-    """Make a text safe inside a Markdown table: no cell border, no line end, no markup, nobody called, no link."""
+    """Make a text safe inside a Markdown table: no cell border, line end, markup, mention of a user, or link."""
     flat = " ".join(str(text).split()).replace("\\", "\\\\")
     for mark in "|`*_<>[]":
         flat = flat.replace(mark, f"\\{mark}")
@@ -37,7 +37,7 @@ def markdown_code(text: str) -> str:
 
 
 def markdown_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay rows out as a table; every cell is text."""
+    """Write rows as a table; every cell is text."""
     lines = [columns, ["---"] * len(columns), *([markdown_cell(printable(cell)) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -1,4 +1,4 @@
-"""The words and figures of a report page, ready for its templates: every number formatted once, in one place."""
+"""The words and figures of a report page, ready for its templates: every number is formatted once."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def index(
     history: RecordHistory,
     limits: Sequence[tuple[str, Limit]],
 ) -> str:
-    """Return the page above all runs: `runs` are lines of the history, oldest first, `limits` those of each target."""
+    """Return the index of all runs: `runs` are lines of the history, oldest first; `limits` those of each target."""
     names = list(dict.fromkeys(name for run in runs for name, value in run["metrics"].items() if value is not None))
     return (
         environment()
@@ -86,7 +86,7 @@ def index(
 def _history_chart(
     name: str, runs: Sequence[Mapping[str, Any]], history: RecordHistory, limits: Sequence[tuple[str, Limit]]
 ) -> dict[str, Any] | None:
-    """One metric over all runs, with the limits on it, and beneath it what changed and where; None without two runs."""
+    """One metric over all runs with its limits, and its changes below; None with fewer than two runs."""
     unit = metric_of(name).unit
     own = [(f"{target}: {limit.sign} {show(limit.value, unit)}", limit.value) for target, limit in limits]
     own = [line for line, (_, limit) in zip(own, limits, strict=True) if limit.metric == name]
@@ -101,7 +101,7 @@ def _history_chart(
     told += [{"kind": "cut", "text": cut_sentence(cut)} for cut in cuts if cut.metric]
     return {
         "title": _history_title(name),
-        "note": "one colour a device" + ("; limit " + "; ".join(word for word, _ in own) if own else ""),
+        "note": "one colour per device" + ("; limit " + "; ".join(word for word, _ in own) if own else ""),
         "svg": Markup(svg),  # noqa: S704 - our own drawing
         "told": told,
         "least": [item.note or f"five records more would show a step of {item.least_step:.1%}" for item in items],
@@ -109,7 +109,7 @@ def _history_chart(
 
 
 def _history_title(metric: str) -> str:
-    """Name a column of the history by its statistic too: it keeps the percentile that limits are on."""
+    """Name a column of the history with its statistic: the history keeps the percentile of the limits."""
     found = metric_of(metric)
     return f"{found.title}, {found.trend.statistic}" if found.trend and found.trend.statistic else found.title
 
@@ -130,7 +130,7 @@ def _utc(created_utc: str) -> str:
 
 
 def environment() -> Environment:
-    """Return the templates of this folder, with the filters that make texts safe."""
+    """Return the templates of this folder, with filters that make texts safe."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=select_autoescape(("html.jinja",), default=False),
@@ -147,12 +147,12 @@ def environment() -> Environment:
 
 
 def prose(text: str) -> Markup:
-    """Escape a sentence and set what stands between backticks as code."""
+    """Escape a sentence and show text between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(printable(text)))))  # noqa: S704 - escaped here
 
 
 def content(run: Run) -> dict[str, Any]:
-    """Everything both templates say, as strings and plain lists."""
+    """All content of both templates, as strings and plain lists."""
     record = run.record
     is_judged = any(not judgement.findings for _, judgement in run.judged)
     limited = {line.metric for _, judgement in run.judged for line in judgement.lines if not judgement.findings}
@@ -192,7 +192,7 @@ def verdict(title: str, judgement: Any) -> dict[str, Any]:  # noqa: ANN401 - a J
         "origin": f"{judgement.target_file}, SHA-256 {judgement.target_sha256}" if judgement.target_sha256 else "",
         "is_judged": not judgement.findings,
         "lines": [limit_row(line) for line in judgement.lines],
-        "findings": [f"{finding.rule}: {finding.sentence} Not so: {finding.reason}" for finding in judgement.findings],
+        "findings": [f"{finding.rule}: {finding.sentence} Found: {finding.reason}" for finding in judgement.findings],
     }
 
 
@@ -220,13 +220,13 @@ def _samples(line: Line) -> str:
         return DASH
     if line.num_samples == line.num_processes:
         return count(line.num_processes, "process")
-    if not line.num_processes:  # what a format costs is measured at export, at the tokens of a text
+    if not line.num_processes:  # the cost of a format is measured at export, over the tokens of a text
         return count(line.num_samples, "token")
     return f"{count(line.num_samples, 'sample')} in {count(line.num_processes, 'process')}"
 
 
 def bar(line: Line) -> dict[str, float | str] | None:
-    """Positions in percent of a track: value, interval and limit, and its ends in words; None without a value."""
+    """Positions in percent of the bar: value, interval and limit, and the labels of its ends; None without a value."""
     if line.value is None:
         return None
     low = line.value if line.low is None else line.low
@@ -302,23 +302,23 @@ def _score_cell(cell: Score | None, best: float) -> dict[str, Any]:
 
 
 def pictures(run: Run) -> list[dict[str, Any]]:
-    """Every chart the folder has data for, with its heading and what to look for."""
+    """Every chart for which the folder has data, with its heading and a note."""
     record = run.record
     limits = {line.metric: line.limit for _, judgement in run.judged[:1] for line in judgement.lines}
     memory_limit = limits.get("peak_vram_bytes" if record.memory.vram else "peak_rss_bytes")
     rate_limit, latency_limit = limits.get("decode_tok_per_s"), limits.get("prefill_ms")
     drawn = (
         ("Prefill latency", "every counted call", charts.latency_histogram(record, latency_limit)),
-        ("Prefill over time", "drift, throttling and outliers would show here", charts.latency_series(record)),
-        ("Decode throughput", "one dot a run, one column a process", charts.decode_rates(record, rate_limit)),
-        ("Memory", "a pass of its own, apart from the timed ones", charts.memory_timeline(record, memory_limit)),
-        ("Search", "arrows lead from the screened to the repeated score", front_picture(run)),
+        ("Prefill over time", "shows drift, throttling and outliers", charts.latency_series(record)),
+        ("Decode throughput", "one dot per run, one column per process", charts.decode_rates(record, rate_limit)),
+        ("Memory", "measured separately from the timed calls", charts.memory_timeline(record, memory_limit)),
+        ("Search", "arrows point from the first score to the repeated score", front_picture(run)),
     )
     return [{"title": title, "note": note, "svg": Markup(svg)} for title, note, svg in drawn if svg]  # noqa: S704 - our own drawing
 
 
 def front_picture(run: Run) -> str | None:
-    """Draw the search's candidates, with the chosen one's accuracy on the gate split where it was scored."""
+    """Draw the search's candidates, with the chosen one's accuracy on the gate split if it was scored."""
     if run.front is None:
         return None
     confirmed = [row for row in run.scores.rows if row.kind == "mixture"] if run.scores else []

@@ -1,9 +1,9 @@
-"""What the phase before hands over: seed 003's "Input from Phase 6", read and checked.
+"""Read and check the document of the phase before: seed 003's "Input from Phase 6".
 
     {"model": "baked_model", "metrics": {"tool_success_rate": 0.94, "persona_consistency": 0.89}}
 
-`model` is a model directory or a .gguf file, relative to the folder of the handed file. The two metrics are shares of
-the model as phase 6 left it. HAVOC measures neither of them: it carries them on and says so.
+`model` is a model directory or a .gguf file, relative to the folder of this file. The two metrics are shares that phase
+6 measured on its model. HAVOC measures neither of them: it copies them and says so.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from typing import Final
 
 FILE_NAME: Final = "phase6.json"
-"""The copy of the handed file in the folder of a run."""
+"""The copy of the file in the folder of a run."""
 _MAX_BYTES = 1_000_000
 
 Rate = Annotated[float, Field(ge=0, le=1)]
@@ -34,22 +34,22 @@ class _Strict(BaseModel):
 
 
 class Phase6Metrics(_Strict):
-    """What phase 6 measured of the model that it hands over."""
+    """The measurements of phase 6 on its model."""
 
     tool_success_rate: Rate = Field(description="share of tool calls that succeeded")
-    persona_consistency: Rate = Field(description="share of answers that kept to their persona")
+    persona_consistency: Rate = Field(description="share of answers that stayed in their persona")
 
 
 class Phase6(_Strict):
     """The file that `havoc run --handoff` takes."""
 
     model: str = Field(min_length=1, description="a model directory or a .gguf file, relative to this file's folder")
-    metrics: Phase6Metrics = Field(description="carried on to `handoff.json` as they are")
+    metrics: Phase6Metrics = Field(description="copied to `handoff.json` unchanged")
 
 
 @dataclass(frozen=True, slots=True)
 class HandedOver:
-    """A handed file: where it was, its bytes, and what they say."""
+    """A file of phase 6: its path, its bytes, and its content."""
 
     path: Path
     data: bytes
@@ -57,11 +57,11 @@ class HandedOver:
 
     @property
     def model(self) -> Path:
-        """The model's path: absolute, so that it means the same from every working directory."""
+        """The model's path: absolute, so that it does not depend on the working directory."""
         return (self.path.resolve().parent / self.content.model).resolve()
 
     def to_json(self) -> dict[str, Any]:
-        """Return what `handoff.json` says of it: the metrics, what they are of, and who measured them."""
+        """Return the part of `handoff.json` about it: the metrics, their model, and who measured them."""
         return {
             "metrics": self.content.metrics.model_dump(),
             "measured_by": "phase 6",
@@ -73,21 +73,21 @@ class HandedOver:
 
 
 def read_handed_over(path: Path) -> HandedOver:
-    """Read the file that phase 6 hands over; a mistake in it, or a model that is not there, is a `HavocError`."""
+    """Read the file of phase 6; a mistake in it, or a missing model, is a `HavocError`."""
     handed = _read(path)
     if not handed.model.exists():
-        raise HavocError(f"{path}: model {handed.content.model!r} is missing: no file or folder {handed.model}")
+        raise HavocError(f"{path}: model {handed.content.model!r} is missing: {handed.model} does not exist")
     return handed
 
 
 def read_kept(folder: Path) -> HandedOver | None:
-    """Read the copy in the folder of a run; None where the run began without one."""
+    """Read the copy in the folder of a run; None if the run began without one."""
     path = folder / FILE_NAME
     return _read(path) if path.exists() else None
 
 
 def keep(handed: HandedOver, folder: Path) -> None:
-    """Copy the handed file into the folder of a run, byte for byte; another one that is there is a `HavocError`."""
+    """Copy the file into the folder of a run, byte for byte; a different file in its place is a `HavocError`."""
     kept = read_kept(folder)
     if kept is None:
         storage.write_bytes(folder / FILE_NAME, handed.data)

@@ -1,10 +1,10 @@
-"""`docs/results.md`: what experts and mixtures scored, from the records of kept runs and nothing else.
+"""`docs/results.md`: the scores of experts and mixtures, only from the records of stored runs.
 
     python -m havoc_core.bench.report.results reports docs/results.md
 
-Every folder of `reports` that holds `scores.json`, `record.json` and `recipe.toml` becomes a section: the score table
-with exact 95 % intervals, whether each expert is above its base, whether the mixture holds up against each expert, and
-the artifact's figures with the verdicts. What fell short is said in the same words as what did not.
+Every folder of `reports` with `scores.json`, `record.json` and `recipe.toml` becomes a section: the score table with
+exact 95 % intervals, each expert against its base, the mixture against each expert, and the artifact's figures with the
+verdicts. Failures are reported in the same words as successes.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ _HEAD = """# Results
 
 Every number on this page comes from a record under `reports/`; `make results` writes the page again.
 Shares are of the gate split, which no training and no search has seen, with exact 95 % intervals (Clopper and Pearson).
-Two shares differ for sure where their intervals do not overlap.
+If two intervals do not overlap, the shares certainly differ.
 """
 
 
 def write_results(reports: Path, page: Path) -> list[str]:
-    """Write the page of all kept runs under `reports`; return the names of their folders, oldest name first.
+    """Write the page of all stored runs under `reports`; return the names of their folders, oldest name first.
 
-    Raises `HavocError` when a run cannot be read or there is none: a page without its records would be a claim.
+    Raises `HavocError` if a run cannot be read or there is no run: every number on the page needs a record.
     """
     folders = sorted(path.parent for path in reports.glob(f"*/{SCORES}") if (path.parent / RECIPE).is_file())
     if not folders:
-        raise HavocError(f"{reports}: holds no folder with {SCORES} and {RECIPE}; `havoc run --out DIR` makes one")
+        raise HavocError(f"{reports}: no folder with {SCORES} and {RECIPE}; `havoc run --out DIR` makes one")
     sections = [section(folder) for folder in folders]
     storage.write_text(page, "\n".join([_HEAD, *sections]))
     return [folder.name for folder in folders]
@@ -93,7 +93,7 @@ def _cell(score: Score | None) -> str:
 
 
 def experts_against_base(scores: ScoreFile) -> Iterator[str]:
-    """One sentence for each expert: where it stands against its base on its own task."""
+    """One sentence for each expert: the difference from its base on its own task."""
     base = next((row for row in scores.rows if row.kind == "base"), None)
     for row in scores.rows:
         if base is None or row.kind != "expert" or not {row.name} <= set(row.accuracy) & set(base.accuracy):
@@ -112,7 +112,7 @@ def _relation(ours: Score, theirs: Score) -> str:
 
 
 def mixture_against(scores: ScoreFile) -> Iterator[str]:
-    """One sentence for each row that the mixture is compared with, paired on the same rows."""
+    """One sentence for each comparison of the mixture, paired on the same rows."""
     for margin in scores.paired:
         yield (
             f"The mixture against {_who(margin, scores.rows)}: {100 * margin.margin:+.1f} points of the mean "
@@ -132,7 +132,7 @@ def _paired_relation(margin: Margin) -> str:
 
 
 def artifact_table(recipe: Recipe, record: Record) -> list[str]:
-    """Lines of a Markdown table: the artifact's figures, and each target's verdict on the device it was measured on."""
+    """Lines of a Markdown table: the artifact's figures, and each target's verdict on the measured device."""
     figures = {
         metric: value
         for metric, value in measured(record).items()

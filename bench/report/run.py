@@ -1,4 +1,4 @@
-"""A measured folder, read and judged: what every page is written from."""
+"""A measured folder, read and judged: every page is written from it."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ RECORD, SCORES, FRONT = "record.json", "scores.json", "front.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """A measured folder, read and judged: the only input of every page. `left_out` says which file is not, and why.
+    """A measured folder, read and judged: the only input of every page.
 
-    `target_names` are what `--target` takes, as they were asked for. `is_rebuilt_elsewhere` tells of a verification of
-    this very artifact that built its graphs anew.
+    `left_out` says which files are not used, and why.
+    `target_names` are the targets as given to `--target`. `is_rebuilt_elsewhere` is true if a verification of this
+    artifact built its graphs again.
     """
 
     record: Record
@@ -47,9 +48,9 @@ def read_run(
     artifact: Path | None = None,
     verified: Path | None = None,
 ) -> Run:
-    """Read a folder and judge its record, of `artifact` where it is given; `HavocError` without a sound record."""
+    """Read a folder and judge its record, with `artifact` if given; `HavocError` without a valid record."""
     if not (directory / RECORD).is_file():
-        raise HavocError(f"{directory}: holds no {RECORD}; `havoc bench ARTIFACT --out {directory}` writes one")
+        raise HavocError(f"{directory}: no {RECORD} in it; `havoc bench ARTIFACT --out {directory}` writes one")
     record = load_record(directory / RECORD)
     cpu, files = identify_cpu(), None if artifact is None else hash_measured(artifact, record.subject)
     found = None if verified is None else load_verified(verified)
@@ -74,7 +75,7 @@ def read_run(
         and found.is_rebuilt
         and found.manifest_sha256 == record.subject.manifest_sha256,
         left_out=tuple(
-            f"{what} beside the record is left out: {why}."
+            f"{what} is left out: {why}."
             for what, why in ((f"{SCORES} (accuracy by domain)", no_scores), (f"{FRONT} (the search)", no_front))
             if why
         ),
@@ -82,7 +83,7 @@ def read_run(
 
 
 def _previous(directory: Path, record: Record) -> Record | None:
-    """Find the record this one names as its predecessor among the neighbouring runs."""
+    """Find the record that this one names as its predecessor among the neighbouring runs."""
     wanted = record.provenance.previous_record_sha256
     if wanted is None:
         return None

@@ -1,4 +1,4 @@
-"""What a report says around its numbers: the facts of the run, its environment, how to repeat it, and the caveats."""
+"""The text around the numbers of a report: the facts of the run, its environment, how to repeat it, and caveats."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _work(workload: Workload) -> str:
 
 
 def environment_rows(record: Record, previous: Record | None) -> list[dict[str, str]]:
-    """Machine and versions, with what the previous record had where it differs, a dash for what one of them lacks."""
+    """Machine and versions, with the previous record's value if it differs; a dash for a missing value."""
     now = _environment_of(record)
     before = now if previous is None else _environment_of(previous)
     rows = ((name, now.get(name, DASH), before.get(name, DASH)) for name in dict.fromkeys([*now, *before]))
@@ -88,7 +88,7 @@ def _environment_of(record: Record) -> dict[str, str]:
 
 
 def commands(run: Run) -> list[str]:
-    """Return the lines that repeat the run: how it was made, how it was measured, how it is judged."""
+    """Return the commands that repeat the run: export, measurement and gate."""
     protocol = run.record.protocol
     captured = " --cuda-graph" if protocol.provider_options.get("enable_cuda_graph") == "1" else ""
     engine = run.record.subject.engine
@@ -99,20 +99,20 @@ def commands(run: Run) -> list[str]:
         f"{_workload_options(run.record.workload)}{captured}"
         f"{_mixture_option(run.record.subject)} --out DIR"
     )
-    targets = (shlex.quote(Path(name).name) for name in run.target_names)  # a file's folder is of this machine alone
+    targets = (shlex.quote(Path(name).name) for name in run.target_names)  # the folder exists only on this machine
     gates = [f"havoc gate DIR/record.json --target {name} --artifact ARTIFACT" for name in targets]
     return [*([run.command] if run.command else []), measure, *gates]
 
 
 def _mixture_option(subject: Subject) -> str:
-    """The option that opens a live artifact at the mixture that was measured."""
+    """The option that opens a live artifact with the measured mixture."""
     if EXPERTS_FILE not in subject.files or not subject.alpha:
         return ""
     return f" --alpha {shlex.quote(','.join(f'{domain}={weight!r}' for domain, weight in subject.alpha.items()))}"
 
 
 def _scoring_options(accuracy: Mapping[str, DomainAccuracy]) -> list[str]:
-    """Options that score the same tasks on the same data; DATA and NAME.toml stand for what lies elsewhere today."""
+    """Options that score the same tasks on the same data; DATA and NAME.toml replace paths that may have changed."""
     num_rows = max((item.num_rows for item in accuracy.values()), default=0)
     bundled = bundled_tasks()
     words = [f"--task {name if name in bundled else f'{name}.toml'}" for name in in_order(accuracy)]
@@ -126,7 +126,7 @@ def _scoring_options(accuracy: Mapping[str, DomainAccuracy]) -> list[str]:
 
 
 def _workload_options(workload: Workload) -> str:
-    """Options of `havoc bench` for what differs from its usual workload."""
+    """Options of `havoc bench` for differences from its default workload."""
     usual = type(workload)()
     options = {
         "prompt_tokens": "--prompt-tokens",
@@ -142,28 +142,26 @@ def _workload_options(workload: Workload) -> str:
 
 
 def caveats(run: Run) -> list[str]:
-    """What a careful reader must know, the record's own doubts first."""
+    """Caveats for the reader, those of the record first."""
     record = run.record
     found = [f"{check.id}: {check.detail}" for check in record.checks if check.status in {"warning", "unavailable"}]
     if record.subject.has_random_weights:
-        found.append(
-            "The weights are random: speed and memory are real, accuracy is not a property of a trained model."
-        )
+        found.append("The weights are random: speed and memory are real, but accuracy is not that of a trained model.")
     if record.subject.engine is not None:
         found.append(
-            f"{record.subject.engine.name} ran it, which shows neither its graph nor its logits: no verdict on it is a "
+            f"{record.subject.engine.name} ran the model and shows neither graph nor logits: no verdict on it can be a "
             "pass."
         )
     elif record.subject.is_graph_rebuilt is None and not run.is_rebuilt_elsewhere:
         found.append(
-            "The graphs were not built anew where this was measured, so nothing shows that they are HAVOC's own: "
-            "`havoc verify ARTIFACT` does, with the lab's packages."
+            "The measuring machine did not build the graphs again, so it is not proven that they are HAVOC's own: "
+            "`havoc verify ARTIFACT` proves it, with the packages of the lab."
         )
     if record.evidence != "measured":
         found.append(f"This record is {record.evidence}: it can never pass a gate.")
     if record.protocol.num_retries:
         found.append(f"{count(record.protocol.num_retries, 'window')} had to be measured again.")
-    found.append("Hashes detect accidents and edits, not a determined forger; no consumer card attests its identity.")
+    found.append("Hashes detect accidents and edits, not a determined forger; no consumer card can prove its identity.")
     found.append(
         f"Bounds are one-sided at {_confidences(run)}; 2 GB means 2,000,000,000 bytes; "
         "accuracy counts undecided rows as wrong."
@@ -172,7 +170,7 @@ def caveats(run: Run) -> list[str]:
 
 
 def _confidences(run: Run) -> str:
-    """Name the confidence that the limits ask for, and which ask for another where they do not agree."""
+    """Name the confidence of most limits, and the limits with another confidence."""
     metrics: dict[float, list[str]] = {}
     for target, _ in run.judged:
         for limit in target.limits:

@@ -1,7 +1,7 @@
-"""What the pipeline leaves beside a record: accuracy by domain (`scores.json`) and the search's front (`front.json`).
+"""The pipeline's files beside a record: accuracy by domain (`scores.json`) and the search's front (`front.json`).
 
-Read strictly where a page rests on a value, while keys that no page shows may come and go. Both name the artifact they
-belong to by `artifact_hash`, so that no page shows the search and the scores of another one beside a record.
+Values that a page shows are checked strictly; other keys may change. Both files name their artifact by `artifact_hash`,
+so that no page shows the search or the scores of another artifact beside a record.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Score(_Read):
     @model_validator(mode="after")
     def _is_ordered(self) -> Self:
         if not self.low <= self.share <= self.high:
-            raise ValueError(f"{self.num_right} of {self.num_rows} does not lie between {self.low} and {self.high}")
+            raise ValueError(f"{self.num_right} of {self.num_rows} is not between {self.low} and {self.high}")
         return self
 
 
@@ -63,13 +63,13 @@ class ScoreRow(_Read):
     kl_to_base: dict[str, Annotated[float, Field(ge=-1)]] | None = None
 
     def mean(self, domains: list[str]) -> float | None:
-        """Mean share over the domains; None unless all were scored."""
+        """Mean share over the domains; None if any was not scored."""
         found = [self.accuracy[domain].share for domain in domains if domain in self.accuracy]
         return sum(found) / len(found) if len(found) == len(domains) else None
 
 
 class Margin(_Read):
-    """The mixture against another on the same rows: points of the mean over domains, as shares, and their bounds."""
+    """The mixture against another model on the same rows: the difference of the means over domains, with bounds."""
 
     against: str
     margin: Points
@@ -87,12 +87,12 @@ class ScoreFile(_Read):
 
     @property
     def domains(self) -> list[str]:
-        """Every domain that any row has, in the order they first appear."""
+        """Every domain of any row, in the order of first appearance."""
         return list(dict.fromkeys(domain for row in self.rows for domain in row.accuracy))
 
 
 class Formats(_Read):
-    """The structure of a candidate, of which a page shows the name."""
+    """The structure of a candidate; a page shows its name."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -100,12 +100,12 @@ class Formats(_Read):
 
     @property
     def name(self) -> str:
-        """The whole structure's name, such as `int4a-hqq-fp32-r0.50`; the weights' format where no more is known."""
+        """The structure's name, such as `int4a-hqq-fp32-r0.50`; only the weights' format if no more is known."""
         return str(structure_of(self.model_dump()) or self.weight_format)
 
 
 class FrontOrigin(_Read):
-    """Where a candidate came from: its generation, and how it was made."""
+    """The origin of a candidate: its generation, and how it was made."""
 
     kind: Literal["seeded", "random", "bred"]
     generation: Annotated[int, Field(ge=0)]
@@ -117,11 +117,11 @@ class FrontOrigin(_Read):
         """Say it in the words of a sentence."""
         if self.kind == "bred":
             return f"bred in generation {self.generation}"
-        return f"one that the search started from ({self.label or 'drawn at random'})"
+        return f"a candidate of the first generation ({self.label or 'drawn at random'})"
 
 
 class FrontConvergence(_Read):
-    """Hypervolume that the candidates dominate, generation by generation, and since when it hardly grew."""
+    """Hypervolume that the candidates dominate, by generation, and the generation since which it hardly grew."""
 
     hypervolume: Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(min_length=1)]
     stable_since: Annotated[int, Field(ge=0)]
@@ -132,11 +132,11 @@ class FrontConvergence(_Read):
         last = len(self.hypervolume) - 1
         if self.is_converged:
             return f"settled: the hypervolume grew by less than 1 % from generation {self.stable_since} to {last}"
-        return f"not shown to have settled: the hypervolume still grew in generation {self.stable_since} of 0 to {last}"
+        return f"not settled: the hypervolume still grew in generation {self.stable_since} of 0 to {last}"
 
 
 class BredAgainstSeeded(_Read):
-    """The best bred candidate against the best one the search started from, on rows that chose neither."""
+    """The best bred candidate against the best of the first generation, on rows that were not used to choose either."""
 
     bred: str
     seeded: str
@@ -149,7 +149,7 @@ class BredAgainstSeeded(_Read):
         """Say it in the words of a sentence."""
         words = "beats" if self.is_proven else "is not proven to beat"
         return (
-            f"on fresh rows the best bred candidate {words} the best one the search started from: "
+            f"on fresh rows the best bred candidate {words} the best one of the first generation: "
             f"{100 * self.margin:+.1f} points on the mean, paired 95 % {100 * self.low:+.1f} to {100 * self.high:+.1f}"
         )
 
@@ -205,26 +205,26 @@ class Front(_Read):
         return self
 
     def notes(self) -> list[str]:
-        """What to know of the search, a sentence each; a front of an older program knows less."""
+        """Notes on the search, one sentence each; a front of an older version has fewer."""
         num_evaluated = len(self.candidates) if self.evaluations is None else self.evaluations
         notes = [f"{count(num_evaluated, 'candidate')} evaluated"]
         if self.evidence == "measured_other_device":
             notes.append(
-                "costs were measured on another device than the target's, so by them none is within the limits"
+                "costs were measured on another device than the target's, so no candidate counts as within the limits"
             )
         if self.answered_on is not None and self.answered_on.device != "cpu":
-            notes.append(f"their answers are those of {printable(self.answered_on.name)} ({self.answered_on.device})")
+            notes.append(f"the answers come from {printable(self.answered_on.name)} ({self.answered_on.device})")
         if self.disturbance:
-            notes.append(f"latency and throughput played no part: {self.disturbance}")
+            notes.append(f"latency and throughput were not used: {self.disturbance}")
         if self.unmet:
             notes.append(
-                f"no structure meets the limit on {', '.join(self.unmet)}, so it told no candidate from another"
+                f"no structure meets the limit on {', '.join(self.unmet)}, so the limit did not rank candidates"
             )
         if frozen := [name for name in self.frozen if not (self.disturbance and name in _SPEED)]:
-            notes.append(f"frozen, because their differences stay inside the noise: {', '.join(frozen)}")
+            notes.append(f"frozen, because their differences are within the noise: {', '.join(frozen)}")
         chosen = next((candidate for candidate in self.candidates if candidate.key == self.chosen), None)
         if chosen is not None and chosen.origin is not None:
-            notes.append(f"the chosen one {'was' if chosen.origin.kind == 'bred' else 'is'} {chosen.origin}")
+            notes.append(f"the chosen candidate {'was' if chosen.origin.kind == 'bred' else 'is'} {chosen.origin}")
         notes += [str(part) for part in (self.bred_against_seeded, self.convergence) if part is not None]
         if self.failed:
             notes.append(f"{count(len(self.failed), 'candidate')} failed: {self.failed[0].reason}")
@@ -232,27 +232,27 @@ class Front(_Read):
 
 
 def read_scores(path: Path) -> ScoreFile | None:
-    """Read `scores.json`; None where there is none, `HavocError` for one of another form."""
+    """Read `scores.json`; None if there is none, `HavocError` for another form."""
     return _read(path, ScoreFile)
 
 
 def read_front(path: Path) -> Front | None:
-    """Read `front.json`; None where there is none, `HavocError` for one of another form."""
+    """Read `front.json`; None if there is none, `HavocError` for another form."""
     return _read(path, Front)
 
 
 def artifact_hash(files: Mapping[str, str]) -> str:
-    """SHA-256 that stands for a whole artifact: over the names and hashes of its files, as a record's subject has."""
+    """SHA-256 of a whole artifact: over the names and hashes of its files, as in a record's subject."""
     return storage.sha256_json(dict(files))
 
 
 def why_not_its_scores(scores: ScoreFile, record: Record) -> str | None:
-    """Say why these scores are not shown beside this record: another artifact's, or other counts than its own.
+    """Say why these scores do not belong to this record: another artifact, or other counts.
 
-    Scores without a link, as they were written once, are believed where the record holds the mixture's very counts.
+    Scores of an older version have no artifact hash: they are accepted if the record has the mixture's counts.
     """
     if scores.artifact_sha256 not in {None, artifact_hash(record.subject.files)}:
-        return "they are of another artifact than the record"
+        return "they belong to another artifact than the record"
     mixture = {domain: score for row in scores.rows if row.kind == "mixture" for domain, score in row.accuracy.items()}
     for domain, score in mixture.items():
         own = record.accuracy.get(domain)
@@ -262,14 +262,14 @@ def why_not_its_scores(scores: ScoreFile, record: Record) -> str | None:
                 f"the record {own.num_right} of {own.num_rows} on the {own.split} split"
             )
     if scores.artifact_sha256 is None and not (mixture and mixture.keys() <= record.accuracy.keys()):
-        return "nothing shows that they are of the record's artifact"
+        return "it is not proven that they belong to the record's artifact"
     return None
 
 
 def why_not_its_front(front: Front, record: Record) -> str | None:
-    """Say why this search is not shown beside this record: it led to another artifact.
+    """Say why this search does not belong to this record: it led to another artifact.
 
-    A front without a link, as it was written once, is believed where its choice is the record's mixture.
+    A front of an older version has no artifact hash: it is accepted if its choice is the record's mixture.
     """
     if front.artifact_sha256 is not None:
         is_its = front.artifact_sha256 == artifact_hash(record.subject.files)
@@ -278,7 +278,7 @@ def why_not_its_front(front: Front, record: Record) -> str | None:
     keys = [item.key for item in front.candidates]
     if front.chosen in keys and record.subject.alpha and chosen[keys.index(front.chosen)] == record.subject.alpha:
         return None
-    return "nothing shows that it led to the record's artifact"
+    return "it is not proven that it led to the record's artifact"
 
 
 def _read(path: Path, form: type[_Document]) -> _Document | None:
@@ -288,4 +288,4 @@ def _read(path: Path, form: type[_Document]) -> _Document | None:
         return form.model_validate(storage.read_json(path, max_bytes=MAX_BYTES))
     except (ValidationError, RecursionError) as error:
         said = mistakes(error, form, is_handwritten=False)
-        raise HavocError(f"{path}: not of the form that `havoc run` writes ({said})") from error
+        raise HavocError(f"{path}: not in the form that `havoc run` writes ({said})") from error

@@ -1,7 +1,7 @@
-"""The candidates of a search as rows of a page: where each came from, what it is, what it scored.
+"""The candidates of a search as rows of a page: origin, weights and structure, scores.
 
-Those that were measured bear numbers in the order they were evaluated, 1 first; parents are told by these. Of a long
-search only those are shown that the outcome rests on.
+Measured candidates are numbered from 1 in the order of evaluation; parents are given by these numbers. Of a long search
+only the candidates are shown that led to the result.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MOST_ROWS = 200
 
 
 def candidate_table(front: Front | None) -> dict[str, Any] | None:
-    """Domains, rows and a note for a page; None without candidates or where an older program kept no origins."""
+    """Domains, rows and a note for a page; None without candidates, or if an older version kept no origins."""
     if front is None or not any(candidate.origin for candidate in front.candidates):
         return None
     domains = list(front.candidates[0].search_accuracy)
@@ -29,7 +29,7 @@ def candidate_table(front: Front | None) -> dict[str, Any] | None:
     return {
         "domains": domains,
         "rows": [_row(candidate, front, numbers) for candidate in shown[:MOST_ROWS]],
-        "note": f"{count(left_out, 'candidate')} that led to nothing are in front.json alone" if left_out else "",
+        "note": f"{count(left_out, 'candidate')} that led to no result are only in front.json" if left_out else "",
     }
 
 

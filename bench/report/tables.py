@@ -34,7 +34,7 @@ STYLES: dict[str, str] = {
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
-    """Lay rows out under `columns`, those in `numbers` aligned right; plain text where no terminal is."""
+    """Write rows under `columns`, those in `numbers` aligned right; plain text if stdout is not a terminal."""
     safe = [[printable(cell) for cell in row] for row in rows]
     if sys.stdout.isatty():
         return _rich(columns, safe, numbers)
@@ -84,13 +84,13 @@ def _rich(columns: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequen
 
 
 def paired_table(word: Shift, rows: Sequence[Paired], margin: float, *, names: tuple[str, str] = ("old", "new")) -> str:
-    """Return the table of a comparison under the line that says what came of it."""
+    """Return the table of a comparison under one line with the result."""
     head = f"{emphasis(word.upper(), word)}: {paired_sentence(word, rows, margin)}"
     return f"{head}\n\n{table(paired_columns(names), paired_cells(rows), numbers=(1, 2, 3, 4))}"
 
 
 def paired_sentence(word: Shift, rows: Sequence[Paired], margin: float) -> str:
-    """Say what a comparison has proven."""
+    """Say what a comparison proves."""
     allowed = f"{100 * margin:g}%"
     is_time = all(row.unit == "ms" for row in rows if row.decides)
     slower, faster = ("slower", "faster") if is_time else ("worse", "better")
@@ -108,7 +108,7 @@ def paired_columns(names: tuple[str, str] = ("old", "new")) -> tuple[str, ...]:
 
 
 def paired_cells(rows: Sequence[Paired]) -> list[list[str]]:
-    """Return one line of cells for each quantity and witness of a comparison."""
+    """Return one line of cells per quantity and witness of a comparison."""
     return [
         [
             f"{row.quantity}, {row.witness}",
@@ -136,7 +136,7 @@ PAIRED_ROWS_COLUMNS = (
 
 
 def paired_rows_sentence(margin: float) -> str:
-    """Say what "equal" means of answers."""
+    """Say what "equal" means for answers."""
     return f"equal: no fewer right by more than {100 * margin:g} points is proven"
 
 
@@ -158,7 +158,7 @@ def paired_rows_cells(rows: Sequence[PairedRows]) -> list[list[str]]:
 
 
 def engines_table(rows: Sequence[EngineRow]) -> str:
-    """Return one row an engine and model: medians and peaks as `havoc bench` shows them; below it what is wrong."""
+    """Return one row per engine and model, with medians and peaks as in `havoc bench`; errors below the table."""
     cells = [[row.engine, row.version, row.model, *_engine_figures(row), _word_of(row)] for row in rows]
     head = ("engine", "version", "model", "weights", "prefill", "prompt", "decode", "peak RSS", "load", "")
     wrong = [printable(f"{row.engine}: {row.reason}") for row in rows if row.reason]

@@ -1,4 +1,4 @@
-"""What a person reads at the terminal: a verdict, a record, a comparison, a plan, scores, and what a machine can do.
+"""Text for the terminal: a verdict, a record, a comparison, a plan, scores, and the capabilities of a machine.
 
 Each function takes a finished result and returns text; `tables.py` lays it out.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 def judgement_text(judgement: Judgement, title: str) -> str:
-    """Return a verdict as a table of limits under one line that says it all."""
+    """Return a verdict as a table of limits under a one-line summary."""
     word = spelled(judgement.verdict).upper()
     head = f"{emphasis(word, judgement.verdict)} on {printable(f'{judgement.target} ({title}): {judgement.reason}')}"
     if judgement.findings:
@@ -48,7 +48,7 @@ def judgement_text(judgement: Judgement, title: str) -> str:
 
 
 def limits_text(lines: Sequence[Line]) -> str:
-    """Return a table of limits: what was measured, what is proven, and the verdict of each."""
+    """Return a table of limits: the measured value, the proven bounds, and the verdict of each."""
     head = ("limit", "must be", "measured", "proven", "verdict", "because")
     return table(head, [_line_cells(line) for line in lines], numbers=(2, 3))
 
@@ -66,7 +66,7 @@ def _line_cells(line: Line) -> list[str]:
 
 
 def record_text(record: Record) -> str:
-    """Return what a record measured, as a table of figures without any verdict, below the reason why it is invalid."""
+    """Return the figures of a record as a table without a verdict; if the record is invalid, the reason comes first."""
     from ..judge.gate import why_invalid
 
     rows = [[metric_of(name).label, show(value, metric_of(name).unit)] for name, value in measured(record).items()]
@@ -85,19 +85,19 @@ def record_text(record: Record) -> str:
 
 
 def _witness_lines(record: Record) -> list[str]:
-    """Put CPU time beside wall time, and say how much of the time something else took the CPU."""
+    """Compare CPU time with wall time, and say for how much of the time other work took the CPU."""
     cores, share = cpu_share(record.samples), disturbed_share(record.samples)
     lines = []
     if cores is not None:
         threads = count(record.protocol.num_threads, "thread")
-        lines.append(f"\nprefills computed on {cores:.2f} cores all the while, with {threads}")
+        lines.append(f"\nprefills used {cores:.2f} cores on average, with {threads}")
     if share:
-        lines.append(f"disturbed: {share:.0%} of the timed time, in which calls say nothing of the model")
+        lines.append(f"disturbed: {share:.0%} of the timed time; its calls say nothing about the model")
     return lines
 
 
 def comparison_text(rows: Sequence[Comparison], warnings: Sequence[str]) -> str:
-    """Return each metric of two records with its ratio and interval, below what disturbed either."""
+    """Return each metric of two records with its ratio and interval; disturbances come first."""
     cells = [
         [
             f"{row.title}, median" if metric_of(row.metric).kind in _MEDIANS else row.title,
@@ -125,7 +125,7 @@ def duel_text(
     far: Divergence | None,
     max_time_s: float,
 ) -> str:
-    """Return what a duel found: notes first, times, how tokens and answers agree, and what more would prove."""
+    """Return the result of a duel: notes, times, agreement of tokens and answers, and advice if it is undecided."""
     parts = [*(f"note: {note}" for note in notes), paired_table(outcome.verdict, outcome.rows, margin)]
     if outcome.agreement is not None and outcome.agreement.num_prompts:
         parts.append(outcome.agreement.sentence())
@@ -135,16 +135,16 @@ def duel_text(
         parts.append(far.sentence())
     if outcome.verdict == "undecided":
         blocks = count(outcome.num_blocks, "block")
-        parts.append(f"{blocks} in {max_time_s} s prove nothing: give --max-time more, or --margin, or a quiet machine")
+        parts.append(f"{blocks} in {max_time_s} s are not enough: raise --max-time or --margin, or use a quiet machine")
     return "\n\n".join(parts)
 
 
 _MEDIANS = ("latency", "throughput")
-"""What `compare` shows the medians of; the gate judges percentiles and the rate over all runs."""
+"""The quantities whose medians `compare` shows; the gate judges percentiles and the rate over all runs."""
 
 
 def _would_show(row: Comparison) -> str:
-    """Beside every "no change": the least change that these samples would have shown, or why nothing is compared."""
+    """For every "no change": the least change that these samples would have shown, or why there is no comparison."""
     if row.change not in {"equal", "undecided"}:
         return row.reason
     shown = "too few samples to show any" if row.detectable is None else f"would show {row.detectable:.1%}"
@@ -152,7 +152,7 @@ def _would_show(row: Comparison) -> str:
 
 
 def plan_text(plan: Plan) -> str:
-    """Return what each structure of a model can reach on a target, and what follows."""
+    """Return what each structure of a model can reach on a target, and the conclusion."""
     metrics = plan.options[0].figures
     head = [f"{figure.metric} {figure.sign} {show(figure.limit, figure.unit)}" for figure in metrics]
     rows = [_option_cells(option) for option in plan.options]
@@ -173,7 +173,7 @@ def plan_text(plan: Plan) -> str:
     if not plan.truncated:
         return "\n\n".join(parts)
     names = ", ".join(option.structure for option in plan.truncated)
-    return "\n\n".join(parts) + f"\nwith ranks cut, by arithmetic alone and if its accuracy holds: {names}"
+    return "\n\n".join(parts) + f"\nwith fewer ranks, by arithmetic only and if accuracy stays the same: {names}"
 
 
 def _option_cells(option: Option) -> list[str]:
@@ -209,7 +209,7 @@ def capabilities_text(capabilities: Sequence[Capability]) -> str:
 
 
 def accuracy_text(scores: Mapping[str, Any], mixed: Mapping[str, Any] | None, notes: Sequence[str]) -> str:
-    """Return the score of each task, and of all rows together where `mixed` counts them; then the rows' sources."""
+    """Return the score of each task, and of all rows together if `mixed` counts them; then the rows' sources."""
     cells = [cell for task, row in scores.items() for cell in _accuracy_cells(task, row)]
     if mixed is not None:
         cells.append(["mixed", "", *_share_cells(mixed), "all rows of all tasks"])
@@ -219,7 +219,7 @@ def accuracy_text(scores: Mapping[str, Any], mixed: Mapping[str, Any] | None, no
 
 
 def _source_line(task: str, row: dict[str, Any]) -> str:
-    """Where a task's rows came from, with the hashes by which others find the same."""
+    """The source of a task's rows, with the hashes that identify them."""
     hashes = [f"{name} {row[key][:12]}" for name, key in _HASHES.items() if row[key] is not None]
     return f"{task}: {printable(row['source'])}, {row['split']} split; SHA-256: {', '.join(hashes)}"
 
@@ -228,7 +228,7 @@ _HASHES = {"rows": "rows_sha256", "task": "task_sha256", "data": "data_sha256"}
 
 
 def _accuracy_cells(task: str, row: dict[str, Any]) -> list[list[str]]:
-    """One line for each metric of a task, the one that `accuracy/<task>` means first."""
+    """One line for each metric of a task; the metric of `accuracy/<task>` comes first."""
     names = sorted(row["metrics"], key=lambda name: name != row["metric"])
     shots = f"{row['few_shot']}-shot" if row["few_shot"] else ""
     failed = count(row["num_failed"], "judge") + " failed" if row["num_failed"] else ""
@@ -246,7 +246,7 @@ def _accuracy_cells(task: str, row: dict[str, Any]) -> list[list[str]]:
 
 
 def _share_cells(counts: Mapping[str, Any]) -> list[str]:
-    """A share, its interval, and the rows it is of."""
+    """A share, its interval, and the counts."""
     return [
         show(counts["num_right"] / counts["num_rows"], "share"),
         show_interval(counts["low"], counts["high"], "share"),

@@ -45,14 +45,14 @@ READ_BY_RUNTIMES = frozenset(
         *CHAT_TEMPLATES,
     }
 )
-"""What tells a runtime how the model is built, how text becomes token ids, and when an answer ends."""
+"""Files that tell a runtime how the model is built, how text becomes token ids, and when an answer ends."""
 
 _REQUIRED = ("config.json", "model.onnx", "model.onnx.data")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactFile:
-    """What the manifest promises of one file."""
+    """The manifest's facts about one file."""
 
     sha256: str
     num_bytes: int
@@ -60,9 +60,9 @@ class ArtifactFile:
 
 @dataclass(frozen=True, kw_only=True)
 class ArtifactManifest:
-    """The manifest of an artifact: what it was made from, how it is stored, and the hash of every other file.
+    """The manifest of an artifact: its sources, its storage, and the hash of every other file.
 
-    `sha256` is that of the file it was read from, which holds for everything in it; "" for one not written yet.
+    `sha256` is that of the file it was read from, so it covers the whole content; "" if it is not written yet.
     """
 
     files: dict[str, ArtifactFile]
@@ -106,10 +106,10 @@ class ArtifactManifest:
 
 
 def refuse_artifact(model: Path | str) -> None:
-    """Refuse an artifact where a base with its experts is needed, by `HavocError`."""
+    """Refuse an artifact if a base with its experts is needed, by `HavocError`."""
     if (Path(model) / MANIFEST).is_file():
         raise HavocError(
-            f"{model}: an artifact holds one mixture, so there is no expert to choose: give the base it came from"
+            f"{model}: an artifact holds one mixture, so there is no expert to choose: give its base instead"
         )
 
 
@@ -211,7 +211,7 @@ def _hash(value: object) -> str:
 
 
 def _plain_name(name: str) -> str:
-    """Refuse what leads out of the folder, and what a record of a measurement could not name."""
+    """Refuse names that lead out of the folder, and names that a record cannot hold."""
     if not _NAME.fullmatch(name) or len(name) > _MAX_NAME_CHARS:
         raise ValueError(f"{name!r:.80} is not a plain relative path of letters, digits and . _ -")
     return name
@@ -269,7 +269,7 @@ def _refuse_links(directory: Path, name: str) -> None:
 
 
 def _refuse_unlisted(directory: Path, manifest: ArtifactManifest) -> None:
-    """What a runtime would load or obey, though the manifest does not list it, would never be hashed."""
+    """Refuse a file that a runtime would read but the manifest does not list: it would never be hashed."""
     for path in sorted(directory.iterdir()):
         is_read = path.name.endswith((".onnx", ".data")) or path.name in READ_BY_RUNTIMES
         if is_read and path.name not in manifest.files:
@@ -277,7 +277,7 @@ def _refuse_unlisted(directory: Path, manifest: ArtifactManifest) -> None:
 
 
 def _require_listed_weights(directory: Path, manifest: ArtifactManifest) -> None:
-    """Weights in a file that the manifest does not list, whatever it is called, would never be hashed."""
+    """Refuse weights in a file that the manifest does not list: they would never be hashed."""
     for name in manifest.files:
         if not name.endswith(".onnx"):
             continue

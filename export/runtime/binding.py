@@ -104,7 +104,7 @@ class BoundCall:
         positions: NDArray[np.int64],
         features: ort.OrtValue,
     ) -> tuple[NDArray[np.float32], int]:
-        """Logits fp32 [B, 1 or T, V] (valid until the next run) and the side of `buffers` that the new past lies on."""
+        """Logits fp32 [B, 1 or T, V] (valid until the next run) and the side of `buffers` with the new past."""
         self._ids.write(input_ids)
         self._positions.write(positions)
         self._bind_mask(buffers, mask, past.num_tokens + self._num_new)

@@ -1,9 +1,9 @@
-"""One fresh child process: started with the request of a `ChildJob`, listened to asleep, never left behind.
+"""One fresh child process: it gets the request of a `ChildJob`; the parent sleeps while it listens, and always ends it.
 
 The child is a module that ends in `serving.serve`: `havoc_core.bench.worker` measures, `havoc_core.bench.accuracy`
-scores, `foreign` runs an artifact's graphs for everybody else. It answers with one JSON document a line: marks and
-progress while it works, then its result or its error. Its standard input stays open as a lifeline: when this process
-dies, so does it.
+scores, `foreign` runs an artifact's graphs for other code. It answers with one JSON document per line: marks and
+progress during the work, then its result or its error. Its standard input stays open: if this process dies, the child
+ends too.
 """
 
 from __future__ import annotations
@@ -103,9 +103,9 @@ def started(command: Sequence[str], complaints: IO[bytes]) -> Iterator[subproces
 
 @functools.cache
 def isolation() -> tuple[str, ...]:
-    """Options under which no variable and no file of the user's brings code of its own into the child.
+    """Options with which no variable and no file of the user loads code into the child.
 
-    A package that is installed for the user alone is found among the user's files, which then stay in sight.
+    If a package is installed only for the user, the user's files must stay visible.
     """
     home = site.getusersitepackages() if site.ENABLE_USER_SITE else None
     is_of_user = home is not None and Path(__file__).is_relative_to(home)
@@ -117,7 +117,7 @@ def _end(process: subprocess.Popen[bytes], expired: threading.Event) -> None:
     process.kill()
 
 
-def _close(pipe: Any) -> None:  # noqa: ANN401 - a pipe whose buffered bytes nobody reads any more
+def _close(pipe: Any) -> None:  # noqa: ANN401 - a pipe whose buffered bytes are no longer needed
     try:
         pipe.close()
     except OSError:
@@ -150,7 +150,7 @@ def _converse(
 
 
 def death(return_code: int, timeout_s: float | None, complaints: IO[bytes]) -> str:
-    """Say in one line how a child ended without a result; `timeout_s` where it was ended for taking longer."""
+    """Say in one line how a child ended without a result; `timeout_s` if it was ended because it took longer."""
     if timeout_s is not None:
         return f"the process that runs the model gave no result within {timeout_s:.0f} s and was ended"
     complaints.seek(0)

@@ -104,6 +104,6 @@ def _require_inside(file: Path) -> None:
     home, target = file.parent.resolve(), file.resolve()
     is_hub_blob = target.parent == home.parent.parent / "blobs"
     if target.parent != home and not is_hub_blob:
-        raise HavocError(f"{file}: a link that leads out of the directory; copy the file to where the link is")
+        raise HavocError(f"{file}: a link that leads out of the directory; replace the link by a copy of the file")
     if not target.is_file():
         raise HavocError(f"{file}: not a regular file")

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 SHARE_ALIVE_BEFORE_DROPPING = 5 / 6
 CACHE_BYTES = 1 << 29
-"""The keys and values of all rows that are written at once take no more, twice where a cache is written anew."""
+"""The most bytes for keys and values of all rows that are written at once; twice that if a cache is written again."""
 
 
 def generate_text(
@@ -78,9 +78,9 @@ def generate_ids(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> list[list[int]]:
-    """Continue rows of token ids: the new ids of each, its end token included; `images` [num_patches, patch_dim].
+    """Continue rows of token ids; return the new ids of each with its end token; `images` [num_patches, patch_dim].
 
-    A row ends at one of `eos_ids`, and where its text holds one of `stops`. Greedy at temperature 0, else drawn from
+    A row ends at one of `eos_ids`, or when its text contains one of `stops`. Greedy at temperature 0, else drawn from
     softmax(logits / temperature), the same for the same seed and batch size. At most `batch_size` rows, whose keys and
     values fit into `CACHE_BYTES`, are written at once.
     """
@@ -106,7 +106,7 @@ def generate_ids(
 
 
 def _rows_that_fit(session: Decoder, num_tokens: int) -> int:
-    """How many rows of so many tokens have keys and values of at most `CACHE_BYTES`; at least one."""
+    """The number of rows of this length with keys and values of at most `CACHE_BYTES`; at least one."""
     num_tokens = session.options.cache_len or num_tokens
     return max(1, CACHE_BYTES // (num_tokens * session.cache_bytes_per_token))
 
@@ -132,7 +132,7 @@ def left_padded(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[NDArray[np.
 
 
 class _Pick:
-    """Chooses a token a row from logits [B, V]; never the image token, which stands for a patch that was given."""
+    """Chooses a token per row from logits [B, V]; never the image token, which represents a given patch."""
 
     def __init__(self, temperature: float, seed: int, banned_id: int | None) -> None:
         self._temperature, self._rng, self._banned_id = temperature, np.random.default_rng(seed), banned_id

@@ -20,11 +20,11 @@ CPU_PROVIDER, CUDA_PROVIDER = "CPUExecutionProvider", "CUDAExecutionProvider"
 class DeviceKind:
     """One kind of device, `name` in records and targets.
 
-    `provider` is ONNX Runtime's execution provider for it, `tensors` the runtime's word for where its tensors live,
-    `provider_options` what a session sets unless the caller says otherwise. `is_host` says that the model runs on the
-    machine's own CPU: then peak memory is the process's RSS, CPU time counts, and clocks and energy are the machine's.
-    `has_nvml` says that NVML watches its memory, clocks and energy; `captures_steps` that a step can be captured as a
-    CUDA graph. `runtime_bytes` is what the runtime itself takes of its memory, for estimates only.
+    `provider` is ONNX Runtime's execution provider for it, `tensors` the runtime's name for the place of its tensors,
+    `provider_options` the default options of a session. `is_host` says that the model runs on the machine's own CPU:
+    then peak memory is the process's RSS, CPU time counts, and clocks and energy are those of the machine. `has_nvml`
+    says that NVML reads its memory, clocks and energy; `captures_steps` that a step can be captured as a CUDA graph.
+    `runtime_bytes` is the memory that the runtime itself uses on it, for estimates only.
     """
 
     name: str

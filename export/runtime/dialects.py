@@ -1,4 +1,4 @@
-"""The dialects a graph can be written in: what the writer, the runtime, the recipe and the command line ask of each.
+"""The dialects of graphs, with the facts that the writer, the runtime, the recipe and the command line need.
 
 A new dialect is an entry in `DIALECTS` and a file with its `DecoderGraph`: see docs/extending.md. No torch, no numpy.
 """
@@ -27,7 +27,7 @@ class Dialect:
     that holds the graph. `attention` is the operator whose limits count: it takes heads whose width is a multiple of
     `head_dim_unit`, and has no kernel for the pairs in `lacks`.
     `has_positions` says whether the graph has the input `position_ids`, `extends_many_rows` whether several rows, with
-    padding among the new tokens or without, can go on behind a past with more than one token each.
+    padding among the new tokens or without, can continue after a past with more than one token each.
     """
 
     name: str
@@ -94,17 +94,17 @@ BEST_DIALECT: dict[tuple[str, ActivationDtype, Cache], str] = {
     ("cuda", "fp16", "dynamic"): "standard",  # a step 1.6 ms; GroupQueryAttention 44: see docs/decisions/0003
     ("cuda", "fp16", "static"): "contrib",
 }
-"""What each execution provider really runs best, by device, activation dtype and cache.
+"""The best dialect of each execution provider, by device, activation dtype and cache.
 
 The CPU's rows are measured: prefill of 512 tokens and a step after them, of a decoder of 26.7 M parameters on one
-thread of ONNX Runtime 1.31. Of CUDA's, fp16 over a cache that grows was timed, on an NVIDIA H200.
+thread of ONNX Runtime 1.31. Of CUDA's rows, fp16 with a growing cache was timed, on an NVIDIA H200.
 """
 
 
 def choose_dialect(
     name: str, *, device: str, activation_dtype: ActivationDtype, head_dim: int, cache: Cache = "dynamic"
 ) -> str:
-    """The name of a dialect; `auto` takes it from `BEST_DIALECT`, where the heads allow it.
+    """The name of a dialect; `auto` takes it from `BEST_DIALECT`, if the heads allow it.
 
     A dialect whose operators `device` does not run in that dtype, or not with such heads, is a `HavocError`.
     """

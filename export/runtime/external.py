@@ -75,7 +75,7 @@ def _locations(data: bytes) -> set[str]:
 
 
 def _location(data: bytes, start: int, end: int) -> set[str]:
-    """The value of an entry whose key is `location`; where a field stands twice, readers differ, so both count."""
+    """The value of an entry with the key `location`; readers differ on repeated fields, so all values count."""
     fields = [(field, data[at:stop]) for field, at, stop in _fields(data, start, end)]
     if (1, b"location") not in fields:
         return set()

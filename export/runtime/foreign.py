@@ -1,6 +1,6 @@
-"""Graphs of somebody else run in a process that can be ended: `verify` and `generate` see only what comes back.
+"""Run untrusted graphs in a process that can be ended: `verify` and `generate` get only the results.
 
-A graph may loop for ever, ask for all memory or crash the runtime, and no signal reaches Python while it runs. So it
+A graph may loop for ever, request all memory or crash the runtime, and Python receives no signal while it runs. So it
 runs in a child with a deadline, and Ctrl-C ends the command at once.
 """
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ...model.prompt import PromptLike
 
 _START_S, _TOKEN_S, _BYTES_PER_S = 300.0, 5.0, 2e6
-"""Far more than a machine that can run the model at all needs: to start, for a token, and to read and pack weights."""
+"""Generous times for any machine that can run the model: to start, for a token, and to read and pack weights."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ States = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True, kw_only=True)
 class HeldArtifact:
-    """An artifact whose every byte was hashed, in a folder that is held open; `directory` is what the user calls it."""
+    """An artifact whose every byte was hashed, in a folder that is held open; `directory` is the user's name for it."""
 
     directory: Path
     place: Path
@@ -46,7 +46,7 @@ class HeldArtifact:
         return {name: file.sha256 for name, file in self.manifest.files.items()}
 
     def require_unchanged(self) -> None:
-        """Raise `IdentityError` where a file is no longer the one that was hashed: another was measured or run."""
+        """Raise `IdentityError` if a file is no longer the hashed one: then another file was measured or run."""
         require_unchanged(self.place, self.states)
 
 
@@ -59,7 +59,7 @@ def hold(directory: Path) -> Iterator[HeldArtifact]:
     """
     with _opened(directory) as place:
         try:
-            read_manifest(place)  # or a folder that is no artifact would not be told so
+            read_manifest(place)  # so that a folder that is not an artifact gets a clear error
             states = file_states(place)
             manifest = verify_hashes(place)
             yield HeldArtifact(directory=directory, place=place, manifest=manifest, states=states)
@@ -74,7 +74,7 @@ def hold(directory: Path) -> Iterator[HeldArtifact]:
 
 @contextmanager
 def _opened(directory: Path) -> Iterator[Path]:
-    """A path that leads to the folder that lies at `directory` now; where the system has none, `directory` itself."""
+    """A path to the folder that is at `directory` now; `directory` itself if the system has no such path."""
     if sys.platform != "linux" or not directory.is_dir():
         yield directory
         return
@@ -90,10 +90,10 @@ def _opened(directory: Path) -> Iterator[Path]:
 
 
 def file_states(artifact: Path) -> States:
-    """What changes when somebody replaces or rewrites a file of the artifact, in a folder inside it too.
+    """Values that change if a file of the artifact is replaced or rewritten, also in a folder inside it.
 
-    Inode, size and two times of every file: when it was written, which anyone can set back, and when it was changed in
-    any way, which the system alone sets.
+    Inode, size and two times of every file: the time of writing, which anyone can set back, and the time of any change,
+    which only the system sets.
     """
     states: States = {}
     try:
@@ -112,7 +112,7 @@ def _raise(error: OSError) -> None:
 
 
 def require_unchanged(artifact: Path, before: States) -> None:
-    """Raise `IdentityError` where the artifact is no longer as `file_states` saw it: another was timed."""
+    """Raise `IdentityError` if the artifact has changed since `file_states`: then another one was timed."""
     try:
         now = file_states(artifact)
     except HavocError as error:

@@ -33,9 +33,9 @@ def require_interface(
     embedding: ort.InferenceSession | None,
     vision: ort.InferenceSession | None,
 ) -> None:
-    """Raise a `HavocError` unless each graph takes and gives what a model of this configuration does.
+    """Raise a `HavocError` unless each graph has the inputs and outputs of a model with this configuration.
 
-    Where there is an `embedding` graph, the decoder reads embeddings [B, T, D] and there is a `vision` graph.
+    If there is an `embedding` graph, the decoder reads embeddings [B, T, D] and there is a `vision` graph.
     """
     ids: Shape = (None, None)
     embeds: Shape = (None, None, config.d_model)
@@ -62,7 +62,7 @@ def require_interface(
 
 
 def require_replaceable(decoder: ort.InferenceSession, live: LiveWeights) -> None:
-    """Raise a `HavocError` unless the decoder takes exactly the matrices of `live` in place of its own."""
+    """Raise a `HavocError` unless the decoder accepts exactly the matrices of `live` instead of its own."""
     found = {item.name: (item.type, tuple(item.shape)) for item in decoder.get_overridable_initializers()}
     for name, value in live.values.items():
         if found.pop(name, None) != (_FLOAT, tuple(value.shape())):
@@ -95,13 +95,13 @@ def _require(
             if name not in found:
                 _refuse(graph, f"it has no {what} {name}")
             if name not in known:
-                _refuse(graph, f"{what} {name[:80]!r} is none of such a model")
+                _refuse(graph, f"{what} {name[:80]!r} does not belong to such a model")
             kind, shape = known[name]
             if found[name].type != kind or not _fits(found[name].shape, shape):
                 is_of = f"{found[name].type} of {found[name].shape}"[:200]
                 _refuse(graph, f"{what} {name} is {is_of}, not {kind} of {[size or '?' for size in shape]}")
         if [name for name in found if _is_cached(name)] != [name for name in expected if _is_cached(name)]:
-            _refuse(graph, f"the {what}s for keys and values stand in another order")
+            _refuse(graph, f"the {what}s for keys and values are in another order")
 
 
 def _is_cached(name: str) -> bool:

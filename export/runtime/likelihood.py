@@ -3,8 +3,8 @@
     B prompts, R tree nodes of one depth, P past tokens, V vocab
 
 The graph gives the logits of the last token, so the nodes of all trees of a batch (`model.likelihood.TokenTree`) are
-read depth by depth: each gets the keys and values of its parent, and its logits score all that follows it. Where the
-dialect goes on behind a past with several tokens a row, a beginning that all prompts share is read once.
+read depth by depth: each gets the keys and values of its parent, and its logits score the next nodes. If the dialect
+can continue after a past with several tokens per row, a common beginning of all prompts is read once.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from .past import Past
 
 TOKENS_PER_BATCH = 512
-"""So many prompt tokens, padding included, are read at once."""
+"""The number of prompt tokens, with padding, that are read at once."""
 LOGITS_PER_BATCH = 1 << 24
-"""So many logits are held at once: 64 MiB."""
+"""The number of logits that are held at once: 64 MiB."""
 CACHE_BYTES_PER_BATCH = 1 << 28
-"""So many bytes of keys and values are held at once, twice while they are extended."""
+"""The bytes of keys and values that are held at once; twice that while they are extended."""
 
 
 def log_likelihoods(session: Decoder, requests: Sequence[tuple[PromptLike, Sequence[str]]]) -> list[list[Continuation]]:
-    """How likely each text of each request is behind the request's prompt, in the order given.
+    """The likelihood of each text of each request after the request's prompt, in the given order.
 
-    A picture, an empty text, or one that fills the context alone is a `HavocError`; a prompt too long for the context
-    loses its beginning (`Continuation.num_dropped`).
+    A picture, an empty text, or a text that fills the whole context is a `HavocError`; a prompt that is too long for
+    the context loses its beginning (`Continuation.num_dropped`).
     """
     tokenizer = session.tokenizer
     if tokenizer is None:
@@ -55,7 +55,7 @@ def log_likelihoods(session: Decoder, requests: Sequence[tuple[PromptLike, Seque
 
 
 class _Limits:
-    """What a batch may hold: tokens, logits, and bytes of keys and values."""
+    """The limits of a batch: tokens, logits, and bytes of keys and values."""
 
     def __init__(self, session: Decoder, *, num_shared: int) -> None:
         self._num_shared, self._vocab_size = num_shared, session.config.vocab_size

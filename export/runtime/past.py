@@ -1,4 +1,4 @@
-"""What a decoder has read: keys and values as ONNX Runtime hands them out, or in buffers allocated once. No torch.
+"""The past of a decoder: keys and values as ONNX Runtime returns them, or in buffers allocated once. No torch.
 
     B rows, P past tokens, S capacity in tokens, H head dim
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class CacheLayout:
-    """The keys and values of one decoder: `num_tensors` (two a layer) of [B, num_kv_heads, tokens, head_dim]."""
+    """The keys and values of one decoder: `num_tensors` (two per layer) of [B, num_kv_heads, tokens, head_dim]."""
 
     num_tensors: int
     num_kv_heads: int
@@ -42,7 +42,7 @@ class Past:
 
     In buffers (see `DecoderSession.empty_past`) a past is overwritten by the second extension after it; those of a
     static cache by every extension of an earlier past. `version` counts the switches of a live artifact's weights
-    before it was read: what one mixture read, another does not go on with.
+    before it was read: another mixture does not continue with it.
     """
 
     num_rows: int
@@ -75,7 +75,7 @@ class Staged:
         self.value = ort.OrtValue.ortvalue_from_numpy(self._host, device, 0)
 
     def write(self, array: NDArray[np.int64]) -> None:
-        """Copy `array` to the input's place, along its first columns; those behind become 0."""
+        """Copy `array` to the input's place, into its first columns; later columns become 0."""
         width = array.shape[1]
         self._host[:, :width] = array
         self._host[:, width:] = 0

@@ -98,7 +98,7 @@ class Fingerprint:
 
 
 def fingerprint(session: DecoderSession) -> Fingerprint:
-    """Read a fixed input; the manifest keeps the answer, so that a later load can be told from another model."""
+    """Read a fixed input; the manifest keeps the answer, so that a later load can detect another model."""
     probe = make_probe(session.config, num_tokens=12, seed=7)
     ids, image = probe.row(0)
     logits, _ = session.prefill(ids, None, image)
@@ -119,6 +119,6 @@ def fingerprint_distance(stored: Mapping[str, Any], found: Fingerprint) -> float
         return float("inf")
     try:
         largest = max(abs(float(logits[index]) - value) for index, value in found.logits.items())
-    except (TypeError, ValueError, OverflowError):  # what is stored is no number
+    except (TypeError, ValueError, OverflowError):  # the stored value is not a number
         return float("inf")
     return float(largest / max(found.spread, 1e-6))

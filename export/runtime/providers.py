@@ -1,7 +1,7 @@
-"""Opening graphs in ONNX Runtime on the provider that was asked for, or saying why not. No torch.
+"""Open graphs in ONNX Runtime on the requested provider, or say why that is not possible. No torch.
 
-ONNX Runtime by itself falls back to the CPU in silence: with its CUDA build on a machine without CUDA libraries the
-session opens and runs, on the CPU. So what it would run on is compared with what was asked for.
+ONNX Runtime falls back to the CPU without a message: with its CUDA build on a machine without CUDA libraries, the
+session opens and runs on the CPU. So the provider of the session is compared with the requested one.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ort.set_default_logger_severity(3)  # while a graph is opened it warns of kernels that are right, on stderr
-ort.disable_telemetry_events()  # where somebody imported it before this package could tell it to keep quiet
+ort.disable_telemetry_events()  # for the case that it was imported before this package could disable them
 
 SHAPE_OPERATORS = frozenset({"Cast", "Squeeze", "Sub"})
 """What HAVOC's graphs compute of shapes. ONNX Runtime runs such nodes on the CPU whatever was asked for: lengths lie
@@ -120,7 +120,7 @@ def placement(sessions: Mapping[str, ort.InferenceSession], provider: str) -> Pl
 
 
 def run(session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunOptions | None = None) -> None:
-    """Run a bound session; whatever ONNX Runtime raises becomes a one-line `HavocError`."""
+    """Run a bound session; any error of ONNX Runtime becomes a one-line `HavocError`."""
     try:
         with FlushedDenormals():
             session.run_with_iobinding(binding, options)
@@ -130,7 +130,7 @@ def run(session: ort.InferenceSession, binding: ort.IOBinding, options: ort.RunO
 
 @functools.cache
 def _preload_cuda() -> None:
-    """Load CUDA's libraries from where pip puts them, once; what it prints must not mix with what a command prints."""
+    """Load CUDA's libraries from pip's folders, once; their output must not mix with that of a command."""
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(sys.stderr):
             ort.preload_dlls(cudnn=False, msvc=False)

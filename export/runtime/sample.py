@@ -29,7 +29,7 @@ _RANDOM_TOKENS = 2048
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """Token ids of one text in its order; `text_sha256` is None where the ids are random, for want of a tokenizer.
+    """Token ids of one text in its order; `text_sha256` is None if there is no tokenizer and the ids are random.
 
     `prefix` is what the base's tokenizer puts before every text (bos, or nothing), and begins every window.
     """
@@ -40,7 +40,7 @@ class Sample:
     prefix: tuple[int, ...] = ()
 
     def windows(self, *, length: int, num_windows: int) -> NDArray[np.int64]:
-        """At most so many pieces [W, T] of `length` tokens or fewer, spread evenly over the whole text."""
+        """At most this number of pieces [W, T] of `length` tokens or fewer, spread evenly over the whole text."""
         prefix = self.prefix[: max(length - 1, 0)]
         length = min(length - len(prefix), len(self.token_ids))
         num_windows = max(min(num_windows, len(self.token_ids) // length), 1)
@@ -77,7 +77,7 @@ def read_sample(config: HavocConfig, tokenizer: Tokenizer | None, *, file: Path 
 
 
 def _prefix(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """What a plain prompt has before the ids of its text."""
+    """The ids before the text of a plain prompt."""
     text = tokenizer.encode("a")
     prompt = tokenizer.without_chat().encode_prompt("a")
     return tuple(prompt[: len(prompt) - len(text)]) if prompt[len(prompt) - len(text) :] == text else ()

@@ -19,14 +19,14 @@ Served = tuple[ChildJob[Any, Any, Any], Callable[[Any, Callable[[Any], None]], A
 
 
 def served(job: ChildJob[Asked, Told, Answer], do: Callable[[Asked, Callable[[Told], None]], Answer]) -> Served:
-    """Return a job with the function that does it: it is given the request, and what it says through the second."""
+    """Return a job with its function, which gets the request and a function to send messages."""
     return job, do
 
 
 def serve(jobs: Sequence[Served]) -> int:
     """Read the request, do its job, write the result; every failure becomes one error line. Returns the exit code."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints must not mix with the answers
+    os.dup2(2, 1)  # a library's prints must not mix with the answers
 
     def emit(**line: object) -> None:
         answers.write(json.dumps(line, allow_nan=False).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""An artifact ready for text: what it writes behind prompts, and how likely it finds given texts. No torch."""
+"""An artifact ready for text: it continues prompts and gives the likelihood of texts. No torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DecoderSession(Decoder):
     """An open artifact (or a graph with weights in memory), ready for prefill, single steps, text and likelihoods."""
 
     def log_likelihoods(self, requests: Sequence[tuple[PromptLike, Sequence[str]]]) -> list[list[Continuation]]:
-        """How likely each text of each request is behind the request's prompt, in the order given; see `likelihood`."""
+        """The likelihood of each text of each request after the request's prompt, in order; see `likelihood`."""
         return log_likelihoods(self, requests)
 
     def generate_text(

@@ -68,7 +68,7 @@ def load_signer(private_key: Path) -> Signer:
             )
     try:
         return Signer(signing.Config().use_elliptic_key_signer(private_key=private_key, password=password))
-    except Exception as error:  # the library lets through whatever its crypto raises for a key of another kind
+    except Exception as error:  # for another kind of key, the library raises any error of its crypto code
         raise HavocError(
             f"{private_key}: not a private key on P-256, P-384 or P-521 in PEM form ({_reason(error)})"
         ) from error
@@ -107,7 +107,7 @@ def verify_signature(directory: Path, manifest: ArtifactManifest, public_key: Pa
 
 
 def _signed_names(path: Path) -> set[str]:
-    """Files the statement names; to be asked only after the signature was found right."""
+    """Files that the statement names; call it only after the signature was verified."""
     payload = json.loads(base64.b64decode(read_json(path)["dsseEnvelope"]["payload"]))
     return {str(resource["name"]) for resource in payload["predicate"]["resources"]}
 

@@ -81,7 +81,14 @@ def test_eval_shows_every_system(
     said = capsys.readouterr().out
     for system in ("base", "best single expert", "fixed mixture", "prompt", "few-shot", "oracle"):
         assert f"\n{system} " in said
-    for heading in ("mixed", "only it right", "prompt: rows of", "to reasoning", "first pass a row", "mixtures tried"):
+    for heading in (
+        "mixed",
+        "only it right",
+        "prompt: rows of",
+        "to reasoning",
+        "first pass per row",
+        "mixtures tried",
+    ):
         assert heading in said
     assert "not a measurement" in said
     assert main([*words, "--alpha", "math=1", "--json"]) == 0

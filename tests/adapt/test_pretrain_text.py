@@ -121,7 +121,7 @@ def test_the_command_learns_files(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "empty.txt").write_text("")
     (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
     for files, refusal in (
-        (["small.txt", "other/small.txt"], "two of the texts are files called small.txt"),
+        (["small.txt", "other/small.txt"], "two texts have the file name small.txt"),
         (["empty.txt"], "hold no text"),
         (["latin.txt"], "latin.txt: not UTF-8 (byte 3)"),
         (["absent.txt"], "absent.txt"),

@@ -73,8 +73,8 @@ def test_a_journal_that_is_being_written_is_read(journal: Path, tmp_path: Path, 
     ("spoil", "words"),
     [
         (lambda lines: [lines[0], b"00000000 {}\n", *lines[2:]], "line 2 is damaged"),
-        (lambda lines: lines[1:], "no journal of a search"),
-        (lambda _: [], "no journal of a search"),
+        (lambda lines: lines[1:], "not the journal of a search"),
+        (lambda _: [], "not the journal of a search"),
     ],
     ids=["damaged", "headless", "empty"],
 )

@@ -116,7 +116,7 @@ def test_a_folder_means_its_record(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run(capsys, "compare", folder, folder)[0] == 0
     code, _, err = run(capsys, "gate", tmp_path, "--target", "host")
     assert (code, err.count("\n")) == (2, 1)
-    assert "holds no record.json" in err
+    assert "has no record.json" in err
 
 
 def test_compare(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +190,7 @@ def test_report_of_one_run_and_of_many(tmp_path: Path, record: Path, capsys: pyt
     assert json.loads(out) == {"index": str(tmp_path / "runs" / "index.html")}
     code, _, err = run(capsys, "report", tmp_path / "nowhere")
     assert code == 2
-    assert "holds no record.json" in err
+    assert "has no record.json" in err
 
 
 def test_bench_writes_a_record_that_the_gate_judges(

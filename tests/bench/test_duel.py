@@ -207,7 +207,7 @@ def test_bad_requests_are_one_line(tiny_artifact: Path, tmp_path: Path, capsys: 
         ([str(tiny_artifact), str(tiny_artifact), "--prompt-tokens", "100000"], 2, "need a context of 100128"),
         ([str(tiny_artifact), str(tiny_artifact), "--margin", "0"], 2, "a margin of 0"),
         ([str(tiny_artifact), "http://127.0.0.1:9", "--on", "memory"], 2, "does not report memory"),
-        ([str(tiny_artifact), "http://127.0.0.1:9", "--task", "math"], 2, "answers are scored of artifacts alone"),
+        ([str(tiny_artifact), "http://127.0.0.1:9", "--task", "math"], 2, "only answers of artifacts are scored"),
         ([str(tiny_artifact), str(tiny_artifact), "--n", "5"], 2, "give --task"),
     ):
         assert main(["duel", *words]) == code, words

@@ -94,7 +94,7 @@ def contender(**changes: Any) -> Contender:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({}, ["both are the same artifact or model: any difference is the machine's"]),
+        ({}, ["both are the same artifact or model: any difference comes from the machine"]),
         ({"identity": {"artifact": "b"}}, []),
         ({"identity": {"artifact": "b"}, "base_hash": "b" * 64}, ["the two were made from different bases"]),
         ({"identity": {"artifact": "b"}, "num_ids": 280}, ["one model has 300 token ids, the other 280"]),

@@ -426,14 +426,14 @@ def test_a_record_that_cannot_be_made_is_one_line(
 ) -> None:
     """What only an artifact can do, an address, an engine for another file, a short context: nothing is measured."""
     for words, said in (
-        ([str(base), "--batch", "2"], "--batch is for artifacts"),
-        ([str(base), "--passes", "2"], "--passes is for artifacts"),
-        ([str(base), "--alpha", "math=1"], "--alpha is for artifacts"),
-        ([str(base), "--provider", "CUDAExecutionProvider"], "--provider is for artifacts"),
+        ([str(base), "--batch", "2"], "--batch is only for artifacts"),
+        ([str(base), "--passes", "2"], "--passes is only for artifacts"),
+        ([str(base), "--alpha", "math=1"], "--alpha is only for artifacts"),
+        ([str(base), "--provider", "CUDAExecutionProvider"], "--provider is only for artifacts"),
         ([str(base), "--prompt-tokens", "4096"], f"{base} has 256"),
         ([str(base), "--n", "10"], "measured without accuracy"),
         ([str(base), "--task", "math"], "measured without accuracy"),
-        ([server], "there is no record of it"),
+        ([server], "it cannot have a record"),
         ([str(base), "--engine", "llama_cpp"], "llama.cpp opens a .gguf file"),
         ([str(base), "--engine", "genai"], "opens a folder with genai_config.json"),
         ([str(tmp_path / "nothing")], "not an artifact, a .gguf file"),

@@ -111,7 +111,7 @@ def test_calm_session_is_ok(checks: Callable[..., dict[str, Check]], attempt: Ca
             {"warmup": Warmup(classification="no_steady_state", calls=Calls())},
             "warmup",
             "warning",
-            "no two windows of calls agreed, so it was never warm",
+            "no two windows of calls agreed, so it did not reach a steady state",
         ),
         ({"major_page_faults": 101}, "paging", "warning", None),
         ({"major_page_faults": 100}, "paging", "ok", None),

@@ -112,7 +112,7 @@ def test_what_was_built_must_have_been_made_again(own_artifact: Path, tmp_path: 
     (tmp_path / "other").mkdir()
     found, _, summary = judge_step(tmp_path / "other", other, "host", str(own_artifact), str(verified))
     assert found == 5
-    assert "another artifact was verified" in summary
+    assert "the verified artifact is not the measured one" in summary
 
 
 def test_a_pass_without_an_artifact_says_so(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_another_environment_is_a_cut_and_no_alarm(changes: dict[str, Any], said
     (work,) = told([*nights(16), *nights(6, from_night=16, slower=1.2, **changes)]).works
     assert [(cut.record, cut.changes) for cut in work.cuts] == [("nnight-16", (said,))]
     assert work.alarms == ()
-    assert work.metrics[0].note == "too few to find a change: 6 on the newest level, 13 are needed"
+    assert re.search("too few .* 6 .* 13 are needed", work.metrics[0].note)
 
 
 def test_a_new_driver_is_a_cut() -> None:
@@ -264,9 +264,9 @@ def test_bad_input_is_one_line_and_the_right_code(tmp_path: Path, capsys: pytest
     folder(good, nights(1))
     for words, code, said in (
         ([tmp_path / "none"], 2, "no such folder"),
-        ([empty], 2, "holds no record; `havoc bench"),
+        ([empty], 2, "contains no record; `havoc bench"),
         ([torn], 2, "1 file could not be read"),
-        ([busy], 4, "none of 1 record counts"),
+        ([busy], 4, "none of 1 record is valid"),
         ([good, "--target", "gtx1660"], 5, "none of 1 record is of the target gtx1660"),
         ([good, "--json", "--markdown"], 2, "--json and --markdown"),
     ):
@@ -288,5 +288,5 @@ def test_only_the_targets_records_count(tmp_path: Path) -> None:
     target = load_target(str(tmp_path / "board.toml"))
     history = read_history(folder(tmp_path / "all", records), target=target, margin=0.01)
     assert [work.records for work in history.works] == [("n00", "n01", "n02")]
-    assert "siblings do not count" in dict(history.left_out)["n03"]
+    assert "a similar model does not count" in dict(history.left_out)["n03"]
     assert "prompt_tokens 64 instead of 512" in dict(history.left_out)["n04"]

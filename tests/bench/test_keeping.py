@@ -49,7 +49,7 @@ def test_a_full_disk_loses_no_measurement(tmp_path: Path, spare: Path, monkeypat
     """The record lies whole where the line says, and the folders that were made for it are gone."""
     fill_disk(monkeypatch, num_free=1)
     record = samples.record("cpu")
-    with pytest.raises(HavocError, match="the disk is full.*kept: move") as caught:
+    with pytest.raises(HavocError, match="the disk is full.*saved: move") as caught:
         keep(record, tmp_path / "runs" / "first" / "record.json")
     assert "\n" not in str(caught.value)
     (kept,) = spare.iterdir()
@@ -62,7 +62,7 @@ def test_no_space_anywhere_is_said(tmp_path: Path, spare: Path, monkeypatch: pyt
     """Where not even the temporary folder takes it, the line says that the measurement is lost; nothing is left."""
     fill_disk(monkeypatch, num_free=0)
     (tmp_path / "runs").mkdir()
-    with pytest.raises(HavocError, match="could not be kept anywhere"):
+    with pytest.raises(HavocError, match="could not be saved anywhere"):
         keep(samples.record("cpu"), tmp_path / "runs" / "first" / "record.json")
     assert not list((tmp_path / "runs").iterdir())
     assert not list(spare.iterdir())

@@ -77,7 +77,7 @@ FAULTS: dict[str, list[Fault]] = {
     "coarse format": [
         Fault(exit_code=1, word="kl_mean", changes={"subject__format_cost": COARSE}),
         Fault(exit_code=1, word="top1_share", changes={"subject__format_cost__top1_share": 0.5}),
-        Fault(exit_code=2, word="pieces of", edit=('"kl_mean": 0.02', '"kl_mean": 0.01')),
+        Fault(exit_code=2, word="kl_mean is 0.01", edit=('"kl_mean": 0.02', '"kl_mean": 0.01')),
     ],
     "empty samples": [Fault(exit_code=3, word="not measured: prefill_ms", changes={"samples": []})],
     "impossible latency": [
@@ -90,7 +90,7 @@ FAULTS: dict[str, list[Fault]] = {
     "zero VRAM": [
         Fault(exit_code=2, word="greater than 0", kind="cuda", edit=('"peak_bytes": 400000000', '"peak_bytes": 0'))
     ],
-    "VRAM below weight bytes": [broken("V14", 0, "cannot hold")],
+    "VRAM below weight bytes": [broken("V14", 0, "is less than the")],
     "NVML None": [
         Fault(exit_code=3, word="NVML gives None", kind="cuda", changes={"memory": {"vram_reason": "NVML gives None"}})
     ],
@@ -100,17 +100,15 @@ FAULTS: dict[str, list[Fault]] = {
     "clocks unsteady": [broken("V10", 0, "core clock fell")],
     "CPU fallback": [broken("V05", 0, "CPUExecutionProvider"), broken("V05", 1, "not proved")],
     "truncated tokens": [broken("V06", 0, "64 tokens"), broken("V06", 1, "63 steps")],
-    "cached outputs": [broken("V08", 0, "cached")],
+    "cached outputs": [broken("V08", 0, "cache")],
     "NaN logits": [broken("V07", 0, "NaN")],
     "wrong card": [
-        Fault(
-            exit_code=5, word="siblings do not count", kind="cuda", changes={"device__name": "NVIDIA GeForce RTX 2060"}
-        ),
+        Fault(exit_code=5, word="RTX 2060", kind="cuda", changes={"device__name": "NVIDIA GeForce RTX 2060"}),
         broken("I09", 0, "compute capability"),
     ],
     "sibling card": [broken("I04", 0, "SUPER"), broken("I04", 1, "Ti"), broken("I12", 0, "0x21c4")],
     "mock NVML": [broken("I02", 2, "test library"), broken("I07", 1, "one witness")],
-    "faster than roofline": [broken("V17", 0, "at best"), broken("V17", 3, "at best")],
+    "faster than roofline": [broken("V17", 0, "the device"), broken("V17", 3, "needs at least")],
     "screening record": [broken("V01", 0, "screening")],
     "projected record": [broken("I02", 0, "projected")],
     "edited record": [Fault(exit_code=5, word="changed", edit=('"num_right": 900', '"num_right": 990'), reseal=False)],
@@ -128,7 +126,7 @@ FAULTS: dict[str, list[Fault]] = {
             good={"memory__rss__each__peak_bytes": 2_020_000_000},
         ),
         Fault(exit_code=2, word="unit", target=('unit = "GiB"', "")),
-        Fault(exit_code=4, word="cannot hold", changes={"memory__rss__each__peak_bytes": 2}),
+        Fault(exit_code=4, word="2 bytes is less than", changes={"memory__rss__each__peak_bytes": 2}),
     ],
     "ms/s mix": [broken("V16", 0, "not in one unit"), Fault(exit_code=2, word="no unit", target=('"GiB"', '"ms"'))],
     "unknown config key": [Fault(exit_code=2, word="belwo", target=("below", "belwo"))],

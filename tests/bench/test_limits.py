@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from statistics import NormalDist
 from typing import Any, get_args
 
@@ -377,7 +378,8 @@ def test_a_confidence_that_resamples_cannot_carry_proves_nothing() -> None:
     limits = [Limit(metric="decode_tok_per_s", above=50, unit="tok/s", confidence=share) for share in (0.95, 0.999999)]
     found = [judge_limit(limit, [samples.record("cpu")], EFFORT) for limit in limits]
     assert [line.verdict for line in found] == ["pass", "inconclusive"]
-    assert (found[1].low, found[1].reason) == (None, "5 processes cannot carry a confidence of 0.999999: lower it")
+    assert found[1].low is None
+    assert re.search("^5 processes .* 0.999999: lower it$", found[1].reason)
 
 
 def test_rows_count_once_however_often_they_are_scored() -> None:

@@ -189,7 +189,7 @@ def test_the_page_says_what_it_must(folder: Path) -> None:
         "--task math --task code --task reasoning --task vision",
         "havoc gate DIR/record.json --target gtx1660",
         "not a determined forger",
-        "No previous record",
+        "no previous record",
     ):
         assert said in words
 
@@ -208,12 +208,12 @@ def counted(num_right: int) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("name", "changes", "said"),
     [
-        ("scores.json", {"artifact_sha256": "9" * 64}, "they are of another artifact"),
+        ("scores.json", {"artifact_sha256": "9" * 64}, "they belong to another artifact"),
         ("scores.json", {"rows": counted(1000)}, "they count 1000 of 1000 right in math"),
         ("scores.json", {"artifact_sha256": None, "rows": counted(1000)}, "they count 1000 of 1000"),
-        ("scores.json", {"artifact_sha256": None, "rows": scores()["rows"][:2]}, "nothing shows"),
+        ("scores.json", {"artifact_sha256": None, "rows": scores()["rows"][:2]}, "it is not proven"),
         ("front.json", {"artifact_sha256": "9" * 64}, "it led to another artifact"),
-        ("front.json", {"artifact_sha256": None}, "nothing shows that it led"),
+        ("front.json", {"artifact_sha256": None}, "it is not proven that it led"),
     ],
 )
 def test_what_belongs_to_another_artifact_is_left_out(folder: Path, name: str, changes: Any, said: str) -> None:
@@ -235,7 +235,7 @@ def test_a_verification_ends_the_doubt_about_the_graphs(folder: Path, proof: str
     manifest_sha256 = subject.manifest_sha256 if proof == "its own" else "9" * 64
     save_verified(path, Verified(manifest_sha256, is_folded=False, is_rebuilt=True), [])
     write_report(folder, verified=None if proof == "none" else path)
-    assert ("graphs were not built anew" in (folder / "report.md").read_text()) is is_doubted
+    assert ("did not build the graphs again" in (folder / "report.md").read_text()) is is_doubted
 
 
 def test_a_folder_from_before_the_link_shows_what_agrees(folder: Path) -> None:
@@ -429,7 +429,7 @@ def test_the_previous_record_is_compared(tmp_path: Path) -> None:
 
 def test_bad_folders_are_one_line(tmp_path: Path, folder: Path) -> None:
     """No record, an edited one, broken scores: a reason, an exit code, and no page half-written."""
-    with pytest.raises(HavocError, match="holds no"):
+    with pytest.raises(HavocError, match="no record.json"):
         write_report(tmp_path / "nothing")
     bad_score = json.dumps(scores()).replace("741", "1741")
     for name, text in (
@@ -474,7 +474,7 @@ def test_the_history_of_a_folder(tmp_path: Path) -> None:
     assert "broken" in shown.words
     assert "busy" in shown.words  # invalid: a row of its own, and no part of the history
     words = " ".join(shown.words)
-    assert "too few to find a change: 2 on the newest level, 13 are needed" in words
+    assert re.search("too few .* 2 on the newest level, 13 are needed", words)
     assert "limit host: < 100 ms" in words
     before = index.read_bytes()
     assert write_index(tmp_path, targets=["host"]).read_bytes() == before
@@ -546,22 +546,22 @@ def test_a_search_says_which_card_answered() -> None:
     def notes(**fields: object) -> str:
         return " ".join(Front.model_validate(front() | fields).notes())
 
-    assert "those of a card (cuda)" in notes(answered_on={"device": "cuda", "name": "a card"})
+    assert "come from a card (cuda)" in notes(answered_on={"device": "cuda", "name": "a card"})
     assert notes(answered_on={"device": "cpu", "name": "a processor"}) == notes()
 
 
 def test_the_search_is_told_in_sentences() -> None:
     """Where the chosen one came from, whether breeding found anything, whether it settled, what played no part."""
     notes = Front.model_validate(front()).notes()
-    assert "the chosen one was bred in generation 1" in notes
-    assert any("started from: +1.0 points" in note for note in notes)
-    assert any(note.startswith("not shown to have settled") for note in notes)
+    assert any("bred in generation 1" in note for note in notes)
+    assert any("first generation: +1.0 points" in note for note in notes)
+    assert any(note.startswith("not settled") for note in notes)
     other = Front.model_validate(
         {**front(), "chosen": "a", "evidence": "measured_other_device", "disturbance": "a neighbour took the CPU"}
     ).notes()
-    assert "the chosen one is one that the search started from (all experts at 1 in fp32)" in other
+    assert any("first generation (all experts at 1 in fp32)" in note for note in other)
     assert any("another device" in note for note in other)
-    assert "latency and throughput played no part: a neighbour took the CPU" in other
+    assert any(note.endswith(": a neighbour took the CPU") for note in other)
     assert not any(note.startswith("frozen") for note in other)
 
 
@@ -637,7 +637,7 @@ def test_the_index_tells_limits_alarms_and_cuts(many_nights: Path) -> None:
     assert "from run15 on, 2026-11-16 06:00 UTC" in shown
     assert "cut before run01, 2026-11-02 06:00 UTC: kernel Linux 5.9.9 -> Linux 6.1.0" in shown
     assert "cut of accuracy/math before run15" in shown
-    assert "one colour a device; limit host: < 100 ms" in shown
+    assert "one colour per device; limit host: < 100 ms" in shown
     assert re.search(r"five records more would show a step of \d\.\d%", shown)
     texts = [re.findall(r"<text[^>]*>([^<]*)", picture) for picture in index.split("<svg")[1:]]
     prefill, math = texts[0], next(words for words in texts[4:] if "cut" in words and "%" in words)

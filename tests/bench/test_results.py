@@ -91,5 +91,5 @@ def test_scores_of_another_artifact_are_refused(tmp_path):
 
 def test_folder_without_runs_is_refused(tmp_path):
     """No record, no page."""
-    with pytest.raises(HavocError, match="holds no folder"):
+    with pytest.raises(HavocError, match="no folder with"):
         write_results(tmp_path, tmp_path / "results.md")

@@ -156,7 +156,7 @@ def test_a_lost_scheduler_is_said(cluster: Any) -> None:
     cluster.wait_for(1)
     with connected(cluster) as fleet:
         cluster.scheduler.kill()
-        with pytest.raises(MeasurementError, match="is lost; all results so far are kept"):
+        with pytest.raises(MeasurementError, match="is lost.* results so far are kept"):
             for _ in range(100):
                 fleet._look()
                 time.sleep(0.1)

@@ -134,7 +134,7 @@ def test_card_and_bill_carry_the_licence(text_base_directory: Path, tmp_path: Pa
 def test_the_card_tells_how_to_run_it(text_base_directory: Path, mixed: Path, tmp_path: Path) -> None:
     """Commands for HAVOC, code for genai where genai can run it, parity, limits; no licence: it says to ask."""
     card = (export_artifact(text_base_directory, tmp_path / "a", structure=Structure("int4")) / "README.md").read_text()
-    for part in ("havoc generate .", "og.Model", "| prefill |", "int4 weights keep", "Its directory names none"):
+    for part in ("havoc generate .", "og.Model", "| prefill |", "int4 weights keep", "Its directory names no licence"):
         assert part in card
     assert "og.Model" not in (mixed / "README.md").read_text()
 

@@ -41,7 +41,7 @@ def test_what_was_exported_is_built_anew(
     assert why_not_rebuilt() is None
     assert require_own_graphs(artifact, manifest) == 3
     _, checks = verify_artifact(artifact)
-    assert [check.finding[:12] for check in checks].count("3 built anew") == 1
+    assert [check.finding[:13] for check in checks].count("3 built again") == 1
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "embedding.onnx", "vision.onnx"])
@@ -81,4 +81,4 @@ def test_an_edge_says_that_it_cannot(artifact: Path, monkeypatch: pytest.MonkeyP
     """Without onnx-ir nothing is claimed: the reason and the remedy stand among the checks."""
     monkeypatch.setattr(importlib.util, "find_spec", lambda _name: None)
     _, checks = verify_artifact(artifact)
-    assert "not built anew: onnx-ir, " in " ".join(c.finding for c in checks)
+    assert "not built again: onnx-ir, " in " ".join(c.finding for c in checks)

@@ -335,7 +335,7 @@ def reordered(content: bytes) -> bytes:
             lambda _: graph_of(onnx.helper.make_tensor_value_info("past_key_values.0.key", STRING, ["b"])),
             "it has no input inputs_embeds",
         ),
-        ("model.onnx", reordered, "outputs for keys and values stand in another order"),
+        ("model.onnx", reordered, "outputs for keys and values are in another order"),
         ("embedding.onnx", lambda _: graph_of(), "it has no input image_features"),
         ("vision.onnx", lambda _: graph_of(), "it has no input patches"),
     ],

@@ -66,10 +66,10 @@ def test_every_combination_has_a_name() -> None:
         (("int8", "fp32", 32, True, "rtn", 1.0, "auto", 8.5), "int8 weights cannot be mixed: an average of bits needs"),
         (
             ("int4", "fp32", 32, True, "rtn", 1.0, "auto", 4.5),
-            "4.5 bits a weight: these int4 blocks alone take 5, and 9",
+            "4.5 bits per weight: these blocks take 5 with only int4 and 9 with only int8",
         ),
-        (("int4", "fp32", 32, True, "gptq", 1.0, "auto", 8.6), "alone take 4.5, and 8.5 with int8 everywhere"),
-        (("int4", "fp32", 32, True, "gptq", 1.0, "auto", math.nan), "nan bits a weight"),
+        (("int4", "fp32", 32, True, "gptq", 1.0, "auto", 8.6), "take 4.5 with only int4 and 8.5 with only int8"),
+        (("int4", "fp32", 32, True, "gptq", 1.0, "auto", math.nan), "nan bits per weight"),
         (("keep", "fp32", 64), "leave out block size 64, or take int8 or int4"),
         (("keep", "fp32", 32, True, "rtn", 0.5), "leave out the share"),
         (("int8", "fp16", 32, True, "rtn", 1.0, "int8"), "int8 compute rounds fp32 activations: leave it out, or ask"),

@@ -158,7 +158,7 @@ def test_a_file_that_cannot_grow_is_one_line_and_nothing_is_lost(tmp_path: Path)
     assert steps(tmp_path) == [0]
     assert len(told) == 1
     assert "metrics.jsonl" in told[0]
-    assert "the work goes on" in told[0]
+    assert "the work continues" in told[0]
     assert file.num_waiting == 4
     file.log(AXIS, 5, {"svf/math/loss": 0.5})
     assert (steps(tmp_path), file.num_waiting) == ([0, 1, 2, 3, 4, 5], 0)

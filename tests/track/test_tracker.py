@@ -103,7 +103,7 @@ def test_one_that_fails_is_one_line_and_is_told_the_rest_later(heard: Heard, tmp
             one.log(AXIS, step, {"svf/math/loss": 0.5})
         one.table("adas/front", ["key"], [["a"]])
     assert len(told) == 1
-    assert told[0].startswith("wandb failed and is told no more (the key is wrong")
+    assert told[0].startswith("wandb failed and gets no more metrics (the key is wrong")
     assert told[0].isprintable()
     assert [step for _, step, _ in points_of((tmp_path / "metrics.jsonl").read_bytes())] == [1, 2]
     heard.failing = None

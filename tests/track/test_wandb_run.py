@@ -165,7 +165,7 @@ def test_a_wrong_key_is_one_line_and_nothing_is_lost(key: str, refusing_server: 
     keys = {"WANDB_API_KEY": key} if key else {}
     done = log_into(tmp_path / "out", "online", WANDB_BASE_URL=refusing_server, **keys)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (0, "", 1), done.stderr
-    assert done.stderr.startswith("havoc: warning: wandb failed and is told no more (")
+    assert done.stderr.startswith("havoc: warning: wandb failed and gets no more metrics (")
     if key:
         assert key not in done.stderr
     assert len((tmp_path / "out" / "metrics.jsonl").read_text().splitlines()) == 6

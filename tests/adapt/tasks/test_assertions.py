@@ -102,7 +102,7 @@ def test_names_of_the_setup_are_judged_apart_from_the_code(test):
 def test_what_cannot_be_judged_apart_judges_nobody(test):
     """Beside the code an object may lie, so nothing is asked there."""
     reward = judge([Program("", textwrap.dedent(LIAR), (test,))])[0]
-    assert (reward.outcome, "apart" in reward.reason) == ("failed", True)
+    assert (reward.outcome, "separated" in reward.reason) == ("failed", True)
 
 
 @pytest.mark.parametrize(("code", "test"), RIGHT)

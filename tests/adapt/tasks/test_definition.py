@@ -205,8 +205,8 @@ def test_an_answer_ends_at_a_stop_string(sums_task: Path, completion: str, is_ri
         ("[choice]", '[few_shot]\nsplit = "gate"\nnumber = 2\n[choice]', "(a leak)"),
         ("[choice]", "[limits]\nmax_new_tokens = 0\n[choice]", "limits.max_new_tokens = 0"),
         ("[choice]", "[choice]\nextra = 1970-01-01", "not JSON serializable"),
-        ('kind = "choice"', 'kind = "choice"\nname = "../x"', "a task is called by small letters"),
-        ('kind = "choice"', 'kind = "choice"\nname = "mixture"', "and not base, classifier, mean, mixture"),
+        ('kind = "choice"', 'kind = "choice"\nname = "../x"', "'../x': a name has small letters"),
+        ('kind = "choice"', 'kind = "choice"\nname = "mixture"', "must not be base, classifier, mean, mixture"),
         ('kind = "choice"', "kind = ", "not valid TOML"),
         ('kind = "choice"', "a" + ".a" * 5000 + " = 1", "dots in its key"),
     ],
@@ -246,7 +246,7 @@ def test_a_row_that_cannot_be_asked_is_named(choice: Path, change: dict[str, obj
     [
         ('{"q": "x", "options": ["a", "b"], "right": 0}\n{"q": ', "rows.jsonl, row 2: not valid JSON"),
         ('{"q": "x", "options": ["a", "b"]}', "rows.jsonl, row 1: no column right (there are q, options)"),
-        ('{"q": "\\ud800", "options": ["a", "b"], "right": 0}', "rows.jsonl, row 1: holds half of a surrogate pair"),
+        ('{"q": "\\ud800", "options": ["a", "b"], "right": 0}', "rows.jsonl, row 1: has half of a surrogate pair"),
         ("[1]", "rows.jsonl, row 1: holds list, expected an object"),
         ("", "has 0 rows"),
         ('"' + "x" * (1 << 24) + '"', "a line of more than"),
@@ -276,7 +276,9 @@ def test_a_solved_row_of_the_gate_is_a_leak(sums_task: Path) -> None:
     assert "row 8: is a row of the gate" in refusal(written(sums_task, WRITTEN.replace("[few_shot]", shots)))
     text = WRITTEN.replace("[few_shot]", shots.replace(", a = 8", ""))
     assert "few_shot.rows, row 1: a is null" in refusal(written(sums_task, text))
-    assert "its file holds 1" in refusal(written(sums_task, WRITTEN.replace("[few_shot]", shots)), few_shot=2)
+    assert "2 solved rows are asked for, but its file has 1" in refusal(
+        written(sums_task, WRITTEN.replace("[few_shot]", shots)), few_shot=2
+    )
 
 
 def test_a_solved_row_that_the_gate_holds_is_left_out(sums_task: Path) -> None:
@@ -289,7 +291,7 @@ def test_a_solved_row_that_the_gate_holds_is_left_out(sums_task: Path) -> None:
 def test_an_answer_that_the_rule_cannot_read_refuses_the_row(sums_task: Path) -> None:
     """A gold answer that no completion could match would score every model 0."""
     write_rows(sums_task.parent / "test.jsonl", [*sums(range(2)), {"q": "x", "a": "many"}])
-    assert "test.jsonl, row 3: its own answer" in refusal(sums_task)
+    assert "test.jsonl, row 3: the row's own answer" in refusal(sums_task)
 
 
 def test_pinned_data_is_that_data(sums_task: Path) -> None:

@@ -239,7 +239,7 @@ def test_the_searchs_reader_cannot_open_the_gate():
     reader = search_reader(seed=3)
     assert reader.rows("math", "search", 4) == rows("math", "search", 4, seed=3)
     assert reader.rows("math", "train", 4) == rows("math", "train", 4, seed=3)
-    with pytest.raises(HavocError, match="the gate split is closed"):
+    with pytest.raises(HavocError, match="not the gate split"):
         reader.rows("math", "gate", 1)
 
 
