@@ -29,7 +29,11 @@ def genai_config(config: HavocConfig, options: GraphOptions = DEFAULT_OPTIONS) -
             "bos_token_id": first_eos if config.bos_token_id is None else config.bos_token_id,
             "context_length": config.max_seq_len,
             "decoder": {
-                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "session_options": {
+                    "log_id": "onnxruntime-genai",
+                    "provider_options": [],
+                    "session.set_denormal_as_zero": "1",  # as `denormals` explains
+                },
                 "filename": "model.onnx",
                 "head_size": attention.head_dim,
                 "hidden_size": config.d_model,
