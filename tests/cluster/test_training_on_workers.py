@@ -150,6 +150,24 @@ def test_a_training_that_began_here_goes_on_there(
     require_same(tmp_path, trained_here, ("math",))
 
 
+def test_havoc_train_sends_its_one_training(
+    crew: Any, recipe: Recipe, trained_here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A task file is sent with its rows; the expert is that of one machine, and is shown as always."""
+    settings, out = tmp_path / "recipe.toml", tmp_path / "experts"
+    settings.write_text(recipe_toml(recipe))
+    words = ["train", recipe.model.base, "--task", recipe.experts.tasks[-1], "--recipe", str(settings), "--json"]
+    assert main([*words, "--cluster", crew.address, "--out", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out)["expert"] == str(out / "z_vectors_sums.safetensors")
+    for name in ("z_vectors_sums.safetensors", "training_sums.jsonl"):
+        assert (out / name).read_bytes() == (trained_here / "experts" / name).read_bytes()
+    for more in (["--task", "math", "--online"], ["--classifier", "math,code"]):
+        assert main(["train", "nano", *more, "--cluster", crew.address, "--out", str(tmp_path / "more")]) == 2
+    said = capsys.readouterr().err.splitlines()
+    assert "workers download nothing from the hub" in said[-2]
+    assert "--classifier: what chooses between experts is trained on this machine" in said[-1]
+
+
 def test_a_training_that_nobody_waits_for_ends(crew: Any, recipe: Recipe, tmp_path: Path) -> None:
     """Whoever asks next does not wait for a hundred thousand steps."""
 
@@ -164,15 +182,12 @@ def test_a_training_that_nobody_waits_for_ends(crew: Any, recipe: Recipe, tmp_pa
 
 
 def test_workers_that_cannot_train_are_an_error_at_once(crew: Any, recipe: Recipe, tmp_path: Path) -> None:
-    """Exit 2 with what to start; so it is for the classifier, which is trained here, and for rows from the hub."""
+    """Exit 2, with what to start."""
     with connected(crew) as fleet:
         for worker in fleet.workers.values():
             worker.offer = dataclasses.replace(worker.offer, scores=False)
         with pytest.raises(HavocError, match=r"none of the \d workers at tcp://\S+ can train: start `havoc worker"):
             train(place_of(recipe, tmp_path), fleet=fleet)
-    words = ["train", "nano", "--cluster", crew.address, "--out", str(tmp_path)]
-    assert main([*words, "--classifier", "math,code"]) == 2
-    assert main([*words, "--task", "math", "--online"]) == 2
 
 
 def test_a_killed_worker_costs_only_its_training(crew: Any, recipe: Recipe, trained_here: Path, tmp_path: Path) -> None:
