@@ -21,7 +21,7 @@ from havoc_core.cluster.address import Address, TlsFiles
 from havoc_core.cluster.fleet import Fleet
 from havoc_core.cluster.trainer import train_on_workers
 from havoc_core.config import Recipe, load_recipe, recipe_toml
-from havoc_core.errors import HavocError
+from havoc_core.errors import HavocError, MeasurementError
 from havoc_core.jobs import Place
 from havoc_core.model.checkpoint import BUNDLED_NANO, load_base
 from havoc_core.pipeline import train_experts
@@ -213,14 +213,40 @@ def test_a_killed_worker_costs_only_its_training(crew: Any, recipe: Recipe, trai
     assert min(steps) < 0
 
 
+def test_a_lost_scheduler_ends_the_run_and_the_same_command_goes_on(
+    cluster: Any, recipe: Recipe, trained_here: Path, tmp_path: Path
+) -> None:
+    """One line, exit 4; then the expert that is there is not trained again."""
+    cluster.worker(is_real=True)
+    cluster.wait_for(1)
+    place = place_of(recipe, tmp_path, tasks=("math", "code"))
+
+    def stop() -> None:
+        if (place.experts / "z_vectors_math.safetensors").exists() and cluster.scheduler.poll() is None:
+            cluster.scheduler.kill()
+            cluster.scheduler.wait()
+
+    with connected(cluster) as fleet, pytest.raises(MeasurementError, match="is lost; all results so far") as caught:
+        train(place, fleet=fleet, follow=stop)
+    assert caught.value.exit_code == 4
+    assert not (place.experts / "z_vectors_code.safetensors").exists()
+    cluster.restart()
+    cluster.worker(is_real=True)
+    cluster.wait_for(2)
+    with connected(cluster) as fleet:
+        train(place, fleet=fleet)
+    require_same(tmp_path, trained_here, ("math", "code"))
+    events = read_journal(place.experts / "cluster.jsonl")
+    assert [event["trained"] for event in events if "trained" in event] == ["math", "code"]
+
+
 RUN = """
 [experts]
 tasks = ["math", "code"]
-num_steps = 2
+num_steps = 1
 prompts_per_step = 4
 num_train_rows = 40
 num_validation_rows = 4
-learning_rate = 1e-9
 [search]
 population = 4
 generations = 1
@@ -232,51 +258,26 @@ num_rows = 8
 """
 
 
-def test_a_lost_scheduler_ends_the_run_and_the_same_command_goes_on(cluster: Any, tmp_path: Path) -> None:
-    """One line and exit 4; the expert that is there is not trained again. Then all are the base: exit 6."""
-    (tmp_path / "recipe.toml").write_text(RUN)
-    words = ("run", tmp_path / "recipe.toml")
-    cluster.worker(is_real=True, words=["--measures", "cpu"])
-    cluster.wait_for(1)
-    run = cluster.start(tmp_path / "out", *words)
-    math, code = (tmp_path / "out" / "experts" / f"z_vectors_{name}.safetensors" for name in ("math", "code"))
-    while not math.exists():
-        assert run.is_running(), run.said
-        time.sleep(0.01)
-    cluster.scheduler.kill()
-    cluster.scheduler.wait()
-    assert run.wait() == 4, run.said
-    assert "is lost; all results so far are kept" in run.said.splitlines()[-1]
-    assert not code.exists()
-    written_ns = math.stat().st_mtime_ns
-    cluster.restart()
-    cluster.worker(is_real=True, words=["--measures", "cpu"])
-    cluster.wait_for(2)
-    again = cluster.start(tmp_path / "out", *words)
-    assert again.wait() == 6, again.said
-    assert code.exists()
-    assert math.stat().st_mtime_ns == written_ns
-    assert "code was trained by worker" in again.said
-    assert "math was trained by worker" not in again.said
-
-
-def test_a_run_also_searches_on_its_workers(cluster: Any, two_experts: Path, tmp_path: Path) -> None:
-    """Without a worker that measures it is refused before any work; with one, that worker measures."""
-    out = tmp_path / "out"
-    (tmp_path / "recipe.toml").write_text(RUN)
+def test_a_run_trains_and_searches_on_its_workers(cluster: Any, two_experts: Path, tmp_path: Path) -> None:
+    """Without a worker that measures it is refused before any work; with one, workers train, score and measure."""
+    settings, out = tmp_path / "recipe.toml", tmp_path / "out"
+    settings.write_text(RUN)
     cluster.worker(name="a", seconds=0.01)
     cluster.wait_for(1)
-    refused = cluster.start(out, "run", tmp_path / "recipe.toml")
+    refused = cluster.start(out, "run", settings)
     assert refused.wait() == 2, refused.said
     assert "none of the 1 workers may measure for it (no worker measures)" in refused.said
     assert not out.exists()
-    shutil.copytree(two_experts, out / "experts")
-    (out / "recipe.toml").write_text(recipe_toml(load_recipe(tmp_path / "recipe.toml")))
+    (out / "experts").mkdir(parents=True)
+    shutil.copy(two_experts / "z_vectors_code.safetensors", out / "experts")
+    (out / "recipe.toml").write_text(recipe_toml(load_recipe(settings)))
     cluster.worker(name="b", seconds=0.01, words=["--measures", "cpu"])
     cluster.wait_for(2)
-    run = cluster.start(out, "run", tmp_path / "recipe.toml")
+    run = cluster.start(out, "run", settings)
     while not (out / "artifact").exists():
         assert run.is_running(), run.said
         time.sleep(0.02)
-    events = read_journal(out / "search" / "cluster.jsonl")
-    assert any("measured" in event for event in events)
+    assert "math was trained by worker" in run.said
+    trained = read_journal(out / "experts" / "cluster.jsonl")
+    assert [event["trained"] for event in trained if "trained" in event] == ["math"]
+    assert any("measured" in event for event in read_journal(out / "search" / "cluster.jsonl"))
