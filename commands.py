@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from . import storage
+from .cluster.address import Address, TlsFiles
 from .config import load_recipe
 from .cores import limit_threads, threads_for
 from .errors import HavocError
@@ -34,7 +35,7 @@ def handle_run(args: argparse.Namespace) -> int:
     words = [*([str(args.recipe)] if args.recipe else []), *(["--handoff", str(args.handoff)] if handed else [])]
     words += ["--cluster", args.cluster] if args.cluster else []
     command = shlex.join(["havoc", "run", *words, "--out", str(args.out)])
-    with opened_fleet(args, recipe, progress) as fleet:
+    with opened_fleet(args.cluster, _tls_files(args), recipe, progress) as fleet:
         judgements = run(
             recipe, args.out, handed=handed, command=command, num_threads=args.threads, fleet=fleet, progress=progress
         )
@@ -77,7 +78,7 @@ def handle_search(args: argparse.Namespace) -> int:
     require_experts(recipe, args.experts)
     progress = make_progress(quiet=args.quiet)
     with contextlib.ExitStack() as opened:
-        fleet = opened.enter_context(opened_fleet(args, recipe, progress))
+        fleet = opened.enter_context(opened_fleet(args.cluster, _tls_files(args), recipe, progress))
         require_device(recipe)
         bound = searched_on(recipe, args.out, fleet)
         base = load_base(recipe.model.base, is_chat=recipe.model.chat)
@@ -99,19 +100,21 @@ def handle_search(args: argparse.Namespace) -> int:
     return 0
 
 
+def _tls_files(args: argparse.Namespace) -> TlsFiles:
+    return TlsFiles(authority=args.tls_ca, certificate=args.tls_cert, key=args.tls_key)
+
+
 @contextlib.contextmanager
-def opened_fleet(args: argparse.Namespace, recipe: Recipe, progress: Progress) -> Iterator[Fleet | None]:
+def opened_fleet(cluster: str | None, tls: TlsFiles, recipe: Recipe, progress: Progress) -> Iterator[Fleet | None]:
     """Connect to the workers of `--cluster`, as `cluster.fleet.Fleet.connect` does; None without that option."""
-    if args.cluster is None:
-        if args.tls_ca or args.tls_cert or args.tls_key:
+    if cluster is None:
+        if tls != TlsFiles():
             raise HavocError("--tls-ca, --tls-cert and --tls-key are for --cluster tls://HOST:PORT, which is not given")
         yield None
         return
     if recipe.model.device != "cpu":
         raise HavocError("--cluster: workers compute on their CPUs: leave out --device, and device in [model]")
-    from .cluster.address import Address, TlsFiles
     from .cluster.fleet import Fleet
 
-    tls = TlsFiles(authority=args.tls_ca, certificate=args.tls_cert, key=args.tls_key)
-    with Fleet.connect(Address.parse(args.cluster), tls, progress) as fleet:
+    with Fleet.connect(Address.parse(cluster), tls, progress) as fleet:
         yield fleet

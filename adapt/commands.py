@@ -90,6 +90,7 @@ def _text_of(path: Path) -> str:
 
 def handle_train(args: argparse.Namespace) -> int:
     """Train one expert, or the classifier, and write its file; one that is there is kept unless --force says so."""
+    from ..cluster.address import TlsFiles
     from ..commands import opened_fleet
     from ..jobs import Place, training_settings
     from ..model.checkpoint import load_base
@@ -124,7 +125,8 @@ def handle_train(args: argparse.Namespace) -> int:
         raise HavocError(f"{path} is a finished expert: use --force to train it anew, or choose another --out")
     progress = make_progress(quiet=args.quiet)
     with contextlib.ExitStack() as opened:
-        fleet = opened.enter_context(opened_fleet(args, recipe, progress))
+        tls = TlsFiles(authority=args.tls_ca, certificate=args.tls_cert, key=args.tls_key)
+        fleet = opened.enter_context(opened_fleet(args.cluster, tls, recipe, progress))
         base = load_base(args.base, is_chat=args.is_chat, device=recipe.model.device)
         _ = base.tokenizer  # a base that cannot read text is refused before the minutes that a basis takes
         require_sight(task, base)
