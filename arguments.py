@@ -72,6 +72,7 @@ def add_run(parser: Parser) -> None:
     parser.add_argument("--handoff", type=Path, metavar="FILE", help=handoff_help)
     out = Path("havoc-run")
     parser.add_argument("--out", type=Path, default=out, metavar="DIR", help=f"where to write (default: {out})")
+    _add_cluster(parser, "train experts, score and measure candidates")
     _add_track(parser)
     _add_threads(parser)
     _add_output(parser)
@@ -135,6 +136,7 @@ def add_train(parser: Parser) -> None:
     _add_recipe(parser)
     _add_data(parser)
     _add_seed(parser)
+    _add_cluster(parser, "train")
     _add_out(parser)
     _add_track(parser)
     _add_threads(parser)
@@ -187,9 +189,7 @@ def add_search(parser: Parser) -> None:
     other_help = "measure costs here though the target is another device; they then prove nothing of its limits"
     parser.add_argument("--on-this-machine", action="store_true", help=other_help)
     _add_device(parser, "answers for candidates", "the recipe's")
-    cluster_help = "score and measure on the workers of this Dask scheduler, tcp://127.0.0.1:8786 or tls://HOST:PORT"
-    parser.add_argument("--cluster", metavar="ADDRESS", help=cluster_help)
-    _add_tls(parser)
+    _add_cluster(parser, "score and measure")
     _add_recipe(parser)
     _add_data(parser)
     _add_seed(parser)
@@ -209,6 +209,12 @@ def add_worker(parser: Parser) -> None:
     parser.add_argument("--store", type=Path, metavar="DIR", help=store_help)
     _add_tls(parser)
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+
+
+def _add_cluster(parser: Parser, does: str) -> None:
+    cluster_help = f"{does} on the workers of this Dask scheduler, tcp://127.0.0.1:8786 or tls://HOST:PORT"
+    parser.add_argument("--cluster", metavar="ADDRESS", help=cluster_help)
+    _add_tls(parser)
 
 
 def _add_tls(parser: Parser) -> None:

@@ -75,7 +75,12 @@ VERBS = (
         "the whole story: experts, search, artifact, measurement, verdict, report",
         "commands",
         arguments.add_run,
-        ("havoc run --out demo", "havoc run recipe.toml --out run1", "havoc run --handoff phase6.json --out run1"),
+        (
+            "havoc run --out demo",
+            "havoc run recipe.toml --out run1",
+            "havoc run --handoff phase6.json --out run1",
+            "havoc run recipe.toml --cluster tls://box:8786 --out run1",
+        ),
     ),
     Verb(
         "plan",
@@ -114,6 +119,7 @@ VERBS = (
             "havoc train nano --task math --out experts",
             "havoc train base --task mine.toml --out experts",
             "havoc train nano --classifier math,code,reasoning --out experts",
+            "havoc train base --task math --cluster tls://box:8786 --out experts",
         ),
     ),
     Verb(
@@ -138,7 +144,7 @@ VERBS = (
     ),
     Verb(
         "worker",
-        "lend this machine to searches with --cluster: to score, and to measure on its device",
+        "lend this machine to commands with --cluster: to train, to score, and to measure on its device",
         "cluster.commands",
         arguments.add_worker,
         ("havoc worker tcp://127.0.0.1:8786", "havoc worker tcp://127.0.0.1:8786 --measures"),

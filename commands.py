@@ -7,6 +7,7 @@ import shlex
 from typing import TYPE_CHECKING, Any
 
 from . import storage
+from .cluster.address import Address, TlsFiles
 from .config import load_recipe
 from .cores import limit_threads, threads_for
 from .errors import HavocError
@@ -15,8 +16,10 @@ from .tracking import log_search, open_tracking, with_trackers
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from .cluster.fleet import Fleet
+    from .config import Recipe
     from .progress import Progress
 
 
@@ -30,8 +33,12 @@ def handle_run(args: argparse.Namespace) -> int:
     handed = None if args.handoff is None else read_handed_over(args.handoff)
     progress = make_progress(quiet=args.quiet)
     words = [*([str(args.recipe)] if args.recipe else []), *(["--handoff", str(args.handoff)] if handed else [])]
+    words += ["--cluster", args.cluster] if args.cluster else []
     command = shlex.join(["havoc", "run", *words, "--out", str(args.out)])
-    judgements = run(recipe, args.out, handed=handed, command=command, num_threads=args.threads, progress=progress)
+    with opened_fleet(args.cluster, _tls_files(args), recipe, progress) as fleet:
+        judgements = run(
+            recipe, args.out, handed=handed, command=command, num_threads=args.threads, fleet=fleet, progress=progress
+        )
     show_run(args.out, judgements, as_json=args.json)
     return judgements[0][1].exit_code
 
@@ -40,16 +47,16 @@ def handle_search(args: argparse.Namespace) -> int:
     """Search mixture and structure of experts that are there; write `search/journal.jsonl` and `front.json`."""
     from .adapt.basis import base_basis
     from .jobs import Place
-    from .measuring import bind, require_device
+    from .measuring import require_device
     from .model.checkpoint import load_base
     from .pipeline import (
         forget_undone,
-        journal_path,
         read_experts,
         require_change,
         require_experts,
         require_inputs,
         search_mixture,
+        searched_on,
     )
     from .summary import export_command, show_search
 
@@ -67,23 +74,13 @@ def handle_search(args: argparse.Namespace) -> int:
             "gate": recipe.gate.model_copy(update={"targets": (args.target,)}),
         }
     )
-    if args.cluster is None and (args.tls_ca or args.tls_cert or args.tls_key):
-        raise HavocError("--tls-ca, --tls-cert and --tls-key are for --cluster tls://HOST:PORT, which is not given")
     require_inputs(recipe)
-    if args.cluster is None:
-        require_device(recipe)
-    elif recipe.model.device != "cpu":
-        raise HavocError("--cluster: workers answer on their CPUs: leave out --device, and device in [model]")
     require_experts(recipe, args.experts)
     progress = make_progress(quiet=args.quiet)
     with contextlib.ExitStack() as opened:
-        fleet = None if args.cluster is None else opened.enter_context(_open_fleet(args, progress))
-        if fleet is None:
-            bound = bind(recipe)
-        else:
-            from .cluster.measurer import bind_fleet
-
-            bound = bind_fleet(fleet, recipe, journal_path(args.out))
+        fleet = opened.enter_context(opened_fleet(args.cluster, _tls_files(args), recipe, progress))
+        require_device(recipe)
+        bound = searched_on(recipe, args.out, fleet)
         base = load_base(recipe.model.base, is_chat=recipe.model.chat)
         _ = base.tokenizer  # a base that cannot read text is refused before any work
         limit_threads(threads_for(base.model.num_parameters(), num_threads=args.threads))
@@ -103,10 +100,21 @@ def handle_search(args: argparse.Namespace) -> int:
     return 0
 
 
-def _open_fleet(args: argparse.Namespace, progress: Progress) -> Fleet:
-    """Connect to the workers of `--cluster`; see `cluster.fleet.Fleet.connect`."""
-    from .cluster.address import Address, TlsFiles
+def _tls_files(args: argparse.Namespace) -> TlsFiles:
+    return TlsFiles(authority=args.tls_ca, certificate=args.tls_cert, key=args.tls_key)
+
+
+@contextlib.contextmanager
+def opened_fleet(cluster: str | None, tls: TlsFiles, recipe: Recipe, progress: Progress) -> Iterator[Fleet | None]:
+    """Connect to the workers of `--cluster`, as `cluster.fleet.Fleet.connect` does; None without that option."""
+    if cluster is None:
+        if tls != TlsFiles():
+            raise HavocError("--tls-ca, --tls-cert and --tls-key are for --cluster tls://HOST:PORT, which is not given")
+        yield None
+        return
+    if recipe.model.device != "cpu":
+        raise HavocError("--cluster: workers compute on their CPUs: leave out --device, and device in [model]")
     from .cluster.fleet import Fleet
 
-    tls = TlsFiles(authority=args.tls_ca, certificate=args.tls_cert, key=args.tls_key)
-    return Fleet.connect(Address.parse(args.cluster), tls, progress)
+    with Fleet.connect(Address.parse(cluster), tls, progress) as fleet:
+        yield fleet

@@ -61,9 +61,10 @@ class DeviceRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainRequest:
-    """Train the expert of one task of the recipe."""
+    """Train the expert of one task of the recipe; its metrics go to the `metrics.jsonl` of the folder `metrics`."""
 
     place: Place
+    metrics: Path
     num_threads: int
     task: str
 
@@ -143,10 +144,7 @@ def try_device(request: Mapping[str, Any], progress: Progress) -> str:  # noqa: 
 
 
 def train(request: Mapping[str, Any], progress: Progress) -> str:
-    """Train an expert (`TrainRequest`), or continue its training; return the path of its file.
-
-    Its metrics are appended to the run's `metrics.jsonl`.
-    """
+    """Train an expert (`TrainRequest`), or continue its training; return the path of its file."""
     from .adapt.basis import base_basis
     from .adapt.expert import save_expert
     from .adapt.tasks.task import load_task
@@ -175,7 +173,7 @@ def train(request: Mapping[str, Any], progress: Progress) -> str:
         data_dir=directory,
         online=online,
         progress=progress,
-        record=MetricsFile(asked.place.out, warn=warn).log,
+        record=MetricsFile(asked.metrics, warn=warn).log,
     )
     path = save_expert(expert, folder)
     forget_training(folder, task.name)

@@ -32,7 +32,7 @@ from .track.tracker import require_trackers
 from .tracking import log_final, log_search, open_tracking, without_trackers
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from .adapt.expert import Expert
     from .adapt.search import SearchResult
@@ -58,12 +58,14 @@ def run(
     handed: HandedOver | None = None,
     command: str = "havoc run",
     num_threads: int | None = None,
+    fleet: Fleet | None = None,
     progress: Progress,
 ) -> list[tuple[str, Judgement]]:
     """Carry `recipe` out in the folder `out`; return each target's name and judgement.
 
     `num_threads` is the number of threads of each job (None: chosen by the size of the model); `handed` is the handoff
-    of phase 6, whose model is then the base.
+    of phase 6, whose model is then the base. The workers of a `fleet` train the experts and do the work of the search;
+    this machine proves and measures the artifact.
     """
     from .bench.report import phase6
     from .bench.report.folder import write_report
@@ -77,6 +79,7 @@ def run(
     if not (out / "record.json").exists():
         require_device(recipe)
         bind(recipe)
+        searched_on(recipe, out, fleet)
         require_rows(recipe)
     base = load_base(recipe.model.base, is_chat=recipe.model.chat)
     DIALECTS[recipe.export.dialect].require_heads(base.config.attention.head_dim)
@@ -91,11 +94,11 @@ def run(
             place = Place(recipe, out, out / "experts", num_threads)
             forget_undone(place, tracking)
             progress = StagedProgress(progress, recipe, out)
-            basis, experts = train_experts(place, base, progress, follow=tracking.follow)
+            basis, experts = train_experts(place, base, progress, follow=tracking.follow, fleet=fleet)
             require_change(experts, progress)
             progress.enter(stages.SEARCH)
-            bound = bind(recipe)
-            result = search_mixture(place, base, experts, progress, bound=bound, record=tracking.log)
+            bound = searched_on(recipe, out, fleet)
+            result = search_mixture(place, base, experts, progress, bound=bound, fleet=fleet, record=tracking.log)
             log_search(tracking, result, [expert.domain for expert in experts])
             progress.enter(stages.ARTIFACT)
             artifact = export_mixture(recipe, base, basis, experts, result, out, progress)
@@ -237,33 +240,64 @@ def journal_path(out: Path) -> Path:
 
 
 def train_experts(
-    place: Place, base: Base, progress: Progress, *, follow: Callable[[], None] = lambda: None
+    place: Place,
+    base: Base,
+    progress: Progress,
+    *,
+    follow: Callable[[], None] = lambda: None,
+    fleet: Fleet | None = None,
 ) -> tuple[Basis, list[Expert]]:
-    """Compute the basis and train one expert per task in worker processes; experts with a file are read instead."""
+    """Compute the basis and train one expert per task; experts with a file are read instead."""
     from .adapt.basis import base_basis
     from .adapt.expert import expert_path
-    from .jobs import TrainRequest, training_settings, training_workers
     from .measuring import recipe_tasks
-    from .processes import results_of
 
     recipe = place.recipe
     basis = base_basis(base, place.out, progress)
     pairs = zip(recipe.experts.tasks, recipe_tasks(recipe), strict=True)
     missing = {name: task for name, task in pairs if not expert_path(place.experts, task.name).exists()}
     if missing:
-        num_steps = sum(training_settings(recipe.experts, task).num_steps for task in missing.values())
-        title = f"train {', '.join(task.name for task in missing.values())}"
-        with training_workers(base, len(missing), num_threads=place.num_threads, device=recipe.model.device) as workers:
-            requests = [TrainRequest(place=place, num_threads=workers.num_threads, task=name) for name in missing]
-            with progress.stage(title, num_steps, unit="steps") as stage:
-
-                def listen(n: int, note: str) -> None:
-                    stage.advance(n, note)
-                    follow()
-
-                for _ in results_of(workers.run(".jobs:train", requests, listen=listen)):
-                    pass
+        train_tasks(place, base, missing, progress, follow=follow, fleet=fleet)
     return basis, read_experts(recipe, place.experts, base, basis)
+
+
+def train_tasks(
+    place: Place,
+    base: Base,
+    tasks: Mapping[str, Task],
+    progress: Progress,
+    *,
+    follow: Callable[[], None],
+    fleet: Fleet | None,
+) -> None:
+    """Train the experts of tasks, by their names in the recipe, in processes of this machine or on a fleet's workers.
+
+    `follow` is called after each step.
+    """
+    from .jobs import TrainRequest, training_settings, training_workers
+    from .processes import results_of
+
+    num_steps = sum(training_settings(place.recipe.experts, task).num_steps for task in tasks.values())
+    domains = [task.name for task in tasks.values()]
+    with progress.stage(f"train {', '.join(domains)}", num_steps, unit="steps") as stage:
+
+        def listen(n: int, note: str) -> None:
+            stage.advance(n, note)
+            follow()
+
+        if fleet is not None:
+            from .cluster.trainer import train_on_workers
+
+            train_on_workers(fleet, place, base, domains, listen=listen)
+            return
+        num_threads, device = place.num_threads, place.recipe.model.device
+        with training_workers(base, len(tasks), num_threads=num_threads, device=device) as workers:
+            requests = [
+                TrainRequest(place=place, metrics=place.out, num_threads=workers.num_threads, task=name)
+                for name in tasks
+            ]
+            for _ in results_of(workers.run(".jobs:train", requests, listen=listen)):
+                pass
 
 
 def read_experts(recipe: Recipe, folder: Path, base: Base, basis: Basis) -> list[Expert]:
@@ -295,6 +329,20 @@ def require_change(experts: Sequence[Expert], progress: Progress) -> None:
         f"training changed nothing: no state of {names} was better than the base{seen}; "
         "try another method, rate or number of steps in [experts], or easier rows"
     )
+
+
+def searched_on(recipe: Recipe, out: Path, fleet: Fleet | None) -> Bound:
+    """Find the device that the search measures on: this machine's, or one that the fleet's workers offer.
+
+    Raises what `measuring.bind` and `cluster.measurer.bind_fleet` raise when there is none.
+    """
+    if fleet is None:
+        from .measuring import bind
+
+        return bind(recipe)
+    from .cluster.measurer import bind_fleet
+
+    return bind_fleet(fleet, recipe, journal_path(out))
 
 
 def search_mixture(

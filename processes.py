@@ -43,7 +43,7 @@ _ERRORS = {name: kind for name, kind in vars(errors).items() if isinstance(kind,
 _CLOSED = {"event": "closed"}
 
 
-def _hear_nothing(_n: int, _note: str) -> None:
+def hear_nothing(_n: int, _note: str) -> None:
     """Listen to a job without showing it."""
 
 
@@ -103,7 +103,7 @@ class Workers:
         self._workers.clear()
 
     def run(
-        self, function: str, requests: Sequence[object], *, listen: Listen = _hear_nothing
+        self, function: str, requests: Sequence[object], *, listen: Listen = hear_nothing
     ) -> Iterator[Any | HavocError]:
         """Call ".module:function" of this package with each request and a Progress; yield results in their order.
 

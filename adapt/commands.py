@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from ..config import Recipe
     from .expert import Expert
 
 _MAX_TEXT_BYTES = 1_000_000_000
@@ -88,16 +90,21 @@ def _text_of(path: Path) -> str:
 
 def handle_train(args: argparse.Namespace) -> int:
     """Train one expert, or the classifier, and write its file; one that is there is kept unless --force says so."""
-    from ..jobs import training_settings
+    from ..cluster.address import TlsFiles
+    from ..commands import opened_fleet
+    from ..jobs import Place, training_settings
     from ..model.checkpoint import load_base
+    from ..pipeline import train_tasks
     from .basis import base_basis
     from .classifier import classifier_path, classifier_task, train_classifier
-    from .expert import expert_path, lora_ratio, write_expert
+    from .expert import expert_path, load_expert, lora_ratio, write_expert
     from .tasks.sight import require_sight
     from .tasks.task import load_tasks
     from .training import train_expert
     from .training_state import forget_training, state_path
 
+    if args.classifier and args.cluster:
+        raise HavocError("--classifier: what chooses between experts is trained on this machine: leave out --cluster")
     recipe = with_trackers(load_recipe(args.recipe), args.track)
     require_trackers(recipe.track.to)
     tasks = load_tasks(args.classifier or (args.task,), data_dir=args.data, online=args.online)
@@ -117,12 +124,15 @@ def handle_train(args: argparse.Namespace) -> int:
     if path.exists() and not args.force:
         raise HavocError(f"{path} is a finished expert: use --force to train it again, or choose another --out")
     progress = make_progress(quiet=args.quiet)
-    base = load_base(args.base, is_chat=args.is_chat, device=recipe.model.device)
-    _ = base.tokenizer  # a base that cannot read text is refused before the minutes that a basis takes
-    require_sight(task, base)
-    limit_threads(threads_for(base.model.num_parameters(), num_threads=args.threads))
-    basis = base_basis(base, args.out, progress)
-    with open_tracking(recipe, args.out, job="train") as tracking:
+    with contextlib.ExitStack() as opened:
+        tls = TlsFiles(authority=args.tls_ca, certificate=args.tls_cert, key=args.tls_key)
+        fleet = opened.enter_context(opened_fleet(args.cluster, tls, recipe, progress))
+        base = load_base(args.base, is_chat=args.is_chat, device=recipe.model.device)
+        _ = base.tokenizer  # a base that cannot read text is refused before the minutes that a basis takes
+        require_sight(task, base)
+        limit_threads(threads_for(base.model.num_parameters(), num_threads=args.threads))
+        basis = base_basis(base, args.out, progress)
+        tracking = opened.enter_context(open_tracking(recipe, args.out, job="train"))
         if not state_path(args.out, task.name).exists():
             tracking.forget(f"svf/{task.name}/")  # the expert is trained again
         shared: dict[str, Any] = {
@@ -133,14 +143,30 @@ def handle_train(args: argparse.Namespace) -> int:
             "progress": progress,
             "record": tracking.log,
         }
-        if args.classifier:
-            expert = train_classifier(base, basis, tasks, **shared)
+        if fleet is not None:
+            place = Place(_with_inputs(recipe, args), args.out, args.out, args.threads)
+            train_tasks(place, base, {args.task: task}, progress, follow=tracking.follow, fleet=fleet)
+            expert = load_expert(path, basis=basis)
         else:
-            expert = train_expert(base, basis, task, **shared)
-    write_expert(expert, path)
-    forget_training(args.out, task.name)
+            if args.classifier:
+                expert = train_classifier(base, basis, tasks, **shared)
+            else:
+                expert = train_expert(base, basis, task, **shared)
+            write_expert(expert, path)
+            forget_training(args.out, task.name)
     show_expert(expert, path, lora_ratio(expert, base.model.named_tensors()), as_json=args.json)
     return 0
+
+
+def _with_inputs(recipe: Recipe, args: argparse.Namespace) -> Recipe:
+    """The recipe with the task and the data of the command line, by which their files are found and sent."""
+    data = {"source": str(args.data) if args.data else "builtin", "online": args.online}
+    return recipe.model_copy(
+        update={
+            "data": recipe.data.model_copy(update=data),
+            "experts": recipe.experts.model_copy(update={"tasks": (args.task,)}),
+        }
+    )
 
 
 def _changes(args: argparse.Namespace) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""A search beyond one machine: workers that score and workers that measure, reached through Dask's `distributed`."""
+"""A run beyond one machine: workers that train, score and measure, reached through Dask's `distributed`."""

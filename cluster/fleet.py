@@ -1,10 +1,10 @@
-"""The search's side: it finds the workers, gives each one a job, and gives the job of a dead worker to another one.
+"""The side that asks: it finds the workers, gives each one a job, and gives the job of a dead worker to another one.
 
     with Fleet.connect(Address.parse("tcp://127.0.0.1:8786"), TlsFiles()) as fleet:
         for outcome in fleet.run(jobs):          # in the order of the jobs, not in the order they finish
             ...
 
-Each worker has at most one job of this search. The fleet asks the scheduler several times a second which workers are
+Each worker has at most one job of this fleet. The fleet asks the scheduler several times a second which workers are
 there. Files are sent before the first job that needs them; each content is sent once to each worker.
 """
 
@@ -29,6 +29,7 @@ import onnxruntime
 from .. import __version__, errors
 from ..errors import HavocError, MeasurementError, printable
 from ..messages import read
+from ..processes import hear_nothing
 from ..progress import SILENT
 from .address import security
 from .dask import quiet_dask
@@ -37,6 +38,7 @@ from .store import pieces_of
 from .worker_requests import Lacking, Offer, Piece
 
 if TYPE_CHECKING:
+    from ..processes import Listen
     from ..progress import Progress
     from .address import Address, TlsFiles
     from .worker_requests import Tree, WorkerRequest
@@ -48,7 +50,7 @@ _LOOK_EVERY_S = 0.2
 _PATIENCE_S = 60.0
 """Seconds that a job waits for a worker that fits, after the last one has gone."""
 _MAX_DEATHS = 5
-"""The search ends when so many workers were lost over one job: the job is then the likely cause."""
+"""The run ends when so many workers were lost over one job: the job is then the likely cause."""
 _MAX_FAULTS = 3
 """A worker that was unable to do its job so many times gets no more jobs."""
 _MAX_WORKERS = 256
@@ -94,7 +96,7 @@ class FleetJob:
 
 
 class Fleet:
-    """The workers of one scheduler, while a search uses them."""
+    """The workers of one scheduler, while a run uses them."""
 
     def __init__(self, address: Address, client: Any, progress: Progress = SILENT) -> None:  # noqa: ANN401 - Dask's own
         self.address, self._client, self._progress = address, client, progress
@@ -105,10 +107,10 @@ class Fleet:
         self._topic = f"havoc-{secrets.token_hex(8)}"
         self._numbers = itertools.count()
         self._replies: dict[int, queue.SimpleQueue[str]] = {}
-        self._said: queue.SimpleQueue[tuple[str, dict[str, Any]]] = queue.SimpleQueue()
+        self._due: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._threads = concurrent.futures.ThreadPoolExecutor(_MAX_WORKERS, thread_name_prefix="havoc-fleet")
         self.noted: Callable[[dict[str, Any]], None] = lambda _: None
-        """The thread of `run` calls this with what happens to workers, for the search's `cluster.jsonl`."""
+        """The thread of `run` calls this with what happens to workers, for a `cluster.jsonl`."""
 
     @classmethod
     def connect(cls, address: Address, tls: TlsFiles, progress: Progress = SILENT) -> Fleet:
@@ -147,28 +149,38 @@ class Fleet:
         self.close()
 
     def close(self) -> None:
-        """Release the workers, without waiting for jobs that they still do for this search."""
+        """Release the workers, without waiting for jobs that they still do."""
         self._is_closed.set()
         self._threads.shutdown(wait=False, cancel_futures=True)
         with contextlib.suppress(OSError, TimeoutError):
             self._client.close(timeout=2)
 
+    def soon(self, act: Callable[[], None]) -> None:
+        """Let the thread of `run` call `act`. From any thread."""
+        self._due.put(act)
+
     def say(self, text: str, **facts: object) -> None:
         """Pass facts to `run`, which notes them, and a text for the progress display ("": none). From any thread."""
-        self._said.put((text, facts))
 
-    def _tell(self) -> None:
+        def act() -> None:
+            self.noted({**({"said": text} if text else {}), **facts})
+            if text:
+                with self._progress.stage("cluster", None) as stage:
+                    stage.advance(0, printable(text))
+
+        self.soon(act)
+
+    def _do_what_is_due(self) -> None:
         with contextlib.suppress(queue.Empty):
             while True:
-                text, facts = self._said.get_nowait()
-                self.noted({**({"said": text} if text else {}), **facts})
-                if text:
-                    with self._progress.stage("cluster", None) as stage:
-                        stage.advance(0, printable(text))
+                self._due.get_nowait()()
 
-    def ask(self, worker: Worker, request: WorkerRequest, data: bytes = b"") -> Any:  # noqa: ANN401 - each has its own
-        """Send one request and return its result; its `HavocError` is raised, a lost worker a `WorkerLostError`."""
-        reply = json.loads(self._carried(worker, written(request), data))
+    def ask(self, worker: Worker, request: WorkerRequest, data: bytes = b"", *, listen: Listen = hear_nothing) -> Any:  # noqa: ANN401 - each has its own
+        """Send one request and return its result; its `HavocError` is raised, a lost worker a `WorkerLostError`.
+
+        `listen` is called with the progress of a training, in this thread.
+        """
+        reply = self._carried(worker, written(request), data, listen)
         if "unable" in reply:
             worker.num_faults += 1
             raise WorkerLostError(reply["unable"])
@@ -201,10 +213,10 @@ class Fleet:
                         self.say(refusal)
                     self._hand_out(course)
                     self._collect(course)
-                    self._tell()
+                    self._do_what_is_due()
                 yield course.done.pop(place)
         finally:
-            self._tell()
+            self._do_what_is_due()
 
     def _hand_out(self, course: _Course) -> None:
         busy = {worker for _, _, worker in course.running.values()}
@@ -276,8 +288,8 @@ class Fleet:
                     refusals.append(str(error))
         return refusals
 
-    def _carried(self, worker: Worker, text: str, data: bytes) -> str:
-        """Send a text to the worker through Dask and return the reply."""
+    def _carried(self, worker: Worker, text: str, data: bytes, listen: Listen) -> dict[str, Any]:
+        """Send a text to the worker through Dask, and return the reply, which may come after some progress."""
         number, replies = next(self._numbers), queue.SimpleQueue[str]()
         self._replies[number] = replies
         there = {"workers": [worker.address], "allow_other_workers": False}
@@ -291,7 +303,10 @@ class Fleet:
         try:
             while True:
                 with contextlib.suppress(queue.Empty):
-                    return replies.get(timeout=_LOOK_EVERY_S)
+                    reply: dict[str, Any] = json.loads(replies.get(timeout=_LOOK_EVERY_S))
+                    if "progress" not in reply:
+                        return reply
+                    listen(*reply["progress"])
                 if worker.is_gone.is_set() or self._is_closed.is_set() or task.status in {"cancelled", "lost"}:
                     raise WorkerLostError("it is gone")
                 if task.status == "error":
@@ -307,7 +322,7 @@ class Fleet:
             raise WorkerLostError("it is gone")
         raise _UnusableError(
             f"worker {worker.name} could not do its job ({type(error).__name__}: {str(error)[:300]}); install the same "
-            "havoc-core for scheduler, workers and search; if they are the same, please report it"
+            "havoc-core for scheduler, workers and this command; if they are the same, please report it"
         ) from error
 
     def _heard(self, event: tuple[float, tuple[int, str]]) -> None:
@@ -354,7 +369,7 @@ def _worker(address: str, facts: Mapping[str, Any]) -> Worker:
     for package, (theirs, ours) in versions.items():
         if theirs != ours:
             raise HavocError(
-                f"worker {name} at {address} has {package} {printable(str(theirs))[:40]}, this search has {ours}: "
+                f"worker {name} at {address} has {package} {printable(str(theirs))[:40]}, this command has {ours}: "
                 f"install {ours} there and start the worker again, or stop it"
             )
     return Worker(name, address, read(Offer, said, f"offer of {name}"))

@@ -176,7 +176,8 @@ class FleetMeasurer:
     @functools.cached_property
     def _shipped(self) -> tuple[Sent, Recipe]:
         """What a scoring worker needs, and the recipe that names it by its paths there."""
-        return shipped(self._place, self._base)
+        place = self._place
+        return shipped(place, self._base, experts=[expert_path(place.experts, task.name) for task in self._tasks])
 
     @functools.cached_property
     def _mixtures(self) -> MixedModels:
@@ -269,8 +270,8 @@ class FleetMeasurer:
         return read(MeasuredOnce, self._fleet.ask(worker, request))
 
 
-def shipped(place: Place, base: Base) -> tuple[Sent, Recipe]:
-    """Return all files that scoring reads (base, basis, experts, the tasks' files) as one tree, and the recipe for it.
+def shipped(place: Place, base: Base, *, experts: Sequence[Path] = ()) -> tuple[Sent, Recipe]:
+    """Return all files that jobs read (base, basis, `experts`, the tasks' files) as one tree, and the recipe for it.
 
     Bundled bases and tasks are not sent. A recipe with rows from the hub is a `HavocError`: workers do not download.
     """
@@ -285,10 +286,9 @@ def shipped(place: Place, base: Base) -> tuple[Sent, Recipe]:
         name = f"base{Path(model.base).suffix}" if Path(model.base).is_file() else "base"
         parts[name] = Path(model.base)
         model = model.model_copy(update={"base": name})
+    parts |= {f"experts/{file.name}": file for file in experts}
     names = []
     for number, (name, task) in enumerate(zip(recipe.experts.tasks, recipe_tasks(recipe), strict=True)):
-        file = expert_path(place.experts, task.name)
-        parts[f"experts/{file.name}"] = file
         is_own = name.endswith(".toml")
         names.append(f"tasks/{number}/{Path(name).name}" if is_own else name)
         if is_own:
@@ -300,5 +300,5 @@ def shipped(place: Place, base: Base) -> tuple[Sent, Recipe]:
                 break
     if data.directory is not None:
         data = data.model_copy(update={"source": "data"})
-    experts = recipe.experts.model_copy(update={"tasks": tuple(names)})
-    return tree_of(parts), recipe.model_copy(update={"model": model, "data": data, "experts": experts})
+    section = recipe.experts.model_copy(update={"tasks": tuple(names)})
+    return tree_of(parts), recipe.model_copy(update={"model": model, "data": data, "experts": section})

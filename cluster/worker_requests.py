@@ -1,9 +1,10 @@
-"""What a search asks of a worker: frozen dataclasses, sent as JSON (`messages`), never code.
+"""What a run asks of a worker: frozen dataclasses, sent as JSON (`messages`), never code.
 
 Offer           what a worker says about itself when it registers
 Tree            the files of a folder: path, hash and size of each
 Lacking, Piece  which files of a tree the worker still lacks; a part of one file
-ScoreTree       one job of `jobs` over the files of a tree
+ScoreTree       one scoring job of `jobs` over the files of a tree
+TrainTree       train one expert over the files of a tree; `TrainedFiles` come back
 MeasureTree     measure the artifact in a tree on the device that was offered
 """
 
@@ -15,7 +16,7 @@ from pathlib import PurePosixPath
 
 from ..bench.judge.schema import Device, Workload  # noqa: TC001 - `messages.read` needs them
 from ..errors import HavocError
-from ..jobs import AnswerRequest, DivergeRequest  # noqa: TC001 - the same
+from ..jobs import AnswerRequest, DivergeRequest, TrainRequest  # noqa: TC001 - the same
 from ..messages import plain
 from ..storage import sha256_json
 
@@ -86,6 +87,27 @@ class ScoreTree:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainTree:
+    """Train the expert of the task called `domain`; the paths of the recipe and its tasks are relative to the tree.
+
+    The state of a training that has begun is sent beside this message, if there is one.
+    """
+
+    tree: Tree
+    domain: str
+    train: TrainRequest
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedFiles:
+    """The files that a training leaves: the expert, the list of its steps and its metrics."""
+
+    expert: bytes
+    trace: bytes
+    metrics: bytes
+
+
+@dataclass(frozen=True, kw_only=True)
 class MeasureTree:
     """Measure an artifact for a few seconds on the device whose fingerprint was offered; see `bench.measure_cost`."""
 
@@ -106,4 +128,4 @@ class MeasuredOnce:
     disturbance: str
 
 
-WorkerRequest = Lacking | Piece | ScoreTree | MeasureTree
+WorkerRequest = Lacking | Piece | ScoreTree | TrainTree | MeasureTree

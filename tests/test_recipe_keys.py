@@ -155,7 +155,7 @@ def computed(recipe: Recipe) -> object:
         patch.setattr("havoc_core.model.checkpoint.load_base", load)
         patch.setattr(jobs, "limit_threads", lambda _: None)
         with pytest.raises(HavocError, match="seen"):
-            jobs.train(plain(jobs.TrainRequest(place=place, num_threads=1, task="math")), SILENT)
+            jobs.train(plain(jobs.TrainRequest(place=place, metrics=place.out, num_threads=1, task="math")), SILENT)
     return handed
 
 

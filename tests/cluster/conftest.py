@@ -37,8 +37,8 @@ on_this_machine = true
 
 
 @dataclass
-class Search:
-    """A search under way: where it writes, and what it says."""
+class Command:
+    """A command of havoc under way: where it writes, and what it says."""
 
     out: Path
     log: Path
@@ -59,7 +59,7 @@ class Search:
         return self.process.wait(timeout=240)
 
     def wait_until(self, words: str) -> None:
-        """Wait until the search has said these words."""
+        """Wait until the command has said these words."""
         while words not in self.said:
             assert self.is_running(), self.said
             time.sleep(0.05)
@@ -74,7 +74,7 @@ class Cluster:
     libraries: Path | None
     scheduler: subprocess.Popen[bytes]
     workers: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    searches: list[Search] = field(default_factory=list)
+    commands: list[Command] = field(default_factory=list)
 
     @property
     def log(self) -> Path:
@@ -88,8 +88,12 @@ class Cluster:
         version: str = "",
         seconds: float = 0.1,
         words: Sequence[str] = (),
+        is_real: bool = False,
     ) -> subprocess.Popen[bytes]:
-        """Start a worker that scores; with `card` (0 or 1) it measures on that simulated card, too."""
+        """Start a worker that scores; with `card` (0 or 1) it measures on that simulated card, too.
+
+        Unless it `is_real`, its answers and measurements are scripted.
+        """
         environment = os.environ | {"SCRIPTED_LOG": str(self.log), "SCRIPTED_SECONDS": str(seconds)}
         environment |= {"SCRIPTED_VERSION": version, "TMPDIR": str(self.folder)}
         environment["OMP_NUM_THREADS"] = "1"
@@ -97,7 +101,8 @@ class Cluster:
             if self.libraries is None:
                 pytest.skip("the simulated cards need a C compiler and Linux")
             environment |= {"LD_LIBRARY_PATH": str(self.libraries), "HAVOC_NVML_SCENARIO": str(self._scenario(card))}
-        command = [sys.executable, HERE / "scripted_worker.py", self.address, "--store", self.folder / f"store{name}"]
+        program = ["-m", "havoc_core", "worker"] if is_real else [HERE / "scripted_worker.py"]
+        command = [sys.executable, *program, self.address, "--store", self.folder / f"store{name}"]
         command += [*words, *(["--measures"] if card is not None else [])]
         with (self.folder / "workers.log").open("ab") as log:
             worker = subprocess.Popen(list(map(str, command)), env=environment, stderr=log, start_new_session=True)
@@ -124,31 +129,29 @@ class Cluster:
         path = self.folder / "workers.log"
         return path.read_text() if path.exists() else ""
 
-    def search(self, out: Path, experts: Path, *words: str, recipe: str = RECIPE) -> Search:
+    def search(self, out: Path, experts: Path, *words: str, recipe: str = RECIPE) -> Command:
         """Start `havoc search` on this cluster."""
         path = self.folder / "recipe.toml"
         path.write_text(recipe)
-        command = [sys.executable, "-m", "havoc_core", "search", BUNDLED_NANO, "--experts", experts]
-        command += ["--target", "gtx1660"]
-        command += ["--recipe", path, "--cluster", self.address, "--out", out, *words]
+        found = ["--experts", experts, "--target", "gtx1660", "--recipe", path]
+        return self.start(out, "search", BUNDLED_NANO, *found, *words)
+
+    def start(self, out: Path, *words: object) -> Command:
+        """Start a command of havoc on this cluster."""
+        line = [sys.executable, "-m", "havoc_core", *words, "--cluster", self.address, "--out", out]
         log = out.with_name(f"{out.name}.said")
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with log.open("w") as file:
-            search = Search(
-                out,
-                log,
-                subprocess.Popen(
-                    list(map(str, command)), stdout=file, stderr=file, env=os.environ | {"OMP_NUM_THREADS": "1"}
-                ),
-            )
-        self.searches.append(search)
-        return search
+            process = subprocess.Popen(list(map(str, line)), stdout=file, stderr=file, env=environment)
+        self.commands.append(Command(out, log, process))
+        return self.commands[-1]
 
     def restart(self) -> None:
         """Start a scheduler at the same address."""
         self.scheduler = start_scheduler(self.address)
 
     def end(self) -> None:
-        for process in [*(search.process for search in self.searches), *self.workers, self.scheduler]:
+        for process in [*(command.process for command in self.commands), *self.workers, self.scheduler]:
             process.kill()
             process.wait()
 
@@ -173,7 +176,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Path | None:
 
 @contextlib.contextmanager
 def running_cluster(folder: Path, libraries: Path | None, scheme: str = "tcp", *words: str) -> Iterator[Cluster]:
-    """A scheduler on loopback; it, its workers and their searches are ended afterwards."""
+    """A scheduler on loopback; it, its workers and their commands are ended afterwards."""
     pytest.importorskip("distributed")
     folder.mkdir(exist_ok=True)
     address = f"{scheme}://127.0.0.1:{free_port()}"

@@ -1,4 +1,4 @@
-"""`havoc worker` whose model answers and whose measurements are scripted: the rest, identity and lease too, is real.
+"""`havoc worker` whose answers and measurements are scripted: the rest, training, identity and lease too, is real.
 
 A measurement is a child process that writes "begin" and "end" with its device and the time into SCRIPTED_LOG, and
 lives on when its worker is killed. Answers follow from alpha and structure, costs from the artifact's size. Once there
@@ -19,6 +19,7 @@ import havoc_core
 from havoc_core.children import start_process
 from havoc_core.cli import main
 from havoc_core.cluster import commands, duties
+from havoc_core.processes import Workers
 from havoc_core.storage import sha256_json
 
 LOG = Path(os.environ["SCRIPTED_LOG"])
@@ -58,7 +59,11 @@ class ScriptedModel:
 
     def end(self) -> None: ...
 
-    def run(self, function: str, requests: Sequence[Any]) -> Iterator[Any]:
+    def run(self, function: str, requests: Sequence[Any], **listen: Any) -> Iterator[Any]:
+        if function == ".jobs:train":
+            with Workers(1, self.num_threads) as child:
+                yield from child.run(function, requests, **listen)
+            return
         for request in requests:
             place = request.mixtures.place
             assert (place.out / "basis.safetensors").is_file()
