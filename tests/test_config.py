@@ -44,7 +44,7 @@ def test_what_is_written_is_taken(tmp_path: Path) -> None:
     [
         ('compute = "int8"', "export: has compute without weights"),
         ('weights = "fp16"\ncompute = "int8"', "export: fp16 weights compute in fp32"),
-        ('weights = "int8"\ncompute = "int4"', "export.compute = 'int4': input should be 'auto', 'int8' or 'fp32'"),
+        ('weights = "int8"\ncompute = "int4"', "export.compute = 'int4': input should be 'auto', 'int8', 'fp32'"),
     ],
 )
 def test_what_products_compute_in_fits_the_weights(tmp_path: Path, text: str, message: str) -> None:

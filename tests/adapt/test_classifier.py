@@ -112,13 +112,13 @@ def test_no_folder_takes_it_for_an_expert(trained: Expert, basis: Basis, small_e
     """It is not listed among the experts, and under an expert's name it is refused."""
     write_expert(trained, classifier_path(tmp_path))
     assert experts_in(tmp_path) == []
-    with pytest.raises(HavocError, match="what chooses between experts"):
+    with pytest.raises(HavocError, match="chooses between experts"):
         save_expert(trained, tmp_path)
     classifier_path(tmp_path).rename(expert_path(tmp_path, "math"))
     with pytest.raises(HavocError, match="was trained for 'classifier'"):
         load_experts(tmp_path, ["math"])
     expert_path(tmp_path, "math").rename(tmp_path / "z_vectors_classifier.safetensors")
-    with pytest.raises(HavocError, match="what chooses between experts"):
+    with pytest.raises(HavocError, match="chooses between experts"):
         load_experts(tmp_path, experts_in(tmp_path))
     with pytest.raises(HavocError, match="havoc train BASE --classifier"):
         load_classifier(tmp_path, basis=basis)

@@ -84,7 +84,7 @@ def test_every_engine_has_a_row(
         assert load_record(Path(row["record"])).run_id.startswith("run-")
         assert row["metrics"]["prefill_ms"] > 0
     assert 'pip install "havoc-core[genai]"' in found["onnxruntime-genai"]["reason"]
-    assert "opens: a .gguf file" in found["llama.cpp"]["reason"]
+    assert "opens a .gguf file" in found["llama.cpp"]["reason"]
     assert main(["bench", *models, "--engine", "all", "--quiet", "--out", str(tmp_path / "out")]) == 2
     assert "holds records already" in capsys.readouterr().err
 

@@ -322,6 +322,6 @@ def test_a_record_of_other_data_is_refused(tmp_path: Path) -> None:
     (tmp_path / "t.toml").write_text(text.format("a" * 64))
     require_pinned(load_target(str(tmp_path / "t.toml")), [record])
     (tmp_path / "t.toml").write_text(text.format("b" * 64))
-    with pytest.raises(HavocError, match=f"{'b' * 64}, .* holds {'a' * 64}") as caught:
+    with pytest.raises(HavocError, match=f"{'b' * 64}, .* has {'a' * 64}") as caught:
         require_pinned(load_target(str(tmp_path / "t.toml")), [record])
     assert caught.value.exit_code == 2

@@ -72,7 +72,7 @@ def test_a_card_that_does_not_come_back_was_not_ours_alone() -> None:
         finding = _settle([_reading(400), _reading(720)], settled_bytes=None if settled is None else settled * MB)
         assert (finding.series is not None) is is_ours
         if not is_ours:
-            assert f"held 300000000 bytes before and {settled}000000 after" in finding.reason
+            assert f"300000000 bytes before and {settled}000000 after" in finding.reason
 
 
 def test_the_whole_card_comes_with_a_caveat() -> None:

@@ -180,7 +180,9 @@ def test_a_structure_is_described_in_words() -> None:
     asked = Structure("int4", "fp16", 64, False, "hqq", 0.5)
     assert asked.description == "int4 weights (asymmetric blocks of 64, hqq), fp16 activations, 0.5 of the rank"
     mixed = Structure("int4", quantizer="gptq", average_bits=5)
-    words = "int4 weights (symmetric blocks of 32, gptq, int8 up to 5 bits a weight), fp32 activations computed in int8"
+    words = (
+        "int4 weights (symmetric blocks of 32, gptq, int8 up to 5 bits per weight), fp32 activations computed in int8"
+    )
     assert mixed.description == words
     assert Structure("keep", "fp16").description == "the weights of the file as they are, fp16 activations"
 
