@@ -26,7 +26,7 @@
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
 #   make gpu      the tests that need an NVIDIA card and its CUDA libraries: pip install -e ".[dev,gpu]" (docs/gpu-day.md)
 #   make durations   all tests, one by one: writes the CPU seconds of each file, which choose those of `make check`
-#   make mutants  change the code in one place at a time: its tests must find it; writes docs/mutants.md (MODULES=adapt/svf.py MOST=80)
+#   make mutants  change the code in one place at a time: its tests must find it; writes docs/mutants.md (MODULES="bounds.py bench/judge" MOST=80)
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
 
 PYTHON ?= python3

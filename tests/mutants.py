@@ -457,10 +457,14 @@ mutant is killed if a test fails, if the module cannot be imported, or if the te
 At least 90 % must be killed. Every survivor needs a reason in `tests/mutants.toml`, which also names the tests. Tests
 that measure are not used: they need the machine for themselves.
 
-`make mutants` tries the mutants and writes this page; `make mutants MODULES=adapt/svf.py` tries one module. If a
-module has more than {MOST_MUTANTS} mutants, or more than `MOST=80`, that number is drawn with a fixed seed. Tests were
-added for the survivors of a draw, so a drawn share says little about the other mutants: it is the module's share only
-if all mutants were tried.
+`make mutants` tries the mutants and writes this page; `make mutants MODULES=adapt/svf.py` tries one module, and
+`MODULES=bench/judge` those of a folder. If a module has more than {MOST_MUTANTS} mutants, or more than `MOST=80`, that
+number is drawn with a fixed seed. Tests were added for the survivors of a draw, so a drawn share says little about the
+other mutants: it is the module's share only if all mutants were tried.
+
+Many mutants of `bench/judge` and `bounds.py` are found because an answer to a known record changes: what this code says
+of several hundred records stands in `tests/bench/known_answers.json`, which `make answers` writes. Such a test sees that
+an answer changed; other tests say which answer is right.
 
 | module | mutants | tried | killed | killed, % | of these by time | survivors |
 |---|---:|---:|---:|---:|---:|---:|
