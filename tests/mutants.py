@@ -462,9 +462,9 @@ that measure are not used: they need the machine for themselves.
 number is drawn with a fixed seed. Tests were added for the survivors of a draw, so a drawn share says little about the
 other mutants: it is the module's share only if all mutants were tried.
 
-Many mutants of `bench/judge` and `bounds.py` are found because an answer to a known record changes: what this code says
-of several hundred records stands in `tests/bench/known_answers.json`, which `make answers` writes. Such a test sees that
-an answer changed; other tests say which answer is right.
+Many mutants of `bench/judge` and `bounds.py` are found because an answer to a known record changes: what this code
+says of several hundred records stands in `tests/bench/known_answers.json`, which `make answers` writes. Such a test
+sees that an answer changed; other tests say which answer is right.
 
 | module | mutants | tried | killed | killed, % | of these by time | survivors |
 |---|---:|---:|---:|---:|---:|---:|
