@@ -55,6 +55,7 @@ SEED = 0
 LEAST_KILLED = 0.9
 LONGEST_S = 600.0
 """The longest that the tests of one module may take."""
+MOST_BETWEEN_LOOKS_S = 1.0
 FAILED = 70  # the exit code of a child whose work failed
 MARKS = "not alone and not gpu"
 """Tests that measure need a machine for themselves, which mutants never have."""
@@ -191,7 +192,7 @@ class Copy:
 def ends_in_child(work: Callable[[], None], *, limit_s: float = math.inf) -> bool:
     """Do some work in a forked child with a process group of its own; return whether it ended in time.
 
-    Raises `RuntimeError` where the work itself failed, which no test may hide.
+    Time in which this process too was stopped does not count. Raises `RuntimeError` where the work itself failed, which no test may hide.
     """
     child = os.fork()
     if child == 0:
@@ -205,9 +206,11 @@ def ends_in_child(work: Callable[[], None], *, limit_s: float = math.inf) -> boo
         finally:
             sys.stdout.flush()
             os._exit(code)
-    end = time.monotonic() + limit_s
+    spent_s, before_s = 0.0, time.monotonic()
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
-        if time.monotonic() > end:
+        now_s = time.monotonic()
+        spent_s, before_s = spent_s + min(now_s - before_s, MOST_BETWEEN_LOOKS_S), now_s
+        if spent_s > limit_s:
             kill_group(child)
             os.waitpid(child, 0)
             return False

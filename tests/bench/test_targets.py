@@ -380,15 +380,22 @@ def test_a_limit_takes_what_the_tasks_file_says(tmp_path: Path) -> None:
     assert (own.value, own.sign, own.task_sha256) == (0.4, ">", load_task(tmp_path / "sums.toml").sha256)
     assert (bundled.value, bundled.task_sha256) == (0.85, None)
     require_known_tasks(target, [])
+    (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/sums"\ntask = "sums.toml"\nabove = 60\nunit = "%"\n')
+    (asked,) = load_target(str(tmp_path / "t.toml")).limits
+    assert (asked.value, asked.task_sha256) == (0.6, own.task_sha256)
+    (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/unheard"\nunit = "%"\n')
+    with pytest.raises(HavocError, match="`below` or `above`"):
+        load_target(str(tmp_path / "t.toml"))
     (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/other"\ntask = "sums.toml"\n')
     with pytest.raises(HavocError, match="accuracy/other .* task sums"):
         load_target(str(tmp_path / "t.toml"))
     (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/gsm8k"\nunit = "%"\n')
     with pytest.raises(HavocError, match="`below` or `above`"):
         load_target(str(tmp_path / "t.toml"))
-    (tmp_path / "t.toml").write_text(MINE + f'metric = "load_s"\nbelow = 1\nunit = "s"\ndata_sha256 = "{"0" * 64}"\n')
-    with pytest.raises(HavocError, match="load_s has no data_sha256"):
-        load_target(str(tmp_path / "t.toml"))
+    for pin in ("data_sha256", "task_sha256"):
+        (tmp_path / "t.toml").write_text(MINE + f'metric = "load_s"\nbelow = 1\nunit = "s"\n{pin} = "{"0" * 64}"\n')
+        with pytest.raises(HavocError, match=f"load_s has no {pin}"):
+            load_target(str(tmp_path / "t.toml"))
 
 
 def test_a_record_of_other_data_is_refused(tmp_path: Path) -> None:
@@ -405,5 +412,6 @@ def test_a_record_of_other_data_is_refused(tmp_path: Path) -> None:
     assert caught.value.exit_code == 2
     with pytest.raises(HavocError, match=f"{'b' * 64}, .* holds none: score"):
         require_pinned(load_target(str(tmp_path / "t.toml")), [samples.record()])
+    require_pinned(load_target(str(tmp_path / "t.toml")), [samples.record(accuracy={})])
     (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/math"\nabove = 50\nunit = "%"\n')
     require_pinned(load_target(str(tmp_path / "t.toml")), [record])

@@ -17,7 +17,7 @@ from havoc_core.export.package import export_artifact
 from havoc_core.export.parity import FLOOR, MAX_RATIO, ParityCase, ParityReport, Reference, compare, read_reference
 from havoc_core.export.reference import FP32, StreamedModel
 from havoc_core.export.runtime.options import GraphOptions
-from havoc_core.export.runtime.probe import make_probe
+from havoc_core.export.runtime.probe import Probe, make_probe
 from havoc_core.export.runtime.session import DecoderSession
 from havoc_core.export.source import Source
 from havoc_core.model.config import HavocConfig
@@ -167,6 +167,22 @@ def test_with_all_logits_every_real_position_counts(parts: tuple[Reference, Watc
     assert {asked[-1] for asked in session.asked if len(asked) > 2} == {"all"}
 
 
+def test_no_more_than_so_many_single_steps_are_read(
+    configs: dict[str, HavocConfig], source_with, tmp_path: Path
+) -> None:
+    """Of 30 tokens the first 23 alone, then the rest together; and a padded first row counts with its padding."""
+    source = source_with(configs["text"])
+    session = Watched(DecoderSession.open(export_artifact(source, tmp_path / "a")))
+    model, probe = StreamedModel(source.config, source.tensors), make_probe(source.config, num_tokens=30)
+    compare(read_reference(model, probe), session, FP32)
+    first = session.asked.index((1, 1, None, None, "last"))
+    assert session.asked[first - 1 : first + 24] == [(1, 30), *pieces([*range(1, parity.NUM_STEPS), 30])]
+    session.asked.clear()
+    turned = Probe(probe.ids[::-1].copy(), probe.mask[::-1].copy(), probe.images[::-1])
+    parity._read(session, read_reference(model, turned), [0, 1, 2], [])
+    assert session.asked == [(3, 30), *padded([30])]
+
+
 @pytest.mark.parametrize("parts", [("text", GraphOptions())], indirect=True)
 def test_a_cut_at_the_end_is_none(parts: tuple[Reference, Watched]) -> None:
     """No piece is empty."""
@@ -206,17 +222,17 @@ def test_a_comparison_by_hand() -> None:
         spread=2.0,
         errors={"torch fp32": np.array([3.0, 1.0, 5.0, 1.0])},
     )
-    actual_NV = np.array([[4.0, 2.0], [0.0, 8.0]], np.float32)
+    actual_NV = np.array([[4.0, 2.0], [0.0, 9.0]], np.float32)
     found = parity._compared("a", reference, FP32, actual_NV, np.array([1, 2]))
     assert found == ParityCase(
         name="a",
         measure="torch fp32",
         num_positions=2,
-        error=pytest.approx(1 / np.sqrt(2)),
-        worst_error=pytest.approx(np.sqrt(2) / 2),
+        error=pytest.approx(np.sqrt(0.8125)),
+        worst_error=pytest.approx(np.sqrt(4.5) / 2),
         torch_error=pytest.approx(np.sqrt(13)),
         torch_worst_error=5.0,
-        max_abs_diff=2.0,
+        max_abs_diff=3.0,
         top1_share=1.0,
     )
     below = parity._compared("a", reference, FP32, np.array([[0.0, 1.0]], np.float32), np.array([0]))
