@@ -192,7 +192,8 @@ class Copy:
 def ends_in_child(work: Callable[[], None], *, limit_s: float = math.inf) -> bool:
     """Do some work in a forked child with a process group of its own; return whether it ended in time.
 
-    Time in which this process too was stopped does not count. Raises `RuntimeError` where the work itself failed, which no test may hide.
+    Time in which this process too was stopped does not count. Raises `RuntimeError` where the work itself failed, which
+    no test may hide.
     """
     child = os.fork()
     if child == 0:
