@@ -47,6 +47,17 @@ EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=65.0)
 
 PREFILL = Limit(metric="prefill_ms", below=100.0, unit="ms")
 MATH = Limit(metric="accuracy/math", above=85.0, unit="%")
+STATED: list[dict[str, Any]] = [
+    {"rows": 1000},
+    {"rows": 999},
+    {"seed": 0},
+    {"rows_sha256": "0" * 64},
+    {"rows_sha256": "f" * 64},
+    {"must_be_pinned": True},
+    {"must_be_pinned": True, "rows_sha256": "0" * 64},
+    {"must_be_pinned": True, "data_sha256": "0" * 64},
+]
+"""What a limit on accuracy says of its rows."""
 KL = Limit(metric="kl_mean", below=0.15, unit="nats")
 TOP1 = Limit(metric="top1_share", above=80.0, unit="%")
 LOAD = Limit(metric="load_s", below=1.0, unit="s")
@@ -100,6 +111,7 @@ def latency_probes() -> list[Probe]:
             Limit(metric="prefill_ms", below=NEXT_MS, unit="ms"),
             samples.prefills(*[[level] * 40 for level in APART_MS], **BUSY),
         ),
+        (PREFILL, samples.prefills(*[[150.0] * 40] * 4 + [[250.0] * 40], **BUSY) | unsettled("slowdown")),
         (PREFILL, {"samples__each__prefill": {"start_ns": [], "duration_ns": []}}),
         (PREFILL, {"samples__0__busy_ns": 12_999_999_999}),
         (PREFILL, {"samples": []}),
@@ -172,6 +184,7 @@ def other_probes() -> list[Probe]:
         *((limit, {}) for limit in (MATH, LOAD, ENERGY)),
         *((MATH, {"accuracy__math__num_right": right}) for right in (830, 831, 868, 869)),
         *((MATH, {"accuracy__math__num_right": right, "accuracy__math__num_rows": 100}) for right in (84, 85)),
+        *((MATH.model_copy(update=stated), {}) for stated in STATED),
         (MATH, {"accuracy__math__split": "search"}),
         (MATH, {"accuracy": {}}),
         *((limit, {"subject__format_cost": cost}) for limit in (KL, TOP1) for cost in COSTS),
