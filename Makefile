@@ -2,7 +2,7 @@
 #
 #   make demo     the whole story on the bundled model, into demo/
 #   make check    what to type after every change, under a minute on two cores: lint, types, and the fast tests of every room
-#   make test     the tests, but those of `make verdict-mutants` and `make real`: test-together, then test-alone
+#   make test     the tests, but those of `make real`: test-together, then test-alone
 #   make test-together   those that may run beside others, JOBS=2 files at a time
 #   make test-alone      those that measure, one by one: they carry the mark `alone`
 #   make lint     ruff: rules and format
@@ -14,6 +14,7 @@
 #   make baselines  docs/baselines.md: SVF beside LoRA, written from the comparisons under reports/
 #   make metrics  docs/metrics.md: the metrics that are logged, written from their catalogue
 #   make reference  docs/reference.md: every key of recipes, targets, task files and records, written from the code
+#   make answers  tests.bench.test_known_answers.json: what the verdict's code says of known records, written from the code
 #   make seeds    docs/seeds.md: every statement of the seeds with what shows it, written from docs/seeds.toml
 #   make fuzz     100,000 damaged files for every reader: each is read, or refused in one line (INPUTS=1000000 for more)
 #   make simulate 5000 benches and 2000 comparisons simulated beside random load, 2000 histories of real noise: how often is a verdict wrong?
@@ -25,8 +26,7 @@
 #   make real     the tests on a real model and real data: HAVOC_REAL_MODEL (a directory or .gguf file), HAVOC_REAL_DATA
 #   make gpu      the tests that need an NVIDIA card and its CUDA libraries: pip install -e ".[dev,gpu]" (docs/gpu-day.md)
 #   make durations   all tests, one by one: writes the CPU seconds of each file, which choose those of `make check`
-#   make mutants  change the code in one place at a time: its tests must find it; writes docs/mutants.md (MODULES=adapt/svf.py MOST=80)
-#   make verdict-mutants  change every operator and constant of the verdict's code: the answers to known records must change
+#   make mutants  change the code in one place at a time: its tests must find it; writes docs/mutants.md (MODULES="bounds.py bench/judge" MOST=80)
 #   make genai    onnxruntime-genai in an environment of its own; `make test` then holds artifacts against it
 
 PYTHON ?= python3
@@ -34,10 +34,10 @@ BIN := .venv/bin
 GENAI := .venv/genai/bin/python
 export HAVOC_GENAI_PYTHON ?= $(abspath $(wildcard $(GENAI)))
 JOBS ?= 2
-SUITE := not mutation and not gpu
+SUITE := not gpu
 TOGETHER := OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist loadfile -m "$(SUITE) and not alone"
 
-.PHONY: help demo check fast test test-together test-alone durations gpu real mutants verdict-mutants fuzz lint types bench gate compare results baselines metrics reference seeds simulate compare-test duel-test load-test cluster-test fmt genai
+.PHONY: help demo check fast test test-together test-alone durations gpu real mutants fuzz lint types bench gate compare results baselines metrics reference answers seeds simulate compare-test duel-test load-test cluster-test fmt genai
 .DEFAULT_GOAL := help
 
 help:
@@ -71,9 +71,6 @@ real: .venv/dev
 mutants: .venv/dev
 	OMP_NUM_THREADS=1 $(BIN)/python tests/mutants.py $(if $(MOST),--most $(MOST)) $(MODULES)
 
-verdict-mutants: .venv/dev
-	$(BIN)/pytest -m mutation --timeout=3600
-
 lint: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -103,6 +100,9 @@ metrics: .venv/dev
 
 reference: .venv/dev
 	$(BIN)/python -m havoc_core.reference > docs/reference.md
+
+answers: .venv/dev
+	$(BIN)/python -m tests.bench.test_known_answers
 
 seeds: .venv/dev
 	$(BIN)/python -m havoc_core.seeds docs/seeds.toml > docs/seeds.md

@@ -6,10 +6,6 @@ Loaded with `runpy`, because tests are no package.
 from __future__ import annotations
 
 import ast
-import contextlib
-import signal
-import sys
-import types
 from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -178,34 +174,3 @@ def changes_of(node: ast.AST) -> list[tuple[str, Callable[[Any], None]]]:
 
 def as_bool(node: ast.expr) -> ast.expr:
     return ast.Call(func=ast.Name("bool", ast.Load()), args=[node], keywords=[])
-
-
-def loaded(module: types.ModuleType, tree: ast.Module) -> dict[str, Any]:
-    """Return the namespace of a changed module, without touching the real one."""
-    twin = types.ModuleType(module.__name__)
-    twin.__dict__.update(__package__=module.__package__, __file__=module.__file__)
-    sys.modules[module.__name__] = twin  # dataclasses look their module up by name
-    try:
-        exec(compile(ast.fix_missing_locations(tree), str(module.__file__), "exec"), twin.__dict__)
-    finally:
-        sys.modules[module.__name__] = module
-    return twin.__dict__
-
-
-@contextlib.contextmanager
-def at_most(*, seconds: float) -> Iterator[None]:
-    """Raise `TimeoutError` when the block computes longer; a loop that a mutant made endless ends so.
-
-    It is raised again every so often: one that falls into a destructor is swallowed there.
-    """
-
-    def stop(*_: object) -> None:
-        raise TimeoutError
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    signal.setitimer(signal.ITIMER_VIRTUAL, seconds, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)

@@ -121,7 +121,7 @@ def test_the_runner_tells_tests_that_see_from_tests_that_do_not(tmp_path: Path, 
     (root / "tests" / "test_far.py").write_text(test)
     (root / "pyproject.toml").write_text('[tool.pytest]\naddopts = ["--import-mode=importlib"]\n')
     (root / "tests" / "mutants.toml").write_text('["far.py"]\ntests = ["tests/test_far.py"]\n')
-    command = [sys.executable, root / "tests" / "mutants.py", "--preload", "json"]
+    command = [sys.executable, root / "tests" / "mutants.py", "--preload", "json", "."]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     found = json.loads((root / "reports" / "mutants.json").read_text())["far.py"]
     assert found["tried"] == found["mutants"] == 6

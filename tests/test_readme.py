@@ -88,6 +88,20 @@ def test_every_link_leads_somewhere(page: Path) -> None:
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
+MARKS = re.compile(r"^(<<<<<<< .*|=======|>>>>>>> .*)$", re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=[str(page.relative_to(ROOT)) for page in PAGES])
+def test_no_page_holds_two_texts_of_a_merge(page: Path) -> None:
+    """The marks that a merge leaves around what it could not join do not reach a reader."""
+    assert MARKS.findall("<<<<<<< HEAD\none\n=======\nother\n>>>>>>> branch\n") == [
+        "<<<<<<< HEAD",
+        "=======",
+        ">>>>>>> branch",
+    ]
+    assert MARKS.findall(page.read_text()) == []
+
+
 @pytest.mark.parametrize(
     "block",
     [

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from havoc_core.bench.device import identify_cpu
-from havoc_core.bench.judge.gate import Judgement, hash_artifact, judge, overall, summary
+from havoc_core.bench.judge.gate import Judgement, hash_artifact, hash_measured, judge, overall, summary
 from havoc_core.bench.judge.limits import line_without_data
 from havoc_core.bench.judge.metrics import measured
 from havoc_core.bench.judge.record import Record, load_record
@@ -80,10 +80,27 @@ def test_no_artifact_passes_whose_graphs_nobody_built_anew(kind: str) -> None:
         verified = Verified("c" * 64, is_folded=False, is_rebuilt=is_rebuilt)
         assert judged(record, target=target, artifact_files=FILES, verified=verified).verdict == verdict
     assert judged(record, target=target).reason == "all 9 limits proven met; artifact not checked"
-    both = [record, samples.record(kind, run_id="another")]
-    assert judge(both, load_target(target), artifact_files=FILES, this_cpu=samples.THIS_CPU).verdict != "pass"
     slow = samples.record(kind, subject__is_graph_rebuilt=None, **SLOW)
     assert judged(slow, target=target, artifact_files=FILES).exit_code == 1
+
+
+def test_an_artifact_is_hashed_by_its_manifest(own_artifact: Path) -> None:
+    """What somebody put beside it is no part of it, and what the manifest does not say is noticed."""
+    subject = samples.record("cpu").subject
+    (own_artifact / "notes.txt").write_text("mine")
+    assert hash_measured(own_artifact, subject) == hash_artifact(own_artifact)
+    assert "notes.txt" not in hash_measured(own_artifact, subject)
+    (own_artifact / "model.onnx").write_bytes(b"other")
+    with pytest.raises(IdentityError):
+        hash_measured(own_artifact, subject)
+
+
+def test_every_record_must_have_its_graphs_built_anew() -> None:
+    """One record of two that was measured without it leaves nothing proven."""
+    for is_rebuilt, verdict in ((True, "pass"), (None, "inconclusive")):
+        both = [samples.record("cpu"), samples.second(subject__is_graph_rebuilt=is_rebuilt)]
+        found = judge(both, load_target("host"), artifact_files=FILES, this_cpu=samples.THIS_CPU)
+        assert (found.verdict, found.findings) == (verdict, ())
 
 
 SLOW = {"samples__each__prefill__duration_ns": [150_000_000] * 20}

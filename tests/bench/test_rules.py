@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from havoc_core.bench.judge import disturbance, validity
 from havoc_core.bench.judge.case import Case
 from havoc_core.bench.judge.record import Record, seal_of
 from havoc_core.bench.judge.rules import RULES, device_problem
@@ -118,3 +119,20 @@ def test_a_device_is_asked_before_there_is_a_record() -> None:
             rule.check(Case(record=samples.record(device.kind), target=load_target(target), **asked)) for rule in RULES
         }
         assert problem in told
+
+
+def test_what_lies_on_a_rules_edge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many nodes of shapes as may be, a context just long enough to tell, a share just as disturbed as allowed."""
+    shapes = case_of("cuda", {"samples__2__num_shape_nodes": validity._MOST_SHAPE_NODES})
+    assert validity.every_node_ran_on_the_provider(shapes) is None
+    work = {"num_calls": 3, "largest_error": 0.0, "short_step_ns": [900_000_000] * 3}
+    for context, is_told in ((validity._LONG_CONTEXT, True), (validity._LONG_CONTEXT - 1, False)):
+        changes = {"samples__0__work_done": work, "workload__context_tokens": context}
+        found = validity.timed_calls_did_the_work(case_of("cuda", changes))
+        assert (found is not None) == is_told
+    case = case_of("cpu", {"samples__1__surroundings": samples.surroundings(foreign=(0.0, 12.0))})
+    share = disturbance.disturbed_share([case.record.samples[1]])
+    assert share
+    for most, is_broken in ((share, False), (share - 1e-9, True)):
+        monkeypatch.setattr(validity, "MOST_DISTURBED_SHARE", most)
+        assert (validity.cpu_was_not_busy(case) is not None) == is_broken

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 
 from havoc_core.adapt.tasks.task import load_task
 from havoc_core.bench.judge.metrics import metric_of
-from havoc_core.bench.judge.targets import load_target, read_targets, require_known_tasks, require_pinned
+from havoc_core.bench.judge.targets import (
+    MAX_DOTS,
+    MAX_TARGETS_BYTES,
+    RequiredWorkload,
+    load_target,
+    read_targets,
+    require_known_tasks,
+    require_pinned,
+    title_of,
+)
 from havoc_core.errors import HavocError
 from tests.bench import sample_records as samples
 
@@ -94,7 +103,25 @@ MISTAKES = {
     "unknown-metric": (OWN.replace("prefill_ms", "prefil_ms"), ("prefil_ms",)),
     "no-unit": (OWN.replace('unit = "s"', ""), ("unit",)),
     "wrong-unit": (OWN.replace('unit = "s"', 'unit = "GB"'), ("GB", "ms")),
-    "wrong-direction": (OWN.replace("below", "above"), ("below",)),
+    "wrong-direction": (OWN.replace("below", "above"), ("limited by `below`",)),
+    "other-wrong-direction": (
+        OWN.replace("prefill_ms", "accuracy/math").replace('"s"', '"%"').replace("0.2", "85"),
+        ("limited by `above`",),
+    ),
+    "under-the-range": (OWN.replace("0.2", "0.9e-6"), ("check the unit",)),
+    "over-the-range": (OWN.replace("0.2", "1000.1"), ("check the unit",)),
+    "rows-of-a-time": (OWN + "rows = 3\nseed = 1\n", ("prefill_ms is not judged on rows: rows, seed has",)),
+    "task-of-a-time": (OWN + 'task = "a.toml"\n', ("prefill_ms has no task",)),
+    "limit-of-no-form": (OWN[: OWN.index("[[")] + "[jetson.more]\n", ("unknown key more",)),
+    "limits-of-no-form": (OWN[: OWN.index("[jetson.device]")] + "limits = [3]\n", ("limits",)),
+    "origin": (OWN.replace("title", 'origin = "mine"\ntitle'), ("target jetson: origin: no such key",)),
+    "this-machine-of-a-card": (
+        OWN.replace('kind = "cpu"', 'kind = "cuda"\nis_this_machine = true').replace(
+            'names = ["Board Processor"]', "names = []"
+        ),
+        ("is_this_machine is for a cpu",),
+    ),
+    "name-of-a-bundled-one": (OWN.replace("jetson", "GTX-1660"), ("'GTX-1660'", "bundled target gtx1660")),
     "both-directions": (OWN + "above = 1\n", ("either",)),
     "no-direction": (OWN.replace("below = 0.2", ""), ("either",)),
     "negative": (OWN.replace("0.2", "-1"), ("below",)),
@@ -117,7 +144,7 @@ MISTAKES = {
     "this-machine-by-name": (OWN.replace('kind = "cpu"', 'kind = "cpu"\nis_this_machine = true'), ("is_this_machine",)),
     "share-as-percent": (
         OWN.replace("prefill_ms", "accuracy/math").replace("below = 0.2", "above = 0.85").replace('"s"', '"%"'),
-        ("write 85", 'unit "share"'),
+        ("is under one percent: write 85, or 0.85", 'unit "share"'),
     ),
     "true-for-a-number": (OWN.replace("below = 0.2", "below = true"), ("below", "number")),
     "text-for-a-number": (OWN.replace("below = 0.2", 'below = "100"'), ("below", "number")),
@@ -134,13 +161,15 @@ MISTAKES = {
     "endless-prompt": (OWN + f"[jetson.workload]\nprompt_tokens = {10**400}\n", ("prompt_tokens",)),
     "endless-protocol": (OWN + f"[jetson.protocol]\nmin_processes = {10**400}\n", ("min_processes",)),
     "endless-busy": (OWN + "[jetson.protocol]\nmin_busy_s = 1e300\n", ("min_busy_s",)),
-    "many-dots": (OWN + ".".join("a" * 90_000) + " = 1\n", ("line 11", "dots")),
+    "many-dots": (OWN + ".".join("a" * 90_000) + " = 1\n", ("line 11 has 89999 dots", "more than 32")),
+    "one-dot-more": (OWN + 'note = "' + "." * 33 + '"\n', ("line 11 has 33 dots",)),
     "not-a-table": ("jetson = 3\n", ("not a table",)),
     "empty": ("", ("no target",)),
     "not-toml": ("[[[", ("TOML",)),
     "not-text": (b"\xff\xfe\x00", ("TOML",)),
-    "too-deep": ("a = " + "[" * 5000, ("TOML",)),
+    "too-deep": ("a = " + "[" * 5000, ("not valid TOML (", "recursion")),
     "gigantic": ("#" * 1_000_001, ("larger",)),
+    "one-byte-more": (OWN + "#" * (MAX_TARGETS_BYTES + 1 - len(OWN)), ("larger than 200000 bytes",)),
     "hyphen-in-domain": (OWN.replace("prefill_ms", "accuracy/"), ("unknown metric",)),
 }
 
@@ -149,6 +178,55 @@ MISTAKES = {
 def test_a_mistake_is_one_clear_line(tmp_path: Path, text: str | bytes, words: tuple[str, ...]) -> None:
     """Whatever is wrong with a targets file, the line names it, and the exit code is 2."""
     refused(tmp_path, text, *words)
+
+
+def with_accuracy(share: float) -> str:
+    return OWN.replace("prefill_ms", "accuracy/math").replace("below = 0.2", f"above = {share}").replace('"s"', '"%"')
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (OWN.replace("0.2", "1e-6"), 0.001),
+        (OWN.replace("0.2", "1000"), 1e6),
+        (with_accuracy(1), 0.01),
+        (with_accuracy(1.5), 0.015),
+        (OWN + "#" * (MAX_TARGETS_BYTES - len(OWN)), 200.0),
+        (OWN + "#" + "." * MAX_DOTS + "\n #" + "." * 90_000, 200.0),
+        (OWN.replace("Board Processor", "." * MAX_DOTS), 200.0),
+    ],
+    ids=["fastest", "slowest", "one-percent", "more-percent", "largest", "comment", "most-dots"],
+)
+def test_what_lies_on_the_edge_is_read(tmp_path: Path, text: str, value: float) -> None:
+    """The ends of a metric's range, one percent, the largest file and the most dots, and any number in a comment."""
+    (tmp_path / "own.toml").write_text(text)
+    (limit,) = load_target(str(tmp_path / "own.toml")).limits
+    assert limit.value == pytest.approx(value)
+
+
+def test_a_targets_file_may_have_any_name(tmp_path: Path) -> None:
+    """Alone or with an entry; a file that is named like one and is missing is told as missing."""
+    (tmp_path / "limits").write_text(OWN + OWN.replace("jetson", "other"))
+    assert load_target(f"{tmp_path / 'limits'}:other").name == "other"
+    (tmp_path / "limits").write_text(OWN)
+    assert load_target(str(tmp_path / "limits")).name == "jetson"
+    with pytest.raises(HavocError, match="no.toml: No such file"):
+        load_target(f"{tmp_path / 'no.toml'}:jetson")
+    with pytest.raises(HavocError, match=f"limits holds the targets jetson: choose one with --target {tmp_path}"):
+        load_target(f"{tmp_path / 'limits'}:other")
+
+
+def test_a_title_tells_the_length_of_a_prompt() -> None:
+    """Of what reads one; of no other metric, and not where none is known."""
+    workload = RequiredWorkload(prompt_tokens=7)
+    told = [title_of("prefill_ms", workload), title_of("prefill_ms"), title_of("load_s", workload)]
+    assert told == ["prefill, 7 tokens", "prefill", "load"]
+
+
+def test_a_cards_peak_is_that_of_its_fastest_arithmetic() -> None:
+    """Half precision on this card."""
+    roofline = load_target("gtx1660").roofline
+    assert (roofline.peak_flop_per_s, roofline.fp32_flop_per_s) == (10.05e12, 5.03e12)
 
 
 def test_unknown_names_and_missing_files(tmp_path: Path) -> None:
@@ -302,15 +380,22 @@ def test_a_limit_takes_what_the_tasks_file_says(tmp_path: Path) -> None:
     assert (own.value, own.sign, own.task_sha256) == (0.4, ">", load_task(tmp_path / "sums.toml").sha256)
     assert (bundled.value, bundled.task_sha256) == (0.85, None)
     require_known_tasks(target, [])
+    (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/sums"\ntask = "sums.toml"\nabove = 60\nunit = "%"\n')
+    (asked,) = load_target(str(tmp_path / "t.toml")).limits
+    assert (asked.value, asked.task_sha256) == (0.6, own.task_sha256)
+    (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/unheard"\nunit = "%"\n')
+    with pytest.raises(HavocError, match="`below` or `above`"):
+        load_target(str(tmp_path / "t.toml"))
     (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/other"\ntask = "sums.toml"\n')
     with pytest.raises(HavocError, match="accuracy/other .* task sums"):
         load_target(str(tmp_path / "t.toml"))
     (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/gsm8k"\nunit = "%"\n')
     with pytest.raises(HavocError, match="`below` or `above`"):
         load_target(str(tmp_path / "t.toml"))
-    (tmp_path / "t.toml").write_text(MINE + f'metric = "load_s"\nbelow = 1\nunit = "s"\ndata_sha256 = "{"0" * 64}"\n')
-    with pytest.raises(HavocError, match="load_s has no data_sha256"):
-        load_target(str(tmp_path / "t.toml"))
+    for pin in ("data_sha256", "task_sha256"):
+        (tmp_path / "t.toml").write_text(MINE + f'metric = "load_s"\nbelow = 1\nunit = "s"\n{pin} = "{"0" * 64}"\n')
+        with pytest.raises(HavocError, match=f"load_s has no {pin}"):
+            load_target(str(tmp_path / "t.toml"))
 
 
 def test_a_record_of_other_data_is_refused(tmp_path: Path) -> None:
@@ -325,3 +410,8 @@ def test_a_record_of_other_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HavocError, match=f"{'b' * 64}, .* has {'a' * 64}") as caught:
         require_pinned(load_target(str(tmp_path / "t.toml")), [record])
     assert caught.value.exit_code == 2
+    with pytest.raises(HavocError, match=f"{'b' * 64}, .* holds none: score"):
+        require_pinned(load_target(str(tmp_path / "t.toml")), [samples.record()])
+    require_pinned(load_target(str(tmp_path / "t.toml")), [samples.record(accuracy={})])
+    (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/math"\nabove = 50\nunit = "%"\n')
+    require_pinned(load_target(str(tmp_path / "t.toml")), [record])

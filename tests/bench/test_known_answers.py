@@ -1,58 +1,38 @@
-"""The gate's own gate: flip every operator, constant and branch of the verdict's code, and see the change found.
+"""What the verdict's code says of known records is what it said: every limit, rule, bound and figure, a line each.
 
-A mutant is the module with one node of its syntax tree changed. It survives when all known-bad records are refused,
-all good ones still pass, and every boundary of a limit lies where it did. None may survive, so nobody can weaken a
-verdict without a test that says so. Run with `-k mutants -s` to see their number.
+    python -m tests.bench.test_known_answers        writes known_answers.json (make answers)
+
+So no change of a verdict, of a sentence or of a figure's ninth digit goes unseen: it stands in the difference of
+known_answers.json, where somebody reads it. The records lie on, around and across the boundaries; `make mutants` shows
+how few operators, constants and branches can change without an answer. Whether an answer is right, other tests say.
 """
 
 from __future__ import annotations
 
-import ast
+import contextlib
 import itertools
-import runpy
-import tempfile
-import types
+import json
+import re
 from collections.abc import Callable, Iterator
+from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from havoc_core import bounds
-from havoc_core.bench.judge import coherence, gate, identity, limits, metrics, rules, targets, validity
-from havoc_core.bench.judge.case import Case, Rule
+from havoc_core.bench.judge import gate, limits, metrics, rules
+from havoc_core.bench.judge.case import Case
 from havoc_core.bench.judge.targets import Limit, RequiredProtocol, load_target
-from havoc_core.errors import HavocError
 from havoc_core.export.runtime.verification import Verified
 from tests.bench import known_bad as known
 
-pytestmark = pytest.mark.mutation
-
-mutation = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[1] / "mutation.py")))
 samples = known.samples
 
-MISTAKES = runpy.run_path(str(Path(__file__).with_name("test_targets.py")))
-OWN = MISTAKES["OWN"]
-TARGET_TEXTS = [
-    OWN,
-    *(OWN.replace("below = 0.2", f"below = {edge}") for edge in (1e-6, 1000.0)),
-    OWN.replace("prefill_ms", "accuracy/math").replace('"s"', '"%"'),
-    "#" * targets.MAX_TARGETS_BYTES,
-    OWN + 'note = "' + "." * targets.MAX_DOTS + '"\n',
-    *(
-        OWN.replace("prefill_ms", "accuracy/math").replace("below = 0.2", f"above = {share}").replace('"s"', '"%"')
-        for share in (0.99, 1, 1.5)
-    ),
-    *(text for text, _ in MISTAKES["MISTAKES"].values()),
-    OWN.replace("title", "nam = 1\ntitle"),
-    OWN.replace("title", 'extends = "host"\ntitle'),
-    OWN.replace('kind = "cpu"', 'kind = "cpu"\nnam = 1'),
-    OWN.replace("title", "workload.prompt_token = 1\nprotocol.min_proceses = 1\ntitle"),
-    OWN.replace("title", "roofline.fp16 = 1\ntitle"),
-]
-LONGEST_S = 0.4
+FILE = Path(__file__).with_name("known_answers.json")
+DIGITS = 9
+"""More depend on the machine's libraries."""
 TAIL_RESAMPLES = 0.5
 NUM_RESAMPLES = 60  # enough to see a change, and thirty times faster
 ROWS_APART: list[dict[str, Any]] = [
@@ -67,6 +47,17 @@ EFFORT = RequiredProtocol(min_processes=5, min_samples=64, min_busy_s=65.0)
 
 PREFILL = Limit(metric="prefill_ms", below=100.0, unit="ms")
 MATH = Limit(metric="accuracy/math", above=85.0, unit="%")
+STATED: list[dict[str, Any]] = [
+    {"rows": 1000},
+    {"rows": 999},
+    {"seed": 0},
+    {"rows_sha256": "0" * 64},
+    {"rows_sha256": "f" * 64},
+    {"must_be_pinned": True},
+    {"must_be_pinned": True, "rows_sha256": "0" * 64},
+    {"must_be_pinned": True, "data_sha256": "0" * 64},
+]
+"""What a limit on accuracy says of its rows."""
 KL = Limit(metric="kl_mean", below=0.15, unit="nats")
 TOP1 = Limit(metric="top1_share", above=80.0, unit="%")
 LOAD = Limit(metric="load_s", below=1.0, unit="s")
@@ -120,6 +111,7 @@ def latency_probes() -> list[Probe]:
             Limit(metric="prefill_ms", below=NEXT_MS, unit="ms"),
             samples.prefills(*[[level] * 40 for level in APART_MS], **BUSY),
         ),
+        (PREFILL, samples.prefills(*[[150.0] * 40] * 4 + [[250.0] * 40], **BUSY) | unsettled("slowdown")),
         (PREFILL, {"samples__each__prefill": {"start_ns": [], "duration_ns": []}}),
         (PREFILL, {"samples__0__busy_ns": 12_999_999_999}),
         (PREFILL, {"samples": []}),
@@ -192,6 +184,7 @@ def other_probes() -> list[Probe]:
         *((limit, {}) for limit in (MATH, LOAD, ENERGY)),
         *((MATH, {"accuracy__math__num_right": right}) for right in (830, 831, 868, 869)),
         *((MATH, {"accuracy__math__num_right": right, "accuracy__math__num_rows": 100}) for right in (84, 85)),
+        *((MATH.model_copy(update=stated), {}) for stated in STATED),
         (MATH, {"accuracy__math__split": "search"}),
         (MATH, {"accuracy": {}}),
         *((limit, {"subject__format_cost": cost}) for limit in (KL, TOP1) for cost in COSTS),
@@ -283,18 +276,27 @@ PROBES = [(limit, [samples.record("cpu", **change)]) for limit, change in SINGLE
 FEW_PROBES = [(limit, [samples.record("cpu", **change)]) for limit, change in few_probes()]
 
 
-def answers_of_limits(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bounds, "NUM_RESAMPLES", NUM_RESAMPLES)
-        patch.setattr(bounds, "TAIL_RESAMPLES", TAIL_RESAMPLES)
-        for probe in PROBES:
-            yield str(namespace["judge_limit"](*probe, EFFORT))
-        for limit, records in FEW_PROBES:
-            yield str(namespace["judge_limit"](limit, records, LITTLE))
+def answers_of_limits() -> Iterator[str]:
+    """Judge every limit over its records, and decide evidence on, below and above a limit."""
+    for limit, records in PROBES:
+        yield told(limits.judge_limit(limit, records, EFFORT))
+    for limit, records in FEW_PROBES:
+        yield told(limits.judge_limit(limit, records, LITTLE))
     below, above = PROBES[0][0], Limit(metric="decode_tok_per_s", above=100.0, unit="tok/s")
     for limit, low, high in itertools.product((below, above), (None, 99.0, 100.0, 101.0), (None, 99.0, 100.0, 101.0)):
         for lacking in ("", "too little"):
-            yield namespace["decide"](limit, limits.Evidence(100.0, low, high, 5, 5, lacking, 7))
+            verdict, reason = limits.decide(limit, limits.Evidence(100.0, low, high, 5, 5, lacking, 7))
+            yield f"{limit.sign}100 of {low} to {high}: {verdict}: {reason}"
+
+
+def told(line: limits.Line) -> str:
+    """Return a line without what is as nothing was measured."""
+    parts = (
+        f"{field.name}={value}"
+        for field in fields(line)
+        if (value := getattr(line, field.name)) != field.default and field.name not in {"verdict", "reason"}
+    )
+    return f"{line.verdict}: {line.reason}; {' '.join(parts)}"
 
 
 CASES = [
@@ -318,30 +320,30 @@ def cases_at_edges() -> Iterator[Any]:
 EDGES = list(cases_at_edges())
 
 
-def answers_of_rules(namespace: dict[str, Any], function: str = "") -> Iterator[Any]:
-    """Ask the rule that was changed, or all where a function they share was; a changed declaration goes to the gate."""
-    names = {rule.check.__name__ for rule in rules.RULES} & namespace.keys()
-    if function == "declared":
-        declared = [rule for rule in namespace.values() if isinstance(rule, Rule)]
-        declared += [rule for rule in rules.RULES if rule.check.__name__ not in names]
-        yield from answers_of_rules_table({"RULES": tuple(sorted(declared, key=lambda rule: rule.id))})
-        return
-    checks = [namespace[name] for name in sorted({function} & names or names)]
-    yield from (check(case) for check in checks for case in EDGES)
+def answers_of_rules() -> Iterator[str]:
+    """Ask every rule of every record: as it is, without what the gate knows, and of targets that ask for less."""
+    yield from (f"{rule.id} {rule.exit_code} {rule.blocks}: {rule.sentence}" for rule in rules.RULES)
+    yield from (broken(case) for case in EDGES)
     for _, case in CASES:
         cpu = {"is_this_machine": False, "names": (samples.CPU["name"],), "features": ("avx2",)}
         plain = case.target.model_copy(update={"device": case.target.device.model_copy(update=cpu)})
-        yield from (check(case) for check in checks)
-        yield from (check(Case(record=case.record, target=case.target)) for check in checks)
-        yield from (check(Case(record=case.record, target=plain)) for check in checks)
         bare = case.target.model_copy(update={"roofline": None})
-        yield from (check(Case(record=case.record, target=bare)) for check in checks)
+        others = [Case(record=case.record, target=target) for target in (case.target, plain, bare)]
+        problem = rules.device_problem(case.record.device, case.target, this_cpu=samples.THIS_CPU)
+        said = [*map(broken, (case, *others)), str(problem)]
+        yield " | ".join(["=" if text == said[place - 1] else text for place, text in enumerate(said)])
 
 
-def answers_of_gate(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
-    groups = [[cases[0]] for cases in ([case.record for name, case in CASES if name == rule] for rule in known.BAD)]
+def broken(case: Case) -> str:
+    """Return the rules that do not hold, each with its reason."""
+    return ", ".join(f"{rule.id} {reason}" for rule in rules.RULES if (reason := rule.check(case)) is not None)
+
+
+def answers_of_gate() -> Iterator[str]:
+    """Judge records alone and together: the verdict, what each limit is, and what is measured beside them."""
     good = samples.record("cpu")
-    groups += [
+    groups = [
+        [good],
         [good, samples.second()],
         [good, good],
         [good, samples.record("cpu", run_id="b")],
@@ -362,236 +364,152 @@ def answers_of_gate(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
     quick = target.model_copy(
         update={"limits": tuple(limit for limit in target.limits if "decode" not in limit.metric)}
     )
-    with pytest.raises(HavocError):
-        namespace["judge"]([], target)
-    for wanted in (quick, load_target("gtx1660")):
-        for group in groups:
-            result = namespace["judge"](group, wanted, artifact_files=known.GOOD_FILES, this_cpu=samples.THIS_CPU)
-            yield (result.verdict, result.evidence, result.exit_code, result.reason, str(result.lines), result.run_ids)
-            yield (str(result.findings), str(result.unlimited))
-    yield from (namespace["why_invalid"](group[0]) for group in groups)
+    files = {"artifact_files": known.GOOD_FILES}
+    asked: dict[str, Any] = {"this_cpu": samples.THIS_CPU, "now": known.NOW}
+    for wanted, more in itertools.product((target, quick, load_target("gtx1660")), (files, {})):
+        yield from (judged(gate.judge(group, wanted, **asked, **more)) for group in groups)
+    for _, case in CASES:
+        known_of = {"artifact_files": case.artifact_files, "this_cpu": case.this_cpu, "verified": case.verified}
+        yield judged(gate.judge([case.record], case.target, now=case.now, **known_of))
+        yield str(gate.why_invalid(case.record))
 
 
-def answers_of_rules_table(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
-    """Judge every known-bad record by the changed rules: one that is gone, or softer, shows."""
-    ask = namespace.get("device_problem", rules.device_problem)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate, "RULES", namespace["RULES"])
-        for _, case in CASES:
-            found = gate.judge(
-                [case.record],
-                case.target,
-                artifact_files=case.artifact_files,
-                this_cpu=case.this_cpu,
-                verified=case.verified,
-            )
-            yield (found.verdict, found.exit_code, found.evidence, str(found.findings))
-            yield ask(case.record.device, case.target, this_cpu=samples.THIS_CPU)
+def judged(found: gate.Judgement) -> str:
+    """Return a judgement without what `answers_of_limits` and `answers_of_rules` tell."""
+    said = [f"{found.verdict} {found.exit_code} {found.evidence} {'+'.join(found.run_ids)}"]
+    said += [found.reason] if not found.findings else []
+    verdicts = {line.verdict for line in found.lines}
+    said += [f"all {verdict}" for verdict in verdicts if len(verdicts) == 1]
+    said += [f"{line.metric} {line.verdict}" for line in found.lines if len(verdicts) > 1]
+    said += [
+        f"{finding.rule} {finding.exit_code} {finding.blocks} {finding.run_id}: {finding.reason}"
+        for finding in found.findings
+    ]
+    said += [f"{figure.title} {figure.statistic} {figure.value} {figure.unit}" for figure in found.unlimited]
+    return ", ".join(said)
 
 
-def answers_of_bounds(namespace: dict[str, Any], function: str = "") -> Iterator[Any]:
-    """Ask the function that was changed for a grid of values, or all that build on it."""
-    grids: dict[str, Callable[[], Iterator[Any]]] = {
-        "binomial_cdf": lambda: binomials(namespace),
-        "_tail": lambda: binomials(namespace),
-        "upper_rank": lambda: ranks(namespace),
-        "quantile_bounds": lambda: quantiles(namespace),
-        "quantile_of": lambda: quantiles(namespace),
-        "share_bounds": lambda: shares(namespace),
-        "share_ends": lambda: shares(namespace),
-        "_cdf": lambda: shares(namespace),
-        "_solve": lambda: shares(namespace),
-        "proves_share": lambda: shares(namespace),
-        "num_right_needed": lambda: shares(namespace),
-        "num_samples_needed": lambda: shares(namespace),
-    }
-    yield from grids.get(function, lambda: scatters(namespace))()
+def answers_of_bounds() -> Iterator[str]:
+    """Ask every bound for a grid of values."""
+    yield from map(repr, itertools.chain(binomials(), ranks(), quantiles(), shares(), scatters(), rates(), means()))
 
 
-def binomials(namespace: dict[str, Any]) -> Iterator[Any]:
+def binomials() -> Iterator[Any]:
     for count, num_trials, chance in itertools.product((-1, 0, 1, 7, 10, 89, 100), (1, 10, 100, 1000), (0.1, 0.5, 0.9)):
-        yield round(namespace["binomial_cdf"](count, num_trials=num_trials, probability=chance), 15)
+        yield bounds.binomial_cdf(count, num_trials=num_trials, probability=chance)
 
 
-def ranks(namespace: dict[str, Any]) -> Iterator[Any]:
+def ranks() -> Iterator[Any]:
     for num_samples, quantile in itertools.product((1, 2, 13, 22, 28, 29, 100, 5000), (0.01, 0.1, 0.5, 0.9)):
-        yield namespace["upper_rank"](num_samples, quantile=quantile, confidence=0.95)
+        yield bounds.upper_rank(num_samples, quantile=quantile, confidence=0.95)
     for count in (2, 3):  # a confidence that is reached exactly
         exact = bounds.binomial_cdf(count, num_trials=4, probability=0.5)
-        yield namespace["upper_rank"](4, quantile=0.5, confidence=exact)
+        yield bounds.upper_rank(4, quantile=0.5, confidence=exact)
 
 
-def quantiles(namespace: dict[str, Any]) -> Iterator[Any]:
+def quantiles() -> Iterator[Any]:
     for num_samples, quantile in itertools.product((1, 2, 29, 30, 101), (0.5, 0.9)):
         values = [float(value * value % 103) for value in range(num_samples)]
-        yield namespace["quantile_bounds"](values, quantile=quantile, confidence=0.95).__repr__()
+        yield bounds.quantile_bounds(values, quantile=quantile, confidence=0.95)
 
 
-def shares(namespace: dict[str, Any]) -> Iterator[Any]:
+def shares() -> Iterator[Any]:
     for num_right, num_rows in ((0, 10), (1, 10), (5, 10), (9, 10), (10, 10), (869, 1000), (868, 1000)):
-        found = namespace["share_bounds"](num_right, num_rows, confidence=0.95)
-        yield (found.value, found.low, found.high)
-        yield namespace["proves_share"](num_right, num_rows, share=0.85, confidence=0.95)
-        yield namespace["num_right_needed"](num_rows, share=0.85, confidence=0.95)
+        found = bounds.share_bounds(num_right, num_rows, confidence=0.95)
+        yield found
+        yield bounds.proves_share(num_right, num_rows, share=0.85, confidence=0.95)
+        yield bounds.num_right_needed(num_rows, share=0.85, confidence=0.95)
     exact = bounds.binomial_cdf(2, num_trials=4, probability=0.5)
-    yield namespace["proves_share"](3, 4, share=0.5, confidence=exact)
-    yield namespace["num_samples_needed"](1.0, quantile=0.04, confidence=0.95)
+    yield bounds.proves_share(3, 4, share=0.5, confidence=exact)
+    yield bounds.num_samples_needed(1.0, quantile=0.04, confidence=0.95)
     for share, quantile in itertools.product((0.85, 0.86, 0.9, 0.9001, 0.95, 1.0), (0.85, 0.9, 0.5)):
-        yield namespace["num_samples_needed"](share, quantile=quantile, confidence=0.95)
+        yield bounds.num_samples_needed(share, quantile=quantile, confidence=0.95)
 
 
-def scatters(namespace: dict[str, Any]) -> Iterator[Any]:
-    yield from (round(namespace["student_t"](degrees, confidence=0.95), 9) for degrees in range(12))
-    yield from (namespace["expanded_level"](number, confidence=0.9) for number in (1, 2, 5))
+def scatters() -> Iterator[Any]:
+    yield from (bounds.student_t(degrees, confidence=0.95) for degrees in range(12))
+    yield from (bounds.expanded_level(number, confidence=0.9) for number in (1, 2, 5))
     yield from (
-        namespace["next_bound"](values, scatter=values[::-1], confidence=0.95)
+        bounds.next_bound(values, scatter=values[::-1], confidence=0.95)
         for values in ([3.0], [1.0, 4.0], [1.0, 4.0, 9.0])
     )
+
+
+def rates() -> Iterator[Any]:
     runs = [[(127.0, 1 + 0.1 * (7 * run * (index + 2) % 11)) for run in range(4 + index)] for index in range(5)]
     long = [(1.0, 1 + 0.01 * (7 * run % 11)) for run in range(131)]
-    namespace.update(NUM_RESAMPLES=NUM_RESAMPLES, TAIL_RESAMPLES=TAIL_RESAMPLES)
-    for processes in (runs, runs[:1], [runs[0][:1]], [long], [long, runs[0][:2]]):
-        for confidence in (0.9, 0.95, 0.99):
-            yield repr(namespace["rate_bounds"](processes, confidence=confidence))
-    for edge in (1.0, 1.0 + 1e-9):
-        namespace["TAIL_RESAMPLES"] = (1.0 - bounds.expanded_level(5, confidence=0.95)) * NUM_RESAMPLES * edge
-        yield repr(namespace["rate_bounds"](runs, confidence=0.95))
+    with pytest.MonkeyPatch.context() as patch:
+        for processes in (runs, runs[:1], [runs[0][:1]], [long], [long, runs[0][:2]]):
+            for confidence in (0.9, 0.95, 0.99):
+                yield bounds.rate_bounds(processes, confidence=confidence)
+        for edge in (1.0, 1.0 + 1e-9):
+            beyond = (1.0 - bounds.expanded_level(5, confidence=0.95)) * NUM_RESAMPLES * edge
+            patch.setattr(bounds, "TAIL_RESAMPLES", beyond)
+            yield bounds.rate_bounds(runs, confidence=0.95)
 
 
-def answers_of_metrics(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
-    """Read every figure of records of either device, and ask every entry what it says of itself."""
+def means() -> Iterator[Any]:
+    for values in ([3.0], [1.0, 4.0], [1.0, 4.0, 9.0, 2.0]):
+        yield bounds.mean_bounds(values, confidence=0.95)
+
+
+def answers_of_metrics() -> Iterator[str]:
+    """Read every figure of records of either device, and ask every metric what it says of itself."""
     bare = samples.record("cpu", samples=[], accuracy={}, subject__format_cost=None)
     drawn = samples.record("cpu", subject__format_cost__text="random ids", subject__format_cost__text_sha256=None)
     for record in (samples.record("cpu"), samples.record("cuda"), bare, drawn):
-        yield list(namespace["measured"](record).items())
-        for name in (*namespace["METRICS"], "accuracy/math", "accuracy/history"):
-            metric = namespace["metric_of"](name)
-            yield (
-                metric.title,
-                metric.kind,
-                metric.unit,
-                metric.lowest,
-                metric.highest,
-                metric.is_lower_better,
-                metric.label,
-            )
-            yield metric.read(record), metric.trend and metric.trend.read(record)
+        yield str(list(metrics.measured(record).items()))
+        for name in (*metrics.METRICS, "accuracy/math", "accuracy/history"):
+            metric = metrics.metric_of(name)
+            yield f"{name}: {metric.read(record)}, trend {metric.trend and metric.trend.read(record)}"
+    for name in (*metrics.METRICS, "accuracy/math"):
+        metric = metrics.metric_of(name)
+        said = f"{metric.label}, {metric.kind}, {metric.unit}, {metric.lowest} to {metric.highest}"
+        yield f"{metric.title}: {said}, {'lower' if metric.is_lower_better else 'higher'} is better"
     for name in ("speed", "accuracy/", "accuracy/No", "speed/math"):
-        try:
-            yield namespace["metric_of"](name).title
-        except ValueError as error:
-            yield str(error)
-
-
-def answers_of_targets(namespace: dict[str, Any], _: str = "") -> Iterator[Any]:
-    """Read the bundled targets, right ones and every known mistake; tell what came of each."""
-    workload = namespace["RequiredWorkload"](prompt_tokens=7)
-    yield [namespace["title_of"](*words) for words in (("prefill_ms", workload), ("prefill_ms",), ("load_s", workload))]
-    with tempfile.TemporaryDirectory(suffix=".toml") as folder:
-        with pytest.raises(HavocError) as caught:
-            namespace["load_target"](folder)
-        yield str(caught.value).replace(folder, "")
-        path = Path(folder) / "own.toml"
-        for text in [namespace["BUNDLED"].read_text(), *TARGET_TEXTS]:
-            path.write_bytes(text if isinstance(text, bytes) else text.encode())
-            for name in (str(path), f"{path}:jetson"):
-                try:
-                    target = namespace["load_target"](name)
-                    yield (repr(target), [(limit.value, limit.sign) for limit in target.limits])
-                except HavocError as error:
-                    yield str(error).replace(folder, "")
-    for name in ("host", "gtx1660"):
-        target = namespace["load_target"](name)
-        yield (repr(target), [(limit.value, limit.sign) for limit in target.limits])
-        yield target.roofline and target.roofline.peak_flop_per_s
-    for name in ("nowhere", "", "no.toml", "no.toml:x", "x:y", "a\0.toml"):
-        with pytest.raises(HavocError) as caught:
-            namespace["load_target"](name)
+        with pytest.raises(ValueError, match="unknown metric") as caught:
+            metrics.metric_of(name)
         yield str(caught.value)
 
 
-MODULES: dict[types.ModuleType, Callable[..., Iterator[Any]]] = {
-    limits: answers_of_limits,
-    bounds: answers_of_bounds,
-    identity: answers_of_rules,
-    validity: answers_of_rules,
-    coherence: answers_of_rules,
-    rules: answers_of_rules_table,
-    gate: answers_of_gate,
-    targets: answers_of_targets,
-    metrics: answers_of_metrics,
+ANSWERS: dict[str, Callable[[], Iterator[str]]] = {
+    "limits": answers_of_limits,
+    "rules": answers_of_rules,
+    "gate": answers_of_gate,
+    "bounds": answers_of_bounds,
+    "metrics": answers_of_metrics,
 }
-
-# Changes that cannot change an answer, each with the reason why.
-TINY = "terms below a double's last digit are left out, or are added"
-EQUIVALENT = {
-    "targets.read_targets: if -> False: bundled = {} if path == BUNDLED else _parsed(BUNDLED, _read(BUNDLED))": (
-        "the bundled file is its own neighbour"
-    ),
-    "limits.throughput_evidence: if -> True: if num_disturbed:": (
-        "without a disturbed step both sides are the bounds of all steps"
-    ),
-    "targets._read: 1 + 1: data = file.read(MAX_TARGETS_BYTES + 1)": "one byte too many is as much too many as two",
-    "bounds._tail: if -> False: if term <= 1e-18 * total:": TINY,
-    "bounds._tail: LtE -> Lt: if term <= 1e-18 * total:": TINY,
-    "bounds.student_t: Lt -> LtE: "
-    "low, high = (middle, high) if _student_cdf(middle, degrees) < confidence else (low, middle)": (
-        "the root lies between two doubles"
-    ),
-    "bounds.num_samples_needed: Gt -> GtE: if high > MOST_SAMPLES:": "no power of two is a million",
-}
+_NUMBER = re.compile(r"\b\d+\.\d+(e[+-]?\d+)?|\b\d+e[+-]\d+")
 
 
-def survivors(module: types.ModuleType) -> tuple[int, list[str]]:
-    """Return the number of mutants of a module and a description of each that no probe noticed."""
-    tree = ast.parse(Path(str(module.__file__)).read_text())
-    original, answers = mutation.loaded(module, tree), MODULES[module]
-    before: dict[str, list[Any]] = {}
-    alive, total = [], 0
-    for change in mutation.mutants(tree):
-        function = change.partition(":")[0]
-        if function not in before:
-            before[function] = list(answers(original, function))
-        total += 1
-        if not is_noticed(mutation.loaded(module, tree), answers, function, before[function]):
-            alive.append(change)
-    return total, alive
+def answers(kind: str) -> Iterator[str]:
+    """Give the answers of one kind, with `DIGITS` digits of each number."""
+    with few_resamples():
+        for text in ANSWERS[kind]():
+            yield _NUMBER.sub(lambda found: f"{round(float(found[0]), 12):.{DIGITS}g}", text)
 
 
-def is_noticed(
-    namespace: dict[str, Any], answers: Callable[..., Iterator[Any]], function: str, before: list[Any]
-) -> bool:
-    """Whether any answer differs, or a mutant ends in an exception or not at all; stops at the first."""
-    try:
-        with mutation.at_most(seconds=LONGEST_S):
-            after = answers(namespace, function)
-            return any(ours != theirs for ours, theirs in zip(after, before, strict=True))
-    except Exception:  # noqa: BLE001 - a crash is noticed
-        return True
+@contextlib.contextmanager
+def few_resamples() -> Iterator[pytest.MonkeyPatch]:
+    """Draw so few resamples that every kind takes about a second."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bounds, "NUM_RESAMPLES", NUM_RESAMPLES)
+        patch.setattr(bounds, "TAIL_RESAMPLES", TAIL_RESAMPLES)
+        yield patch
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # time was up in a destructor
-@pytest.mark.parametrize("module", list(MODULES), ids=lambda module: module.__name__.rpartition(".")[2])
-def test_no_mutant_of_the_verdict_survives(module: types.ModuleType) -> None:
-    """Whatever operator, constant or branch of the verdict is flipped, a known record is judged otherwise."""
-    total, alive = survivors(module)
-    print(f"{module.__name__}: {total} mutants, {len(alive)} survive")
-    name = module.__name__.rpartition(".")[2]
-    assert total > (4 if module is rules else 20)
-    assert [change for change in alive if f"{name}.{change}" not in EQUIVALENT] == []
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_every_answer_is_the_known_one(kind: str) -> None:
+    """A change that is meant is written with `make answers`, and read in the difference of the file."""
+    with contextlib.closing(answers(kind)) as said:
+        for place, (now, before) in enumerate(itertools.zip_longest(said, json.loads(FILE.read_text())[kind])):
+            assert now == before, f"answer {place} of {kind}"
 
 
-def test_every_excuse_is_of_a_mutant_there_is() -> None:
-    """A reason why a change is harmless does not outlive the line it was written for."""
-    changes = set()
-    for module in MODULES:
-        name = module.__name__.rpartition(".")[2]
-        changes |= {
-            f"{name}.{change}" for change in mutation.mutants(ast.parse(Path(str(module.__file__)).read_text()))
-        }
-    assert set(EQUIVALENT) <= changes
+def test_no_kind_is_left_over() -> None:
+    """What the file holds is asked."""
+    assert json.loads(FILE.read_text()).keys() == ANSWERS.keys()
 
 
 if __name__ == "__main__":
-    for module in MODULES:
-        print(module.__name__, *survivors(module), sep="\n  ", flush=True)
+    FILE.write_text(json.dumps({kind: list(answers(kind)) for kind in ANSWERS}, indent=0, ensure_ascii=False) + "\n")
