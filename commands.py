@@ -75,11 +75,11 @@ def handle_search(args: argparse.Namespace) -> int:
         }
     )
     require_inputs(recipe)
-    require_experts(recipe, args.experts)
     progress = make_progress(quiet=args.quiet)
     with contextlib.ExitStack() as opened:
         fleet = opened.enter_context(opened_fleet(args.cluster, _tls_files(args), recipe, progress))
         require_device(recipe)
+        require_experts(recipe, args.experts)
         bound = searched_on(recipe, args.out, fleet)
         base = load_base(recipe.model.base, is_chat=recipe.model.chat)
         _ = base.tokenizer  # a base that cannot read text is refused before any work

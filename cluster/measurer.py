@@ -103,6 +103,7 @@ class FleetMeasurer:
         self._sentinels: dict[str, Sentinel] = {}
         self._first: Sentinel | None = None
         self._one_opens = threading.Lock()
+        self._is_disturbed = False
 
     def __enter__(self) -> Self:
         self._open = contextlib.ExitStack()
@@ -264,10 +265,12 @@ class FleetMeasurer:
             provider=self._bound.provider,
             num_threads=self._bound.num_threads,
             workload=self._bound.workload,
-            num_retries=COST_RETRIES,
+            num_retries=0 if self._is_disturbed else COST_RETRIES,
             wait_s=COST_WAIT_S,
         )
-        return read(MeasuredOnce, self._fleet.ask(worker, request))
+        found = read(MeasuredOnce, self._fleet.ask(worker, request))
+        self._is_disturbed |= bool(found.disturbance)  # see `BenchMeasurer.costs`
+        return found
 
 
 def shipped(place: Place, base: Base, *, experts: Sequence[Path] = ()) -> tuple[Sent, Recipe]:

@@ -103,14 +103,14 @@ MISTAKES = {
     "unknown-metric": (OWN.replace("prefill_ms", "prefil_ms"), ("prefil_ms",)),
     "no-unit": (OWN.replace('unit = "s"', ""), ("unit",)),
     "wrong-unit": (OWN.replace('unit = "s"', 'unit = "GB"'), ("GB", "ms")),
-    "wrong-direction": (OWN.replace("below", "above"), ("limited by `below`",)),
+    "wrong-direction": (OWN.replace("below", "above"), ("needs `below`",)),
     "other-wrong-direction": (
         OWN.replace("prefill_ms", "accuracy/math").replace('"s"', '"%"').replace("0.2", "85"),
-        ("limited by `above`",),
+        ("needs `above`",),
     ),
     "under-the-range": (OWN.replace("0.2", "0.9e-6"), ("check the unit",)),
     "over-the-range": (OWN.replace("0.2", "1000.1"), ("check the unit",)),
-    "rows-of-a-time": (OWN + "rows = 3\nseed = 1\n", ("prefill_ms is not judged on rows: rows, seed has",)),
+    "rows-of-a-time": (OWN + "rows = 3\nseed = 1\n", ("prefill_ms is not judged on rows: leave out rows, seed",)),
     "task-of-a-time": (OWN + 'task = "a.toml"\n', ("prefill_ms has no task",)),
     "limit-of-no-form": (OWN[: OWN.index("[[")] + "[jetson.more]\n", ("unknown key more",)),
     "limits-of-no-form": (OWN[: OWN.index("[jetson.device]")] + "limits = [3]\n", ("limits",)),
@@ -119,7 +119,7 @@ MISTAKES = {
         OWN.replace('kind = "cpu"', 'kind = "cuda"\nis_this_machine = true').replace(
             'names = ["Board Processor"]', "names = []"
         ),
-        ("is_this_machine is for a cpu",),
+        ("is_this_machine is only for a cpu",),
     ),
     "name-of-a-bundled-one": (OWN.replace("jetson", "GTX-1660"), ("'GTX-1660'", "bundled target gtx1660")),
     "both-directions": (OWN + "above = 1\n", ("either",)),
@@ -410,7 +410,7 @@ def test_a_record_of_other_data_is_refused(tmp_path: Path) -> None:
     with pytest.raises(HavocError, match=f"{'b' * 64}, .* has {'a' * 64}") as caught:
         require_pinned(load_target(str(tmp_path / "t.toml")), [record])
     assert caught.value.exit_code == 2
-    with pytest.raises(HavocError, match=f"{'b' * 64}, .* holds none: score"):
+    with pytest.raises(HavocError, match=f"{'b' * 64}, .* has none: score"):
         require_pinned(load_target(str(tmp_path / "t.toml")), [samples.record()])
     require_pinned(load_target(str(tmp_path / "t.toml")), [samples.record(accuracy={})])
     (tmp_path / "t.toml").write_text(MINE + 'metric = "accuracy/math"\nabove = 50\nunit = "%"\n')
