@@ -132,7 +132,7 @@ def test_a_bundled_targets_name_is_reserved(name: str, tmp_path: Path) -> None:
         f'["{name}"]\ntitle = "x"\n["{name}".device]\nkind = "cpu"\nnames = ["x"]\n'
         f'[["{name}".limits]]\nmetric = "prefill_ms"\nbelow = 1\nunit = "s"\n'
     )
-    with pytest.raises(HavocError, match="of the bundled target"):
+    with pytest.raises(HavocError, match="to the bundled target"):
         read_targets(path)
 
 

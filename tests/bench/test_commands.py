@@ -116,7 +116,7 @@ def test_a_folder_means_its_record(tmp_path: Path, capsys: pytest.CaptureFixture
     assert run(capsys, "compare", folder, folder)[0] == 0
     code, _, err = run(capsys, "gate", tmp_path, "--target", "host")
     assert (code, err.count("\n")) == (2, 1)
-    assert "has no record.json" in err
+    assert "no record.json" in err
 
 
 def test_compare(record: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -190,7 +190,7 @@ def test_report_of_one_run_and_of_many(tmp_path: Path, record: Path, capsys: pyt
     assert json.loads(out) == {"index": str(tmp_path / "runs" / "index.html")}
     code, _, err = run(capsys, "report", tmp_path / "nowhere")
     assert code == 2
-    assert "has no record.json" in err
+    assert "no record.json" in err
 
 
 def test_bench_writes_a_record_that_the_gate_judges(
@@ -294,7 +294,7 @@ def test_compare_warns_first(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     beside = {"samples__each__surroundings": samples.surroundings(foreign=(0.2, 0.3))}
     pair = saved(tmp_path, "calm"), saved(tmp_path, "busy", **beside)
     _, out, _ = run(capsys, "compare", *pair)
-    assert out.startswith("warning: the new record busy was disturbed in ")
+    assert out.startswith("warning: the new record busy was disturbed for 1%")
     _, out, _ = run(capsys, "compare", *pair, "--json")
     assert "busy was disturbed" in json.loads(out)["warnings"][0]
 

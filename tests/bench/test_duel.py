@@ -164,7 +164,7 @@ def test_the_exit_code_is_the_answer(
     assert (
         main(["duel", str(tiny_artifact), str(tiny_artifact), "--decode-tokens", "4", "--prompt-tokens", "4"]) == code
     )
-    assert ("prove nothing" in capsys.readouterr().out) == (word == "undecided")
+    assert ("are not enough" in capsys.readouterr().out) == (word == "undecided")
 
 
 def test_answers_are_compared_row_by_row(
