@@ -134,10 +134,7 @@ def export_artifact(
     require_calibration(source, structure, calibration)
     plan_layout(source.config, structure)  # a structure that this model cannot have is refused before any work
     options = options.fitted(source.config.max_seq_len)
-    if structure.is_w8a8 and also_on:
-        raise HavocError(f"w8a8 products run on the CPU only, not on {', '.join(also_on.values())}: use --compute int8")
-    if structure.weight_format == "keep":
-        require_unfolded(source, experts)
+    _require_possible(structure, source, experts, also_on)
     mixture = Mixture(experts=tuple(experts), alpha=tuple(alpha), rule=rule)
     if is_live:
         require_live(experts, structure)
@@ -172,6 +169,16 @@ def export_artifact(
         if signer is not None:
             signer.sign(folder, name=out.resolve().name)
     return out
+
+
+def _require_possible(
+    structure: Structure, source: Source, experts: Sequence[Expert], also_on: Mapping[str, str]
+) -> None:
+    """Refuse W8A8 on other devices than the CPU, and kept blocks of a base with experts."""
+    if structure.is_w8a8 and also_on:
+        raise HavocError(f"w8a8 products run on the CPU only, not on {', '.join(also_on.values())}: use --compute int8")
+    if structure.weight_format == "keep":
+        require_unfolded(source, experts)
 
 
 @contextlib.contextmanager

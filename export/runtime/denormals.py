@@ -1,6 +1,6 @@
 """While a graph runs, numbers below the normal range of floats count as zero.
 
-A softmax over scores that a mask hides gives such numbers, and processors take up to a hundred times as long for them:
+A softmax over scores that a mask hides gives such numbers, and processors take more than ten times as long for them:
 attention over 512 tokens took twice as long (docs/log.md). ONNX Runtime sets this mode for its own threads. The thread
 that calls it would keep the mode, or never get it if another session was opened first, so it is set here for a call.
 """
